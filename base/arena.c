@@ -64,7 +64,8 @@ static struct block *add_block(struct arena *arena, size_t bytes)
         size = left;
     if (size < bytes)
         size = bytes;
-    block = calloc(1, sizeof(*block) + size);
+    block = size <= SIZE_MAX - sizeof(*block) ? calloc(1, sizeof(*block) + size)
+                                              : NULL;
     if (!block) {
         (void)status_fail(STATUS_RESOURCE_EXHAUSTED,
                           "no memory for %zu bytes of an arena", size);

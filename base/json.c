@@ -14,14 +14,13 @@ enum status json_parse(const char *name, const void *bytes, size_t n_bytes,
     json_t *root;
 
     root = json_loadb(bytes, n_bytes, JSON_REJECT_DUPLICATES, &error);
-    if (!root) {
-        if (json_error_code(&error) == json_error_out_of_memory)
-            return status_fail(STATUS_RESOURCE_EXHAUSTED,
-                               "%s: no memory for %zu bytes of JSON", name,
-                               n_bytes);
+    if (!root && !error.text[0]) /* jansson is silent when memory is out */
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "%s: no memory for %zu bytes of JSON", name,
+                           n_bytes);
+    if (!root)
         return status_fail(STATUS_INVALID_ARGUMENT, "%s line %d: %s", name,
                            error.line > 0 ? error.line : 1, error.text);
-    }
     *out = root;
     return STATUS_OK;
 }

@@ -18,7 +18,7 @@
 /*
  * `name` stands for the source in messages. Free with json_decref().
  *   INVALID_ARGUMENT    not JSON: "config.json line 3: ..."
- *   RESOURCE_EXHAUSTED  no memory
+ *   RESOURCE_EXHAUSTED  no memory; jansson takes some such cases for bad text
  */
 MUST_CHECK enum status json_parse(const char *name, const void *bytes,
                                   size_t n_bytes, json_t **out);

@@ -1,0 +1,288 @@
+#ifndef KERNELS_BACKEND_H
+#define KERNELS_BACKEND_H
+/*
+ * The table of operators that a device implements: `ref` (readable, slow),
+ * `avx2`, `avx512`, later CUDA. Each is held to ref by one test over a table
+ * of shapes; on the CPU to the last bit, because every operator below fixes
+ * its order of operations (docs/NUMERICS.md). So all CPU backends share one
+ * numerics id, and a session may move between machines of different age.
+ *
+ * Common rules. All activations are float, row-major; a row is one token of
+ * one session. Row r of a matrix with stride s starts at x + r * s. A result
+ * row depends on its own inputs and its session's state only, never on other
+ * rows of the batch, on how rows were cut into calls, or on threads: E1, E2,
+ * E3 and E7 hold for each operator alone. Operators split themselves over the
+ * pool, never allocate and cannot fail: shapes are checked by assert.
+ * A span is a run of consecutive rows that belong to one session.
+ */
+#include "kernels/linear.h"
+#include "kernels/pool.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define GRID 64u     /* tokens: recurrent states are folded at its multiples */
+#define KV_BLOCK 64u /* tokens of one KV block */
+#define HEAD_DIM_MAX 1024u
+#define CONV_WIDTH_MAX 8u
+
+/* y[r] = x[r] W^T, or y[r] += (x[r] W^T) for linear_add. */
+struct linear_args {
+    float *y;
+    size_t y_stride;
+    const float *x;
+    size_t x_stride;
+    uint32_t n_row;
+    const struct linear *w;
+};
+
+/*
+ * y = x / sqrt(mean(x^2) + eps) * weight for each of n_group groups of dim
+ * consecutive floats in a row; one weight [dim] for all groups. In place is
+ * allowed. Sum by scalar_sum_squares, then 1 / sqrtf(sum / dim + eps), then
+ * (x * that) * weight. Zhang and Sennrich 2019, arXiv:1910.07467.
+ */
+struct norm_args {
+    float *y;
+    size_t y_stride;
+    const float *x;
+    size_t x_stride;
+    const float *weight; /* a (1 + w) norm has the 1 added at load */
+    uint32_t n_row, n_group, dim;
+    float eps;
+};
+
+/* y = silu(gate) * up; x rows are [gate(n_ff) | up(n_ff)]. */
+struct swiglu_args {
+    float *y;
+    size_t y_stride;
+    const float *x;
+    size_t x_stride;
+    uint32_t n_row, n_ff;
+};
+
+/* y = y * sigmoid(gate), elementwise, dim floats a row. */
+struct gate_args {
+    float *y;
+    size_t y_stride;
+    const float *gate;
+    size_t gate_stride;
+    uint32_t n_row, dim;
+};
+
+/* Rows of an embedding table; bf16 widens exactly. */
+struct embed_args {
+    float *y; /* [n_row, dim] */
+    const uint32_t *token;
+    const void *table; /* [n_vocab, dim], may be unaligned */
+    enum linear_type type;
+    uint32_t n_row, dim;
+};
+
+/*
+ * Rotary angles for positions 0 .. n_position - 1, in blocks of KV_BLOCK:
+ * cos and sin are [n_position / KV_BLOCK][n_rot / 2][KV_BLOCK]. Pair i of a
+ * head is (i, i + n_rot / 2), as in rotate_half. Su et al., arXiv:2104.09864.
+ */
+struct rope_table {
+    uint32_t n_rot;
+    uint64_t n_position; /* multiple of KV_BLOCK */
+    float *cos, *sin;    /* owned */
+};
+
+/*
+ * x' = fma(x, cos, -(y * sin)), y' = fma(y, cos, x * sin) for the leading
+ * n_rot dims of n_head heads of d_head, in place. One position per row.
+ */
+struct rope_args {
+    float *x;
+    size_t x_stride;
+    const uint64_t *position; /* [n_row] */
+    uint32_t n_row, n_head, d_head;
+    const struct rope_table *table;
+};
+
+/*
+ * Softmax attention over KV blocks (GQA). A block holds KV_BLOCK tokens of all
+ * KV heads of one layer as floats:
+ *     k [n_kv_head][d_head][KV_BLOCK]  after QK-norm, BEFORE rotation
+ *     v [n_kv_head][KV_BLOCK][d_head]
+ * k lies transposed so that lanes are keys. Unwritten tokens are zero.
+ */
+struct attend_span {
+    uint32_t first_row, n_row;
+    uint64_t position;   /* of the first row */
+    float *const *block; /* blocks of tokens [0, position + n_row) */
+};
+struct attend_shape {
+    uint32_t n_head, n_kv_head, d_head; /* head h reads KV head h / (n/n_kv) */
+};
+size_t kv_block_floats(struct attend_shape shape);
+
+/* Write the rows' keys and values into their sessions' blocks. */
+struct kv_append_args {
+    struct attend_shape shape;
+    const float *k; /* rows [n_kv_head * d_head] */
+    const float *v;
+    size_t k_stride, v_stride;
+    const struct attend_span *span;
+    uint32_t n_span;
+};
+
+/*
+ * Row at position p attends to tokens 0 .. p. Per block of keys, ascending:
+ *   rotate k by its position (as rope);  q' = q * scale
+ *   s_j = fma chain over d ascending of q'[d] * k[d][j]
+ *   m = max s_j;  p_j = exp(s_j - m), 0 for keys after p
+ *   l = scalar_sum order of p_j;  o[e] = fma chain over j ascending p_j v[j][e]
+ * and blocks merge in ascending order into (M, L, O), block 0 giving the start:
+ *   M' = max(M, m); a = exp(M - M'); c = exp(m - M')
+ *   L = fma(L, a, l * c);  O = fma(O, a, o * c)
+ * out = O * (1 / L). FlashAttention's merge (arXiv:2205.14135) on a fixed grid.
+ */
+struct attend_args {
+    struct attend_shape shape;
+    float *out; /* rows [n_head * d_head] */
+    size_t out_stride;
+    const float *q; /* rows [n_head * d_head], already rotated */
+    size_t q_stride;
+    const struct rope_table *table;
+    float scale;
+    const struct attend_span *span;
+    uint32_t n_span;
+};
+
+/*
+ * Causal depthwise convolution with SiLU behind it:
+ *   y[c] = silu(fma chain over i = 0 .. width-1 of w[c][i] * x[t-width+1+i][c])
+ * oldest input first, starting from w*x of the oldest (product rounded once as
+ * fma with 0). Inputs before the session's start are zero. tail holds the last
+ * width - 1 raw inputs, [width - 1][n_channel], oldest first; updated.
+ */
+struct conv_span {
+    uint32_t first_row, n_row;
+    float *tail;
+};
+struct conv_args {
+    float *y;
+    size_t y_stride;
+    const float *x; /* must not overlap y */
+    size_t x_stride;
+    const float *weight; /* [width][n_channel]: transposed at load */
+    uint32_t n_channel, width;
+    const struct conv_span *span;
+    uint32_t n_span;
+};
+
+/*
+ * Gates of the delta rule from projections a, b, [n_v_head] a row:
+ *   beta = sigmoid(b);  log_decay = decay_scale * softplus(a + dt_bias)
+ * with decay_scale = -exp(A_log), made at load.
+ */
+struct delta_gate_args {
+    float *beta, *log_decay; /* [n_row, n_v_head] */
+    const float *a, *b;
+    size_t a_stride, b_stride;
+    const float *decay_scale, *dt_bias; /* [n_v_head] */
+    uint32_t n_row, n_v_head;
+};
+
+/*
+ * Gated delta rule (Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464) on the
+ * absolute grid. A session keeps the state S0 at the last grid point (position
+ * rounded down to GRID) and a ring of records since then. Row t with index i
+ * inside its grid chunk, v-head h of k-head g = h / (n_v / n_k):
+ *   k = k / sqrt(sum k^2 + 1e-6), q likewise, then q * d_k^-0.5
+ *   G_i = G_{i-1} + log_decay                       (double; G_-1 = 0)
+ *   a[e] = chain over d of S0[d][e] k[d];  c[e] same with q
+ *   r[e] = fma(-exp(G_i), a[e], v[e])
+ *   u[e] = beta * (chain over j < i ascending: r = fma(-w_ij, u_j[e], r)),
+ *          w_ij = exp(G_i - G_j) * (k_i . k_j)
+ *   o[e] = exp(G_i) * c[e], then chain over j <= i: fma(x_ij, u_j[e], o),
+ *          x_ij = exp(G_i - G_j) * (q_i . k_j)
+ *   k_i . k_j and q_i . k_j: fma chain over d ascending
+ * Differences of G are taken in double and rounded to float before exp. When
+ * i = GRID - 1 the ring is folded, per element, ascending j:
+ *   S0[d][e] = exp(G_i) * S0[d][e], then fma(exp(G_i - G_j) * k_j[d], u_j[e],
+ * .) Decode, prefill and verification are this one operator: a row is the same
+ * chain of operations whichever call brought it (E2, E3).
+ * Sum of k^2 by scalar_sum_squares; normalised as k * (1 / sqrtf(sum + 1e-6)).
+ */
+struct delta_shape {
+    uint32_t n_k_head, n_v_head, d_k, d_v;
+};
+struct delta_state {
+    float *s;      /* [n_v_head][d_k][d_v] S0 */
+    float *ring_k; /* [n_k_head][d_k][GRID] normalised keys, lanes are tokens */
+    float *ring_u; /* [n_v_head][GRID][d_v] */
+    double *ring_g; /* [n_v_head][GRID] */
+};
+struct delta_span {
+    uint32_t first_row, n_row;
+    uint64_t position; /* of the first row */
+    struct delta_state state;
+};
+struct delta_args {
+    struct delta_shape shape;
+    float *out; /* rows [n_v_head * d_v] */
+    size_t out_stride;
+    const float *q, *k, *v;        /* rows [n_k*d_k], [n_k*d_k], [n_v*d_v] */
+    size_t qkv_stride;             /* one stride: they are parts of one row */
+    const float *beta, *log_decay; /* [n_row, n_v_head] */
+    const struct delta_span *span;
+    uint32_t n_span;
+};
+
+/* y = ((x / rms(x)) * weight) * silu(z) per group of dim: norm, then gate. */
+struct gated_norm_args {
+    struct norm_args norm;
+    const float *z; /* rows [n_group * dim] */
+    size_t z_stride;
+};
+
+struct backend {
+    const char *name;           /* "ref", "avx2", "avx512" */
+    bool (*is_supported)(void); /* by this machine */
+
+    void (*linear)(struct pool *pool, const struct linear_args *args);
+    void (*linear_add)(struct pool *pool, const struct linear_args *args);
+    void (*rms_norm)(struct pool *pool, const struct norm_args *args);
+    void (*gated_norm)(struct pool *pool, const struct gated_norm_args *args);
+    void (*swiglu)(struct pool *pool, const struct swiglu_args *args);
+    void (*gate)(struct pool *pool, const struct gate_args *args);
+    void (*embed)(struct pool *pool, const struct embed_args *args);
+    void (*rope)(struct pool *pool, const struct rope_args *args);
+    void (*kv_append)(struct pool *pool, const struct kv_append_args *args);
+    void (*attend)(struct pool *pool, const struct attend_args *args);
+    void (*conv)(struct pool *pool, const struct conv_args *args);
+    void (*delta_gate)(struct pool *pool, const struct delta_gate_args *args);
+    void (*delta)(struct pool *pool, const struct delta_args *args);
+};
+
+/*
+ * Version of the order of operations above; part of the numerics id. Any
+ * change of bits, however small, needs a new one.
+ */
+#define NUMERICS_CPU "fp32-chain-1"
+
+/* All backends of this build, best first, NULL-terminated. */
+const struct backend *const *backend_all(void);
+
+/*
+ * name: "auto" for the best that this machine supports, or a backend's name.
+ *   NOT_FOUND            no such backend: lists them
+ *   FAILED_PRECONDITION  this machine lacks its instructions
+ */
+MUST_CHECK enum status backend_find(const char *name,
+                                    const struct backend **out);
+
+/*
+ * cos and sin of position * inv_freq[i], the angle in double, rounded to float
+ * at the end. inv_freq is [n_rot / 2], from the model's config.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status rope_table_init(uint32_t n_rot, uint64_t n_position,
+                                       const double *inv_freq,
+                                       struct rope_table *out);
+void rope_table_release(struct rope_table *table);
+#endif

@@ -1,0 +1,322 @@
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/tile.h"
+
+#include <assert.h>
+#include <math.h>
+
+/*
+ * Task: one k-head of one span with its v-heads. Rows are taken in parts that
+ * end at grid points, so that within a part the state S0 stands still and
+ * everything is a product: rows x value dimensions over d for the reads of
+ * S0, rows x ring tokens over d for the dots, rows x value dimensions over
+ * ring tokens for u and o, d x value dimensions over ring tokens for the fold.
+ * Only the triangle next to the diagonal goes row by row.
+ */
+struct part {
+    const struct delta_args *args;
+    const struct delta_span *span;
+    uint32_t k_head;
+    size_t row;     /* first row, of the whole batch */
+    uint32_t first; /* its index in the grid chunk */
+    uint32_t n_row;
+    float *ring_k;     /* [d_k][GRID] of this k-head */
+    float *kq;         /* [2 n_row][d_k]: normalised keys, then queries */
+    float *dot;        /* [2 n_row][GRID]: k_i . k_j, then q_i . k_j */
+    float *read;       /* [2 n_row][d_v]: a, then c */
+    float *w, *x;      /* [n_row][GRID]: -w_ij and x_ij */
+    float *since_grid; /* [GRID] exp(G_j) */
+    float *aged_k;     /* [d_k][GRID] exp(G_63 - G_j) k_j, for the fold */
+};
+
+/* One v-head of a part. */
+struct head {
+    float *s;       /* [d_k][d_v] */
+    float *u;       /* [GRID][d_v] */
+    double *g;      /* [GRID] */
+    const float *v; /* rows of qkv_stride */
+    float *out;     /* rows of out_stride */
+    size_t at;      /* v-head, index into beta and log_decay */
+};
+
+static float *take(float **scratch, size_t n)
+{
+    float *start = *scratch;
+    *scratch += (n + LANES - 1) / LANES * LANES;
+    return start;
+}
+
+static void place(struct part *part, float *scratch)
+{
+    float *const start = scratch;
+    size_t n = part->n_row, d_k = part->args->shape.d_k;
+
+    part->kq = take(&scratch, 2 * n * d_k);
+    part->dot = take(&scratch, 2 * n * GRID);
+    part->read = take(&scratch, 2 * n * part->args->shape.d_v);
+    part->w = take(&scratch, n * GRID);
+    part->x = take(&scratch, n * GRID);
+    part->since_grid = take(&scratch, GRID);
+    part->aged_k = take(&scratch, d_k * GRID);
+    assert((size_t)(scratch - start) * sizeof(float) <= POOL_SCRATCH_BYTES);
+}
+
+/* y = x / sqrt(sum x^2 + 1e-6) * scale, rounded after each product. */
+static void normalise(float *y, const float *x, uint32_t n, float scale)
+{
+    v16 unit = v16_set1(1.0f / sqrtf(v16_sum_squares(x, n) + 1e-6f));
+    v16 last = v16_set1(scale);
+
+    for (uint32_t d = 0; d < n; d += LANES) {
+        v16 v = v16_mul(v16_load_part(x, d, n), unit);
+        v16_store_part(y, v16_mul(v, last), d, n);
+    }
+}
+
+/* Normalise keys and queries, put the keys into the ring and take all dots. */
+static void prepare(const struct part *part)
+{
+    const struct delta_args *a = part->args;
+    uint32_t d_k = a->shape.d_k, n = part->n_row;
+    float q_scale = 1.0f / sqrtf((float)d_k);
+
+    for (size_t r = 0; r < n; r++) {
+        size_t at =
+            (part->row + r) * a->qkv_stride + (size_t)part->k_head * d_k;
+        float *k = part->kq + r * d_k;
+        normalise(k, a->k + at, d_k, 1.0f);
+        normalise(part->kq + (n + r) * d_k, a->q + at, d_k, q_scale);
+        for (size_t d = 0; d < d_k; d++)
+            part->ring_k[d * GRID + part->first + r] = k[d];
+    }
+    struct tile tile = {.c = part->dot,
+                        .c_stride = GRID,
+                        .a = part->kq,
+                        .a_stride = d_k,
+                        .b = part->ring_k,
+                        .b_stride = GRID,
+                        .b_group = LANES,
+                        .n_row = 2 * n,
+                        .n_col = (part->first + n + LANES - 1) / LANES * LANES,
+                        .n_k = d_k};
+    LANES_NAME(tile_set)(&tile);
+}
+
+/* Decays, -w and x of every row; a and c out of the state. */
+static void weigh(const struct part *part, const struct head *head)
+{
+    const struct delta_args *a = part->args;
+    uint32_t n = part->n_row, n_v_head = a->shape.n_v_head;
+    struct tile tile = {.c = part->read,
+                        .c_stride = a->shape.d_v,
+                        .a = part->kq,
+                        .a_stride = a->shape.d_k,
+                        .b = head->s,
+                        .b_stride = a->shape.d_v,
+                        .b_group = LANES,
+                        .n_row = 2 * n,
+                        .n_col = a->shape.d_v,
+                        .n_k = a->shape.d_k};
+
+    for (uint32_t r = 0; r < n; r++) {
+        uint32_t i = part->first + r;
+        double before = i ? head->g[i - 1] : 0.0;
+        float step = a->log_decay[(part->row + r) * n_v_head + head->at];
+        head->g[i] = before + (double)step;
+        const float *kk = part->dot + (size_t)r * GRID;
+        const float *qk = part->dot + (size_t)(n + r) * GRID;
+        /* Tokens behind i hold anything; nobody reads their lanes. */
+        for (uint32_t j = 0; j <= i; j += LANES) {
+            v16 decay = v16_exp(v16_difference(head->g[i], head->g + j));
+            v16 w = v16_mul(decay, v16_load(kk + j));
+            v16 x = v16_mul(decay, v16_load(qk + j));
+            v16_store(part->w + (size_t)r * GRID + j, v16_negate(w));
+            v16_store(part->x + (size_t)r * GRID + j, x);
+        }
+    }
+    for (uint32_t j = 0; j < part->first + n; j += LANES) {
+        /* -(0 - G) is G to the last bit. */
+        v16 g = v16_negate(v16_difference(0.0, head->g + j));
+        v16_store(part->since_grid + j, v16_exp(g));
+    }
+    LANES_NAME(tile_set)(&tile);
+}
+
+/* y[r] goes on over ring tokens [from, end) for n_row rows of weights. */
+static void add_ring(const struct part *part, const struct head *head, float *y,
+                     size_t y_stride, const float *weight, uint32_t n_row,
+                     uint32_t end)
+{
+    uint32_t d_v = part->args->shape.d_v;
+    struct tile tile = {.c = y,
+                        .c_stride = y_stride,
+                        .a = weight,
+                        .a_stride = GRID,
+                        .b = head->u,
+                        .b_stride = d_v,
+                        .b_group = LANES,
+                        .n_row = n_row,
+                        .n_col = d_v,
+                        .n_k = end};
+    LANES_NAME(tile_onto)(&tile);
+}
+
+/* One row goes on over ring tokens [from, end), then times scale. */
+static void finish_row(const struct head *head, float *y, const float *weight,
+                       uint32_t from, uint32_t end, uint32_t d_v, float scale)
+{
+    for (uint32_t e = 0; e < d_v; e += LANES) {
+        v16 sum = v16_load_part(y, e, d_v);
+        for (uint32_t j = from; j < end; j++)
+            sum =
+                v16_fma(v16_set1(weight[j]),
+                        v16_load_part(head->u + (size_t)j * d_v, e, d_v), sum);
+        v16_store_part(y, v16_mul(sum, v16_set1(scale)), e, d_v);
+    }
+}
+
+/* u of all rows: forward substitution, a tile of rows at a time. */
+static void solve(const struct part *part, const struct head *head)
+{
+    const struct delta_args *a = part->args;
+    uint32_t d_v = a->shape.d_v, n = part->n_row;
+
+    for (uint32_t r = 0; r < n; r++) {
+        uint32_t i = part->first + r;
+        const float *v = head->v + (part->row + r) * a->qkv_stride;
+        const float *read = part->read + (size_t)r * d_v;
+        v16 decay = v16_set1(part->since_grid[i]);
+        for (uint32_t e = 0; e < d_v; e += LANES)
+            v16_store_part(head->u + (size_t)i * d_v,
+                           v16_fnma(decay, v16_load_part(read, e, d_v),
+                                    v16_load_part(v, e, d_v)),
+                           e, d_v);
+    }
+    for (uint32_t r = 0; r < n; r += LANES_ROWS) {
+        uint32_t end = r + LANES_ROWS < n ? r + LANES_ROWS : n;
+        uint32_t known = part->first + r;
+        float *u = head->u + (size_t)known * d_v;
+        const float *w = part->w + (size_t)r * GRID;
+        add_ring(part, head, u, d_v, w, end - r, known);
+        for (uint32_t t = r; t < end; t++, u += d_v, w += GRID)
+            finish_row(head, u, w, known, part->first + t, d_v,
+                       a->beta[(part->row + t) * a->shape.n_v_head + head->at]);
+    }
+}
+
+/* o of all rows, now that every u is known. */
+static void answer(const struct part *part, const struct head *head)
+{
+    const struct delta_args *a = part->args;
+    uint32_t d_v = a->shape.d_v, n = part->n_row;
+
+    for (uint32_t r = 0; r < n; r++) {
+        float *out = head->out + (part->row + r) * a->out_stride;
+        const float *read = part->read + (size_t)(n + r) * d_v;
+        v16 decay = v16_set1(part->since_grid[part->first + r]);
+        for (uint32_t e = 0; e < d_v; e += LANES)
+            v16_store_part(out, v16_mul(decay, v16_load_part(read, e, d_v)), e,
+                           d_v);
+    }
+    for (uint32_t r = 0; r < n; r += LANES_ROWS) {
+        uint32_t end = r + LANES_ROWS < n ? r + LANES_ROWS : n;
+        uint32_t seen = part->first + r + 1; /* by the tile's first row */
+        float *out = head->out + (part->row + r) * a->out_stride;
+        const float *x = part->x + (size_t)r * GRID;
+        add_ring(part, head, out, a->out_stride, x, end - r, seen);
+        for (uint32_t t = r; t < end; t++, out += a->out_stride, x += GRID)
+            finish_row(head, out, x, seen, part->first + t + 1, d_v, 1.0f);
+    }
+}
+
+/* The ring of a full chunk into the state. */
+static void fold(const struct part *part, const struct head *head)
+{
+    const struct delta_args *a = part->args;
+    uint32_t d_k = a->shape.d_k, d_v = a->shape.d_v;
+    v16 whole = v16_set1(part->since_grid[GRID - 1]);
+    struct tile tile = {.c = head->s,
+                        .c_stride = d_v,
+                        .a = part->aged_k,
+                        .a_stride = GRID,
+                        .b = head->u,
+                        .b_stride = d_v,
+                        .b_group = LANES,
+                        .n_row = d_k,
+                        .n_col = d_v,
+                        .n_k = GRID};
+
+    for (uint32_t j = 0; j < GRID; j += LANES) {
+        v16 age = v16_exp(v16_difference(head->g[GRID - 1], head->g + j));
+        for (size_t d = 0; d < d_k; d++)
+            v16_store(part->aged_k + d * GRID + j,
+                      v16_mul(age, v16_load(part->ring_k + d * GRID + j)));
+    }
+    for (size_t d = 0; d < d_k; d++) {
+        float *s = head->s + d * d_v;
+        for (uint32_t e = 0; e < d_v; e += LANES)
+            v16_store_part(s, v16_mul(whole, v16_load_part(s, e, d_v)), e, d_v);
+    }
+    LANES_NAME(tile_onto)(&tile);
+}
+
+static void run_part(const struct part *part)
+{
+    const struct delta_args *a = part->args;
+    struct delta_shape shape = a->shape;
+    const struct delta_state *state = &part->span->state;
+    size_t per_k = shape.n_v_head / shape.n_k_head;
+    size_t d_k = shape.d_k, d_v = shape.d_v;
+
+    prepare(part);
+    for (size_t h = part->k_head * per_k; h < (part->k_head + 1) * per_k; h++) {
+        struct head head = {.s = state->s + h * d_k * d_v,
+                            .u = state->ring_u + h * GRID * d_v,
+                            .g = state->ring_g + h * GRID,
+                            .v = a->v + h * d_v,
+                            .out = a->out + h * d_v,
+                            .at = h};
+        weigh(part, &head);
+        solve(part, &head);
+        answer(part, &head);
+        if (part->first + part->n_row == GRID)
+            fold(part, &head);
+    }
+}
+
+static void delta_task(void *arg, uint32_t task, void *scratch)
+{
+    const struct delta_args *a = arg;
+    const struct delta_span *span = &a->span[task / a->shape.n_k_head];
+    uint32_t n_row;
+
+    for (uint32_t t = 0; t < span->n_row; t += n_row) {
+        uint32_t first = (uint32_t)((span->position + t) % GRID);
+        n_row = GRID - first;
+        if (n_row > span->n_row - t)
+            n_row = span->n_row - t;
+        struct part part = {.args = a,
+                            .span = span,
+                            .k_head = task % a->shape.n_k_head,
+                            .row = (size_t)span->first_row + t,
+                            .first = first,
+                            .n_row = n_row};
+        part.ring_k =
+            span->state.ring_k + (size_t)part.k_head * a->shape.d_k * GRID;
+        place(&part, scratch);
+        run_part(&part);
+    }
+}
+
+void LANES_NAME(delta)(struct pool *pool, const struct delta_args *args)
+{
+    struct delta_shape shape = args->shape;
+    uint64_t n_row = 0;
+
+    assert(shape.d_k <= HEAD_DIM_MAX && shape.d_v <= HEAD_DIM_MAX);
+    assert(shape.n_v_head % shape.n_k_head == 0);
+    for (uint32_t i = 0; i < args->n_span; i++)
+        n_row += args->span[i].n_row;
+    pool =
+        pool_for_fmas(pool, n_row * shape.n_v_head * shape.d_k * shape.d_v / 4);
+    pool_run(pool, args->n_span * shape.n_k_head, delta_task, (void *)args);
+}

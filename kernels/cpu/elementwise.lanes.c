@@ -1,0 +1,192 @@
+/* Operators of one pass over rows: norms, gates, rotation. */
+#include "kernels/cpu/ops.h"
+
+#include <assert.h>
+#include <math.h>
+
+/* Rows of one task: small enough to share out, large enough to be worth it. */
+#define TASK_ROWS 8u
+
+static uint32_t n_row_task(uint32_t n_row)
+{
+    return (n_row + TASK_ROWS - 1) / TASK_ROWS;
+}
+
+static uint32_t row_end(uint32_t task, uint32_t n_row)
+{
+    uint32_t end = (task + 1) * TASK_ROWS;
+    return end < n_row ? end : n_row;
+}
+
+static void norm_group(float *y, const float *x, const struct norm_args *a)
+{
+    float sum = v16_sum_squares(x, a->dim);
+    v16 scale = v16_set1(1.0f / sqrtf(sum / (float)a->dim + a->eps));
+
+    for (uint32_t i = 0; i < a->dim; i += LANES) {
+        v16 v = v16_mul(v16_load_part(x, i, a->dim), scale);
+        v = v16_mul(v, v16_load_part(a->weight, i, a->dim));
+        v16_store_part(y, v, i, a->dim);
+    }
+}
+
+static void norm_task(void *arg, uint32_t task, void *scratch)
+{
+    const struct norm_args *a = arg;
+
+    (void)scratch;
+    for (size_t r = task * TASK_ROWS; r < row_end(task, a->n_row); r++)
+        for (size_t g = 0; g < a->n_group; g++)
+            norm_group(a->y + r * a->y_stride + g * a->dim,
+                       a->x + r * a->x_stride + g * a->dim, a);
+}
+
+void LANES_NAME(rms_norm)(struct pool *pool, const struct norm_args *args)
+{
+    pool = pool_for_floats(pool,
+                           (uint64_t)args->n_row * args->n_group * args->dim);
+    pool_run(pool, n_row_task(args->n_row), norm_task, (void *)args);
+}
+
+static void gated_norm_task(void *arg, uint32_t task, void *scratch)
+{
+    const struct gated_norm_args *a = arg;
+    const struct norm_args *n = &a->norm;
+    uint32_t dim = n->n_group * n->dim;
+
+    norm_task((void *)n, task, scratch);
+    for (size_t r = task * TASK_ROWS; r < row_end(task, n->n_row); r++) {
+        float *y = n->y + r * n->y_stride;
+        const float *z = a->z + r * a->z_stride;
+        for (uint32_t i = 0; i < dim; i += LANES) {
+            v16 gate = v16_silu(v16_load_part(z, i, dim));
+            v16 v = v16_mul(v16_load_part(y, i, dim), gate);
+            v16_store_part(y, v, i, dim);
+        }
+    }
+}
+
+void LANES_NAME(gated_norm)(struct pool *pool,
+                            const struct gated_norm_args *args)
+{
+    const struct norm_args *n = &args->norm;
+
+    pool = pool_for_floats(pool, (uint64_t)n->n_row * n->n_group * n->dim);
+    pool_run(pool, n_row_task(n->n_row), gated_norm_task, (void *)args);
+}
+
+static void swiglu_task(void *arg, uint32_t task, void *scratch)
+{
+    const struct swiglu_args *a = arg;
+
+    (void)scratch;
+    for (size_t r = task * TASK_ROWS; r < row_end(task, a->n_row); r++) {
+        float *y = a->y + r * a->y_stride;
+        const float *gate = a->x + r * a->x_stride, *up = gate + a->n_ff;
+        for (uint32_t i = 0; i < a->n_ff; i += LANES) {
+            v16 v = v16_silu(v16_load_part(gate, i, a->n_ff));
+            v = v16_mul(v, v16_load_part(up, i, a->n_ff));
+            v16_store_part(y, v, i, a->n_ff);
+        }
+    }
+}
+
+void LANES_NAME(swiglu)(struct pool *pool, const struct swiglu_args *args)
+{
+    pool = pool_for_floats(pool, (uint64_t)args->n_row * args->n_ff);
+    pool_run(pool, n_row_task(args->n_row), swiglu_task, (void *)args);
+}
+
+static void gate_task(void *arg, uint32_t task, void *scratch)
+{
+    const struct gate_args *a = arg;
+
+    (void)scratch;
+    for (size_t r = task * TASK_ROWS; r < row_end(task, a->n_row); r++) {
+        float *y = a->y + r * a->y_stride;
+        const float *gate = a->gate + r * a->gate_stride;
+        for (uint32_t i = 0; i < a->dim; i += LANES) {
+            v16 v = v16_sigmoid(v16_load_part(gate, i, a->dim));
+            v = v16_mul(v16_load_part(y, i, a->dim), v);
+            v16_store_part(y, v, i, a->dim);
+        }
+    }
+}
+
+void LANES_NAME(gate)(struct pool *pool, const struct gate_args *args)
+{
+    pool = pool_for_floats(pool, (uint64_t)args->n_row * args->dim);
+    pool_run(pool, n_row_task(args->n_row), gate_task, (void *)args);
+}
+
+static void delta_gate_task(void *arg, uint32_t task, void *scratch)
+{
+    const struct delta_gate_args *d = arg;
+    uint32_t n = d->n_v_head;
+
+    (void)scratch;
+    for (size_t r = task * TASK_ROWS; r < row_end(task, d->n_row); r++) {
+        const float *a = d->a + r * d->a_stride, *b = d->b + r * d->b_stride;
+        for (uint32_t h = 0; h < n; h += LANES) {
+            v16 beta = v16_sigmoid(v16_load_part(b, h, n));
+            v16 step = v16_add(v16_load_part(a, h, n),
+                               v16_load_part(d->dt_bias, h, n));
+            v16 decay = v16_mul(v16_load_part(d->decay_scale, h, n),
+                                v16_softplus(step));
+            v16_store_part(d->beta + r * n, beta, h, n);
+            v16_store_part(d->log_decay + r * n, decay, h, n);
+        }
+    }
+}
+
+void LANES_NAME(delta_gate)(struct pool *pool,
+                            const struct delta_gate_args *args)
+{
+    pool = pool_for_floats(pool, (uint64_t)args->n_row * args->n_v_head);
+    pool_run(pool, n_row_task(args->n_row), delta_gate_task, (void *)args);
+}
+
+static void rotate_head(float *head, const float *cosine, const float *sine,
+                        uint32_t n_pair)
+{
+    for (uint32_t i = 0; i < n_pair; i += LANES) {
+        v16 c = v16_load_part(cosine, i, n_pair);
+        v16 s = v16_load_part(sine, i, n_pair);
+        v16 x = v16_load_part(head, i, n_pair);
+        v16 y = v16_load_part(head + n_pair, i, n_pair);
+        v16 new_x = v16_fms(x, c, v16_mul(y, s));
+        v16 new_y = v16_fma(y, c, v16_mul(x, s));
+        v16_store_part(head, new_x, i, n_pair);
+        v16_store_part(head + n_pair, new_y, i, n_pair);
+    }
+}
+
+static void rope_task(void *arg, uint32_t task, void *scratch)
+{
+    const struct rope_args *a = arg;
+    const struct rope_table *table = a->table;
+    uint32_t n_pair = table->n_rot / 2;
+    float *cosine = scratch, *sine = cosine + n_pair;
+
+    for (size_t r = task * TASK_ROWS; r < row_end(task, a->n_row); r++) {
+        uint64_t p = a->position[r];
+        assert(p < table->n_position);
+        size_t at = p / KV_BLOCK * n_pair * KV_BLOCK + p % KV_BLOCK;
+        for (uint32_t i = 0; i < n_pair; i++) {
+            cosine[i] = table->cos[at + i * KV_BLOCK];
+            sine[i] = table->sin[at + i * KV_BLOCK];
+        }
+        for (size_t h = 0; h < a->n_head; h++)
+            rotate_head(a->x + r * a->x_stride + h * a->d_head, cosine, sine,
+                        n_pair);
+    }
+}
+
+void LANES_NAME(rope)(struct pool *pool, const struct rope_args *args)
+{
+    assert(args->table->n_rot <= args->d_head);
+    assert(args->d_head <= HEAD_DIM_MAX);
+    pool = pool_for_floats(pool,
+                           (uint64_t)args->n_row * args->n_head * args->d_head);
+    pool_run(pool, n_row_task(args->n_row), rope_task, (void *)args);
+}

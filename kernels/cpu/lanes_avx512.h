@@ -1,0 +1,159 @@
+#ifndef KERNELS_CPU_LANES_AVX512_H
+#define KERNELS_CPU_LANES_AVX512_H
+/* The 16-float vector of lanes.h as one register of AVX-512. */
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef __m512 v16;
+
+#define LANES_NAME(name) name##_avx512
+#define LANES_TITLE "avx512"
+#define LANES_ROWS 12u /* rows of the tallest register tile: 12 x 2 sums */
+
+static inline __mmask16 v16_mask(uint32_t n)
+{
+    return (__mmask16)((1u << n) - 1u);
+}
+
+static inline v16 v16_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+
+static inline v16 v16_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+
+static inline v16 v16_load(const float *x)
+{
+    return _mm512_loadu_ps(x);
+}
+
+static inline void v16_store(float *x, v16 v)
+{
+    _mm512_storeu_ps(x, v);
+}
+
+/* The first n <= 16 lanes; the others are not touched in memory and zero. */
+static inline v16 v16_load_n(const float *x, uint32_t n)
+{
+    return _mm512_maskz_loadu_ps(v16_mask(n), x);
+}
+
+static inline void v16_store_n(float *x, v16 v, uint32_t n)
+{
+    _mm512_mask_storeu_ps(x, v16_mask(n), v);
+}
+
+/* a in the first n lanes, b in the others; n may be above 16. */
+static inline v16 v16_first(v16 a, v16 b, uint32_t n)
+{
+    return n >= 16 ? a : _mm512_mask_blend_ps(v16_mask(n), b, a);
+}
+
+static inline v16 v16_add(v16 a, v16 b)
+{
+    return _mm512_add_ps(a, b);
+}
+
+static inline v16 v16_sub(v16 a, v16 b)
+{
+    return _mm512_sub_ps(a, b);
+}
+
+static inline v16 v16_mul(v16 a, v16 b)
+{
+    return _mm512_mul_ps(a, b);
+}
+
+static inline v16 v16_div(v16 a, v16 b)
+{
+    return _mm512_div_ps(a, b);
+}
+
+static inline v16 v16_max(v16 a, v16 b)
+{
+    return _mm512_max_ps(a, b);
+}
+
+/* a * b + c, rounded once. */
+static inline v16 v16_fma(v16 a, v16 b, v16 c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+/* -(a * b) + c, rounded once. */
+static inline v16 v16_fnma(v16 a, v16 b, v16 c)
+{
+    return _mm512_fnmadd_ps(a, b, c);
+}
+
+/* a * b - c, rounded once. */
+static inline v16 v16_fms(v16 a, v16 b, v16 c)
+{
+    return _mm512_fmsub_ps(a, b, c);
+}
+
+static inline v16 v16_negate(v16 x)
+{
+    __m512i sign = _mm512_set1_epi32(INT32_MIN);
+    return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x), sign));
+}
+
+/* Lane by lane: a < b ? yes : no. */
+static inline v16 v16_where_less(v16 a, v16 b, v16 yes, v16 no)
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
+}
+
+/* x * 2^n for whole n, exact where the result is a normal float. */
+static inline v16 v16_scale(v16 x, v16 n)
+{
+    return _mm512_scalef_ps(x, n);
+}
+
+/* x = m * 2^n with m in [sqrt(1/2), sqrt(2)), as scalar_log() cuts it. */
+static inline v16 v16_split(v16 x, v16 *n)
+{
+    __m512i root = _mm512_set1_epi32(0x3f3504f3);
+    __m512i cut = _mm512_sub_epi32(_mm512_castps_si512(x), root);
+    __m512i low = _mm512_and_si512(cut, _mm512_set1_epi32(0x007fffff));
+    *n = _mm512_cvtepi32_ps(_mm512_srai_epi32(cut, 23));
+    return _mm512_castsi512_ps(_mm512_add_epi32(low, root));
+}
+
+/* The fold of scalar_sum(): i += i + 8, i + 4, i + 2, i + 1. */
+static inline float v16_fold(v16 v)
+{
+    __m256 a =
+        _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 b =
+        _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+
+static inline float v16_largest(v16 v)
+{
+    return _mm512_reduce_max_ps(v);
+}
+
+/* (float)(g - x[i]), subtracted in double. */
+static inline v16 v16_difference(double g, const double *x)
+{
+    __m512d from = _mm512_set1_pd(g);
+    __m256 low = _mm512_cvtpd_ps(_mm512_sub_pd(from, _mm512_loadu_pd(x)));
+    __m256 high = _mm512_cvtpd_ps(_mm512_sub_pd(from, _mm512_loadu_pd(x + 8)));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+
+/* 16 words of two bf16 each: the low halves and the high halves. */
+static inline v16 v16_load_bf16(const uint32_t *x, v16 *high)
+{
+    __m512i word = _mm512_loadu_si512(x);
+    __m512i top = _mm512_set1_epi32((int32_t)0xffff0000u);
+    *high = _mm512_castsi512_ps(_mm512_and_si512(word, top));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(word, 16));
+}
+#endif

@@ -1,0 +1,39 @@
+#ifndef KERNELS_CPU_OPS_H
+#define KERNELS_CPU_OPS_H
+/* The operators of one instruction set, for its table (table.lanes.c). */
+#include "kernels/backend.h"
+#include "kernels/cpu/lanes.h"
+
+void LANES_NAME(linear)(struct pool *pool, const struct linear_args *args);
+void LANES_NAME(linear_add)(struct pool *pool, const struct linear_args *args);
+void LANES_NAME(rms_norm)(struct pool *pool, const struct norm_args *args);
+void LANES_NAME(gated_norm)(struct pool *pool,
+                            const struct gated_norm_args *args);
+void LANES_NAME(swiglu)(struct pool *pool, const struct swiglu_args *args);
+void LANES_NAME(gate)(struct pool *pool, const struct gate_args *args);
+void LANES_NAME(rope)(struct pool *pool, const struct rope_args *args);
+void LANES_NAME(attend)(struct pool *pool, const struct attend_args *args);
+void LANES_NAME(conv)(struct pool *pool, const struct conv_args *args);
+void LANES_NAME(delta_gate)(struct pool *pool,
+                            const struct delta_gate_args *args);
+void LANES_NAME(delta)(struct pool *pool, const struct delta_args *args);
+
+/*
+ * Waking and joining workers costs about a microsecond. Less work than this
+ * stays on the caller: vector fused multiply-adds of a product, or floats that
+ * pass through an elementwise operator. Constants of the operator's shape, so
+ * never a matter of load.
+ */
+#define OPS_FMAS_MIN 4096u
+#define OPS_FLOATS_MIN 16384u
+
+static inline struct pool *pool_for_fmas(struct pool *pool, uint64_t n_fma)
+{
+    return n_fma < OPS_FMAS_MIN ? NULL : pool;
+}
+
+static inline struct pool *pool_for_floats(struct pool *pool, uint64_t n_float)
+{
+    return n_float < OPS_FLOATS_MIN ? NULL : pool;
+}
+#endif

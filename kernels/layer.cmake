@@ -1,0 +1,16 @@
+# The vector backends: every *.lanes.c once per instruction set. They join the
+# library as objects, and only backend.c chooses among them at run time, so
+# no other file may be compiled with these flags.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  file(GLOB lanes CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/cpu/*.lanes.c)
+  set(FLAGS_avx2 -DLANES_AVX2 -mavx2 -mfma -mf16c)
+  set(FLAGS_avx512 -DLANES_AVX512 -mavx2 -mfma -mavx512f -mavx512bw -mavx512vl
+    -mavx512dq)
+  foreach(isa avx2 avx512)
+    add_library(kernels_${isa} OBJECT ${lanes})
+    target_include_directories(kernels_${isa} PRIVATE ${PROJECT_SOURCE_DIR})
+    target_compile_options(kernels_${isa} PRIVATE ${STRICT} -O3 ${FLAGS_${isa}})
+    target_sources(kernels PRIVATE $<TARGET_OBJECTS:kernels_${isa}>)
+  endforeach()
+  target_compile_definitions(kernels PRIVATE GODWIT_LANES)
+endif()

@@ -1,0 +1,11 @@
+#ifndef KERNELS_MOVE_H
+#define KERNELS_MOVE_H
+/*
+ * The operators of kernels/backend.h that only move numbers and never round:
+ * every CPU backend shares them. Thread rules as there.
+ */
+#include "kernels/backend.h"
+
+void move_embed(struct pool *pool, const struct embed_args *args);
+void move_kv_append(struct pool *pool, const struct kv_append_args *args);
+#endif

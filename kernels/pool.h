@@ -1,0 +1,38 @@
+#ifndef KERNELS_POOL_H
+#define KERNELS_POOL_H
+/*
+ * Worker threads for kernels, with a fixed partition: task i always belongs to
+ * the same thread for a given n_task and n_thread. No result depends on it
+ * (E7): tasks write disjoint outputs and never share a reduction.
+ *
+ * Workers spin for some microseconds after a job, because the next operator of
+ * the same step follows at once, and then sleep on a futex, so that an idle
+ * node costs nothing. pool_run() is called by one thread at a time, which
+ * works as thread 0.
+ */
+#include "base/status.h"
+
+#include <stddef.h>
+
+#define POOL_THREAD_MAX 256u
+#define POOL_SCRATCH_BYTES (8u << 20) /* per thread; touched only when used */
+
+struct pool;
+
+/*
+ *   INVALID_ARGUMENT    n_thread is 0 or above POOL_THREAD_MAX
+ *   RESOURCE_EXHAUSTED  no memory or no thread
+ */
+MUST_CHECK enum status pool_create(uint32_t n_thread, struct pool **out);
+void pool_destroy(struct pool *pool);
+uint32_t pool_n_thread(const struct pool *pool);
+
+/*
+ * Call work(arg, task, scratch) for task = 0 .. n_task - 1 and return when all
+ * are done. scratch: POOL_SCRATCH_BYTES, 64-byte aligned, this thread's own,
+ * contents undefined. A pool of NULL runs everything on the caller with a
+ * scratch that the caller's thread keeps.
+ */
+typedef void pool_work(void *arg, uint32_t task, void *scratch);
+void pool_run(struct pool *pool, uint32_t n_task, pool_work *work, void *arg);
+#endif

@@ -1,0 +1,144 @@
+#include "kernels/ref/ref.h"
+#include "kernels/scalar.h"
+
+#include <assert.h>
+#include <math.h>
+
+/* One v-head's view of one row: pointers into args and state. */
+struct head {
+    uint32_t d_k, d_v, i; /* i: index in the grid chunk */
+    float *s, *ring_k, *ring_u;
+    double *ring_g;
+    const float *q, *v; /* q normalised and scaled */
+    float beta, log_decay;
+    float *out;
+};
+
+/* y = x / sqrt(sum x^2 + 1e-6) */
+static void normalise(float *y, const float *x, uint32_t n)
+{
+    float scale = 1.0f / sqrtf(scalar_sum_squares(x, n) + 1e-6f);
+
+    for (uint32_t d = 0; d < n; d++)
+        y[d] = x[d] * scale;
+}
+
+/* fma chain over d of x[d] * (normalised key of ring token j)[d]. */
+static float dot_ring(const struct head *h, const float *x, uint32_t j)
+{
+    float dot = 0.0f;
+
+    for (size_t d = 0; d < h->d_k; d++)
+        dot = fmaf(x[d], h->ring_k[d * GRID + j], dot);
+    return dot;
+}
+
+/* exp(G_i - G_j) */
+static float decay_since(const struct head *h, uint32_t j)
+{
+    return scalar_exp((float)(h->ring_g[h->i] - h->ring_g[j]));
+}
+
+static void fold(const struct head *h)
+{
+    float whole = scalar_exp((float)h->ring_g[h->i]);
+
+    for (size_t d = 0; d < h->d_k; d++) {
+        for (size_t e = 0; e < h->d_v; e++) {
+            float s = whole * h->s[d * h->d_v + e];
+            for (uint32_t j = 0; j < GRID; j++)
+                s = fmaf(decay_since(h, j) * h->ring_k[d * GRID + j],
+                         h->ring_u[j * h->d_v + e], s);
+            h->s[d * h->d_v + e] = s;
+        }
+    }
+}
+
+/* S0^T x for one value dimension. */
+static float read_state(const struct head *h, const float *x, size_t e)
+{
+    float y = 0.0f;
+
+    for (size_t d = 0; d < h->d_k; d++)
+        y = fmaf(x[d], h->s[d * h->d_v + e], y);
+    return y;
+}
+
+static void step(const struct head *h)
+{
+    uint32_t i = h->i;
+    float k[HEAD_DIM_MAX], w[GRID], x[GRID];
+
+    for (size_t d = 0; d < h->d_k; d++)
+        k[d] = h->ring_k[d * GRID + i];
+    h->ring_g[i] = (i ? h->ring_g[i - 1] : 0.0) + (double)h->log_decay;
+    float since_grid = scalar_exp((float)h->ring_g[i]);
+    for (uint32_t j = 0; j <= i; j++) {
+        w[j] = decay_since(h, j) * dot_ring(h, k, j);
+        x[j] = decay_since(h, j) * dot_ring(h, h->q, j);
+    }
+    for (size_t e = 0; e < h->d_v; e++) {
+        float *u = h->ring_u + e;
+        float r = fmaf(-since_grid, read_state(h, k, e), h->v[e]);
+        for (uint32_t j = 0; j < i; j++)
+            r = fmaf(-w[j], u[j * h->d_v], r);
+        u[i * h->d_v] = h->beta * r;
+        float o = since_grid * read_state(h, h->q, e);
+        for (uint32_t j = 0; j <= i; j++)
+            o = fmaf(x[j], u[j * h->d_v], o);
+        h->out[e] = o;
+    }
+    if (i == GRID - 1)
+        fold(h);
+}
+
+static void delta_row(const struct delta_args *a, const struct delta_span *span,
+                      uint32_t t)
+{
+    struct delta_shape shape = a->shape;
+    const struct delta_state *state = &span->state;
+    size_t row = span->first_row + t, at = row * a->qkv_stride;
+    size_t d_k = shape.d_k, d_v = shape.d_v;
+    uint32_t i = (uint32_t)((span->position + t) % GRID);
+    uint32_t per_k = shape.n_v_head / shape.n_k_head;
+    float q[HEAD_DIM_MAX], k[HEAD_DIM_MAX];
+    float q_scale = 1.0f / sqrtf((float)d_k);
+
+    for (size_t h = 0; h < shape.n_v_head; h++) {
+        size_t g = h / per_k;
+        float *ring_k = state->ring_k + g * d_k * GRID;
+        normalise(q, a->q + at + g * d_k, shape.d_k);
+        normalise(k, a->k + at + g * d_k, shape.d_k);
+        for (size_t d = 0; d < d_k; d++) {
+            q[d] *= q_scale;
+            ring_k[d * GRID + i] = k[d];
+        }
+        struct head head = {
+            .d_k = shape.d_k,
+            .d_v = shape.d_v,
+            .i = i,
+            .s = state->s + h * d_k * d_v,
+            .ring_k = ring_k,
+            .ring_u = state->ring_u + h * GRID * d_v,
+            .ring_g = state->ring_g + h * GRID,
+            .q = q,
+            .v = a->v + at + h * d_v,
+            .beta = a->beta[row * shape.n_v_head + h],
+            .log_decay = a->log_decay[row * shape.n_v_head + h],
+            .out = a->out + row * a->out_stride + h * d_v,
+        };
+        step(&head);
+    }
+}
+
+void ref_delta(struct pool *pool, const struct delta_args *a)
+{
+    struct delta_shape shape = a->shape;
+
+    (void)pool;
+    assert(shape.d_k <= HEAD_DIM_MAX && shape.d_v <= HEAD_DIM_MAX);
+    assert(shape.n_v_head % shape.n_k_head == 0);
+    for (uint32_t i = 0; i < a->n_span; i++)
+        for (uint32_t t = 0; t < a->span[i].n_row; t++)
+            delta_row(a, &a->span[i], t);
+}

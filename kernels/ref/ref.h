@@ -1,0 +1,24 @@
+#ifndef KERNELS_REF_REF_H
+#define KERNELS_REF_REF_H
+/*
+ * The definition of every operator of kernels/backend.h: plain loops over
+ * fmaf and kernels/scalar.h, in the order that every other backend must
+ * reproduce to the last bit. Everything runs on the calling thread; the pool
+ * is ignored.
+ */
+#include "kernels/backend.h"
+
+void ref_linear(struct pool *pool, const struct linear_args *args);
+void ref_linear_add(struct pool *pool, const struct linear_args *args);
+void ref_rms_norm(struct pool *pool, const struct norm_args *args);
+void ref_gated_norm(struct pool *pool, const struct gated_norm_args *args);
+void ref_swiglu(struct pool *pool, const struct swiglu_args *args);
+void ref_gate(struct pool *pool, const struct gate_args *args);
+void ref_rope(struct pool *pool, const struct rope_args *args);
+void ref_attend(struct pool *pool, const struct attend_args *args);
+void ref_conv(struct pool *pool, const struct conv_args *args);
+void ref_delta_gate(struct pool *pool, const struct delta_gate_args *args);
+void ref_delta(struct pool *pool, const struct delta_args *args);
+
+extern const struct backend backend_ref;
+#endif

@@ -1,0 +1,48 @@
+/* The table of kernels/backend.h: the only trigonometry of the program. */
+#include "kernels/backend.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+
+#define TABLE_MAX (UINT64_C(1) << 46) /* bytes; more than any machine has */
+
+enum status rope_table_init(uint32_t n_rot, uint64_t n_position,
+                            const double *inv_freq, struct rope_table *out)
+{
+    size_t n_pair = n_rot / 2;
+    float *cosine = NULL, *sine = NULL;
+
+    assert(n_rot % 2 == 0 && n_position % KV_BLOCK == 0);
+    if (n_position < TABLE_MAX / sizeof(float) / (n_pair + 1)) {
+        /* A whole number of 64-byte lines, and never zero of them. */
+        size_t bytes = (n_position * n_pair + KV_BLOCK) * sizeof(float);
+        cosine = aligned_alloc(64, bytes);
+        sine = aligned_alloc(64, bytes);
+    }
+    if (!cosine || !sine) {
+        free(cosine);
+        free(sine);
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for rotary angles of %lu positions",
+                           n_position);
+    }
+    for (uint64_t p = 0; p < n_position; p++) {
+        for (size_t i = 0; i < n_pair; i++) {
+            size_t at = (p / KV_BLOCK * n_pair + i) * KV_BLOCK + p % KV_BLOCK;
+            double angle = (double)p * inv_freq[i];
+            cosine[at] = (float)cos(angle);
+            sine[at] = (float)sin(angle);
+        }
+    }
+    *out = (struct rope_table){
+        .n_rot = n_rot, .n_position = n_position, .cos = cosine, .sin = sine};
+    return STATUS_OK;
+}
+
+void rope_table_release(struct rope_table *table)
+{
+    free(table->cos);
+    free(table->sin);
+    *table = (struct rope_table){0};
+}

@@ -1,0 +1,38 @@
+#ifndef KERNELS_SCALAR_H
+#define KERNELS_SCALAR_H
+/*
+ * The elementary functions of the one arithmetic, made only of operations that
+ * IEEE 754 rounds exactly (+, *, /, sqrt, fma, conversions), so that C, AVX2,
+ * AVX-512 and any later machine give the same bits. libm's exp differs between
+ * versions and instruction sets; these do not. kernels/cpu/lanes*.h repeats
+ * the same steps on vectors and a test holds each lane to these.
+ */
+#include <stdint.h>
+
+/*
+ * e^x: x = n ln2 + r (Cody-Waite in two parts), degree-6 polynomial in Horner
+ * form by fma, scaled by 2^n. At most 2 ulp off. Below -87.33 it is 0 (no
+ * subnormals), above 88.72 +inf; NaN stays NaN.
+ */
+float scalar_exp(float x);
+/* 1 / (1 + e^-x) */
+float scalar_sigmoid(float x);
+/* x * sigmoid(x) */
+float scalar_silu(float x);
+/* log(1 + e^x); x itself above 20, as torch.nn.functional.softplus */
+float scalar_softplus(float x);
+/* Natural logarithm of a positive normal float, at most 2 ulp off. */
+float scalar_log(float x);
+
+float scalar_from_bf16(uint16_t bits);
+float scalar_from_f16(uint16_t bits);
+
+/*
+ * The fixed order of every sum over a vector (norms, softmax denominators):
+ * 16 lanes, lane i takes elements i, i + 16, ... in ascending order, then
+ * lanes are folded i += i + 8, i + 4, i + 2, i + 1.
+ */
+float scalar_sum(const float *x, uint32_t n);
+/* Same order, each step fma(x, x, lane). */
+float scalar_sum_squares(const float *x, uint32_t n);
+#endif

@@ -1,0 +1,37 @@
+#ifndef MODEL_GRAPH_H
+#define MODEL_GRAPH_H
+/*
+ * What struct model holds inside. Known to model.c, which builds it, and to
+ * forward.c, which runs it; nobody else includes this.
+ */
+#include "model/mlp.h"
+#include "model/model.h"
+
+#include <stdbool.h>
+
+#define NUMERICS_SIZE 64u
+
+struct layer {
+    const struct mixer *mixer;
+    struct mixer_plan plan;
+    struct mixer_layer *mixing; /* owned, as are the norms, [hidden] */
+    float *mixer_norm, *mlp_norm;
+    struct mlp mlp;
+};
+
+struct model {
+    struct config config;
+    const struct backend *backend;
+    uint64_t n_context;
+    uint64_t n_parameter;
+    void *embedding; /* [n_vocab, hidden]; owned */
+    enum linear_type embedding_type;
+    struct layer *layer; /* [n_layer]; owned */
+    float *final_norm;   /* [hidden]; owned */
+    struct linear head;  /* [n_vocab, hidden]; tied: the embedding, packed */
+    bool has_f32, has_bf16;
+    struct rope_table rope; /* empty when no layer is softmax */
+    struct digest fingerprint;
+    char numerics[NUMERICS_SIZE];
+};
+#endif

@@ -1,0 +1,103 @@
+#ifndef MODEL_MIXER_H
+#define MODEL_MIXER_H
+/*
+ * A sequence mixer: the part of a layer that looks at other tokens. One file
+ * per mixer (mixer_softmax.c, mixer_delta.c), plus its kernels. A mixer never
+ * owns a session's memory: it says once how large that is and what lies where
+ * (mixer_plan), and gets pointers with every call. Whoever stores, ships or
+ * checks that memory needs no other knowledge.
+ *
+ * There is one call for rows, not one for prefill and one for decode: by the
+ * one arithmetic (docs/NUMERICS.md) a row is the same bits whichever call
+ * brings it, so a second entry could only differ by mistake (E2, E3). All-zero
+ * bytes are the empty state of every mixer.
+ */
+#include "base/status.h"
+#include "kernels/backend.h"
+#include "model/config.h"
+
+#include <stddef.h>
+
+#define MIXER_FIELD_MAX 8u
+
+enum field_type { FIELD_F32, FIELD_F64 };
+
+/* One array inside a session's state for one layer. */
+struct mixer_field {
+    const char *name; /* "s", "ring_k", "conv" */
+    enum field_type type;
+    uint32_t n_dim, dim[4];
+    size_t offset; /* bytes from the state's start; multiple of 64 */
+};
+
+struct mixer_plan {
+    size_t state_bytes; /* fixed part per session; 0: none */
+    size_t block_bytes; /* per KV_BLOCK tokens; 0: none */
+    uint32_t n_field;
+    struct mixer_field field[MIXER_FIELD_MAX]; /* cover state_bytes */
+    size_t row_floats; /* workspace that rows() needs per row */
+    double row_flops;  /* of one row: projections and recurrence, on average */
+    double past_flops; /* of one row per token of its past; 0: none */
+};
+
+/* What one layer remembers of one session. Owned by state/memory.h. */
+struct layer_memory {
+    void *state;         /* [state_bytes], 64-byte aligned, or NULL */
+    float *const *block; /* KV blocks of the tokens so far, or NULL */
+};
+
+/* A run of consecutive rows of one session. */
+struct span {
+    uint32_t first_row, n_row;
+    uint64_t position;                /* of the first row, in the session */
+    const struct layer_memory *layer; /* [n_layer] */
+};
+
+struct mixer_batch {
+    const struct backend *backend;
+    struct pool *pool;
+    const struct rope_table *rope;
+    uint32_t layer, n_row;
+    const uint64_t *position; /* [n_row] */
+    const struct span *span;
+    uint32_t n_span;
+    const float *x;  /* [n_row, hidden] normed input */
+    float *residual; /* [n_row, hidden] the output is added here */
+    float *work;     /* [n_row, row_floats], 64-byte aligned */
+    void *span_work; /* room for n_span of the mixer's own span structs */
+};
+#define MIXER_SPAN_WORK_BYTES 128u /* per span */
+
+struct safetensors;
+struct mixer_layer; /* a layer's weights as the mixer packs them */
+
+struct mixer {
+    const char *name; /* "softmax", "delta" */
+
+    void (*plan)(const struct config *config, struct mixer_plan *out);
+
+    /*
+     * Find, check and pack the layer's weights; prefix is "model.layers.3.".
+     *   NOT_FOUND, INVALID_ARGUMENT  as safetensors_need()
+     *   RESOURCE_EXHAUSTED           no memory
+     */
+    enum status (*bind)(const struct config *config,
+                        const struct safetensors *weights, const char *prefix,
+                        struct mixer_layer **out);
+    void (*release)(struct mixer_layer *layer); /* accepts NULL */
+    size_t (*bytes)(const struct mixer_layer *layer);
+
+    /* Advance every span's memory by its rows and add the output. */
+    void (*rows)(const struct mixer_layer *layer,
+                 const struct mixer_batch *batch);
+};
+
+/* Floats from row to row in workspace: rows start on cache lines. */
+static inline size_t row_stride(size_t n_float)
+{
+    return (n_float + 15) / 16 * 16;
+}
+
+extern const struct mixer mixer_softmax;
+extern const struct mixer mixer_delta;
+#endif

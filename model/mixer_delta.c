@@ -1,0 +1,383 @@
+/*
+ * Gated DeltaNet (Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464) as in
+ * Qwen3.5: one product gives  q k v | z | b | a ; q k v pass a short causal
+ * convolution with SiLU, then the gated delta rule, then a norm per head with
+ * plain weight, gated by silu(z). The convolution keeps raw projections, from
+ * before its SiLU.
+ */
+#include "model/mixer.h"
+#include "model/weights.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct mixer_layer {
+    struct delta_shape shape;
+    uint32_t conv_width;
+    float eps;
+    struct mixer_plan plan;
+    struct linear in;   /* [qkv | z | b | a, hidden] */
+    struct linear out;  /* [hidden, n_v_head * d_v] */
+    float *conv;        /* [conv_width, n_channel]; owned, as the following */
+    float *decay_scale; /* [n_v_head] -exp(A_log) */
+    float *dt_bias;     /* [n_v_head] */
+    float *norm;        /* [d_v] */
+};
+
+/* Which field of the plan holds what; the order of the state's bytes. */
+enum field { FIELD_S, FIELD_RING_K, FIELD_RING_U, FIELD_RING_G, FIELD_CONV };
+
+/* Widths in floats, and the offsets of the parts in a row of the product. */
+struct fused {
+    size_t n_key, n_value, n_channel; /* q or k; v; q k v together */
+    size_t z, b, a, width, stride;
+};
+
+static struct delta_shape shape_of(const struct config *config)
+{
+    return (struct delta_shape){.n_k_head = config->n_k_head,
+                                .n_v_head = config->n_v_head,
+                                .d_k = config->d_k,
+                                .d_v = config->d_v};
+}
+
+static struct fused fused_of(struct delta_shape shape)
+{
+    struct fused f = {.n_key = (size_t)shape.n_k_head * shape.d_k,
+                      .n_value = (size_t)shape.n_v_head * shape.d_v};
+
+    f.n_channel = 2 * f.n_key + f.n_value;
+    f.z = f.n_channel;
+    f.b = f.z + f.n_value;
+    f.a = f.b + shape.n_v_head;
+    f.width = f.a + shape.n_v_head;
+    f.stride = row_stride(f.width);
+    return f;
+}
+
+static size_t work_floats(struct fused fused, uint32_t n_v_head)
+{
+    return fused.stride + row_stride(fused.n_channel) +
+           row_stride(fused.n_value) + 2 * row_stride(n_v_head);
+}
+
+/* Append a field behind those that are there, on a cache line. */
+static void add_field(struct mixer_plan *plan, const char *name,
+                      enum field_type type, uint32_t n_dim,
+                      const uint32_t dim[3])
+{
+    struct mixer_field *field = &plan->field[plan->n_field++];
+    size_t size = type == FIELD_F64 ? sizeof(double) : sizeof(float);
+
+    assert(plan->n_field <= MIXER_FIELD_MAX);
+    *field = (struct mixer_field){.name = name,
+                                  .type = type,
+                                  .n_dim = n_dim,
+                                  .offset = plan->state_bytes};
+    for (uint32_t i = 0; i < n_dim; i++) {
+        field->dim[i] = dim[i];
+        size *= dim[i];
+    }
+    plan->state_bytes += (size + 63) / 64 * 64;
+}
+
+/*
+ * Of the recurrence, per row and v-head: S^T k and S^T q, the fold's share,
+ * and the records of half a chunk on average, each four products deep.
+ */
+static double recurrence_flops(struct delta_shape shape)
+{
+    const double state = 6.0 * shape.d_k * shape.d_v;
+    const double ring = 4.0 * (GRID / 2) * ((double)shape.d_k + shape.d_v);
+
+    return shape.n_v_head * (state + ring);
+}
+
+static void plan(const struct config *config, struct mixer_plan *out)
+{
+    const struct delta_shape s = shape_of(config);
+    const struct fused fused = fused_of(s);
+
+    *out = (struct mixer_plan){
+        .row_floats = work_floats(fused, s.n_v_head),
+        .row_flops = 2.0 * (double)config->hidden *
+                         (double)(fused.width + fused.n_value) +
+                     recurrence_flops(s) +
+                     2.0 * (double)fused.n_channel * (double)config->conv_width,
+    };
+    add_field(out, "s", FIELD_F32, 3, (uint32_t[]){s.n_v_head, s.d_k, s.d_v});
+    add_field(out, "ring_k", FIELD_F32, 3,
+              (uint32_t[]){s.n_k_head, s.d_k, GRID});
+    add_field(out, "ring_u", FIELD_F32, 3,
+              (uint32_t[]){s.n_v_head, GRID, s.d_v});
+    add_field(out, "ring_g", FIELD_F64, 2, (uint32_t[]){s.n_v_head, GRID, 0});
+    add_field(
+        out, "conv", FIELD_F32, 2,
+        (uint32_t[]){config->conv_width - 1, (uint32_t)fused.n_channel, 0});
+}
+
+static enum status bind_projections(const struct config *config,
+                                    const struct safetensors *weights,
+                                    const char *prefix, struct mixer_layer *it)
+{
+    const struct fused fused = fused_of(it->shape);
+    const struct weight_part in[4] = {
+        weight_whole("linear_attn.in_proj_qkv.weight",
+                     (uint32_t)fused.n_channel),
+        weight_whole("linear_attn.in_proj_z.weight", (uint32_t)fused.n_value),
+        weight_whole("linear_attn.in_proj_b.weight", it->shape.n_v_head),
+        weight_whole("linear_attn.in_proj_a.weight", it->shape.n_v_head),
+    };
+    const struct weight_part out =
+        weight_whole("linear_attn.out_proj.weight", config->hidden);
+    const enum status st =
+        weights_linear(weights, prefix, in, 4, config->hidden, &it->in);
+
+    if (st)
+        return st;
+    return weights_linear(weights, prefix, &out, 1, (uint32_t)fused.n_value,
+                          &it->out);
+}
+
+/* The file has [n_channel, 1, width]; lanes want [width, n_channel]. */
+static enum status bind_conv(const struct safetensors *weights,
+                             const char *prefix, struct mixer_layer *it)
+{
+    const uint64_t n_channel = fused_of(it->shape).n_channel;
+    const uint64_t dim[3] = {n_channel, 1, it->conv_width};
+    float *raw = NULL;
+    enum status st;
+
+    st = weights_floats(weights, prefix, "linear_attn.conv1d.weight", 3, dim,
+                        &raw);
+    if (st)
+        return st;
+    it->conv = weights_room(n_channel * it->conv_width * sizeof(float));
+    if (it->conv)
+        for (uint64_t c = 0; c < n_channel; c++)
+            for (uint32_t i = 0; i < it->conv_width; i++)
+                it->conv[i * n_channel + c] = raw[c * it->conv_width + i];
+    free(raw);
+    return it->conv ? STATUS_OK : STATUS_RESOURCE_EXHAUSTED;
+}
+
+static enum status bind_vectors(const struct safetensors *weights,
+                                const char *prefix, struct mixer_layer *it)
+{
+    const uint64_t dim[1] = {it->shape.n_v_head};
+    enum status st;
+
+    st = weights_floats(weights, prefix, "linear_attn.A_log", 1, dim,
+                        &it->decay_scale);
+    if (st)
+        return st;
+    for (uint32_t h = 0; h < it->shape.n_v_head; h++)
+        it->decay_scale[h] = (float)-exp((double)it->decay_scale[h]);
+    st = weights_floats(weights, prefix, "linear_attn.dt_bias", 1, dim,
+                        &it->dt_bias);
+    if (st)
+        return st;
+    /* This norm alone has a plain weight, also where others mean 1 + w. */
+    return weights_norm(weights, prefix, "linear_attn.norm.weight",
+                        it->shape.d_v, false, &it->norm);
+}
+
+static void release(struct mixer_layer *layer)
+{
+    if (!layer)
+        return;
+    linear_release(&layer->in);
+    linear_release(&layer->out);
+    free(layer->conv);
+    free(layer->decay_scale);
+    free(layer->dt_bias);
+    free(layer->norm);
+    free(layer);
+}
+
+static enum status bind(const struct config *config,
+                        const struct safetensors *weights, const char *prefix,
+                        struct mixer_layer **out)
+{
+    struct mixer_layer *it;
+    enum status st;
+
+    if (config->conv_width > CONV_WIDTH_MAX)
+        return status_fail(STATUS_UNIMPLEMENTED,
+                           "config.json: linear_conv_kernel_dim is %u, known: "
+                           "1 to %u",
+                           config->conv_width, CONV_WIDTH_MAX);
+    it = weights_room(sizeof(*it));
+    if (!it)
+        return STATUS_RESOURCE_EXHAUSTED;
+    it->shape = shape_of(config);
+    it->conv_width = config->conv_width;
+    it->eps = (float)config->rms_eps;
+    plan(config, &it->plan);
+    st = bind_projections(config, weights, prefix, it);
+    if (!st)
+        st = bind_conv(weights, prefix, it);
+    if (!st)
+        st = bind_vectors(weights, prefix, it);
+    if (st) {
+        release(it);
+        return st;
+    }
+    *out = it;
+    return STATUS_OK;
+}
+
+static size_t bytes(const struct mixer_layer *layer)
+{
+    const struct fused fused = fused_of(layer->shape);
+    const size_t n = fused.n_channel * layer->conv_width +
+                     2 * (size_t)layer->shape.n_v_head + layer->shape.d_v;
+
+    return linear_bytes(&layer->in) + linear_bytes(&layer->out) +
+           n * sizeof(float);
+}
+
+/* Where the state's field lies in the memory of span i. */
+static void *field_of(const struct mixer_layer *layer,
+                      const struct mixer_batch *batch, uint32_t i,
+                      enum field field)
+{
+    char *state = batch->span[i].layer[batch->layer].state;
+
+    return state + layer->plan.field[field].offset;
+}
+
+static void convolve(const struct mixer_layer *layer,
+                     const struct mixer_batch *batch, const float *fused,
+                     float *y)
+{
+    const struct fused at = fused_of(layer->shape);
+    struct conv_span *span = batch->span_work;
+
+    static_assert(sizeof(*span) <= MIXER_SPAN_WORK_BYTES, "span fits");
+    for (uint32_t i = 0; i < batch->n_span; i++)
+        span[i] =
+            (struct conv_span){.first_row = batch->span[i].first_row,
+                               .n_row = batch->span[i].n_row,
+                               .tail = field_of(layer, batch, i, FIELD_CONV)};
+    batch->backend->conv(
+        batch->pool, &(struct conv_args){.y = y,
+                                         .y_stride = row_stride(at.n_channel),
+                                         .x = fused,
+                                         .x_stride = at.stride,
+                                         .weight = layer->conv,
+                                         .n_channel = (uint32_t)at.n_channel,
+                                         .width = layer->conv_width,
+                                         .span = span,
+                                         .n_span = batch->n_span});
+}
+
+static void recur(const struct mixer_layer *layer,
+                  const struct mixer_batch *batch, const float *qkv,
+                  const float *gates, float *out)
+{
+    const struct fused at = fused_of(layer->shape);
+    struct delta_span *span = batch->span_work;
+
+    static_assert(sizeof(*span) <= MIXER_SPAN_WORK_BYTES, "span fits");
+    for (uint32_t i = 0; i < batch->n_span; i++)
+        span[i] = (struct delta_span){
+            .first_row = batch->span[i].first_row,
+            .n_row = batch->span[i].n_row,
+            .position = batch->span[i].position,
+            .state = {.s = field_of(layer, batch, i, FIELD_S),
+                      .ring_k = field_of(layer, batch, i, FIELD_RING_K),
+                      .ring_u = field_of(layer, batch, i, FIELD_RING_U),
+                      .ring_g = field_of(layer, batch, i, FIELD_RING_G)}};
+    batch->backend->delta(
+        batch->pool,
+        &(struct delta_args){.shape = layer->shape,
+                             .out = out,
+                             .out_stride = row_stride(at.n_value),
+                             .q = qkv,
+                             .k = qkv + at.n_key,
+                             .v = qkv + 2 * at.n_key,
+                             .qkv_stride = row_stride(at.n_channel),
+                             .beta = gates,
+                             .log_decay = gates + (size_t)batch->n_row *
+                                                      layer->shape.n_v_head,
+                             .span = span,
+                             .n_span = batch->n_span});
+}
+
+/* out = norm(out) * silu(z) per head, then residual += out_proj(out). */
+static void finish(const struct mixer_layer *layer,
+                   const struct mixer_batch *batch, const float *fused,
+                   float *out)
+{
+    const struct backend *backend = batch->backend;
+    const struct fused at = fused_of(layer->shape);
+    const size_t stride = row_stride(at.n_value);
+
+    backend->gated_norm(
+        batch->pool,
+        &(struct gated_norm_args){.norm = {.y = out,
+                                           .y_stride = stride,
+                                           .x = out,
+                                           .x_stride = stride,
+                                           .weight = layer->norm,
+                                           .n_row = batch->n_row,
+                                           .n_group = layer->shape.n_v_head,
+                                           .dim = layer->shape.d_v,
+                                           .eps = layer->eps},
+                                  .z = fused + at.z,
+                                  .z_stride = at.stride});
+    backend->linear_add(batch->pool,
+                        &(struct linear_args){.y = batch->residual,
+                                              .y_stride = layer->out.n_out,
+                                              .x = out,
+                                              .x_stride = stride,
+                                              .n_row = batch->n_row,
+                                              .w = &layer->out});
+}
+
+static void rows(const struct mixer_layer *layer,
+                 const struct mixer_batch *batch)
+{
+    const struct backend *backend = batch->backend;
+    const struct fused at = fused_of(layer->shape);
+    const size_t n_row = batch->n_row;
+    float *fused = batch->work;
+    float *qkv = fused + n_row * at.stride;
+    float *out = qkv + n_row * row_stride(at.n_channel);
+    float *gates = out + n_row * row_stride(at.n_value); /* beta, log_decay */
+
+    backend->linear(batch->pool,
+                    &(struct linear_args){.y = fused,
+                                          .y_stride = at.stride,
+                                          .x = batch->x,
+                                          .x_stride = layer->in.n_in,
+                                          .n_row = batch->n_row,
+                                          .w = &layer->in});
+    convolve(layer, batch, fused, qkv);
+    backend->delta_gate(batch->pool,
+                        &(struct delta_gate_args){
+                            .beta = gates,
+                            .log_decay = gates + n_row * layer->shape.n_v_head,
+                            .a = fused + at.a,
+                            .b = fused + at.b,
+                            .a_stride = at.stride,
+                            .b_stride = at.stride,
+                            .decay_scale = layer->decay_scale,
+                            .dt_bias = layer->dt_bias,
+                            .n_row = batch->n_row,
+                            .n_v_head = layer->shape.n_v_head});
+    recur(layer, batch, qkv, gates, out);
+    finish(layer, batch, fused, out);
+}
+
+const struct mixer mixer_delta = {
+    .name = "delta",
+    .plan = plan,
+    .bind = bind,
+    .release = release,
+    .bytes = bytes,
+    .rows = rows,
+};

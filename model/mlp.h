@@ -1,0 +1,43 @@
+#ifndef MODEL_MLP_H
+#define MODEL_MLP_H
+/*
+ * The feed-forward half of a layer: residual += down(silu(gate(h)) * up(h)),
+ * with gate and up as one product. Shazeer 2020, arXiv:2002.05202.
+ */
+#include "base/status.h"
+#include "kernels/backend.h"
+#include "model/config.h"
+#include "model/safetensors.h"
+
+struct mlp {
+    struct linear gate_up; /* [2 * n_ff, hidden]: gate, then up */
+    struct linear down;    /* [hidden, n_ff] */
+};
+
+/*
+ * Pack the weights of the layer that prefix names ("model.layers.3.").
+ *   as weights_linear()
+ */
+MUST_CHECK enum status mlp_init(const struct config *config,
+                                const struct safetensors *weights,
+                                const char *prefix, struct mlp *out);
+void mlp_release(struct mlp *mlp);
+size_t mlp_bytes(const struct mlp *mlp);
+
+/* Floats of workspace per row. */
+size_t mlp_row_floats(const struct config *config);
+
+/*
+ * residual [n_row, hidden] += mlp(x [n_row, hidden]); work is
+ * [n_row, mlp_row_floats()], 64-byte aligned.
+ */
+struct mlp_args {
+    const struct backend *backend;
+    struct pool *pool;
+    const float *x;
+    float *residual;
+    float *work;
+    uint32_t n_row;
+};
+void mlp_rows(const struct mlp *mlp, const struct mlp_args *args);
+#endif

@@ -1,0 +1,400 @@
+#include "model/model.h"
+
+#include "model/arch.h"
+#include "model/graph.h"
+#include "model/safetensors.h"
+#include "model/weights.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * Positions whose angles go into the numerics id, so that it is the same for
+ * any context limit; the table has at least these.
+ */
+#define ROPE_PROBE 4096u
+#define FINGERPRINT_TEXT_SIZE (1024u + CONFIG_LAYER_MAX)
+
+/* ------------------------------------------------------------------ rope */
+
+/*
+ * The frequency of one pair, after Llama 3.1's rescale: long waves are slowed
+ * by `factor`, short ones kept, those between are mixed. transformers:
+ * modeling_rope_utils.py, _compute_llama3_parameters.
+ */
+static double rescale_llama3(const struct rope_config *rope, double freq)
+{
+    const double context = rope->original_context;
+    const double wave = 2.0 * acos(-1.0) / freq;
+    double smooth;
+
+    if (wave > context / rope->low_freq_factor)
+        return freq / rope->factor;
+    if (wave < context / rope->high_freq_factor)
+        return freq;
+    smooth = (context / wave - rope->low_freq_factor) /
+             (rope->high_freq_factor - rope->low_freq_factor);
+    return (1.0 - smooth) * freq / rope->factor + smooth * freq;
+}
+
+static enum status init_rope(struct model *model)
+{
+    const struct rope_config *rope = &model->config.rope;
+    const uint32_t n_pair = rope->n_rot / 2;
+    const uint64_t n_want =
+        model->n_context > ROPE_PROBE ? model->n_context : ROPE_PROBE;
+    double *freq = weights_room(n_pair * sizeof(*freq));
+    enum status st;
+
+    if (!freq)
+        return STATUS_RESOURCE_EXHAUSTED;
+    for (uint32_t i = 0; i < n_pair; i++) {
+        freq[i] = pow(rope->theta, -2.0 * i / (double)rope->n_rot);
+        if (rope->kind == ROPE_LLAMA3)
+            freq[i] = rescale_llama3(rope, freq[i]);
+    }
+    st = rope_table_init(rope->n_rot,
+                         (n_want + KV_BLOCK - 1) / KV_BLOCK * KV_BLOCK, freq,
+                         &model->rope);
+    free(freq);
+    return st;
+}
+
+/* ------------------------------------------------------------- identities */
+
+/*
+ * Everything in the config that changes a logit, as text: a struct's bytes
+ * would hold padding and fields that do not. The context limit is left out, so
+ * that nodes with other limits may share sessions.
+ */
+static struct digest digest_config(struct digest weights,
+                                   const struct config *c)
+{
+    const struct rope_config *r = &c->rope;
+    char text[FINGERPRINT_TEXT_SIZE];
+    int n = snprintf(
+        text, sizeof(text),
+        "%s %u %u %u %u eps=%a tied=%d softmax=%u/%u/%u norm=%d gate=%d "
+        "unit=%d rope=%d %u %a %a %a %a %u delta=%u/%u/%u/%u conv=%u ",
+        c->model_type, c->n_layer, c->hidden, c->n_ff, c->n_vocab, c->rms_eps,
+        c->is_tied, c->n_head, c->n_kv_head, c->d_head, c->has_qk_norm,
+        c->has_output_gate, c->has_unit_offset, (int)r->kind, r->n_rot,
+        r->theta, r->factor, r->low_freq_factor, r->high_freq_factor,
+        r->original_context, c->n_k_head, c->n_v_head, c->d_k, c->d_v,
+        c->conv_width);
+
+    assert(n > 0 && (size_t)n + c->n_layer < sizeof(text));
+    for (uint32_t i = 0; i < c->n_layer; i++)
+        text[n++] = c->layer[i] == LAYER_DELTA ? 'd' : 's';
+    return digest_chain(weights, text, (size_t)n);
+}
+
+static void name_numerics(struct model *model)
+{
+    const size_t n_probe = (size_t)ROPE_PROBE * (model->rope.n_rot / 2);
+    const char *format = !model->has_f32   ? "bf16"
+                         : model->has_bf16 ? "mixed"
+                                           : "f32";
+    struct digest rope = {0};
+    int n;
+
+    if (model->rope.cos) {
+        rope = digest_bytes(model->rope.cos, n_probe * sizeof(float));
+        rope = digest_chain(rope, model->rope.sin, n_probe * sizeof(float));
+    }
+    n = snprintf(model->numerics, sizeof(model->numerics),
+                 NUMERICS_CPU "/%s/kv-f32/rope-%08x", format,
+                 (uint32_t)rope.lo);
+    assert(n > 0 && (size_t)n < sizeof(model->numerics));
+}
+
+/* ---------------------------------------------------------------- weights */
+
+static void note_type(struct model *model, enum linear_type type)
+{
+    if (type == LINEAR_BF16)
+        model->has_bf16 = true;
+    else
+        model->has_f32 = true;
+}
+
+/*
+ * The table is copied, so that the file is not needed, nor trusted to keep its
+ * length, once loading is over.
+ */
+static enum status load_embedding(struct model *model,
+                                  const struct safetensors *weights,
+                                  const char *name)
+{
+    const uint64_t dim[2] = {model->config.n_vocab, model->config.hidden};
+    const struct tensor *tensor;
+    enum status st;
+
+    st = safetensors_need(weights, name, 2, dim, &tensor);
+    if (st)
+        return st;
+    model->embedding_type =
+        tensor->type == TENSOR_BF16 ? LINEAR_BF16 : LINEAR_F32;
+    note_type(model, model->embedding_type);
+    if (model->embedding_type == LINEAR_BF16) {
+        model->embedding = weights_room(tensor->n_bytes);
+        if (!model->embedding)
+            return STATUS_RESOURCE_EXHAUSTED;
+        memcpy(model->embedding, tensor->data, tensor->n_bytes);
+        return STATUS_OK;
+    }
+    model->embedding = weights_room(dim[0] * dim[1] * sizeof(float));
+    if (!model->embedding)
+        return STATUS_RESOURCE_EXHAUSTED;
+    tensor_read_f32(tensor, 0, dim[0] * dim[1], model->embedding);
+    return STATUS_OK;
+}
+
+static enum status load_layer(struct model *model, const struct arch *arch,
+                              const struct safetensors *weights, uint32_t i)
+{
+    const struct config *config = &model->config;
+    struct layer *layer = &model->layer[i];
+    char prefix[WEIGHTS_NAME_SIZE];
+    enum status st;
+
+    layer->mixer = arch->mixer[config->layer[i]];
+    assert(layer->mixer);
+    layer->mixer->plan(config, &layer->plan);
+    (void)snprintf(prefix, sizeof(prefix), "%slayers.%u.",
+                   arch_prefix(arch, config), i);
+    st = weights_norm(weights, prefix, arch->mixer_norm, config->hidden,
+                      config->has_unit_offset, &layer->mixer_norm);
+    if (!st)
+        st = layer->mixer->bind(config, weights, prefix, &layer->mixing);
+    if (!st)
+        st = weights_norm(weights, prefix, arch->mlp_norm, config->hidden,
+                          config->has_unit_offset, &layer->mlp_norm);
+    if (!st)
+        st = mlp_init(config, weights, prefix, &layer->mlp);
+    if (!st)
+        note_type(model, layer->mlp.gate_up.type);
+    return st;
+}
+
+static enum status load_weights(struct model *model, const struct arch *arch,
+                                const struct safetensors *weights)
+{
+    const struct config *config = &model->config;
+    const char *prefix = arch_prefix(arch, config);
+    const struct weight_part head = weight_whole(
+        config->is_tied ? arch->embedding : arch->head, config->n_vocab);
+    char name[WEIGHTS_NAME_SIZE];
+    enum status st;
+
+    (void)snprintf(name, sizeof(name), "%s%s", prefix, arch->embedding);
+    st = load_embedding(model, weights, name);
+    for (uint32_t i = 0; i < config->n_layer && !st; i++)
+        st = load_layer(model, arch, weights, i);
+    if (!st)
+        st = weights_norm(weights, prefix, arch->final_norm, config->hidden,
+                          config->has_unit_offset, &model->final_norm);
+    if (!st)
+        st = weights_linear(weights, config->is_tied ? prefix : "", &head, 1,
+                            config->hidden, &model->head);
+    if (!st)
+        note_type(model, model->head.type);
+    return st;
+}
+
+/* Elements of the tensors that belong to the text model. */
+static uint64_t count_parameters(const struct arch *arch,
+                                 const struct config *config,
+                                 const struct safetensors *weights)
+{
+    const char *prefix = arch_prefix(arch, config);
+    uint64_t n_all = 0;
+
+    for (uint32_t i = 0; i < safetensors_count(weights); i++) {
+        const struct tensor *tensor = safetensors_at(weights, i);
+        uint64_t n = 1;
+
+        if (strncmp(tensor->name, prefix, strlen(prefix)) != 0 &&
+            (config->is_tied || strcmp(tensor->name, arch->head) != 0))
+            continue;
+        for (uint32_t d = 0; d < tensor->n_dim; d++)
+            n *= tensor->dim[d];
+        n_all += n;
+    }
+    return n_all;
+}
+
+/* ------------------------------------------------------------------- life */
+
+static enum status load(struct model *model,
+                        const struct model_options *options, const char *dir)
+{
+    const struct arch *arch;
+    struct safetensors *weights = NULL;
+    enum status st;
+
+    st = config_load(dir, &model->config);
+    if (!st)
+        st = arch_find(&model->config, &arch);
+    if (st)
+        return st;
+    if (options->n_context > model->config.n_context)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "context of %lu tokens is asked for, the model has "
+                           "max_position_embeddings %u",
+                           options->n_context, model->config.n_context);
+    model->backend = options->backend;
+    model->n_context =
+        options->n_context ? options->n_context : model->config.n_context;
+    model->layer = weights_room(model->config.n_layer * sizeof(struct layer));
+    if (!model->layer)
+        return STATUS_RESOURCE_EXHAUSTED;
+
+    st = safetensors_open(dir, &weights);
+    if (st)
+        return st;
+    st = load_weights(model, arch, weights);
+    if (!st && model->config.rope.n_rot)
+        st = init_rope(model);
+    if (!st) {
+        model->n_parameter = count_parameters(arch, &model->config, weights);
+        model->fingerprint =
+            digest_config(safetensors_digest(weights), &model->config);
+        name_numerics(model);
+    }
+    safetensors_close(weights);
+    return st;
+}
+
+enum status model_load(const char *dir, const struct model_options *options,
+                       struct model **out)
+{
+    struct model *model = weights_room(sizeof(*model));
+    enum status st;
+
+    assert(options->backend);
+    if (!model)
+        return STATUS_RESOURCE_EXHAUSTED;
+    st = load(model, options, dir);
+    if (st) {
+        model_destroy(model);
+        return st;
+    }
+    *out = model;
+    return STATUS_OK;
+}
+
+void model_destroy(struct model *model)
+{
+    if (!model)
+        return;
+    for (uint32_t i = 0; model->layer && i < model->config.n_layer; i++) {
+        struct layer *layer = &model->layer[i];
+
+        if (layer->mixer)
+            layer->mixer->release(layer->mixing);
+        free(layer->mixer_norm);
+        free(layer->mlp_norm);
+        mlp_release(&layer->mlp);
+    }
+    free(model->layer);
+    free(model->embedding);
+    free(model->final_norm);
+    linear_release(&model->head);
+    rope_table_release(&model->rope);
+    free(model);
+}
+
+/* ------------------------------------------------------------------ facts */
+
+const struct config *model_config(const struct model *model)
+{
+    return &model->config;
+}
+
+uint64_t model_n_context(const struct model *model)
+{
+    return model->n_context;
+}
+
+const struct mixer_plan *model_plan(const struct model *model, uint32_t layer)
+{
+    assert(layer < model->config.n_layer);
+    return &model->layer[layer].plan;
+}
+
+const struct backend *model_backend(const struct model *model)
+{
+    return model->backend;
+}
+
+uint64_t model_n_parameter(const struct model *model)
+{
+    return model->n_parameter;
+}
+
+size_t model_table_bytes(const struct model *model)
+{
+    return model->rope.cos ? 2 * sizeof(float) * (model->rope.n_rot / 2) *
+                                 model->rope.n_position
+                           : 0;
+}
+
+size_t model_weight_bytes(const struct model *model)
+{
+    const struct config *c = &model->config;
+    const size_t element = model->embedding_type == LINEAR_BF16 ? 2 : 4;
+    size_t n = element * c->n_vocab * c->hidden + linear_bytes(&model->head) +
+               c->hidden * sizeof(float);
+
+    for (uint32_t i = 0; i < c->n_layer; i++) {
+        const struct layer *layer = &model->layer[i];
+
+        n += layer->mixer->bytes(layer->mixing) + mlp_bytes(&layer->mlp) +
+             2 * c->hidden * sizeof(float);
+    }
+    return n;
+}
+
+size_t model_step_bytes(const struct model *model)
+{
+    const size_t element = model->embedding_type == LINEAR_BF16 ? 2 : 4;
+
+    return model_weight_bytes(model) -
+           element * model->config.n_vocab * model->config.hidden;
+}
+
+static double mlp_flops(const struct config *config)
+{
+    return 6.0 * (double)config->hidden * (double)config->n_ff;
+}
+
+double model_row_flops(const struct model *model)
+{
+    const struct config *c = &model->config;
+    double n = 2.0 * (double)c->hidden * (double)c->n_vocab;
+
+    for (uint32_t i = 0; i < c->n_layer; i++)
+        n += model->layer[i].plan.row_flops + mlp_flops(c);
+    return n;
+}
+
+double model_logit_flops(const struct model *model)
+{
+    const struct config *c = &model->config;
+
+    return 2.0 * (double)c->hidden * (double)c->n_vocab + mlp_flops(c);
+}
+
+struct digest model_fingerprint(const struct model *model)
+{
+    return model->fingerprint;
+}
+
+const char *model_numerics(const struct model *model)
+{
+    return model->numerics;
+}

@@ -1,0 +1,95 @@
+#ifndef MODEL_MODEL_H
+#define MODEL_MODEL_H
+/*
+ * A loaded model: config, packed weights, layer graph, tables. Immutable after
+ * loading; any number of workspaces may run on it. Knows nothing of sessions
+ * beyond the pointers in a span.
+ */
+#include "base/digest.h"
+#include "base/status.h"
+#include "kernels/backend.h"
+#include "model/config.h"
+#include "model/mixer.h"
+
+struct model;
+
+struct model_options {
+    const struct backend *backend;
+    uint64_t n_context; /* tokens a session may have; 0: the model's own */
+};
+
+/*
+ * Load DIR (config.json, safetensors; the tokenizer is loaded apart). The files
+ * are not needed any more once this returns.
+ *   as config_load(), safetensors_open() and safetensors_need(); every message
+ *   names the file and the tensor and what was expected
+ *   INVALID_ARGUMENT    n_context above the model's own
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status model_load(const char *dir,
+                                  const struct model_options *options,
+                                  struct model **out);
+void model_destroy(struct model *model);
+
+const struct config *model_config(const struct model *model);
+uint64_t model_n_context(const struct model *model); /* tokens, the limit */
+const struct mixer_plan *model_plan(const struct model *model, uint32_t layer);
+size_t model_weight_bytes(const struct model *model);
+const struct backend *model_backend(const struct model *model);
+
+/* Elements of the text model's tensors, as the file has them. */
+uint64_t model_n_parameter(const struct model *model);
+
+/* Bytes of tables made from the config (rotary angles), beside the weights. */
+size_t model_table_bytes(const struct model *model);
+
+/* Weight bytes that one step reads: all but the embedding table's. */
+size_t model_step_bytes(const struct model *model);
+
+/*
+ * FLOPs of one row without attention over the past: 2 x weights touched, and
+ * the recurrences. Included is what only logit rows cost: the last mlp and the
+ * head, model_logit_flops().
+ */
+double model_row_flops(const struct model *model);
+double model_logit_flops(const struct model *model);
+
+/*
+ * What two sessions must share to have the same bits. The fingerprint digests
+ * weights and config; numerics is text such as
+ * "fp32-chain-1/bf16/kv-f32/rope-1a2b3c4d".
+ */
+struct digest model_fingerprint(const struct model *model);
+const char *model_numerics(const struct model *model);
+
+/* Buffers for one engine thread's steps; allocated once. */
+struct workspace;
+/*
+ *   RESOURCE_EXHAUSTED  no memory for max_row rows and max_logit logit rows
+ */
+MUST_CHECK enum status workspace_create(const struct model *model,
+                                        uint32_t max_row, uint32_t max_span,
+                                        uint32_t max_logit,
+                                        struct workspace **out);
+void workspace_destroy(struct workspace *workspace);
+size_t workspace_bytes(const struct workspace *workspace);
+
+/* One step: rows of any number of sessions. */
+struct batch {
+    const uint32_t *token; /* [n_row], each below n_vocab */
+    uint32_t n_row;
+    const struct span *span; /* in order, covering all rows */
+    uint32_t n_span;
+    const uint32_t *logit_row; /* rows whose logits are wanted, ascending */
+    uint32_t n_logit;
+};
+
+/*
+ * Advance the spans' memories by their rows. Blocks up to the last row's
+ * position must exist. Returns the logits, [n_logit, n_vocab], owned by the
+ * workspace and valid until its next step. Cannot fail; limits are asserted.
+ */
+const float *model_forward(const struct model *model, struct pool *pool,
+                           struct workspace *workspace,
+                           const struct batch *batch);
+#endif

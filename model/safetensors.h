@@ -1,0 +1,84 @@
+#ifndef MODEL_SAFETENSORS_H
+#define MODEL_SAFETENSORS_H
+/*
+ * Tensors of a Hugging Face directory: model.safetensors, or the shards that
+ * model.safetensors.index.json names; memory-mapped read-only. Every size and
+ * offset is checked against the file at open, so a tensor that was found can
+ * be read without further checks. A file that shrinks while mapped kills any
+ * process that maps it; weights are therefore to be replaced by rename.
+ */
+#include "base/digest.h"
+#include "base/status.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define SAFETENSORS_RANK_MAX 8u
+#define SAFETENSORS_HEADER_MAX (100u << 20) /* bytes, as the format's own */
+#define SAFETENSORS_SHARD_MAX 1024u
+#define SAFETENSORS_TENSOR_MAX 1000000u
+
+enum tensor_type {
+    TENSOR_F32,
+    TENSOR_F16,
+    TENSOR_BF16,
+    TENSOR_I32,
+    TENSOR_I64,
+    TENSOR_OTHER
+};
+
+struct tensor {
+    const char *name; /* borrowed from the file */
+    enum tensor_type type;
+    uint32_t n_dim;
+    uint64_t dim[SAFETENSORS_RANK_MAX];
+    const void *data; /* [dim...] row-major, little-endian; may be unaligned */
+    size_t n_bytes;
+};
+
+struct safetensors;
+
+/*
+ * Open DIR's weights, or one file when `path` ends in .safetensors.
+ *   NOT_FOUND         no such file, or a shard that the index names is missing
+ *   PERMISSION_DENIED a file may not be read
+ *   INVALID_ARGUMENT  truncated; header too large or not JSON; offsets outside
+ *                     the file, overlapping, leaving holes (the format forbids
+ *                     them), or not matching shape x type; sizes that
+ *                     overflow; an unknown type; a name twice (also across
+ *                     shards); more tensors or shards than the limits; index
+ *                     naming a tensor its shard lacks or a file outside DIR.
+ *                     The message names the file, the tensor, what was found
+ *                     and what was expected.
+ *   RESOURCE_EXHAUSTED  mmap or memory
+ */
+MUST_CHECK enum status safetensors_open(const char *path,
+                                        struct safetensors **out);
+void safetensors_close(struct safetensors *file);
+
+/* NULL when there is no such tensor. Borrowed until close. */
+const struct tensor *safetensors_find(const struct safetensors *file,
+                                      const char *name);
+uint32_t safetensors_count(const struct safetensors *file);
+const struct tensor *safetensors_at(const struct safetensors *file, uint32_t i);
+
+/*
+ * Find a float tensor (F32, F16, BF16) of exactly this shape.
+ *   NOT_FOUND         "model.safetensors: no tensor 'x', expected [4, 4]"
+ *   INVALID_ARGUMENT  other type or shape: names both
+ */
+MUST_CHECK enum status safetensors_need(const struct safetensors *file,
+                                        const char *name, uint32_t n_dim,
+                                        const uint64_t *dim,
+                                        const struct tensor **out);
+
+/* Elements [first, first + n) as float, whatever the float type is. */
+void tensor_read_f32(const struct tensor *tensor, uint64_t first, uint64_t n,
+                     float *out);
+
+/*
+ * Digest over all names, types, shapes and bytes in order of name: the model's
+ * weights fingerprint, the same for one file or many shards.
+ */
+struct digest safetensors_digest(const struct safetensors *file);
+#endif

@@ -1,0 +1,70 @@
+#ifndef MODEL_WEIGHTS_H
+#define MODEL_WEIGHTS_H
+/*
+ * From tensors of a file to what kernels read: several projections of the same
+ * input packed as one product (one pass over the row, one start of the worker
+ * pool), vectors as aligned floats. BF16 stays BF16; F16 becomes F32, which
+ * holds it exactly; a product of BF16 and F32 parts becomes F32. Used while
+ * loading only, by one thread.
+ */
+#include "base/status.h"
+#include "kernels/linear.h"
+#include "model/safetensors.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#define WEIGHTS_NAME_SIZE 256u /* of a tensor's whole name, with NUL */
+
+/*
+ * Rows of one [n_row, n_in] tensor that become the next outputs of a fused
+ * product: n_group groups of n_each rows, the first at row `first`, each
+ * `stride` rows behind the one before. That takes apart what a checkpoint
+ * interleaves per head.
+ */
+struct weight_part {
+    const char *name; /* behind the prefix: "self_attn.q_proj.weight" */
+    uint32_t n_row;   /* of the whole tensor */
+    uint32_t first, n_each, stride, n_group;
+};
+
+/* The whole tensor in its own order. */
+struct weight_part weight_whole(const char *name, uint32_t n_row);
+
+/* Outputs that n_part parts have together. */
+uint32_t weight_part_rows(const struct weight_part *part, size_t n_part);
+
+/*
+ * One product of all parts, in their order. linear_release() it.
+ *   NOT_FOUND, INVALID_ARGUMENT  as safetensors_need(), for [n_row, n_in]
+ *   RESOURCE_EXHAUSTED           no memory
+ */
+MUST_CHECK enum status weights_linear(const struct safetensors *file,
+                                      const char *prefix,
+                                      const struct weight_part *part,
+                                      size_t n_part, uint32_t n_in,
+                                      struct linear *out);
+
+/*
+ * A tensor of exactly the shape dim[n_dim] as floats, 64-byte aligned; free()
+ * it.
+ *   NOT_FOUND, INVALID_ARGUMENT  as safetensors_need()
+ *   RESOURCE_EXHAUSTED           no memory
+ */
+MUST_CHECK enum status weights_floats(const struct safetensors *file,
+                                      const char *prefix, const char *name,
+                                      uint32_t n_dim, const uint64_t *dim,
+                                      float **out);
+
+/*
+ * The weight [n] of a norm; with `has_unit_offset` the file holds w of (1 + w)
+ * and the 1 is added here.  Errors as weights_floats()
+ */
+MUST_CHECK enum status weights_norm(const struct safetensors *file,
+                                    const char *prefix, const char *name,
+                                    uint32_t n, bool has_unit_offset,
+                                    float **out);
+
+/* Zeroed bytes, 64-byte aligned, free() them; NULL and the cause when none. */
+void *weights_room(size_t bytes);
+#endif

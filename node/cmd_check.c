@@ -1,0 +1,133 @@
+/*
+ * godwitd check: does this model load, what is it, and does it compute what
+ * its authors' code computes?
+ */
+#include "node/commands.h"
+#include "node/golden.h"
+#include "node/subcommand.h"
+
+#include <stddef.h>
+
+struct check {
+    const char *model, *golden, *backend;
+    uint64_t threads, max_length;
+};
+
+static const struct setting ROW[] = {
+    {.name = "model",
+     .kind = SETTING_TEXT,
+     .unit = "DIR",
+     .help = "Hugging Face directory of the model",
+     .offset = offsetof(struct check, model)},
+    {.name = "golden",
+     .kind = SETTING_TEXT,
+     .preset = "",
+     .unit = "DIR",
+     .help = "an oracle's golden.safetensors and cases.json to compare with",
+     .offset = offsetof(struct check, golden)},
+    {.name = "backend",
+     .kind = SETTING_TEXT,
+     .preset = "auto",
+     .unit = "NAME",
+     .help = "auto, or the name of a kernel backend",
+     .offset = offsetof(struct check, backend)},
+    {.name = "threads",
+     .kind = SETTING_NUMBER,
+     .preset = "0",
+     .max = POOL_THREAD_MAX,
+     .unit = "threads",
+     .help = "worker threads; 0 for one per CPU",
+     .offset = offsetof(struct check, threads)},
+    {.name = "max-length",
+     .kind = SETTING_NUMBER,
+     .preset = "0",
+     .max = CONFIG_CONTEXT_MAX,
+     .unit = "tokens",
+     .help = "leave out golden cases with longer prompts; 0 for none",
+     .offset = offsetof(struct check, max_length)},
+};
+
+static const struct settings SETTINGS = {
+    .program = "godwitd check",
+    .about = "Load a model and show what it is, or compare every logit with an "
+             "oracle's.\nExit code 0: within tolerance, 1: beyond, 2: bad "
+             "input.",
+    .row = ROW,
+    .n_row = sizeof(ROW) / sizeof(ROW[0]),
+};
+
+static void print_summary(const struct model *model)
+{
+    const struct config *config = model_config(model);
+    const uint64_t n_context = model_n_context(model);
+    const size_t empty = memory_bytes_for(model, 0);
+    char fingerprint[DIGEST_TEXT_SIZE];
+    uint32_t n_delta = 0;
+
+    for (uint32_t i = 0; i < config->n_layer; i++)
+        n_delta += config->layer[i] == LAYER_DELTA;
+    digest_format(model_fingerprint(model), fingerprint);
+    printf("name\tvalue\n");
+    printf("type\t%s\n", config->model_type);
+    printf("layers\t%u delta, %u softmax\n", n_delta,
+           config->n_layer - n_delta);
+    printf("parameters\t%lu\n", model_n_parameter(model));
+    printf("vocabulary\t%u\n", config->n_vocab);
+    printf("context_tokens\t%lu\n", n_context);
+    printf("backend\t%s\n", model_backend(model)->name);
+    printf("weight_bytes\t%zu\n", model_weight_bytes(model));
+    printf("table_bytes\t%zu\n", model_table_bytes(model));
+    printf("session_bytes\t%zu\n", empty);
+    printf("token_bytes\t%.1f\n",
+           (double)(memory_bytes_for(model, n_context) - empty) /
+               (double)n_context);
+    printf("fingerprint\t%s\n", fingerprint);
+    printf("numerics\t%s\n", model_numerics(model));
+}
+
+static enum status compare(const struct check *check,
+                           const struct engine_parts *parts,
+                           bool *out_is_within)
+{
+    struct tokenizer *tokenizer = NULL;
+    struct solo solo = {0};
+    struct golden_options options = {.dir = check->golden,
+                                     .max_length = check->max_length};
+    enum status st;
+
+    /* A random checkpoint has no tokenizer; its goldens hold no text either. */
+    st = tokenizer_load(check->model, &tokenizer);
+    if (st && st != STATUS_NOT_FOUND)
+        return st;
+    options.tokenizer = tokenizer;
+    st = solo_init(parts->model, parts->pool, &solo);
+    if (!st)
+        st = golden_check(&solo, &options, stdout, out_is_within);
+    solo_release(&solo);
+    tokenizer_destroy(tokenizer);
+    return st;
+}
+
+int cmd_check(int argc, char **argv)
+{
+    struct check check;
+    struct settings_store *store = NULL;
+    struct engine_parts parts = {0};
+    bool is_within = true;
+    int code;
+
+    if (!subcommand_read(&SETTINGS, argc, argv, &check, &store, &code))
+        return code;
+    code = SUBCOMMAND_DONE;
+    if (engine_parts_init(check.model, check.backend, check.threads, &parts))
+        code = subcommand_fail(&SETTINGS, SUBCOMMAND_BAD_INPUT);
+    else if (!check.golden[0])
+        print_summary(parts.model);
+    else if (compare(&check, &parts, &is_within))
+        code = subcommand_fail(&SETTINGS, SUBCOMMAND_BAD_INPUT);
+    else if (!is_within)
+        code = SUBCOMMAND_FAILED;
+    engine_parts_release(&parts);
+    settings_release(store);
+    return code;
+}

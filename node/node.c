@@ -1,0 +1,307 @@
+#include "node/node.h"
+
+#include "base/log.h"
+#include "state/snapshot.h"
+#include "state/threads.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <limits.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define INBOX_CAPACITY 4096u
+#define OUTBOX_CAPACITY 16384u
+#define JOB_CAPACITY 256u
+#define COMMIT_CAPACITY 4u /* steps that may run ahead of the journal */
+#define STEP_TOKENS 256u   /* prompt tokens beside running replies */
+#define DRAIN_ARENA_BYTES 65536u
+
+struct node {
+    struct model *model;
+    struct tokenizer *tokenizer; /* NULL: the model came without one */
+    struct pool *pool;
+    struct metrics *metrics;
+    struct store *journal_store, *bulk_store;
+    struct journal *journal;
+    struct snapshots *snapshots;
+    struct ring *inbox, *outbox, *done, *reports;
+    struct journal_thread *journal_thread;
+    struct store_thread *store_thread;
+    struct engine *engine;
+    pthread_t engine_thread;
+    bool is_running; /* the engine's thread was started and not joined */
+    char name[64];
+};
+
+struct ring *node_inbox(struct node *node)
+{
+    return node->inbox;
+}
+
+struct ring *node_outbox(struct node *node)
+{
+    return node->outbox;
+}
+
+const struct model *node_model(const struct node *node)
+{
+    return node->model;
+}
+
+const struct tokenizer *node_tokenizer(const struct node *node)
+{
+    return node->tokenizer;
+}
+
+struct metrics *node_metrics(struct node *node)
+{
+    return node->metrics;
+}
+
+const char *node_name(const struct node *node)
+{
+    return node->name;
+}
+
+static uint32_t n_processor(void)
+{
+    cpu_set_t set;
+
+    if (sched_getaffinity(0, sizeof(set), &set) != 0)
+        return 1;
+    return (uint32_t)CPU_COUNT(&set);
+}
+
+static enum status load_model(struct node *node,
+                              const struct node_options *options)
+{
+    struct model_options model = {.n_context = options->n_context};
+    uint64_t n_thread = options->n_thread ? options->n_thread : n_processor();
+    enum status st;
+
+    st = backend_find(options->backend, &model.backend);
+    if (!st)
+        st = model_load(options->model, &model, &node->model);
+    if (!st)
+        st = pool_create((uint32_t)n_thread, &node->pool);
+    if (st)
+        return st;
+    st = tokenizer_load(options->model, &node->tokenizer);
+    if (st == STATUS_NOT_FOUND) {
+        log_line(LOG_WARN, "node", "",
+                 "%s, serving token ids only: text input is refused",
+                 status_reason());
+        return STATUS_OK;
+    }
+    return st;
+}
+
+static enum status make_directory(const char *path)
+{
+    struct stat st;
+
+    if (mkdir(path, 0700) == 0)
+        return STATUS_OK;
+    if (errno == EEXIST && stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+        return STATUS_OK;
+    return status_fail(
+        errno == EEXIST ? STATUS_FAILED_PRECONDITION : STATUS_PERMISSION_DENIED,
+        "data directory %s cannot be made: %s", path,
+        errno == EEXIST ? "a file has that name" : strerror(errno));
+}
+
+static enum status open_stores(struct node *node, const char *data)
+{
+    char path[PATH_MAX];
+    enum status st = make_directory(data);
+
+    if (!st) {
+        (void)snprintf(path, sizeof(path), "%s/journal", data);
+        st = store_open_rocksdb(path, STORE_JOURNAL, &node->journal_store);
+    }
+    if (!st) {
+        (void)snprintf(path, sizeof(path), "%s/store", data);
+        st = store_open_rocksdb(path, STORE_BULK, &node->bulk_store);
+    }
+    if (!st)
+        st = journal_open(node->journal_store, model_fingerprint(node->model),
+                          &node->journal);
+    if (!st)
+        st = snapshots_open(node->bulk_store, node->model, &node->snapshots);
+    return st;
+}
+
+static enum status start_threads(struct node *node)
+{
+    enum status st;
+
+    st = ring_create(INBOX_CAPACITY, sizeof(struct command *), &node->inbox);
+    if (!st)
+        st =
+            ring_create(OUTBOX_CAPACITY, sizeof(struct event *), &node->outbox);
+    if (!st)
+        st = ring_create(JOB_CAPACITY * 2, sizeof(struct store_job *),
+                         &node->done);
+    if (!st)
+        st = ring_create(64, sizeof(struct journal_report), &node->reports);
+    if (!st)
+        st = journal_thread_start(
+            &(struct journal_thread_options){
+                .journal = node->journal,
+                .outbox = node->outbox,
+                .reports = node->reports,
+                .engine = node->inbox,
+                .drop = engine_drop_message,
+            },
+            COMMIT_CAPACITY, &node->journal_thread);
+    if (!st)
+        st = store_thread_start(
+            &(struct store_thread_options){
+                .journal = node->journal,
+                .snapshots = node->snapshots,
+                .done = node->done,
+                .engine = node->inbox,
+            },
+            JOB_CAPACITY, &node->store_thread);
+    return st;
+}
+
+/* Half of what is available now: the weights are loaded already. */
+static size_t session_budget(uint64_t mib)
+{
+    if (mib)
+        return (size_t)mib << 20;
+    return (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) /
+           2;
+}
+
+static void *run_engine(void *arg)
+{
+    struct node *node = arg;
+
+    engine_run(node->engine);
+    return NULL;
+}
+
+static enum status start_engine(struct node *node,
+                                const struct node_options *options)
+{
+    struct engine_options engine = {
+        .model = node->model,
+        .tokenizer = node->tokenizer,
+        .pool = node->pool,
+        .clock = clock_real(),
+        .metrics = node->metrics,
+        .node_name = node->name,
+        .journal = node->journal,
+        .journal_thread = node->journal_thread,
+        .store_thread = node->store_thread,
+        .inbox = node->inbox,
+        .done = node->done,
+        .reports = node->reports,
+        .max_running = (uint32_t)options->max_running,
+        .max_queue = (uint32_t)options->max_queue,
+        .max_sessions = options->max_sessions,
+        .session_bytes = session_budget(options->session_mib),
+        .step_tokens = STEP_TOKENS,
+        .default_max_tokens = (uint32_t)options->default_max_tokens,
+        .durability = strcmp(options->durability, "none") == 0
+                          ? DURABILITY_NONE
+                          : DURABILITY_LOCAL,
+    };
+    enum status st = engine_create(&engine, &node->engine);
+
+    if (st)
+        return st;
+    if (pthread_create(&node->engine_thread, NULL, run_engine, node) != 0)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no thread for the engine");
+    (void)pthread_setname_np(node->engine_thread, "engine");
+    node->is_running = true;
+    return STATUS_OK;
+}
+
+enum status node_start(const struct node_options *options, struct node **out)
+{
+    struct node *node = calloc(1, sizeof(*node));
+    enum status st;
+
+    if (!node)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for a node");
+    (void)snprintf(node->name, sizeof(node->name), "%s", options->name);
+    if (!node->name[0] && gethostname(node->name, sizeof(node->name) - 1) != 0)
+        (void)snprintf(node->name, sizeof(node->name), "node");
+
+    st = metrics_create(&node->metrics);
+    if (!st)
+        st = load_model(node, options);
+    if (!st)
+        st = open_stores(node, options->data);
+    if (!st)
+        st = start_threads(node);
+    if (!st)
+        st = start_engine(node, options);
+    if (st) {
+        node_destroy(node);
+        return st;
+    }
+    *out = node;
+    return STATUS_OK;
+}
+
+/* The engine returns from engine_run() once it has carried this out. */
+static void push_drain(struct node *node, uint32_t grace_ms)
+{
+    struct arena *arena = NULL;
+    struct command *command = NULL;
+    enum status st = arena_create(DRAIN_ARENA_BYTES, &arena);
+
+    if (!st)
+        command = arena_take(arena, sizeof(*command));
+    assert(command);
+    command->kind = COMMAND_DRAIN;
+    command->arena = arena;
+    command->deadline_us =
+        clock_real()->now_us(clock_real()) + (uint64_t)grace_ms * 1000;
+    while (!ring_push(node->inbox, &command))
+        (void)sched_yield(); /* the engine empties it every step */
+}
+
+void node_drain(struct node *node, uint32_t grace_ms)
+{
+    if (!node->is_running)
+        return;
+    push_drain(node, grace_ms);
+    (void)pthread_join(node->engine_thread, NULL);
+    node->is_running = false;
+}
+
+void node_destroy(struct node *node)
+{
+    if (!node)
+        return;
+    assert(!node->is_running);
+    /* Threads first: they hold the rings, the journal and the stores. */
+    journal_thread_stop(node->journal_thread);
+    store_thread_stop(node->store_thread);
+    engine_destroy(node->engine);
+    snapshots_close(node->snapshots);
+    journal_close(node->journal);
+    store_close(node->bulk_store);
+    store_close(node->journal_store);
+    ring_destroy(node->reports);
+    ring_destroy(node->done);
+    ring_destroy(node->outbox);
+    ring_destroy(node->inbox);
+    pool_destroy(node->pool);
+    tokenizer_destroy(node->tokenizer);
+    model_destroy(node->model);
+    metrics_destroy(node->metrics);
+    free(node);
+}

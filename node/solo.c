@@ -1,0 +1,111 @@
+#include "node/solo.h"
+
+#include <assert.h>
+#include <stdbool.h>
+#include <string.h>
+
+enum status solo_init(const struct model *model, struct pool *pool,
+                      struct solo *out)
+{
+    struct solo solo = {.model = model, .pool = pool};
+    enum status st;
+
+    st = workspace_create(model, SOLO_CHUNK, 1, SOLO_CHUNK, &solo.workspace);
+    if (!st)
+        st = memory_create(model, &solo.memory);
+    if (st)
+        solo_release(&solo);
+    else
+        *out = solo;
+    return st;
+}
+
+void solo_release(struct solo *solo)
+{
+    workspace_destroy(solo->workspace);
+    memory_destroy(solo->memory);
+    memset(solo, 0, sizeof(*solo));
+}
+
+enum status solo_restart(struct solo *solo)
+{
+    struct memory *fresh = NULL;
+    const enum status st = memory_create(solo->model, &fresh);
+
+    if (st)
+        return st;
+    memory_destroy(solo->memory);
+    solo->memory = fresh;
+    return STATUS_OK;
+}
+
+/* One step of n rows; logits of all of them, of the last, or of none. */
+static enum status step(struct solo *solo, const uint32_t *token, uint32_t n,
+                        uint32_t n_logit, const float **out)
+{
+    const uint64_t position = memory_position(solo->memory);
+    uint32_t row[SOLO_CHUNK];
+    enum status st;
+
+    assert(n <= SOLO_CHUNK && n_logit <= n);
+    st = memory_reserve(solo->memory, position + n);
+    if (st)
+        return st;
+    for (uint32_t i = 0; i < n_logit; i++)
+        row[i] = n - n_logit + i;
+    *out = model_forward(
+        solo->model, solo->pool, solo->workspace,
+        &(struct batch){
+            .token = token,
+            .n_row = n,
+            .span = &(struct span){.n_row = n,
+                                   .position = position,
+                                   .layer = memory_layers(solo->memory)},
+            .n_span = 1,
+            .logit_row = row,
+            .n_logit = n_logit});
+    memory_advance(solo->memory, n);
+    return STATUS_OK;
+}
+
+enum status solo_feed(struct solo *solo, const uint32_t *token, uint64_t n,
+                      const float **out)
+{
+    enum status st = STATUS_OK;
+
+    for (uint64_t i = 0; i < n && !st;) {
+        const uint32_t n_row =
+            n - i < SOLO_CHUNK ? (uint32_t)(n - i) : SOLO_CHUNK;
+
+        st = step(solo, token + i, n_row, i + n_row == n, out);
+        i += n_row;
+    }
+    return st;
+}
+
+enum status solo_feed_all(struct solo *solo, const uint32_t *token, uint64_t n,
+                          solo_take *take, void *arg)
+{
+    for (uint64_t i = 0; i < n;) {
+        const uint32_t n_row =
+            n - i < SOLO_CHUNK ? (uint32_t)(n - i) : SOLO_CHUNK;
+        const float *logit;
+        const enum status st = step(solo, token + i, n_row, n_row, &logit);
+
+        if (st)
+            return st;
+        take(arg, i, n_row, logit);
+        i += n_row;
+    }
+    return STATUS_OK;
+}
+
+uint32_t solo_argmax(const float *logit, uint32_t n_vocab)
+{
+    uint32_t best = 0;
+
+    for (uint32_t i = 1; i < n_vocab; i++)
+        if (logit[i] > logit[best])
+            best = i;
+    return best;
+}

@@ -1,0 +1,45 @@
+#ifndef NODE_SUBCOMMAND_H
+#define NODE_SUBCOMMAND_H
+/*
+ * What every subcommand does at its edges: read its table of settings, answer
+ * --help, and say on stderr, once, why it failed.
+ */
+#include "base/settings.h"
+#include "kernels/pool.h"
+#include "model/model.h"
+
+#include <stdbool.h>
+
+#define SUBCOMMAND_DONE 0
+#define SUBCOMMAND_FAILED 1
+#define SUBCOMMAND_BAD_INPUT 2
+
+/*
+ * Fill values from the table. False when the command is over: after --help
+ * (code 0) or a bad command line (code 2, with its message written).
+ */
+bool subcommand_read(const struct settings *settings, int argc, char **argv,
+                     void *values, struct settings_store **out_store,
+                     int *out_code);
+
+/* Write "program: reason" of this thread's cause to stderr; returns code. */
+int subcommand_fail(const struct settings *settings, int code);
+
+/* A loaded model and the threads to run it with. */
+struct engine_parts {
+    struct model *model;
+    struct pool *pool;
+};
+
+/* n_thread 0: as many as CPUs this process may use. */
+uint32_t subcommand_threads(uint64_t n_thread);
+
+/*
+ * Find the backend, load the model, start the threads.
+ *   as backend_find(), model_load() and pool_create()
+ */
+MUST_CHECK enum status engine_parts_init(const char *dir, const char *backend,
+                                         uint64_t n_thread,
+                                         struct engine_parts *out);
+void engine_parts_release(struct engine_parts *parts);
+#endif

@@ -1,0 +1,500 @@
+#include "rpc/client.h"
+
+#include "google/rpc/error_details.pb-c.h"
+#include "google/rpc/status.pb-c.h"
+
+#include <errno.h>
+#include <grpc/byte_buffer.h>
+#include <grpc/byte_buffer_reader.h>
+#include <grpc/grpc.h>
+#include <grpc/grpc_security.h>
+#include <grpc/slice.h>
+#include <grpc/support/alloc.h>
+#include <grpc/support/log.h>
+#include <grpc/support/time.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PORT_MAX 65535
+
+struct client {
+    char *endpoint; /* as given, for messages; owned */
+    uint32_t timeout_ms;
+    grpc_channel *channel;
+    grpc_completion_queue *queue;
+    pthread_mutex_t lock; /* of the two fields below */
+    grpc_call *running;   /* NULL between calls */
+    bool is_cancelled;
+};
+
+/* One call: what gRPC writes into, and what is still on its way. */
+struct exchange {
+    struct client *client;
+    grpc_call *call;
+    client_each *each;
+    void *context;
+    enum status each_status; /* non-zero: `each` wanted to stop */
+    unsigned n_pending;      /* batches whose tag has not come back */
+    uint64_t n_message;
+
+    grpc_byte_buffer *message;
+    grpc_metadata_array initial, trailing;
+    grpc_status_code code;
+    grpc_slice text;
+};
+
+/* Tags: only the message's batch needs work when it completes. */
+static char tag_other, tag_message;
+
+static bool has_text(const char *text)
+{
+    return text && text[0];
+}
+
+static enum status check_endpoint(const char *endpoint)
+{
+    const char *colon;
+    char *end = NULL;
+    unsigned long port;
+
+    if (has_text(endpoint) && strncmp(endpoint, "unix:", 5) == 0 && endpoint[5])
+        return STATUS_OK;
+    colon = has_text(endpoint) ? strrchr(endpoint, ':') : NULL;
+    errno = 0;
+    port = colon ? strtoul(colon + 1, &end, 10) : 0;
+    if (!colon || colon == endpoint || !end || *end || errno || port == 0 ||
+        port > PORT_MAX || strchr("+- ", colon[1]) || strpbrk(endpoint, "/ \t"))
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "endpoint '%s' is no HOST:PORT (port 1 to %d) and "
+                           "no unix:/path",
+                           endpoint ? endpoint : "", PORT_MAX);
+    return STATUS_OK;
+}
+
+static enum status read_open_pem(const char *path, FILE *file, char **out)
+{
+    char *text = malloc(CLIENT_PEM_MAX + 1);
+    size_t n;
+
+    if (!text)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for %s", path);
+    n = fread(text, 1, CLIENT_PEM_MAX, file);
+    text[n] = 0;
+    if (ferror(file) || strlen(text) != n || !strstr(text, "-----BEGIN ")) {
+        free(text);
+        return status_fail(STATUS_INVALID_ARGUMENT, "%s holds no PEM block",
+                           path);
+    }
+    *out = text;
+    return STATUS_OK;
+}
+
+/* *out stays NULL when no path is given. */
+static enum status read_pem(const char *path, char **out)
+{
+    enum status st;
+    FILE *file;
+
+    if (!has_text(path))
+        return STATUS_OK;
+    file = fopen(path, "rbe");
+    if (!file)
+        return status_fail(
+            errno == ENOENT ? STATUS_NOT_FOUND : STATUS_INVALID_ARGUMENT,
+            "cannot read PEM file %s: %s", path, strerror(errno));
+    st = read_open_pem(path, file, out);
+    fclose(file);
+    return st;
+}
+
+static enum status make_credentials(const struct client_options *options,
+                                    grpc_channel_credentials **out)
+{
+    bool has_cert = has_text(options->tls_cert);
+    bool has_key = has_text(options->tls_key);
+    grpc_ssl_pem_key_cert_pair pair;
+    char *ca = NULL, *cert = NULL, *key = NULL;
+    enum status st;
+
+    if (!has_text(options->tls_ca) && !has_cert && !has_key) {
+        *out = grpc_insecure_credentials_create();
+        return STATUS_OK;
+    }
+    if (has_cert != has_key)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "a TLS certificate and its key go together, only "
+                           "the %s is given",
+                           has_cert ? "certificate" : "key");
+    st = read_pem(options->tls_ca, &ca);
+    if (!st)
+        st = read_pem(options->tls_cert, &cert);
+    if (!st)
+        st = read_pem(options->tls_key, &key);
+    if (!st) {
+        pair.private_key = key;
+        pair.cert_chain = cert;
+        *out = grpc_ssl_credentials_create_ex(ca, has_cert ? &pair : NULL, NULL,
+                                              NULL);
+    }
+    free(ca);
+    free(cert);
+    free(key);
+    return st;
+}
+
+static grpc_channel *make_channel(const char *endpoint,
+                                  grpc_channel_credentials *credentials)
+{
+    grpc_arg arg[] = {
+        {.type = GRPC_ARG_INTEGER,
+         .key = (char *)GRPC_ARG_ENABLE_HTTP_PROXY,
+         .value.integer = 0},
+        {.type = GRPC_ARG_INTEGER,
+         .key = (char *)GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION,
+         .value.integer = 1},
+        {.type = GRPC_ARG_INTEGER,
+         .key = (char *)GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH,
+         .value.integer = (int)CLIENT_MESSAGE_MAX},
+    };
+    grpc_channel_args args = {sizeof(arg) / sizeof(arg[0]), arg};
+
+    return grpc_channel_create(endpoint, credentials, &args);
+}
+
+enum status client_create(const struct client_options *options,
+                          struct client **out)
+{
+    grpc_channel_credentials *credentials = NULL;
+    struct client *client;
+    enum status st = check_endpoint(options->endpoint);
+
+    if (st)
+        return st;
+    client = calloc(1, sizeof(*client));
+    if (client)
+        client->endpoint = strdup(options->endpoint);
+    if (!client || !client->endpoint) {
+        free(client);
+        return status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for a client");
+    }
+    pthread_mutex_init(&client->lock, NULL);
+    client->timeout_ms = options->timeout_ms;
+    grpc_init();
+    client->queue = grpc_completion_queue_create_for_next(NULL);
+    st = make_credentials(options, &credentials);
+    if (st) {
+        client_destroy(client);
+        return st;
+    }
+    client->channel = make_channel(client->endpoint, credentials);
+    grpc_channel_credentials_release(credentials);
+    *out = client;
+    return STATUS_OK;
+}
+
+void client_destroy(struct client *client)
+{
+    grpc_event event;
+
+    if (!client)
+        return;
+    if (client->channel)
+        grpc_channel_destroy(client->channel);
+    grpc_completion_queue_shutdown(client->queue);
+    do {
+        event = grpc_completion_queue_next(
+            client->queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+    } while (event.type != GRPC_QUEUE_SHUTDOWN);
+    grpc_completion_queue_destroy(client->queue);
+    grpc_shutdown_blocking();
+    pthread_mutex_destroy(&client->lock);
+    free(client->endpoint);
+    free(client);
+}
+
+static void start_batch(struct exchange *exchange, const grpc_op *op, size_t n,
+                        void *tag)
+{
+    grpc_call_error error =
+        grpc_call_start_batch(exchange->call, op, n, tag, NULL);
+
+    /* Only a wrong use of the API is refused: our own mistake. */
+    GPR_ASSERT(error == GRPC_CALL_OK);
+    exchange->n_pending++;
+}
+
+static void start_receive(struct exchange *exchange)
+{
+    grpc_op op = {.op = GRPC_OP_RECV_MESSAGE};
+
+    op.data.recv_message.recv_message = &exchange->message;
+    start_batch(exchange, &op, 1, &tag_message);
+}
+
+/*
+ * Three batches besides the messages: sending may fail on its own, the initial
+ * metadata comes before the first message, the status comes at the very end.
+ */
+static void start(struct exchange *exchange, const void *request,
+                  size_t n_bytes)
+{
+    grpc_slice slice = grpc_slice_from_copied_buffer(request, n_bytes);
+    grpc_byte_buffer *body = grpc_raw_byte_buffer_create(&slice, 1);
+    grpc_op send[3] = {{.op = GRPC_OP_SEND_INITIAL_METADATA},
+                       {.op = GRPC_OP_SEND_MESSAGE},
+                       {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT}};
+    grpc_op initial = {.op = GRPC_OP_RECV_INITIAL_METADATA};
+    grpc_op status = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT};
+
+    send[1].data.send_message.send_message = body;
+    start_batch(exchange, send, 3, &tag_other);
+    initial.data.recv_initial_metadata.recv_initial_metadata =
+        &exchange->initial;
+    start_batch(exchange, &initial, 1, &tag_other);
+    status.data.recv_status_on_client.trailing_metadata = &exchange->trailing;
+    status.data.recv_status_on_client.status = &exchange->code;
+    status.data.recv_status_on_client.status_details = &exchange->text;
+    start_batch(exchange, &status, 1, &tag_other);
+    start_receive(exchange);
+    grpc_byte_buffer_destroy(body); /* the batch holds its own reference */
+    grpc_slice_unref(slice);
+}
+
+static enum status deliver(struct exchange *exchange)
+{
+    grpc_byte_buffer_reader reader;
+    grpc_slice bytes;
+    enum status st = STATUS_OK;
+
+    if (!grpc_byte_buffer_reader_init(&reader, exchange->message))
+        return status_fail(STATUS_INTERNAL,
+                           "a message of %s cannot be decompressed",
+                           exchange->client->endpoint);
+    bytes = grpc_byte_buffer_reader_readall(&reader);
+    grpc_byte_buffer_reader_destroy(&reader);
+    if (exchange->each)
+        st = exchange->each(exchange->context, GRPC_SLICE_START_PTR(bytes),
+                            GRPC_SLICE_LENGTH(bytes));
+    grpc_slice_unref(bytes);
+    return st;
+}
+
+/* A message came, or NULL at the end of them. After a stop they are dropped. */
+static void on_message(struct exchange *exchange)
+{
+    if (!exchange->message)
+        return;
+    exchange->n_message++;
+    if (!exchange->each_status) {
+        exchange->each_status = deliver(exchange);
+        if (exchange->each_status)
+            grpc_call_cancel(exchange->call, NULL);
+    }
+    grpc_byte_buffer_destroy(exchange->message);
+    exchange->message = NULL;
+    start_receive(exchange);
+}
+
+static void run(struct exchange *exchange)
+{
+    while (exchange->n_pending > 0) {
+        grpc_event event = grpc_completion_queue_next(
+            exchange->client->queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+
+        GPR_ASSERT(event.type == GRPC_OP_COMPLETE);
+        exchange->n_pending--;
+        if (event.tag == &tag_message)
+            on_message(exchange);
+    }
+}
+
+static bool is_type(const Google__Protobuf__Any *any, const char *name)
+{
+    const char *slash = strrchr(any->type_url, '/');
+
+    return strcmp(slash ? slash + 1 : any->type_url, name) == 0;
+}
+
+static void adopt_error_info(const Google__Protobuf__Any *any)
+{
+    Google__Rpc__ErrorInfo *info =
+        google__rpc__error_info__unpack(NULL, any->value.len, any->value.data);
+
+    if (info)
+        status_because(info->reason);
+    google__rpc__error_info__free_unpacked(info, NULL);
+}
+
+static void adopt_retry_info(const Google__Protobuf__Any *any)
+{
+    Google__Rpc__RetryInfo *info =
+        google__rpc__retry_info__unpack(NULL, any->value.len, any->value.data);
+
+    if (info && info->retry_delay) {
+        double ms = (double)info->retry_delay->seconds * 1e3 +
+                    (double)info->retry_delay->nanos / 1e6;
+
+        if (ms > 0)
+            status_retry(ms < UINT32_MAX ? (uint32_t)ms : UINT32_MAX);
+    }
+    google__rpc__retry_info__free_unpacked(info, NULL);
+}
+
+static void adopt_bad_request(const Google__Protobuf__Any *any)
+{
+    Google__Rpc__BadRequest *bad =
+        google__rpc__bad_request__unpack(NULL, any->value.len, any->value.data);
+
+    if (bad && bad->n_field_violations > 0)
+        status_field(bad->field_violations[0]->field);
+    google__rpc__bad_request__free_unpacked(bad, NULL);
+}
+
+/* Details that do not parse are left out: code and text stand without them. */
+static void adopt_details(grpc_slice bytes)
+{
+    Google__Rpc__Status *status = google__rpc__status__unpack(
+        NULL, GRPC_SLICE_LENGTH(bytes), GRPC_SLICE_START_PTR(bytes));
+
+    for (size_t i = 0; status && i < status->n_details; i++) {
+        const Google__Protobuf__Any *any = status->details[i];
+
+        if (is_type(any, "google.rpc.ErrorInfo"))
+            adopt_error_info(any);
+        else if (is_type(any, "google.rpc.RetryInfo"))
+            adopt_retry_info(any);
+        else if (is_type(any, "google.rpc.BadRequest"))
+            adopt_bad_request(any);
+    }
+    google__rpc__status__free_unpacked(status, NULL);
+}
+
+static bool find_details(const grpc_metadata_array *metadata, grpc_slice *out)
+{
+    for (size_t i = 0; i < metadata->count; i++) {
+        if (grpc_slice_str_cmp(metadata->metadata[i].key,
+                               "grpc-status-details-bin") != 0)
+            continue;
+        *out = metadata->metadata[i].value;
+        return true;
+    }
+    return false;
+}
+
+/* gRPC itself failed the call: say it in our words, its own behind them. */
+static enum status own_cause(const struct exchange *exchange, enum status code,
+                             const char *text)
+{
+    const struct client *client = exchange->client;
+
+    if (code == STATUS_DEADLINE_EXCEEDED && client->timeout_ms > 0)
+        return status_fail(code, "no answer from %s within %u ms",
+                           client->endpoint, client->timeout_ms);
+    if (code != STATUS_UNAVAILABLE)
+        return status_fail(code, "%s",
+                           text[0] ? text : "the server gives no cause");
+    /* A server that answered sent initial metadata, or at least a message. */
+    if (exchange->n_message > 0 || exchange->initial.count > 0) {
+        status_fail(code, "connection to %s lost: %s", client->endpoint, text);
+        return status_because("CONNECTION_LOST");
+    }
+    status_fail(code, "no server at %s: %s", client->endpoint, text);
+    return status_because("NO_SERVER");
+}
+
+static enum status judge(const struct exchange *exchange)
+{
+    enum status code = (enum status)exchange->code;
+    char *text = grpc_slice_to_c_string(exchange->text);
+    grpc_slice details;
+
+    if (exchange->code < 0 || exchange->code > (int)STATUS_UNAUTHENTICATED)
+        code = STATUS_UNKNOWN;
+    if (code && find_details(&exchange->trailing, &details)) {
+        code = status_fail(code, "%s", text);
+        adopt_details(details);
+    } else if (code) {
+        code = own_cause(exchange, code, text);
+    }
+    gpr_free(text);
+    return code;
+}
+
+static gpr_timespec deadline(uint32_t timeout_ms)
+{
+    if (timeout_ms == 0)
+        return gpr_inf_future(GPR_CLOCK_MONOTONIC);
+    return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                        gpr_time_from_millis(timeout_ms, GPR_TIMESPAN));
+}
+
+/* Publish the call for client_cancel(), or withdraw it. False: cancelled. */
+static bool set_running(struct client *client, grpc_call *call)
+{
+    bool is_wanted;
+
+    pthread_mutex_lock(&client->lock);
+    client->running = call;
+    is_wanted = !client->is_cancelled;
+    pthread_mutex_unlock(&client->lock);
+    return is_wanted;
+}
+
+enum status client_call(struct client *client, const char *method,
+                        const void *request, size_t n_bytes, client_each *each,
+                        void *context)
+{
+    struct exchange exchange = {
+        .client = client, .each = each, .context = context};
+    grpc_slice path = grpc_slice_from_copied_string(method);
+    bool is_wanted;
+    enum status st;
+
+    exchange.text = grpc_empty_slice();
+    grpc_metadata_array_init(&exchange.initial);
+    grpc_metadata_array_init(&exchange.trailing);
+    exchange.call = grpc_channel_create_call(
+        client->channel, NULL, GRPC_PROPAGATE_DEFAULTS, client->queue, path,
+        NULL, deadline(client->timeout_ms), NULL);
+    is_wanted = set_running(client, exchange.call);
+    if (!is_wanted)
+        grpc_call_cancel(exchange.call, NULL);
+    start(&exchange, request, n_bytes);
+    run(&exchange);
+    is_wanted = set_running(client, NULL);
+
+    if (exchange.each_status)
+        st = exchange.each_status;
+    else
+        st = judge(&exchange);
+    if (st == STATUS_CANCELLED && !is_wanted)
+        st = status_fail(STATUS_CANCELLED, "the call was cancelled here");
+    grpc_metadata_array_destroy(&exchange.initial);
+    grpc_metadata_array_destroy(&exchange.trailing);
+    grpc_slice_unref(exchange.text);
+    grpc_slice_unref(path);
+    grpc_call_unref(exchange.call);
+    return st;
+}
+
+void client_cancel(struct client *client)
+{
+    pthread_mutex_lock(&client->lock);
+    client->is_cancelled = true;
+    if (client->running)
+        grpc_call_cancel(client->running, NULL);
+    pthread_mutex_unlock(&client->lock);
+}
+
+static void drop_line(gpr_log_func_args *args)
+{
+    (void)args;
+}
+
+void client_silence(void)
+{
+    gpr_set_log_function(drop_line);
+}

@@ -1,0 +1,67 @@
+#ifndef RPC_CLIENT_H
+#define RPC_CLIENT_H
+/*
+ * A small blocking gRPC client for godwitctl and tests: unary calls and server
+ * streams of raw message bytes. It connects at the first call, keeps the
+ * connection for later ones, and never goes through a proxy that the
+ * environment names: nodes are addressed directly. One thread per client,
+ * client_cancel() excepted.
+ */
+#include "base/status.h"
+
+#include <stddef.h>
+
+#define CLIENT_MESSAGE_MAX (64u << 20) /* bytes of one received message */
+#define CLIENT_PEM_MAX (1u << 20)      /* bytes of one PEM file */
+
+struct client;
+
+struct client_options {
+    const char *endpoint;                    /* HOST:PORT or unix:/path */
+    const char *tls_ca, *tls_cert, *tls_key; /* "" or NULL: plain text */
+    uint32_t timeout_ms;                     /* per call; 0: none */
+};
+
+/*
+ * Does not connect yet. With any of the three files TLS is used: a CA alone
+ * checks the server, a certificate and its key show who we are (mTLS), and
+ * without a CA gRPC's own roots judge the server.
+ *   INVALID_ARGUMENT    the endpoint is no HOST:PORT or unix:/path, a file
+ * holds no PEM block, or one of certificate and key is missing NOT_FOUND no
+ * such PEM file RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status client_create(const struct client_options *options,
+                                     struct client **out);
+/* No call may be running. */
+void client_destroy(struct client *client);
+
+/*
+ * Call "/godwit.v1.SessionService/GetSession" and pass every response message
+ * to `each` (once for unary; NULL: drop them), whose bytes are valid during
+ * that call only. A failed call becomes this thread's cause with the server's
+ * code, text, ErrorInfo reason, first BadRequest field and RetryInfo. `each`
+ * may return non-zero to cancel the call; that code is then returned.
+ *   UNAVAILABLE        no server at the endpoint (reason NO_SERVER), or it went
+ *                      away during the call (reason CONNECTION_LOST)
+ *   DEADLINE_EXCEEDED  timeout_ms is over
+ *   CANCELLED          client_cancel() was called
+ *   any other          as the server says
+ */
+typedef enum status client_each(void *context, const void *message,
+                                size_t n_bytes);
+MUST_CHECK enum status client_call(struct client *client, const char *method,
+                                   const void *request, size_t n_bytes,
+                                   client_each *each, void *context);
+
+/*
+ * Cancel the running call and refuse later ones with CANCELLED, so that it does
+ * not matter when the wish to stop comes. Any thread, but no signal handler.
+ */
+void client_cancel(struct client *client);
+
+/*
+ * Drop gRPC's own log lines: for programs whose stderr is for people. Acts on
+ * the whole process.
+ */
+void client_silence(void);
+#endif

@@ -1,0 +1,40 @@
+#ifndef RPC_WIRE_H
+#define RPC_WIRE_H
+/*
+ * What protobuf-c does not check about a message from outside: that strings are
+ * UTF-8 and hold no NUL (its C strings would end there), that nesting is
+ * bounded, and that unpacking takes no more memory than was allowed (2 MB of
+ * empty sub-messages become 82 MB of structs). Any thread.
+ */
+#include "base/status.h"
+#include "godwit/v1/common.pb-c.h"
+
+#include <stddef.h>
+
+#define WIRE_DEPTH_MAX 16u /* nested messages; our schema needs 5 */
+
+/* Bytes of the longest valid UTF-8 prefix; n_bytes if all are valid. */
+size_t utf8_prefix(const char *text, size_t n_bytes);
+
+/*
+ * Unpack a message after checking it on the wire, in at most max_bytes of
+ * memory. *out is freed with wire_free().
+ *   INVALID_ARGUMENT    not such a message, nested too deep, or a string that
+ *                       is not UTF-8 or holds NUL (the cause's field names it)
+ *   RESOURCE_EXHAUSTED  unpacks to more than max_bytes
+ */
+MUST_CHECK enum status wire_unpack(const ProtobufCMessageDescriptor *descriptor,
+                                   const void *bytes, size_t n_bytes,
+                                   size_t max_bytes, ProtobufCMessage **out);
+/* Accepts NULL. */
+void wire_free(ProtobufCMessage *message);
+
+/* A message as malloc'd bytes. */
+struct packed {
+    uint8_t *bytes; /* owned; free() */
+    size_t n_bytes;
+};
+/* RESOURCE_EXHAUSTED  no memory */
+MUST_CHECK enum status wire_pack(const ProtobufCMessage *message,
+                                 struct packed *out);
+#endif

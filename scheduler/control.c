@@ -1,0 +1,487 @@
+#include "scheduler/engine_parts.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void delete_session(struct engine *engine, struct session *session)
+{
+    if (session->request && session->request->phase == REQUEST_LOADING) {
+        status_fail(STATUS_ABORTED, "session %s was deleted", session->name);
+        status_because("OPERATION_ABORTED");
+        request_fail(engine, session->request, FINISH_CANCELLED,
+                     status_cause());
+    } else if (session->request) {
+        request_finish(engine, session->request, FINISH_CANCELLED);
+    }
+    flight_delete(engine, session);
+    table_remove(engine, session);
+    resident_drop(engine, session);
+    session_put(session);
+}
+
+void control_expire(struct engine *engine, struct session *session)
+{
+    if (session->expire_ms && session->expire_ms <= engine_wall_ms(engine) &&
+        !session->request)
+        delete_session(engine, session);
+}
+
+enum status control_find(struct engine *engine, const char *name,
+                         struct session **out)
+{
+    struct session *session = table_find(engine, name);
+
+    if (session) {
+        control_expire(engine, session);
+        session = table_find(engine, name);
+    }
+    if (!session) {
+        status_fail(STATUS_NOT_FOUND, "session %s does not exist", name);
+        return status_because("SESSION_NOT_FOUND");
+    }
+    *out = session;
+    return STATUS_OK;
+}
+
+static enum status check_etag(const struct session *session, const char *etag)
+{
+    char now[24];
+
+    session_etag(session, now);
+    if (!etag[0] || strcmp(etag, now) == 0)
+        return STATUS_OK;
+    status_fail(STATUS_ABORTED, "etag is %s, the session's is %s", etag, now);
+    return status_because("ETAG_MISMATCH");
+}
+
+static enum status check_draining(const struct engine *engine)
+{
+    if (!engine->is_draining)
+        return STATUS_OK;
+    status_fail(STATUS_UNAVAILABLE, "node is draining");
+    status_because("NODE_DRAINING");
+    return status_retry(1000);
+}
+
+static void send_session(struct engine *engine, const struct session *session,
+                         uint64_t reply)
+{
+    struct event *event =
+        engine_need(event_create(EVENT_SESSION, reply, 0, NULL));
+
+    event->is_last = true;
+    session_info_get(engine, session, &event->session);
+    flight_event(engine, event);
+}
+
+static enum status create(struct engine *engine, const struct command *command)
+{
+    struct session_meta meta = command->create;
+    struct session *session;
+    enum status st = check_draining(engine);
+
+    if (st)
+        return st;
+    if (meta.name[0] && control_find(engine, meta.name, &session) == 0) {
+        status_fail(STATUS_ALREADY_EXISTS, "session %s exists", meta.name);
+        return status_because("SESSION_EXISTS");
+    }
+    if (engine->n_session >= engine->options.max_sessions) {
+        status_fail(STATUS_RESOURCE_EXHAUSTED,
+                    "node keeps %lu sessions, limit %lu", engine->n_session,
+                    engine->options.max_sessions);
+        return status_because("STATE_SLOTS");
+    }
+    st = generate_meta(engine, &meta);
+    if (st)
+        return st;
+    session = session_create(&meta);
+    table_add(engine, session);
+    flight_create(engine, session);
+    send_session(engine, session, command->reply);
+    return STATUS_OK;
+}
+
+static enum status get(struct engine *engine, const struct command *command)
+{
+    struct session *session;
+    enum status st = control_find(engine, command->target.session, &session);
+
+    if (!st)
+        send_session(engine, session, command->reply);
+    return st;
+}
+
+static enum status list(struct engine *engine, const struct command *command)
+{
+    const struct list_command *l = &command->list;
+    size_t prefix_bytes = strlen(l->prefix);
+    uint64_t first = table_seek(engine, l->prefix), n_total = 0, at, n = 0;
+    struct event *event;
+    struct session_info *info;
+
+    while (first + n_total < engine->n_session &&
+           strncmp(engine->table[first + n_total]->name, l->prefix,
+                   prefix_bytes) == 0)
+        n_total++;
+    at = first;
+    if (l->after[0]) {
+        at = table_seek(engine, l->after);
+        if (at < engine->n_session &&
+            strcmp(engine->table[at]->name, l->after) == 0)
+            at++;
+        if (at < first)
+            at = first;
+    }
+    if (at < first + n_total)
+        n = first + n_total - at;
+    event = event_create(EVENT_SESSIONS, command->reply,
+                         (n < l->page_size ? n : l->page_size) * sizeof(*info),
+                         (void **)&info);
+    if (!event)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for a list of %u sessions", l->page_size);
+    event->is_last = true;
+    event->sessions.n_session = (uint32_t)(n < l->page_size ? n : l->page_size);
+    event->sessions.n_total = n_total;
+    event->sessions.has_more = n > l->page_size;
+    event->sessions.session = info;
+    for (uint32_t i = 0; i < event->sessions.n_session; i++)
+        session_info_get(engine, engine->table[at + i], &info[i]);
+    flight_event(engine, event);
+    return STATUS_OK;
+}
+
+/* A session of durability NONE gets its whole log into the journal. */
+static void make_durable(struct engine *engine, struct session *session)
+{
+    flight_create(engine, session);
+    if (session->n_token == 0)
+        return;
+    session->n_committed = 0;
+    flight_tokens(engine, session, 0, engine->empty_chain);
+    if (session->resident->has_turn)
+        flight_turn(engine, session);
+}
+
+static enum status check_update(const struct engine *engine,
+                                const struct session *session,
+                                const struct update_command *u)
+{
+    enum status st = check_draining(engine);
+
+    if (!st)
+        st = check_etag(session, u->etag);
+    if (st || !u->sets_durability || u->durability == session->durability)
+        return st;
+    if (u->durability == DURABILITY_NONE) {
+        status_fail(STATUS_FAILED_PRECONDITION,
+                    "a durable session stays durable");
+        status_because("DURABILITY_LOWERED");
+        return status_field("session.durability");
+    }
+    if (session->request) {
+        status_fail(STATUS_ABORTED, "session %s is busy", session->name);
+        return status_because("OPERATION_IN_PROGRESS");
+    }
+    return STATUS_OK;
+}
+
+static enum status update(struct engine *engine, const struct command *command)
+{
+    const struct update_command *u = &command->update;
+    struct session_meta earlier, meta;
+    struct session *session;
+    enum status st = control_find(engine, u->session, &session);
+
+    if (!st)
+        st = check_update(engine, session, u);
+    if (st)
+        return st;
+    session_meta_get(session, &earlier);
+    meta = earlier;
+    meta.update_ms = engine_wall_ms(engine);
+    if (u->sets_labels) {
+        meta.n_label = u->n_label;
+        memcpy(meta.label, u->label, u->n_label * sizeof(*u->label));
+    }
+    if (u->sets_expire)
+        meta.expire_ms = u->expire_ms;
+    if (u->sets_durability)
+        meta.durability = u->durability;
+    session_meta_set(session, &meta);
+    if (meta.expire_ms && meta.expire_ms < engine->next_expire_ms)
+        engine->next_expire_ms = meta.expire_ms;
+    if (earlier.durability == DURABILITY_NONE &&
+        meta.durability != DURABILITY_NONE)
+        make_durable(engine, session);
+    else
+        flight_update(engine, session, &earlier);
+    send_session(engine, session, command->reply);
+    return STATUS_OK;
+}
+
+static enum status remove_session(struct engine *engine, const struct command *command)
+{
+    struct session *session;
+    enum status st = control_find(engine, command->target.session, &session);
+
+    if (st == STATUS_NOT_FOUND && command->target.allows_missing) {
+        flight_done(engine, command->reply);
+        return STATUS_OK;
+    }
+    if (!st)
+        st = check_etag(session, command->target.etag);
+    if (st)
+        return st;
+    delete_session(engine, session);
+    flight_done(engine, command->reply);
+    return STATUS_OK;
+}
+
+static enum status read_tokens(struct engine *engine,
+                               const struct command *command)
+{
+    struct session *session;
+    uint64_t from = command->target.from, limit = command->target.limit;
+    enum status st = control_find(engine, command->target.session, &session);
+
+    if (st)
+        return st;
+    if (from > session->n_token) {
+        status_fail(STATUS_OUT_OF_RANGE, "position is %lu, log has %lu tokens",
+                    from, session->n_token);
+        status_because("POSITION_OUT_OF_RANGE");
+        return status_field("from_position");
+    }
+    if (session->n_token && !session->resident)
+        return resident_read(engine, session, command->reply, from, limit);
+    resident_log(engine, command->reply,
+                 session->resident ? session->resident->tokens.id : NULL,
+                 session->n_token, from, limit);
+    return STATUS_OK;
+}
+
+static enum status checkpoint(struct engine *engine,
+                              const struct command *command)
+{
+    struct session *session;
+    struct request *request;
+    size_t promise;
+    enum status st = control_find(engine, command->target.session, &session);
+
+    if (!st)
+        st = check_draining(engine);
+    if (st)
+        return st;
+    if (session->durability == DURABILITY_NONE) {
+        status_fail(STATUS_FAILED_PRECONDITION,
+                    "session %s is not durable, so it has no snapshots",
+                    session->name);
+        return status_because("SESSION_NOT_DURABLE");
+    }
+    if (session->n_token == 0 && !session->resident)
+        resident_make(engine, session);
+    if (session->resident &&
+        (session->request || session->n_token < 2 ||
+         resident_position(session->resident) + 1 >= session->n_token)) {
+        resident_checkpoint(engine, session, command->reply);
+        if (!session->request)
+            resident_touch(engine, session);
+        return STATUS_OK;
+    }
+    if (session->request) { /* still loading */
+        status_fail(STATUS_ABORTED, "session %s is busy", session->name);
+        return status_because("OPERATION_IN_PROGRESS");
+    }
+    promise = request_promise(engine, session->n_token, 0);
+    st = generate_place(engine, promise);
+    if (st)
+        return st;
+    request = request_create(engine, session, REQUEST_CHECKPOINT,
+                             command->reply);
+    request->promise = promise;
+    request->deadline_us = command->deadline_us;
+    if (session->resident)
+        generate_admit(engine, request);
+    return STATUS_OK;
+}
+
+static struct request *find_request(const struct engine *engine,
+                                    const struct command *command)
+{
+    const char *id = command->target.request_id;
+
+    for (struct request *r = engine->first; r; r = r->after) {
+        const char *own;
+        if (r->kind == REQUEST_CHECKPOINT)
+            continue;
+        own = r->command ? r->command->generate.request_id
+                         : r->session->resident->turn.request_id;
+        if (command->target.session[0] &&
+            strcmp(r->session->name, command->target.session) != 0)
+            continue;
+        if (!id[0] || strcmp(id, own) == 0)
+            return r;
+    }
+    return NULL;
+}
+
+static enum status cancel(struct engine *engine, const struct command *command)
+{
+    struct request *request = NULL;
+
+    if (command->target.session[0] || command->target.request_id[0])
+        request = find_request(engine, command);
+    if (!request) {
+        status_fail(STATUS_NOT_FOUND, "no such request is running");
+        return status_because("REQUEST_UNKNOWN");
+    }
+    if (request->phase == REQUEST_LOADING) {
+        status_fail(STATUS_CANCELLED, "request was cancelled");
+        status_because("REQUEST_CANCELLED");
+        request_fail(engine, request, FINISH_CANCELLED, status_cause());
+    } else {
+        request_finish(engine, request, FINISH_CANCELLED);
+    }
+    flight_done(engine, command->reply);
+    return STATUS_OK;
+}
+
+/* Its reader is gone: a turn that a retry can name stays open. */
+static void detach(struct engine *engine, struct request *request)
+{
+    const struct session *session = request->session;
+    bool is_open = request->phase == REQUEST_LOADING ||
+                   request->kind == REQUEST_CHECKPOINT ||
+                   (session->name[0] && session->resident->turn.request_id[0]);
+
+    request->reply = 0;
+    if (is_open)
+        request_interrupt(engine, request, FINISH_NONE);
+    else
+        request_finish(engine, request, FINISH_CANCELLED);
+}
+
+static void copy_text(char *out, size_t out_bytes, const char *text)
+{
+    size_t n = strnlen(text, out_bytes - 1);
+
+    memcpy(out, text, n);
+    out[n] = '\0';
+}
+
+static void node(struct engine *engine, const struct command *command)
+{
+    const struct engine_options *o = &engine->options;
+    struct event *event =
+        engine_need(event_create(EVENT_NODE, command->reply, 0, NULL));
+    struct node_info *info = &event->node;
+
+    event->is_last = true;
+    copy_text(info->name, sizeof(info->name), o->node_name);
+    copy_text(info->version, sizeof(info->version), GODWIT_VERSION);
+    copy_text(info->model, sizeof(info->model), engine->config->model_type);
+    copy_text(info->numerics, sizeof(info->numerics), model_numerics(o->model));
+    copy_text(info->backend, sizeof(info->backend),
+              model_backend(o->model)->name);
+    digest_format(model_fingerprint(o->model), info->fingerprint);
+    info->is_draining = engine->is_draining;
+    info->n_thread = o->pool ? pool_n_thread(o->pool) : 1;
+    info->start_ms = engine->start_ms;
+    info->n_context = engine->n_context;
+    info->n_session = engine->n_session;
+    info->n_running = engine->n_running;
+    info->n_waiting = engine->n_request - engine->n_running;
+    info->n_resident = engine->n_resident;
+    info->weight_bytes = model_weight_bytes(o->model);
+    info->session_bytes = engine->charged;
+    info->session_bytes_max = o->session_bytes;
+    info->session_fixed_bytes = resident_bytes(engine, 0);
+    info->token_bytes =
+        (resident_bytes(engine, KV_BLOCK) - resident_bytes(engine, 0)) /
+        KV_BLOCK;
+    info->prompt_tokens = engine->prompt_tokens;
+    info->generated_tokens = engine->generated_tokens;
+    info->steps = engine->step;
+    flight_event(engine, event);
+}
+
+static void drain(struct engine *engine, const struct command *command)
+{
+    if (engine->is_draining) { /* one drain; the earlier deadline counts */
+        if (command->deadline_us &&
+            (!engine->drain_deadline_us ||
+             command->deadline_us < engine->drain_deadline_us))
+            engine->drain_deadline_us = command->deadline_us;
+        flight_done(engine, command->reply);
+        return;
+    }
+    engine->is_draining = true;
+    engine->drain_deadline_us = command->deadline_us;
+    engine->drain_reply = command->reply;
+    log_line(LOG_INFO, "engine", "", "draining, %u requests to finish",
+             engine->n_request);
+}
+
+static void subject(struct engine *engine, const struct command *command)
+{
+    struct request *request = request_by_reply(engine, command->subject);
+
+    if (!request)
+        return;
+    if (command->kind == COMMAND_PAUSE)
+        request_pause(request, engine);
+    else if (command->kind == COMMAND_RESUME)
+        request_resume(request, engine);
+    else
+        detach(engine, request);
+}
+
+static enum status answer(struct engine *engine, const struct command *command)
+{
+    switch (command->kind) {
+    case COMMAND_READ_TOKENS:
+        return read_tokens(engine, command);
+    case COMMAND_CANCEL:
+        return cancel(engine, command);
+    case COMMAND_CREATE_SESSION:
+        return create(engine, command);
+    case COMMAND_GET_SESSION:
+        return get(engine, command);
+    case COMMAND_LIST_SESSIONS:
+        return list(engine, command);
+    case COMMAND_UPDATE_SESSION:
+        return update(engine, command);
+    case COMMAND_DELETE_SESSION:
+        return remove_session(engine, command);
+    case COMMAND_CHECKPOINT_SESSION:
+        return checkpoint(engine, command);
+    case COMMAND_GET_NODE:
+        node(engine, command);
+        return STATUS_OK;
+    case COMMAND_PAUSE:
+    case COMMAND_RESUME:
+    case COMMAND_DETACH:
+        subject(engine, command);
+        return STATUS_OK;
+    case COMMAND_DRAIN:
+        drain(engine, command);
+        return STATUS_OK;
+    case COMMAND_GENERATE:
+        break; /* generate.c owns it */
+    }
+    return status_fail(STATUS_INTERNAL, "command of unknown kind %d",
+                       (int)command->kind);
+}
+
+void control_command(struct engine *engine, struct command *command)
+{
+    if (command->kind == COMMAND_GENERATE) {
+        generate_arrive(engine, command);
+        return;
+    }
+    if (answer(engine, command))
+        flight_error(engine, command->reply, status_cause());
+    arena_destroy(command->arena);
+}

@@ -1,0 +1,82 @@
+#ifndef SCHEDULER_ENGINE_H
+#define SCHEDULER_ENGINE_H
+/*
+ * The engine: one thread that owns every session in memory and runs the model.
+ * Each step it drains the inbox and the finished jobs, plans (scheduler/plan.h,
+ * a pure function), runs one batch, samples, and hands one commit to the
+ * journal thread, while the commit before may still be syncing. It never waits
+ * for the disk or the network; with nothing to do it sleeps in the inbox ring.
+ *
+ * A session's log may be one token longer than what its memory has consumed:
+ * the last token waits to be the next step's input, so no logits are ever kept.
+ */
+#include "base/clock.h"
+#include "base/metrics.h"
+#include "base/ring.h"
+#include "model/model.h"
+#include "model/tokenizer.h"
+#include "scheduler/command.h"
+#include "scheduler/event.h"
+#include "state/threads.h"
+
+#include <stdbool.h>
+
+#define ENGINE_RUNNING_MAX 256u
+/* Jobs that are with the store thread at most: what `done` has room for. */
+#define ENGINE_JOB_MAX 32u
+
+struct engine;
+
+struct engine_options {
+    const struct model *model;
+    const struct tokenizer *tokenizer; /* NULL: token input only */
+    struct pool *pool;                 /* used by the engine thread only */
+    const struct clock *clock;
+    struct metrics *metrics; /* may be NULL */
+    const char *node_name;
+
+    struct journal *journal; /* sessions are read from it at create */
+    struct journal_thread *journal_thread;
+    struct store_thread *store_thread;
+    struct ring *inbox;   /* of struct command *; engine is the consumer */
+    struct ring *done;    /* of struct store_job *, ENGINE_JOB_MAX places */
+    struct ring *reports; /* of struct journal_report */
+
+    uint32_t max_running;  /* sessions in one batch, 1 .. 256 */
+    uint32_t max_queue;    /* requests waiting; beyond: QUEUE_FULL */
+    uint64_t max_sessions; /* that exist */
+    size_t session_bytes;  /* memory of resident sessions; above: idle ones
+                              are saved and dropped, then KV_MEMORY */
+    uint32_t step_tokens;  /* prompt tokens per step while others decode */
+    uint32_t default_max_tokens;
+    enum durability durability; /* default of new sessions */
+};
+
+/*
+ * Read all sessions' heads from the journal. Interrupted turns stay open: the
+ * same request_id continues them, another request closes them as cancelled.
+ *   as journal_each_session();  RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status engine_create(const struct engine_options *options,
+                                     struct engine **out);
+/* After engine_run() has returned. */
+void engine_destroy(struct engine *engine);
+
+/*
+ * Run until a COMMAND_DRAIN is carried out. On the engine's own thread.
+ */
+void engine_run(struct engine *engine);
+
+/*
+ * One turn of the loop, for tests and simulation: drain, plan, run at most one
+ * batch. True if there is more to do at once.
+ */
+bool engine_step(struct engine *engine);
+
+/*
+ * The journal thread's `drop`: turns a message of a lost commit into an error
+ * for its reply (FAILED_PRECONDITION, STORE_READ_ONLY).
+ */
+void engine_drop_message(void *message, const struct cause *cause,
+                         struct ring *outbox);
+#endif

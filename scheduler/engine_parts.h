@@ -1,0 +1,349 @@
+#ifndef SCHEDULER_ENGINE_PARTS_H
+#define SCHEDULER_ENGINE_PARTS_H
+/*
+ * What the engine's files share; nobody else includes it. Everything here is
+ * touched by the engine thread alone.
+ *
+ *   engine.c     life, the loop, timers, drain
+ *   table.c      which sessions exist, by name
+ *   resident.c   what of a session is in memory: load, save, evict
+ *   flight.c     commits under construction and under way, and their loss
+ *   request.c    one Generate or AppendTokens call: begin, replay, end
+ *   generate.c   its arrival and admission
+ *   control.c    all other commands
+ *   batch.c      one step: start, plan, forward, sample
+ *
+ * A session is PARKED (resident is NULL), or resident and idle, or it has a
+ * request. The invariant of a resident session: its memory has consumed fewer
+ * tokens than its log has, or both are empty, so logits can always be made.
+ */
+#include "base/log.h"
+#include "scheduler/engine.h"
+#include "scheduler/plan.h"
+#include "scheduler/sampler.h"
+#include "scheduler/text.h"
+
+#define COMMAND_STEP_MAX 256u /* commands taken in one step */
+#define LOG_PIECE_MAX 4096u   /* tokens of one event or journal record */
+#define SNAPSHOT_TURN_MIN 64u /* new tokens that are worth a snapshot */
+#define CHECKPOINT_WAIT_MAX 8u
+#define IMAGE_WAIT_MAX 16u   /* images that wait, unless someone asked */
+#define SWEEP_US 1000000u    /* between two looks for expired sessions */
+#define PROGRESS_US 500000u  /* between two progress events ... */
+#define PROGRESS_TOKENS 256u /* ... unless a step consumed so many */
+
+struct engine;
+struct session;
+
+/* What of one session is in memory. */
+struct resident {
+    struct session *session; /* NULL: let go while the store thread reads */
+    struct resident *next_image; /* the next one whose image waits */
+    struct memory *memory;   /* NULL: position 0 */
+    struct ids tokens;       /* the whole log */
+    struct digest chain;     /* of all tokens */
+    struct digest memory_chain; /* of those that memory has consumed */
+    struct turn turn;           /* the last one, if has_turn */
+    bool has_turn;
+    enum restore_reason_code reuse; /* what the next turn says of its start */
+
+    struct image *image;     /* of memory at image_position, or NULL */
+    uint64_t image_position; /* saved when that is committed */
+    struct digest image_chain;
+    bool is_saving;             /* the store thread has the image */
+    bool leaves;                /* evicted when it is saved */
+    uint64_t snapshot_position; /* of the newest stored one */
+    uint64_t snapshot_bytes;
+    struct {
+        uint64_t reply, position; /* answered by a snapshot at or after it */
+    } checkpoint[CHECKPOINT_WAIT_MAX];
+    uint32_t n_checkpoint;
+};
+
+struct session {
+    struct uid uid;
+    char name[SESSION_NAME_SIZE]; /* "": ephemeral */
+    uint64_t create_ms, update_ms, expire_ms, last_active_ms;
+    enum durability durability;
+    uint32_t n_label;
+    struct label *label; /* [n_label]; owned */
+    uint64_t n_token;    /* length of the log */
+    uint64_t n_committed;
+    uint32_t n_flight; /* commits under way that carry records of it */
+    uint32_t n_hold;   /* flights and jobs that point here */
+    bool is_listed;    /* in the table */
+    bool is_failed;    /* its log could not be read */
+    bool is_loading;   /* a LOAD is with the store thread */
+    struct resident *resident;
+    struct request *request;
+    size_t charge; /* bytes counted for what of it is in memory */
+    bool is_in_lru;
+    struct session *older, *newer; /* idle resident ones, by last use */
+};
+
+enum request_phase {
+    REQUEST_LOADING, /* its session comes from the store */
+    REQUEST_WAITING, /* for a place in the batch, or for its slow reader */
+    REQUEST_RUNNING,
+};
+enum request_kind {
+    REQUEST_GENERATE,
+    REQUEST_APPEND,
+    REQUEST_CHECKPOINT, /* bring memory up to the log, then save it */
+};
+
+struct request {
+    struct request *before, *after; /* in the engine's queue */
+    struct session *session;
+    enum request_kind kind;
+    enum request_phase phase;
+    bool is_load_sent, is_paused, is_started, wants_progress;
+    uint64_t reply; /* 0: nobody listens */
+    uint64_t deadline_us;
+    int32_t priority;
+    struct command *command; /* until it is admitted; owned */
+    size_t promise;          /* bytes its memory may grow to */
+    uint64_t output_start;   /* position of its first sampled token */
+    uint64_t n_cached;
+    enum restore_reason_code reuse;
+    uint32_t end[CONFIG_EOS_MAX + STOP_ID_MAX], n_end;
+    struct text text;
+    uint64_t served_step;  /* the last one that had rows of it */
+    uint64_t message_step; /* the last commit that carried an event for it */
+    uint64_t arrive_us, start_us, prefilled_us, first_us, last_us;
+    uint64_t progress_us, progress_position;
+};
+
+/* One change that a lost commit takes back. */
+struct effect {
+    enum { EFFECT_TOKENS, EFFECT_CREATE, EFFECT_DELETE, EFFECT_UPDATE } kind;
+    struct session *session;
+    uint64_t n_token;             /* TOKENS: committed with it */
+    struct session_meta *earlier; /* UPDATE: what was; owned */
+};
+struct flight {
+    struct flight *next; /* sent later */
+    struct commit *commit; /* NULL: handed to the journal thread */
+    uint64_t step;
+    bool is_lost; /* its effects are already taken back */
+    uint32_t n_effect, effect_capacity, message_capacity;
+    struct effect *effect;
+};
+
+struct engine_metrics { /* each may be NULL */
+    struct metric *running, *waiting, *cache_usage, *slots_used;
+    struct metric *first_token, *inter_token, *queue_time, *prefill_time,
+        *decode_time, *latency;
+    struct metric *prompt_tokens, *generation_tokens, *cache_queries,
+        *cache_hits, *preemptions, *iteration_tokens, *commit_lag;
+    struct metric *success[8]; /* by finish_reason */
+    struct metric *rejections[6];
+};
+
+struct engine {
+    struct engine_options options;
+    const struct config *config;
+    uint32_t n_vocab;
+    uint64_t n_context;
+    size_t fixed_bytes; /* of any session's memory */
+    struct digest empty_chain;
+    uint64_t start_ms;
+
+    struct session **table; /* [n_session] by name */
+    uint64_t n_session, table_capacity;
+    struct session *oldest, *newest; /* idle resident sessions */
+    size_t charged, leaving;         /* bytes of memories; to be evicted */
+    uint64_t n_resident;
+    uint64_t next_expire_ms; /* no session expires before it */
+    uint64_t swept_us;
+
+    struct request *first, *last; /* all requests, in order of service */
+    uint32_t n_request, n_running;
+
+    struct flight *oldest_flight, *newest_flight; /* sent or to be sent */
+    struct flight *flight;                        /* being filled, or NULL */
+    uint64_t commit_step;                         /* number of the last one */
+    uint64_t epoch; /* of the newest report: state/threads.h */
+    struct log_limit journal_log;
+
+    uint32_t n_job;     /* with the store thread */
+    struct resident *images; /* whose image waits to be sent */
+    uint32_t n_image;
+    struct log_limit store_log;
+    struct uid *deleted; /* [n_deleted] whose snapshots are to be deleted */
+    uint32_t n_deleted, deleted_capacity;
+
+    bool is_draining, is_parked, is_done;
+    uint64_t drain_deadline_us, drain_reply;
+
+    struct workspace *workspace;
+    struct sampler *sampler;
+    struct plan_entry *entry;  /* [max_running] and so on */
+    struct request **entrant;
+    uint32_t *order;
+    struct plan_chunk *chunk;
+    struct span *span;
+    uint32_t *logit_row;
+    uint32_t *row_token; /* [row_max] */
+    uint32_t row_max;
+    uint64_t step; /* batches run */
+    uint64_t prompt_tokens, generated_tokens;
+    struct engine_metrics metrics;
+};
+
+/* Memory for a few bytes is not to be had: nothing can be told to anyone, so
+ * stop; the journal has everything. Returns its argument otherwise. */
+void *engine_need(void *block);
+uint64_t engine_now_us(const struct engine *engine);
+uint64_t engine_wall_ms(const struct engine *engine);
+
+/* --- table.c --- */
+struct session *table_find(const struct engine *engine, const char *name);
+/* Index of the first session whose name is not below `name`. */
+uint64_t table_seek(const struct engine *engine, const char *name);
+void table_add(struct engine *engine, struct session *session);
+void table_remove(struct engine *engine, struct session *session);
+/* In order of nothing; table_sort() once at the end. */
+void table_load(struct engine *engine, struct session *session);
+void table_sort(struct engine *engine);
+struct session *session_create(const struct session_meta *meta);
+/* Free it if nothing points to it any more. */
+void session_put(struct session *session);
+void session_meta_get(const struct session *session, struct session_meta *out);
+void session_meta_set(struct session *session, const struct session_meta *meta);
+void session_etag(const struct session *session, char out[24]);
+void session_info_get(const struct engine *engine,
+                      const struct session *session, struct session_info *out);
+
+/* --- resident.c --- */
+MUST_CHECK enum status tokens_append(struct ids *tokens, const uint32_t *token,
+                                     uint64_t n_token);
+uint64_t resident_position(const struct resident *resident);
+/* Empty, for a session without tokens. */
+void resident_make(struct engine *engine, struct session *session);
+/* Let go of everything in memory; jobs under way finish without us. */
+void resident_drop(struct engine *engine, struct session *session);
+/* Move a session into or out of the list of evictable ones, as it is now. */
+void resident_touch(struct engine *engine, struct session *session);
+void resident_charge(struct engine *engine, struct session *session,
+                     size_t bytes);
+/* True if the session may hold so many bytes now; else room is being made. */
+bool resident_room(struct engine *engine, struct session *session,
+                   size_t bytes);
+/* What a session of n_token tokens holds. */
+size_t resident_bytes(const struct engine *engine, uint64_t n_token);
+/*
+ * Take an image of the memory now and save it when it is committed; not if
+ * there is one under way or nothing new. Unless is_wanted it is skipped when
+ * many wait. True if an image is under way now.
+ */
+bool resident_save(struct engine *engine, struct session *session,
+                   bool is_wanted);
+/* Answer the reply by a snapshot of all that memory has consumed. */
+void resident_checkpoint(struct engine *engine, struct session *session,
+                         uint64_t reply);
+/* Send images that have become durable, loads and deletes that wait. */
+void resident_send(struct engine *engine);
+/* Take what the store thread has finished. */
+void resident_receive(struct engine *engine);
+/* Read a parked session's log for READ_TOKENS.  RESOURCE_EXHAUSTED */
+MUST_CHECK enum status resident_read(struct engine *engine,
+                                     struct session *session, uint64_t reply,
+                                     uint64_t from, uint64_t limit);
+/* Cut a range of tokens into EVENT_LOG pieces. */
+void resident_log(struct engine *engine, uint64_t reply, const uint32_t *token,
+                  uint64_t n_token, uint64_t from, uint64_t limit);
+
+/* --- flight.c --- */
+/* event->reply 0: the event is destroyed. */
+void flight_event(struct engine *engine, struct event *event);
+void flight_error(struct engine *engine, uint64_t reply,
+                  const struct cause *cause);
+void flight_done(struct engine *engine, uint64_t reply);
+/* Records of durable sessions; nothing for others. */
+void flight_create(struct engine *engine, struct session *session);
+void flight_update(struct engine *engine, struct session *session,
+                   const struct session_meta *earlier);
+void flight_delete(struct engine *engine, struct session *session);
+/* Tokens [from, n_token) of the log; chain: of those before them. */
+void flight_tokens(struct engine *engine, struct session *session,
+                   uint64_t from, struct digest chain);
+void flight_turn(struct engine *engine, struct session *session);
+/* Hand over what was gathered; true if all is with the journal thread. */
+bool flight_send(struct engine *engine);
+/* Take the journal thread's reports. */
+void flight_receive(struct engine *engine);
+void flight_destroy_all(struct engine *engine);
+
+/* --- request.c --- */
+/* Linked into the queue; the session's request from now on. */
+struct request *request_create(struct engine *engine, struct session *session,
+                               enum request_kind kind, uint64_t reply);
+/* Take it out of the queue and let its session be idle. */
+void request_free(struct engine *engine, struct request *request);
+/* Start, or go on with, the session's last turn: it waits for a place now. */
+void request_begin(struct engine *engine, struct request *request);
+void request_accepted(struct engine *engine, struct request *request);
+/* Send the turn's output from `from` on, and leave text at its end. */
+void request_replay(struct engine *engine, struct request *request,
+                    uint64_t from);
+/* PROGRESS, when it is time, after a step that consumed n_token. */
+void request_progress(struct engine *engine, struct request *request,
+                      uint32_t n_token);
+/* One more token of its output; frees the request when the turn ends so. */
+void request_sampled(struct engine *engine, struct request *request,
+                     uint32_t token, const struct logprobs *logprobs);
+/* The turn is over: journal that, tell the reader, free the request. */
+void request_finish(struct engine *engine, struct request *request,
+                    enum finish_reason finish);
+/* COMPLETE to the reader, nothing else. */
+void request_complete(struct engine *engine, struct request *request,
+                      enum finish_reason finish);
+/* End with an error for the reader; an admitted turn is closed as `finish`. */
+void request_fail(struct engine *engine, struct request *request,
+                  enum finish_reason finish, const struct cause *cause);
+/* The commit that carried its tokens is lost: tell the reader, write nothing. */
+void request_lose(struct engine *engine, struct request *request,
+                  const struct cause *cause);
+/* Stop computing; the turn stays open. FINISH_NONE: tell nobody. */
+void request_interrupt(struct engine *engine, struct request *request,
+                       enum finish_reason finish);
+void request_pause(struct request *request, struct engine *engine);
+/* In front of its equals, since it was served before. */
+void request_resume(struct request *request, struct engine *engine);
+struct request *request_by_reply(const struct engine *engine, uint64_t reply);
+/* Position that its memory has to reach. */
+uint64_t request_target(const struct request *request);
+/* Bytes that a log of n_token tokens may grow to with max_tokens more. */
+size_t request_promise(const struct engine *engine, uint64_t n_token,
+                       uint64_t max_tokens);
+
+/* --- generate.c --- */
+/* Owns the command. */
+void generate_arrive(struct engine *engine, struct command *command);
+/* Its session is in memory: check and accept, or refuse. */
+void generate_admit(struct engine *engine, struct request *request);
+/*
+ *   RESOURCE_EXHAUSTED  no place in the queue (QUEUE_FULL), or all requests'
+ *                       memories would not fit together (KV_MEMORY)
+ */
+MUST_CHECK enum status generate_place(struct engine *engine, size_t promise);
+/* A new session's uid and times; the name becomes the uid's text if it is "".
+ *   INTERNAL  as uid_make() */
+MUST_CHECK enum status generate_meta(struct engine *engine,
+                                     struct session_meta *meta);
+/* Close an interrupted turn as cancelled: another one begins. */
+void generate_close(struct engine *engine, struct session *session);
+
+/* --- control.c --- */
+void control_command(struct engine *engine, struct command *command);
+/* Its expiry is over: delete it, if it has no request. */
+void control_expire(struct engine *engine, struct session *session);
+/* Find a session that has not expired.  NOT_FOUND  SESSION_NOT_FOUND */
+MUST_CHECK enum status control_find(struct engine *engine, const char *name,
+                                    struct session **out);
+
+/* --- batch.c --- */
+/* True if rows were run. */
+bool batch_run(struct engine *engine);
+#endif

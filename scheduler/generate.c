@@ -1,0 +1,466 @@
+#include "scheduler/engine_parts.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+static struct digest add(struct digest d, const void *bytes, size_t n_bytes)
+{
+    return digest_chain(d, bytes, n_bytes);
+}
+
+/* Of what the client said, in an order of its own: padding never counts. */
+static struct digest digest_of(const struct generate_command *g)
+{
+    const struct sampling *s = &g->sampling;
+    float real[] = {s->temperature,        s->top_p,
+                    s->min_p,              s->repetition_penalty,
+                    s->presence_penalty,   s->frequency_penalty};
+    uint64_t whole[] = {(uint64_t)s->top_k, s->max_tokens,
+                        s->min_tokens,      (uint64_t)s->n_logprob,
+                        s->ignore_eos,      s->skip_special,
+                        s->n_stop,          s->n_stop_id,
+                        s->n_bias,          g->is_append,
+                        g->has_seed,        g->has_seed ? s->seed : 0,
+                        g->n_token};
+    struct digest d = digest_bytes(whole, sizeof(whole));
+
+    d = add(d, real, sizeof(real));
+    for (uint32_t i = 0; i < s->n_stop; i++)
+        d = add(d, s->stop[i], strlen(s->stop[i]) + 1);
+    d = add(d, s->stop_id, s->n_stop_id * sizeof(*s->stop_id));
+    for (uint32_t i = 0; i < s->n_bias; i++) {
+        d = add(d, &s->bias[i].token, sizeof(s->bias[i].token));
+        d = add(d, &s->bias[i].bias, sizeof(s->bias[i].bias));
+    }
+    return add(d, g->token, g->n_token * sizeof(*g->token));
+}
+
+enum status generate_place(struct engine *engine, size_t promise)
+{
+    uint32_t n_waiting = 0;
+    size_t promised = promise;
+
+    for (const struct request *r = engine->first; r; r = r->after) {
+        n_waiting += r->phase != REQUEST_RUNNING && !r->is_paused;
+        promised += r->promise;
+    }
+    if (n_waiting >= engine->options.max_queue) {
+        status_fail(STATUS_RESOURCE_EXHAUSTED, "%u requests wait, limit %u",
+                    n_waiting, engine->options.max_queue);
+        status_because("QUEUE_FULL");
+        return status_retry(500 + (uint32_t)(engine->commit_step % 8) * 100);
+    }
+    if (promised > engine->options.session_bytes) {
+        status_fail(STATUS_RESOURCE_EXHAUSTED,
+                    "running sessions would hold %zu bytes, limit %zu",
+                    promised, engine->options.session_bytes);
+        status_because("KV_MEMORY");
+        if (engine->first) /* else waiting does not help */
+            status_retry(1000);
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
+    return STATUS_OK;
+}
+
+enum status generate_meta(struct engine *engine, struct session_meta *meta)
+{
+    enum status st;
+
+    meta->create_ms = meta->update_ms = engine_wall_ms(engine);
+    st = uid_make(meta->create_ms, &meta->uid);
+    if (!st && !meta->name[0])
+        uid_format(meta->uid, meta->name);
+    return st;
+}
+
+static enum status fail_because(enum status st, const char *reason)
+{
+    status_because(reason);
+    return st;
+}
+
+/* What can be said without the session. */
+static enum status check_command(struct engine *engine,
+                                 const struct command *command)
+{
+    const struct generate_command *g = &command->generate;
+    enum status st;
+
+    if (engine->is_draining) {
+        status_fail(STATUS_UNAVAILABLE, "node is draining");
+        status_because("NODE_DRAINING");
+        return status_retry(1000 + (uint32_t)(command->reply % 10) * 100);
+    }
+    if (command->deadline_us && command->deadline_us <= engine_now_us(engine))
+        return fail_because(status_fail(STATUS_DEADLINE_EXCEEDED,
+                                        "deadline passed before the request "
+                                        "was read"),
+                            "DEADLINE_PASSED");
+    st = sampling_check(&g->sampling, engine->n_vocab);
+    if (st)
+        return st;
+    for (uint64_t i = 0; i < g->n_token; i++)
+        if (g->token[i] >= engine->n_vocab) {
+            status_fail(STATUS_INVALID_ARGUMENT,
+                        "token %lu of the input is %u, limit %u", i,
+                        g->token[i], engine->n_vocab - 1);
+            status_because("TOKEN_OUT_OF_RANGE");
+            return status_field("tokenized.input_ids");
+        }
+    if (g->has_resume && !g->request_id[0])
+        return fail_because(status_fail(STATUS_NOT_FOUND,
+                                        "resume_from_position needs the "
+                                        "request_id of a known request"),
+                            "REQUEST_UNKNOWN");
+    return STATUS_OK;
+}
+
+/* Does the retry say what the turn was begun with? */
+static enum status check_retry(const struct generate_command *g,
+                               const struct turn *turn)
+{
+    if (g->has_resume && g->n_token == 0)
+        return STATUS_OK;
+    if (digest_equal(digest_of(g), turn->input))
+        return STATUS_OK;
+    status_fail(STATUS_INVALID_ARGUMENT,
+                "request_id %s was used with other input or parameters",
+                g->request_id);
+    status_because("REQUEST_ID_REUSED");
+    return status_field("request_id");
+}
+
+static enum status check_resume(const struct generate_command *g,
+                                const struct session *session,
+                                uint64_t output_start, uint64_t *out_from)
+{
+    *out_from = output_start;
+    if (!g->has_resume || g->resume_position <= output_start)
+        return STATUS_OK;
+    if (g->resume_position > session->n_token) {
+        status_fail(STATUS_OUT_OF_RANGE,
+                    "resume_from_position is %lu, the log has %lu tokens",
+                    g->resume_position, session->n_token);
+        status_because("POSITION_OUT_OF_RANGE");
+        return status_field("resume_from_position");
+    }
+    *out_from = g->resume_position;
+    return STATUS_OK;
+}
+
+/* What a new turn must meet. */
+static enum status check_turn(struct engine *engine,
+                              const struct session *session,
+                              const struct generate_command *g)
+{
+    uint64_t n = session->n_token, room;
+
+    if (g->has_resume)
+        return fail_because(
+            status_fail(STATUS_NOT_FOUND,
+                        "request_id %s is not the session's last request",
+                        g->request_id),
+            "REQUEST_UNKNOWN");
+    if (g->has_expected && g->expected_position != n)
+        return fail_because(
+            status_fail(STATUS_ABORTED,
+                        "expected position %lu, committed position is %lu",
+                        g->expected_position, n),
+            "POSITION_MISMATCH");
+    if (g->n_token == 0 && (n == 0 || g->is_append)) {
+        status_fail(STATUS_INVALID_ARGUMENT, "input has no tokens");
+        return fail_because(STATUS_INVALID_ARGUMENT, "EMPTY_INPUT");
+    }
+    room = engine->n_context - (g->is_append ? 0 : 1);
+    if (n > room || g->n_token > room - n) {
+        status_fail(STATUS_INVALID_ARGUMENT,
+                    "session has %lu tokens and the input %lu, limit %lu%s", n,
+                    g->n_token, engine->n_context,
+                    g->is_append ? "" : " with one to generate");
+        return fail_because(STATUS_INVALID_ARGUMENT,
+                            "CONTEXT_LENGTH_EXCEEDED");
+    }
+    return STATUS_OK;
+}
+
+void generate_close(struct engine *engine, struct session *session)
+{
+    struct resident *resident = session->resident;
+
+    if (!resident->has_turn || resident->turn.finish != FINISH_NONE)
+        return;
+    resident->turn.finish = FINISH_CANCELLED;
+    flight_turn(engine, session);
+}
+
+static enum status draw_seed(uint64_t *out)
+{
+    if (getrandom(out, sizeof(*out), 0) != (ssize_t)sizeof(*out))
+        return status_fail(STATUS_INTERNAL, "system gives no random bytes");
+    return STATUS_OK;
+}
+
+static enum status make_turn(struct engine *engine,
+                             const struct session *session,
+                             const struct generate_command *g,
+                             struct turn *turn)
+{
+    uint64_t left = engine->n_context - session->n_token - g->n_token;
+    struct sampling *s = &turn->sampling;
+
+    memset(turn, 0, sizeof(*turn));
+    turn->position = session->n_token;
+    turn->n_input = g->n_token;
+    memcpy(turn->request_id, g->request_id, REQUEST_ID_SIZE);
+    turn->input = digest_of(g);
+    turn->is_append = g->is_append;
+    *s = g->sampling;
+    if (s->max_tokens == 0)
+        s->max_tokens = engine->options.default_max_tokens;
+    if (s->max_tokens > left)
+        s->max_tokens = (uint32_t)left;
+    return g->has_seed ? STATUS_OK : draw_seed(&s->seed);
+}
+
+/* Everything was checked: from here on the turn exists. */
+static enum status accept(struct engine *engine, struct request *request)
+{
+    const struct generate_command *g = &request->command->generate;
+    struct session *session = request->session;
+    struct resident *resident = session->resident;
+    struct digest before = resident->chain;
+    uint64_t from = session->n_token;
+    struct turn turn;
+    enum status st = make_turn(engine, session, g, &turn);
+
+    if (!st)
+        st = tokens_append(&resident->tokens, g->token, g->n_token);
+    if (st)
+        return st;
+    if (!session->is_listed && session->name[0]) {
+        table_add(engine, session);
+        flight_create(engine, session);
+    }
+    generate_close(engine, session);
+    resident->turn = turn;
+    resident->has_turn = true;
+    session->n_token += g->n_token;
+    resident->chain = digest_tokens(before, g->token, g->n_token);
+    flight_tokens(engine, session, from, before);
+    flight_turn(engine, session);
+    metric_add(engine->metrics.prompt_tokens, g->n_token);
+    engine->prompt_tokens += g->n_token;
+    request_begin(engine, request);
+    request_accepted(engine, request);
+    return STATUS_OK;
+}
+
+/* The same request once more: replay, then go on where it stopped. */
+static enum status again(struct engine *engine, struct request *request)
+{
+    const struct generate_command *g = &request->command->generate;
+    struct session *session = request->session;
+    const struct turn *turn = &session->resident->turn;
+    uint64_t from;
+    enum status st = check_retry(g, turn);
+
+    if (!st)
+        st = check_resume(g, session, turn->position + turn->n_input, &from);
+    if (st)
+        return st;
+    request_begin(engine, request);
+    request_accepted(engine, request);
+    request_replay(engine, request, from);
+    if (turn->finish != FINISH_NONE) {
+        request_complete(engine, request, turn->finish);
+        request_free(engine, request);
+    }
+    return STATUS_OK;
+}
+
+static void drop_command(struct request *request)
+{
+    arena_destroy(request->command->arena);
+    request->command = NULL;
+}
+
+void generate_admit(struct engine *engine, struct request *request)
+{
+    struct session *session = request->session;
+    const struct resident *resident = session->resident;
+    const struct generate_command *g;
+    bool is_again;
+    enum status st;
+
+    if (request->kind == REQUEST_CHECKPOINT) {
+        request_begin(engine, request);
+        return;
+    }
+    g = &request->command->generate;
+    is_again = resident->has_turn && g->request_id[0] &&
+               strcmp(g->request_id, resident->turn.request_id) == 0;
+    if (is_again) {
+        bool is_over = resident->turn.finish != FINISH_NONE;
+        st = again(engine, request);
+        if (!st && is_over)
+            return; /* replayed and gone */
+    } else {
+        st = check_turn(engine, session, g);
+        if (!st)
+            st = accept(engine, request);
+    }
+    if (st)
+        request_fail(engine, request, FINISH_ERROR, status_cause());
+    else
+        drop_command(request);
+}
+
+/* The same request while it runs: its reply gets another reader. */
+static enum status attach(struct engine *engine, struct request *request,
+                          struct command *command)
+{
+    const struct generate_command *g = &command->generate;
+    struct cause cause;
+    uint64_t from;
+    enum status st = check_retry(g, &request->session->resident->turn);
+
+    if (!st)
+        st = check_resume(g, request->session, request->output_start, &from);
+    if (st)
+        return st;
+    status_fail(STATUS_ABORTED, "the same request_id was sent again");
+    status_because("REPLY_TAKEN_OVER");
+    cause = *status_cause();
+    flight_error(engine, request->reply, &cause);
+    request->reply = command->reply;
+    request->deadline_us = command->deadline_us;
+    request->wants_progress = g->wants_progress;
+    request_resume(request, engine);
+    request_accepted(engine, request);
+    request_replay(engine, request, from);
+    arena_destroy(command->arena);
+    return STATUS_OK;
+}
+
+/* The session has a request; true if the command was one with it. */
+static enum status meet(struct engine *engine, struct request *request,
+                        struct command *command)
+{
+    const struct generate_command *g = &command->generate;
+    const char *id = request->kind == REQUEST_CHECKPOINT ? ""
+                     : request->command
+                         ? request->command->generate.request_id
+                         : request->session->resident->turn.request_id;
+
+    if (!g->request_id[0] || strcmp(g->request_id, id) != 0) {
+        status_fail(STATUS_ABORTED, "session %s is busy with request '%s'",
+                    request->session->name, id);
+        return fail_because(STATUS_ABORTED, "OPERATION_IN_PROGRESS");
+    }
+    if (request->phase != REQUEST_LOADING)
+        return attach(engine, request, command);
+    if (request->reply) {
+        status_fail(STATUS_ABORTED, "the same request_id was sent again");
+        status_because("REPLY_TAKEN_OVER");
+        flight_error(engine, request->reply, status_cause());
+    }
+    arena_destroy(request->command->arena); /* checked again when loaded */
+    request->command = command;
+    request->reply = command->reply;
+    request->deadline_us = command->deadline_us;
+    request->wants_progress = g->wants_progress;
+    return STATUS_OK;
+}
+
+/* A session for this command, not yet listed. */
+static enum status provide(struct engine *engine,
+                           const struct generate_command *g,
+                           struct session **out)
+{
+    struct session_meta meta = {.durability = DURABILITY_NONE};
+    enum status st = STATUS_OK;
+
+    if (g->session[0]) {
+        if (engine->n_session >= engine->options.max_sessions) {
+            status_fail(STATUS_RESOURCE_EXHAUSTED,
+                        "node keeps %lu sessions, limit %lu",
+                        engine->n_session, engine->options.max_sessions);
+            return fail_because(STATUS_RESOURCE_EXHAUSTED, "STATE_SLOTS");
+        }
+        memcpy(meta.name, g->session, SESSION_NAME_SIZE);
+        meta.durability =
+            g->has_durability ? g->durability : engine->options.durability;
+        st = generate_meta(engine, &meta);
+    }
+    if (!st)
+        *out = session_create(&meta);
+    return st;
+}
+
+static enum status find_session(struct engine *engine,
+                                const struct generate_command *g,
+                                struct session **out)
+{
+    enum status st;
+
+    if (!g->session[0])
+        return provide(engine, g, out);
+    st = control_find(engine, g->session, out);
+    if (st != STATUS_NOT_FOUND || !g->creates)
+        return st;
+    if (g->has_resume)
+        return fail_because(status_fail(STATUS_NOT_FOUND,
+                                        "session %s does not exist, so there "
+                                        "is nothing to resume",
+                                        g->session),
+                            "REQUEST_UNKNOWN");
+    return provide(engine, g, out);
+}
+
+static enum status arrive(struct engine *engine, struct command *command)
+{
+    const struct generate_command *g = &command->generate;
+    uint64_t max_tokens = g->sampling.max_tokens
+                              ? g->sampling.max_tokens
+                              : engine->options.default_max_tokens;
+    struct session *session;
+    struct request *request;
+    size_t promise;
+    enum status st = check_command(engine, command);
+
+    if (!st)
+        st = find_session(engine, g, &session);
+    if (st)
+        return st;
+    if (session->request)
+        return meet(engine, session->request, command);
+    promise = request_promise(engine, session->n_token + g->n_token,
+                              g->is_append ? 0 : max_tokens);
+    st = generate_place(engine, promise);
+    if (st) {
+        session_put(session);
+        return st;
+    }
+    request = request_create(
+        engine, session, g->is_append ? REQUEST_APPEND : REQUEST_GENERATE,
+        command->reply);
+    request->command = command;
+    request->deadline_us = command->deadline_us;
+    request->priority = g->priority;
+    request->wants_progress = g->wants_progress;
+    request->promise = promise;
+    if (!session->resident && session->n_token == 0)
+        resident_make(engine, session);
+    if (session->resident)
+        generate_admit(engine, request);
+    return STATUS_OK;
+}
+
+void generate_arrive(struct engine *engine, struct command *command)
+{
+    if (arrive(engine, command)) {
+        flight_error(engine, command->reply, status_cause());
+        arena_destroy(command->arena);
+    }
+}

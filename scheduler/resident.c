@@ -1,0 +1,577 @@
+#include "scheduler/engine_parts.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum status tokens_append(struct ids *tokens, const uint32_t *token,
+                          uint64_t n_token)
+{
+    if (tokens->capacity - tokens->n < n_token) {
+        size_t capacity = tokens->n + n_token;
+        capacity += capacity / 4 + 64;
+        uint32_t *id = realloc(tokens->id, capacity * sizeof(*id));
+        if (!id)
+            return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                               "no memory for a log of %zu tokens", capacity);
+        tokens->id = id;
+        tokens->capacity = capacity;
+    }
+    if (n_token)
+        memcpy(tokens->id + tokens->n, token, n_token * sizeof(*token));
+    tokens->n += n_token;
+    return STATUS_OK;
+}
+
+uint64_t resident_position(const struct resident *resident)
+{
+    if (!resident || !resident->memory)
+        return 0;
+    return memory_position(resident->memory);
+}
+
+size_t resident_bytes(const struct engine *engine, uint64_t n_token)
+{
+    return sizeof(struct resident) + n_token * sizeof(uint32_t) +
+           memory_bytes_for(engine->options.model, n_token);
+}
+
+static size_t bytes_now(const struct session *session)
+{
+    const struct resident *resident = session->resident;
+
+    if (!resident)
+        return 0;
+    return sizeof(*resident) + resident->tokens.n * sizeof(uint32_t) +
+           (resident->memory ? memory_bytes(resident->memory) : 0);
+}
+
+void resident_charge(struct engine *engine, struct session *session,
+                     size_t bytes)
+{
+    engine->charged += bytes - session->charge;
+    session->charge = bytes;
+}
+
+static void lru_remove(struct engine *engine, struct session *session)
+{
+    if (!session->is_in_lru)
+        return;
+    if (session->older)
+        session->older->newer = session->newer;
+    else
+        engine->oldest = session->newer;
+    if (session->newer)
+        session->newer->older = session->older;
+    else
+        engine->newest = session->older;
+    session->older = session->newer = NULL;
+    session->is_in_lru = false;
+}
+
+static void lru_add(struct engine *engine, struct session *session)
+{
+    session->older = engine->newest;
+    if (engine->newest)
+        engine->newest->newer = session;
+    else
+        engine->oldest = session;
+    engine->newest = session;
+    session->is_in_lru = true;
+}
+
+static void stay(struct engine *engine, struct session *session)
+{
+    struct resident *resident = session->resident;
+
+    if (!resident || !resident->leaves)
+        return;
+    resident->leaves = false;
+    engine->leaving -= session->charge;
+}
+
+void resident_make(struct engine *engine, struct session *session)
+{
+    struct resident *resident = engine_need(calloc(1, sizeof(*resident)));
+
+    assert(!session->resident);
+    resident->session = session;
+    resident->chain = resident->memory_chain = engine->empty_chain;
+    resident->reuse = REUSE_NONE;
+    session->resident = resident;
+    engine->n_resident++;
+    resident_charge(engine, session, bytes_now(session));
+}
+
+static void destroy(struct resident *resident)
+{
+    image_destroy(resident->image);
+    memory_destroy(resident->memory);
+    ids_release(&resident->tokens);
+    free(resident);
+}
+
+static void images_remove(struct engine *engine, struct resident *resident)
+{
+    struct resident **at = &engine->images;
+
+    while (*at && *at != resident)
+        at = &(*at)->next_image;
+    if (!*at)
+        return;
+    *at = resident->next_image;
+    resident->next_image = NULL;
+    engine->n_image--;
+}
+
+static void refuse_checkpoints(struct engine *engine, struct resident *resident,
+                               const struct cause *cause)
+{
+    for (uint32_t i = 0; i < resident->n_checkpoint; i++)
+        flight_error(engine, resident->checkpoint[i].reply, cause);
+    resident->n_checkpoint = 0;
+}
+
+void resident_drop(struct engine *engine, struct session *session)
+{
+    struct resident *resident = session->resident;
+
+    lru_remove(engine, session);
+    if (!resident)
+        return;
+    stay(engine, session);
+    resident_charge(engine, session, 0);
+    if (resident->n_checkpoint) {
+        status_fail(STATUS_ABORTED, "session left memory before its snapshot");
+        status_because("OPERATION_ABORTED");
+        refuse_checkpoints(engine, resident, status_cause());
+    }
+    session->resident = NULL;
+    resident->session = NULL;
+    engine->n_resident--;
+    images_remove(engine, resident);
+    if (!resident->is_saving) /* else when the store thread is done */
+        destroy(resident);
+}
+
+void resident_touch(struct engine *engine, struct session *session)
+{
+    lru_remove(engine, session);
+    stay(engine, session);
+    session->last_active_ms = engine_wall_ms(engine);
+    if (!session->resident || session->request)
+        return;
+    resident_charge(engine, session, bytes_now(session));
+    lru_add(engine, session);
+}
+
+bool resident_save(struct engine *engine, struct session *session,
+                   bool is_wanted)
+{
+    struct resident *resident = session->resident;
+    uint64_t position = resident_position(resident);
+    uint64_t first_block;
+
+    if (session->durability == DURABILITY_NONE || !session->is_listed)
+        return false;
+    if (resident->image)
+        return true;
+    if (position == 0 || position == resident->snapshot_position)
+        return false;
+    if (!is_wanted && engine->n_image >= IMAGE_WAIT_MAX)
+        return false;
+    first_block = resident->snapshot_position / KV_BLOCK;
+    if (image_create(engine->options.model, session->uid, resident->memory,
+                     resident->memory_chain, first_block, &resident->image)) {
+        log_limited(&engine->store_log, LOG_WARN, "engine", session->name,
+                    "no snapshot at token %lu, a resume will recompute: %s",
+                    position, status_reason());
+        return false;
+    }
+    resident->image_position = position;
+    resident->image_chain = resident->memory_chain;
+    resident->next_image = engine->images;
+    engine->images = resident;
+    engine->n_image++;
+    return true;
+}
+
+static void evict(struct engine *engine, struct session *session)
+{
+    struct resident *resident = session->resident;
+
+    metric_add(engine->metrics.preemptions, 1);
+    if (session->durability == DURABILITY_NONE) { /* tokens are only here */
+        memory_destroy(resident->memory);
+        resident->memory = NULL;
+        resident->memory_chain = engine->empty_chain;
+        resident->reuse = REUSE_NONE;
+        resident_charge(engine, session, bytes_now(session));
+        lru_remove(engine, session);
+    } else if (resident_save(engine, session, true)) {
+        resident->leaves = true;
+        engine->leaving += session->charge;
+    } else {
+        resident_drop(engine, session);
+    }
+}
+
+static bool evict_one(struct engine *engine)
+{
+    for (struct session *s = engine->oldest; s; s = s->newer) {
+        bool is_busy = s->resident->leaves || s->n_flight > 0 ||
+                       s->resident->n_checkpoint > 0;
+        if (is_busy || (s->durability == DURABILITY_NONE &&
+                        (!s->resident->memory || s->resident->image)))
+            continue;
+        evict(engine, s);
+        return true;
+    }
+    return false;
+}
+
+bool resident_room(struct engine *engine, struct session *session, size_t bytes)
+{
+    size_t limit = engine->options.session_bytes;
+
+    if (bytes <= session->charge)
+        return true;
+    bytes -= session->charge;
+    while (engine->charged - engine->leaving + bytes > limit)
+        if (!evict_one(engine))
+            break;
+    if (engine->charged + bytes <= limit)
+        return true;
+    /* Promises are checked at admission, so this only guards against a wait
+     * that nothing would ever end. */
+    return engine->leaving == 0 && engine->n_running == 0 &&
+           engine->n_job == 0 && !engine->oldest_flight && !engine->flight;
+}
+
+static void answer_checkpoints(struct engine *engine, struct resident *resident)
+{
+    uint32_t n_left = 0;
+
+    for (uint32_t i = 0; i < resident->n_checkpoint; i++) {
+        struct event *event;
+        if (resident->checkpoint[i].position > resident->snapshot_position) {
+            resident->checkpoint[n_left++] = resident->checkpoint[i];
+            continue;
+        }
+        event = engine_need(event_create(
+            EVENT_CHECKPOINT, resident->checkpoint[i].reply, 0, NULL));
+        event->is_last = true;
+        memcpy(event->checkpoint.session, resident->session->name,
+               SESSION_NAME_SIZE);
+        event->checkpoint.position = resident->snapshot_position;
+        event->checkpoint.chain = resident->image_chain;
+        event->checkpoint.bytes = resident->snapshot_bytes;
+        flight_event(engine, event);
+    }
+    resident->n_checkpoint = n_left;
+    if (n_left && !resident_save(engine, resident->session, true)) {
+        status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for a snapshot");
+        refuse_checkpoints(engine, resident, status_cause());
+    }
+}
+
+void resident_checkpoint(struct engine *engine, struct session *session,
+                         uint64_t reply)
+{
+    struct resident *resident = session->resident;
+
+    if (resident->n_checkpoint == CHECKPOINT_WAIT_MAX) {
+        status_fail(STATUS_RESOURCE_EXHAUSTED,
+                    "%u calls wait for a snapshot of this session already",
+                    CHECKPOINT_WAIT_MAX);
+        status_because("QUEUE_FULL");
+        status_retry(1000);
+        flight_error(engine, reply, status_cause());
+        return;
+    }
+    resident->checkpoint[resident->n_checkpoint].reply = reply;
+    resident->checkpoint[resident->n_checkpoint++].position =
+        resident_position(resident);
+    answer_checkpoints(engine, resident);
+}
+
+static struct store_job *job_create(enum store_job_kind kind, struct uid uid,
+                                    void *owner)
+{
+    struct store_job *job = engine_need(calloc(1, sizeof(*job)));
+
+    job->kind = kind;
+    job->uid = uid;
+    job->owner = owner;
+    return job;
+}
+
+static bool job_send(struct engine *engine, struct store_job *job)
+{
+    if (engine->n_job == ENGINE_JOB_MAX ||
+        !store_thread_push(engine->options.store_thread, job)) {
+        free(job);
+        return false;
+    }
+    engine->n_job++;
+    return true;
+}
+
+static void send_images(struct engine *engine)
+{
+    struct resident **at = &engine->images;
+
+    while (*at) {
+        struct resident *resident = *at;
+        struct session *session = resident->session;
+        struct store_job *job;
+        /* A snapshot must never be ahead of the journal, and a restore needs
+         * one more token to make logits from. */
+        if (session->n_committed <= resident->image_position) {
+            at = &resident->next_image;
+            continue;
+        }
+        job = job_create(STORE_SAVE, session->uid, resident);
+        job->image = resident->image;
+        if (!job_send(engine, job))
+            return;
+        resident->is_saving = true;
+        *at = resident->next_image;
+        resident->next_image = NULL;
+        engine->n_image--;
+    }
+}
+
+static void send_load(struct engine *engine, struct request *request)
+{
+    struct session *session = request->session;
+    size_t bytes = resident_bytes(engine, session->n_token);
+    struct store_job *job;
+    enum status st;
+
+    if (!resident_room(engine, session, bytes))
+        return;
+    job = job_create(STORE_LOAD, session->uid, session);
+    job->keep_back = 1;
+    st = memory_create(engine->options.model, &job->memory);
+    if (st) {
+        free(job);
+        request_fail(engine, request, FINISH_ERROR, status_cause());
+        return;
+    }
+    struct memory *memory = job->memory;
+    if (!job_send(engine, job)) {
+        memory_destroy(memory);
+        return;
+    }
+    resident_charge(engine, session, bytes);
+    request->is_load_sent = true;
+    session->is_loading = true;
+    session->n_hold++;
+}
+
+void resident_send(struct engine *engine)
+{
+    send_images(engine);
+    for (struct request *r = engine->first, *after; r; r = after) {
+        after = r->after;
+        if (r->phase == REQUEST_LOADING && !r->is_load_sent)
+            send_load(engine, r);
+    }
+    while (engine->n_deleted > 0) {
+        struct uid uid = engine->deleted[engine->n_deleted - 1];
+        if (!job_send(engine, job_create(STORE_DELETE, uid, NULL)))
+            return;
+        engine->n_deleted--;
+    }
+}
+
+static void receive_save(struct engine *engine, struct store_job *job)
+{
+    struct resident *resident = job->owner;
+    struct session *session = resident->session;
+
+    resident->is_saving = false;
+    resident->snapshot_bytes = image_bytes(resident->image);
+    image_destroy(resident->image);
+    resident->image = NULL;
+    if (!session) {
+        destroy(resident);
+        return;
+    }
+    if (job->status) {
+        log_limited(&engine->store_log, LOG_WARN, "engine", session->name,
+                    "snapshot at token %lu is not saved, a resume will "
+                    "recompute: %s",
+                    resident->image_position, job->cause.text);
+        refuse_checkpoints(engine, resident, &job->cause);
+    } else {
+        resident->snapshot_position = resident->image_position;
+        answer_checkpoints(engine, resident);
+    }
+    if (!resident->leaves)
+        return;
+    stay(engine, session);
+    if (session->n_flight == 0 && !resident->image)
+        resident_drop(engine, session);
+}
+
+static const char *reason_text(enum restore_reason reason)
+{
+    switch (reason) {
+    case RESTORE_NUMERICS:
+        return "was made by another model or arithmetic";
+    case RESTORE_CHAIN:
+        return "belongs to other tokens";
+    case RESTORE_DAMAGED:
+        return "is damaged";
+    case RESTORE_HIT:
+    case RESTORE_NONE:
+        break;
+    }
+    return NULL;
+}
+
+static void install(struct engine *engine, struct session *session,
+                    struct store_job *job)
+{
+    const char *why = reason_text(job->reason);
+    struct resident *resident;
+    uint64_t position;
+
+    resident_make(engine, session);
+    resident = session->resident;
+    resident->memory = job->memory;
+    resident->tokens = job->tokens;
+    resident->chain = job->chain;
+    resident->turn = job->turn;
+    resident->has_turn = job->has_turn;
+    job->memory = NULL;
+    memset(&job->tokens, 0, sizeof(job->tokens));
+    session->n_token = session->n_committed = resident->tokens.n;
+    session->is_failed = false;
+    position = resident_position(resident);
+    resident->snapshot_position = position;
+    resident->image_chain = resident->memory_chain = digest_tokens(
+        engine->empty_chain, resident->tokens.id, position);
+    resident->reuse = position ? REUSE_RESTORED : REUSE_NONE;
+    if (why)
+        log_line(LOG_WARN, "engine", session->name,
+                 "newest snapshot %s, recomputing %lu of %lu tokens", why,
+                 session->n_token - position, session->n_token);
+    resident_charge(engine, session, bytes_now(session));
+}
+
+static void receive_load(struct engine *engine, struct store_job *job)
+{
+    struct session *session = job->owner;
+    struct request *request = session->request;
+
+    session->n_hold--;
+    session->is_loading = false;
+    resident_charge(engine, session, 0);
+    if (job->status == STATUS_OK && session->is_listed && !session->resident)
+        install(engine, session, job);
+    memory_destroy(job->memory);
+    ids_release(&job->tokens);
+    if (job->status == STATUS_DATA_LOSS)
+        session->is_failed = true;
+    if (request && request->phase == REQUEST_LOADING) {
+        if (job->status)
+            request_fail(engine, request, FINISH_ERROR, &job->cause);
+        else
+            generate_admit(engine, request);
+    } else {
+        resident_touch(engine, session);
+    }
+    session_put(session);
+}
+
+struct reader { /* a READ_TOKENS whose session is parked */
+    struct session *session;
+    uint64_t reply, from, limit;
+};
+
+enum status resident_read(struct engine *engine, struct session *session,
+                          uint64_t reply, uint64_t from, uint64_t limit)
+{
+    struct reader *reader = engine_need(malloc(sizeof(*reader)));
+
+    *reader = (struct reader){session, reply, from, limit};
+    if (!job_send(engine, job_create(STORE_TOKENS, session->uid, reader))) {
+        free(reader);
+        status_fail(STATUS_RESOURCE_EXHAUSTED,
+                    "%u reads and saves wait already", ENGINE_JOB_MAX);
+        status_because("QUEUE_FULL");
+        return status_retry(200);
+    }
+    session->n_hold++;
+    return STATUS_OK;
+}
+
+static void receive_tokens(struct engine *engine, struct store_job *job)
+{
+    struct reader *reader = job->owner;
+
+    if (job->status)
+        flight_error(engine, reader->reply, &job->cause);
+    else
+        resident_log(engine, reader->reply, job->tokens.id, job->tokens.n,
+                     reader->from, reader->limit);
+    ids_release(&job->tokens);
+    reader->session->n_hold--;
+    session_put(reader->session);
+    free(reader);
+}
+
+void resident_log(struct engine *engine, uint64_t reply, const uint32_t *token,
+                  uint64_t n_token, uint64_t from, uint64_t limit)
+{
+    uint64_t end = n_token;
+
+    assert(from <= n_token);
+    if (limit && limit < end - from)
+        end = from + limit;
+    do {
+        uint64_t n = end - from < LOG_PIECE_MAX ? end - from : LOG_PIECE_MAX;
+        void *extra;
+        struct event *event = engine_need(
+            event_create(EVENT_LOG, reply, n * sizeof(*token), &extra));
+        if (n)
+            memcpy(extra, token + from, n * sizeof(*token));
+        event->tokens.position = from;
+        event->tokens.n_token = (uint32_t)n;
+        event->tokens.token = extra;
+        event->tokens.text = "";
+        from += n;
+        event->is_last = from == end;
+        flight_event(engine, event);
+    } while (from < end);
+}
+
+void resident_receive(struct engine *engine)
+{
+    struct store_job *job;
+
+    while (ring_pop(engine->options.done, &job)) {
+        engine->n_job--;
+        switch (job->kind) {
+        case STORE_SAVE:
+            receive_save(engine, job);
+            break;
+        case STORE_LOAD:
+            receive_load(engine, job);
+            break;
+        case STORE_TOKENS:
+            receive_tokens(engine, job);
+            break;
+        case STORE_DELETE:
+            if (job->status)
+                log_limited(&engine->store_log, LOG_WARN, "engine", "",
+                            "snapshots of a deleted session stay: %s",
+                            job->cause.text);
+            break;
+        }
+        free(job);
+    }
+}

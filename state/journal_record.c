@@ -1,0 +1,205 @@
+#include "state/journal_record.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+static enum status bad_field(const char *row)
+{
+    return status_fail(STATUS_DATA_LOSS, "%s record has a field out of range",
+                       row);
+}
+
+enum status record_put_session(struct writer *writer,
+                               const struct session_meta *meta)
+{
+    size_t begin = frame_begin(writer, FRAME_SESSION, RECORD_VERSION);
+
+    assert(meta->n_label <= LABEL_MAX);
+    writer_u64(writer, meta->uid.hi);
+    writer_u64(writer, meta->uid.lo);
+    writer_text(writer, meta->name);
+    writer_u64(writer, meta->create_ms);
+    writer_u64(writer, meta->update_ms);
+    writer_u64(writer, meta->expire_ms);
+    writer_u8(writer, (uint8_t)meta->durability);
+    writer_u8(writer, (uint8_t)meta->n_label);
+    for (uint32_t i = 0; i < meta->n_label; i++) {
+        writer_text(writer, meta->label[i].key);
+        writer_text(writer, meta->label[i].value);
+    }
+    return frame_end(writer, begin);
+}
+
+enum status record_get_session(const void *bytes, size_t n_bytes,
+                               struct session_meta *out)
+{
+    struct session_meta meta = {0};
+    struct reader reader;
+    unsigned durability;
+    enum status st =
+        frame_open(bytes, n_bytes, FRAME_SESSION, RECORD_VERSION, &reader);
+
+    if (st)
+        return st;
+    meta.uid.hi = reader_u64(&reader);
+    meta.uid.lo = reader_u64(&reader);
+    reader_text(&reader, meta.name, sizeof(meta.name));
+    meta.create_ms = reader_u64(&reader);
+    meta.update_ms = reader_u64(&reader);
+    meta.expire_ms = reader_u64(&reader);
+    durability = reader_u8(&reader);
+    meta.n_label = reader_u8(&reader);
+    if (durability > DURABILITY_LOCAL || meta.n_label > LABEL_MAX)
+        return bad_field("session");
+    meta.durability = (enum durability)durability;
+    for (uint32_t i = 0; i < meta.n_label; i++) {
+        reader_text(&reader, meta.label[i].key, sizeof(meta.label[i].key));
+        reader_text(&reader, meta.label[i].value, sizeof(meta.label[i].value));
+    }
+    if (!reader_is_done(&reader) || meta.name[0] == 0)
+        return bad_field("session");
+    *out = meta;
+    return STATUS_OK;
+}
+
+enum status record_put_tokens(struct writer *writer, const uint32_t *token,
+                              uint32_t n_token, struct digest chain)
+{
+    size_t begin = frame_begin(writer, FRAME_TOKENS, RECORD_VERSION);
+
+    assert(n_token > 0 && n_token <= RECORD_TOKEN_MAX);
+    writer_digest(writer, chain);
+    writer_u32(writer, n_token);
+    writer_bytes(writer, token, n_token * sizeof(*token));
+    return frame_end(writer, begin);
+}
+
+enum status record_get_tokens(const void *bytes, size_t n_bytes,
+                              struct record_tokens *out)
+{
+    struct record_tokens tokens;
+    struct reader reader;
+    enum status st =
+        frame_open(bytes, n_bytes, FRAME_TOKENS, RECORD_VERSION, &reader);
+
+    if (st)
+        return st;
+    tokens.chain = reader_digest(&reader);
+    tokens.n_token = reader_u32(&reader);
+    if (tokens.n_token == 0 || tokens.n_token > RECORD_TOKEN_MAX)
+        return bad_field("token");
+    tokens.token = reader_bytes(&reader, tokens.n_token * sizeof(uint32_t));
+    if (!reader_is_done(&reader))
+        return bad_field("token");
+    *out = tokens;
+    return STATUS_OK;
+}
+
+static void put_sampling(struct writer *writer, const struct sampling *sampling)
+{
+    assert(sampling->n_stop <= STOP_MAX && sampling->n_stop_id <= STOP_ID_MAX &&
+           sampling->n_bias <= LOGIT_BIAS_MAX);
+    writer_f32(writer, sampling->temperature);
+    writer_f32(writer, sampling->top_p);
+    writer_f32(writer, sampling->min_p);
+    writer_u32(writer, (uint32_t)sampling->top_k);
+    writer_f32(writer, sampling->repetition_penalty);
+    writer_f32(writer, sampling->presence_penalty);
+    writer_f32(writer, sampling->frequency_penalty);
+    writer_u32(writer, sampling->max_tokens);
+    writer_u32(writer, sampling->min_tokens);
+    writer_u64(writer, sampling->seed);
+    writer_u32(writer, (uint32_t)sampling->n_logprob);
+    writer_u8(writer, sampling->ignore_eos);
+    writer_u8(writer, sampling->skip_special);
+    writer_u16(writer, (uint16_t)sampling->n_stop);
+    writer_u16(writer, (uint16_t)sampling->n_stop_id);
+    writer_u16(writer, (uint16_t)sampling->n_bias);
+    for (uint32_t i = 0; i < sampling->n_stop; i++)
+        writer_text(writer, sampling->stop[i]);
+    for (uint32_t i = 0; i < sampling->n_stop_id; i++)
+        writer_u32(writer, sampling->stop_id[i]);
+    for (uint32_t i = 0; i < sampling->n_bias; i++) {
+        writer_u32(writer, sampling->bias[i].token);
+        writer_f32(writer, sampling->bias[i].bias);
+    }
+}
+
+/* False when a count passes its limit; the reader remembers short bytes. */
+static bool get_sampling(struct reader *reader, struct sampling *out)
+{
+    unsigned ignore_eos, skip_special;
+
+    out->temperature = reader_f32(reader);
+    out->top_p = reader_f32(reader);
+    out->min_p = reader_f32(reader);
+    out->top_k = (int32_t)reader_u32(reader);
+    out->repetition_penalty = reader_f32(reader);
+    out->presence_penalty = reader_f32(reader);
+    out->frequency_penalty = reader_f32(reader);
+    out->max_tokens = reader_u32(reader);
+    out->min_tokens = reader_u32(reader);
+    out->seed = reader_u64(reader);
+    out->n_logprob = (int32_t)reader_u32(reader);
+    ignore_eos = reader_u8(reader);
+    skip_special = reader_u8(reader);
+    out->n_stop = reader_u16(reader);
+    out->n_stop_id = reader_u16(reader);
+    out->n_bias = reader_u16(reader);
+    if (ignore_eos > 1 || skip_special > 1 || out->n_logprob < -1 ||
+        out->n_logprob > (int32_t)LOGPROBS_MAX || out->n_stop > STOP_MAX ||
+        out->n_stop_id > STOP_ID_MAX || out->n_bias > LOGIT_BIAS_MAX)
+        return false;
+    out->ignore_eos = ignore_eos;
+    out->skip_special = skip_special;
+    for (uint32_t i = 0; i < out->n_stop; i++)
+        reader_text(reader, out->stop[i], sizeof(out->stop[i]));
+    for (uint32_t i = 0; i < out->n_stop_id; i++)
+        out->stop_id[i] = reader_u32(reader);
+    for (uint32_t i = 0; i < out->n_bias; i++) {
+        out->bias[i].token = reader_u32(reader);
+        out->bias[i].bias = reader_f32(reader);
+    }
+    return true;
+}
+
+enum status record_put_turn(struct writer *writer, const struct turn *turn)
+{
+    size_t begin = frame_begin(writer, FRAME_TURN, RECORD_VERSION);
+
+    writer_u64(writer, turn->position);
+    writer_u64(writer, turn->n_input);
+    writer_text(writer, turn->request_id);
+    writer_digest(writer, turn->input);
+    writer_u8(writer, (uint8_t)turn->finish);
+    writer_u8(writer, turn->is_append);
+    put_sampling(writer, &turn->sampling);
+    return frame_end(writer, begin);
+}
+
+enum status record_get_turn(const void *bytes, size_t n_bytes, struct turn *out)
+{
+    struct turn turn = {0};
+    struct reader reader;
+    unsigned finish, is_append;
+    enum status st =
+        frame_open(bytes, n_bytes, FRAME_TURN, RECORD_VERSION, &reader);
+
+    if (st)
+        return st;
+    turn.position = reader_u64(&reader);
+    turn.n_input = reader_u64(&reader);
+    reader_text(&reader, turn.request_id, sizeof(turn.request_id));
+    turn.input = reader_digest(&reader);
+    finish = reader_u8(&reader);
+    is_append = reader_u8(&reader);
+    if (finish > FINISH_ERROR || is_append > 1 ||
+        turn.n_input > UINT64_MAX - turn.position)
+        return bad_field("turn");
+    turn.finish = (enum finish_reason)finish;
+    turn.is_append = is_append;
+    if (!get_sampling(&reader, &turn.sampling) || !reader_is_done(&reader))
+        return bad_field("turn");
+    *out = turn;
+    return STATUS_OK;
+}

@@ -1,0 +1,41 @@
+#ifndef STATE_MEMORY_H
+#define STATE_MEMORY_H
+/*
+ * What the layers remember of one session after `position` tokens: a fixed
+ * state per recurrent layer and growing KV blocks per softmax layer. All of it
+ * is a cache: the session's truth is its journal. A block that lies wholly
+ * below `position` is sealed: its bytes never change again, so the store
+ * thread may read it while the engine goes on.
+ */
+#include "base/status.h"
+#include "model/model.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct memory;
+
+/* The empty memory, position 0.  RESOURCE_EXHAUSTED  no memory */
+MUST_CHECK enum status memory_create(const struct model *model,
+                                     struct memory **out);
+void memory_destroy(struct memory *memory);
+
+/*
+ * Make room for tokens [0, n_token), zeroed; never gives room back. On failure
+ * what was there stays valid, and a later call goes on from there.
+ *   RESOURCE_EXHAUSTED  no memory, or more tokens than model_n_context()
+ */
+MUST_CHECK enum status memory_reserve(struct memory *memory, uint64_t n_token);
+
+/* Tokens consumed so far; the caller moves it after model_forward(). */
+uint64_t memory_position(const struct memory *memory);
+void memory_advance(struct memory *memory, uint64_t n_token);
+
+/* [n_layer], for struct span; valid until the next reserve or destroy. */
+const struct layer_memory *memory_layers(const struct memory *memory);
+
+/* Bytes held now; and what a session of n_token tokens would hold: the same,
+   for a session that grew to n_token in any number of reserves. */
+size_t memory_bytes(const struct memory *memory);
+size_t memory_bytes_for(const struct model *model, uint64_t n_token);
+#endif

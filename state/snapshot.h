@@ -1,0 +1,112 @@
+#ifndef STATE_SNAPSHOT_H
+#define STATE_SNAPSHOT_H
+/*
+ * Stored memories: at some positions of a session its recurrent states and KV
+ * blocks are kept, so that a resume need not replay the whole journal. They
+ * are caches: each value carries the position, the chain hash of the tokens
+ * before it, the model's fingerprint, the numerics id and a digest of its
+ * bytes, and any mismatch means "not used, counted, logged, replayed".
+ *
+ *   'v' uid                            manifest: list of (position, chain)
+ *   's' uid be64(position) be16(layer) state of one layer
+ *   'o' uid be64(position) be16(layer) its open KV block, with its tokens
+ *   'b' uid be64(block) be16(layer)    sealed KV block
+ *
+ * Values are written first, unsynced; then the manifest in one synced batch,
+ * which is the commit point. Sealed blocks never change, so all snapshots
+ * share them; the block that is not full belongs to its snapshot. A block's
+ * value carries position and chain of the snapshot that wrote it: those tokens
+ * include the block's.
+ *
+ * Values of a save that no manifest came to name stay until that position is
+ * saved again or the session is deleted.
+ */
+#include "state/memory.h"
+#include "state/session.h"
+#include "state/store.h"
+
+#define SNAPSHOT_GRID 4096u  /* tokens between snapshots of a long session */
+#define SNAPSHOT_KEEP_MAX 8u /* newest kept per session; blocks all */
+
+struct snapshots;
+
+/*
+ * Store and model must outlive it. Used by one thread at a time.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status snapshots_open(struct store *store,
+                                      const struct model *model,
+                                      struct snapshots **out);
+void snapshots_close(struct snapshots *snapshots);
+
+/*
+ * What a save needs, gathered by the engine thread without disk access: a copy
+ * of the states and of the open block; sealed blocks are borrowed from
+ * `memory`, which must live (unchanged below `position`) until the image is
+ * destroyed; it may grow meanwhile.
+ */
+struct image;
+/*
+ * first_block: blocks below it are stored already: position / KV_BLOCK of the
+ * last snapshot that was saved or loaded by this process; 0 saves all. chain:
+ * of tokens [0, memory_position()). RESOURCE_EXHAUSTED  no memory for the copy
+ */
+MUST_CHECK enum status image_create(const struct model *model, struct uid uid,
+                                    const struct memory *memory,
+                                    struct digest chain, uint64_t first_block,
+                                    struct image **out);
+void image_destroy(struct image *image); /* accepts NULL */
+/* Bytes of the copies, without what is borrowed. */
+size_t image_bytes(const struct image *image);
+
+/*
+ * Write the image and its manifest; drop snapshots that the manifest no longer
+ * names (the newest SNAPSHOT_KEEP_MAX stay; those of another model or numerics
+ * id all go). Store thread.
+ *   as store_write() and store_get(); nothing half-written is ever used
+ */
+MUST_CHECK enum status snapshot_save(struct snapshots *snapshots,
+                                     const struct image *image);
+
+/*
+ * Why a restore did not use more: for metrics and the reply; the log names
+ * position and cause.
+ */
+enum restore_reason {
+    RESTORE_HIT,      /* the newest snapshot was used */
+    RESTORE_NONE,     /* no snapshot exists */
+    RESTORE_NUMERICS, /* other model or numerics id */
+    RESTORE_CHAIN,    /* belongs to other tokens */
+    RESTORE_DAMAGED,  /* bytes failed their digest, or were missing */
+};
+
+/*
+ * Load the newest usable snapshot of at most `limit` tokens into `memory`
+ * (fresh, position 0), trying older ones in turn. `token` are the session's
+ * tokens; a snapshot whose chain differs from theirs is not used. On OK the
+ * memory stands at the snapshot's position, 0 if none could be used; *out says
+ * why the first refused one was refused. Bad values are never an error: the
+ * journal is replayed instead.
+ *   RESOURCE_EXHAUSTED  no memory, or as memory_reserve()
+ */
+MUST_CHECK enum status snapshot_load(struct snapshots *snapshots,
+                                     struct uid uid, const uint32_t *token,
+                                     uint64_t limit, struct memory *memory,
+                                     enum restore_reason *out);
+
+struct snapshot_entry {
+    uint64_t position;
+    struct digest chain;
+};
+/*
+ * Manifest's entries, newest first, at most `max`; 0 when there is none.
+ *   DATA_LOSS, FAILED_PRECONDITION  as frame_open(); and as store_get()
+ */
+MUST_CHECK enum status snapshot_list(struct snapshots *snapshots,
+                                     struct uid uid, struct snapshot_entry *out,
+                                     uint32_t max, uint32_t *out_n);
+
+/* Forget everything of a session.  As store_write(); not synced. */
+MUST_CHECK enum status snapshot_delete(struct snapshots *snapshots,
+                                       struct uid uid);
+#endif

@@ -1,0 +1,26 @@
+#ifndef STATE_SNAPSHOT_IMAGE_H
+#define STATE_SNAPSHOT_IMAGE_H
+/*
+ * What lies in a struct image (state/snapshot.h): the engine thread makes it,
+ * the store thread reads it.
+ */
+#include "state/snapshot.h"
+
+struct image_layer {
+    const void *state;   /* copy, or NULL */
+    const void *open;    /* copy of the block that is not full, or NULL */
+    const float **block; /* [n_block - first_block] borrowed sealed blocks */
+};
+
+struct image {
+    struct uid uid;
+    uint64_t position;
+    struct digest chain;           /* of tokens [0, position) */
+    uint64_t first_block, n_block; /* sealed ones to save */
+    uint32_t n_layer;
+    size_t copy_bytes;
+    unsigned char *copy; /* [copy_bytes] states and open blocks; owned */
+    const float **block; /* the layers' tables; owned */
+    struct image_layer layer[];
+};
+#endif

@@ -1,0 +1,115 @@
+#include "state/snapshot_value.h"
+
+bool numerics_equal(struct numerics a, struct numerics b)
+{
+    return digest_equal(a.fingerprint, b.fingerprint) &&
+           digest_equal(a.id, b.id);
+}
+
+static void put_owner(struct writer *writer, struct uid uid,
+                      struct numerics numerics)
+{
+    writer_u64(writer, uid.hi);
+    writer_u64(writer, uid.lo);
+    writer_digest(writer, numerics.fingerprint);
+    writer_digest(writer, numerics.id);
+}
+
+static void get_owner(struct reader *reader, struct uid *uid,
+                      struct numerics *numerics)
+{
+    uid->hi = reader_u64(reader);
+    uid->lo = reader_u64(reader);
+    numerics->fingerprint = reader_digest(reader);
+    numerics->id = reader_digest(reader);
+}
+
+enum status manifest_put(struct writer *writer, const struct manifest *manifest)
+{
+    size_t begin = frame_begin(writer, FRAME_MANIFEST, SNAPSHOT_VERSION);
+
+    put_owner(writer, manifest->uid, manifest->numerics);
+    writer_u32(writer, manifest->n);
+    for (uint32_t i = 0; i < manifest->n; i++) {
+        writer_u64(writer, manifest->entry[i].position);
+        writer_digest(writer, manifest->entry[i].chain);
+    }
+    return frame_end(writer, begin);
+}
+
+enum status manifest_get(const void *bytes, size_t n_bytes,
+                         struct manifest *out)
+{
+    struct manifest manifest = {0};
+    struct reader reader;
+    bool is_sorted = true;
+    enum status st =
+        frame_open(bytes, n_bytes, FRAME_MANIFEST, SNAPSHOT_VERSION, &reader);
+
+    if (st)
+        return st;
+    get_owner(&reader, &manifest.uid, &manifest.numerics);
+    manifest.n = reader_u32(&reader);
+    if (manifest.n > SNAPSHOT_KEEP_MAX)
+        return status_fail(STATUS_DATA_LOSS,
+                           "manifest names %u snapshots, limit %u", manifest.n,
+                           SNAPSHOT_KEEP_MAX);
+    for (uint32_t i = 0; i < manifest.n; i++) {
+        manifest.entry[i].position = reader_u64(&reader);
+        manifest.entry[i].chain = reader_digest(&reader);
+        is_sorted &= i == 0 || manifest.entry[i].position <
+                                   manifest.entry[i - 1].position;
+    }
+    if (!reader_is_done(&reader) || !is_sorted)
+        return status_fail(STATUS_DATA_LOSS,
+                           "manifest has a field out of range");
+    *out = manifest;
+    return STATUS_OK;
+}
+
+enum status value_put(struct writer *writer, enum frame_kind kind,
+                      const struct value_head *head, const void *data,
+                      size_t data_bytes)
+{
+    size_t begin = frame_begin(writer, kind, SNAPSHOT_VERSION);
+
+    put_owner(writer, head->uid, head->numerics);
+    writer_u64(writer, head->position);
+    writer_digest(writer, head->chain);
+    writer_u64(writer, head->place);
+    writer_u32(writer, head->layer);
+    writer_u32(writer, head->n_token);
+    writer_u64(writer, data_bytes);
+    writer_bytes(writer, data, data_bytes);
+    return frame_end(writer, begin);
+}
+
+enum status value_get(const void *bytes, size_t n_bytes, enum frame_kind kind,
+                      struct value_head *out, const void **out_data,
+                      size_t *out_data_bytes)
+{
+    struct value_head head = {0};
+    struct reader reader;
+    uint64_t data_bytes;
+    const void *data;
+    enum status st =
+        frame_open(bytes, n_bytes, kind, SNAPSHOT_VERSION, &reader);
+
+    if (st)
+        return st;
+    get_owner(&reader, &head.uid, &head.numerics);
+    head.position = reader_u64(&reader);
+    head.chain = reader_digest(&reader);
+    head.place = reader_u64(&reader);
+    head.layer = reader_u32(&reader);
+    head.n_token = reader_u32(&reader);
+    data_bytes = reader_u64(&reader);
+    data = reader_bytes(&reader, data_bytes);
+    if (!reader_is_done(&reader))
+        return status_fail(STATUS_DATA_LOSS,
+                           "stored value's fields and length disagree");
+    *out = head;
+    *out_data = data;
+    *out_data_bytes = data_bytes;
+    return STATUS_OK;
+}

@@ -1,0 +1,55 @@
+#ifndef STATE_SNAPSHOT_VALUE_H
+#define STATE_SNAPSHOT_VALUE_H
+/*
+ * The stored bytes of snapshots: manifest and values. Every value repeats
+ * whose it is, so that one found under a wrong key, of another model or of
+ * other tokens is refused for what it says of itself.
+ */
+#include "proto/frame.h"
+#include "state/snapshot.h"
+
+#define SNAPSHOT_VERSION 1u
+#define SNAPSHOT_VALUE_MAX (256u << 20) /* bytes of one value */
+
+/* What two memories must share to be exchangeable. */
+struct numerics {
+    struct digest fingerprint; /* of the model */
+    struct digest id;          /* of the text model_numerics() */
+};
+bool numerics_equal(struct numerics a, struct numerics b);
+
+struct manifest {
+    struct uid uid;
+    struct numerics numerics;
+    uint32_t n;
+    struct snapshot_entry entry[SNAPSHOT_KEEP_MAX]; /* newest first */
+};
+
+/* What stands before the floats of a value. */
+struct value_head {
+    struct uid uid;
+    struct numerics numerics;
+    uint64_t position;   /* of the snapshot that wrote it ... */
+    struct digest chain; /* ... and of its tokens */
+    uint64_t place;      /* state, open: the position; block: its index */
+    uint32_t layer;
+    uint32_t n_token; /* in this block; 0 for a state */
+};
+
+/* Append a frame.  RESOURCE_EXHAUSTED  as frame_end() */
+MUST_CHECK enum status manifest_put(struct writer *writer,
+                                    const struct manifest *manifest);
+MUST_CHECK enum status value_put(struct writer *writer, enum frame_kind kind,
+                                 const struct value_head *head,
+                                 const void *data, size_t data_bytes);
+
+/*
+ * Read a frame; outputs are untouched on failure. *out_data is borrowed.
+ *   DATA_LOSS, FAILED_PRECONDITION  as frame_open(), or a bad field
+ */
+MUST_CHECK enum status manifest_get(const void *bytes, size_t n_bytes,
+                                    struct manifest *out);
+MUST_CHECK enum status value_get(const void *bytes, size_t n_bytes,
+                                 enum frame_kind kind, struct value_head *out,
+                                 const void **out_data, size_t *out_data_bytes);
+#endif

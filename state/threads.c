@@ -1,0 +1,360 @@
+#include "state/threads.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+
+#include <assert.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define GROUP_MAX 64u        /* commits of one write */
+#define BACKOFF_US_MIN 50u   /* first wait for a full ring */
+#define BACKOFF_US_MAX 2000u /* longest one */
+
+struct journal_thread {
+    struct journal_thread_options options;
+    struct ring *ring; /* of struct commit * */
+    pthread_t id;
+    _Atomic bool is_stopping;
+    _Atomic uint32_t n_waiting; /* pushed, not yet durable or lost */
+    /* the thread's own */
+    uint64_t epoch;      /* failed writes so far */
+    struct cause lost;   /* of the last one */
+    bool is_outbox_dead; /* its consumer is gone: wait no more */
+    struct log_limit limit;
+};
+
+struct store_thread {
+    struct store_thread_options options;
+    struct ring *ring; /* of struct store_job * */
+    pthread_t id;
+    _Atomic bool is_stopping;
+};
+
+void commit_destroy(struct commit *commit)
+{
+    if (!commit)
+        return;
+    journal_batch_destroy(commit->batch);
+    free(commit->message);
+    free(commit);
+}
+
+static void sleep_us(uint64_t us)
+{
+    (void)nanosleep(&(struct timespec){.tv_nsec = (long)us * 1000}, NULL);
+}
+
+static uint64_t now_us(void)
+{
+    return clock_real()->now_us(clock_real());
+}
+
+/*
+ * Wait for a place in a full ring. Once we are stopping its consumer may be
+ * gone, so then the wait ends after limit_us.
+ */
+static bool push_patiently(struct ring *ring, const void *item,
+                           const _Atomic bool *is_stopping, uint64_t limit_us)
+{
+    uint64_t pause_us = BACKOFF_US_MIN, waited_us = 0;
+
+    while (!ring_push(ring, item)) {
+        if (atomic_load(is_stopping)) {
+            if (waited_us >= limit_us)
+                return false;
+            waited_us += pause_us;
+        }
+        sleep_us(pause_us);
+        pause_us =
+            pause_us * 2 < BACKOFF_US_MAX ? pause_us * 2 : BACKOFF_US_MAX;
+    }
+    return true;
+}
+
+static void drop_messages(struct journal_thread *thread, struct commit *commit,
+                          uint32_t first, const struct cause *cause)
+{
+    for (uint32_t i = first; i < commit->n_message; i++)
+        thread->options.drop(commit->message[i], cause, thread->options.outbox);
+}
+
+/* Forward what is durable now. */
+static void send_messages(struct journal_thread *thread, struct commit *commit)
+{
+    for (uint32_t i = 0; i < commit->n_message; i++) {
+        uint64_t limit_us =
+            thread->is_outbox_dead ? 0 : OUTBOX_WAIT_MS * 1000ull;
+
+        if (push_patiently(thread->options.outbox, &commit->message[i],
+                           &thread->is_stopping, limit_us))
+            continue;
+        thread->is_outbox_dead = true;
+        (void)status_fail(STATUS_UNAVAILABLE,
+                          "nobody took a reply for %u ms while the node stops",
+                          OUTBOX_WAIT_MS);
+        drop_messages(thread, commit, i, status_cause());
+        return;
+    }
+}
+
+static void report(struct journal_thread *thread, uint64_t step,
+                   const struct cause *cause, uint64_t write_us)
+{
+    struct journal_report report = {
+        .step = step, .epoch = thread->epoch, .write_us = write_us};
+
+    if (cause)
+        report.cause = *cause;
+    (void)push_patiently(thread->options.reports, &report, &thread->is_stopping,
+                         0);
+    ring_kick(thread->options.engine);
+}
+
+static void finish(struct journal_thread *thread, struct commit **commit,
+                   uint32_t n, const struct cause *lost, uint64_t write_us)
+{
+    uint64_t step = commit[n - 1]->step;
+
+    for (uint32_t i = 0; i < n; i++) {
+        if (lost)
+            drop_messages(thread, commit[i], 0, lost);
+        else
+            send_messages(thread, commit[i]);
+        commit_destroy(commit[i]);
+    }
+    atomic_fetch_sub(&thread->n_waiting, n);
+    report(thread, step, lost, write_us);
+}
+
+/* All of one epoch: one write, one sync. */
+static void write_group(struct journal_thread *thread, struct commit **commit,
+                        uint32_t n)
+{
+    struct journal_batch *batch[GROUP_MAX];
+    uint32_t n_batch = 0;
+    bool needs_sync = false;
+    uint64_t begin_us = now_us();
+
+    for (uint32_t i = 0; i < n; i++)
+        if (commit[i]->batch && !journal_batch_is_empty(commit[i]->batch)) {
+            batch[n_batch++] = commit[i]->batch;
+            needs_sync |= commit[i]->needs_sync;
+        }
+    if (n_batch == 0) {
+        finish(thread, commit, n, NULL, 0);
+        return;
+    }
+    if (!journal_commit(thread->options.journal, batch, n_batch, needs_sync)) {
+        finish(thread, commit, n, NULL, now_us() - begin_us);
+        return;
+    }
+    thread->lost = *status_cause();
+    thread->epoch++;
+    log_limited(&thread->limit, LOG_ERROR, "journal", "",
+                "journal cannot be written, tokens of %u steps are lost: %s", n,
+                thread->lost.text);
+    finish(thread, commit, n, &thread->lost, now_us() - begin_us);
+}
+
+static void take_group(struct journal_thread *thread, struct commit **commit,
+                       uint32_t n)
+{
+    uint32_t n_stale = 0;
+
+    while (n_stale < n && commit[n_stale]->epoch != thread->epoch)
+        n_stale++;
+    if (n_stale > 0)
+        finish(thread, commit, n_stale, &thread->lost, 0);
+    if (n_stale < n)
+        write_group(thread, commit + n_stale, n - n_stale);
+}
+
+static void *journal_run(void *argument)
+{
+    struct journal_thread *thread = argument;
+
+    (void)pthread_setname_np(pthread_self(), "journal");
+    for (;;) {
+        struct commit *commit[GROUP_MAX];
+        uint32_t n = 0;
+        bool is_stopping = atomic_load(&thread->is_stopping);
+
+        while (n < GROUP_MAX && ring_pop(thread->ring, &commit[n]))
+            n++;
+        if (n > 0)
+            take_group(thread, commit, n);
+        else if (is_stopping)
+            return NULL;
+        else
+            ring_wait(thread->ring, -1);
+    }
+}
+
+/* Signals are for the main thread. */
+static enum status start(pthread_t *id, void *(*run)(void *), void *argument)
+{
+    sigset_t all, before;
+    int error;
+
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    error = pthread_create(id, NULL, run, argument);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "system gives no thread: %s", strerror(error));
+    return STATUS_OK;
+}
+
+enum status journal_thread_start(const struct journal_thread_options *options,
+                                 uint32_t capacity, struct journal_thread **out)
+{
+    struct journal_thread *thread = calloc(1, sizeof(*thread));
+    enum status st;
+
+    if (!thread)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for the journal thread");
+    thread->options = *options;
+    st = ring_create(capacity, sizeof(struct commit *), &thread->ring);
+    if (!st)
+        st = start(&thread->id, journal_run, thread);
+    if (st) {
+        ring_destroy(thread->ring);
+        free(thread);
+        return st;
+    }
+    *out = thread;
+    return STATUS_OK;
+}
+
+bool journal_thread_push(struct journal_thread *thread, struct commit *commit)
+{
+    assert(commit->n_message <= COMMIT_MESSAGE_MAX);
+    /* Counted before it is there, so that the count never wraps below 0. */
+    atomic_fetch_add(&thread->n_waiting, 1);
+    if (ring_push(thread->ring, &commit))
+        return true;
+    atomic_fetch_sub(&thread->n_waiting, 1);
+    return false;
+}
+
+uint32_t journal_thread_backlog(const struct journal_thread *thread)
+{
+    return atomic_load(&thread->n_waiting);
+}
+
+void journal_thread_stop(struct journal_thread *thread)
+{
+    if (!thread)
+        return;
+    atomic_store(&thread->is_stopping, true);
+    ring_kick(thread->ring);
+    (void)pthread_join(thread->id, NULL);
+    ring_destroy(thread->ring);
+    free(thread);
+}
+
+static enum status load(struct store_thread *thread, struct store_job *job)
+{
+    uint64_t limit;
+    enum status st = journal_read_tokens(thread->options.journal, job->uid,
+                                         &job->tokens, &job->chain);
+
+    if (st || job->kind == STORE_TOKENS)
+        return st;
+    st = journal_last_turn(thread->options.journal, job->uid, &job->turn);
+    job->has_turn = !st;
+    if (st && st != STATUS_NOT_FOUND)
+        return st;
+    limit = job->tokens.n > job->keep_back ? job->tokens.n - job->keep_back : 0;
+    return snapshot_load(thread->options.snapshots, job->uid, job->tokens.id,
+                         limit, job->memory, &job->reason);
+}
+
+static enum status do_job(struct store_thread *thread, struct store_job *job)
+{
+    switch (job->kind) {
+    case STORE_SAVE:
+        return snapshot_save(thread->options.snapshots, job->image);
+    case STORE_DELETE:
+        return snapshot_delete(thread->options.snapshots, job->uid);
+    case STORE_LOAD:
+    case STORE_TOKENS:
+        if (atomic_load(&thread->is_stopping))
+            return status_fail(STATUS_CANCELLED, "the node is stopping");
+        return load(thread, job);
+    }
+    return status_fail(STATUS_INTERNAL, "store job of unknown kind %d",
+                       (int)job->kind);
+}
+
+static void *store_run(void *argument)
+{
+    struct store_thread *thread = argument;
+
+    (void)pthread_setname_np(pthread_self(), "store");
+    for (;;) {
+        struct store_job *job;
+        bool is_stopping = atomic_load(&thread->is_stopping);
+        uint64_t begin_us = now_us();
+        bool is_back;
+
+        if (!ring_pop(thread->ring, &job)) {
+            if (is_stopping)
+                return NULL;
+            ring_wait(thread->ring, -1);
+            continue;
+        }
+        job->status = do_job(thread, job);
+        job->cause = job->status ? *status_cause() : (struct cause){STATUS_OK};
+        job->elapsed_us = now_us() - begin_us;
+        is_back =
+            push_patiently(thread->options.done, &job, &thread->is_stopping, 0);
+        assert(is_back); /* the engine gave `done` fewer places than jobs */
+        ring_kick(thread->options.engine);
+    }
+}
+
+enum status store_thread_start(const struct store_thread_options *options,
+                               uint32_t capacity, struct store_thread **out)
+{
+    struct store_thread *thread = calloc(1, sizeof(*thread));
+    enum status st;
+
+    if (!thread)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for the store thread");
+    thread->options = *options;
+    st = ring_create(capacity, sizeof(struct store_job *), &thread->ring);
+    if (!st)
+        st = start(&thread->id, store_run, thread);
+    if (st) {
+        ring_destroy(thread->ring);
+        free(thread);
+        return st;
+    }
+    *out = thread;
+    return STATUS_OK;
+}
+
+bool store_thread_push(struct store_thread *thread, struct store_job *job)
+{
+    return ring_push(thread->ring, &job);
+}
+
+void store_thread_stop(struct store_thread *thread)
+{
+    if (!thread)
+        return;
+    atomic_store(&thread->is_stopping, true);
+    ring_kick(thread->ring);
+    (void)pthread_join(thread->id, NULL);
+    ring_destroy(thread->ring);
+    free(thread);
+}

@@ -1,0 +1,23 @@
+# A model held to Hugging Face transformers in float32; see node/golden.h. A
+# sanitised build leaves the long needles out: they only repeat the short ones.
+if(TARGET godwitd)
+  set(golden_dir ${PROJECT_SOURCE_DIR}/tests/golden)
+  set(tiny_dir ${PROJECT_SOURCE_DIR}/assets/models/godwit-tiny)
+  set(golden_limit 0)
+  if(GODWIT_SANITIZE)
+    set(golden_limit 3000)
+  endif()
+  foreach(name qwen3_5_text qwen3 llama)
+    add_test(NAME golden.${name} COMMAND godwitd check
+      --model ${golden_dir}/${name} --golden ${golden_dir}/${name})
+  endforeach()
+  add_test(NAME golden.godwit-tiny COMMAND godwitd check --model ${tiny_dir}
+    --golden ${golden_dir}/godwit-tiny --max-length ${golden_limit})
+  add_test(NAME golden.tokenizer COMMAND /usr/bin/python3
+    ${golden_dir}/check_tokenizer.py $<TARGET_FILE:godwitd> ${tiny_dir}
+    ${golden_dir}/tokenizer_cases.json)
+  foreach(name qwen3_5_text qwen3 llama godwit-tiny tokenizer)
+    set_tests_properties(golden.${name} PROPERTIES LABELS golden TIMEOUT 600
+      FAIL_REGULAR_EXPRESSION "LeakSanitizer;runtime error:")
+  endforeach()
+endif()

@@ -1,0 +1,52 @@
+# tests/unit/<layer>/test_x.c is a Criterion program linked to that layer only,
+# so that it starts fast; tests/race/<layer>/race_x.c is a plain program with
+# real threads, because Criterion does not start under TSan.
+pkg_check_modules(CRITERION IMPORTED_TARGET criterion)
+
+# What the sanitizers do in all tests: a test that provokes "no memory" needs a
+# NULL, not an abort; an undefined operation ends the run.
+set(SANITIZER_ENVIRONMENT
+  "ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1"
+  "UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1"
+  "TSAN_OPTIONS=halt_on_error=1:suppressions=${PROJECT_SOURCE_DIR}/tests/race/tsan.supp")
+
+foreach(name IN LISTS GODWIT_LAYERS)
+  if(NOT TARGET ${name})
+    continue()
+  endif()
+  file(GLOB unit_files CONFIGURE_DEPENDS tests/unit/${name}/test_*.c)
+  foreach(file IN LISTS unit_files)
+    get_filename_component(stem ${file} NAME_WE)
+    string(REPLACE "test_" "" stem ${stem})
+    if(CRITERION_FOUND AND NOT GODWIT_SANITIZE STREQUAL "thread")
+      add_executable(test_${name}_${stem} ${file})
+      target_link_libraries(test_${name}_${stem} PRIVATE ${name} PkgConfig::CRITERION)
+      target_compile_options(test_${name}_${stem} PRIVATE -Wall -Wextra -Werror)
+      add_test(NAME unit.${name}.${stem} COMMAND test_${name}_${stem}
+        WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+      # Criterion passes an empty run, and a test that leaked: so we read it.
+      set_tests_properties(unit.${name}.${stem} PROPERTIES LABELS unit TIMEOUT 300
+        ENVIRONMENT "${SANITIZER_ENVIRONMENT}"
+        FAIL_REGULAR_EXPRESSION "Tested: 0 ;LeakSanitizer;runtime error:")
+    endif()
+  endforeach()
+
+  file(GLOB race_files CONFIGURE_DEPENDS tests/race/${name}/race_*.c)
+  foreach(file IN LISTS race_files)
+    get_filename_component(stem ${file} NAME_WE)
+    string(REPLACE "race_" "" stem ${stem})
+    add_executable(race_${name}_${stem} ${file})
+    target_link_libraries(race_${name}_${stem} PRIVATE ${name})
+    target_compile_options(race_${name}_${stem} PRIVATE ${STRICT})
+    add_test(NAME race.${name}.${stem} COMMAND race_${name}_${stem}
+      WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+    set_tests_properties(race.${name}.${stem} PROPERTIES LABELS race TIMEOUT 300
+      ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
+  endforeach()
+endforeach()
+
+# Further tests (lint, golden, e2e, fuzz) each bring a file of their own.
+file(GLOB more CONFIGURE_DEPENDS tests/*/tests.cmake)
+foreach(file IN LISTS more)
+  include(${file})
+endforeach()

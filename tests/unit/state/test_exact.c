@@ -1,0 +1,483 @@
+/*
+ * The one arithmetic (docs/NUMERICS.md), judged by bits: logits of every row
+ * and all that the layers remember, over three architectures and every backend
+ * that this machine has. E1 batch, E2 cut, E3 phase, E7 threads, and equality
+ * between backends. These are laws; that the numbers are also right is judged
+ * by the golden.* tests.
+ */
+#include "state/memory.h"
+
+#include "model/safetensors.h"
+
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define N_TOKEN 203u     /* of each golden's prompt: three grid points */
+#define N_TOKEN_REF 141u /* for the slow backend: two */
+#define N_SESSION 9u
+#define N_STEP 3u /* decode steps behind a prompt in E1 */
+
+static const char *const DIR[] = {
+    "tests/golden/qwen3_5_text",
+    "tests/golden/qwen3",
+    "tests/golden/llama",
+};
+#define N_DIR (sizeof(DIR) / sizeof(DIR[0]))
+
+struct bench {
+    struct model *model;
+    struct workspace *workspace;
+    uint32_t n_vocab, n_token;
+    uint32_t token[N_TOKEN];
+};
+
+static void read_prompt(const char *dir, uint32_t *token)
+{
+    char path[256];
+    struct safetensors *file;
+    const struct tensor *ids;
+
+    (void)snprintf(path, sizeof(path), "%s/golden.safetensors", dir);
+    cr_assert_eq(safetensors_open(path, &file), STATUS_OK);
+    ids = safetensors_find(file, "input_ids");
+    cr_assert(ids && ids->dim[0] == N_TOKEN);
+    memcpy(token, ids->data, N_TOKEN * sizeof(*token));
+    safetensors_close(file);
+}
+
+static struct bench open_bench(const char *dir, const struct backend *backend)
+{
+    const struct model_options options = {.backend = backend};
+    struct bench bench = {0};
+
+    cr_assert_eq(model_load(dir, &options, &bench.model), STATUS_OK, "%s",
+                 status_reason());
+    cr_assert_eq(
+        workspace_create(bench.model, 1024, N_SESSION, 1024, &bench.workspace),
+        STATUS_OK);
+    bench.n_vocab = model_config(bench.model)->n_vocab;
+    bench.n_token = strcmp(backend->name, "ref") == 0 ? N_TOKEN_REF : N_TOKEN;
+    read_prompt(dir, bench.token);
+    return bench;
+}
+
+static void close_bench(struct bench *bench)
+{
+    workspace_destroy(bench->workspace);
+    model_destroy(bench->model);
+}
+
+/* Visit every architecture with every backend that can run here. */
+typedef void visit(struct bench *bench);
+static void visit_all(visit *visit)
+{
+    uint32_t n = 0;
+
+    for (const struct backend *const *b = backend_all(); *b; b++)
+        for (size_t i = 0; i < N_DIR && (*b)->is_supported(); i++) {
+            struct bench bench = open_bench(DIR[i], *b);
+
+            visit(&bench);
+            close_bench(&bench);
+            n++;
+        }
+    cr_assert_geq(n, N_DIR);
+}
+
+/* ------------------------------------------------------------- one session */
+
+static struct memory *new_memory(const struct bench *bench)
+{
+    struct memory *memory;
+
+    cr_assert_eq(memory_create(bench->model, &memory), STATUS_OK);
+    return memory;
+}
+
+/* Advance one session by n rows; their logits go to out unless NULL. */
+static void feed(struct bench *bench, struct pool *pool, struct memory *memory,
+                 const uint32_t *token, uint32_t n, float *out)
+{
+    const uint64_t position = memory_position(memory);
+    uint32_t row[N_TOKEN];
+    const float *logit;
+    struct span span;
+
+    for (uint32_t i = 0; i < n; i++)
+        row[i] = i;
+    cr_assert_eq(memory_reserve(memory, position + n), STATUS_OK);
+    span = (struct span){
+        .n_row = n, .position = position, .layer = memory_layers(memory)};
+    logit = model_forward(bench->model, pool, bench->workspace,
+                          &(struct batch){.token = token,
+                                          .n_row = n,
+                                          .span = &span,
+                                          .n_span = 1,
+                                          .logit_row = row,
+                                          .n_logit = n});
+    memory_advance(memory, n);
+    if (out)
+        memcpy(out, logit, (size_t)n * bench->n_vocab * sizeof(float));
+}
+
+/* Records of a ring behind the position are left over: their bytes are moot. */
+static void clear_stale(const struct mixer_field *field, uint64_t position,
+                        char *bytes)
+{
+    const uint32_t axis = strcmp(field->name, "ring_k") == 0 ? 2 : 1;
+    const size_t element = field->type == FIELD_F64 ? 8 : 4;
+    size_t outer = 1, inner = element;
+
+    if (strncmp(field->name, "ring_", 5) != 0)
+        return;
+    cr_assert_eq(field->dim[axis], GRID);
+    for (uint32_t d = 0; d < field->n_dim; d++) {
+        if (d < axis)
+            outer *= field->dim[d];
+        if (d > axis)
+            inner *= field->dim[d];
+    }
+    for (size_t o = 0; o < outer; o++)
+        for (size_t t = position % GRID; t < GRID; t++)
+            memset(bytes + (o * GRID + t) * inner, 0, inner);
+}
+
+/* Digest of everything that the layers remember. */
+static struct digest digest_memory(const struct bench *bench,
+                                   const struct memory *memory)
+{
+    const uint64_t position = memory_position(memory);
+    struct digest all = {0};
+
+    for (uint32_t i = 0; i < model_config(bench->model)->n_layer; i++) {
+        const struct mixer_plan *plan = model_plan(bench->model, i);
+        const struct layer_memory *layer = &memory_layers(memory)[i];
+        char *copy = malloc(plan->state_bytes + 1);
+
+        if (plan->state_bytes)
+            memcpy(copy, layer->state, plan->state_bytes);
+        for (uint32_t f = 0; f < plan->n_field; f++)
+            clear_stale(&plan->field[f], position,
+                        copy + plan->field[f].offset);
+        all = digest_chain(all, copy, plan->state_bytes);
+        for (uint64_t b = 0; plan->block_bytes && b * KV_BLOCK < position; b++)
+            all = digest_chain(all, layer->block[b], plan->block_bytes);
+        free(copy);
+    }
+    return all;
+}
+
+/* Logits of all rows and the memory after them. */
+struct outcome {
+    float *logit; /* [n_token, n_vocab]; owned */
+    struct digest memory;
+};
+
+/* The prompt in pieces that end at each cut, ascending, then at n_token. */
+static struct outcome play(struct bench *bench, struct pool *pool,
+                           const uint32_t *cut, uint32_t n_cut)
+{
+    struct memory *memory = new_memory(bench);
+    struct outcome outcome;
+    uint32_t done = 0;
+
+    outcome.logit =
+        malloc((size_t)bench->n_token * bench->n_vocab * sizeof(float));
+    for (uint32_t i = 0; i <= n_cut; i++) {
+        const uint32_t end = i < n_cut ? cut[i] : bench->n_token;
+
+        cr_assert(end > done && end <= bench->n_token);
+        feed(bench, pool, memory, bench->token + done, end - done,
+             outcome.logit + (size_t)done * bench->n_vocab);
+        done = end;
+    }
+    outcome.memory = digest_memory(bench, memory);
+    memory_destroy(memory);
+    return outcome;
+}
+
+static void assert_same(const struct bench *bench, struct outcome a,
+                        struct outcome b, const char *what, uint32_t which)
+{
+    const size_t row_bytes = bench->n_vocab * sizeof(float);
+
+    for (uint32_t t = 0; t < bench->n_token; t++)
+        cr_assert(memcmp(a.logit + (size_t)t * bench->n_vocab,
+                         b.logit + (size_t)t * bench->n_vocab, row_bytes) == 0,
+                  "%s %s: %s %u changes row %u",
+                  model_config(bench->model)->model_type,
+                  model_backend(bench->model)->name, what, which, t);
+    cr_assert(digest_equal(a.memory, b.memory), "%s %s: %s %u: memory differs",
+              model_config(bench->model)->model_type,
+              model_backend(bench->model)->name, what, which);
+}
+
+/* ---------------------------------------------------------------- E2, E3 */
+
+/* Sixteen runs of cuts at four residues each: every position mod 64. */
+static void visit_cuts(struct bench *bench)
+{
+    const struct outcome whole = play(bench, NULL, NULL, 0);
+    bool seen[GRID] = {false};
+
+    for (uint32_t r = 0; r < 16; r++) {
+        /* r + 64 is behind the first grid point, and 48 before the second */
+        const uint32_t cut[4] = {r + 16, r + 48, r + 64, r + 96};
+        const struct outcome parts = play(bench, NULL, cut, 4);
+
+        for (uint32_t i = 0; i < 4; i++)
+            seen[cut[i] % GRID] = true;
+        assert_same(bench, whole, parts, "cut", r);
+        free(parts.logit);
+    }
+    for (uint32_t i = 0; i < GRID; i++)
+        cr_assert(seen[i], "no cut at residue %u", i);
+    free(whole.logit);
+}
+
+Test(exact, e2_cuts_at_every_position_of_the_grid_change_nothing)
+{
+    visit_all(visit_cuts);
+}
+
+/* One cut at a time too, where the backend is fast enough for it. */
+static void visit_single_cuts(struct bench *bench)
+{
+    const bool is_slow = bench->n_token == N_TOKEN_REF;
+    const struct outcome whole = play(bench, NULL, NULL, 0);
+
+    for (uint32_t c = 1; c < bench->n_token; c += is_slow ? 29 : 1) {
+        const struct outcome parts = play(bench, NULL, &c, 1);
+
+        assert_same(bench, whole, parts, "single cut", c);
+        free(parts.logit);
+    }
+    free(whole.logit);
+}
+
+Test(exact, e2_one_cut_anywhere_changes_nothing)
+{
+    visit_all(visit_single_cuts);
+}
+
+static void visit_phases(struct bench *bench)
+{
+    const struct outcome whole = play(bench, NULL, NULL, 0);
+    struct outcome steps;
+    uint32_t cut[N_TOKEN];
+
+    for (uint32_t i = 0; i + 1 < bench->n_token; i++)
+        cut[i] = i + 1;
+    steps = play(bench, NULL, cut, bench->n_token - 1);
+    assert_same(bench, whole, steps, "decode", 0);
+    free(steps.logit);
+    free(whole.logit);
+}
+
+Test(exact, e3_decode_one_by_one_equals_replay_by_prefill)
+{
+    visit_all(visit_phases);
+}
+
+/* --------------------------------------------------------------------- E7 */
+
+static void visit_threads(struct bench *bench)
+{
+    const struct outcome whole = play(bench, NULL, NULL, 0);
+    const uint32_t cut[2] = {1, 70};
+
+    for (uint32_t n_thread = 1; n_thread <= 3; n_thread++) {
+        struct pool *pool;
+        struct outcome pooled;
+
+        cr_assert_eq(pool_create(n_thread, &pool), STATUS_OK);
+        pooled = play(bench, pool, cut, 2);
+        assert_same(bench, whole, pooled, "threads", n_thread);
+        free(pooled.logit);
+        pool_destroy(pool);
+    }
+    free(whole.logit);
+}
+
+Test(exact, e7_the_number_of_threads_changes_nothing)
+{
+    visit_all(visit_threads);
+}
+
+/* --------------------------------------------------------------------- E1 */
+
+/* Session s of E1: its own tokens and its own length. */
+static uint32_t length_of(uint32_t s)
+{
+    return 1 + 13 * s;
+}
+
+static uint32_t token_of(const struct bench *bench, uint32_t s, uint32_t i)
+{
+    return bench->token[(7 * i + 31 * s) % N_TOKEN];
+}
+
+struct session {
+    struct memory *memory;
+    float *logit; /* [length + N_STEP, n_vocab] */
+    uint32_t n;
+};
+
+static struct session new_session(const struct bench *bench, uint32_t s)
+{
+    const size_t n_row = length_of(s) + N_STEP;
+
+    return (struct session){.memory = new_memory(bench),
+                            .logit =
+                                malloc(n_row * bench->n_vocab * sizeof(float))};
+}
+
+/* One step for sessions [0, n): their whole prompts, or one token each. */
+static void batch_step(struct bench *bench, struct session *session, uint32_t n,
+                       uint32_t first)
+{
+    uint32_t token[1024], row[1024], n_row = 0;
+    struct span span[N_SESSION];
+    const float *logit;
+
+    for (uint32_t s = 0; s < n; s++) {
+        const uint32_t want = session[s].n ? 1 : length_of(first + s);
+
+        cr_assert_eq(memory_reserve(session[s].memory, session[s].n + want),
+                     STATUS_OK);
+        span[s] = (struct span){.first_row = n_row,
+                                .n_row = want,
+                                .position = session[s].n,
+                                .layer = memory_layers(session[s].memory)};
+        for (uint32_t i = 0; i < want; i++, n_row++) {
+            token[n_row] = token_of(bench, first + s, session[s].n + i);
+            row[n_row] = n_row;
+        }
+    }
+    logit = model_forward(bench->model, NULL, bench->workspace,
+                          &(struct batch){.token = token,
+                                          .n_row = n_row,
+                                          .span = span,
+                                          .n_span = n,
+                                          .logit_row = row,
+                                          .n_logit = n_row});
+    for (uint32_t s = 0; s < n; s++) {
+        memcpy(session[s].logit + (size_t)session[s].n * bench->n_vocab,
+               logit + (size_t)span[s].first_row * bench->n_vocab,
+               (size_t)span[s].n_row * bench->n_vocab * sizeof(float));
+        session[s].n += span[s].n_row;
+        memory_advance(session[s].memory, span[s].n_row);
+    }
+}
+
+static void play_batch(struct bench *bench, struct session *session, uint32_t n,
+                       uint32_t first)
+{
+    for (uint32_t s = 0; s < n; s++)
+        session[s] = new_session(bench, first + s);
+    for (uint32_t i = 0; i <= N_STEP; i++)
+        batch_step(bench, session, n, first);
+}
+
+static void drop_sessions(struct session *session, uint32_t n)
+{
+    for (uint32_t s = 0; s < n; s++) {
+        memory_destroy(session[s].memory);
+        free(session[s].logit);
+    }
+}
+
+static void visit_batches(struct bench *bench)
+{
+    const bool is_slow = bench->n_token == N_TOKEN_REF;
+    struct session alone[N_SESSION], batch[N_SESSION];
+
+    for (uint32_t s = 0; s < N_SESSION; s++)
+        play_batch(bench, &alone[s], 1, s);
+    for (uint32_t n = is_slow ? N_SESSION : 1; n <= N_SESSION; n++) {
+        play_batch(bench, batch, n, 0);
+        for (uint32_t s = 0; s < n; s++) {
+            const char *type = model_config(bench->model)->model_type;
+
+            cr_assert_eq(batch[s].n, alone[s].n);
+            cr_assert(memcmp(batch[s].logit, alone[s].logit,
+                             (size_t)batch[s].n * bench->n_vocab *
+                                 sizeof(float)) == 0,
+                      "%s: session %u differs in a batch of %u", type, s, n);
+            cr_assert(digest_equal(digest_memory(bench, batch[s].memory),
+                                   digest_memory(bench, alone[s].memory)),
+                      "%s: memory of session %u differs in a batch of %u", type,
+                      s, n);
+        }
+        drop_sessions(batch, n);
+    }
+    drop_sessions(alone, N_SESSION);
+}
+
+Test(exact, e1_a_session_is_the_same_alone_and_in_batches_up_to_9)
+{
+    visit_all(visit_batches);
+}
+
+/* ------------------------------------------------------------- backends */
+
+Test(exact, all_backends_give_the_same_bits)
+{
+    for (size_t i = 0; i < N_DIR; i++) {
+        const struct backend *ref;
+        struct bench first;
+        struct outcome expected;
+
+        cr_assert_eq(backend_find("ref", &ref), STATUS_OK);
+        first = open_bench(DIR[i], ref);
+        first.n_token = N_TOKEN;
+        expected = play(&first, NULL, NULL, 0);
+        for (const struct backend *const *b = backend_all(); *b; b++) {
+            struct bench other;
+            struct outcome found;
+
+            if (!(*b)->is_supported())
+                continue;
+            other = open_bench(DIR[i], *b);
+            other.n_token = N_TOKEN;
+            found = play(&other, NULL, NULL, 0);
+            assert_same(&other, expected, found, "backend", 0);
+            cr_assert_str_eq(model_numerics(other.model),
+                             model_numerics(first.model));
+            cr_assert(digest_equal(model_fingerprint(other.model),
+                                   model_fingerprint(first.model)));
+            free(found.logit);
+            close_bench(&other);
+        }
+        free(expected.logit);
+        close_bench(&first);
+    }
+}
+
+/* What would make the tests above pass for nothing. */
+Test(exact, the_judge_sees_one_changed_token)
+{
+    const struct backend *backend;
+    struct bench bench;
+    struct outcome a, b;
+
+    cr_assert_eq(backend_find("auto", &backend), STATUS_OK);
+    bench = open_bench(DIR[0], backend);
+    a = play(&bench, NULL, NULL, 0);
+    bench.token[100] ^= 1;
+    b = play(&bench, NULL, NULL, 0);
+    cr_assert(memcmp(a.logit + 99 * (size_t)bench.n_vocab,
+                     b.logit + 99 * (size_t)bench.n_vocab,
+                     bench.n_vocab * sizeof(float)) == 0);
+    for (uint32_t t = 100; t < bench.n_token; t++)
+        cr_assert(memcmp(a.logit + (size_t)t * bench.n_vocab,
+                         b.logit + (size_t)t * bench.n_vocab,
+                         bench.n_vocab * sizeof(float)) != 0,
+                  "row %u does not depend on token 100", t);
+    cr_assert_not(digest_equal(a.memory, b.memory));
+    free(a.logit);
+    free(b.logit);
+    close_bench(&bench);
+}

@@ -1,0 +1,230 @@
+/*
+ * A session's memory: layout held to the plan, growth held to zeroed, aligned,
+ * stable blocks, byte counts held to each other, and every allocation made to
+ * fail in turn.
+ */
+#include "state/memory.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define DIR_MIXED "tests/golden/qwen3_5_text" /* both kinds of layer */
+#define DIR_SOFTMAX "tests/golden/llama"
+
+/* The n-th aligned allocation from now on fails; 0: none does. */
+static unsigned fail_at;
+static unsigned n_taken;
+
+void *aligned_alloc(size_t alignment, size_t bytes)
+{
+    void *room = NULL;
+
+    n_taken++;
+    if (fail_at && n_taken == fail_at) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    return posix_memalign(&room, alignment, bytes) ? NULL : room;
+}
+
+static struct model *open_model(const char *dir, uint64_t n_context)
+{
+    struct model_options options = {.n_context = n_context};
+    struct model *model;
+
+    cr_assert_eq(backend_find("ref", &options.backend), STATUS_OK);
+    cr_assert_eq(model_load(dir, &options, &model), STATUS_OK, "%s",
+                 status_reason());
+    return model;
+}
+
+static bool is_zero(const void *bytes, size_t n)
+{
+    const char *c = bytes;
+
+    for (size_t i = 0; i < n; i++)
+        if (c[i])
+            return false;
+    return true;
+}
+
+static void assert_layout(const struct model *model,
+                          const struct memory *memory, uint64_t n_token)
+{
+    const struct layer_memory *layer = memory_layers(memory);
+
+    for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
+        const struct mixer_plan *plan = model_plan(model, i);
+
+        cr_assert_eq(layer[i].state != NULL, plan->state_bytes > 0);
+        cr_assert_eq((uintptr_t)layer[i].state % 64, 0);
+        for (uint64_t b = 0; plan->block_bytes && b * KV_BLOCK < n_token; b++)
+            cr_assert_eq((uintptr_t)layer[i].block[b] % 64, 0);
+        cr_assert(plan->block_bytes || !layer[i].block);
+    }
+}
+
+Test(memory, an_empty_session_is_zeroed_and_aligned)
+{
+    struct model *model = open_model(DIR_MIXED, 0);
+    struct memory *memory;
+
+    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
+    assert_layout(model, memory, 0);
+    cr_assert_eq(memory_position(memory), 0);
+    for (uint32_t i = 0; i < model_config(model)->n_layer; i++)
+        if (model_plan(model, i)->state_bytes)
+            cr_assert(is_zero(memory_layers(memory)[i].state,
+                              model_plan(model, i)->state_bytes));
+    cr_assert_eq(memory_bytes(memory), memory_bytes_for(model, 0));
+    memory_destroy(memory);
+    model_destroy(model);
+}
+
+/* Writes a mark into each block as it comes and finds them all at the end. */
+Test(memory, growth_keeps_what_was_there_and_adds_zeros)
+{
+    static const uint64_t STEP[] = {1, 63, 64, 65, 128, 129, 1000, 1025, 4096};
+    struct model *model = open_model(DIR_MIXED, 0);
+    struct memory *memory;
+    uint64_t n_marked = 0;
+
+    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
+    for (size_t s = 0; s < sizeof(STEP) / sizeof(STEP[0]); s++) {
+        const uint64_t n_block = (STEP[s] + KV_BLOCK - 1) / KV_BLOCK;
+
+        cr_assert_eq(memory_reserve(memory, STEP[s]), STATUS_OK);
+        assert_layout(model, memory, STEP[s]);
+        cr_assert_eq(memory_bytes(memory), memory_bytes_for(model, STEP[s]));
+        for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
+            const size_t n = model_plan(model, i)->block_bytes / sizeof(float);
+            float *const *block = memory_layers(memory)[i].block;
+
+            for (uint64_t b = 0; n && b < n_marked; b++)
+                cr_assert(block[b][0] == (float)(1 + b + 1000 * i) &&
+                          block[b][n - 1] == -block[b][0]);
+            for (uint64_t b = n_marked; n && b < n_block; b++) {
+                cr_assert(is_zero(block[b], n * sizeof(float)));
+                block[b][0] = (float)(1 + b + 1000 * i);
+                block[b][n - 1] = -block[b][0];
+            }
+        }
+        n_marked = n_block;
+    }
+    /* Asking for less takes nothing away. */
+    cr_assert_eq(memory_reserve(memory, 1), STATUS_OK);
+    cr_assert_eq(memory_bytes(memory), memory_bytes_for(model, 4096));
+    memory_destroy(memory);
+    model_destroy(model);
+}
+
+Test(memory, a_sealed_block_stays_where_it_is_while_the_session_grows)
+{
+    struct model *model = open_model(DIR_SOFTMAX, 0);
+    struct memory *memory;
+    const float *first;
+
+    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
+    cr_assert_eq(memory_reserve(memory, 64), STATUS_OK);
+    first = memory_layers(memory)[0].block[0];
+    cr_assert_eq(memory_reserve(memory, 4096), STATUS_OK);
+    cr_assert_eq(memory_layers(memory)[0].block[0], first);
+    memory_destroy(memory);
+    model_destroy(model);
+}
+
+Test(memory, bytes_are_what_the_layers_plan)
+{
+    struct model *model = open_model(DIR_MIXED, 0);
+    size_t state = 0, block = 0;
+    double growth;
+
+    for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
+        state += model_plan(model, i)->state_bytes;
+        block += model_plan(model, i)->block_bytes;
+    }
+    cr_assert_geq(memory_bytes_for(model, 0), state);
+    cr_assert_lt(memory_bytes_for(model, 0), state + 4096);
+    growth =
+        (double)(memory_bytes_for(model, 4096) - memory_bytes_for(model, 0));
+    cr_assert(growth >= (double)block * 4096 / KV_BLOCK);
+    cr_assert(growth < 1.05 * (double)block * 4096 / KV_BLOCK + 4096);
+    model_destroy(model);
+}
+
+Test(memory, the_position_moves_by_what_was_consumed)
+{
+    struct model *model = open_model(DIR_MIXED, 0);
+    struct memory *memory;
+
+    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
+    cr_assert_eq(memory_reserve(memory, 100), STATUS_OK);
+    memory_advance(memory, 64);
+    memory_advance(memory, 1);
+    cr_assert_eq(memory_position(memory), 65);
+    memory_destroy(memory);
+    model_destroy(model);
+}
+
+Test(memory, more_tokens_than_the_context_are_refused_and_change_nothing)
+{
+    struct model *model = open_model(DIR_SOFTMAX, 100);
+    struct memory *memory;
+    size_t before;
+
+    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
+    cr_assert_eq(memory_reserve(memory, 100), STATUS_OK);
+    before = memory_bytes(memory);
+    cr_assert_eq(memory_reserve(memory, 101), STATUS_RESOURCE_EXHAUSTED);
+    cr_assert_str_eq(status_reason(),
+                     "session of 101 tokens, the model's context has 100");
+    cr_assert_eq(memory_reserve(memory, UINT64_MAX), STATUS_RESOURCE_EXHAUSTED);
+    cr_assert_eq(memory_bytes(memory), before);
+    memory_destroy(memory);
+    model_destroy(model);
+}
+
+Test(memory, every_failing_allocation_of_create_is_reported)
+{
+    struct model *model = open_model(DIR_MIXED, 0);
+    struct memory *memory = NULL;
+    unsigned n = 0;
+
+    do {
+        fail_at = ++n;
+        n_taken = 0;
+    } while (memory_create(model, &memory) == STATUS_RESOURCE_EXHAUSTED &&
+             !memory);
+    cr_assert_eq(n, 4); /* the struct, its layers, its state, then success */
+    memory_destroy(memory);
+    model_destroy(model);
+}
+
+Test(memory, a_reserve_that_fails_keeps_what_was_there_and_can_go_on)
+{
+    struct model *model = open_model(DIR_MIXED, 0);
+    struct memory *memory;
+    enum status st;
+    unsigned n_failed = 0;
+
+    fail_at = 0;
+    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
+    cr_assert_eq(memory_reserve(memory, 64), STATUS_OK);
+    memory_layers(memory)[3].block[0][5] = 7;
+    do {
+        /* the table first, then each slab: every call gets one further */
+        fail_at = n_failed ? 2 : 1;
+        n_taken = 0;
+        st = memory_reserve(memory, 20 * KV_BLOCK);
+        cr_assert(memory_layers(memory)[3].block[0][5] == 7);
+        n_failed += st != STATUS_OK;
+    } while (st == STATUS_RESOURCE_EXHAUSTED && n_failed < 100);
+    cr_assert_eq(st, STATUS_OK);
+    cr_assert_eq(n_failed, 20); /* the table; slab 1; each further slab */
+    cr_assert_eq(memory_bytes(memory), memory_bytes_for(model, 20 * KV_BLOCK));
+    assert_layout(model, memory, 20 * KV_BLOCK);
+    memory_destroy(memory);
+    model_destroy(model);
+}
