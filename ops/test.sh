@@ -49,4 +49,8 @@ stage asan-tests check "$dir-asan" -L 'unit|fuzz'
 stage tsan-build build tsan "$dir-tsan"
 stage tsan-tests check "$dir-tsan" -L race
 stage release-build build release "$dir"
-stage release-tests check "$dir"
+echo "test: stage release-tests"
+check "$dir" || {
+    echo "test: FAILED in stage: release-tests" >&2
+    exit 1
+}

@@ -17,12 +17,14 @@
 #include "base/metrics.h"
 #include "base/ring.h"
 #include "model/tokenizer.h"
+#include "state/session.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 
 struct server;
 
+/* Texts are borrowed until server_stop(). */
 struct server_options {
     const char *listen; /* "127.0.0.1:50051"; port 0 picks a free one */
     /* TLS by file, PEM; all "" for plain text. With a CA, clients must show a
@@ -40,6 +42,7 @@ struct server_options {
     bool has_sampling; /* the checkpoint's own defaults follow */
     float temperature, top_p;
     int32_t top_k;
+    enum durability durability; /* of sessions whose creation names none */
     const struct clock *clock;
     struct metrics *metrics; /* may be NULL */
     struct ring *inbox;      /* of struct command *; the engine's */
@@ -49,9 +52,12 @@ struct server_options {
 /*
  * Bind, listen and serve on threads of its own.
  *   UNAVAILABLE       the port is in use: names it
- *   INVALID_ARGUMENT  listen is no HOST:PORT; a PEM file that does not parse,
- *                     or key and certificate that do not match
+ *   INVALID_ARGUMENT  listen is no HOST:PORT, or an address that is not this
+ *                     machine's; a certificate without its key, a PEM file that
+ *                     holds none, or key and certificate that do not match
  *   NOT_FOUND         a PEM file is missing
+ *   PERMISSION_DENIED a PEM file or the port may not be used
+ *   RESOURCE_EXHAUSTED no memory or no thread
  */
 MUST_CHECK enum status server_start(const struct server_options *options,
                                     struct server **out);
@@ -65,8 +71,10 @@ uint16_t server_port(const struct server *server);
 void server_drain(struct server *server);
 
 /*
- * After the engine has returned: send what the outbox holds, wait up to
- * grace_ms for readers, cancel the rest, close, join, free.
+ * After the engine has returned: send what the outbox holds, answer what the
+ * engine never did with UNAVAILABLE, wait up to grace_ms for readers, cancel
+ * the rest, close, join, free. NULL is accepted. Commands that came too late
+ * for the engine are then still in the inbox: its owner destroys their arenas.
  */
 void server_stop(struct server *server, uint32_t grace_ms);
 #endif

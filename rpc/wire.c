@@ -17,10 +17,6 @@ struct link {
     uint32_t depth;
 };
 
-struct cursor {
-    const uint8_t *at, *end;
-};
-
 /* Length of the character at `s`, 0 if there is none (RFC 3629, table 3-7 of
    the Unicode standard: no overlong forms, no surrogates, at most U+10FFFF). */
 static size_t utf8_length(const uint8_t *s, size_t n)
@@ -75,7 +71,7 @@ static enum status malformed(void)
     return status_because("MALFORMED_MESSAGE");
 }
 
-static bool read_varint(struct cursor *cursor, uint64_t *out)
+static bool read_varint(struct wire_cursor *cursor, uint64_t *out)
 {
     uint64_t value = 0;
 
@@ -91,7 +87,7 @@ static bool read_varint(struct cursor *cursor, uint64_t *out)
     return false;
 }
 
-static bool skip(struct cursor *cursor, size_t n)
+static bool skip(struct wire_cursor *cursor, size_t n)
 {
     if ((size_t)(cursor->end - cursor->at) < n)
         return false;
@@ -133,60 +129,71 @@ static enum status check_string(const struct link *link, const char *text,
     return status_field(field);
 }
 
+enum wire_step wire_next(struct wire_cursor *cursor, struct wire_field *out)
+{
+    uint64_t tag, value = 0;
+    bool ok;
+
+    if (cursor->at == cursor->end)
+        return WIRE_END;
+    if (!read_varint(cursor, &tag) || tag >> 3 == 0 || tag >> 32)
+        return WIRE_MALFORMED;
+    *out = (struct wire_field){.number = (uint32_t)(tag >> 3),
+                               .is_bytes = (tag & 7) == WIRE_BYTES};
+    switch (tag & 7) {
+    case WIRE_VARINT:
+        ok = read_varint(cursor, &value);
+        break;
+    case WIRE_64:
+        ok = skip(cursor, 8);
+        break;
+    case WIRE_BYTES:
+        ok = read_varint(cursor, &value);
+        out->bytes = cursor->at;
+        out->n_bytes = value;
+        ok = ok && skip(cursor, value);
+        break;
+    case WIRE_32:
+        ok = skip(cursor, 4);
+        break;
+    default: /* groups are of no proto3 message */
+        ok = false;
+    }
+    return ok ? WIRE_FIELD : WIRE_MALFORMED;
+}
+
 /* Recursion is bounded by WIRE_DEPTH_MAX. */
 // NOLINTNEXTLINE(misc-no-recursion)
 static enum status check_message(const ProtobufCMessageDescriptor *descriptor,
-                                 struct cursor cursor, const struct link *up)
+                                 struct wire_cursor cursor,
+                                 const struct link *up)
 {
+    struct link here = {.up = up, .depth = up->depth + 1};
+    struct wire_field wire;
+    enum wire_step step;
+    enum status st = STATUS_OK;
+
     if (up->depth > WIRE_DEPTH_MAX)
         return malformed();
-    while (cursor.at < cursor.end) {
+    while (!st && (step = wire_next(&cursor, &wire)) != WIRE_END) {
         const ProtobufCFieldDescriptor *field;
-        struct link here = {.up = up, .depth = up->depth + 1};
-        const uint8_t *start;
-        uint64_t tag, value = 0;
-        enum status st = STATUS_OK;
-        bool ok = read_varint(&cursor, &tag);
 
-        if (!ok || tag >> 3 == 0 || tag >> 32)
+        if (step == WIRE_MALFORMED)
             return malformed();
-        switch (tag & 7) {
-        case WIRE_VARINT:
-            ok = read_varint(&cursor, &value);
-            break;
-        case WIRE_64:
-            ok = skip(&cursor, 8);
-            break;
-        case WIRE_BYTES:
-            ok = read_varint(&cursor, &value);
-            break;
-        case WIRE_32:
-            ok = skip(&cursor, 4);
-            break;
-        default: /* groups are of no proto3 message */
-            ok = false;
-        }
-        if (!ok)
-            return malformed();
-        if ((tag & 7) != WIRE_BYTES)
-            continue;
-        start = cursor.at;
-        if (!skip(&cursor, value))
-            return malformed();
-        field = protobuf_c_message_descriptor_get_field(descriptor,
-                                                        (unsigned)(tag >> 3));
-        if (!field)
+        field =
+            protobuf_c_message_descriptor_get_field(descriptor, wire.number);
+        if (!field || !wire.is_bytes)
             continue;
         here.name = field->name;
         if (field->type == PROTOBUF_C_TYPE_STRING)
-            st = check_string(&here, (const char *)start, value);
+            st = check_string(&here, (const char *)wire.bytes, wire.n_bytes);
         else if (field->type == PROTOBUF_C_TYPE_MESSAGE)
-            st = check_message(field->descriptor,
-                               (struct cursor){start, start + value}, &here);
-        if (st)
-            return st;
+            st = check_message(
+                field->descriptor,
+                (struct wire_cursor){wire.bytes, wire.bytes + wire.n_bytes},
+                &here);
     }
-    return STATUS_OK;
+    return st;
 }
 
 struct budget {
@@ -224,7 +231,7 @@ enum status wire_unpack(const ProtobufCMessageDescriptor *descriptor,
     struct link root = {0};
     ProtobufCMessage *message;
     enum status st = check_message(
-        descriptor, (struct cursor){start, start + n_bytes}, &root);
+        descriptor, (struct wire_cursor){start, start + n_bytes}, &root);
 
     if (st)
         return st;

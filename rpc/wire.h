@@ -9,12 +9,26 @@
 #include "base/status.h"
 #include "godwit/v1/common.pb-c.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #define WIRE_DEPTH_MAX 16u /* nested messages; our schema needs 5 */
 
 /* Bytes of the longest valid UTF-8 prefix; n_bytes if all are valid. */
 size_t utf8_prefix(const char *text, size_t n_bytes);
+
+/* One field after the other of a serialised message. */
+struct wire_cursor {
+    const uint8_t *at, *end;
+};
+struct wire_field {
+    uint32_t number;
+    bool is_bytes;        /* length-delimited: the next two are set */
+    const uint8_t *bytes; /* [n_bytes], within the message */
+    size_t n_bytes;
+};
+enum wire_step { WIRE_FIELD, WIRE_END, WIRE_MALFORMED };
+enum wire_step wire_next(struct wire_cursor *cursor, struct wire_field *out);
 
 /*
  * Unpack a message after checking it on the wire, in at most max_bytes of

@@ -5,7 +5,8 @@
 
 static void delete_session(struct engine *engine, struct session *session)
 {
-    if (session->request && session->request->phase == REQUEST_LOADING) {
+    if (session->request && (session->request->phase == REQUEST_LOADING ||
+                             session->request->kind == REQUEST_CHECKPOINT)) {
         status_fail(STATUS_ABORTED, "session %s was deleted", session->name);
         status_because("OPERATION_ABORTED");
         request_fail(engine, session->request, FINISH_CANCELLED,
@@ -152,18 +153,6 @@ static enum status list(struct engine *engine, const struct command *command)
     return STATUS_OK;
 }
 
-/* A session of durability NONE gets its whole log into the journal. */
-static void make_durable(struct engine *engine, struct session *session)
-{
-    flight_create(engine, session);
-    if (session->n_token == 0)
-        return;
-    session->n_committed = 0;
-    flight_tokens(engine, session, 0, engine->empty_chain);
-    if (session->resident->has_turn)
-        flight_turn(engine, session);
-}
-
 static enum status check_update(const struct engine *engine,
                                 const struct session *session,
                                 const struct update_command *u)
@@ -214,14 +203,15 @@ static enum status update(struct engine *engine, const struct command *command)
         engine->next_expire_ms = meta.expire_ms;
     if (earlier.durability == DURABILITY_NONE &&
         meta.durability != DURABILITY_NONE)
-        make_durable(engine, session);
+        flight_upgrade(engine, session);
     else
         flight_update(engine, session, &earlier);
     send_session(engine, session, command->reply);
     return STATUS_OK;
 }
 
-static enum status remove_session(struct engine *engine, const struct command *command)
+static enum status remove_session(struct engine *engine,
+                                  const struct command *command)
 {
     struct session *session;
     enum status st = control_find(engine, command->target.session, &session);
@@ -298,8 +288,8 @@ static enum status checkpoint(struct engine *engine,
     st = generate_place(engine, promise);
     if (st)
         return st;
-    request = request_create(engine, session, REQUEST_CHECKPOINT,
-                             command->reply);
+    request =
+        request_create(engine, session, REQUEST_CHECKPOINT, command->reply);
     request->promise = promise;
     request->deadline_us = command->deadline_us;
     if (session->resident)

@@ -22,6 +22,7 @@
 #include <stdbool.h>
 
 #define ENGINE_RUNNING_MAX 256u
+#define ENGINE_STEP_TOKENS_MAX 65536u
 /* Jobs that are with the store thread at most: what `done` has room for. */
 #define ENGINE_JOB_MAX 32u
 
@@ -59,7 +60,10 @@ struct engine_options {
  */
 MUST_CHECK enum status engine_create(const struct engine_options *options,
                                      struct engine **out);
-/* After engine_run() has returned. */
+/*
+ * After engine_run() has returned and both threads are stopped: their last
+ * reports and jobs are taken from the rings here.
+ */
 void engine_destroy(struct engine *engine);
 
 /*

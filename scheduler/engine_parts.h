@@ -12,6 +12,7 @@
  *   generate.c   its arrival and admission
  *   control.c    all other commands
  *   batch.c      one step: start, plan, forward, sample
+ *   gauges.c     the engine's metrics
  *
  * A session is PARKED (resident is NULL), or resident and idle, or it has a
  * request. The invariant of a resident session: its memory has consumed fewer
@@ -37,13 +38,13 @@ struct session;
 
 /* What of one session is in memory. */
 struct resident {
-    struct session *session; /* NULL: let go while the store thread reads */
+    struct session *session;     /* NULL: let go while the store thread reads */
     struct resident *next_image; /* the next one whose image waits */
-    struct memory *memory;   /* NULL: position 0 */
-    struct ids tokens;       /* the whole log */
-    struct digest chain;     /* of all tokens */
-    struct digest memory_chain; /* of those that memory has consumed */
-    struct turn turn;           /* the last one, if has_turn */
+    struct memory *memory;       /* NULL: position 0 */
+    struct ids tokens;           /* the whole log */
+    struct digest chain;         /* of all tokens */
+    struct digest memory_chain;  /* of those that memory has consumed */
+    struct turn turn;            /* the last one, if has_turn */
     bool has_turn;
     enum restore_reason_code reuse; /* what the next turn says of its start */
 
@@ -116,13 +117,19 @@ struct request {
 
 /* One change that a lost commit takes back. */
 struct effect {
-    enum { EFFECT_TOKENS, EFFECT_CREATE, EFFECT_DELETE, EFFECT_UPDATE } kind;
+    enum effect_kind {
+        EFFECT_TOKENS,
+        EFFECT_CREATE,
+        EFFECT_DELETE,
+        EFFECT_UPDATE,
+        EFFECT_UPGRADE /* of a session that was not durable */
+    } kind;
     struct session *session;
     uint64_t n_token;             /* TOKENS: committed with it */
     struct session_meta *earlier; /* UPDATE: what was; owned */
 };
 struct flight {
-    struct flight *next; /* sent later */
+    struct flight *next;   /* sent later */
     struct commit *commit; /* NULL: handed to the journal thread */
     uint64_t step;
     bool is_lost; /* its effects are already taken back */
@@ -131,13 +138,13 @@ struct flight {
 };
 
 struct engine_metrics { /* each may be NULL */
-    struct metric *running, *waiting, *cache_usage, *slots_used;
+    struct metric *running, *waiting, *cache_usage, *slots_used, *sessions;
     struct metric *first_token, *inter_token, *queue_time, *prefill_time,
         *decode_time, *latency;
     struct metric *prompt_tokens, *generation_tokens, *cache_queries,
         *cache_hits, *preemptions, *iteration_tokens, *commit_lag;
     struct metric *success[8]; /* by finish_reason */
-    struct metric *rejections[6];
+    struct metric *rejections[8];
 };
 
 struct engine {
@@ -166,7 +173,7 @@ struct engine {
     uint64_t epoch; /* of the newest report: state/threads.h */
     struct log_limit journal_log;
 
-    uint32_t n_job;     /* with the store thread */
+    uint32_t n_job;          /* with the store thread */
     struct resident *images; /* whose image waits to be sent */
     uint32_t n_image;
     struct log_limit store_log;
@@ -178,7 +185,7 @@ struct engine {
 
     struct workspace *workspace;
     struct sampler *sampler;
-    struct plan_entry *entry;  /* [max_running] and so on */
+    struct plan_entry *entry; /* [max_running] and so on */
     struct request **entrant;
     uint32_t *order;
     struct plan_chunk *chunk;
@@ -265,6 +272,8 @@ void flight_create(struct engine *engine, struct session *session);
 void flight_update(struct engine *engine, struct session *session,
                    const struct session_meta *earlier);
 void flight_delete(struct engine *engine, struct session *session);
+/* Its durability has just become more than NONE: journal all there is. */
+void flight_upgrade(struct engine *engine, struct session *session);
 /* Tokens [from, n_token) of the log; chain: of those before them. */
 void flight_tokens(struct engine *engine, struct session *session,
                    uint64_t from, struct digest chain);
@@ -302,7 +311,8 @@ void request_complete(struct engine *engine, struct request *request,
 /* End with an error for the reader; an admitted turn is closed as `finish`. */
 void request_fail(struct engine *engine, struct request *request,
                   enum finish_reason finish, const struct cause *cause);
-/* The commit that carried its tokens is lost: tell the reader, write nothing. */
+/* The commit that carried its tokens is lost: tell the reader, write nothing.
+ */
 void request_lose(struct engine *engine, struct request *request,
                   const struct cause *cause);
 /* Stop computing; the turn stays open. FINISH_NONE: tell nobody. */
@@ -344,6 +354,15 @@ MUST_CHECK enum status control_find(struct engine *engine, const char *name,
                                     struct session **out);
 
 /* --- batch.c --- */
-/* True if rows were run. */
+/* Buffers for the limits in options.  RESOURCE_EXHAUSTED */
+MUST_CHECK enum status batch_init(struct engine *engine);
+void batch_release(struct engine *engine);
+/* Start what waits, run one step. True if rows were run. */
 bool batch_run(struct engine *engine);
+
+/* --- gauges.c --- */
+void gauges_init(struct engine *engine);
+/* The gauges, once per step. */
+void gauges_set(struct engine *engine);
+void gauges_reject(struct engine *engine, const struct cause *cause);
 #endif

@@ -100,7 +100,7 @@ struct event {
             const struct logprobs *logprobs;
         } tokens; /* EVENT_TOKENS, EVENT_LOG */
         struct {
-            enum finish_reason finish;
+            enum finish_reason finish; /* an append ends with STOP */
             uint64_t n_prompt, n_completion, n_cached; /* usage, tokens */
             uint64_t committed_position;
             struct timing timing;

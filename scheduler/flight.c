@@ -37,7 +37,7 @@ static void flight_close(struct engine *engine)
     engine->newest_flight = flight;
 }
 
-static struct effect *effect_add(struct engine *engine, int kind,
+static struct effect *effect_add(struct engine *engine, enum effect_kind kind,
                                  struct session *session)
 {
     struct flight *flight = flight_open(engine);
@@ -45,9 +45,8 @@ static struct effect *effect_add(struct engine *engine, int kind,
 
     if (flight->n_effect == flight->effect_capacity) {
         flight->effect_capacity = 2 * flight->effect_capacity + 4;
-        flight->effect = engine_need(
-            realloc(flight->effect,
-                    flight->effect_capacity * sizeof(*flight->effect)));
+        flight->effect = engine_need(realloc(
+            flight->effect, flight->effect_capacity * sizeof(*flight->effect)));
     }
     effect = &flight->effect[flight->n_effect++];
     memset(effect, 0, sizeof(*effect));
@@ -76,9 +75,9 @@ void flight_event(struct engine *engine, struct event *event)
     commit = flight->commit;
     if (commit->n_message == flight->message_capacity) {
         flight->message_capacity = 2 * flight->message_capacity + 8;
-        commit->message = engine_need(
-            realloc(commit->message,
-                    flight->message_capacity * sizeof(*commit->message)));
+        commit->message =
+            engine_need(realloc(commit->message, flight->message_capacity *
+                                                     sizeof(*commit->message)));
     }
     commit->message[commit->n_message++] = event;
 }
@@ -86,7 +85,8 @@ void flight_event(struct engine *engine, struct event *event)
 void flight_error(struct engine *engine, uint64_t reply,
                   const struct cause *cause)
 {
-    struct event *event = engine_need(event_create(EVENT_ERROR, reply, 0, NULL));
+    struct event *event =
+        engine_need(event_create(EVENT_ERROR, reply, 0, NULL));
 
     event->is_last = true;
     event->cause = *cause;
@@ -114,6 +114,20 @@ static void put_meta(struct engine *engine, const struct session *session)
     journal_put_session(engine->flight->commit->batch, &meta);
 }
 
+static void put_tokens(struct engine *engine, const struct session *session,
+                       uint64_t from, struct digest chain)
+{
+    for (uint64_t n; from < session->n_token; from += n) {
+        const uint32_t *token = session->resident->tokens.id + from;
+        n = session->n_token - from;
+        if (n > LOG_PIECE_MAX)
+            n = LOG_PIECE_MAX;
+        chain = digest_tokens(chain, token, n);
+        journal_put_tokens(engine->flight->commit->batch, session->uid, from,
+                           token, (uint32_t)n, chain);
+    }
+}
+
 void flight_create(struct engine *engine, struct session *session)
 {
     if (!is_durable(session))
@@ -135,6 +149,19 @@ void flight_update(struct engine *engine, struct session *session,
     put_meta(engine, session);
 }
 
+void flight_upgrade(struct engine *engine, struct session *session)
+{
+    const struct resident *resident = session->resident;
+    struct digest chain = engine->empty_chain;
+
+    effect_add(engine, EFFECT_UPGRADE, session);
+    put_meta(engine, session);
+    put_tokens(engine, session, 0, chain);
+    if (resident && resident->has_turn)
+        journal_put_turn(engine->flight->commit->batch, session->uid,
+                         &resident->turn);
+}
+
 void flight_delete(struct engine *engine, struct session *session)
 {
     if (!is_durable(session))
@@ -146,21 +173,12 @@ void flight_delete(struct engine *engine, struct session *session)
 void flight_tokens(struct engine *engine, struct session *session,
                    uint64_t from, struct digest chain)
 {
-    const uint32_t *token = session->resident->tokens.id;
-
     if (!is_durable(session)) {
         session->n_committed = session->n_token;
         return;
     }
     effect_add(engine, EFFECT_TOKENS, session);
-    for (uint64_t n; from < session->n_token; from += n) {
-        n = session->n_token - from;
-        if (n > LOG_PIECE_MAX)
-            n = LOG_PIECE_MAX;
-        chain = digest_tokens(chain, token + from, n);
-        journal_put_tokens(engine->flight->commit->batch, session->uid, from,
-                           token + from, (uint32_t)n, chain);
-    }
+    put_tokens(engine, session, from, chain);
 }
 
 void flight_turn(struct engine *engine, struct session *session)
@@ -189,9 +207,9 @@ static void remember_deleted(struct engine *engine, struct uid uid)
 {
     if (engine->n_deleted == engine->deleted_capacity) {
         engine->deleted_capacity = 2 * engine->deleted_capacity + 16;
-        engine->deleted = engine_need(
-            realloc(engine->deleted,
-                    engine->deleted_capacity * sizeof(*engine->deleted)));
+        engine->deleted =
+            engine_need(realloc(engine->deleted, engine->deleted_capacity *
+                                                     sizeof(*engine->deleted)));
     }
     engine->deleted[engine->n_deleted++] = uid;
 }
@@ -226,9 +244,14 @@ static void take_back(struct engine *engine, struct effect *effect,
     }
     if (session->request)
         request_lose(engine, session->request, cause);
+    if (effect->kind == EFFECT_UPGRADE && session->resident) {
+        session->durability = DURABILITY_NONE; /* as it was */
+        return;
+    }
     resident_drop(engine, session);
     session->n_token = session->n_committed;
-    if (effect->kind == EFFECT_CREATE && session->is_listed)
+    if ((effect->kind == EFFECT_CREATE || effect->kind == EFFECT_UPGRADE) &&
+        session->is_listed)
         table_remove(engine, session);
     if (effect->kind == EFFECT_DELETE && !table_find(engine, session->name))
         table_add(engine, session);

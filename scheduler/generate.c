@@ -13,9 +13,12 @@ static struct digest add(struct digest d, const void *bytes, size_t n_bytes)
 static struct digest digest_of(const struct generate_command *g)
 {
     const struct sampling *s = &g->sampling;
-    float real[] = {s->temperature,        s->top_p,
-                    s->min_p,              s->repetition_penalty,
-                    s->presence_penalty,   s->frequency_penalty};
+    float real[] = {s->temperature,
+                    s->top_p,
+                    s->min_p,
+                    s->repetition_penalty,
+                    s->presence_penalty,
+                    s->frequency_penalty};
     uint64_t whole[] = {(uint64_t)s->top_k, s->max_tokens,
                         s->min_tokens,      (uint64_t)s->n_logprob,
                         s->ignore_eos,      s->skip_special,
@@ -178,8 +181,7 @@ static enum status check_turn(struct engine *engine,
                     "session has %lu tokens and the input %lu, limit %lu%s", n,
                     g->n_token, engine->n_context,
                     g->is_append ? "" : " with one to generate");
-        return fail_because(STATUS_INVALID_ARGUMENT,
-                            "CONTEXT_LENGTH_EXCEEDED");
+        return fail_because(STATUS_INVALID_ARGUMENT, "CONTEXT_LENGTH_EXCEEDED");
     }
     return STATUS_OK;
 }
@@ -310,10 +312,12 @@ void generate_admit(struct engine *engine, struct request *request)
         if (!st)
             st = accept(engine, request);
     }
-    if (st)
+    if (st) {
+        gauges_reject(engine, status_cause());
         request_fail(engine, request, FINISH_ERROR, status_cause());
-    else
+    } else {
         drop_command(request);
+    }
 }
 
 /* The same request while it runs: its reply gets another reader. */
@@ -384,8 +388,8 @@ static enum status provide(struct engine *engine,
     if (g->session[0]) {
         if (engine->n_session >= engine->options.max_sessions) {
             status_fail(STATUS_RESOURCE_EXHAUSTED,
-                        "node keeps %lu sessions, limit %lu",
-                        engine->n_session, engine->options.max_sessions);
+                        "node keeps %lu sessions, limit %lu", engine->n_session,
+                        engine->options.max_sessions);
             return fail_because(STATUS_RESOURCE_EXHAUSTED, "STATE_SLOTS");
         }
         memcpy(meta.name, g->session, SESSION_NAME_SIZE);
@@ -442,9 +446,9 @@ static enum status arrive(struct engine *engine, struct command *command)
         session_put(session);
         return st;
     }
-    request = request_create(
-        engine, session, g->is_append ? REQUEST_APPEND : REQUEST_GENERATE,
-        command->reply);
+    request = request_create(engine, session,
+                             g->is_append ? REQUEST_APPEND : REQUEST_GENERATE,
+                             command->reply);
     request->command = command;
     request->deadline_us = command->deadline_us;
     request->priority = g->priority;
@@ -460,6 +464,7 @@ static enum status arrive(struct engine *engine, struct command *command)
 void generate_arrive(struct engine *engine, struct command *command)
 {
     if (arrive(engine, command)) {
+        gauges_reject(engine, status_cause());
         flight_error(engine, command->reply, status_cause());
         arena_destroy(command->arena);
     }

@@ -9,9 +9,8 @@ static void link_request(struct engine *engine, struct request *request,
 {
     struct request *after = engine->first;
 
-    while (after &&
-           (is_first ? after->priority > request->priority
-                     : after->priority >= request->priority))
+    while (after && (is_first ? after->priority > request->priority
+                              : after->priority >= request->priority))
         after = after->after;
     request->after = after;
     request->before = after ? after->before : engine->last;
@@ -79,8 +78,8 @@ size_t request_promise(const struct engine *engine, uint64_t n_token,
 {
     uint64_t n = n_token < engine->n_context ? n_token : engine->n_context;
 
-    n += max_tokens < engine->n_context - n ? max_tokens
-                                            : engine->n_context - n;
+    n +=
+        max_tokens < engine->n_context - n ? max_tokens : engine->n_context - n;
     return resident_bytes(engine, n);
 }
 
@@ -108,11 +107,11 @@ void request_begin(struct engine *engine, struct request *request)
     request->kind = turn->is_append ? REQUEST_APPEND : REQUEST_GENERATE;
     request->output_start = turn->position + turn->n_input;
     n_output = session->n_token - request->output_start;
-    request->promise = request_promise(
-        engine, session->n_token,
-        turn->is_append || n_output > sampling->max_tokens
-            ? 0
-            : sampling->max_tokens - n_output);
+    request->promise =
+        request_promise(engine, session->n_token,
+                        turn->is_append || n_output > sampling->max_tokens
+                            ? 0
+                            : sampling->max_tokens - n_output);
     text_init(&request->text, engine->options.tokenizer, sampling);
     request->n_end = 0;
     if (!sampling->ignore_eos)
@@ -375,8 +374,8 @@ void request_sampled(struct engine *engine, struct request *request,
     }
     session->n_token++;
     resident->chain = digest_tokens(before, &token, 1);
-    text_lost(engine, text_push(&request->text, token, is_end(request, token),
-                                &text));
+    text_lost(engine,
+              text_push(&request->text, token, is_end(request, token), &text));
     finish = finish_of(engine, request, token);
     time_token(engine, request);
     /* The token and the end of its turn go into one commit: were they torn

@@ -452,8 +452,8 @@ static void install(struct engine *engine, struct session *session,
     session->is_failed = false;
     position = resident_position(resident);
     resident->snapshot_position = position;
-    resident->image_chain = resident->memory_chain = digest_tokens(
-        engine->empty_chain, resident->tokens.id, position);
+    resident->image_chain = resident->memory_chain =
+        digest_tokens(engine->empty_chain, resident->tokens.id, position);
     resident->reuse = position ? REUSE_RESTORED : REUSE_NONE;
     if (why)
         log_line(LOG_WARN, "engine", session->name,

@@ -110,8 +110,8 @@ static void presence(struct sampler *sampler, const struct sampling *sampling,
         uint32_t id = token[t], n = sampler->count[id];
         if (n == 0) /* done at its first place */
             continue;
-        sampler->x[id] -= sampling->presence_penalty +
-                          sampling->frequency_penalty * (float)n;
+        sampler->x[id] -=
+            sampling->presence_penalty + sampling->frequency_penalty * (float)n;
         sampler->count[id] = 0;
     }
 }

@@ -59,9 +59,9 @@ void session_meta_set(struct session *session, const struct session_meta *meta)
 void session_etag(const struct session *session, char out[24])
 {
     static const char digits[] = "0123456789abcdef";
-    uint64_t number[] = {session->uid.hi,       session->uid.lo,
-                         session->update_ms,    session->expire_ms,
-                         session->durability,   session->n_token};
+    uint64_t number[] = {session->uid.hi,     session->uid.lo,
+                         session->update_ms,  session->expire_ms,
+                         session->durability, session->n_token};
     struct digest d = digest_bytes(number, sizeof(number));
 
     for (uint32_t i = 0; i < session->n_label; i++) {
@@ -137,9 +137,8 @@ static void insert_at(struct engine *engine, uint64_t at,
 {
     if (engine->n_session == engine->table_capacity) {
         engine->table_capacity = 2 * engine->table_capacity + 64;
-        engine->table = engine_need(
-            realloc(engine->table,
-                    engine->table_capacity * sizeof(*engine->table)));
+        engine->table = engine_need(realloc(
+            engine->table, engine->table_capacity * sizeof(*engine->table)));
     }
     memmove(engine->table + at + 1, engine->table + at,
             (engine->n_session - at) * sizeof(*engine->table));

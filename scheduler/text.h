@@ -13,9 +13,9 @@ struct text {
     const struct tokenizer *tokenizer; /* NULL: no text is made */
     const struct sampling *sampling;   /* its stops; borrowed */
     struct detokenizer detokenizer;
-    bool is_stopped;             /* a stop string was found: all is silent */
-    uint32_t n_held;             /* bytes of `held` */
-    char held[STOP_BYTES_MAX];   /* may be the beginning of a stop string */
+    bool is_stopped;           /* a stop string was found: all is silent */
+    uint32_t n_held;           /* bytes of `held` */
+    char held[STOP_BYTES_MAX]; /* may be the beginning of a stop string */
 };
 
 /* A growing run of bytes; zero-initialised, text_buffer_release(). */

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BATCH_BYTES (8u << 20) /* values written at once */
+#define BATCH_BYTES (2u << 20) /* values written at once */
 
 struct snapshots {
     struct store *store;       /* borrowed */

@@ -21,7 +21,7 @@ foreach(name IN LISTS GODWIT_LAYERS)
     if(CRITERION_FOUND AND NOT GODWIT_SANITIZE STREQUAL "thread")
       add_executable(test_${name}_${stem} ${file})
       target_link_libraries(test_${name}_${stem} PRIVATE ${name} PkgConfig::CRITERION)
-      target_compile_options(test_${name}_${stem} PRIVATE -Wall -Wextra -Werror)
+      target_compile_options(test_${name}_${stem} PRIVATE ${STRICT_TESTS})
       add_test(NAME unit.${name}.${stem} COMMAND test_${name}_${stem}
         WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
       # Criterion passes an empty run, and a test that leaked: so we read it.

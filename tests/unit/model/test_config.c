@@ -41,6 +41,7 @@ static void write_file(const char *name, const char *text)
     FILE *file;
 
     snprintf(path, sizeof(path), "%s/%s", dir, name);
+    (void)unlink(path); /* truncating would wait for the disk */
     file = fopen(path, "w");
     cr_assert(file != NULL);
     cr_assert(fputs(text, file) >= 0);

@@ -46,6 +46,7 @@ static void write_bytes(const char *name, const void *bytes, size_t n)
     FILE *file;
 
     snprintf(path, sizeof(path), "%s/%s", dir, name);
+    (void)unlink(path); /* truncating would wait for the disk */
     file = fopen(path, "wb");
     cr_assert(file != NULL);
     cr_assert(eq(sz, fwrite(bytes, 1, n, file), n));

@@ -131,7 +131,7 @@ static void check_all(struct store *store, const struct model *model)
 
 static void run(struct store *store)
 {
-    static struct model model;
+    struct model model = {0};
     struct store_batch *batch = store_batch_create(store);
 
     for (int round = 0; round < N_ROUND; round++) {

@@ -1,0 +1,292 @@
+#include "scheduler/engine_parts.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* The journal thread's patience with a full outbox, per lost message. */
+#define DROP_WAIT_MS 100
+
+void *engine_need(void *block)
+{
+    if (!block) {
+        log_line(LOG_ERROR, "engine", "",
+                 "out of memory, stopping; the journal has every session");
+        abort();
+    }
+    return block;
+}
+
+uint64_t engine_now_us(const struct engine *engine)
+{
+    return engine->options.clock->now_us(engine->options.clock);
+}
+
+uint64_t engine_wall_ms(const struct engine *engine)
+{
+    return engine->options.clock->wall_ms(engine->options.clock);
+}
+
+static enum status read_session(void *context, const struct session_meta *meta,
+                                uint64_t n_token)
+{
+    struct engine *engine = context;
+    struct session *session = session_create(meta);
+
+    session->n_token = session->n_committed = n_token;
+    table_load(engine, session);
+    return STATUS_OK;
+}
+
+static enum status check_options(const struct engine_options *o)
+{
+    if (o->max_running == 0 || o->max_running > ENGINE_RUNNING_MAX)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "max_running is %u, expected 1 to %u",
+                           o->max_running, ENGINE_RUNNING_MAX);
+    if (o->step_tokens == 0 || o->step_tokens > ENGINE_STEP_TOKENS_MAX)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "step_tokens is %u, expected 1 to %u",
+                           o->step_tokens, ENGINE_STEP_TOKENS_MAX);
+    if (o->default_max_tokens == 0)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "default_max_tokens is 0, expected 1 or more");
+    return STATUS_OK;
+}
+
+enum status engine_create(const struct engine_options *options,
+                          struct engine **out)
+{
+    struct engine *engine;
+    uint64_t n_bad = 0;
+    enum status st = check_options(options);
+
+    if (st)
+        return st;
+    engine = calloc(1, sizeof(*engine));
+    if (!engine)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for an engine");
+    engine->options = *options;
+    engine->config = model_config(options->model);
+    engine->n_vocab = engine->config->n_vocab;
+    engine->n_context = model_n_context(options->model);
+    engine->fixed_bytes = memory_bytes_for(options->model, 0);
+    engine->empty_chain = model_fingerprint(options->model);
+    engine->next_expire_ms = UINT64_MAX;
+    engine->start_ms = engine_wall_ms(engine);
+    gauges_init(engine);
+    st = batch_init(engine);
+    if (!st)
+        st = journal_each_session(options->journal, read_session, engine,
+                                  &n_bad);
+    if (st) {
+        engine_destroy(engine);
+        return st;
+    }
+    table_sort(engine);
+    log_line(LOG_INFO, "engine", "", "%lu sessions, %lu unreadable records",
+             engine->n_session, n_bad);
+    *out = engine;
+    return STATUS_OK;
+}
+
+static void destroy_sessions(struct engine *engine)
+{
+    while (engine->first) {
+        struct request *request = engine->first;
+        request->reply = 0; /* nobody listens any more */
+        request_free(engine, request);
+    }
+    for (uint64_t i = 0; i < engine->n_session; i++) {
+        struct session *session = engine->table[i];
+        resident_drop(engine, session);
+        session->is_listed = false;
+        session_put(session);
+    }
+    engine->n_session = 0;
+}
+
+/* Jobs and commits of a loop that was left in the middle (tests do). */
+static void take_jobs(struct engine *engine)
+{
+    if (engine->options.done)
+        resident_receive(engine);
+}
+
+void engine_destroy(struct engine *engine)
+{
+    if (!engine)
+        return;
+    take_jobs(engine);
+    flight_destroy_all(engine);
+    destroy_sessions(engine);
+    flight_destroy_all(engine);
+    batch_release(engine);
+    free(engine->table);
+    free(engine->deleted);
+    free(engine);
+}
+
+static void drain_inbox(struct engine *engine)
+{
+    struct command *command;
+
+    for (uint32_t i = 0; i < COMMAND_STEP_MAX; i++) {
+        if (!ring_pop(engine->options.inbox, &command))
+            return;
+        control_command(engine, command);
+    }
+}
+
+static void check_deadlines(struct engine *engine)
+{
+    uint64_t now_us = engine_now_us(engine);
+
+    for (struct request *r = engine->first, *after; r; r = after) {
+        after = r->after;
+        if (!r->deadline_us || now_us < r->deadline_us)
+            continue;
+        status_fail(
+            STATUS_DEADLINE_EXCEEDED, "deadline passed after %lu of %lu tokens",
+            resident_position(r->session->resident), r->session->n_token);
+        status_because("DEADLINE_PASSED");
+        request_fail(engine, r, FINISH_CANCELLED, status_cause());
+    }
+}
+
+static void sweep(struct engine *engine)
+{
+    uint64_t now_us = engine_now_us(engine), wall_ms = engine_wall_ms(engine);
+
+    if (wall_ms < engine->next_expire_ms ||
+        (engine->swept_us && now_us < engine->swept_us + SWEEP_US))
+        return;
+    engine->swept_us = now_us;
+    engine->next_expire_ms = UINT64_MAX;
+    for (uint64_t i = engine->n_session; i-- > 0;) {
+        struct session *session = engine->table[i];
+        uint64_t expire_ms = session->expire_ms;
+        if (!expire_ms)
+            continue;
+        control_expire(engine, session);
+        if (expire_ms > wall_ms && expire_ms < engine->next_expire_ms)
+            engine->next_expire_ms = expire_ms;
+    }
+}
+
+/* Running turns end here and stay open; what is in memory is saved. */
+static void park_all(struct engine *engine)
+{
+    while (engine->first) {
+        struct request *request = engine->first;
+        if (request->phase == REQUEST_LOADING ||
+            request->kind == REQUEST_CHECKPOINT) {
+            status_fail(STATUS_UNAVAILABLE, "node is draining");
+            status_because("NODE_DRAINING");
+            status_retry(1000);
+            request_fail(engine, request, FINISH_NONE, status_cause());
+        } else {
+            request_interrupt(engine, request, FINISH_DRAINED);
+        }
+    }
+    for (struct session *s = engine->oldest; s; s = s->newer)
+        resident_save(engine, s, true);
+    engine->is_parked = true;
+}
+
+static void check_drain(struct engine *engine)
+{
+    bool is_late;
+
+    if (!engine->is_draining || engine->is_done)
+        return;
+    is_late = engine->drain_deadline_us &&
+              engine_now_us(engine) >= engine->drain_deadline_us;
+    if (!engine->is_parked && (is_late || !engine->first))
+        park_all(engine);
+    if (!engine->is_parked || engine->n_job || engine->images ||
+        engine->oldest_flight || engine->flight || engine->n_deleted)
+        return;
+    log_line(LOG_INFO, "engine", "", "drained, all is committed");
+    flight_done(engine, engine->drain_reply);
+    (void)flight_send(engine);
+    engine->is_done = true;
+}
+
+bool engine_step(struct engine *engine)
+{
+    bool has_run = false;
+
+    flight_receive(engine);
+    resident_receive(engine);
+    drain_inbox(engine);
+    check_deadlines(engine);
+    sweep(engine);
+    /* One step may be computed while the one before it syncs, but not more
+     * than the journal's ring can take. */
+    if (flight_send(engine)) {
+        if (!engine->is_parked)
+            has_run = batch_run(engine);
+        resident_send(engine);
+        check_drain(engine);
+        (void)flight_send(engine);
+    }
+    gauges_set(engine);
+    return has_run || ring_count(engine->options.inbox) > 0;
+}
+
+/* Milliseconds that the loop may sleep; negative: until it is woken. */
+static int idle_ms(const struct engine *engine)
+{
+    uint64_t now_us = engine_now_us(engine), wall_ms = engine_wall_ms(engine);
+    uint64_t least_us = UINT64_MAX, ms;
+
+    for (const struct request *r = engine->first; r; r = r->after)
+        if (r->deadline_us && r->deadline_us < least_us)
+            least_us = r->deadline_us;
+    if (engine->drain_deadline_us && !engine->is_parked &&
+        engine->drain_deadline_us < least_us)
+        least_us = engine->drain_deadline_us;
+    ms = least_us == UINT64_MAX ? UINT64_MAX
+         : least_us > now_us    ? (least_us - now_us) / 1000 + 1
+                                : 0;
+    if (engine->next_expire_ms != UINT64_MAX) {
+        uint64_t until = engine->next_expire_ms > wall_ms
+                             ? engine->next_expire_ms - wall_ms
+                             : SWEEP_US / 1000;
+        if (until < ms)
+            ms = until;
+    }
+    if (ms == UINT64_MAX)
+        return -1;
+    return ms < 3600000 ? (int)ms : 3600000;
+}
+
+void engine_run(struct engine *engine)
+{
+    while (!engine->is_done)
+        if (!engine_step(engine) && !engine->is_done)
+            ring_wait(engine->options.inbox, idle_ms(engine));
+}
+
+void engine_drop_message(void *message, const struct cause *cause,
+                         struct ring *outbox)
+{
+    struct event *event = message;
+    struct event *error;
+
+    error = engine_need(event_create(EVENT_ERROR, event->reply, 0, NULL));
+    error->is_last = true;
+    error->cause = *cause;
+    error->cause.code = STATUS_FAILED_PRECONDITION;
+    memcpy(error->cause.reason, "STORE_READ_ONLY", sizeof("STORE_READ_ONLY"));
+    event_destroy(event);
+    for (int i = 0; i < DROP_WAIT_MS; i++) {
+        if (ring_push(outbox, &error))
+            return;
+        (void)nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    event_destroy(error); /* its consumer is gone, and the reply with it */
+}

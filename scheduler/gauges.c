@@ -1,0 +1,118 @@
+#include "scheduler/engine_parts.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define SECONDS_FIRST 0.0005 /* first bucket; 20 of them reach 262 s */
+#define SECONDS_BUCKETS 20u
+
+static const char *const rejection[] = {
+    "QUEUE_FULL",
+    "KV_MEMORY",
+    "STATE_SLOTS",
+    "NODE_DRAINING",
+    "CONTEXT_LENGTH_EXCEEDED",
+    "POSITION_MISMATCH",
+    "OPERATION_IN_PROGRESS",
+};
+#define N_REJECTION (sizeof(rejection) / sizeof(rejection[0]))
+
+static struct metric *seconds(struct metrics *metrics, const char *name,
+                              const char *help)
+{
+    return metrics_histogram(metrics, name, "", help, SECONDS_FIRST,
+                             SECONDS_BUCKETS);
+}
+
+static void histograms(struct metrics *r, struct engine_metrics *m)
+{
+    m->first_token = seconds(r, "godwit_time_to_first_token_seconds",
+                             "From arrival to the first sampled token.");
+    m->inter_token = seconds(r, "godwit_inter_token_latency_seconds",
+                             "Between two sampled tokens of a request.");
+    m->queue_time = seconds(r, "godwit_request_queue_time_seconds",
+                            "From arrival to the first place in a batch.");
+    m->prefill_time = seconds(r, "godwit_request_prefill_time_seconds",
+                              "From the first batch to the first token.");
+    m->decode_time = seconds(r, "godwit_request_decode_time_seconds",
+                             "From the first token to the end.");
+    m->latency = seconds(r, "godwit_e2e_request_latency_seconds",
+                         "From arrival to the end.");
+    m->commit_lag = seconds(r, "godwit_commit_lag_seconds",
+                            "Write and sync of one group commit.");
+    m->iteration_tokens = metrics_histogram(r, "godwit_iteration_tokens", "",
+                                            "Rows of one engine step.", 1, 13);
+}
+
+static void counters(struct metrics *r, struct engine_metrics *m)
+{
+    static const char *const finish[] = {
+        NULL,        "stop",    "length", "stop_sequence",
+        "cancelled", "drained", "error"};
+    char labels[96];
+
+    m->prompt_tokens = metrics_counter(r, "godwit_prompt_tokens_total", "",
+                                       "Input tokens accepted.");
+    m->generation_tokens = metrics_counter(r, "godwit_generation_tokens_total",
+                                           "", "Tokens sampled.");
+    m->cache_queries =
+        metrics_counter(r, "godwit_prefix_cache_queries_total", "",
+                        "Tokens that requests needed in memory.");
+    m->cache_hits =
+        metrics_counter(r, "godwit_prefix_cache_hits_total", "",
+                        "Those of them that were resident or restored.");
+    m->preemptions = metrics_counter(r, "godwit_num_preemptions_total", "",
+                                     "Idle sessions evicted from memory.");
+    for (int i = 1; i < 7; i++) {
+        (void)snprintf(labels, sizeof(labels), "finish_reason=\"%s\"",
+                       finish[i]);
+        m->success[i] = metrics_counter(r, "godwit_request_success_total",
+                                        labels, "Turns that ended.");
+    }
+    for (size_t i = 0; i < N_REJECTION; i++) {
+        (void)snprintf(labels, sizeof(labels), "reason=\"%s\"", rejection[i]);
+        m->rejections[i] =
+            metrics_counter(r, "godwit_admission_rejections_total", labels,
+                            "Requests that were refused.");
+    }
+}
+
+void gauges_init(struct engine *engine)
+{
+    struct metrics *r = engine->options.metrics;
+    struct engine_metrics *m = &engine->metrics;
+
+    if (!r)
+        return;
+    m->running = metrics_gauge(r, "godwit_num_requests_running", "",
+                               "Requests in the batch.");
+    m->waiting = metrics_gauge(r, "godwit_num_requests_waiting", "",
+                               "Requests that wait for a place.");
+    m->cache_usage = metrics_gauge(r, "godwit_kv_cache_usage_ratio", "",
+                                   "Share of the memory for sessions in use.");
+    m->slots_used =
+        metrics_gauge(r, "godwit_state_slots_used", "", "Sessions in memory.");
+    m->sessions = metrics_gauge(r, "godwit_sessions", "state=\"all\"",
+                                "Sessions that exist.");
+    histograms(r, m);
+    counters(r, m);
+}
+
+void gauges_set(struct engine *engine)
+{
+    const struct engine_metrics *m = &engine->metrics;
+
+    metric_set(m->running, engine->n_running);
+    metric_set(m->waiting, engine->n_request - engine->n_running);
+    metric_set(m->cache_usage,
+               (double)engine->charged / (double)engine->options.session_bytes);
+    metric_set(m->slots_used, (double)engine->n_resident);
+    metric_set(m->sessions, (double)engine->n_session);
+}
+
+void gauges_reject(struct engine *engine, const struct cause *cause)
+{
+    for (size_t i = 0; i < N_REJECTION; i++)
+        if (strcmp(cause->reason, rejection[i]) == 0)
+            metric_add(engine->metrics.rejections[i], 1);
+}

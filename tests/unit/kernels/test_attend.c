@@ -1,0 +1,292 @@
+/*
+ * Attention against a softmax in double written the textbook way (all scores,
+ * one maximum, one sum, no blocks), then every backend, cut, batch and thread
+ * count against one call of ref by bits.
+ */
+#include "tests/unit/kernels/fixture.h"
+
+enum { N_TOKEN = 195, N_BLOCK = 4 };
+
+struct shape {
+    struct attend_shape attend;
+    uint32_t n_rot;
+};
+/* 1 to 8 query heads to a KV head; dimensions that fill no vector. */
+static const struct shape SHAPES[] = {
+    {{1, 1, 1}, 0},   {{4, 2, 64}, 16},  {{3, 3, 16}, 16}, {{8, 1, 64}, 64},
+    {{6, 2, 63}, 20}, {{7, 1, 128}, 32}, {{2, 1, 96}, 0},  {{3, 1, 192}, 64},
+    {{10, 2, 65}, 2}, {{5, 1, 17}, 16},
+};
+
+/* One session and all that one call may need. */
+struct session {
+    struct attend_shape shape;
+    float *q, *k, *v; /* rows, padded by 1, 2 and 3 floats */
+    size_t q_stride, k_stride, v_stride;
+    float *block[N_BLOCK];
+    struct rope_table table;
+    double inv_freq[HEAD_DIM_MAX];
+    float scale;
+};
+
+static void session_init(struct session *s, struct shape shape, uint64_t seed)
+{
+    size_t d = shape.attend.d_head;
+
+    s->shape = shape.attend;
+    s->q_stride = shape.attend.n_head * d + 1;
+    s->k_stride = shape.attend.n_kv_head * d + 2;
+    s->v_stride = shape.attend.n_kv_head * d + 3;
+    s->q = filled(N_TOKEN * s->q_stride, seed + 1);
+    s->k = filled(N_TOKEN * s->k_stride, seed + 2);
+    s->v = filled(N_TOKEN * s->v_stride, seed + 3);
+    /* Sharp rows too: some weights must underflow to nothing. */
+    for (size_t i = 0; i < N_TOKEN * s->q_stride; i += 3)
+        s->q[i] *= 30.0f;
+    for (size_t i = 0; i < shape.n_rot / 2; i++)
+        s->inv_freq[i] = pow(100.0, -2.0 * (double)i / shape.n_rot);
+    must(rope_table_init(shape.n_rot, N_BLOCK * KV_BLOCK, s->inv_freq,
+                         &s->table));
+    s->scale = 1.0f / sqrtf((float)d);
+    for (size_t b = 0; b < N_BLOCK; b++)
+        s->block[b] = constant(kv_block_floats(s->shape), 0.0f);
+}
+
+static void session_release(struct session *s)
+{
+    free(s->q);
+    free(s->k);
+    free(s->v);
+    for (size_t b = 0; b < N_BLOCK; b++)
+        free(s->block[b]);
+    rope_table_release(&s->table);
+}
+
+static void clear_blocks(struct session *s, float value)
+{
+    for (size_t b = 0; b < N_BLOCK; b++)
+        for (size_t i = 0; i < kv_block_floats(s->shape); i++)
+            s->block[b][i] = value;
+}
+
+static size_t out_floats(const struct session *s)
+{
+    return (size_t)N_TOKEN * s->q_stride;
+}
+
+/* Append rows [first, first + n) and attend with them; out as q. */
+static void run(const struct session *s, const struct backend *backend,
+                struct pool *pool, uint32_t first, uint32_t n, float *out)
+{
+    struct attend_span span = {first, n, first, s->block};
+    struct kv_append_args append = {s->shape,    s->k,  s->v, s->k_stride,
+                                    s->v_stride, &span, 1};
+    struct attend_args args = {s->shape, out,         s->q_stride,
+                               s->q,     s->q_stride, &s->table,
+                               s->scale, &span,       1};
+    backend->kv_append(pool, &append);
+    backend->attend(pool, &args);
+}
+
+/* What ref gives in one call; gaps between rows are 0. */
+static float *whole(struct session *s)
+{
+    float *out = constant(out_floats(s), 0.0f);
+
+    clear_blocks(s, 0.0f);
+    run(s, backend_ref_found(), NULL, 0, N_TOKEN, out);
+    return out;
+}
+
+static double rotated(const struct session *s, uint32_t token, size_t kv_head,
+                      size_t d)
+{
+    const float *k = s->k + token * s->k_stride + kv_head * s->shape.d_head;
+    size_t n_pair = s->table.n_rot / 2;
+
+    if (d >= 2 * n_pair)
+        return (double)k[d];
+    double angle = token * s->inv_freq[d % n_pair];
+    if (d < n_pair)
+        return (double)k[d] * cos(angle) - (double)k[d + n_pair] * sin(angle);
+    return (double)k[d] * cos(angle) + (double)k[d - n_pair] * sin(angle);
+}
+
+static void oracle_row(const struct session *s, uint32_t row, size_t head,
+                       double *out)
+{
+    size_t d_head = s->shape.d_head;
+    size_t kv = head * s->shape.n_kv_head / s->shape.n_head;
+    const float *q = s->q + row * s->q_stride + head * d_head;
+    double score[N_TOKEN], most = -INFINITY, sum = 0.0;
+
+    for (uint32_t t = 0; t <= row; t++) {
+        score[t] = 0.0;
+        for (size_t d = 0; d < d_head; d++)
+            score[t] += (double)q[d] * rotated(s, t, kv, d);
+        score[t] *= (double)s->scale;
+        most = fmax(most, score[t]);
+    }
+    for (uint32_t t = 0; t <= row; t++)
+        sum += exp(score[t] - most);
+    for (size_t e = 0; e < d_head; e++) {
+        out[e] = 0.0;
+        for (uint32_t t = 0; t <= row; t++)
+            out[e] += exp(score[t] - most) / sum *
+                      (double)s->v[t * s->v_stride + kv * d_head + e];
+    }
+}
+
+Test(attend, ref_is_softmax_attention)
+{
+    for (size_t i = 0; i < COUNT(SHAPES); i++) {
+        struct session s;
+        session_init(&s, SHAPES[i], 10 * i);
+        float *out = whole(&s);
+        double want[HEAD_DIM_MAX];
+        for (uint32_t row = 0; row < N_TOKEN; row += row % 64 == 62 ? 1 : 7)
+            for (size_t h = 0; h < s.shape.n_head; h++) {
+                size_t at = row * s.q_stride + h * s.shape.d_head;
+                oracle_row(&s, row, h, want);
+                assert_near(out + at, want, s.shape.d_head, 5e-5, "attend");
+            }
+        free(out);
+        session_release(&s);
+    }
+}
+
+static void check_cuts(struct session *s, const struct backend *backend,
+                       struct pool *pool, const float *want)
+{
+    static const uint32_t CUTS[] = {1, 7, 63, 64, 65, 130, N_TOKEN};
+    char what[96];
+
+    for (size_t c = 0; c < COUNT(CUTS); c++) {
+        float *out = constant(out_floats(s), 0.0f);
+        clear_blocks(s, 0.0f);
+        for (uint32_t t = 0; t < N_TOKEN; t += CUTS[c])
+            run(s, backend, pool, t,
+                t + CUTS[c] < N_TOKEN ? CUTS[c] : N_TOKEN - t, out);
+        snprintf(what, sizeof(what), "%s, %u heads on %u of %u, cut %u",
+                 backend->name, s->shape.n_head, s->shape.n_kv_head,
+                 s->shape.d_head, CUTS[c]);
+        assert_same(out, want, out_floats(s), what);
+        free(out);
+    }
+}
+
+Test(attend, every_backend_cut_and_thread_count_gives_refs_bits)
+{
+    struct pool *pools[N_POOL];
+
+    pools_create(pools);
+    for (size_t i = 0; i < COUNT(SHAPES); i++) {
+        struct session s;
+        session_init(&s, SHAPES[i], 10 * i);
+        float *want = whole(&s);
+        EACH_BACKEND(backend)
+        {
+            if (backend == backend_ref_found()) {
+                if (i < 3)
+                    check_cuts(&s, backend, NULL, want);
+                continue;
+            }
+            for (uint32_t p = 0; p < N_POOL; p++)
+                check_cuts(&s, backend, pools[p], want);
+        }
+        free(want);
+        session_release(&s);
+    }
+    pools_destroy(pools);
+}
+
+/* Rejected drafts and later tokens of the same block lie behind a row. */
+Test(attend, what_lies_behind_a_row_does_not_matter)
+{
+    struct session s;
+    session_init(&s, SHAPES[4], 5);
+    float *want = whole(&s);
+
+    EACH_BACKEND(backend)
+    {
+        float *out = constant(out_floats(&s), 0.0f);
+        clear_blocks(&s, NAN);
+        run(&s, backend, NULL, 0, 65, out);
+        for (uint32_t t = 65; t < 81; t++)
+            run(&s, backend, NULL, t, 1, out);
+        run(&s, backend, NULL, 81, N_TOKEN - 81, out);
+        assert_same(out, want, out_floats(&s), backend->name);
+        free(out);
+    }
+    free(want);
+    session_release(&s);
+}
+
+/* Three sessions at unlike positions in one batch, in mixed row order. */
+Test(attend, a_batch_gives_each_session_its_own_bits)
+{
+    struct pool *pools[N_POOL];
+    struct session s[3];
+    float *want[3];
+    static const uint32_t POSITION[] = {0, 65, 120}, N_ROW[] = {70, 1, 9};
+    static const uint32_t FIRST_ROW[] = {10, 0, 1};
+
+    pools_create(pools);
+    for (size_t i = 0; i < 3; i++) {
+        session_init(&s[i], SHAPES[1], 100 * i);
+        want[i] = whole(&s[i]);
+    }
+    size_t stride = s[0].q_stride;
+    float *q = constant(80 * stride, 0.0f), *out = constant(80 * stride, 0.0f);
+    struct attend_span span[3];
+    for (size_t i = 0; i < 3; i++) {
+        span[i] = (struct attend_span){FIRST_ROW[i], N_ROW[i], POSITION[i],
+                                       s[i].block};
+        memcpy(q + FIRST_ROW[i] * stride, s[i].q + POSITION[i] * stride,
+               N_ROW[i] * stride * sizeof(float));
+    }
+    struct attend_args args = {s[0].shape,  out,        stride, q, stride,
+                               &s[0].table, s[0].scale, span,   3};
+    EACH_BACKEND(backend)
+    for (uint32_t p = 0; p < N_POOL; p++) {
+        for (size_t i = 0; i < 80 * stride; i++)
+            out[i] = 0.0f;
+        backend->attend(pools[p], &args);
+        for (size_t i = 0; i < 3; i++)
+            assert_same(out + FIRST_ROW[i] * stride,
+                        want[i] + POSITION[i] * stride, N_ROW[i] * stride,
+                        backend->name);
+    }
+    free(q);
+    free(out);
+    for (size_t i = 0; i < 3; i++) {
+        free(want[i]);
+        session_release(&s[i]);
+    }
+    pools_destroy(pools);
+}
+
+Test(attend, one_key_returns_its_value_and_equal_keys_the_mean)
+{
+    struct session s;
+    session_init(&s, (struct shape){{1, 1, 16}, 0}, 3);
+
+    EACH_BACKEND(backend)
+    {
+        float *out = constant(out_floats(&s), 0.0f);
+        clear_blocks(&s, 0.0f);
+        for (size_t t = 0; t < N_TOKEN; t++)
+            for (size_t d = 0; d < 16; d++)
+                s.k[t * s.k_stride + d] = 1.0f;
+        run(&s, backend, NULL, 0, N_TOKEN, out);
+        assert_same(out, s.v, 16, backend->name);
+        double mean[16] = {0};
+        for (size_t t = 0; t < N_TOKEN; t++)
+            for (size_t d = 0; d < 16; d++)
+                mean[d] += (double)s.v[t * s.v_stride + d] / N_TOKEN;
+        assert_near(out + (N_TOKEN - 1) * s.q_stride, mean, 16, 1e-6,
+                    backend->name);
+        free(out);
+    }
+    session_release(&s);
+}

@@ -1,0 +1,62 @@
+/* Which backends there are and how one is chosen. */
+#include "tests/unit/kernels/fixture.h"
+
+Test(backend, ref_is_always_there_and_last)
+{
+    const struct backend *const *all = backend_all();
+    size_t n = 0;
+
+    while (all[n])
+        n++;
+    cr_assert(ge(sz, n, 1));
+    cr_assert(eq(str, (char *)all[n - 1]->name, "ref"));
+    cr_assert(all[n - 1]->is_supported());
+}
+
+Test(backend, auto_is_the_first_that_this_machine_supports)
+{
+    const struct backend *found = NULL;
+
+    must(backend_find("auto", &found));
+    EACH_BACKEND(backend)
+    {
+        cr_assert(eq(ptr, (void *)found, (void *)backend));
+        break;
+    }
+}
+
+Test(backend, each_is_found_by_its_name_or_says_what_is_missing)
+{
+    for (const struct backend *const *b = backend_all(); *b; b++) {
+        const struct backend *found = NULL;
+        enum status st = backend_find((*b)->name, &found);
+        if ((*b)->is_supported()) {
+            cr_assert(eq(int, st, STATUS_OK));
+            cr_assert(eq(ptr, (void *)found, (void *)*b));
+        } else {
+            cr_assert(eq(int, st, STATUS_FAILED_PRECONDITION));
+            cr_assert(eq(ptr, (void *)found, NULL));
+        }
+    }
+}
+
+Test(backend, an_unknown_name_is_answered_with_the_list)
+{
+    const struct backend *found = NULL;
+
+    cr_assert(eq(int, backend_find("abacus", &found), STATUS_NOT_FOUND));
+    cr_assert(eq(ptr, (void *)found, NULL));
+    cr_assert(strstr(status_reason(), "abacus") != NULL);
+    for (const struct backend *const *b = backend_all(); *b; b++)
+        cr_assert(strstr(status_reason(), (*b)->name) != NULL);
+}
+
+Test(backend, no_operator_is_missing)
+{
+    for (const struct backend *const *each = backend_all(); *each; each++) {
+        const struct backend *b = *each;
+        cr_assert(b->linear && b->linear_add && b->rms_norm && b->gated_norm &&
+                  b->swiglu && b->gate && b->embed && b->rope && b->kv_append &&
+                  b->attend && b->conv && b->delta_gate && b->delta);
+    }
+}
