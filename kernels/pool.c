@@ -34,14 +34,13 @@ struct worker {
  * so that no wake-up is lost.
  */
 struct pool {
-    uint32_t n_thread;
-    struct worker *worker; /* [n_thread]; worker 0 is the caller; owned */
-    pool_work *work;       /* job: plain fields, ordered by epoch and n_busy */
-    void *arg;
-    uint32_t n_task;
-    bool is_stopping;
     _Alignas(64) _Atomic uint32_t epoch;
     _Atomic uint32_t n_asleep;
+    uint32_t n_thread, n_task; /* job: plain fields, ordered by epoch and */
+    pool_work *work;           /* n_busy, on the line that epoch wakes */
+    void *arg;
+    struct worker *worker; /* [n_thread]; worker 0 is the caller; owned */
+    bool is_stopping;
     _Alignas(64) _Atomic uint32_t n_busy;
     _Atomic uint32_t is_caller_asleep;
 };

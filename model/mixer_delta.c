@@ -90,7 +90,7 @@ static void add_field(struct mixer_plan *plan, const char *name,
 static double recurrence_flops(struct delta_shape shape)
 {
     const double state = 6.0 * shape.d_k * shape.d_v;
-    const double ring = 4.0 * (GRID / 2) * ((double)shape.d_k + shape.d_v);
+    const double ring = 4.0 * (0.5 * GRID) * ((double)shape.d_k + shape.d_v);
 
     return shape.n_v_head * (state + ring);
 }

@@ -338,9 +338,9 @@ uint64_t model_n_parameter(const struct model *model)
 
 size_t model_table_bytes(const struct model *model)
 {
-    return model->rope.cos ? 2 * sizeof(float) * (model->rope.n_rot / 2) *
-                                 model->rope.n_position
-                           : 0;
+    const size_t n_pair = model->rope.n_rot / 2;
+
+    return 2 * sizeof(float) * n_pair * model->rope.n_position;
 }
 
 size_t model_weight_bytes(const struct model *model)

@@ -343,37 +343,53 @@ static enum status check_added(const struct tokenizer *tokenizer,
     return STATUS_OK;
 }
 
-static enum status store_added(struct tokenizer *tokenizer,
-                               const struct added *added)
+/* Room for one more. */
+static enum status reserve_added(struct tokenizer *tokenizer)
 {
+    const uint32_t capacity = 2 * tokenizer->added_capacity + 16;
     struct added *grown;
+
+    if (tokenizer->n_added < tokenizer->added_capacity)
+        return STATUS_OK;
+    grown = realloc(tokenizer->added, capacity * sizeof(*grown));
+    if (!grown)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for %u added tokens", capacity);
+    tokenizer->added = grown;
+    tokenizer->added_capacity = capacity;
+    return STATUS_OK;
+}
+
+static enum status store_added(struct tokenizer *tokenizer, const char *text,
+                               struct added added)
+{
     struct trie *trie =
-        added->is_normalised ? &tokenizer->normalised : &tokenizer->raw;
+        added.is_normalised ? &tokenizer->normalised : &tokenizer->raw;
     char *nfc = NULL;
     size_t n_nfc = 0;
     enum status st;
 
-    if (tokenizer->n_added == tokenizer->added_capacity) {
-        const uint32_t capacity = 2 * tokenizer->added_capacity + 16;
-
-        grown = realloc(tokenizer->added, capacity * sizeof(*grown));
-        if (!grown)
-            return status_fail(STATUS_RESOURCE_EXHAUSTED,
-                               "no memory for %u added tokens", capacity);
-        tokenizer->added = grown;
-        tokenizer->added_capacity = capacity;
-    }
+    st = reserve_added(tokenizer);
+    if (st)
+        return st;
     /* A token that is looked for behind NFC must be NFC itself. */
-    if (added->is_normalised && tokenizer->has_nfc) {
-        st = text_nfc(added->text, added->n_bytes, &nfc, &n_nfc);
+    if (added.is_normalised && tokenizer->has_nfc) {
+        st = text_nfc(text, strlen(text), &nfc, &n_nfc);
         if (st)
             return st;
     }
-    tokenizer->added[tokenizer->n_added] = *added;
-    tokenizer->added[tokenizer->n_added++].n_normalised =
-        nfc ? (uint32_t)n_nfc : added->n_bytes;
-    st = trie_add(trie, nfc ? nfc : added->text, nfc ? n_nfc : added->n_bytes,
+    added.n_bytes = (uint32_t)strlen(text);
+    added.n_normalised = nfc ? (uint32_t)n_nfc : added.n_bytes;
+    added.text = strdup(text);
+    if (!added.text) {
+        st = status_fail(STATUS_RESOURCE_EXHAUSTED,
+                         "no memory for added tokens");
+        goto out;
+    }
+    tokenizer->added[tokenizer->n_added++] = added;
+    st = trie_add(trie, nfc ? nfc : text, added.n_normalised,
                   tokenizer->n_added);
+out:
     free(nfc);
     return st;
 }
@@ -405,19 +421,9 @@ static enum status add_token(struct tokenizer *tokenizer, const char *where,
         return STATUS_OK; /* said again, by the other file */
 
     added.id = (uint32_t)id;
-    added.n_bytes = (uint32_t)strlen(text);
-    added.text = strdup(text);
-    if (!added.text)
-        return status_fail(STATUS_RESOURCE_EXHAUSTED,
-                           "%s: no memory for added tokens", where);
     tokenizer->token[id].is_added = true;
     tokenizer->token[id].is_special = added.is_special;
-    st = store_added(tokenizer, &added);
-    /* Once stored it is released with the tokenizer. */
-    if (st && (!tokenizer->n_added ||
-               tokenizer->added[tokenizer->n_added - 1].text != added.text))
-        free(added.text);
-    return st;
+    return store_added(tokenizer, text, added);
 }
 
 static enum status read_added(struct tokenizer *tokenizer, const json_t *root)

@@ -1,5 +1,6 @@
 #include "model/tokenizer_parts.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include <utf8proc.h>
@@ -220,6 +221,7 @@ enum status text_nfc(const char *text, size_t n, char **out, size_t *out_n)
     struct codepoints points = {0};
     utf8proc_ssize_t composed;
     enum status st;
+    int32_t *at;
     char *bytes;
     size_t n_bytes = 0;
 
@@ -231,7 +233,9 @@ enum status text_nfc(const char *text, size_t n, char **out, size_t *out_n)
         st = order_marks(&points);
     if (st)
         goto out;
-    composed = utf8proc_normalize_utf32(points.at, (utf8proc_ssize_t)points.n,
+    at = points.at;
+    assert(at); /* what needs NFC is not empty */
+    composed = utf8proc_normalize_utf32(at, (utf8proc_ssize_t)points.n,
                                         UTF8PROC_COMPOSE | UTF8PROC_STABLE);
     bytes = malloc(4 * (size_t)composed + 1);
     if (!bytes) {
@@ -240,7 +244,7 @@ enum status text_nfc(const char *text, size_t n, char **out, size_t *out_n)
     }
     for (utf8proc_ssize_t i = 0; i < composed; i++)
         n_bytes += (size_t)utf8proc_encode_char(
-            points.at[i], (utf8proc_uint8_t *)bytes + n_bytes);
+            at[i], (utf8proc_uint8_t *)bytes + n_bytes);
     *out = bytes;
     *out_n = n_bytes;
 out:

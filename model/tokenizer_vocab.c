@@ -32,8 +32,8 @@ bool alphabet_bytes(const char *text, uint8_t *out, size_t *out_n)
         const int byte = byte_of(codepoint_at(text, at, &length));
 
         if (byte < 0) {
-            memcpy(out, text, n);
-            *out_n = n;
+            for (*out_n = 0; *out_n < n; (*out_n)++)
+                out[*out_n] = (uint8_t)text[*out_n];
             return false;
         }
         out[(*out_n)++] = (uint8_t)byte;

@@ -4,11 +4,11 @@
  * are parsed, as Hugging Face's encode() does: this is a tool for whoever owns
  * the text. It stops at the first bad line.
  */
+#include "base/json.h"
 #include "model/tokenizer.h"
 #include "node/commands.h"
 #include "node/subcommand.h"
 
-#include <jansson.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -103,7 +103,8 @@ static enum status tokenize_line(const struct tokenizer *tokenizer,
     if (n_bytes > LINE_BYTES_MAX)
         return status_fail(STATUS_INVALID_ARGUMENT, "%zu bytes, limit %u",
                            n_bytes, LINE_BYTES_MAX);
-    /* Text may hold NUL, which names and settings may not: so not base/json. */
+    /* Text may hold NUL, which names and settings may not: so not json_parse.
+     */
     object = json_loadb(line, n_bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL,
                         &error);
     if (!object)

@@ -19,7 +19,7 @@ step() { # NAME COMMAND...
     if "$@"; then
         echo "lint: $name: ok ($(($(date +%s) - start)) s)"
     else
-        echo "lint: $name: FAILED" >&2
+        echo "lint: $name: FAILED ($(($(date +%s) - start)) s)" >&2
         failed="$failed $name"
     fi
 }

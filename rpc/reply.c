@@ -211,6 +211,8 @@ static enum status pack_log(const struct event *event, struct packed *out)
         return STATUS_OK;
     if (event->kind != EVENT_LOG)
         return wrong_event(event);
+    if (event->tokens.n_token == 0)
+        return STATUS_OK; /* the end of an empty log */
     response.position = event->tokens.position;
     response.n_token_ids = event->tokens.n_token;
     response.token_ids = (uint32_t *)event->tokens.token;

@@ -120,7 +120,7 @@ static void init(struct server *server, const struct server_options *options)
         .clock = options->clock,
     };
     server->shutdown = (struct tag){on_shutdown, server};
-    pthread_mutex_init(&server->table.lock, NULL);
+    pthread_mutex_init(&server->calls.lock, NULL);
     pthread_mutex_init(&server->backlog_lock, NULL);
     pthread_mutex_init(&server->shutdown_lock, NULL);
     (void)pthread_condattr_init(&monotonic);
@@ -150,6 +150,7 @@ enum status server_start(const struct server_options *options,
         st = server_listen(server);
     if (!st) {
         grpc_server_start(server->grpc);
+        server->is_started = true;
         st = start_threads(server);
     }
     if (st) {
@@ -172,7 +173,7 @@ static void end_calls(struct server *server, bool only_watches)
     uint64_t id = 0;
     struct call *call;
 
-    while ((call = table_next(&server->table, id)) != NULL) {
+    while ((call = calls_next(&server->calls, id)) != NULL) {
         bool is_watch = call->method->kind == METHOD_HEALTH_WATCH;
         struct packed packed = {0};
 
@@ -185,7 +186,7 @@ static void end_calls(struct server *server, bool only_watches)
             status_retry(SERVER_DRAIN_RETRY_MS);
             call_answered(call);
             call_fail(call, status_cause());
-            table_remove(&server->table, id);
+            calls_remove(&server->calls, id);
         }
         call_unref(call);
     }
@@ -221,27 +222,37 @@ static bool wait_for_shutdown(struct server *server, uint32_t wait_ms)
     return is_shut;
 }
 
+/* No call arrives any more, and those there are have ended. */
+static void shut_grpc(struct server *server, uint32_t grace_ms)
+{
+    ORDER_BEFORE(&server->shutdown);
+    grpc_server_shutdown_and_notify(server->grpc, server->queue,
+                                    &server->shutdown);
+    if (server->n_queue_thread == 0) {
+        grpc_server_cancel_all_calls(server->grpc);
+        return;
+    }
+    if (wait_for_shutdown(server, grace_ms))
+        return;
+    log_line(LOG_WARN, "rpc", "",
+             "clients have not read their replies after %u ms, cancelling "
+             "their calls",
+             grace_ms);
+    grpc_server_cancel_all_calls(server->grpc);
+    while (!wait_for_shutdown(server, 1000))
+        ;
+}
+
 static void close_grpc(struct server *server, uint32_t grace_ms)
 {
-    if (server->n_queue_thread > 0) {
-        ORDER_BEFORE(&server->shutdown);
-        grpc_server_shutdown_and_notify(server->grpc, server->queue,
-                                        &server->shutdown);
-        if (!wait_for_shutdown(server, grace_ms)) {
-            log_line(LOG_WARN, "rpc", "",
-                     "clients have not read their replies after %u ms, "
-                     "cancelling their calls",
-                     grace_ms);
-            grpc_server_cancel_all_calls(server->grpc);
-            while (!wait_for_shutdown(server, 1000))
-                ;
-        }
-    }
+    if (server->is_started)
+        shut_grpc(server, grace_ms);
     grpc_completion_queue_shutdown(server->queue);
     for (uint32_t i = 0; i < server->n_queue_thread; i++)
         pthread_join(server->queue_thread[i], NULL);
     if (server->n_queue_thread == 0)
-        (void)queue_thread(server); /* nothing is armed: drains at once */
+        (void)queue_thread(server); /* empties it, so that it can end */
+    end_calls(server, false);       /* that came while it closed */
     if (server->grpc)
         grpc_server_destroy(server->grpc);
     grpc_completion_queue_destroy(server->queue);
@@ -260,10 +271,9 @@ void server_stop(struct server *server, uint32_t grace_ms)
     }
     end_calls(server, false);
     close_grpc(server, grace_ms);
-    end_calls(server, false); /* of calls that came while it closed */
     reflection_destroy(server->reflection);
     free(server->backlog);
-    pthread_mutex_destroy(&server->table.lock);
+    pthread_mutex_destroy(&server->calls.lock);
     pthread_mutex_destroy(&server->backlog_lock);
     pthread_mutex_destroy(&server->shutdown_lock);
     pthread_cond_destroy(&server->shutdown_changed);

@@ -26,7 +26,10 @@
 #define ORDER_BEFORE(tag) ((void)(tag))
 #endif
 
-#define HARD_LIMIT_FACTOR 4u /* of reply_bytes: then the reader is too slow */
+/* A reader is too slow when so much waits although the engine was asked to
+   pause: some replies' worth, and a whole log, which comes in one go. */
+#define HARD_LIMIT_FACTOR 4u       /* of reply_bytes */
+#define HARD_LIMIT_TOKEN_BYTES 16u /* per token of the context: id and text */
 
 struct message {
     struct message *next;
@@ -218,7 +221,7 @@ static void leave(struct call *call)
                  call->method->path, (unsigned long)call->id);
         request_control(call->server, COMMAND_DETACH, call->id);
     }
-    table_remove(&call->server->table, call->id);
+    calls_remove(&call->server->calls, call->id);
 }
 
 /* Whether this thread is the one to leave(). Lock held. */
@@ -410,12 +413,16 @@ static bool enqueue(struct call_state *state, struct message *message)
     return state->is_paused = true;
 }
 
-/* Too much is queued even though the engine was asked to pause. Lock held. */
+static size_t hard_limit(const struct server *server)
+{
+    return HARD_LIMIT_FACTOR * server->options.reply_bytes +
+           HARD_LIMIT_TOKEN_BYTES * (size_t)server->options.n_context;
+}
+
 static bool is_too_slow(const struct call_state *state)
 {
     return state->call.method->is_stream &&
-           state->queued_bytes >
-               HARD_LIMIT_FACTOR * state->call.server->options.reply_bytes;
+           state->queued_bytes > hard_limit(state->call.server);
 }
 
 static void drop_queue(struct call_state *state)
@@ -444,12 +451,12 @@ static void fail_slow(struct call *call)
     metric_add(server->slow_readers, 1);
     status_fail(STATUS_RESOURCE_EXHAUSTED,
                 "the client reads too slowly: more than %zu bytes wait for it",
-                HARD_LIMIT_FACTOR * server->options.reply_bytes);
+                hard_limit(server));
     status_because("SLOW_READER");
     call_fail(call, status_cause());
     if (detaches) {
         request_control(server, COMMAND_DETACH, call->id);
-        table_remove(&server->table, call->id);
+        calls_remove(&server->calls, call->id);
     }
 }
 

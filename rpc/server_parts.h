@@ -49,7 +49,7 @@ struct call {
 /* Replies by number; a number is never used again. */
 #define TABLE_BUCKETS 1024u
 struct entry;
-struct table {
+struct calls {
     pthread_mutex_t lock;
     uint64_t last_id;
     struct entry *bucket[TABLE_BUCKETS];
@@ -70,10 +70,10 @@ struct server {
     uint16_t port;
     pthread_t queue_thread[SERVER_QUEUE_THREADS], reply_thread;
     uint32_t n_queue_thread;
-    bool has_reply_thread;
+    bool is_started, has_reply_thread;
     _Atomic bool is_draining, is_stopping;
 
-    struct table table;
+    struct calls calls;
 
     pthread_mutex_t backlog_lock;
     struct control *backlog; /* in order of arrival; owned */
@@ -127,12 +127,12 @@ int request_health(const struct server *server, const char *service);
 
 void *reply_thread(void *server);
 /* 0: no memory. The table holds a reference. */
-uint64_t table_add(struct table *table, struct call *call);
+uint64_t calls_add(struct calls *calls, struct call *call);
 /* With a reference for the caller; NULL: no such reply. */
-struct call *table_find(struct table *table, uint64_t id);
-void table_remove(struct table *table, uint64_t id);
+struct call *calls_find(struct calls *calls, uint64_t id);
+void calls_remove(struct calls *calls, uint64_t id);
 /* The reply with the least number above `after`, with a reference; or NULL. */
-struct call *table_next(struct table *table, uint64_t after);
+struct call *calls_next(struct calls *calls, uint64_t after);
 
 /* server_listen.c: */
 

@@ -18,7 +18,7 @@ struct entry {
     struct call *call; /* one reference */
 };
 
-uint64_t table_add(struct table *table, struct call *call)
+uint64_t calls_add(struct calls *calls, struct call *call)
 {
     struct entry *entry = calloc(1, sizeof(*entry));
     struct entry **bucket;
@@ -27,63 +27,63 @@ uint64_t table_add(struct table *table, struct call *call)
         return 0;
     call_ref(call);
     entry->call = call;
-    pthread_mutex_lock(&table->lock);
-    entry->id = ++table->last_id;
-    bucket = &table->bucket[entry->id % TABLE_BUCKETS];
+    pthread_mutex_lock(&calls->lock);
+    entry->id = ++calls->last_id;
+    bucket = &calls->bucket[entry->id % TABLE_BUCKETS];
     entry->next = *bucket;
     *bucket = entry;
-    pthread_mutex_unlock(&table->lock);
+    pthread_mutex_unlock(&calls->lock);
     return entry->id;
 }
 
-struct call *table_find(struct table *table, uint64_t id)
+struct call *calls_find(struct calls *calls, uint64_t id)
 {
     struct call *call = NULL;
 
-    pthread_mutex_lock(&table->lock);
-    for (struct entry *entry = table->bucket[id % TABLE_BUCKETS]; entry;
+    pthread_mutex_lock(&calls->lock);
+    for (struct entry *entry = calls->bucket[id % TABLE_BUCKETS]; entry;
          entry = entry->next)
         if (entry->id == id) {
             call = entry->call;
             call_ref(call);
             break;
         }
-    pthread_mutex_unlock(&table->lock);
+    pthread_mutex_unlock(&calls->lock);
     return call;
 }
 
-void table_remove(struct table *table, uint64_t id)
+void calls_remove(struct calls *calls, uint64_t id)
 {
     struct entry **at, *found;
 
-    pthread_mutex_lock(&table->lock);
-    at = &table->bucket[id % TABLE_BUCKETS];
+    pthread_mutex_lock(&calls->lock);
+    at = &calls->bucket[id % TABLE_BUCKETS];
     while (*at && (*at)->id != id)
         at = &(*at)->next;
     found = *at;
     if (found)
         *at = found->next;
-    pthread_mutex_unlock(&table->lock);
+    pthread_mutex_unlock(&calls->lock);
     if (found)
         call_unref(found->call);
     free(found);
 }
 
-struct call *table_next(struct table *table, uint64_t after)
+struct call *calls_next(struct calls *calls, uint64_t after)
 {
     struct entry *best = NULL;
     struct call *call = NULL;
 
-    pthread_mutex_lock(&table->lock);
+    pthread_mutex_lock(&calls->lock);
     for (size_t i = 0; i < TABLE_BUCKETS; i++)
-        for (struct entry *entry = table->bucket[i]; entry; entry = entry->next)
+        for (struct entry *entry = calls->bucket[i]; entry; entry = entry->next)
             if (entry->id > after && (!best || entry->id < best->id))
                 best = entry;
     if (best) {
         call = best->call;
         call_ref(call);
     }
-    pthread_mutex_unlock(&table->lock);
+    pthread_mutex_unlock(&calls->lock);
     return call;
 }
 
@@ -176,13 +176,13 @@ static bool deliver_to(struct call *call, const struct event *event)
 
 static void deliver(struct server *server, const struct event *event)
 {
-    struct call *call = table_find(&server->table, event->reply);
+    struct call *call = calls_find(&server->calls, event->reply);
 
     if (!call)
         return;
     if (deliver_to(call, event)) {
         call_answered(call);
-        table_remove(&server->table, call->id);
+        calls_remove(&server->calls, call->id);
     }
     call_unref(call);
 }

@@ -107,7 +107,7 @@ static enum status submit(struct call *call, const void *bytes, size_t n_bytes)
 
     if (st)
         return st;
-    call->id = table_add(&server->table, call);
+    call->id = calls_add(&server->calls, call);
     if (!call->id) {
         arena_destroy(command->arena);
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
@@ -117,7 +117,7 @@ static enum status submit(struct call *call, const void *bytes, size_t n_bytes)
     command->deadline_us = call_deadline_us(call, server->options.clock);
     if (!ring_push(server->options.inbox, &command)) {
         arena_destroy(command->arena);
-        table_remove(&server->table, call->id);
+        calls_remove(&server->calls, call->id);
         return queue_full();
     }
     call_submitted(call);
@@ -174,7 +174,7 @@ static enum status watch(struct call *call, int serving)
 
     /* In the table before the state is read: a drain sees it, or it sees the
        drain. */
-    call->id = table_add(&call->server->table, call);
+    call->id = calls_add(&call->server->calls, call);
     if (!call->id)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for another call");

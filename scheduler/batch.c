@@ -50,6 +50,7 @@ static void note_start(struct engine *engine, struct request *request)
     request->start_us = engine_now_us(engine);
     request->progress_us = request->start_us;
     request->n_cached = resident_position(request->session->resident);
+    request->session->resident->reuse = REUSE_RESIDENT; /* of the next one */
     metric_observe(m->queue_time,
                    (double)(request->start_us - request->arrive_us) * 1e-6);
     metric_add(m->cache_queries, request_target(request));
@@ -65,6 +66,7 @@ static void start(struct engine *engine, struct request *request)
         return;
     if (!resident->memory &&
         memory_create(engine->options.model, &resident->memory)) {
+        status_because("KV_MEMORY");
         request_fail(engine, request, FINISH_ERROR, status_cause());
         return;
     }

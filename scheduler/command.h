@@ -16,7 +16,8 @@ enum command_kind {
     COMMAND_GENERATE, /* also AppendTokens, with is_append */
     COMMAND_READ_TOKENS,
     /* answered by one event */
-    COMMAND_CANCEL, /* the running turn of a session or request */
+    COMMAND_CANCEL, /* the running turn of a session or request; or the
+                       interrupted one of a named session in memory */
     COMMAND_CREATE_SESSION,
     COMMAND_GET_SESSION,
     COMMAND_LIST_SESSIONS,
@@ -43,7 +44,7 @@ struct generate_command {
     uint64_t n_token;
     struct sampling sampling; /* max_tokens 0: the node's default */
     bool has_seed;            /* else the engine draws one */
-    bool has_durability;
+    bool has_durability;      /* counts when this call makes the session */
     enum durability durability;
     bool is_append; /* prefill only: nothing is sampled */
     bool creates;   /* make the session if it does not exist */

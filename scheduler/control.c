@@ -289,7 +289,7 @@ static enum status checkpoint(struct engine *engine,
     if (st)
         return st;
     request =
-        request_create(engine, session, REQUEST_CHECKPOINT, command->reply);
+        request_create(engine, session, REQUEST_CHECKPOINT, command->reply, 0);
     request->promise = promise;
     request->deadline_us = command->deadline_us;
     if (session->resident)
@@ -317,12 +317,30 @@ static struct request *find_request(const struct engine *engine,
     return NULL;
 }
 
+/* An interrupted turn of a session in memory; false if there is none. */
+static bool cancel_open(struct engine *engine, const struct command *command)
+{
+    struct session *session = table_find(engine, command->target.session);
+    const char *id = command->target.request_id;
+    const struct resident *resident = session ? session->resident : NULL;
+
+    if (!resident || session->request || !resident->has_turn ||
+        resident->turn.finish != FINISH_NONE ||
+        (id[0] && strcmp(id, resident->turn.request_id) != 0))
+        return false;
+    generate_close(engine, session);
+    flight_done(engine, command->reply);
+    return true;
+}
+
 static enum status cancel(struct engine *engine, const struct command *command)
 {
     struct request *request = NULL;
 
     if (command->target.session[0] || command->target.request_id[0])
         request = find_request(engine, command);
+    if (!request && cancel_open(engine, command))
+        return STATUS_OK;
     if (!request) {
         status_fail(STATUS_NOT_FOUND, "no such request is running");
         return status_because("REQUEST_UNKNOWN");

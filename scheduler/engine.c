@@ -166,12 +166,17 @@ static void sweep(struct engine *engine)
     engine->swept_us = now_us;
     engine->next_expire_ms = UINT64_MAX;
     for (uint64_t i = engine->n_session; i-- > 0;) {
-        struct session *session = engine->table[i];
-        uint64_t expire_ms = session->expire_ms;
+        uint64_t expire_ms = engine->table[i]->expire_ms;
         if (!expire_ms)
             continue;
-        control_expire(engine, session);
-        if (expire_ms > wall_ms && expire_ms < engine->next_expire_ms)
+        if (expire_ms <= wall_ms) {
+            bool is_busy = engine->table[i]->request != NULL;
+            control_expire(engine, engine->table[i]);
+            if (!is_busy)
+                continue;
+            expire_ms = wall_ms + SWEEP_US / 1000;
+        }
+        if (expire_ms < engine->next_expire_ms)
             engine->next_expire_ms = expire_ms;
     }
 }

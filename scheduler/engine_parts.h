@@ -287,7 +287,8 @@ void flight_destroy_all(struct engine *engine);
 /* --- request.c --- */
 /* Linked into the queue; the session's request from now on. */
 struct request *request_create(struct engine *engine, struct session *session,
-                               enum request_kind kind, uint64_t reply);
+                               enum request_kind kind, uint64_t reply,
+                               int32_t priority);
 /* Take it out of the queue and let its session be idle. */
 void request_free(struct engine *engine, struct request *request);
 /* Start, or go on with, the session's last turn: it waits for a place now. */

@@ -448,10 +448,9 @@ static enum status arrive(struct engine *engine, struct command *command)
     }
     request = request_create(engine, session,
                              g->is_append ? REQUEST_APPEND : REQUEST_GENERATE,
-                             command->reply);
+                             command->reply, g->priority);
     request->command = command;
     request->deadline_us = command->deadline_us;
-    request->priority = g->priority;
     request->wants_progress = g->wants_progress;
     request->promise = promise;
     if (!session->resident && session->n_token == 0)

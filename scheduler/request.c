@@ -37,7 +37,8 @@ static void unlink_request(struct engine *engine, struct request *request)
 }
 
 struct request *request_create(struct engine *engine, struct session *session,
-                               enum request_kind kind, uint64_t reply)
+                               enum request_kind kind, uint64_t reply,
+                               int32_t priority)
 {
     struct request *request = engine_need(calloc(1, sizeof(*request)));
 
@@ -45,6 +46,7 @@ struct request *request_create(struct engine *engine, struct session *session,
     request->kind = kind;
     request->phase = REQUEST_LOADING;
     request->reply = reply;
+    request->priority = priority;
     request->is_load_sent = session->is_loading;
     request->arrive_us = engine_now_us(engine);
     session->request = request;
@@ -300,7 +302,6 @@ static void close_turn(struct engine *engine, struct session *session,
                        enum finish_reason finish)
 {
     session->resident->turn.finish = finish;
-    session->resident->reuse = REUSE_RESIDENT;
     flight_turn(engine, session);
 }
 

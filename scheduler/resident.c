@@ -467,7 +467,6 @@ static void receive_load(struct engine *engine, struct store_job *job)
     struct session *session = job->owner;
     struct request *request = session->request;
 
-    session->n_hold--;
     session->is_loading = false;
     resident_charge(engine, session, 0);
     if (job->status == STATUS_OK && session->is_listed && !session->resident)
@@ -484,6 +483,7 @@ static void receive_load(struct engine *engine, struct store_job *job)
     } else {
         resident_touch(engine, session);
     }
+    session->n_hold--;
     session_put(session);
 }
 

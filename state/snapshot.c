@@ -285,19 +285,19 @@ struct chains {
 };
 
 static enum status chains_init(struct chains *chains, struct digest first,
-                               const uint32_t *token, uint64_t n_token)
+                               const struct ids *tokens)
 {
-    uint64_t n_block = n_token / KV_BLOCK;
+    uint64_t n_token = tokens->n, n_block = n_token / KV_BLOCK;
 
-    *chains = (struct chains){.token = token, .n_token = n_token};
+    *chains = (struct chains){.token = tokens->id, .n_token = n_token};
     chains->at = calloc(n_block + 1, sizeof(*chains->at));
     if (!chains->at)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for the chain of %lu tokens", n_token);
     chains->at[0] = first;
     for (uint64_t b = 0; b < n_block; b++)
-        chains->at[b + 1] =
-            digest_tokens(chains->at[b], token + b * KV_BLOCK, KV_BLOCK);
+        chains->at[b + 1] = digest_tokens(
+            chains->at[b], chains->token + b * KV_BLOCK, KV_BLOCK);
     chains->last = first;
     return STATUS_OK;
 }
@@ -544,7 +544,7 @@ static enum status try_entry(struct snapshots *snapshots,
     return STATUS_OK;
 }
 
-static void log_refused(struct uid uid, uint64_t position, uint64_t limit,
+static void log_refused(struct uid uid, uint64_t position, uint64_t n_token,
                         const char *why)
 {
     char text[UID_TEXT_SIZE], about[UID_TEXT_SIZE + 2] = "u=";
@@ -552,35 +552,41 @@ static void log_refused(struct uid uid, uint64_t position, uint64_t limit,
     uid_format(uid, text);
     strcat(about, text);
     log_line(LOG_WARN, "state", about, "%s, recomputing %lu tokens", why,
-             limit - position);
+             n_token - position);
 }
 
-/* Entries from the newest; `why` gets the first refusal's text. */
+/* Why the newest was not used, or RESTORE_HIT. */
+struct refusal {
+    enum restore_reason reason;
+    struct cause cause;
+};
+
+/* Entries from the newest, up to the first that fits. */
 static enum status try_entries(struct snapshots *snapshots,
                                const struct manifest *manifest,
-                               struct chains *chains, struct memory *memory,
-                               enum restore_reason *out, struct cause *why)
+                               struct chains *chains, uint64_t limit,
+                               struct memory *memory, struct refusal *out)
 {
-    *out = RESTORE_NONE;
+    *out = (struct refusal){.reason = RESTORE_NONE};
     for (uint32_t i = 0; i < manifest->n; i++) {
         const struct snapshot_entry *entry = &manifest->entry[i];
         enum restore_reason reason;
         enum status st;
 
-        if (entry->position > chains->n_token)
+        if (entry->position > limit)
             continue;
         st = try_entry(snapshots, manifest, entry, chains, memory, &reason);
         if (st)
             return st;
-        if (*out == RESTORE_NONE) {
-            *out = reason;
+        if (out->reason == RESTORE_NONE) {
+            out->reason = reason;
             if (reason != RESTORE_HIT) {
                 struct cause first = *status_cause();
 
                 (void)status_fail(STATUS_DATA_LOSS,
                                   "snapshot at token %lu is not used: %.300s",
                                   entry->position, first.text);
-                *why = *status_cause();
+                out->cause = *status_cause();
             }
         }
         if (reason == RESTORE_HIT)
@@ -590,21 +596,21 @@ static enum status try_entries(struct snapshots *snapshots,
 }
 
 enum status snapshot_load(struct snapshots *snapshots, struct uid uid,
-                          const uint32_t *token, uint64_t limit,
+                          const struct ids *tokens, uint64_t limit,
                           struct memory *memory, enum restore_reason *out)
 {
-    enum restore_reason reason;
     struct manifest manifest;
+    struct refusal refusal;
     struct chains chains;
-    struct cause why;
     enum status st;
 
-    assert(memory_position(memory) == 0);
+    assert(memory_position(memory) == 0 && limit <= tokens->n);
     if (read_manifest(snapshots, uid, &manifest)) {
-        why = *status_cause();
+        refusal.cause = *status_cause();
         (void)status_fail(STATUS_DATA_LOSS,
-                          "list of snapshots is not used: %.300s", why.text);
-        log_refused(uid, 0, limit, status_reason());
+                          "list of snapshots is not used: %.300s",
+                          refusal.cause.text);
+        log_refused(uid, 0, tokens->n, status_reason());
         *out = RESTORE_DAMAGED;
         return STATUS_OK;
     }
@@ -612,14 +618,16 @@ enum status snapshot_load(struct snapshots *snapshots, struct uid uid,
         *out = RESTORE_NONE;
         return STATUS_OK;
     }
-    st = chains_init(&chains, snapshots->numerics.fingerprint, token, limit);
+    st = chains_init(&chains, snapshots->numerics.fingerprint, tokens);
     if (!st)
-        st = try_entries(snapshots, &manifest, &chains, memory, &reason, &why);
+        st =
+            try_entries(snapshots, &manifest, &chains, limit, memory, &refusal);
     free(chains.at);
     if (st)
         return st;
-    if (reason != RESTORE_HIT && reason != RESTORE_NONE)
-        log_refused(uid, memory_position(memory), limit, why.text);
-    *out = reason;
+    if (refusal.reason != RESTORE_HIT && refusal.reason != RESTORE_NONE)
+        log_refused(uid, memory_position(memory), tokens->n,
+                    refusal.cause.text);
+    *out = refusal.reason;
     return STATUS_OK;
 }

@@ -21,6 +21,7 @@
  * Values of a save that no manifest came to name stay until that position is
  * saved again or the session is deleted.
  */
+#include "model/tokenizer.h"
 #include "state/memory.h"
 #include "state/session.h"
 #include "state/store.h"
@@ -82,15 +83,15 @@ enum restore_reason {
 
 /*
  * Load the newest usable snapshot of at most `limit` tokens into `memory`
- * (fresh, position 0), trying older ones in turn. `token` are the session's
- * tokens; a snapshot whose chain differs from theirs is not used. On OK the
- * memory stands at the snapshot's position, 0 if none could be used; *out says
- * why the first refused one was refused. Bad values are never an error: the
- * journal is replayed instead.
- *   RESOURCE_EXHAUSTED  no memory, or as memory_reserve()
+ * (fresh, position 0), trying older ones in turn. `tokens` are all that the
+ * session has; a snapshot whose chain differs from theirs is not used. On OK
+ * the memory stands at the snapshot's position, 0 if none could be used; *out
+ * says why the first refused one was refused. Bad values are never an error:
+ * the journal is replayed instead. RESOURCE_EXHAUSTED  no memory, or as
+ * memory_reserve()
  */
 MUST_CHECK enum status snapshot_load(struct snapshots *snapshots,
-                                     struct uid uid, const uint32_t *token,
+                                     struct uid uid, const struct ids *tokens,
                                      uint64_t limit, struct memory *memory,
                                      enum restore_reason *out);
 

@@ -273,7 +273,7 @@ static enum status load(struct store_thread *thread, struct store_job *job)
     if (st && st != STATUS_NOT_FOUND)
         return st;
     limit = job->tokens.n > job->keep_back ? job->tokens.n - job->keep_back : 0;
-    return snapshot_load(thread->options.snapshots, job->uid, job->tokens.id,
+    return snapshot_load(thread->options.snapshots, job->uid, &job->tokens,
                          limit, job->memory, &job->reason);
 }
 

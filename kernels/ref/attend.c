@@ -18,35 +18,43 @@ static float rotated(const struct attend_args *a, const float *k,
 
     if (d >= 2 * n_pair)
         return k[d * KV_BLOCK + j];
-    size_t i = d % n_pair, at = (block * n_pair + i) * KV_BLOCK + j;
+    size_t i = d < n_pair ? d : d - n_pair;
+    size_t at = (block * n_pair + i) * KV_BLOCK + j;
     float cosine = a->table->cos[at], sine = a->table->sin[at];
     float x = k[i * KV_BLOCK + j], y = k[(i + n_pair) * KV_BLOCK + j];
     return d < n_pair ? fmaf(x, cosine, -(y * sine))
                       : fmaf(y, cosine, x * sine);
 }
 
-/* One row against the first n_key tokens of one block. */
+/* What one row sees of one block. */
+struct seen {
+    const float *k, *v; /* of its KV head */
+    uint64_t block;     /* index */
+    uint32_t n_key;
+};
+
+/* One row against the tokens of one block that it sees. */
 static void attend_block(const struct attend_args *a, const float *q,
-                         const float *k, const float *v, uint64_t block,
-                         uint32_t n_key, struct partial *out)
+                         const struct seen *seen, struct partial *out)
 {
-    size_t d_head = a->shape.d_head;
+    size_t d_head = a->shape.d_head, n_key = seen->n_key;
     float p[KV_BLOCK];
 
     out->max = -INFINITY;
     for (size_t j = 0; j < n_key; j++) {
         p[j] = 0.0f;
         for (size_t d = 0; d < d_head; d++)
-            p[j] = fmaf(q[d] * a->scale, rotated(a, k, block, d, j), p[j]);
+            p[j] = fmaf(q[d] * a->scale, rotated(a, seen->k, seen->block, d, j),
+                        p[j]);
         out->max = p[j] > out->max ? p[j] : out->max;
     }
     for (size_t j = 0; j < n_key; j++)
         p[j] = scalar_exp(p[j] - out->max);
-    out->sum = scalar_sum(p, n_key);
+    out->sum = scalar_sum(p, seen->n_key);
     for (size_t e = 0; e < d_head; e++) {
         out->out[e] = 0.0f;
         for (size_t j = 0; j < n_key; j++)
-            out->out[e] = fmaf(p[j], v[j * d_head + e], out->out[e]);
+            out->out[e] = fmaf(p[j], seen->v[j * d_head + e], out->out[e]);
     }
 }
 
@@ -71,10 +79,13 @@ static void attend_row(const struct attend_args *a, float *out, const float *q,
 
     for (uint64_t b = 0; b <= position / KV_BLOCK; b++) {
         const float *k = span->block[b] + kv_head * d_head * KV_BLOCK;
-        const float *v = span->block[b] + (n_kv + kv_head) * d_head * KV_BLOCK;
         uint64_t left = position + 1 - b * KV_BLOCK;
-        uint32_t n_key = left < KV_BLOCK ? (uint32_t)left : KV_BLOCK;
-        attend_block(a, q, k, v, b, n_key, b ? &one : &all);
+        struct seen seen = {.k = k,
+                            .v = k + n_kv * d_head * KV_BLOCK,
+                            .block = b,
+                            .n_key =
+                                left < KV_BLOCK ? (uint32_t)left : KV_BLOCK};
+        attend_block(a, q, &seen, b ? &one : &all);
         if (b)
             merge(&all, &one, d_head);
     }

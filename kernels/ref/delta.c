@@ -6,7 +6,7 @@
 
 /* One v-head's view of one row: pointers into args and state. */
 struct head {
-    uint32_t d_k, d_v, i; /* i: index in the grid chunk */
+    size_t d_k, d_v, i; /* i: index in the grid chunk */
     float *s, *ring_k, *ring_u;
     double *ring_g;
     const float *q, *v; /* q normalised and scaled */
@@ -24,7 +24,7 @@ static void normalise(float *y, const float *x, uint32_t n)
 }
 
 /* fma chain over d of x[d] * (normalised key of ring token j)[d]. */
-static float dot_ring(const struct head *h, const float *x, uint32_t j)
+static float dot_ring(const struct head *h, const float *x, size_t j)
 {
     float dot = 0.0f;
 
@@ -34,7 +34,7 @@ static float dot_ring(const struct head *h, const float *x, uint32_t j)
 }
 
 /* exp(G_i - G_j) */
-static float decay_since(const struct head *h, uint32_t j)
+static float decay_since(const struct head *h, size_t j)
 {
     return scalar_exp((float)(h->ring_g[h->i] - h->ring_g[j]));
 }
@@ -46,7 +46,7 @@ static void fold(const struct head *h)
     for (size_t d = 0; d < h->d_k; d++) {
         for (size_t e = 0; e < h->d_v; e++) {
             float s = whole * h->s[d * h->d_v + e];
-            for (uint32_t j = 0; j < GRID; j++)
+            for (size_t j = 0; j < GRID; j++)
                 s = fmaf(decay_since(h, j) * h->ring_k[d * GRID + j],
                          h->ring_u[j * h->d_v + e], s);
             h->s[d * h->d_v + e] = s;
@@ -66,25 +66,25 @@ static float read_state(const struct head *h, const float *x, size_t e)
 
 static void step(const struct head *h)
 {
-    uint32_t i = h->i;
+    size_t i = h->i;
     float k[HEAD_DIM_MAX], w[GRID], x[GRID];
 
     for (size_t d = 0; d < h->d_k; d++)
         k[d] = h->ring_k[d * GRID + i];
     h->ring_g[i] = (i ? h->ring_g[i - 1] : 0.0) + (double)h->log_decay;
     float since_grid = scalar_exp((float)h->ring_g[i]);
-    for (uint32_t j = 0; j <= i; j++) {
+    for (size_t j = 0; j <= i; j++) {
         w[j] = decay_since(h, j) * dot_ring(h, k, j);
         x[j] = decay_since(h, j) * dot_ring(h, h->q, j);
     }
     for (size_t e = 0; e < h->d_v; e++) {
         float *u = h->ring_u + e;
         float r = fmaf(-since_grid, read_state(h, k, e), h->v[e]);
-        for (uint32_t j = 0; j < i; j++)
+        for (size_t j = 0; j < i; j++)
             r = fmaf(-w[j], u[j * h->d_v], r);
         u[i * h->d_v] = h->beta * r;
         float o = since_grid * read_state(h, h->q, e);
-        for (uint32_t j = 0; j <= i; j++)
+        for (size_t j = 0; j <= i; j++)
             o = fmaf(x[j], u[j * h->d_v], o);
         h->out[e] = o;
     }

@@ -82,7 +82,8 @@ class Client:
 
     def generate(self, request, timeout=CALL_S):
         """The whole reply as a Reply."""
-        return read_reply(self.generation.Generate(request, timeout=timeout))
+        return read_reply(self.generation.Generate(request, timeout=timeout),
+                          Reply(request.HasField("resume_from_position")))
 
     def log(self, session, first=0, count=0, timeout=CALL_S):
         """The committed token ids of a session."""
@@ -227,7 +228,8 @@ class NodeTests:
 class Reply:
     """A reply put together, held to the contract of the stream."""
 
-    def __init__(self):
+    def __init__(self, is_resumed=False):
+        self.is_resumed = is_resumed  # known tokens may come before a prefill
         self.accepted = None
         self.session = ""
         self.request_id = ""
@@ -252,7 +254,8 @@ class Reply:
             self.position = message.position
         elif kind == "progress":
             progress = message.progress
-            assert not self.ids, "prefill is over when tokens come"
+            assert self.is_resumed or not self.ids, \
+                "prefill is over when tokens come"
             assert progress.cached_tokens <= progress.processed_tokens
             assert progress.processed_tokens <= progress.total_tokens
             if self.progress:

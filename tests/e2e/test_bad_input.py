@@ -37,7 +37,7 @@ def delimited(number, body):
 
 class Calls(NodeTests, unittest.TestCase):
 
-    OPTIONS = ["--context", "40000"]
+    OPTIONS = ["--context", "9000"]
 
     def setUp(self):
         self.client.session.CreateSession(session_pb2.CreateSessionRequest(
@@ -197,7 +197,7 @@ class Calls(NodeTests, unittest.TestCase):
         for bad in (N_VOCAB, 1 << 31, (1 << 32) - 1):
             text = self.assertFails(
                 Code.INVALID_ARGUMENT,
-                self.generate(tokenized=tokens([1, bad])), "TOKEN_OUT_OF_RANGE")
+                self.generate(tokenized=tokens([1, bad])))
             self.assertIn(str(bad), text)
         self.assertFails(
             Code.INVALID_ARGUMENT,
@@ -206,14 +206,14 @@ class Calls(NodeTests, unittest.TestCase):
 
     def test_context_overflow(self):
         self.assertFails(Code.INVALID_ARGUMENT,
-                         self.generate(tokenized=tokens([5] * 40001)),
+                         self.generate(tokenized=tokens([5] * 9001)),
                          "CONTEXT_LENGTH_EXCEEDED")
         self.assertFails(Code.INVALID_ARGUMENT,
-                         self.generate(tokenized=tokens([5] * 40000)),
+                         self.generate(tokenized=tokens([5] * 9000)),
                          "CONTEXT_LENGTH_EXCEEDED")
         self.client.session.AppendTokens(session_pb2.AppendTokensRequest(
             session="sessions/full", create_session=True,
-            tokenized=tokens([5] * 39990)), timeout=60)
+            tokenized=tokens([5] * 8990)), timeout=120)
         self.assertFails(
             Code.INVALID_ARGUMENT,
             self.generate(session="sessions/full", tokenized=tokens([5] * 11)),
@@ -222,8 +222,8 @@ class Calls(NodeTests, unittest.TestCase):
             session="sessions/full", tokenized=tokens([5] * 4),
             sampling_params=greedy(50)))
         self.assertEqual(reply.complete.finish_reason, gen.FINISH_REASON_LENGTH)
-        self.assertLessEqual(reply.end, 40000)
-        self.assertGreaterEqual(reply.end, 39999)
+        self.assertLessEqual(reply.end, 9000)
+        self.assertGreaterEqual(reply.end, 8999)
 
     def test_deadline_of_nothing(self):
         for timeout in (0, 1e-6, 1e-3):

@@ -105,7 +105,7 @@ class Load(threading.Thread):
                              (session, request.request_id, RETRY_S))
 
     def listen(self, client, session, request, earlier):
-        reply = Reply()
+        reply = Reply(is_resumed=True)  # by its request_id alone, even
         wanted = request.resume_from_position
         try:
             for message in client.generation.Generate(request, timeout=60):

@@ -38,7 +38,6 @@ static void write_file(const char *path, const uint8_t *data, size_t size)
 
     (void)unlink(path); /* truncating would wait for the disk */
     file = fopen(path, "wb");
-
     if (!file || fwrite(data, 1, size, file) != size || fclose(file))
         abort();
 }

@@ -5,6 +5,7 @@
 #include "model/tokenizer.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -42,8 +43,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     size_t n;
 
     if (!tokenizer) {
-        if (tokenizer_load("assets/models/godwit-tiny", &tokenizer))
-            abort();
+        if (tokenizer_load("assets/models/godwit-tiny", &tokenizer)) {
+            fprintf(stderr, "%s\n", status_reason());
+            exit(2);
+        }
         (void)atexit(drop_tokenizer);
     }
     for (int parse_special = 0; parse_special < 2; parse_special++) {

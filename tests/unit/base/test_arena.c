@@ -89,6 +89,9 @@ Test(arena, a_copy_ends_with_a_nul)
     must(arena_create(1000, &arena));
     copy = arena_copy(arena, bytes, 3);
     cr_assert(eq(int, memcmp(copy, "a\0b", 4), 0));
+    copy = arena_copy(arena, "0123456789abcdef", 16);
+    memset(arena_take(arena, 16), 'x', 16);
+    cr_assert_str_eq(copy, "0123456789abcdef");
     copy = arena_copy(arena, NULL, 0);
     cr_assert_str_eq(copy, "");
     cr_assert(eq(ptr, arena_copy(arena, bytes, 1000), NULL));

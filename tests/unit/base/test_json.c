@@ -230,6 +230,8 @@ Test(json, another_type_or_range_is_refused_by_name)
             STATUS_INVALID_ARGUMENT));
         cr_assert_str_eq(status_reason(), NUMBER[i].cause);
     }
+    cr_assert(eq(int, json_get_u64("c", root, "n", 0, UINT64_MAX, &n),
+                 STATUS_INVALID_ARGUMENT));
     cr_assert(
         eq(int, json_get_double("c", root, "s", &x), STATUS_INVALID_ARGUMENT));
     cr_assert_str_eq(status_reason(), "c: s is a string, expected a number");

@@ -6,6 +6,7 @@
 
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -369,6 +370,49 @@ Test(settings, one_without_default_must_be_given)
     must(r.st);
     cr_assert_str_eq(r.values.listen, "x");
     settings_release(r.store);
+}
+
+Test(settings, limits_hold_at_the_ends_of_the_types)
+{
+    static const struct {
+        struct setting row;
+        const char *option, *cause; /* NULL: accepted */
+    } CASE[] = {
+        {{.kind = SETTING_NUMBER, .min = 1, .max = 2},
+         "--x=0",
+         "--x is '0', expected 1 to 2"},
+        {{.kind = SETTING_NUMBER, .min = 1, .max = 2}, "--x=1", NULL},
+        {{.kind = SETTING_NUMBER, .max = 18446744073709551615.0},
+         "--x=18446744073709551615",
+         NULL},
+        {{.kind = SETTING_NUMBER, .max = 18446744073709551615.0},
+         "--x=18446744073709551616",
+         "--x is '18446744073709551616', expected 0 to 18446744073709551616"},
+        {{.kind = SETTING_REAL, .min = -HUGE_VAL, .max = HUGE_VAL},
+         "--x=-1e300",
+         NULL},
+        {{.kind = SETTING_REAL, .min = -HUGE_VAL, .max = HUGE_VAL},
+         "--x=1e999",
+         "--x is '1e999', expected -inf to inf"},
+    };
+
+    for (size_t i = 0; i < sizeof(CASE) / sizeof(CASE[0]); i++) {
+        struct setting row = CASE[i].row;
+        const struct settings table = {
+            .program = "p", .about = "a", .row = &row, .n_row = 1};
+        struct reading r;
+
+        row.name = "x";
+        row.offset = row.kind == SETTING_NUMBER
+                         ? offsetof(struct values, max_tokens)
+                         : offsetof(struct values, top_p);
+        r = read_options(&table, (const char *const[]){CASE[i].option, NULL});
+        if (CASE[i].cause)
+            assert_refused(&r, STATUS_INVALID_ARGUMENT, CASE[i].cause);
+        else
+            must(r.st);
+        settings_release(r.store);
+    }
 }
 
 Test(settings, texts_above_the_limit_are_refused)

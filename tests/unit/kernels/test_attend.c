@@ -54,11 +54,11 @@ static void session_init(struct session *s, struct shape shape, uint64_t seed)
 
 static void session_release(struct session *s)
 {
-    free(s->q);
-    free(s->k);
-    free(s->v);
+    drop(s->q);
+    drop(s->k);
+    drop(s->v);
     for (size_t b = 0; b < N_BLOCK; b++)
-        free(s->block[b]);
+        drop(s->block[b]);
     rope_table_release(&s->table);
 }
 
@@ -150,7 +150,7 @@ Test(attend, ref_is_softmax_attention)
                 oracle_row(&s, row, h, want);
                 assert_near(out + at, want, s.shape.d_head, 5e-5, "attend");
             }
-        free(out);
+        drop(out);
         session_release(&s);
     }
 }
@@ -171,7 +171,7 @@ static void check_cuts(struct session *s, const struct backend *backend,
                  backend->name, s->shape.n_head, s->shape.n_kv_head,
                  s->shape.d_head, CUTS[c]);
         assert_same(out, want, out_floats(s), what);
-        free(out);
+        drop(out);
     }
 }
 
@@ -194,7 +194,7 @@ Test(attend, every_backend_cut_and_thread_count_gives_refs_bits)
             for (uint32_t p = 0; p < N_POOL; p++)
                 check_cuts(&s, backend, pools[p], want);
         }
-        free(want);
+        drop(want);
         session_release(&s);
     }
     pools_destroy(pools);
@@ -216,9 +216,9 @@ Test(attend, what_lies_behind_a_row_does_not_matter)
             run(&s, backend, NULL, t, 1, out);
         run(&s, backend, NULL, 81, N_TOKEN - 81, out);
         assert_same(out, want, out_floats(&s), backend->name);
-        free(out);
+        drop(out);
     }
-    free(want);
+    drop(want);
     session_release(&s);
 }
 
@@ -257,10 +257,10 @@ Test(attend, a_batch_gives_each_session_its_own_bits)
                         want[i] + POSITION[i] * stride, N_ROW[i] * stride,
                         backend->name);
     }
-    free(q);
-    free(out);
+    drop(q);
+    drop(out);
     for (size_t i = 0; i < 3; i++) {
-        free(want[i]);
+        drop(want[i]);
         session_release(&s[i]);
     }
     pools_destroy(pools);
@@ -286,7 +286,7 @@ Test(attend, one_key_returns_its_value_and_equal_keys_the_mean)
                 mean[d] += (double)s.v[t * s.v_stride + d] / N_TOKEN;
         assert_near(out + (N_TOKEN - 1) * s.q_stride, mean, 16, 1e-6,
                     backend->name);
-        free(out);
+        drop(out);
     }
     session_release(&s);
 }

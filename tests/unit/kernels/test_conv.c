@@ -27,8 +27,8 @@ static void setting_init(struct setting *s, const uint32_t shape[2])
 
 static void setting_release(struct setting *s)
 {
-    free(s->x);
-    free(s->w);
+    drop(s->x);
+    drop(s->w);
 }
 
 static size_t tail_floats(const struct setting *s)
@@ -88,11 +88,11 @@ Test(conv, every_backend_cut_and_thread_count_gives_refs_bits)
                     t + cut < N_TOKEN ? cut : N_TOKEN - t, tail, y);
             assert_same(y, want, n, backend->name);
             assert_same(tail, want_tail, tail_floats(&s), backend->name);
-            free(y);
-            free(tail);
+            drop(y);
+            drop(tail);
         }
-        free(want);
-        free(want_tail);
+        drop(want);
+        drop(want_tail);
         setting_release(&s);
     }
     pools_destroy(pools);
@@ -122,9 +122,9 @@ Test(conv, sessions_in_one_batch_do_not_see_each_other)
         assert_same(tail[1], tail[0], n_tail, backend->name);
         assert_same(tail[3], tail[2], n_tail, backend->name);
         for (size_t i = 0; i < 4; i++)
-            free(tail[i]);
-        free(want);
-        free(y);
+            drop(tail[i]);
+        drop(want);
+        drop(y);
     }
     setting_release(&s);
     pools_destroy(pools);

@@ -78,17 +78,17 @@ static void reset(struct session *s, float value)
 
 static void state_free(struct delta_state *state)
 {
-    free(state->s);
-    free(state->ring_k);
-    free(state->ring_u);
+    drop(state->s);
+    drop(state->ring_k);
+    drop(state->ring_u);
     free(state->ring_g);
 }
 
 static void session_release(struct session *s)
 {
-    free(s->qkv);
-    free(s->beta);
-    free(s->log_decay);
+    drop(s->qkv);
+    drop(s->beta);
+    drop(s->log_decay);
     state_free(&s->state);
 }
 
@@ -223,7 +223,7 @@ Test(delta, ref_is_the_papers_recurrence)
             }
         }
         free(state);
-        free(out);
+        drop(out);
         session_release(&s);
     }
 }
@@ -246,7 +246,7 @@ static void check_cuts(struct session *s, const struct backend *backend,
                  s->shape.d_k, s->shape.d_v, CUTS[c]);
         assert_same(out, want, out_floats(s), what);
         assert_kept(s, want_kept, what);
-        free(out);
+        drop(out);
     }
 }
 
@@ -271,7 +271,7 @@ Test(delta, every_backend_cut_and_thread_count_gives_refs_bits)
                 check_cuts(&s, backend, pools[p], want, &want_kept);
         }
         state_free(&want_kept);
-        free(want);
+        drop(want);
         session_release(&s);
     }
     pools_destroy(pools);
@@ -301,11 +301,11 @@ Test(delta, a_rejected_draft_leaves_no_trace)
         run(&s, backend, NULL, 134, N_TOKEN - 134, out);
         assert_same(out, want, out_floats(&s), backend->name);
         assert_kept(&s, &want_kept, backend->name);
-        free(out);
-        free(lost);
+        drop(out);
+        drop(lost);
     }
     state_free(&want_kept);
-    free(want);
+    drop(want);
     session_release(&s);
     session_release(&draft);
 }
@@ -362,10 +362,10 @@ Test(delta, a_batch_gives_each_session_its_own_bits)
             assert_same(out + FIRST_ROW[i] * batch.out_stride,
                         want[i] + POSITION[i] * batch.out_stride,
                         N_ROW[i] * batch.out_stride, backend->name);
-        free(out);
+        drop(out);
     }
     for (size_t i = 0; i < 3; i++) {
-        free(want[i]);
+        drop(want[i]);
         session_release(&s[i]);
     }
     session_release(&batch);
@@ -388,7 +388,7 @@ Test(delta, log_decays_add_up_in_double)
         double want = -16.0 + (GRID - 2) * (double)-1e-9f;
         cr_assert(epsilon_eq(dbl, s.state.ring_g[GRID - 2], want, 1e-13), "%s",
                   backend->name);
-        free(out);
+        drop(out);
     }
     session_release(&s);
 }

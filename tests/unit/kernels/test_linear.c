@@ -72,9 +72,9 @@ static void check_shape(uint32_t n_in, uint32_t n_out, enum linear_type type)
         want[i] *= 2.0;
     assert_near(y, want, (size_t)N_ROW * n_out, 1e-5, "linear_add");
     linear_release(&w);
-    free(plain);
-    free(x);
-    free(y);
+    drop(plain);
+    drop(x);
+    drop(y);
     free(want);
 }
 
@@ -148,10 +148,10 @@ static void compare_backends(uint32_t n_in, uint32_t n_out, uint32_t n_row,
         assert_same(y, want, n, what);
     }
     linear_release(&w);
-    free(plain);
-    free(x);
-    free(y);
-    free(want);
+    drop(plain);
+    drop(x);
+    drop(y);
+    drop(want);
 }
 
 Test(linear, every_backend_cut_and_thread_count_gives_refs_bits)

@@ -41,10 +41,10 @@ static void setting_init(struct setting *s, uint32_t n_row, uint32_t n_group,
 
 static void setting_release(struct setting *s)
 {
-    free(s->x);
-    free(s->z);
-    free(s->w);
-    free(s->y);
+    drop(s->x);
+    drop(s->z);
+    drop(s->w);
+    drop(s->y);
 }
 
 typedef void operate(const struct setting *s, const struct backend *backend,
@@ -167,9 +167,9 @@ static void check(const struct setting *s, size_t op, struct pool **pools)
                  backend->name, OPERATORS[op].name, s->n_row, s->n_group,
                  s->dim, p);
         assert_same(y, want, n, what);
-        free(y);
+        drop(y);
     }
-    free(want);
+    drop(want);
 }
 
 Test(rows, elementwise_operators_are_true_and_equal_on_every_backend)
@@ -202,7 +202,7 @@ Test(rows, norm_works_in_place)
         a.y = s.x;
         backend->rms_norm(NULL, &a);
         assert_same(s.x, want, 5 * s.x_stride, backend->name);
-        free(want);
+        drop(want);
         setting_release(&s);
     }
 }
@@ -242,13 +242,13 @@ Test(rows, delta_gates_follow_libm)
             assert_same(beta, want_beta, n, backend->name);
             assert_same(decay, want_decay, n, backend->name);
         }
-        free(ab);
-        free(dt);
-        free(scale);
-        free(beta);
-        free(decay);
-        free(want_beta);
-        free(want_decay);
+        drop(ab);
+        drop(dt);
+        drop(scale);
+        drop(beta);
+        drop(decay);
+        drop(want_beta);
+        drop(want_decay);
     }
     pools_destroy(pools);
 }
@@ -325,11 +325,11 @@ static void check_rope(uint32_t d_head, uint32_t n_rot, struct pool **pools)
         a.x = y;
         backend->rope(pools[p], &a);
         assert_same(y, want, n, backend->name);
-        free(y);
+        drop(y);
     }
     rope_table_release(&table);
-    free(x);
-    free(want);
+    drop(x);
+    drop(want);
 }
 
 Test(rows, rotation_turns_pairs_by_their_position)

@@ -138,5 +138,5 @@ Test(scalar, sums_go_by_sixteen_lanes)
         true_sum += (double)y[i] * (double)y[i];
     cr_assert(epsilon_eq(dbl, (double)scalar_sum_squares(y, 1000), true_sum,
                          1e-6 * true_sum));
-    free(y);
+    drop(y);
 }

@@ -182,12 +182,16 @@ Test(config, older_files_keep_rope_at_top_level)
     cr_assert(eq(u32, c.n_kv_head, 4));
 }
 
-Test(config, layers_follow_the_interval_when_no_list_is_given)
+Test(config, layers_and_rotation_have_the_architectures_defaults)
 {
     struct config c;
 
-    write_patched("qwen3_5_text", "{\"layer_types\": null}");
+    write_patched("qwen3_5_text", "{\"layer_types\": null,"
+                                  " \"partial_rotary_factor\": null,"
+                                  " \"rope_parameters\":"
+                                  " {\"partial_rotary_factor\": null}}");
     must(config_load(dir, &c));
+    cr_assert(eq(u32, c.rope.n_rot, 8)); /* a quarter of 32 */
     for (uint32_t i = 0; i < 6; i++)
         cr_assert(eq(int, c.layer[i], i == 3 ? LAYER_SOFTMAX : LAYER_DELTA));
     write_patched("qwen3_5_text", "{\"layer_types\": null,"

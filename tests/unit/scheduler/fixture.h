@@ -111,8 +111,8 @@ static inline struct node *node_create(const char *dir)
 
     need(node != NULL);
     must(backend_find("auto", &mo.backend));
-    must(model_load(dir ? dir : "tests/golden/qwen3_5_text", &mo,
-                    &node->model));
+    must(
+        model_load(dir ? dir : "tests/golden/qwen3_5_text", &mo, &node->model));
     if (dir)
         must(tokenizer_load(dir, &node->tokenizer));
     must(store_open_memory(&node->journal_store));
@@ -145,8 +145,8 @@ static inline void reply_tokens(struct reply *reply, const struct event *event)
     if (reply->n_token == 0)
         reply->first_position = event->tokens.position;
     need(event->tokens.position == reply->first_position + reply->n_token);
-    reply->token = realloc(reply->token,
-                           (reply->n_token + n + 1) * sizeof(*reply->token));
+    reply->token =
+        realloc(reply->token, (reply->n_token + n + 1) * sizeof(*reply->token));
     need(reply->token != NULL);
     memcpy(reply->token + reply->n_token, event->tokens.token,
            n * sizeof(*reply->token));

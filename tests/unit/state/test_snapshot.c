@@ -23,6 +23,7 @@ static struct model *model;
 static struct store *store;
 static struct snapshots *snapshots;
 static uint32_t token[N_TOKEN];
+static const struct ids tokens = {.id = token, .n = N_TOKEN};
 
 static void begin(void)
 {
@@ -154,7 +155,7 @@ static uint64_t load(struct uid uid, uint64_t limit, enum restore_reason *out,
     uint64_t position;
 
     cr_assert_eq(memory_create(model, &memory), STATUS_OK);
-    cr_assert_eq(snapshot_load(snapshots, uid, token, limit, memory, out),
+    cr_assert_eq(snapshot_load(snapshots, uid, &tokens, limit, memory, out),
                  STATUS_OK, "%s", status_reason());
     cr_assert_eq(memory_reserve(memory, n_wiped), STATUS_OK);
     check_memory(memory, n_wiped);
@@ -390,6 +391,15 @@ Test(snapshot, with_values_under_each_others_keys_is_never_used)
         }
     expect(N_TOKEN, 200, RESTORE_HIT);
     forget_stored();
+}
+
+Test(snapshot, an_older_one_may_use_blocks_that_a_newer_one_wrote)
+{
+    cr_assert_eq(save(alice, 100, 0), STATUS_OK);
+    cr_assert_eq(save(alice, 300, 0), STATUS_OK); /* block 0 again */
+    expect(299, 100, RESTORE_HIT);
+    token[250] ^= 1; /* unless that one was of other tokens */
+    expect(299, 0, RESTORE_CHAIN);
 }
 
 Test(snapshot, falls_back_to_an_older_one)

@@ -413,8 +413,8 @@ static void check_load(uint64_t keep_back, uint64_t position)
     cr_assert(job.has_turn);
     cr_assert_eq(job.turn.n_input, 150);
     cr_assert_eq(memory_position(job.memory), position,
-                 "at %lu, expected %lu, reason %d",
-                 memory_position(job.memory), position, (int)job.reason);
+                 "at %lu, expected %lu, reason %d", memory_position(job.memory),
+                 position, (int)job.reason);
     cr_assert_eq(job.reason, position ? RESTORE_HIT : RESTORE_NONE);
     ids_release(&job.tokens);
     memory_destroy(job.memory);

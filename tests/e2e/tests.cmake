@@ -1,0 +1,14 @@
+# A real node, called by Python's grpcio and by godwitctl: one ctest per file.
+if(TARGET godwitd AND TARGET godwitctl AND TARGET proto_python)
+  file(GLOB e2e_files CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/test_*.py)
+  foreach(file IN LISTS e2e_files)
+    get_filename_component(stem ${file} NAME_WE)
+    string(REPLACE "test_" "" stem ${stem})
+    # The distribution's own interpreter: another one does not see its grpc.
+    add_test(NAME e2e.${stem} COMMAND /usr/bin/python3 -B ${file}
+      WORKING_DIRECTORY ${CMAKE_CURRENT_LIST_DIR})
+    set_tests_properties(e2e.${stem} PROPERTIES LABELS e2e TIMEOUT 300
+      RUN_SERIAL TRUE # each wants both cores, and they time things
+      ENVIRONMENT "GODWITD=$<TARGET_FILE:godwitd>;GODWITCTL=$<TARGET_FILE:godwitctl>;PYTHONPATH=${CMAKE_BINARY_DIR}/python;GODWIT_TEST_MODEL=${PROJECT_SOURCE_DIR}/assets/models/godwit-tiny")
+  endforeach()
+endif()

@@ -1,0 +1,292 @@
+/*
+ * What happens to a session besides its turns must never show in its tokens:
+ * other sessions in the batch (E1), restarts, kills, evictions, snapshots that
+ * are there, gone or damaged (E3, E5). The oracle is always the same turns on
+ * a node that was left alone.
+ */
+#include "tests/unit/scheduler/fixture.h"
+
+#include <criterion/criterion.h>
+
+#define N_SESSION 16u
+#define N_TURN 3u
+
+/* Turn t of session s: every session samples in another way. */
+static struct command *turn_of(struct node *node, uint32_t s, uint32_t t)
+{
+    static const uint32_t length[] = {1, 63, 64, 65, 130, 7, 200, 2};
+    char name[16], id[16];
+    struct command *command;
+    struct sampling *sampling;
+
+    snprintf(name, sizeof(name), "s%u", s);
+    snprintf(id, sizeof(id), "turn-%u", t);
+    command = generate(node, name, id, length[(s + 3 * t) % 8], 100 * s + t);
+    sampling = &command->generate.sampling;
+    sampling->max_tokens = 5 + (s * 7 + t * 11) % 40;
+    sampling->temperature = s % 4 == 0 ? 0 : 0.5f + 0.1f * (float)s;
+    sampling->top_k = s % 3 == 0 ? 20 : 0;
+    sampling->top_p = s % 5 == 0 ? 0.8f : 1;
+    sampling->repetition_penalty = s % 2 ? 1.2f : 1;
+    sampling->frequency_penalty = s % 7 == 0 ? 0.5f : 0;
+    return command;
+}
+
+struct log {
+    uint32_t *token;
+    uint32_t n;
+};
+
+static struct log log_of(struct node *node, uint32_t s)
+{
+    char name[16];
+    struct reply *reply;
+    struct log log;
+
+    snprintf(name, sizeof(name), "s%u", s);
+    reply = node_read(node, name);
+    need(reply->last == EVENT_LOG);
+    log.n = reply->n_token;
+    log.token = malloc(log.n * 4 + 4);
+    memcpy(log.token, reply->token, log.n * 4);
+    return log;
+}
+
+static void expect_same(struct log got, struct log want, const char *what)
+{
+    cr_assert_eq(got.n, want.n, "%s: %u tokens, not %u", what, got.n, want.n);
+    for (uint32_t i = 0; i < got.n; i++)
+        cr_assert_eq(got.token[i], want.token[i], "%s: token %u differs", what,
+                     i);
+    free(got.token);
+}
+
+/* All turns of one session on a node of its own. */
+static struct log alone(uint32_t s, uint32_t n_turn)
+{
+    struct node *node = node_create(NULL);
+    struct log log;
+
+    node_start(node);
+    for (uint32_t t = 0; t < n_turn; t++)
+        need(node_call(node, turn_of(node, s, t))->last == EVENT_COMPLETE);
+    log = log_of(node, s);
+    node_destroy(node);
+    return log;
+}
+
+Test(engine_life, many_sessions_at_once_get_the_tokens_of_each_alone)
+{
+    struct node *node = node_create(NULL);
+    uint32_t next[N_SESSION] = {0}, n_left = N_SESSION * N_TURN;
+    uint64_t open[N_SESSION] = {0}, random = 7;
+
+    node_start(node);
+    while (n_left > 0) {
+        for (uint32_t s = 0; s < N_SESSION; s++) {
+            random = random * 6364136223846793005u + 1442695040888963407u;
+            if (open[s] && node->reply[open[s]].is_over) {
+                need(node->reply[open[s]].last == EVENT_COMPLETE);
+                open[s] = 0;
+                n_left--;
+            }
+            if (!open[s] && next[s] < N_TURN && (random >> 60) == 0) {
+                struct command *command = turn_of(node, s, next[s]++);
+                open[s] = command->reply;
+                node_send(node, command);
+            }
+        }
+        if (!node_step(node))
+            ring_wait(node->inbox, 1);
+    }
+    for (uint32_t s = 0; s < N_SESSION; s++) {
+        struct log want = alone(s, N_TURN);
+        expect_same(log_of(node, s), want, "in a crowd");
+        free(want.token);
+    }
+    node_destroy(node);
+}
+
+static void damage(struct store *store)
+{
+    struct store_batch *batch = store_batch_create(store);
+    struct store_scan *scan;
+    const void *key, *value;
+    size_t key_bytes, value_bytes;
+
+    need(batch != NULL);
+    must(store_scan_open(store, &(struct store_range){"\0", 1, "\377", 1},
+                         false, &scan));
+    while (store_scan_next(scan, &key, &key_bytes, &value, &value_bytes)) {
+        char *copy = malloc(value_bytes + 1);
+        memcpy(copy, value, value_bytes);
+        if (value_bytes)
+            copy[value_bytes / 2] ^= 4;
+        store_batch_put(batch, key, key_bytes, copy, value_bytes);
+        free(copy);
+    }
+    store_scan_close(scan);
+    must(store_write(store, batch, true));
+    store_batch_destroy(batch);
+}
+
+static void wipe(struct store *store)
+{
+    struct store_batch *batch = store_batch_create(store);
+
+    need(batch != NULL);
+    store_batch_delete_range(batch, "\1", 1, "\377", 1);
+    must(store_write(store, batch, true));
+    store_batch_destroy(batch);
+}
+
+/* Two restarts between turns, with what is done to the store meanwhile. */
+static void restarted(void (*meanwhile)(struct store *store), bool is_killed,
+                      enum restore_reason_code reuse)
+{
+    struct log want = alone(4, N_TURN);
+    struct node *node = node_create(NULL);
+
+    for (uint32_t t = 0; t < N_TURN; t++) {
+        struct reply *reply;
+        node_start(node);
+        reply = node_call(node, turn_of(node, 4, t));
+        need(reply->last == EVENT_COMPLETE);
+        if (t > 0)
+            cr_assert_eq(reply->end->complete.reuse, reuse);
+        if (t > 0 && reuse == REUSE_RESTORED)
+            cr_assert_gt(reply->end->complete.n_cached, 0);
+        if (t + 1 == N_TURN)
+            break;
+        /* A turn's snapshot is saved when its last token is committed. */
+        cr_assert_eq(
+            node_call(node, about(node, COMMAND_CHECKPOINT_SESSION, "s4"))
+                ->last,
+            EVENT_CHECKPOINT);
+        if (is_killed)
+            node_kill(node);
+        else
+            node_stop(node);
+        if (meanwhile)
+            meanwhile(node->bulk_store);
+    }
+    expect_same(log_of(node, 4), want, "restarted");
+    free(want.token);
+    node_destroy(node);
+}
+
+Test(engine_life, a_restart_goes_on_from_the_snapshot)
+{
+    restarted(NULL, false, REUSE_RESTORED);
+}
+
+Test(engine_life, a_kill_goes_on_from_the_snapshot)
+{
+    restarted(NULL, true, REUSE_RESTORED);
+}
+
+Test(engine_life, lost_snapshots_are_recomputed)
+{
+    restarted(wipe, true, REUSE_NONE);
+}
+
+Test(engine_life, damaged_snapshots_are_recomputed)
+{
+    restarted(damage, true, REUSE_NONE);
+}
+
+/* Kill after `n_step` steps, wherever that is; the same request goes on. */
+static void kill_at(uint32_t n_step, const struct log *want, bool *out_is_over)
+{
+    struct node *node = node_create(NULL);
+    struct command *command;
+    struct reply *before, *after;
+    uint32_t n_heard;
+
+    node->options.step_tokens = 16; /* the prompt takes some steps */
+    node_start(node);
+    command = turn_of(node, 6, 0);
+    before = &node->reply[command->reply];
+    node_send(node, command);
+    for (uint32_t i = 0; i < n_step; i++)
+        node_step(node);
+    node_kill(node);
+    n_heard = before->n_token;
+    *out_is_over = before->is_over && before->last == EVENT_COMPLETE;
+    node_start(node);
+    command = turn_of(node, 6, 0);
+    command->generate.has_resume = before->n_accepted > 0;
+    command->generate.resume_position = 200 + n_heard;
+    after = node_call(node, command);
+    cr_assert(reply_completed(after, FINISH_LENGTH), "step %u", n_step);
+    cr_assert_eq(n_heard + after->n_token, want->n - 200);
+    cr_assert_eq(memcmp(before->token ? before->token : want->token,
+                        want->token + (before->token ? 200 : 0), n_heard * 4),
+                 0);
+    cr_assert_eq(
+        memcmp(after->token, want->token + 200 + n_heard, after->n_token * 4),
+        0);
+    expect_same(log_of(node, 6), *want, "after the kill");
+    node_destroy(node);
+}
+
+Test(engine_life, a_kill_at_any_step_loses_nothing_that_was_heard)
+{
+    struct log want = alone(6, 1);
+    bool is_over = false;
+
+    for (uint32_t n_step = 0; n_step < 80 && !is_over; n_step++)
+        kill_at(n_step, &want, &is_over);
+    cr_assert(is_over);
+    free(want.token);
+}
+
+Test(engine_life, idle_sessions_leave_memory_and_come_back)
+{
+    struct node *node = node_create(NULL);
+    size_t one = memory_bytes_for(node->model, 300);
+
+    node->options.session_bytes = 3 * one;
+    node_start(node);
+    for (uint32_t t = 0; t < N_TURN; t++)
+        for (uint32_t s = 0; s < 8; s++) {
+            struct reply *reply = node_call(node, turn_of(node, s, t));
+            cr_assert_eq(reply->last, EVENT_COMPLETE, "%s",
+                         reply->end->cause.text);
+        }
+    for (uint32_t s = 0; s < 8; s++) {
+        struct log want = alone(s, N_TURN);
+        expect_same(log_of(node, s), want, "evicted");
+        free(want.token);
+    }
+    struct reply *info =
+        node_call(node, command_make(COMMAND_GET_NODE, node_reply(node)));
+    cr_assert_leq(info->end->node.session_bytes,
+                  info->end->node.session_bytes_max);
+    cr_assert_lt(info->end->node.n_resident, 8);
+    node_destroy(node);
+}
+
+Test(engine_life, a_long_prompt_leaves_a_snapshot_at_the_grid)
+{
+    struct node *node = node_create("assets/models/godwit-tiny");
+    struct snapshot_entry entry[8];
+    struct reply *info, *reply;
+    uint32_t n = 0;
+    bool has_grid = false;
+
+    node->options.step_tokens = 256;
+    node_start(node);
+    reply =
+        node_call(node, generate(node, "long", "a", SNAPSHOT_GRID + 700, 5));
+    cr_assert(reply_completed(reply, FINISH_LENGTH));
+    node_call(node, about(node, COMMAND_CHECKPOINT_SESSION, "long"));
+    info = node_call(node, about(node, COMMAND_GET_SESSION, "long"));
+    must(snapshot_list(node->snapshots, info->end->session.meta.uid, entry, 8,
+                       &n));
+    for (uint32_t i = 0; i < n; i++)
+        has_grid |= entry[i].position == SNAPSHOT_GRID;
+    cr_assert(has_grid);
+    cr_assert_eq(entry[0].position, SNAPSHOT_GRID + 700 + 11);
+    node_destroy(node);
+}
