@@ -107,7 +107,9 @@ struct rope_args {
  * KV heads of one layer as floats:
  *     k [n_kv_head][d_head][KV_BLOCK]  after QK-norm, BEFORE rotation
  *     v [n_kv_head][KV_BLOCK][d_head]
- * k lies transposed so that lanes are keys. Unwritten tokens are zero.
+ * k lies transposed so that lanes are keys. A row reads no token behind its
+ * own position into its result, so what lies there (nothing yet, or rejected
+ * drafts) does not matter.
  */
 struct attend_span {
     uint32_t first_row, n_row;
@@ -192,7 +194,7 @@ struct delta_gate_args {
  * absolute grid. A session keeps the state S0 at the last grid point (position
  * rounded down to GRID) and a ring of records since then. Row t with index i
  * inside its grid chunk, v-head h of k-head g = h / (n_v / n_k):
- *   k = k / sqrt(sum k^2 + 1e-6), q likewise, then q * d_k^-0.5
+ *   k = k / sqrt(sum k^2 + 1e-6), q likewise, then q * (1 / sqrtf(d_k))
  *   G_i = G_{i-1} + log_decay                       (double; G_-1 = 0)
  *   a[e] = chain over d of S0[d][e] k[d];  c[e] same with q
  *   r[e] = fma(-exp(G_i), a[e], v[e])
@@ -205,7 +207,9 @@ struct delta_gate_args {
  * i = GRID - 1 the ring is folded, per element, ascending j:
  *   S0[d][e] = exp(G_i) * S0[d][e], then fma(exp(G_i - G_j) * k_j[d], u_j[e],
  * .) Decode, prefill and verification are this one operator: a row is the same
- * chain of operations whichever call brought it (E2, E3).
+ * chain of operations whichever call brought it (E2, E3). Ring entries from
+ * the row's own index on are never read before they are written: rejecting a
+ * draft inside a chunk is moving the position back.
  * Sum of k^2 by scalar_sum_squares; normalised as k * (1 / sqrtf(sum + 1e-6)).
  */
 struct delta_shape {

@@ -19,7 +19,11 @@ float scalar_exp(float x);
 float scalar_sigmoid(float x);
 /* x * sigmoid(x) */
 float scalar_silu(float x);
-/* log(1 + e^x); x itself above 20, as torch.nn.functional.softplus */
+/*
+ * log(1 + e^x), with u = 1 + e^x rounded: log(u) + (e^x - (u - 1)) / u, so
+ * that small results keep their bits; x itself above 20, as
+ * torch.nn.functional.softplus.
+ */
 float scalar_softplus(float x);
 /* Natural logarithm of a positive normal float, at most 2 ulp off. */
 float scalar_log(float x);

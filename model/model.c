@@ -354,7 +354,7 @@ size_t model_weight_bytes(const struct model *model)
         const struct layer *layer = &model->layer[i];
 
         n += layer->mixer->bytes(layer->mixing) + mlp_bytes(&layer->mlp) +
-             2 * c->hidden * sizeof(float);
+             2 * sizeof(float) * c->hidden;
     }
     return n;
 }

@@ -286,7 +286,7 @@ static enum status decode_fill(struct decode *decode, uint32_t i,
         const uint32_t n = left < SOLO_CHUNK ? (uint32_t)left : SOLO_CHUNK;
 
         for (uint32_t t = 0; t < n; t++)
-            token[t] = some_token(model, position + t + 1000 * i);
+            token[t] = some_token(model, position + t + 1000ull * i);
         (void)model_forward(
             model, decode->bench->pool, decode->workspace,
             &(struct batch){.token = token,

@@ -114,19 +114,20 @@ int cmd_check(int argc, char **argv)
     struct settings_store *store = NULL;
     struct engine_parts parts = {0};
     bool is_within = true;
+    enum status st;
     int code;
 
     if (!subcommand_read(&SETTINGS, argc, argv, &check, &store, &code))
         return code;
-    code = SUBCOMMAND_DONE;
-    if (engine_parts_init(check.model, check.backend, check.threads, &parts))
-        code = subcommand_fail(&SETTINGS, SUBCOMMAND_BAD_INPUT);
-    else if (!check.golden[0])
+    st = engine_parts_init(check.model, check.backend, check.threads, &parts);
+    if (!st && check.golden[0])
+        st = compare(&check, &parts, &is_within);
+    else if (!st)
         print_summary(parts.model);
-    else if (compare(&check, &parts, &is_within))
+    if (st)
         code = subcommand_fail(&SETTINGS, SUBCOMMAND_BAD_INPUT);
-    else if (!is_within)
-        code = SUBCOMMAND_FAILED;
+    else
+        code = is_within ? SUBCOMMAND_DONE : SUBCOMMAND_FAILED;
     engine_parts_release(&parts);
     settings_release(store);
     return code;

@@ -125,6 +125,9 @@ static enum status start_server(const struct serve_values *values,
             .model_name = base_name(values->node.model),
             .n_vocab = config->n_vocab,
             .n_context = model_n_context(node_model(node)),
+            .durability = strcmp(values->node.durability, "none") == 0
+                              ? DURABILITY_NONE
+                              : DURABILITY_LOCAL,
             .has_sampling = config->has_sampling,
             .temperature = config->temperature,
             .top_p = config->top_p,

@@ -129,25 +129,32 @@ static bool has_answer(const struct run *run, const uint32_t *token, uint64_t n,
     return strstr(text, answer) != NULL;
 }
 
+/* What the model said, and room for a row of the oracle's. */
+struct reply {
+    float *oracle;  /* [n_vocab] */
+    uint32_t *said; /* [n_greedy], n_said of them so far */
+    uint64_t n_said;
+};
+
 /*
  * Where the file has no row of the oracle's, our own margin says whether a
  * difference was a near-tie: the two agree to GOLDEN_TOLERANCE or fail above.
  */
 static enum status follow(const struct run *run, const struct trial *trial,
-                          const float *logit, float *oracle, uint32_t *said,
-                          uint64_t *out_n_said, struct golden_tally *tally)
+                          const float *logit, struct reply *reply,
+                          struct golden_tally *tally)
 {
     for (uint64_t i = 0; i < trial->n_greedy; i++) {
-        const bool has_row = read_row(run, trial->n, i, oracle);
+        const bool has_row = read_row(run, trial->n, i, reply->oracle);
         enum status st;
 
         if (has_row)
-            golden_add_row(tally, logit, oracle, run->n_vocab);
-        said[i] = solo_argmax(logit, run->n_vocab);
-        *out_n_said = i + 1;
+            golden_add_row(tally, logit, reply->oracle, run->n_vocab);
+        reply->said[i] = solo_argmax(logit, run->n_vocab);
+        reply->n_said = i + 1;
         tally->n_token++;
-        if (said[i] != trial->greedy[i]) {
-            if (golden_margin(has_row ? oracle : logit, run->n_vocab) >
+        if (reply->said[i] != trial->greedy[i]) {
+            if (golden_margin(has_row ? reply->oracle : logit, run->n_vocab) >
                 GOLDEN_MARGIN)
                 tally->n_wrong++;
             return STATUS_OK;
@@ -166,25 +173,25 @@ static enum status check_continuation(const struct run *run,
                                       const struct trial *trial,
                                       struct golden_tally *out)
 {
-    float *oracle = malloc(run->n_vocab * sizeof(*oracle));
-    uint32_t *said = malloc(trial->n_greedy * sizeof(*said));
-    uint64_t n_said = 0;
+    struct reply reply = {.oracle = malloc(run->n_vocab * sizeof(float)),
+                          .said = malloc(trial->n_greedy * sizeof(uint32_t))};
     const float *logit;
     enum status st;
 
-    st = oracle && said
+    st = reply.oracle && reply.said
              ? solo_restart(run->solo)
              : status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for a case");
     if (!st)
         st = solo_feed(run->solo, trial->input, trial->n_input, &logit);
     if (!st)
-        st = follow(run, trial, logit, oracle, said, &n_said, out);
+        st = follow(run, trial, logit, &reply, out);
     if (!st && trial->answer && run->options->tokenizer) {
         out->n_answer = 1;
-        out->n_answer_found = has_answer(run, said, n_said, trial->answer);
+        out->n_answer_found =
+            has_answer(run, reply.said, reply.n_said, trial->answer);
     }
-    free(oracle);
-    free(said);
+    free(reply.oracle);
+    free(reply.said);
     return st;
 }
 

@@ -9,8 +9,9 @@
 #include <string.h>
 
 #define PROGRAM "godwitctl"
-#define SHORT_TIMEOUT_MS 30000u /* of calls in which nothing long can happen   \
-                                 */
+#define SHORT_TIMEOUT_MS                                                       \
+    30000u /* of calls in which nothing long can happen                        \
+            */
 
 static const struct ctl_command COMMAND[] = {
     {"generate", "", 0, 0,
@@ -45,8 +46,8 @@ static const struct ctl_command COMMAND[] = {
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_session_checkpoint},
     {"node get", "[NODE]", 0, 1, "show the node",
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_node_get},
-    {"version", "", 0, 0, "print this program's version", CTL_ROWS_OUTPUT,
-     false, ctl_version},
+    {"version", "", 0, 0, "print this program's version",
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT, false, ctl_version},
 };
 #define N_COMMAND (sizeof(COMMAND) / sizeof(COMMAND[0]))
 

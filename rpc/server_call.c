@@ -194,7 +194,6 @@ static void on_written(void *owner, bool ok)
 {
     struct call_state *state = owner;
     struct server *server = state->call.server;
-    bool resumes = false;
 
     pthread_mutex_lock(&state->lock);
     state->is_writing = false;
@@ -205,11 +204,11 @@ static void on_written(void *owner, bool ok)
     if (ok && state->is_paused && !state->is_answered &&
         state->queued_bytes < server->options.reply_bytes / 8) {
         state->is_paused = false;
-        resumes = true;
+        /* Under the lock, as the pause: else one could overtake the other,
+           and the reply would stay paused for ever. */
+        request_control(server, COMMAND_RESUME, state->call.id);
     }
     pthread_mutex_unlock(&state->lock);
-    if (resumes)
-        request_control(server, COMMAND_RESUME, state->call.id);
     call_unref(&state->call);
 }
 
@@ -395,8 +394,8 @@ uint64_t call_deadline_us(const struct call *call, const struct clock *clock)
            (uint64_t)left.tv_nsec / 1000 + 1;
 }
 
-/* True when the engine should pause this reply now. Lock held. */
-static bool enqueue(struct call_state *state, struct message *message)
+/* Pauses the reply when much waits already. Lock held. */
+static void enqueue(struct call_state *state, struct message *message)
 {
     struct server *server = state->call.server;
 
@@ -409,10 +408,13 @@ static bool enqueue(struct call_state *state, struct message *message)
     if (state->is_paused || !state->call.method->is_stream ||
         !method_is_engine(state->call.method->kind) ||
         state->queued_bytes <= server->options.reply_bytes / 2)
-        return false;
-    return state->is_paused = true;
+        return;
+    state->is_paused = true;
+    metric_add(server->pauses, 1);
+    request_control(server, COMMAND_PAUSE, state->call.id);
 }
 
+/* Above it the reader is too slow, although the engine was asked to pause. */
 static size_t hard_limit(const struct server *server)
 {
     return HARD_LIMIT_FACTOR * server->options.reply_bytes +
@@ -464,7 +466,7 @@ void call_send(struct call *call, struct packed message, bool is_last)
 {
     struct call_state *state = state_of(call);
     struct message *item = message.bytes ? calloc(1, sizeof(*item)) : NULL;
-    bool pauses = false, is_slow = false, is_lost = message.bytes && !item;
+    bool is_slow = false, is_lost = message.bytes && !item;
 
     pthread_mutex_lock(&state->lock);
     if (state->is_closed || state->has_end || is_lost) {
@@ -473,7 +475,7 @@ void call_send(struct call *call, struct packed message, bool is_last)
     } else {
         if (item) {
             item->packed = message;
-            pauses = enqueue(state, item);
+            enqueue(state, item);
         }
         state->has_end = is_last;
         is_slow = !is_last && is_too_slow(state);
@@ -487,9 +489,6 @@ void call_send(struct call *call, struct packed message, bool is_last)
         call_fail(call, status_cause());
     } else if (is_slow) {
         fail_slow(call);
-    } else if (pauses && !is_last) {
-        metric_add(call->server->pauses, 1);
-        request_control(call->server, COMMAND_PAUSE, call->id);
     }
 }
 

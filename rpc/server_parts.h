@@ -8,8 +8,8 @@
  *   reply thread: the outbox, and what the inbox had no room for
  *
  * A call is counted: each completion in flight owns one reference, the table of
- * replies another. Its lock guards its queue and its state; the table's lock is
- * taken inside it never, nor the other way round.
+ * replies another. Its lock guards its queue and its state; inside it only the
+ * backlog's lock is taken, never the table's.
  *
  * gRPC's types are named by struct tag, so that its headers stay in the .c.
  */

@@ -245,10 +245,10 @@ static enum status read_tokens(struct engine *engine,
         return status_field("from_position");
     }
     if (session->n_token && !session->resident)
-        return resident_read(engine, session, command->reply, from, limit);
-    resident_log(engine, command->reply,
-                 session->resident ? session->resident->tokens.id : NULL,
-                 session->n_token, from, limit);
+        return jobs_read(engine, session, command->reply, from, limit);
+    jobs_log(engine, command->reply,
+             session->resident ? session->resident->tokens.id : NULL,
+             session->n_token, from, limit);
     return STATUS_OK;
 }
 

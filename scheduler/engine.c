@@ -112,7 +112,7 @@ static void destroy_sessions(struct engine *engine)
 static void take_jobs(struct engine *engine)
 {
     if (engine->options.done)
-        resident_receive(engine);
+        jobs_receive(engine);
 }
 
 void engine_destroy(struct engine *engine)
@@ -209,8 +209,10 @@ static void check_drain(struct engine *engine)
         return;
     is_late = engine->drain_deadline_us &&
               engine_now_us(engine) >= engine->drain_deadline_us;
-    if (!engine->is_parked && (is_late || !engine->first))
+    if (!engine->is_parked && (is_late || !engine->first)) {
         park_all(engine);
+        jobs_send(engine); /* or nothing would wake this thread again */
+    }
     if (!engine->is_parked || engine->n_job || engine->images ||
         engine->oldest_flight || engine->flight || engine->n_deleted)
         return;
@@ -225,7 +227,7 @@ bool engine_step(struct engine *engine)
     bool has_run = false;
 
     flight_receive(engine);
-    resident_receive(engine);
+    jobs_receive(engine);
     drain_inbox(engine);
     check_deadlines(engine);
     sweep(engine);
@@ -234,7 +236,7 @@ bool engine_step(struct engine *engine)
     if (flight_send(engine)) {
         if (!engine->is_parked)
             has_run = batch_run(engine);
-        resident_send(engine);
+        jobs_send(engine);
         check_drain(engine);
         (void)flight_send(engine);
     }

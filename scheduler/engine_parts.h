@@ -6,7 +6,8 @@
  *
  *   engine.c     life, the loop, timers, drain
  *   table.c      which sessions exist, by name
- *   resident.c   what of a session is in memory: load, save, evict
+ *   resident.c   what of a session is in memory: room, images, eviction
+ *   jobs.c       what the store thread does for us
  *   flight.c     commits under construction and under way, and their loss
  *   request.c    one Generate or AppendTokens call: begin, replay, end
  *   generate.c   its arrival and admission
@@ -249,17 +250,26 @@ bool resident_save(struct engine *engine, struct session *session,
 /* Answer the reply by a snapshot of all that memory has consumed. */
 void resident_checkpoint(struct engine *engine, struct session *session,
                          uint64_t reply);
+/* What a LOAD brought becomes the session's; taken out of the job. */
+void resident_install(struct engine *engine, struct session *session,
+                      struct store_job *job);
+/* A SAVE is over, well or not. */
+void resident_saved(struct engine *engine, const struct store_job *job);
+
+/* --- jobs.c --- */
 /* Send images that have become durable, loads and deletes that wait. */
-void resident_send(struct engine *engine);
+void jobs_send(struct engine *engine);
 /* Take what the store thread has finished. */
-void resident_receive(struct engine *engine);
-/* Read a parked session's log for READ_TOKENS.  RESOURCE_EXHAUSTED */
-MUST_CHECK enum status resident_read(struct engine *engine,
-                                     struct session *session, uint64_t reply,
-                                     uint64_t from, uint64_t limit);
+void jobs_receive(struct engine *engine);
+/*
+ * Read a parked session's log for READ_TOKENS.
+ *   RESOURCE_EXHAUSTED  QUEUE_FULL
+ */
+MUST_CHECK enum status jobs_read(struct engine *engine, struct session *session,
+                                 uint64_t reply, uint64_t from, uint64_t limit);
 /* Cut a range of tokens into EVENT_LOG pieces. */
-void resident_log(struct engine *engine, uint64_t reply, const uint32_t *token,
-                  uint64_t n_token, uint64_t from, uint64_t limit);
+void jobs_log(struct engine *engine, uint64_t reply, const uint32_t *token,
+              uint64_t n_token, uint64_t from, uint64_t limit);
 
 /* --- flight.c --- */
 /* event->reply 0: the event is destroyed. */

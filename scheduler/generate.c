@@ -1,6 +1,6 @@
 #include "scheduler/engine_parts.h"
 
-#include <stdlib.h>
+#include <assert.h>
 #include <string.h>
 #include <sys/random.h>
 
@@ -369,6 +369,7 @@ static enum status meet(struct engine *engine, struct request *request,
         status_because("REPLY_TAKEN_OVER");
         flight_error(engine, request->reply, status_cause());
     }
+    assert(request->command);
     arena_destroy(request->command->arena); /* checked again when loaded */
     request->command = command;
     request->reply = command->reply;

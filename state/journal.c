@@ -143,7 +143,8 @@ enum status journal_commit(struct journal *journal,
                            struct journal_batch *const *batch, uint32_t n_batch,
                            bool sync)
 {
-    const struct store_batch **rows = calloc(n_batch + 1u, sizeof(*rows));
+    const struct store_batch **rows =
+        calloc(n_batch + 1u, sizeof(struct store_batch *));
     enum status st;
 
     if (!rows)
@@ -209,10 +210,9 @@ static enum status open_scan(struct journal *journal, struct key from,
 
 static void log_bad(struct uid uid, const char *what, uint64_t position)
 {
-    char text[UID_TEXT_SIZE], about[UID_TEXT_SIZE + 2] = "u=";
+    char about[UID_TEXT_SIZE + 2] = "u=";
 
-    uid_format(uid, text);
-    strcat(about, text);
+    uid_format(uid, about + 2);
     log_line(LOG_ERROR, "journal", about,
              "%s record at position %lu is damaged and skipped: %s", what,
              position, status_reason());

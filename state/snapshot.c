@@ -547,10 +547,9 @@ static enum status try_entry(struct snapshots *snapshots,
 static void log_refused(struct uid uid, uint64_t position, uint64_t n_token,
                         const char *why)
 {
-    char text[UID_TEXT_SIZE], about[UID_TEXT_SIZE + 2] = "u=";
+    char about[UID_TEXT_SIZE + 2] = "u=";
 
-    uid_format(uid, text);
-    strcat(about, text);
+    uid_format(uid, about + 2);
     log_line(LOG_WARN, "state", about, "%s, recomputing %lu tokens", why,
              n_token - position);
 }

@@ -117,11 +117,11 @@ static bool entries_reserve(struct entries *entries, size_t n)
     size_t capacity = entries->capacity ? entries->capacity : 16;
     struct entry **at;
 
-    if (n <= entries->capacity)
+    if (entries->at && n <= entries->capacity)
         return true;
     while (capacity < n)
         capacity *= 2;
-    at = realloc(entries->at, capacity * sizeof(*at));
+    at = realloc(entries->at, capacity * sizeof(struct entry *));
     if (!at)
         return false;
     entries->at = at;
@@ -140,7 +140,7 @@ static void set_at(struct entries *map, size_t i, bool is_there,
     if (is_there)
         entry_drop(map->at[i]);
     if (from != to && n_behind > 0)
-        memmove(to, from, n_behind * sizeof(*from));
+        memmove(to, from, n_behind * sizeof(struct entry *));
     if (entry)
         map->at[i] = entry;
     map->n = i + (entry ? 1 : 0) + n_behind;

@@ -168,6 +168,21 @@ static void mix_values(const struct rows *rows, const float *v, uint32_t first,
     LANES_NAME(tile_set)(&tile);
 }
 
+/* Ask for the next block's keys and values while this one is at work: blocks
+ * lie apart in memory, where no hardware prefetcher follows. */
+static void fetch(const struct rows *rows, uint64_t block)
+{
+    struct attend_shape shape = rows->args->shape;
+    size_t head_floats = (size_t)shape.d_head * KV_BLOCK;
+    const float *k = rows->span->block[block] + rows->head * head_floats;
+    const float *v = k + shape.n_kv_head * head_floats;
+
+    for (size_t i = 0; i < head_floats; i += LANES) {
+        _mm_prefetch((const char *)(k + i), _MM_HINT_T1);
+        _mm_prefetch((const char *)(v + i), _MM_HINT_T1);
+    }
+}
+
 /* All rows against one block; the results go to max, sum, out. */
 static void attend_block(const struct rows *rows, uint64_t block, float *max,
                          float *sum, float *out)
@@ -183,6 +198,8 @@ static void attend_block(const struct rows *rows, uint64_t block, float *max,
 
     if (!is_whole) /* what the last row sees, to whole vectors */
         n_col = (uint32_t)(seen + n_position - 1 + LANES - 1) / LANES * LANES;
+    if (block < rows->position / KV_BLOCK)
+        fetch(rows, block + 1);
     rotate_keys(rows, k, block);
     score(rows, k, n_col);
     for (uint32_t r = 0; r < rows->n_row; r++) {
@@ -205,7 +222,7 @@ static void attend_block(const struct rows *rows, uint64_t block, float *max,
 static void merge(const struct rows *rows)
 {
     uint32_t n_row = rows->n_row, d_head = rows->args->shape.d_head;
-    float *a = rows->p, *c = rows->p + (n_row + LANES) / LANES * LANES;
+    float *a = rows->p, *c = a + ((size_t)n_row + LANES) / LANES * LANES;
 
     for (uint32_t r = 0; r < n_row; r += LANES) {
         v16 old = v16_load_part(rows->max, r, n_row);

@@ -35,7 +35,8 @@ struct head {
     double *g;      /* [GRID] */
     const float *v; /* rows of qkv_stride */
     float *out;     /* rows of out_stride */
-    size_t at;      /* v-head, index into beta and log_decay */
+    uint32_t d_v;
+    size_t at; /* v-head, index into beta and log_decay */
 };
 
 static float *take(float **scratch, size_t n)
@@ -141,29 +142,29 @@ static void weigh(const struct part *part, const struct head *head)
     LANES_NAME(tile_set)(&tile);
 }
 
-/* y[r] goes on over ring tokens [from, end) for n_row rows of weights. */
-static void add_ring(const struct part *part, const struct head *head, float *y,
-                     size_t y_stride, const float *weight, uint32_t n_row,
-                     uint32_t end)
+/* y[r] goes on over ring tokens [0, end) for n_row rows of weights. */
+static void add_ring(const struct head *head, float *y, size_t y_stride,
+                     const float *weight, uint32_t n_row, uint32_t end)
 {
-    uint32_t d_v = part->args->shape.d_v;
     struct tile tile = {.c = y,
                         .c_stride = y_stride,
                         .a = weight,
                         .a_stride = GRID,
                         .b = head->u,
-                        .b_stride = d_v,
+                        .b_stride = head->d_v,
                         .b_group = LANES,
                         .n_row = n_row,
-                        .n_col = d_v,
+                        .n_col = head->d_v,
                         .n_k = end};
     LANES_NAME(tile_onto)(&tile);
 }
 
 /* One row goes on over ring tokens [from, end), then times scale. */
 static void finish_row(const struct head *head, float *y, const float *weight,
-                       uint32_t from, uint32_t end, uint32_t d_v, float scale)
+                       uint32_t from, uint32_t end, float scale)
 {
+    uint32_t d_v = head->d_v;
+
     for (uint32_t e = 0; e < d_v; e += LANES) {
         v16 sum = v16_load_part(y, e, d_v);
         for (uint32_t j = from; j < end; j++)
@@ -196,9 +197,9 @@ static void solve(const struct part *part, const struct head *head)
         uint32_t known = part->first + r;
         float *u = head->u + (size_t)known * d_v;
         const float *w = part->w + (size_t)r * GRID;
-        add_ring(part, head, u, d_v, w, end - r, known);
+        add_ring(head, u, d_v, w, end - r, known);
         for (uint32_t t = r; t < end; t++, u += d_v, w += GRID)
-            finish_row(head, u, w, known, part->first + t, d_v,
+            finish_row(head, u, w, known, part->first + t,
                        a->beta[(part->row + t) * a->shape.n_v_head + head->at]);
     }
 }
@@ -222,9 +223,9 @@ static void answer(const struct part *part, const struct head *head)
         uint32_t seen = part->first + r + 1; /* by the tile's first row */
         float *out = head->out + (part->row + r) * a->out_stride;
         const float *x = part->x + (size_t)r * GRID;
-        add_ring(part, head, out, a->out_stride, x, end - r, seen);
+        add_ring(head, out, a->out_stride, x, end - r, seen);
         for (uint32_t t = r; t < end; t++, out += a->out_stride, x += GRID)
-            finish_row(head, out, x, seen, part->first + t + 1, d_v, 1.0f);
+            finish_row(head, out, x, seen, part->first + t + 1, 1.0f);
     }
 }
 
@@ -274,6 +275,7 @@ static void run_part(const struct part *part)
                             .g = state->ring_g + h * GRID,
                             .v = a->v + h * d_v,
                             .out = a->out + h * d_v,
+                            .d_v = shape.d_v,
                             .at = h};
         weigh(part, &head);
         solve(part, &head);

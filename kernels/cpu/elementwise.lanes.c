@@ -12,9 +12,14 @@ static uint32_t n_row_task(uint32_t n_row)
     return (n_row + TASK_ROWS - 1) / TASK_ROWS;
 }
 
-static uint32_t row_end(uint32_t task, uint32_t n_row)
+static size_t row_first(uint32_t task)
 {
-    uint32_t end = (task + 1) * TASK_ROWS;
+    return (size_t)task * TASK_ROWS;
+}
+
+static size_t row_end(uint32_t task, uint32_t n_row)
+{
+    size_t end = row_first(task) + TASK_ROWS;
     return end < n_row ? end : n_row;
 }
 
@@ -35,7 +40,7 @@ static void norm_task(void *arg, uint32_t task, void *scratch)
     const struct norm_args *a = arg;
 
     (void)scratch;
-    for (size_t r = task * TASK_ROWS; r < row_end(task, a->n_row); r++)
+    for (size_t r = row_first(task); r < row_end(task, a->n_row); r++)
         for (size_t g = 0; g < a->n_group; g++)
             norm_group(a->y + r * a->y_stride + g * a->dim,
                        a->x + r * a->x_stride + g * a->dim, a);
@@ -55,7 +60,7 @@ static void gated_norm_task(void *arg, uint32_t task, void *scratch)
     uint32_t dim = n->n_group * n->dim;
 
     norm_task((void *)n, task, scratch);
-    for (size_t r = task * TASK_ROWS; r < row_end(task, n->n_row); r++) {
+    for (size_t r = row_first(task); r < row_end(task, n->n_row); r++) {
         float *y = n->y + r * n->y_stride;
         const float *z = a->z + r * a->z_stride;
         for (uint32_t i = 0; i < dim; i += LANES) {
@@ -80,7 +85,7 @@ static void swiglu_task(void *arg, uint32_t task, void *scratch)
     const struct swiglu_args *a = arg;
 
     (void)scratch;
-    for (size_t r = task * TASK_ROWS; r < row_end(task, a->n_row); r++) {
+    for (size_t r = row_first(task); r < row_end(task, a->n_row); r++) {
         float *y = a->y + r * a->y_stride;
         const float *gate = a->x + r * a->x_stride, *up = gate + a->n_ff;
         for (uint32_t i = 0; i < a->n_ff; i += LANES) {
@@ -102,7 +107,7 @@ static void gate_task(void *arg, uint32_t task, void *scratch)
     const struct gate_args *a = arg;
 
     (void)scratch;
-    for (size_t r = task * TASK_ROWS; r < row_end(task, a->n_row); r++) {
+    for (size_t r = row_first(task); r < row_end(task, a->n_row); r++) {
         float *y = a->y + r * a->y_stride;
         const float *gate = a->gate + r * a->gate_stride;
         for (uint32_t i = 0; i < a->dim; i += LANES) {
@@ -125,7 +130,7 @@ static void delta_gate_task(void *arg, uint32_t task, void *scratch)
     uint32_t n = d->n_v_head;
 
     (void)scratch;
-    for (size_t r = task * TASK_ROWS; r < row_end(task, d->n_row); r++) {
+    for (size_t r = row_first(task); r < row_end(task, d->n_row); r++) {
         const float *a = d->a + r * d->a_stride, *b = d->b + r * d->b_stride;
         for (uint32_t h = 0; h < n; h += LANES) {
             v16 beta = v16_sigmoid(v16_load_part(b, h, n));
@@ -168,11 +173,11 @@ static void rope_task(void *arg, uint32_t task, void *scratch)
     uint32_t n_pair = table->n_rot / 2;
     float *cosine = scratch, *sine = cosine + n_pair;
 
-    for (size_t r = task * TASK_ROWS; r < row_end(task, a->n_row); r++) {
+    for (size_t r = row_first(task); r < row_end(task, a->n_row); r++) {
         uint64_t p = a->position[r];
         assert(p < table->n_position);
         size_t at = p / KV_BLOCK * n_pair * KV_BLOCK + p % KV_BLOCK;
-        for (uint32_t i = 0; i < n_pair; i++) {
+        for (size_t i = 0; i < n_pair; i++) {
             cosine[i] = table->cos[at + i * KV_BLOCK];
             sine[i] = table->sin[at + i * KV_BLOCK];
         }

@@ -187,8 +187,9 @@ LANES_INLINE void cell_bf16(const struct tile *t, const struct cell *cell,
 #define CASES_5(kind, w, part) CASES_4(kind, w, part) CASE(kind, 5, w, part)
 #define CASES_12(kind, w, part)                                                \
     CASES_5(kind, w, part)                                                     \
-    CASE(kind, 6, w, part) CASE(kind, 7, w, part) CASE(kind, 8, w, part)       \
-        CASE(kind, 9, w, part) CASE(kind, 10, w, part) CASE(kind, 11, w, part) \
+    CASE(kind, 6, w, part)                                                     \
+    CASE(kind, 7, w, part) CASE(kind, 8, w, part) CASE(kind, 9, w, part)       \
+        CASE(kind, 10, w, part) CASE(kind, 11, w, part)                        \
             CASE(kind, 12, w, part)
 
 #if defined(LANES_AVX512)

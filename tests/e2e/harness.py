@@ -39,7 +39,7 @@ CHANNEL = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1
            ("grpc.max_send_message_length", -1),
            # A node that was killed comes back at once: do not back off.
            ("grpc.initial_reconnect_backoff_ms", 20),
-           ("grpc.min_reconnect_backoff_ms", 20),
+           ("grpc.min_reconnect_backoff_ms", 5000),  # of one attempt
            ("grpc.max_reconnect_backoff_ms", 100),
            # Every channel its own connection.
            ("grpc.use_local_subchannel_pool", 1)]

@@ -312,7 +312,7 @@ class Commands(NodeTests, unittest.TestCase):
                 (("generate", "--prompt", "a", "--seed", "-1"), "-1"),
                 (("generate", "--prompt", "a", "--output", "xml"), "xml"),
                 (("generate", "--prompt"), "value"),
-                (("session", "create", "a/b"), "a/b"),
+                (("session", "create", "a/b"), "session_id"),
                 (("session", "create", "x", "--labels", "novalue"), "K=V")):
             self.bad(USAGE, pattern, *words)
 

@@ -388,3 +388,27 @@ Test(tokenizer_load, a_pattern_that_matches_nothing_still_ends)
     ids_release(&ids);
     tokenizer_destroy(tokenizer);
 }
+
+/* JQZK: ZK is merged first, so QZ, queued before, is there no more and must
+ * not lend its rank to Q and ZK. JQ comes before Q with ZK. */
+Test(tokenizer_load, a_pair_that_is_gone_lends_no_rank)
+{
+    struct tokenizer *tokenizer;
+    struct ids ids;
+    char text[64];
+
+    write_patched("{\"model\": {\"merges\": [\"Z K\", \"Q Z\", \"J Q\","
+                  " \"Q ZK\"], \"vocab\": {\"ZK\": 600, \"QZ\": 601,"
+                  " \"JQ\": 602, \"QZK\": 603}}}");
+    tokenizer = load(dir);
+    for (size_t n = 0; n < 50; n += 49) { /* short and long pieces */
+        memset(text, 'W', n);
+        memcpy(text + n, "JQZK", 4);
+        ids = encode(tokenizer, text, n + 4, true);
+        cr_assert(eq(sz, ids.n, n + 2));
+        cr_assert(eq(u32, ids.id[n], 602));
+        cr_assert(eq(u32, ids.id[n + 1], 600));
+        ids_release(&ids);
+    }
+    tokenizer_destroy(tokenizer);
+}

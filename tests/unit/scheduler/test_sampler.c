@@ -278,7 +278,8 @@ Test(sampler, noise_of_seeds_and_positions_is_independent)
         cr_assert_eq(first, again);
         n_same += (first == place) + (first == seed);
     }
-    cr_assert_float_eq((double)n_same, 8000 / 16, 100, "%u", n_same); /* sigma is 22 */
+    cr_assert_float_eq((double)n_same, 8000 / 16, 100, "%u",
+                       n_same); /* sigma is 22 */
     sampler_destroy(sampler);
 }
 

@@ -335,41 +335,57 @@ static struct session new_session(const struct bench *bench, uint32_t s)
                                 malloc(n_row * bench->n_vocab * sizeof(float))};
 }
 
-/* One step for sessions [0, n): their whole prompts, or one token each. */
-static void batch_step(struct bench *bench, struct session *session, uint32_t n,
-                       uint32_t first)
+/* Rows that session s brings to a step: it joins at s % 3, with its prompt. */
+static uint32_t wanted_rows(const struct session *session, uint32_t s,
+                            uint32_t step)
 {
-    uint32_t token[1024], row[1024], n_row = 0;
+    if (step < s % 3 || session->n == length_of(s) + N_STEP)
+        return 0;
+    return session->n ? 1 : length_of(s);
+}
+
+/* One step for n sessions: prompts beside single tokens. */
+static void batch_step(struct bench *bench, struct session *session, uint32_t n,
+                       uint32_t first, uint32_t step)
+{
+    uint32_t token[1024], row[1024], n_row = 0, n_span = 0;
     struct span span[N_SESSION];
+    struct session *member[N_SESSION];
     const float *logit;
 
     for (uint32_t s = 0; s < n; s++) {
-        const uint32_t want = session[s].n ? 1 : length_of(first + s);
+        const uint32_t want = wanted_rows(&session[s], first + s, step);
 
+        if (!want)
+            continue;
         cr_assert_eq(memory_reserve(session[s].memory, session[s].n + want),
                      STATUS_OK);
-        span[s] = (struct span){.first_row = n_row,
-                                .n_row = want,
-                                .position = session[s].n,
-                                .layer = memory_layers(session[s].memory)};
+        member[n_span] = &session[s];
+        span[n_span++] =
+            (struct span){.first_row = n_row,
+                          .n_row = want,
+                          .position = session[s].n,
+                          .layer = memory_layers(session[s].memory)};
         for (uint32_t i = 0; i < want; i++, n_row++) {
             token[n_row] = token_of(bench, first + s, session[s].n + i);
             row[n_row] = n_row;
         }
     }
+    if (!n_span)
+        return;
     logit = model_forward(bench->model, NULL, bench->workspace,
                           &(struct batch){.token = token,
                                           .n_row = n_row,
                                           .span = span,
-                                          .n_span = n,
+                                          .n_span = n_span,
                                           .logit_row = row,
                                           .n_logit = n_row});
-    for (uint32_t s = 0; s < n; s++) {
-        memcpy(session[s].logit + (size_t)session[s].n * bench->n_vocab,
-               logit + (size_t)span[s].first_row * bench->n_vocab,
-               (size_t)span[s].n_row * bench->n_vocab * sizeof(float));
-        session[s].n += span[s].n_row;
-        memory_advance(session[s].memory, span[s].n_row);
+    for (uint32_t i = 0; i < n_span; i++) {
+        memcpy(member[i]->logit + (size_t)member[i]->n * bench->n_vocab,
+               logit + (size_t)span[i].first_row * bench->n_vocab,
+               (size_t)span[i].n_row * bench->n_vocab * sizeof(float));
+        member[i]->n += span[i].n_row;
+        memory_advance(member[i]->memory, span[i].n_row);
     }
 }
 
@@ -378,8 +394,8 @@ static void play_batch(struct bench *bench, struct session *session, uint32_t n,
 {
     for (uint32_t s = 0; s < n; s++)
         session[s] = new_session(bench, first + s);
-    for (uint32_t i = 0; i <= N_STEP; i++)
-        batch_step(bench, session, n, first);
+    for (uint32_t i = 0; i < 3 + N_STEP; i++)
+        batch_step(bench, session, n, first, i);
 }
 
 static void drop_sessions(struct session *session, uint32_t n)
@@ -402,7 +418,8 @@ static void visit_batches(struct bench *bench)
         for (uint32_t s = 0; s < n; s++) {
             const char *type = model_config(bench->model)->model_type;
 
-            cr_assert_eq(batch[s].n, alone[s].n);
+            cr_assert_eq(batch[s].n, length_of(s) + N_STEP);
+            cr_assert_eq(alone[s].n, batch[s].n);
             cr_assert(memcmp(batch[s].logit, alone[s].logit,
                              (size_t)batch[s].n * bench->n_vocab *
                                  sizeof(float)) == 0,

@@ -247,7 +247,7 @@ static uint64_t visit_all(void)
 
 static void put_three(void)
 {
-    static const struct uid uid[] = {carol, alice, bob};
+    const struct uid uid[] = {carol, alice, bob};
     static const char *const name[] = {"carol", "alice", "bob"};
 
     for (int i = 0; i < 3; i++) {

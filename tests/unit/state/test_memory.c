@@ -16,12 +16,14 @@
 /* The n-th aligned allocation from now on fails; 0: none does. */
 static unsigned fail_at;
 static unsigned n_taken;
+static size_t n_taken_bytes;
 
 void *aligned_alloc(size_t alignment, size_t bytes)
 {
     void *room = NULL;
 
     n_taken++;
+    n_taken_bytes += bytes;
     if (fail_at && n_taken == fail_at) {
         errno = ENOMEM;
         return NULL;
@@ -151,6 +153,21 @@ Test(memory, bytes_are_what_the_layers_plan)
         (double)(memory_bytes_for(model, 4096) - memory_bytes_for(model, 0));
     cr_assert(growth >= (double)block * 4096 / KV_BLOCK);
     cr_assert(growth < 1.05 * (double)block * 4096 / KV_BLOCK + 4096);
+    model_destroy(model);
+}
+
+Test(memory, bytes_are_those_taken_from_the_allocator)
+{
+    struct model *model = open_model(DIR_MIXED, 0);
+    struct memory *memory;
+
+    n_taken = 0;
+    n_taken_bytes = 0;
+    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
+    cr_assert_eq(memory_reserve(memory, 4096), STATUS_OK);
+    cr_assert_geq(n_taken_bytes, memory_bytes(memory));
+    cr_assert_lt(n_taken_bytes, memory_bytes(memory) + 64 * n_taken);
+    memory_destroy(memory);
     model_destroy(model);
 }
 

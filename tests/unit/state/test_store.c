@@ -180,7 +180,7 @@ Test(store, rocksdb_is_an_ordered_map_with_views)
         store_close(store);
         (void)snprintf(command, sizeof(command), "rm -r %s", dir);
         cr_assert_eq(system(command), 0);
-        memcpy(dir + sizeof(dir) - 7, "XXXXXX", 6);
+        strcpy(dir, "/tmp/godwit-store-XXXXXX");
     }
 }
 

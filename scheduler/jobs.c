@@ -1,0 +1,210 @@
+#include "scheduler/engine_parts.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct store_job *job_create(enum store_job_kind kind, struct uid uid,
+                                    void *owner)
+{
+    struct store_job *job = engine_need(calloc(1, sizeof(*job)));
+
+    job->kind = kind;
+    job->uid = uid;
+    job->owner = owner;
+    return job;
+}
+
+static bool job_send(struct engine *engine, struct store_job *job)
+{
+    if (engine->n_job == ENGINE_JOB_MAX ||
+        !store_thread_push(engine->options.store_thread, job)) {
+        free(job);
+        return false;
+    }
+    engine->n_job++;
+    return true;
+}
+
+static void send_images(struct engine *engine)
+{
+    struct resident **at = &engine->images;
+
+    while (*at) {
+        struct resident *resident = *at;
+        struct session *session = resident->session;
+        struct store_job *job;
+        /* A snapshot must never be ahead of the journal, and a restore needs
+         * one more token to make logits from. */
+        if (session->n_committed <= resident->image_position) {
+            at = &resident->next_image;
+            continue;
+        }
+        job = job_create(STORE_SAVE, session->uid, resident);
+        job->image = resident->image;
+        if (!job_send(engine, job))
+            return;
+        resident->is_saving = true;
+        *at = resident->next_image;
+        resident->next_image = NULL;
+        engine->n_image--;
+    }
+}
+
+static void send_load(struct engine *engine, struct request *request)
+{
+    struct session *session = request->session;
+    size_t bytes = resident_bytes(engine, session->n_token);
+    struct store_job *job;
+    enum status st;
+
+    if (!resident_room(engine, session, bytes))
+        return;
+    job = job_create(STORE_LOAD, session->uid, session);
+    job->keep_back = 1;
+    st = memory_create(engine->options.model, &job->memory);
+    if (st) {
+        free(job);
+        request_fail(engine, request, FINISH_ERROR, status_cause());
+        return;
+    }
+    struct memory *memory = job->memory;
+    if (!job_send(engine, job)) {
+        memory_destroy(memory);
+        return;
+    }
+    resident_charge(engine, session, bytes);
+    request->is_load_sent = true;
+    session->is_loading = true;
+    session->n_hold++;
+}
+
+void jobs_send(struct engine *engine)
+{
+    send_images(engine);
+    for (struct request *r = engine->first, *after; r; r = after) {
+        after = r->after;
+        if (r->phase == REQUEST_LOADING && !r->is_load_sent)
+            send_load(engine, r);
+    }
+    while (engine->n_deleted > 0) {
+        struct uid uid = engine->deleted[engine->n_deleted - 1];
+        if (!job_send(engine, job_create(STORE_DELETE, uid, NULL)))
+            return;
+        engine->n_deleted--;
+    }
+}
+
+static void receive_load(struct engine *engine, struct store_job *job)
+{
+    struct session *session = job->owner;
+    struct request *request = session->request;
+
+    session->is_loading = false;
+    resident_charge(engine, session, 0);
+    if (job->status == STATUS_OK && session->is_listed && !session->resident)
+        resident_install(engine, session, job);
+    memory_destroy(job->memory);
+    ids_release(&job->tokens);
+    if (job->status == STATUS_DATA_LOSS)
+        session->is_failed = true;
+    if (request && request->phase == REQUEST_LOADING) {
+        if (job->status)
+            request_fail(engine, request, FINISH_ERROR, &job->cause);
+        else
+            generate_admit(engine, request);
+    } else {
+        resident_touch(engine, session);
+    }
+    session->n_hold--;
+    session_put(session);
+}
+
+struct reader { /* a READ_TOKENS whose session is parked */
+    struct session *session;
+    uint64_t reply, from, limit;
+};
+
+enum status jobs_read(struct engine *engine, struct session *session,
+                      uint64_t reply, uint64_t from, uint64_t limit)
+{
+    struct reader *reader = engine_need(malloc(sizeof(*reader)));
+
+    *reader = (struct reader){session, reply, from, limit};
+    if (!job_send(engine, job_create(STORE_TOKENS, session->uid, reader))) {
+        free(reader);
+        status_fail(STATUS_RESOURCE_EXHAUSTED,
+                    "%u reads and saves wait already", ENGINE_JOB_MAX);
+        status_because("QUEUE_FULL");
+        return status_retry(200);
+    }
+    session->n_hold++;
+    return STATUS_OK;
+}
+
+static void receive_tokens(struct engine *engine, struct store_job *job)
+{
+    struct reader *reader = job->owner;
+
+    if (job->status)
+        flight_error(engine, reader->reply, &job->cause);
+    else
+        jobs_log(engine, reader->reply, job->tokens.id, job->tokens.n,
+                 reader->from, reader->limit);
+    ids_release(&job->tokens);
+    reader->session->n_hold--;
+    session_put(reader->session);
+    free(reader);
+}
+
+void jobs_log(struct engine *engine, uint64_t reply, const uint32_t *token,
+              uint64_t n_token, uint64_t from, uint64_t limit)
+{
+    uint64_t end = n_token;
+
+    assert(from <= n_token);
+    if (limit && limit < end - from)
+        end = from + limit;
+    do {
+        uint64_t n = end - from < LOG_PIECE_MAX ? end - from : LOG_PIECE_MAX;
+        void *extra;
+        struct event *event = engine_need(
+            event_create(EVENT_LOG, reply, n * sizeof(*token), &extra));
+        if (n)
+            memcpy(extra, token + from, n * sizeof(*token));
+        event->tokens.position = from;
+        event->tokens.n_token = (uint32_t)n;
+        event->tokens.token = extra;
+        event->tokens.text = "";
+        from += n;
+        event->is_last = from == end;
+        flight_event(engine, event);
+    } while (from < end);
+}
+
+void jobs_receive(struct engine *engine)
+{
+    struct store_job *job;
+
+    while (ring_pop(engine->options.done, &job)) {
+        engine->n_job--;
+        switch (job->kind) {
+        case STORE_SAVE:
+            resident_saved(engine, job);
+            break;
+        case STORE_LOAD:
+            receive_load(engine, job);
+            break;
+        case STORE_TOKENS:
+            receive_tokens(engine, job);
+            break;
+        case STORE_DELETE:
+            if (job->status)
+                log_limited(&engine->store_log, LOG_WARN, "engine", "",
+                            "snapshots of a deleted session stay: %s",
+                            job->cause.text);
+            break;
+        }
+        free(job);
+    }
+}

@@ -1,0 +1,122 @@
+/*
+ * The bits behind NUMERICS_CPU. Sessions on disk trust that a build with the
+ * same numerics id continues them exactly; this test is what makes that id a
+ * promise. Its judge is a digest of results taken when the id was made: if it
+ * fails, either a kernel broke, or the id needs a new name.
+ */
+#include "kernels/scalar.h"
+#include "tests/unit/kernels/fixture.h"
+
+/* FNV-1a over bytes, so that no other module can change the judgement. */
+static uint64_t digest(uint64_t hash, const void *data, size_t n)
+{
+    const unsigned char *bytes = data;
+
+    for (size_t i = 0; i < n; i++)
+        hash = (hash ^ bytes[i]) * 0x100000001b3u;
+    return hash;
+}
+
+static uint64_t digest_scalars(uint64_t hash)
+{
+    for (int i = -90000; i <= 90000; i++) {
+        float x = (float)i * 0x1.004p-10f;
+        float y[5] = {scalar_exp(x), scalar_sigmoid(x), scalar_silu(x),
+                      scalar_softplus(x), scalar_log(1e-3f + x * x)};
+        hash = digest(hash, y, sizeof(y));
+    }
+    return hash;
+}
+
+static uint64_t digest_linear(const struct backend *b, uint64_t hash)
+{
+    float *x = filled(3 * 77, 1), *y = room(3 * 33),
+          *weight = filled(77 * 33, 2);
+    struct linear w;
+
+    must(linear_init(77, 33, LINEAR_F32, &w));
+    linear_pack_f32(&w, 0, 33, weight);
+    b->linear(NULL, &(struct linear_args){y, 33, x, 77, 3, &w});
+    b->linear_add(NULL, &(struct linear_args){y, 33, x, 77, 3, &w});
+    b->rms_norm(NULL,
+                &(struct norm_args){y, 33, y, 33, weight, 3, 1, 33, 1e-6f});
+    hash = digest(hash, y, 3 * 33 * sizeof(float));
+    linear_release(&w);
+    drop(x);
+    drop(y);
+    drop(weight);
+    return hash;
+}
+
+static uint64_t digest_attend(const struct backend *b, uint64_t hash)
+{
+    enum { N_ROW = 130, D = 24 };
+    struct attend_shape shape = {2, 1, D};
+    float *q = filled(N_ROW * 2 * D, 3), *kv = filled(N_ROW * 2 * D, 4);
+    float *out = room(N_ROW * 2 * D), *block[3];
+    struct rope_table none = {.n_rot = 0, .n_position = 192};
+
+    for (size_t i = 0; i < 3; i++)
+        block[i] = constant(kv_block_floats(shape), 0.0f);
+    struct attend_span span = {0, N_ROW, 0, block};
+    b->kv_append(NULL, &(struct kv_append_args){shape, kv, kv + D, 2 * D, 2 * D,
+                                                &span, 1});
+    b->attend(NULL, &(struct attend_args){shape, out, 2 * D, q, 2 * D, &none,
+                                          3.0f, &span, 1});
+    hash = digest(hash, out, N_ROW * 2 * D * sizeof(float));
+    for (size_t i = 0; i < 3; i++)
+        drop(block[i]);
+    drop(q);
+    drop(kv);
+    drop(out);
+    return hash;
+}
+
+static uint64_t digest_delta(const struct backend *b, uint64_t hash)
+{
+    enum { N_ROW = 130, D = 24, N = N_ROW * 4 * D };
+    struct delta_shape shape = {1, 2, D, D};
+    float *qkv = filled(N, 5), *out = room(N_ROW * 2 * D);
+    float *ab = filled(4 * N_ROW, 6), *gates = room(4 * N_ROW);
+    float *tail = constant(3 * 4 * D, 0.0f), *y = room(N);
+    float *s = constant(2 * D * D, 0.0f), *ring = room((D + 2 * D) * GRID);
+    double g[2 * GRID];
+    struct conv_span rows = {0, N_ROW, tail};
+    struct delta_span span = {0, N_ROW, 0, {s, ring, ring + D * GRID, g}};
+
+    b->delta_gate(NULL, &(struct delta_gate_args){gates, gates + 2 * N_ROW, ab,
+                                                  ab + 2, 4, 4, ab, ab + 7,
+                                                  N_ROW, 2});
+    for (size_t i = 2 * N_ROW; i < 4 * N_ROW; i++)
+        gates[i] = -fabsf(gates[i]);
+    b->conv(NULL, &(struct conv_args){y, 4 * D, qkv, 4 * D, qkv + 17, 4 * D, 4,
+                                      &rows, 1});
+    b->delta(NULL,
+             &(struct delta_args){shape, out, 2 * D, y, y + D, y + 2 * D, 4 * D,
+                                  gates, gates + 2 * N_ROW, &span, 1});
+    hash = digest(digest(hash, out, N_ROW * 2 * D * sizeof(float)), s,
+                  2 * D * D * sizeof(float));
+    drop(qkv);
+    drop(out);
+    drop(ab);
+    drop(gates);
+    drop(tail);
+    drop(y);
+    drop(s);
+    drop(ring);
+    return hash;
+}
+
+Test(numerics, the_bits_are_those_that_the_id_was_given_for)
+{
+    cr_assert(eq(str, (char *)NUMERICS_CPU, "fp32-chain-1"));
+    EACH_BACKEND(backend)
+    {
+        uint64_t hash = digest_scalars(0xcbf29ce484222325u);
+        hash = digest_linear(backend, hash);
+        hash = digest_attend(backend, hash);
+        hash = digest_delta(backend, hash);
+        cr_assert(eq(u64, hash, UINT64_C(0xe0dd74862ac9c457)),
+                  "%s: digest is %lx", backend->name, hash);
+    }
+}
