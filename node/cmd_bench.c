@@ -2,9 +2,12 @@
  * godwitd bench: tokens per second of this model on this machine, one TSV row
  * per point, beside the bound that no program could pass: bytes of a step over
  * the read bandwidth, or operations over the fma peak, whichever is lower, both
- * measured here. Medians of several runs; without scheduler and journal.
+ * measured here. Medians of several runs. Rows named "node ..." go through the
+ * whole node with its journal on; the others are the bare model.
  */
 #include "base/clock.h"
+#include "base/log.h"
+#include "node/bench_node.h"
 #include "node/commands.h"
 #include "node/peak.h"
 #include "node/solo.h"
@@ -18,11 +21,12 @@
 #define RUN_MAX 99u
 #define BATCH_MAX 8u
 #define N_DECODE 32u               /* steps of a decode run */
+#define N_NODE_DECODE 256u         /* tokens of each session through a node */
 #define LONG_PREFILL 16384u        /* from here on fewer runs */
 #define LONG_BUDGET_US 40000000ull /* time for them together */
 
 struct bench_options {
-    const char *model, *backend;
+    const char *model, *backend, *data;
     uint64_t threads, runs;
 };
 
@@ -38,6 +42,12 @@ static const struct setting ROW[] = {
      .unit = "NAME",
      .help = "auto, or the name of a kernel backend",
      .offset = offsetof(struct bench_options, backend)},
+    {.name = "data",
+     .kind = SETTING_TEXT,
+     .preset = "",
+     .unit = "DIR",
+     .help = "where the journal's scratch directory goes; /tmp if not given",
+     .offset = offsetof(struct bench_options, data)},
     {.name = "threads",
      .kind = SETTING_NUMBER,
      .preset = "0",
@@ -378,6 +388,55 @@ static enum status bench_decodes(const struct bench *bench)
     return st;
 }
 
+/* ------------------------------------------------------------------- node */
+
+static enum status bench_session(const struct bench *bench,
+                                 struct bench_node *node, uint32_t n_session)
+{
+    const uint64_t context = 512;
+    struct point prefill = {.what = "node prefill",
+                            .context = context,
+                            .n_session = n_session,
+                            .bound = prefill_bound(bench, context),
+                            .bound_kind = "arithmetic"};
+    struct point decode = {.what = "node decode",
+                           .context = context + N_NODE_DECODE / 2,
+                           .n_session = n_session};
+    double fill[RUN_MAX], rate[RUN_MAX];
+    const uint32_t n = (uint32_t)bench->options->runs;
+    enum status st = STATUS_OK;
+
+    for (uint32_t r = 0; r < n && !st; r++)
+        st = bench_node_run(node, n_session, context, N_NODE_DECODE, &fill[r],
+                            &rate[r]);
+    if (st)
+        return st;
+    prefill.rate = median(fill, n);
+    decode.rate = median(rate, n);
+    bound_decode(bench, &decode);
+    print_point(bench, &prefill);
+    print_point(bench, &decode);
+    return STATUS_OK;
+}
+
+static enum status bench_whole(const struct bench *bench)
+{
+    struct bench_node *node = NULL;
+    enum status st = bench_node_start(
+        &(struct bench_node_options){.model = bench->options->model,
+                                     .backend = bench->options->backend,
+                                     .n_thread = bench->options->threads,
+                                     .data = bench->options->data},
+        &node);
+
+    if (!st)
+        st = bench_session(bench, node, 1);
+    if (!st)
+        st = bench_session(bench, node, BATCH_MAX);
+    bench_node_stop(node);
+    return st;
+}
+
 /* ---------------------------------------------------------------- command */
 
 static enum status bench_all(struct bench *bench)
@@ -399,7 +458,9 @@ static enum status bench_all(struct bench *bench)
     for (size_t i = 0; i < sizeof(PROMPT) / sizeof(PROMPT[0]) && !st; i++)
         if (PROMPT[i] <= model_n_context(bench->model))
             st = bench_prefill(bench, PROMPT[i]);
-    return st ? st : bench_decodes(bench);
+    if (!st)
+        st = bench_decodes(bench);
+    return st ? st : bench_whole(bench);
 }
 
 int cmd_bench(int argc, char **argv)
@@ -412,6 +473,7 @@ int cmd_bench(int argc, char **argv)
 
     if (!subcommand_read(&SETTINGS, argc, argv, &options, &store, &code))
         return code;
+    log_set_level(LOG_WARN); /* stdout is data, stderr only bad news */
     code = SUBCOMMAND_DONE;
     if (engine_parts_init(options.model, options.backend, options.threads,
                           &parts)) {

@@ -1,6 +1,7 @@
 #include "node/node.h"
 
 #include "base/log.h"
+#include "node/subcommand.h"
 #include "state/snapshot.h"
 #include "state/threads.h"
 
@@ -69,27 +70,17 @@ const char *node_name(const struct node *node)
     return node->name;
 }
 
-static uint32_t n_processor(void)
-{
-    cpu_set_t set;
-
-    if (sched_getaffinity(0, sizeof(set), &set) != 0)
-        return 1;
-    return (uint32_t)CPU_COUNT(&set);
-}
-
 static enum status load_model(struct node *node,
                               const struct node_options *options)
 {
     struct model_options model = {.n_context = options->n_context};
-    uint64_t n_thread = options->n_thread ? options->n_thread : n_processor();
     enum status st;
 
     st = backend_find(options->backend, &model.backend);
     if (!st)
         st = model_load(options->model, &model, &node->model);
     if (!st)
-        st = pool_create((uint32_t)n_thread, &node->pool);
+        st = pool_create(subcommand_threads(options->n_thread), &node->pool);
     if (st)
         return st;
     st = tokenizer_load(options->model, &node->tokenizer);

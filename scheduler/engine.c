@@ -236,8 +236,8 @@ bool engine_step(struct engine *engine)
     if (flight_send(engine)) {
         if (!engine->is_parked)
             has_run = batch_run(engine);
+        check_drain(engine); /* may add images to send */
         jobs_send(engine);
-        check_drain(engine);
         (void)flight_send(engine);
     }
     gauges_set(engine);

@@ -172,7 +172,8 @@ bool resident_save(struct engine *engine, struct session *session,
     uint64_t position = resident_position(resident);
     uint64_t first_block;
 
-    if (session->durability == DURABILITY_NONE || !session->is_listed)
+    if (!resident || session->durability == DURABILITY_NONE ||
+        !session->is_listed)
         return false;
     if (resident->image)
         return true;

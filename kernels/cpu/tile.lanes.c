@@ -16,27 +16,21 @@ struct cell {
     uint32_t n_last; /* lanes of the last vector */
 };
 
-LANES_INLINE v16 cell_start(const struct tile *t, const struct cell *cell,
-                            enum mode mode, uint32_t r, uint32_t p,
-                            bool is_part)
+LANES_INLINE v16 sum_start(const float *c, uint32_t n_last, enum mode mode,
+                           bool is_part)
 {
-    const float *c = cell->c + r * t->c_stride + p * LANES;
-
     if (mode != ONTO)
         return v16_zero();
-    return is_part ? v16_load_n(c, cell->n_last) : v16_load(c);
+    return is_part ? v16_load_n(c, n_last) : v16_load(c);
 }
 
-LANES_INLINE void cell_finish(const struct tile *t, const struct cell *cell,
-                              enum mode mode, uint32_t r, uint32_t p,
-                              bool is_part, v16 sum)
+LANES_INLINE void sum_finish(float *c, uint32_t n_last, enum mode mode,
+                             bool is_part, v16 sum)
 {
-    float *c = cell->c + r * t->c_stride + p * LANES;
-
     if (mode == ADD)
-        sum = v16_add(is_part ? v16_load_n(c, cell->n_last) : v16_load(c), sum);
+        sum = v16_add(is_part ? v16_load_n(c, n_last) : v16_load(c), sum);
     if (is_part)
-        v16_store_n(c, sum, cell->n_last);
+        v16_store_n(c, sum, n_last);
     else
         v16_store(c, sum);
 }
@@ -60,7 +54,8 @@ LANES_INLINE void cell_f32(const struct tile *t, const struct cell *cell,
     for (uint32_t r = 0; r < height; r++)
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++)
-            sum[r][p] = cell_start(t, cell, mode, r, p, is_part);
+            sum[r][p] = sum_start(cell->c + r * t->c_stride + p * LANES,
+                                  cell->n_last, mode, is_part);
     for (uint32_t k = 0; k < t->n_k; k++, b += t->b_stride) {
         v16 w[8];
 #pragma GCC unroll 8
@@ -79,12 +74,19 @@ LANES_INLINE void cell_f32(const struct tile *t, const struct cell *cell,
     for (uint32_t r = 0; r < height; r++)
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++)
-            cell_finish(t, cell, mode, r, p, is_part, sum[r][p]);
+            sum_finish(cell->c + r * t->c_stride + p * LANES, cell->n_last,
+                       mode, is_part, sum[r][p]);
 }
 
+/* Where a tile of bf16 pairs stands: rows of a, panels, step. */
+struct cursor {
+    const float *a[4];
+    const uint32_t *b;
+    uint32_t k;
+};
+
 /* Two steps of a tall tile: weights stay in registers, x passes by. */
-LANES_INLINE void pair_by_row(const float *const a[4], size_t stride,
-                              const uint32_t *b, size_t group, uint32_t k,
+LANES_INLINE void pair_by_row(const struct tile *t, const struct cursor *at,
                               uint32_t height, uint32_t width,
                               v16 sum[LANES_ROWS][8])
 {
@@ -92,17 +94,17 @@ LANES_INLINE void pair_by_row(const float *const a[4], size_t stride,
 
 #pragma GCC unroll 8
     for (uint32_t p = 0; p < width; p++)
-        low[p] = v16_load_bf16(b + p * group, &high[p]);
+        low[p] = v16_load_bf16(at->b + p * t->b_group, &high[p]);
 #pragma GCC unroll 12
     for (uint32_t r = 0; r < height; r++) {
-        v16 x = v16_set1(ROW(a, r, stride)[k]);
+        v16 x = v16_set1(ROW(at->a, r, t->a_stride)[at->k]);
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++)
             sum[r][p] = v16_fma(x, low[p], sum[r][p]);
     }
 #pragma GCC unroll 12
     for (uint32_t r = 0; r < height; r++) {
-        v16 x = v16_set1(ROW(a, r, stride)[k + 1]);
+        v16 x = v16_set1(ROW(at->a, r, t->a_stride)[at->k + 1]);
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++)
             sum[r][p] = v16_fma(x, high[p], sum[r][p]);
@@ -110,8 +112,7 @@ LANES_INLINE void pair_by_row(const float *const a[4], size_t stride,
 }
 
 /* Two steps of a wide tile: x stays in registers, weights pass by. */
-LANES_INLINE void pair_by_vector(const float *const a[4], size_t stride,
-                                 const uint32_t *b, size_t group, uint32_t k,
+LANES_INLINE void pair_by_vector(const struct tile *t, const struct cursor *at,
                                  uint32_t height, uint32_t width,
                                  v16 sum[LANES_ROWS][8])
 {
@@ -119,12 +120,12 @@ LANES_INLINE void pair_by_vector(const float *const a[4], size_t stride,
 
 #pragma GCC unroll 2
     for (uint32_t r = 0; r < height; r++) {
-        even[r] = v16_set1(ROW(a, r, stride)[k]);
-        odd[r] = v16_set1(ROW(a, r, stride)[k + 1]);
+        even[r] = v16_set1(ROW(at->a, r, t->a_stride)[at->k]);
+        odd[r] = v16_set1(ROW(at->a, r, t->a_stride)[at->k + 1]);
     }
 #pragma GCC unroll 8
     for (uint32_t p = 0; p < width; p++) {
-        v16 high, low = v16_load_bf16(b + p * group, &high);
+        v16 high, low = v16_load_bf16(at->b + p * t->b_group, &high);
 #pragma GCC unroll 2
         for (uint32_t r = 0; r < height; r++) {
             sum[r][p] = v16_fma(even[r], low, sum[r][p]);
@@ -138,32 +139,30 @@ LANES_INLINE void cell_bf16(const struct tile *t, const struct cell *cell,
                             bool is_part)
 {
     v16 sum[LANES_ROWS][8];
-    const uint32_t *b = cell->b;
-    const float *a[4];
-    size_t stride = t->a_stride;
-    uint32_t k = 0;
+    struct cursor at = {.b = cell->b};
 
     for (uint32_t i = 0; i < 4; i++)
-        a[i] = cell->a + 3 * i * stride;
+        at.a[i] = cell->a + 3 * i * t->a_stride;
 #pragma GCC unroll 12
     for (uint32_t r = 0; r < height; r++)
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++)
-            sum[r][p] = cell_start(t, cell, mode, r, p, is_part);
-    for (; k + 1 < t->n_k; k += 2, b += t->b_stride) {
+            sum[r][p] = sum_start(cell->c + r * t->c_stride + p * LANES,
+                                  cell->n_last, mode, is_part);
+    for (; at.k + 1 < t->n_k; at.k += 2, at.b += t->b_stride) {
         if (height <= 2)
-            pair_by_vector(a, stride, b, t->b_group, k, height, width, sum);
+            pair_by_vector(t, &at, height, width, sum);
         else
-            pair_by_row(a, stride, b, t->b_group, k, height, width, sum);
+            pair_by_row(t, &at, height, width, sum);
     }
-    if (k < t->n_k) { /* an odd last step */
+    if (at.k < t->n_k) { /* an odd last step */
 #pragma GCC unroll 12
         for (uint32_t r = 0; r < height; r++) {
-            v16 x = v16_set1(ROW(a, r, stride)[k]);
+            v16 x = v16_set1(ROW(at.a, r, t->a_stride)[at.k]);
 #pragma GCC unroll 8
             for (uint32_t p = 0; p < width; p++) {
                 v16 high;
-                v16 low = v16_load_bf16(b + p * t->b_group, &high);
+                v16 low = v16_load_bf16(at.b + p * t->b_group, &high);
                 sum[r][p] = v16_fma(x, low, sum[r][p]);
             }
         }
@@ -172,7 +171,8 @@ LANES_INLINE void cell_bf16(const struct tile *t, const struct cell *cell,
     for (uint32_t r = 0; r < height; r++)
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++)
-            cell_finish(t, cell, mode, r, p, is_part, sum[r][p]);
+            sum_finish(cell->c + r * t->c_stride + p * LANES, cell->n_last,
+                       mode, is_part, sum[r][p]);
 }
 
 /* Which heights exist in which width: see tile_width(). */
@@ -188,9 +188,9 @@ LANES_INLINE void cell_bf16(const struct tile *t, const struct cell *cell,
 #define CASES_12(kind, w, part)                                                \
     CASES_5(kind, w, part)                                                     \
     CASE(kind, 6, w, part)                                                     \
-    CASE(kind, 7, w, part) CASE(kind, 8, w, part) CASE(kind, 9, w, part)       \
-        CASE(kind, 10, w, part) CASE(kind, 11, w, part)                        \
-            CASE(kind, 12, w, part)
+    CASE(kind, 7, w, part)                                                     \
+    CASE(kind, 8, w, part) CASE(kind, 9, w, part) CASE(kind, 10, w, part)      \
+        CASE(kind, 11, w, part) CASE(kind, 12, w, part)
 
 #if defined(LANES_AVX512)
 #define CASES_WIDTH_8 CASES_2

@@ -3,6 +3,10 @@ if(TARGET test_base_nomem)
   target_link_options(test_base_nomem PRIVATE
     -Wl,--wrap=malloc,--wrap=calloc,--wrap=aligned_alloc,--wrap=strdup)
 endif()
+if(TARGET test_state_nomem)
+  target_link_options(test_state_nomem PRIVATE
+    -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc)
+endif()
 
 # The C protos are the public ones on the wire.
 if(TARGET proto)

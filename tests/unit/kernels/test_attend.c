@@ -164,9 +164,13 @@ static void check_cuts(struct session *s, const struct backend *backend,
     for (size_t c = 0; c < COUNT(CUTS); c++) {
         float *out = constant(out_floats(s), 0.0f);
         clear_blocks(s, 0.0f);
-        for (uint32_t t = 0; t < N_TOKEN; t += CUTS[c])
-            run(s, backend, pool, t,
-                t + CUTS[c] < N_TOKEN ? CUTS[c] : N_TOKEN - t, out);
+        for (uint32_t t = 0, end; t < N_TOKEN; t = end) {
+            end = t + CUTS[c] < N_TOKEN ? t + CUTS[c] : N_TOKEN;
+            run(s, backend, pool, t, end - t, out);
+            /* Rows of other sessions may follow: they are left alone. */
+            for (size_t i = end * s->q_stride; i < out_floats(s); i++)
+                cr_assert(out[i] == 0.0f);
+        }
         snprintf(what, sizeof(what), "%s, %u heads on %u of %u, cut %u",
                  backend->name, s->shape.n_head, s->shape.n_kv_head,
                  s->shape.d_head, CUTS[c]);
@@ -198,6 +202,27 @@ Test(attend, every_backend_cut_and_thread_count_gives_refs_bits)
         session_release(&s);
     }
     pools_destroy(pools);
+}
+
+/* The second call begins at every place of a block and crosses blocks. */
+Test(attend, a_prompt_may_be_cut_at_every_position)
+{
+    struct session s;
+    session_init(&s, SHAPES[1], 3);
+    float *want = whole(&s);
+
+    EACH_BACKEND(backend)
+    for (uint32_t cut = 1; cut < 2 * KV_BLOCK && backend != backend_ref_found();
+         cut++) {
+        float *out = constant(out_floats(&s), 0.0f);
+        clear_blocks(&s, 0.0f);
+        run(&s, backend, NULL, 0, cut, out);
+        run(&s, backend, NULL, cut, N_TOKEN - cut, out);
+        assert_same(out, want, out_floats(&s), backend->name);
+        drop(out);
+    }
+    drop(want);
+    session_release(&s);
 }
 
 /* Rejected drafts and later tokens of the same block lie behind a row. */

@@ -238,9 +238,13 @@ static void check_cuts(struct session *s, const struct backend *backend,
     for (size_t c = 0; c < COUNT(CUTS); c++) {
         float *out = constant(out_floats(s), 0.0f);
         reset(s, NAN);
-        for (uint32_t t = 0; t < N_TOKEN; t += CUTS[c])
-            run(s, backend, pool, t,
-                t + CUTS[c] < N_TOKEN ? CUTS[c] : N_TOKEN - t, out);
+        for (uint32_t t = 0, end; t < N_TOKEN; t = end) {
+            end = t + CUTS[c] < N_TOKEN ? t + CUTS[c] : N_TOKEN;
+            run(s, backend, pool, t, end - t, out);
+            /* Rows of other sessions may follow: they are left alone. */
+            for (size_t i = end * s->out_stride; i < out_floats(s); i++)
+                cr_assert(out[i] == 0.0f);
+        }
         snprintf(what, sizeof(what), "%s, %u/%u heads of %u x %u, cut %u",
                  backend->name, s->shape.n_k_head, s->shape.n_v_head,
                  s->shape.d_k, s->shape.d_v, CUTS[c]);
@@ -275,6 +279,30 @@ Test(delta, every_backend_cut_and_thread_count_gives_refs_bits)
         session_release(&s);
     }
     pools_destroy(pools);
+}
+
+/* The second call begins at every place of the grid and crosses its points. */
+Test(delta, a_prompt_may_be_cut_at_every_position)
+{
+    struct session s;
+    session_init(&s, SHAPES[4], 3);
+    float *want = whole(&s);
+    struct delta_state want_kept = kept(&s);
+
+    EACH_BACKEND(backend)
+    for (uint32_t cut = 1; cut < 2 * GRID && backend != backend_ref_found();
+         cut++) {
+        float *out = constant(out_floats(&s), 0.0f);
+        reset(&s, NAN);
+        run(&s, backend, NULL, 0, cut, out);
+        run(&s, backend, NULL, cut, N_TOKEN - cut, out);
+        assert_same(out, want, out_floats(&s), backend->name);
+        assert_kept(&s, &want_kept, backend->name);
+        drop(out);
+    }
+    state_free(&want_kept);
+    drop(want);
+    session_release(&s);
 }
 
 /* A draft writes records behind the cursor; going back is moving the cursor,

@@ -24,9 +24,9 @@ static void clear(struct stage *stage)
     for (uint32_t i = 0; i < model_config(stage->model)->n_layer; i++) {
         const struct mixer_plan *plan = model_plan(stage->model, i);
 
-        if (plan->state_bytes)
+        if (stage->layer[i].state)
             memset(stage->layer[i].state, 0, plan->state_bytes);
-        for (int b = 0; b < 2 && plan->block_bytes; b++)
+        for (int b = 0; b < 2 && stage->block[i][b]; b++)
             memset(stage->block[i][b], 0, plan->block_bytes);
     }
 }

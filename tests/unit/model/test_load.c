@@ -71,7 +71,7 @@ static void write_file(const char *dir, const char *name, struct bytes bytes)
 
 static void make_dir(char out[32])
 {
-    strcpy(out, "/tmp/godwit-load-XXXXXX");
+    (void)snprintf(out, 32, "/tmp/godwit-load-XXXXXX");
     cr_assert(mkdtemp(out));
 }
 
@@ -97,7 +97,8 @@ static void patch(struct bytes bytes, const char *after, const char *from,
     cr_assert_eq(strlen(from), strlen(to));
     at = memmem(at, bytes.n - (size_t)(at - bytes.data), from, strlen(from));
     cr_assert(at, "%s", from);
-    memcpy(at, to, strlen(to));
+    for (size_t i = 0; to[i]; i++)
+        at[i] = to[i];
 }
 
 static enum status load(const char *dir, uint64_t n_context, struct model **out)

@@ -129,6 +129,25 @@ Test(frame, refuses_every_cut_and_what_is_behind)
     writer_release(&writer);
 }
 
+Test(frame, refuses_a_length_that_lies_under_a_sound_digest)
+{
+    unsigned char hashed[16 + 10];
+    struct writer writer;
+    struct reader reader;
+    XXH128_hash_t hash;
+
+    make(&writer, "0123456789", 10);
+    writer.bytes[8] = 9;
+    memcpy(hashed, writer.bytes, 16);
+    memcpy(hashed + 16, "0123456789", 10);
+    hash = XXH3_128bits(hashed, sizeof(hashed));
+    memcpy(writer.bytes + 16, &hash.low64, 8);
+    memcpy(writer.bytes + 24, &hash.high64, 8);
+    cr_assert_eq(frame_open(writer.bytes, writer.n, KIND, VERSION, &reader),
+                 STATUS_DATA_LOSS);
+    writer_release(&writer);
+}
+
 Test(frame, of_another_kind_or_version_is_refused_by_name)
 {
     struct writer writer;

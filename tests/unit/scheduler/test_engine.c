@@ -5,6 +5,8 @@
  */
 #include "tests/unit/scheduler/fixture.h"
 
+#include "state/store_key.h"
+
 #include <criterion/criterion.h>
 
 #define TINY "assets/models/godwit-tiny"
@@ -260,6 +262,155 @@ Test(engine, another_request_closes_an_interrupted_turn)
     command->generate.has_resume = true;
     retry = node_call(node, command);
     cr_assert(reply_failed(retry, STATUS_NOT_FOUND, "REQUEST_UNKNOWN"));
+    node_destroy(node);
+}
+
+/* The stored record of the turn that begins at 0. */
+static size_t first_turn(struct node *node, void **out)
+{
+    struct reply *info = node_call(node, about(node, COMMAND_GET_SESSION, "s"));
+    struct key key = key_at('t', info->end->session.meta.uid, 0);
+    size_t n_bytes;
+
+    must(store_get(node->journal_store, key.bytes, key.n, out, &n_bytes));
+    return n_bytes;
+}
+
+Test(engine, an_interrupted_turn_is_closed_in_the_journal)
+{
+    struct node *node = started(NULL);
+    struct command *command = generate(node, "s", "r", 30, 1);
+    uint64_t number = command->reply;
+    void *open, *closed;
+    struct turn turn;
+    size_t n_bytes;
+
+    command->generate.sampling.max_tokens = 60;
+    node_send(node, command);
+    while (node->reply[number].n_token < 10)
+        node_step(node);
+    node_subject(node, COMMAND_DETACH, number);
+    node_until(node, 0);
+    n_bytes = first_turn(node, &open);
+    node_call(node, generate(node, "s", "other", 5, 2));
+    cr_assert_eq(first_turn(node, &closed), n_bytes);
+    cr_assert_neq(memcmp(open, closed, n_bytes), 0);
+    free(open);
+    free(closed);
+    command = generate(node, "s", "r3", 5, 1); /* or by CANCEL */
+    command->generate.sampling.max_tokens = 60;
+    number = command->reply;
+    node_send(node, command);
+    while (node->reply[number].n_token < 10)
+        node_step(node);
+    node_subject(node, COMMAND_DETACH, number);
+    cr_assert_eq(node_call(node, about(node, COMMAND_CANCEL, "s"))->last,
+                 EVENT_DONE);
+    must(
+        journal_last_turn(node->journal,
+                          node_call(node, about(node, COMMAND_GET_SESSION, "s"))
+                              ->end->session.meta.uid,
+                          &turn));
+    cr_assert_eq(turn.finish, FINISH_CANCELLED);
+    node_destroy(node);
+}
+
+/* One parameter after the other made different. */
+static bool changed(struct generate_command *g, uint32_t i)
+{
+    struct sampling *s = &g->sampling;
+
+    switch (i) {
+    case 0:
+        return s->temperature = 0.5f, true;
+    case 1:
+        return s->top_p = 0.5f, true;
+    case 2:
+        return s->min_p = 0.5f, true;
+    case 3:
+        return s->top_k = 5, true;
+    case 4:
+        return s->repetition_penalty = 2, true;
+    case 5:
+        return s->presence_penalty = 1, true;
+    case 6:
+        return s->frequency_penalty = 1, true;
+    case 7:
+        return s->min_tokens = 3, true;
+    case 8:
+        return s->seed++, true;
+    case 9:
+        return g->has_seed = false, true;
+    case 10:
+        return s->n_logprob = 2, true;
+    case 11:
+        return s->ignore_eos = true;
+    case 12:
+        return s->skip_special = true;
+    case 13:
+        return s->n_stop = 1, s->stop[0][0] = 'x', true;
+    case 14:
+        return s->n_stop_id = 1, true;
+    case 15:
+        return s->n_bias = 1, true;
+    case 16:
+        return g->is_append = true;
+    case 17:
+        return g->n_token--, true;
+    case 18:
+        return (((uint32_t *)g->token)[3] ^= 1), true;
+    }
+    return false;
+}
+
+Test(engine, a_retry_that_differs_in_anything_is_refused)
+{
+    struct node *node = started(NULL);
+    struct command *command;
+
+    node_call(node, generate(node, "s", "r", 30, 1));
+    for (uint32_t i = 0;; i++) {
+        command = generate(node, "s", "r", 30, 1);
+        if (!changed(&command->generate, i)) {
+            cr_assert_eq(i, 19);
+            cr_assert(reply_completed(node_call(node, command), FINISH_LENGTH));
+            break;
+        }
+        cr_assert(reply_failed(node_call(node, command),
+                               STATUS_INVALID_ARGUMENT, "REQUEST_ID_REUSED"),
+                  "change %u", i);
+    }
+    node_destroy(node);
+}
+
+Test(engine, times_are_those_of_the_clock)
+{
+    struct node *node = node_create(NULL);
+    struct command *command = generate(node, "a", "", 1000, 1);
+    struct reply *reply;
+    const struct timing *timing;
+    uint64_t number;
+
+    node->options.max_running = 1;
+    node_start(node);
+    node_send(node, command);
+    node_step(node);
+    command = generate(node, "b", "", 30, 1);
+    command->generate.sampling.max_tokens = 100;
+    number = command->reply;
+    node_send(node, command);
+    node_step(node);
+    clock_simulated_advance(&node->clock, 2000000);
+    reply = &node->reply[number];
+    while (reply->n_token < 1)
+        node_step(node);
+    clock_simulated_advance(&node->clock, 3000000);
+    node_until(node, number);
+    timing = &reply->end->complete.timing;
+    cr_assert_eq(timing->queued_us, 2000000);
+    cr_assert_eq(timing->first_token_us, 2000000);
+    cr_assert_eq(timing->prefill_us, 0);
+    cr_assert_eq(timing->decode_us, 3000000);
     node_destroy(node);
 }
 

@@ -74,6 +74,7 @@ static const struct row table[] = {
     {"STOP at once", {"STOP"}, "", true},
     {"ends with STO", {"STOP"}, "ends with STO", false},
     {"aab aaab", {"aaab"}, "aab ", true},
+    {"at the", {"e", "h"}, "at t", true}, /* both in one token */
     {"ababac", {"abac"}, "ab", true},
     {"two: xy, x", {"xy", "two: z"}, "two: ", true},
     {"first ends: \n\nUser: hello",

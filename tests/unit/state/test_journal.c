@@ -494,6 +494,15 @@ Test(record, refuses_fields_beyond_their_limits)
     cr_assert_eq(reread(&writer, sampling_at + 52, STOP_ID_MAX + 1, true),
                  STATUS_DATA_LOSS);
     cr_assert_eq(reread(&writer, sampling_at + 55, 2, true), STATUS_DATA_LOSS);
+    /* Counts that pass a limit and still fit the bytes: 2 ids are 1 bias. */
+    writer.bytes[FRAME_HEAD_BYTES + sampling_at + 54] =
+        LOGIT_BIAS_MAX - 1 - 256;
+    cr_assert_eq(reread(&writer, sampling_at + 52, STOP_ID_MAX + 2, true),
+                 STATUS_DATA_LOSS);
+    writer.bytes[FRAME_HEAD_BYTES + sampling_at + 54] =
+        LOGIT_BIAS_MAX + 1 - 256;
+    cr_assert_eq(reread(&writer, sampling_at + 52, STOP_ID_MAX - 2, true),
+                 STATUS_DATA_LOSS);
     writer_release(&writer);
 }
 

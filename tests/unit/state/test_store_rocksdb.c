@@ -15,10 +15,26 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 enum { N_ROW = 100000, NOBODY = 65534 };
+
+/* RocksDB's calls of these come here: what was asked of the disk is counted. */
+static _Atomic uint32_t n_sync;
+
+__attribute__((visibility("default"))) int fdatasync(int fd)
+{
+    n_sync++;
+    return (int)syscall(SYS_fdatasync, fd);
+}
+
+__attribute__((visibility("default"))) int fsync(int fd)
+{
+    n_sync++;
+    return (int)syscall(SYS_fsync, fd);
+}
 
 static struct store *store;
 static char dir[] = "/tmp/godwit-rocks-XXXXXX";
@@ -198,6 +214,29 @@ Test(rocksdb, keeps_every_acknowledged_row_over_kill_9)
         cr_assert_eq(open_here(), STATUS_OK, "%s", status_reason());
         n = count_rows(store);
         cr_assert(n > last, "%u told, %u found", last + 1, n);
+        store_close(store);
+        store = NULL;
+    }
+}
+
+Test(rocksdb, asks_the_disk_once_for_each_synced_write)
+{
+    for (int kind = 0; kind < 2; kind++) {
+        char path[64];
+        uint32_t n_before;
+
+        (void)snprintf(path, sizeof(path), "%s/%d", dir, kind);
+        cr_assert_eq(
+            store_open_rocksdb(path, kind ? STORE_BULK : STORE_JOURNAL, &store),
+            STATUS_OK);
+        cr_assert_eq(put(store, 0, true), STATUS_OK);
+        n_before = n_sync;
+        for (uint32_t i = 1; i < 50; i++)
+            cr_assert_eq(put(store, i, false), STATUS_OK);
+        cr_assert_eq(n_sync, n_before);
+        for (uint32_t i = 50; i < 100; i++)
+            cr_assert_eq(put(store, i, true), STATUS_OK);
+        cr_assert_eq(n_sync, n_before + 50);
         store_close(store);
         store = NULL;
     }

@@ -1,0 +1,199 @@
+#include "node/bench_node.h"
+
+#include "base/arena.h"
+#include "node/node.h"
+#include "scheduler/sampler.h"
+
+#include <ftw.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define SCRATCH_OPEN_MAX 16 /* descriptors while the directory is removed */
+#define SESSION_MAX 64u
+
+struct bench_node {
+    struct node *node;
+    char directory[PATH_MAX];
+    uint64_t n_run; /* sessions get new names each run */
+};
+
+static uint64_t now_us(void)
+{
+    return clock_real()->now_us(clock_real());
+}
+
+static int remove_one(const char *path, const struct stat *info, int kind,
+                      struct FTW *at)
+{
+    (void)info;
+    (void)kind;
+    (void)at;
+    return remove(path);
+}
+
+enum status bench_node_start(const struct bench_node_options *options,
+                             struct bench_node **out)
+{
+    struct bench_node *bench = calloc(1, sizeof(*bench));
+    struct node_options node = {
+        .model = options->model,
+        .backend = options->backend,
+        .n_thread = options->n_thread,
+        .max_running = SESSION_MAX,
+        .max_queue = SESSION_MAX,
+        .max_sessions = 1000000,
+        .default_max_tokens = 256,
+        .durability = "local",
+        .name = "bench",
+    };
+    enum status st;
+
+    if (!bench)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for a bench");
+    (void)snprintf(bench->directory, sizeof(bench->directory),
+                   "%s/godwit-bench-XXXXXX",
+                   options->data[0] ? options->data : "/tmp");
+    if (!mkdtemp(bench->directory)) {
+        st = status_fail(STATUS_PERMISSION_DENIED,
+                         "scratch directory %s cannot be made",
+                         bench->directory);
+        free(bench);
+        return st;
+    }
+    node.data = bench->directory;
+    st = node_start(&node, &bench->node);
+    if (st) {
+        bench_node_stop(bench);
+        return st;
+    }
+    *out = bench;
+    return STATUS_OK;
+}
+
+static void discard_events(struct ring *outbox)
+{
+    struct event *event;
+
+    while (ring_pop(outbox, &event))
+        event_destroy(event);
+}
+
+void bench_node_stop(struct bench_node *bench)
+{
+    if (!bench)
+        return;
+    if (bench->node) {
+        node_drain(bench->node, 1000);
+        discard_events(node_outbox(bench->node));
+    }
+    node_destroy(bench->node);
+    (void)nftw(bench->directory, remove_one, SCRATCH_OPEN_MAX,
+               FTW_DEPTH | FTW_PHYS);
+    free(bench);
+}
+
+/* Replies are numbered from 1, so that 0 stays "nobody". */
+static enum status push_prompt(struct bench_node *bench, uint32_t i,
+                               uint64_t n_prompt, uint32_t n_output)
+{
+    const uint32_t n_vocab = model_config(node_model(bench->node))->n_vocab;
+    struct arena *arena;
+    struct command *command;
+    uint32_t *token;
+    enum status st = arena_create(n_prompt * sizeof(*token) + 65536, &arena);
+
+    if (st)
+        return st;
+    command = arena_take(arena, sizeof(*command));
+    token = arena_take(arena, n_prompt * sizeof(*token));
+    if (!command || !token) {
+        arena_destroy(arena);
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
+    for (uint64_t t = 0; t < n_prompt; t++)
+        token[t] = (uint32_t)((t + 1000 * i) * 2654435761u >> 7) % n_vocab;
+    command->kind = COMMAND_GENERATE;
+    command->arena = arena;
+    command->reply = i + 1;
+    command->generate.token = token;
+    command->generate.n_token = n_prompt;
+    command->generate.creates = true;
+    command->generate.has_seed = true;
+    sampling_init(&command->generate.sampling);
+    command->generate.sampling.temperature = 0;
+    command->generate.sampling.max_tokens = n_output;
+    command->generate.sampling.ignore_eos = true;
+    (void)snprintf(command->generate.session, sizeof(command->generate.session),
+                   "bench-%lu-%u", bench->n_run, i);
+    if (!ring_push(node_inbox(bench->node), &command)) {
+        arena_destroy(arena);
+        return status_fail(STATUS_RESOURCE_EXHAUSTED, "inbox is full");
+    }
+    return STATUS_OK;
+}
+
+/* What is known of the run from the events so far. */
+struct tally {
+    uint64_t n_token;  /* of all sessions */
+    uint64_t first_us; /* when the last session had its first token */
+    uint64_t n_before; /* tokens sent up to then */
+    uint32_t n_first, n_done;
+    bool is_seen[SESSION_MAX];
+    enum status status;
+};
+
+static void count(struct tally *tally, const struct event *event)
+{
+    const uint32_t i = (uint32_t)event->reply - 1;
+
+    if (event->kind == EVENT_TOKENS) {
+        tally->n_token += event->tokens.n_token;
+        if (!tally->is_seen[i]) {
+            tally->is_seen[i] = true;
+            tally->n_first++;
+            tally->first_us = now_us();
+            tally->n_before = tally->n_token;
+        }
+    }
+    if (event->kind == EVENT_ERROR && !tally->status)
+        tally->status = status_adopt(&event->cause);
+    if (event->is_last)
+        tally->n_done++;
+}
+
+enum status bench_node_run(struct bench_node *bench, uint32_t n_session,
+                           uint64_t n_prompt, uint32_t n_output,
+                           double *out_prefill, double *out_decode)
+{
+    struct ring *outbox = node_outbox(bench->node);
+    const uint64_t start_us = now_us();
+    struct tally tally = {0};
+    uint64_t end_us;
+
+    bench->n_run++;
+    for (uint32_t i = 0; i < n_session; i++) {
+        const enum status st = push_prompt(bench, i, n_prompt, n_output);
+
+        if (st)
+            return st;
+    }
+    while (tally.n_done < n_session) {
+        struct event *event;
+
+        while (ring_pop(outbox, &event)) {
+            count(&tally, event);
+            event_destroy(event);
+        }
+        if (tally.n_done < n_session)
+            ring_wait(outbox, -1);
+    }
+    end_us = now_us();
+    *out_prefill = 1e6 * (double)(n_session * n_prompt) /
+                   (double)(tally.first_us - start_us + 1);
+    *out_decode = 1e6 * (double)(tally.n_token - tally.n_before) /
+                  (double)(end_us - tally.first_us + 1);
+    return tally.status;
+}

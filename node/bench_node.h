@@ -1,0 +1,41 @@
+#ifndef NODE_BENCH_NODE_H
+#define NODE_BENCH_NODE_H
+/*
+ * Tokens per second of a whole node but for the network: commands in through
+ * the inbox ring, events out of the outbox ring, scheduler, sampler and journal
+ * on. What a client can get at most; beside `bench`'s bare rows it shows what
+ * durability and scheduling cost.
+ */
+#include "base/status.h"
+
+#include <stdint.h>
+
+struct bench_node_options {
+    const char *model, *backend;
+    uint64_t n_thread;
+    const char *data; /* parent of the scratch directory; "" for /tmp */
+};
+
+struct bench_node;
+
+/*
+ * Start a node on an empty scratch directory.  as node_start()
+ *   PERMISSION_DENIED  the scratch directory cannot be made
+ */
+MUST_CHECK enum status
+bench_node_start(const struct bench_node_options *options,
+                 struct bench_node **out);
+/* Stop it and remove the directory; accepts NULL. */
+void bench_node_stop(struct bench_node *bench);
+
+/*
+ * n_session new sessions at once, each with n_prompt input tokens and n_output
+ * sampled ones. The rate counts tokens that were committed and sent:
+ * *out_prefill up to the last session's first token, *out_decode from there.
+ *   as the engine's errors
+ */
+MUST_CHECK enum status bench_node_run(struct bench_node *bench,
+                                      uint32_t n_session, uint64_t n_prompt,
+                                      uint32_t n_output, double *out_prefill,
+                                      double *out_decode);
+#endif

@@ -1,0 +1,197 @@
+/*
+ * Everything at once, from a seed: sessions in a memory too small for them,
+ * readers that pause and vanish, a journal and a store that fail for a while,
+ * kills in mid-step, damaged snapshots. Clients send a request again until it
+ * is complete. The oracle: each session's log is that of the same turns alone
+ * on an undisturbed node, whatever the seed did (E1, E2, E3, E5 together).
+ */
+#include "base/log.h"
+#include "tests/unit/scheduler/fixture.h"
+
+#include <criterion/criterion.h>
+
+#define N_SESSION 6u
+#define N_TURN 4u
+
+struct client {
+    uint32_t turn;  /* to be done next */
+    uint64_t reply; /* 0: none is open */
+};
+
+static uint64_t draw(uint64_t *seed, uint64_t n)
+{
+    *seed = *seed * 6364136223846793005u + 1442695040888963407u;
+    return (*seed >> 33) % n;
+}
+
+static struct command *turn_of(struct node *node, uint32_t s, uint32_t t)
+{
+    char name[16], id[16];
+    struct command *command;
+
+    snprintf(name, sizeof(name), "s%u", s);
+    snprintf(id, sizeof(id), "turn-%u", t);
+    command = generate(node, name, id, 1 + (s * 37 + t * 53) % 180, 10 * s + t);
+    command->generate.sampling.max_tokens = 4 + (s * 5 + t * 9) % 25;
+    command->generate.sampling.top_p = s % 2 ? 0.9f : 1;
+    command->generate.sampling.presence_penalty = s % 3 ? 0 : 0.5f;
+    command->generate.is_append = (s + t) % 5 == 4;
+    return command;
+}
+
+static void damage(struct store *store, uint64_t *seed)
+{
+    struct store_batch *batch = store_batch_create(store);
+    struct store_scan *scan;
+    const void *key, *value;
+    size_t key_bytes, value_bytes;
+
+    must(store_scan_open(store, &(struct store_range){"\1", 1, "\377", 1},
+                         false, &scan));
+    while (store_scan_next(scan, &key, &key_bytes, &value, &value_bytes)) {
+        if (value_bytes == 0 || draw(seed, 4) != 0)
+            continue;
+        char *copy = malloc(value_bytes);
+        memcpy(copy, value, value_bytes);
+        copy[draw(seed, value_bytes)] ^= (char)(1 << draw(seed, 8));
+        store_batch_put(batch, key, key_bytes, copy, value_bytes);
+        free(copy);
+    }
+    store_scan_close(scan);
+    must(store_write(store, batch, true));
+    store_batch_destroy(batch);
+}
+
+static void set_faults(struct node *node, bool is_journal, bool is_bulk)
+{
+    store_memory_faults(node->journal_store)->is_read_only = is_journal;
+    store_memory_faults(node->bulk_store)->is_read_only = is_bulk;
+}
+
+static void restart(struct node *node, struct client *client, uint64_t *seed)
+{
+    if (draw(seed, 3) == 0)
+        node_stop(node);
+    else
+        node_kill(node);
+    set_faults(node, false, false);
+    if (draw(seed, 2) == 0)
+        damage(node->bulk_store, seed);
+    for (uint32_t s = 0; s < N_SESSION; s++)
+        client[s].reply = 0;
+    for (uint32_t i = 0; i < REPLY_MAX; i++)
+        reply_release(&node->reply[i]);
+    node->last_reply = 0;
+    node_start(node);
+}
+
+static void act(struct node *node, struct client *client, uint64_t *seed)
+{
+    struct client *one = &client[draw(seed, N_SESSION)];
+    uint32_t s = (uint32_t)(one - client);
+
+    if (one->reply && node->reply[one->reply].is_over) {
+        const struct reply *reply = &node->reply[one->reply];
+        one->turn += reply->last == EVENT_COMPLETE;
+        one->reply = 0;
+    }
+    if (!one->reply && one->turn < N_TURN) {
+        struct command *command = turn_of(node, s, one->turn);
+        one->reply = command->reply;
+        node_send(node, command);
+        return;
+    }
+    if (!one->reply)
+        return;
+    switch (draw(seed, 12)) {
+    case 0:
+        node_subject(node, COMMAND_PAUSE, one->reply);
+        break;
+    case 1:
+    case 2:
+    case 3:
+        node_subject(node, COMMAND_RESUME, one->reply);
+        break;
+    case 4:
+        node_subject(node, COMMAND_DETACH, one->reply);
+        one->reply = 0;
+        break;
+    case 5: { /* the same once more while it runs */
+        struct command *command = turn_of(node, s, one->turn);
+        one->reply = command->reply;
+        node_send(node, command);
+        break;
+    }
+    default:
+        break;
+    }
+}
+
+static void expect_alone(struct node *node, uint32_t s, uint64_t seed)
+{
+    struct node *alone = node_create(NULL);
+    struct reply *want, *got;
+    char name[16];
+
+    node_start(alone);
+    for (uint32_t t = 0; t < N_TURN; t++)
+        need(node_call(alone, turn_of(alone, s, t))->last == EVENT_COMPLETE);
+    snprintf(name, sizeof(name), "s%u", s);
+    want = node_read(alone, name);
+    got = node_read(node, name);
+    cr_assert_eq(got->n_token, want->n_token, "seed %lu: s%u has %u not %u",
+                 seed, s, got->n_token, want->n_token);
+    cr_assert(same_tokens(got, want), "seed %lu: s%u differs", seed, s);
+    node_destroy(alone);
+}
+
+static bool is_done(const struct client *client)
+{
+    for (uint32_t s = 0; s < N_SESSION; s++)
+        if (client[s].turn < N_TURN)
+            return false;
+    return true;
+}
+
+static void run(uint64_t number)
+{
+    struct node *node = node_create(NULL);
+    struct client client[N_SESSION] = {0};
+    uint64_t seed = number * 7919 + 1;
+    uint32_t i;
+
+    node->options.session_bytes =
+        (2 + draw(&seed, 3)) * memory_bytes_for(node->model, 900);
+    node->options.step_tokens = 16 << draw(&seed, 4);
+    node->options.max_running = 1 + (uint32_t)draw(&seed, 6);
+    node->options.max_queue = 3;
+    node_start(node);
+    for (i = 0; i < 20000 && !is_done(client); i++) {
+        uint64_t dice = draw(&seed, 300);
+        if (dice == 0 || node->last_reply + 20 > REPLY_MAX)
+            restart(node, client, &seed);
+        else if (dice == 1)
+            set_faults(node, true, draw(&seed, 2));
+        else if (dice == 2)
+            set_faults(node, false, true);
+        else if (dice < 20)
+            set_faults(node, false, false);
+        else if (dice < 120)
+            act(node, client, &seed);
+        else if (!node_step(node))
+            ring_wait(node->inbox, 1);
+    }
+    cr_assert(is_done(client), "seed %lu hangs", number);
+    set_faults(node, false, false);
+    node_until(node, 0);
+    for (uint32_t s = 0; s < N_SESSION; s++)
+        expect_alone(node, s, number);
+    node_destroy(node);
+}
+
+Test(engine_chaos, every_log_is_that_of_an_undisturbed_node)
+{
+    log_set_level(LOG_ERROR + 1); /* faults are planned here */
+    for (uint64_t number = 1; number <= 12; number++)
+        run(number);
+}

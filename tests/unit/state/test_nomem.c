@@ -1,0 +1,318 @@
+/*
+ * Every allocation of a call is made to fail, the n-th for n = 1, 2, ..., until
+ * the call succeeds. Each failure must be RESOURCE_EXHAUSTED, change nothing
+ * and leak nothing, which the ASan build judges. The linker puts the __wrap_
+ * functions between our code and libc; RocksDB's own memory is not reached.
+ */
+#include "base/log.h"
+#include "state/threads.h"
+
+#include <criterion/criterion.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N_MAX = 300, N_TOKEN = 300 };
+
+/* Allocations still to succeed before one fails; negative: none fails. */
+static int n_left = -1;
+
+static bool fails(void)
+{
+    return n_left >= 0 && n_left-- == 0;
+}
+
+void *__real_malloc(size_t n);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *old, size_t n);
+void *__real_aligned_alloc(size_t alignment, size_t size);
+void *__wrap_malloc(size_t n);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *old, size_t n);
+void *__wrap_aligned_alloc(size_t alignment, size_t size);
+
+void *__wrap_malloc(size_t n)
+{
+    return fails() ? NULL : __real_malloc(n);
+}
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+    return fails() ? NULL : __real_calloc(n, size);
+}
+
+void *__wrap_realloc(void *old, size_t n)
+{
+    return fails() ? NULL : __real_realloc(old, n);
+}
+
+void *__wrap_aligned_alloc(size_t alignment, size_t size)
+{
+    return fails() ? NULL : __real_aligned_alloc(alignment, size);
+}
+
+static const struct uid alice = {0x10, 1};
+static uint32_t token[N_TOKEN];
+static const struct ids tokens = {.id = token, .n = N_TOKEN};
+static struct model *model;
+static struct store *store;
+static struct journal *journal;
+static struct snapshots *snapshots;
+static struct memory *filled;
+
+static struct digest chain_at(uint64_t position)
+{
+    return digest_tokens(model_fingerprint(model), token, position);
+}
+
+static void begin(void)
+{
+    const struct model_options options = {.backend = backend_all()[0]};
+
+    log_set_level(LOG_ERROR + 1);
+    for (uint32_t i = 0; i < N_TOKEN; i++)
+        token[i] = i;
+    cr_assert_eq(model_load("tests/golden/qwen3_5_text", &options, &model),
+                 STATUS_OK, "%s", status_reason());
+    cr_assert_eq(store_open_memory(&store), STATUS_OK);
+    cr_assert_eq(journal_open(store, model_fingerprint(model), &journal),
+                 STATUS_OK);
+    cr_assert_eq(snapshots_open(store, model, &snapshots), STATUS_OK);
+    cr_assert_eq(memory_create(model, &filled), STATUS_OK);
+    cr_assert_eq(memory_reserve(filled, 200), STATUS_OK);
+    memory_advance(filled, 200);
+}
+
+static void end(void)
+{
+    memory_destroy(filled);
+    snapshots_close(snapshots);
+    journal_close(journal);
+    store_close(store);
+    model_destroy(model);
+}
+
+TestSuite(nomem, .init = begin, .fini = end, .timeout = 60);
+
+/* How many allocations `call` makes; each was made to fail before. */
+static int until_success(enum status (*call)(void))
+{
+    for (int n = 0; n < N_MAX; n++) {
+        enum status st;
+        bool has_failed;
+
+        n_left = n;
+        st = call();
+        has_failed = n_left < 0;
+        n_left = -1;
+        if (!has_failed) {
+            cr_assert_eq(st, STATUS_OK, "%s", status_reason());
+            return n;
+        }
+        cr_assert_eq(st, STATUS_RESOURCE_EXHAUSTED, "at %d: %s: %s", n,
+                     status_name(st), status_reason());
+    }
+    cr_assert_fail("still failing");
+    return 0;
+}
+
+static enum status open_store(void)
+{
+    struct store *other;
+    enum status st = store_open_memory(&other);
+
+    if (!st)
+        store_close(other);
+    return st;
+}
+
+static enum status open_journal(void)
+{
+    struct journal *other;
+    enum status st = journal_open(store, (struct digest){1, 1}, &other);
+
+    if (!st)
+        journal_close(other);
+    return st;
+}
+
+static enum status open_snapshots(void)
+{
+    struct snapshots *other;
+    enum status st = snapshots_open(store, model, &other);
+
+    if (!st)
+        snapshots_close(other);
+    return st;
+}
+
+Test(nomem, to_open)
+{
+    cr_assert_geq(until_success(open_store), 1);
+    cr_assert_geq(until_success(open_journal), 1);
+    cr_assert_geq(until_success(open_snapshots), 2);
+}
+
+static uint32_t n_session;
+
+static enum status count(void *context, const struct session_meta *meta,
+                         uint64_t n_token)
+{
+    (void)context;
+    (void)meta;
+    cr_assert_eq(n_token, N_TOKEN);
+    n_session++;
+    return STATUS_OK;
+}
+
+static void check_log(uint32_t n)
+{
+    uint64_t n_bad;
+
+    n_session = 0;
+    cr_assert_eq(journal_each_session(journal, count, NULL, &n_bad), STATUS_OK);
+    cr_assert_eq(n_session, n);
+}
+
+static enum status write_log(void)
+{
+    struct session_meta meta = {.uid = alice, .name = "alice"};
+    struct turn turn = {.n_input = 7};
+    struct journal_batch *batch = journal_batch_create(journal);
+    enum status st;
+
+    if (!batch)
+        return STATUS_RESOURCE_EXHAUSTED;
+    journal_put_session(batch, &meta);
+    journal_put_tokens(batch, alice, 0, token, 100, chain_at(100));
+    journal_put_tokens(batch, alice, 100, token + 100, 200, chain_at(N_TOKEN));
+    journal_put_turn(batch, alice, &turn);
+    st = journal_commit(journal, &batch, 1, true);
+    journal_batch_destroy(batch);
+    if (st)
+        check_log(0);
+    return st;
+}
+
+static enum status read_log(void)
+{
+    struct ids ids = {0};
+    struct digest chain = {0};
+    struct turn turn;
+    uint64_t n_bad;
+    enum status st = journal_read_tokens(journal, alice, &ids, &chain);
+
+    if (!st) {
+        cr_assert_eq(ids.n, N_TOKEN);
+        cr_assert(digest_equal(chain, chain_at(N_TOKEN)));
+        st = journal_last_turn(journal, alice, &turn);
+    }
+    if (!st)
+        st = journal_each_session(journal, count, NULL, &n_bad);
+    free(ids.id);
+    return st;
+}
+
+static enum status delete_log(void)
+{
+    struct journal_batch *batch = journal_batch_create(journal);
+    enum status st;
+
+    if (!batch)
+        return STATUS_RESOURCE_EXHAUSTED;
+    journal_delete_session(batch, alice);
+    st = journal_commit(journal, &batch, 1, true);
+    journal_batch_destroy(batch);
+    if (st)
+        check_log(1);
+    return st;
+}
+
+Test(nomem, to_write_read_and_delete_a_log)
+{
+    cr_assert_geq(until_success(write_log), 10);
+    check_log(1);
+    cr_assert_geq(until_success(read_log), 5);
+    cr_assert_geq(until_success(delete_log), 3);
+    check_log(0);
+}
+
+static enum status save(void)
+{
+    struct image *image;
+    enum status st =
+        image_create(model, alice, filled, chain_at(200), 0, &image);
+
+    if (st)
+        return st;
+    st = snapshot_save(snapshots, image);
+    image_destroy(image);
+    if (st) {
+        struct snapshot_entry entry;
+        uint32_t n;
+
+        cr_assert_eq(snapshot_list(snapshots, alice, &entry, 1, &n), STATUS_OK);
+        cr_assert_eq(n, 0, "a failed save is named");
+    }
+    return st;
+}
+
+/* A value for which there is no memory is one that is not used. */
+static enum status load(void)
+{
+    enum restore_reason reason;
+    struct memory *memory;
+    enum status st = memory_create(model, &memory);
+
+    if (st)
+        return st;
+    st = snapshot_load(snapshots, alice, &tokens, N_TOKEN, memory, &reason);
+    cr_assert_eq(memory_position(memory), st || reason ? 0 : 200);
+    if (!st && reason) {
+        cr_assert_eq(reason, RESTORE_DAMAGED);
+        st = status_fail(STATUS_RESOURCE_EXHAUSTED, "replay");
+    }
+    memory_destroy(memory);
+    return st;
+}
+
+Test(nomem, to_save_and_load_a_snapshot)
+{
+    cr_assert_geq(until_success(save), 5);
+    cr_assert_geq(until_success(load), 10);
+}
+
+static struct ring *ring;
+
+static enum status start_journal(void)
+{
+    struct journal_thread_options options = {
+        .journal = journal, .outbox = ring, .reports = ring, .engine = ring};
+    struct journal_thread *thread;
+    enum status st = journal_thread_start(&options, 4, &thread);
+
+    if (!st)
+        journal_thread_stop(thread);
+    return st;
+}
+
+static enum status start_store(void)
+{
+    struct store_thread_options options = {.journal = journal,
+                                           .snapshots = snapshots,
+                                           .done = ring,
+                                           .engine = ring};
+    struct store_thread *thread;
+    enum status st = store_thread_start(&options, 4, &thread);
+
+    if (!st)
+        store_thread_stop(thread);
+    return st;
+}
+
+Test(nomem, to_start_a_thread)
+{
+    cr_assert_eq(ring_create(1, 1, &ring), STATUS_OK);
+    cr_assert_geq(until_success(start_journal), 3);
+    cr_assert_geq(until_success(start_store), 3);
+    ring_destroy(ring);
+}
