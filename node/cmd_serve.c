@@ -193,8 +193,7 @@ int cmd_serve(int argc, char **argv)
     if (!st)
         st = log_level_parse(values.log_level, &level);
     if (st) {
-        fprintf(stderr, "godwitd: %s; see godwitd serve --help\n",
-                status_reason());
+        fprintf(stderr, "godwitd: %s\n", status_reason());
         settings_release(store);
         return 2;
     }

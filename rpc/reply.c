@@ -34,10 +34,9 @@ static void full_name(const char *id, char out[FULL_NAME_SIZE])
 }
 
 /* Accepted, PrefillProgress and GenerateComplete. */
-static enum status pack_accepted(const struct event *event,
-                                 Godwit__V1__GenerateResponse *response,
-                                 struct packed *out)
+static enum status pack_accepted(const struct event *event, struct packed *out)
 {
+    Godwit__V1__GenerateResponse response = GODWIT__V1__GENERATE_RESPONSE__INIT;
     Godwit__V1__Accepted accepted = GODWIT__V1__ACCEPTED__INIT;
     char request_id[REQUEST_ID_SIZE], name[FULL_NAME_SIZE];
 
@@ -45,18 +44,17 @@ static enum status pack_accepted(const struct event *event,
     memcpy(request_id, event->accepted.request_id, sizeof(request_id));
     accepted.queue_position = event->accepted.n_ahead;
     accepted.seed = event->accepted.seed;
-    response->request_id = request_id;
-    response->session = name;
-    response->position = event->accepted.position;
-    response->event_case = GODWIT__V1__GENERATE_RESPONSE__EVENT_ACCEPTED;
-    response->accepted = &accepted;
-    return wire_pack(&response->base, out);
+    response.request_id = request_id;
+    response.session = name;
+    response.position = event->accepted.position;
+    response.event_case = GODWIT__V1__GENERATE_RESPONSE__EVENT_ACCEPTED;
+    response.accepted = &accepted;
+    return wire_pack(&response.base, out);
 }
 
-static enum status pack_progress(const struct event *event,
-                                 Godwit__V1__GenerateResponse *response,
-                                 struct packed *out)
+static enum status pack_progress(const struct event *event, struct packed *out)
 {
+    Godwit__V1__GenerateResponse response = GODWIT__V1__GENERATE_RESPONSE__INIT;
     Godwit__V1__PrefillProgress progress = GODWIT__V1__PREFILL_PROGRESS__INIT;
     Google__Protobuf__Duration elapsed =
         duration_of(event->progress.elapsed_us);
@@ -70,15 +68,14 @@ static enum status pack_progress(const struct event *event,
     if (event->progress.remaining_us)
         progress.estimated_remaining = &remaining;
     progress.mode = GODWIT__V1__SPLIT_MODE__SPLIT_MODE_SINGLE;
-    response->event_case = GODWIT__V1__GENERATE_RESPONSE__EVENT_PROGRESS;
-    response->progress = &progress;
-    return wire_pack(&response->base, out);
+    response.event_case = GODWIT__V1__GENERATE_RESPONSE__EVENT_PROGRESS;
+    response.progress = &progress;
+    return wire_pack(&response.base, out);
 }
 
-static enum status pack_complete(const struct event *event,
-                                 Godwit__V1__GenerateResponse *response,
-                                 struct packed *out)
+static enum status pack_complete(const struct event *event, struct packed *out)
 {
+    Godwit__V1__GenerateResponse response = GODWIT__V1__GENERATE_RESPONSE__INIT;
     static char *const reasons[] = {"RESIDENT", "RESTORED", "NONE"};
     Godwit__V1__GenerateComplete complete = GODWIT__V1__GENERATE_COMPLETE__INIT;
     Godwit__V1__Usage usage = GODWIT__V1__USAGE__INIT;
@@ -106,10 +103,10 @@ static enum status pack_complete(const struct event *event,
     complete.timing = &timing;
     complete.reuse = &reuse;
     complete.committed_position = event->complete.committed_position;
-    response->position = event->complete.committed_position;
-    response->event_case = GODWIT__V1__GENERATE_RESPONSE__EVENT_COMPLETE;
-    response->complete = &complete;
-    return wire_pack(&response->base, out);
+    response.position = event->complete.committed_position;
+    response.event_case = GODWIT__V1__GENERATE_RESPONSE__EVENT_COMPLETE;
+    response.complete = &complete;
+    return wire_pack(&response.base, out);
 }
 
 static Godwit__V1__TokenLogprob *logprob_of(struct arena *arena,
@@ -147,9 +144,9 @@ static Godwit__V1__TokenLogprobs *logprobs_of(struct arena *arena,
 }
 
 static enum status pack_tokens(const struct event *event, struct arena *arena,
-                               Godwit__V1__GenerateResponse *response,
                                struct packed *out)
 {
+    Godwit__V1__GenerateResponse response = GODWIT__V1__GENERATE_RESPONSE__INIT;
     Godwit__V1__TokenChunk chunk = GODWIT__V1__TOKEN_CHUNK__INIT;
     const uint32_t n_logprobs = event->tokens.n_logprobs;
 
@@ -170,10 +167,10 @@ static enum status pack_tokens(const struct event *event, struct arena *arena,
         if (!chunk.logprobs[i])
             return status_cause()->code;
     }
-    response->position = event->tokens.position;
-    response->event_case = GODWIT__V1__GENERATE_RESPONSE__EVENT_CHUNK;
-    response->chunk = &chunk;
-    return wire_pack(&response->base, out);
+    response.position = event->tokens.position;
+    response.event_case = GODWIT__V1__GENERATE_RESPONSE__EVENT_CHUNK;
+    response.chunk = &chunk;
+    return wire_pack(&response.base, out);
 }
 
 static enum status wrong_event(const struct event *event)
@@ -186,17 +183,15 @@ static enum status wrong_event(const struct event *event)
 static enum status pack_generate(const struct event *event, struct arena *arena,
                                  struct packed *out)
 {
-    Godwit__V1__GenerateResponse response = GODWIT__V1__GENERATE_RESPONSE__INIT;
-
     switch (event->kind) {
     case EVENT_ACCEPTED:
-        return pack_accepted(event, &response, out);
+        return pack_accepted(event, out);
     case EVENT_PROGRESS:
-        return pack_progress(event, &response, out);
+        return pack_progress(event, out);
     case EVENT_TOKENS:
-        return pack_tokens(event, arena, &response, out);
+        return pack_tokens(event, arena, out);
     case EVENT_COMPLETE:
-        return pack_complete(event, &response, out);
+        return pack_complete(event, out);
     default:
         return wrong_event(event);
     }

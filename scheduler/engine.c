@@ -191,7 +191,7 @@ static void park_all(struct engine *engine)
             status_fail(STATUS_UNAVAILABLE, "node is draining");
             status_because("NODE_DRAINING");
             status_retry(1000);
-            request_fail(engine, request, FINISH_NONE, status_cause());
+            request_fail(engine, request, FINISH_ERROR, status_cause());
         } else {
             request_interrupt(engine, request, FINISH_DRAINED);
         }

@@ -132,8 +132,8 @@ struct effect {
 struct flight {
     struct flight *next;   /* sent later */
     struct commit *commit; /* NULL: handed to the journal thread */
-    uint64_t step;
-    bool is_lost; /* its effects are already taken back */
+    uint64_t step, epoch;  /* as its commit's */
+    bool is_lost;          /* its effects are already taken back */
     uint32_t n_effect, effect_capacity, message_capacity;
     struct effect *effect;
 };
@@ -319,7 +319,8 @@ void request_finish(struct engine *engine, struct request *request,
 /* COMPLETE to the reader, nothing else. */
 void request_complete(struct engine *engine, struct request *request,
                       enum finish_reason finish);
-/* End with an error for the reader; an admitted turn is closed as `finish`. */
+/* End with an error for the reader. An admitted turn is closed as `finish`;
+ * but after FINISH_ERROR one with a request_id stays open for a retry. */
 void request_fail(struct engine *engine, struct request *request,
                   enum finish_reason finish, const struct cause *cause);
 /* The commit that carried its tokens is lost: tell the reader, write nothing.

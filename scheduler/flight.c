@@ -17,7 +17,7 @@ static struct flight *flight_open(struct engine *engine)
         engine_need(journal_batch_create(engine->options.journal));
     flight->step = ++engine->commit_step;
     flight->commit->step = flight->step;
-    flight->commit->epoch = engine->epoch;
+    flight->epoch = flight->commit->epoch = engine->epoch;
     engine->flight = flight;
     return flight;
 }
@@ -258,17 +258,19 @@ static void take_back(struct engine *engine, struct effect *effect,
 }
 
 /*
- * Everything under way was made before we knew, so all of it is lost; newest
- * first, so that a name that was deleted and made again is free again.
+ * Everything of an older epoch under way was made before we knew, so all of it
+ * is lost; newest first, so that a name that was deleted and made again is
+ * free again. What was made since then may well be durable: the journal thread
+ * reports stale commits later than the failure, when we are on already.
  */
-static void lose_all(struct engine *engine, const struct cause *cause)
+static void lose_older(struct engine *engine, const struct cause *cause)
 {
-    uint64_t last_step = engine->commit_step, first_step = UINT64_MAX;
+    uint64_t first_step = UINT64_MAX;
 
     for (;;) {
         struct flight *newest = NULL;
         for (struct flight *f = engine->oldest_flight; f; f = f->next)
-            if (!f->is_lost && f->step <= last_step)
+            if (!f->is_lost && f->epoch < engine->epoch)
                 newest = f;
         if (!newest)
             break;
@@ -313,7 +315,7 @@ void flight_receive(struct engine *engine)
             log_limited(&engine->journal_log, LOG_ERROR, "engine", "",
                         "steps up to %lu are lost, their turns end: %s",
                         report.step, report.cause.text);
-            lose_all(engine, &report.cause);
+            lose_older(engine, &report.cause);
         }
         land(engine, report.step);
     }

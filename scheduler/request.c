@@ -411,13 +411,21 @@ static bool has_turn(const struct request *request)
            request->kind != REQUEST_CHECKPOINT;
 }
 
+/* Can a client name its turn to go on with it? */
+static bool has_retry(const struct request *request)
+{
+    return request->session->name[0] &&
+           request->session->resident->turn.request_id[0];
+}
+
 void request_fail(struct engine *engine, struct request *request,
                   enum finish_reason finish, const struct cause *cause)
 {
     struct cause copy = *cause; /* it may be this thread's, which changes */
 
     if (has_turn(request)) {
-        close_turn(engine, request->session, finish);
+        if (finish != FINISH_ERROR || !has_retry(request))
+            close_turn(engine, request->session, finish);
         measure(engine, request, finish);
     }
     flight_error(engine, request->reply, &copy);
@@ -431,7 +439,9 @@ void request_lose(struct engine *engine, struct request *request,
 
     lost.code = STATUS_FAILED_PRECONDITION;
     memcpy(lost.reason, "STORE_READ_ONLY", sizeof("STORE_READ_ONLY"));
-    if (has_turn(request))
+    /* In the journal the turn of a durable session is open, so that a retry
+     * goes on with it; of another there is no more than this. */
+    if (has_turn(request) && request->session->durability == DURABILITY_NONE)
         request->session->resident->turn.finish = FINISH_ERROR;
     flight_error(engine, request->reply, &lost);
     request_free(engine, request);

@@ -9,10 +9,11 @@
 
 /*
  * u is (x + 1/2) 2^-23 for a word's upper 23 bits x, exact in float and never
- * 0 or 1, so g lies in [-2.82, 16.64]: a token that is GUMBEL_SPAN below the
- * best cannot win and its noise need not be drawn.
+ * 0 or 1. g grows with the word, so the word's upper 8 bits bound it; most
+ * tokens are seen to lose by that alone, without the two logarithms.
  */
-#define GUMBEL_SPAN 20.0f
+#define N_BOUND 256u
+#define BOUND_SLACK 0x1p-10f /* far above what rounding could do to g */
 
 struct sampler {
     uint32_t n_vocab;
@@ -21,7 +22,15 @@ struct sampler {
     uint32_t *heap;  /* [n_vocab] scratch of the filters */
     uint32_t *count; /* [n_vocab] scratch of the penalties; all 0 outside */
     uint32_t n_left;
+    float bound[N_BOUND]; /* g is below, by a word's upper 8 bits */
 };
+
+static float gumbel(uint32_t word)
+{
+    float u = ((float)(word >> 9) + 0.5f) * 0x1p-23f;
+
+    return -scalar_log(-scalar_log(u));
+}
 
 enum status sampler_create(uint32_t n_vocab, struct sampler **out)
 {
@@ -40,6 +49,8 @@ enum status sampler_create(uint32_t n_vocab, struct sampler **out)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory to sample from %u tokens", n_vocab);
     }
+    for (uint32_t i = 0; i < N_BOUND; i++)
+        sampler->bound[i] = gumbel(i << 24 | 0xffffffu) + BOUND_SLACK;
     *out = sampler;
     return STATUS_OK;
 }
@@ -73,13 +84,6 @@ void sampler_philox(const uint32_t counter[4], const uint32_t key[2],
         k1 += 0xBB67AE85u;
     }
     out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
-}
-
-static float gumbel(uint32_t word)
-{
-    float u = ((float)(word >> 9) + 0.5f) * 0x1p-23f;
-
-    return -scalar_log(-scalar_log(u));
 }
 
 /* The total order of tokens: higher value first, then lower id. */
@@ -253,13 +257,13 @@ static uint32_t gumbel_max(const struct sampler *sampler, uint64_t seed,
                            uint64_t position)
 {
     uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
-    uint32_t word[4], group = UINT32_MAX, winner = 0;
+    uint32_t word[4], group = UINT32_MAX, winner = sampler->left[0];
     float most = -INFINITY;
 
     for (uint32_t i = 0; i < sampler->n_left; i++) {
         uint32_t id = sampler->left[i];
         float x = sampler->x[id];
-        if (x < most - GUMBEL_SPAN || x < -GUMBEL_SPAN)
+        if (x + sampler->bound[N_BOUND - 1] <= most)
             continue;
         if (id / 4 != group) {
             uint32_t counter[4] = {(uint32_t)position,
@@ -267,6 +271,8 @@ static uint32_t gumbel_max(const struct sampler *sampler, uint64_t seed,
             group = id / 4;
             sampler_philox(counter, key, word);
         }
+        if (x + sampler->bound[word[id % 4] >> 24] <= most)
+            continue;
         x += gumbel(word[id % 4]);
         if (x > most) {
             most = x;

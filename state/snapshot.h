@@ -49,8 +49,9 @@ void snapshots_close(struct snapshots *snapshots);
 struct image;
 /*
  * first_block: blocks below it are stored already: position / KV_BLOCK of the
- * last snapshot that was saved or loaded by this process; 0 saves all. chain:
- * of tokens [0, memory_position()). RESOURCE_EXHAUSTED  no memory for the copy
+ * last snapshot that was saved or loaded by this process; 0 saves all.
+ * chain: of tokens [0, memory_position()).
+ *   RESOURCE_EXHAUSTED  no memory for the copy
  */
 MUST_CHECK enum status image_create(const struct model *model, struct uid uid,
                                     const struct memory *memory,

@@ -20,6 +20,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <rocksdb/c.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -337,6 +338,24 @@ static rocksdb_options_t *options_of(enum store_kind kind)
     return options;
 }
 
+/* A new directory survives a power cut once the one above it was synced. */
+static void sync_parent(const char *part)
+{
+    char parent[PATH_BYTES_MAX];
+    const char *slash = strrchr(part, '/');
+    size_t n = slash ? (size_t)(slash - part) : 0;
+    int fd;
+
+    memcpy(parent, part, n);
+    parent[n] = 0;
+    fd = open(n > 0 ? parent : (slash ? "/" : "."),
+              O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return; /* may not be readable to us; then it is as before */
+    (void)fsync(fd);
+    (void)close(fd);
+}
+
 /* mkdir -p, and the directory must be ours to write. */
 static enum status make_dirs(const char *path)
 {
@@ -352,7 +371,9 @@ static enum status make_dirs(const char *path)
             continue;
         memcpy(part, path, i);
         part[i] = 0;
-        if (mkdir(part, 0700) && errno != EEXIST)
+        if (mkdir(part, 0700) == 0)
+            sync_parent(part);
+        else if (errno != EEXIST)
             return status_fail(STATUS_PERMISSION_DENIED,
                                "cannot make directory %.200s: %s", part,
                                strerror(errno));

@@ -82,29 +82,29 @@ LANES_INLINE void cell_f32(const struct tile *t, const struct cell *cell,
 struct cursor {
     const float *a[4];
     const uint32_t *b;
+    size_t stride, group;
     uint32_t k;
 };
 
 /* Two steps of a tall tile: weights stay in registers, x passes by. */
-LANES_INLINE void pair_by_row(const struct tile *t, const struct cursor *at,
-                              uint32_t height, uint32_t width,
-                              v16 sum[LANES_ROWS][8])
+LANES_INLINE void pair_by_row(const struct cursor *at, uint32_t height,
+                              uint32_t width, v16 sum[LANES_ROWS][8])
 {
     v16 low[8], high[8];
 
 #pragma GCC unroll 8
     for (uint32_t p = 0; p < width; p++)
-        low[p] = v16_load_bf16(at->b + p * t->b_group, &high[p]);
+        low[p] = v16_load_bf16(at->b + p * at->group, &high[p]);
 #pragma GCC unroll 12
     for (uint32_t r = 0; r < height; r++) {
-        v16 x = v16_set1(ROW(at->a, r, t->a_stride)[at->k]);
+        v16 x = v16_set1(ROW(at->a, r, at->stride)[at->k]);
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++)
             sum[r][p] = v16_fma(x, low[p], sum[r][p]);
     }
 #pragma GCC unroll 12
     for (uint32_t r = 0; r < height; r++) {
-        v16 x = v16_set1(ROW(at->a, r, t->a_stride)[at->k + 1]);
+        v16 x = v16_set1(ROW(at->a, r, at->stride)[at->k + 1]);
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++)
             sum[r][p] = v16_fma(x, high[p], sum[r][p]);
@@ -112,20 +112,19 @@ LANES_INLINE void pair_by_row(const struct tile *t, const struct cursor *at,
 }
 
 /* Two steps of a wide tile: x stays in registers, weights pass by. */
-LANES_INLINE void pair_by_vector(const struct tile *t, const struct cursor *at,
-                                 uint32_t height, uint32_t width,
-                                 v16 sum[LANES_ROWS][8])
+LANES_INLINE void pair_by_vector(const struct cursor *at, uint32_t height,
+                                 uint32_t width, v16 sum[LANES_ROWS][8])
 {
     v16 even[2], odd[2];
 
 #pragma GCC unroll 2
     for (uint32_t r = 0; r < height; r++) {
-        even[r] = v16_set1(ROW(at->a, r, t->a_stride)[at->k]);
-        odd[r] = v16_set1(ROW(at->a, r, t->a_stride)[at->k + 1]);
+        even[r] = v16_set1(ROW(at->a, r, at->stride)[at->k]);
+        odd[r] = v16_set1(ROW(at->a, r, at->stride)[at->k + 1]);
     }
 #pragma GCC unroll 8
     for (uint32_t p = 0; p < width; p++) {
-        v16 high, low = v16_load_bf16(at->b + p * t->b_group, &high);
+        v16 high, low = v16_load_bf16(at->b + p * at->group, &high);
 #pragma GCC unroll 2
         for (uint32_t r = 0; r < height; r++) {
             sum[r][p] = v16_fma(even[r], low, sum[r][p]);
@@ -139,30 +138,34 @@ LANES_INLINE void cell_bf16(const struct tile *t, const struct cell *cell,
                             bool is_part)
 {
     v16 sum[LANES_ROWS][8];
-    struct cursor at = {.b = cell->b};
+    const uint32_t *b = cell->b;
+    const float *a[4];
+    size_t stride = t->a_stride;
+    uint32_t k = 0;
 
     for (uint32_t i = 0; i < 4; i++)
-        at.a[i] = cell->a + 3 * i * t->a_stride;
+        a[i] = cell->a + 3 * i * stride;
 #pragma GCC unroll 12
     for (uint32_t r = 0; r < height; r++)
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++)
             sum[r][p] = sum_start(cell->c + r * t->c_stride + p * LANES,
                                   cell->n_last, mode, is_part);
-    for (; at.k + 1 < t->n_k; at.k += 2, at.b += t->b_stride) {
+    for (; k + 1 < t->n_k; k += 2, b += t->b_stride) {
+        struct cursor at = {{a[0], a[1], a[2], a[3]}, b, stride, t->b_group, k};
         if (height <= 2)
-            pair_by_vector(t, &at, height, width, sum);
+            pair_by_vector(&at, height, width, sum);
         else
-            pair_by_row(t, &at, height, width, sum);
+            pair_by_row(&at, height, width, sum);
     }
-    if (at.k < t->n_k) { /* an odd last step */
+    if (k < t->n_k) { /* an odd last step */
 #pragma GCC unroll 12
         for (uint32_t r = 0; r < height; r++) {
-            v16 x = v16_set1(ROW(at.a, r, t->a_stride)[at.k]);
+            v16 x = v16_set1(ROW(a, r, stride)[k]);
 #pragma GCC unroll 8
             for (uint32_t p = 0; p < width; p++) {
                 v16 high;
-                v16 low = v16_load_bf16(at.b + p * t->b_group, &high);
+                v16 low = v16_load_bf16(b + p * t->b_group, &high);
                 sum[r][p] = v16_fma(x, low, sum[r][p]);
             }
         }
@@ -189,8 +192,9 @@ LANES_INLINE void cell_bf16(const struct tile *t, const struct cell *cell,
     CASES_5(kind, w, part)                                                     \
     CASE(kind, 6, w, part)                                                     \
     CASE(kind, 7, w, part)                                                     \
-    CASE(kind, 8, w, part) CASE(kind, 9, w, part) CASE(kind, 10, w, part)      \
-        CASE(kind, 11, w, part) CASE(kind, 12, w, part)
+    CASE(kind, 8, w, part)                                                     \
+    CASE(kind, 9, w, part)                                                     \
+    CASE(kind, 10, w, part) CASE(kind, 11, w, part) CASE(kind, 12, w, part)
 
 #if defined(LANES_AVX512)
 #define CASES_WIDTH_8 CASES_2

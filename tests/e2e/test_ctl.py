@@ -318,8 +318,16 @@ class Commands(NodeTests, unittest.TestCase):
 
     def test_bad_prompts(self):
         self.bad(NOT_FOUND, "/no/file", "generate", "--prompt-file", "/no/file")
-        self.bad(USAGE, r"UTF-8: byte 0xff at offset 3", "generate",
-                 "--prompt-file", "-", stdin=b"abc\xff")
+        for bad, offset in ((b"abc\xff", 3), (b"\xc0\x80", 0), (b"a\xc3", 1),
+                            (b"\xed\xa0\x80", 0), (b"\xf4\x90\x80\x80", 0),
+                            (b"\xe0\x80\x80", 0), (b"\xf0\x80\x80\x80", 0),
+                            ("\u00e9\U0001f600".encode() + b"\x80", 6)):
+            self.bad(USAGE, r"UTF-8: byte 0x%02x at offset %d$" %
+                     (bad[offset], offset), "generate", "--prompt-file", "-",
+                     stdin=bad)
+        whole = "a\0\u07ff\u0800\ud7ff\ue000\uffff\U00010000\U0010ffff"
+        ids = self.good("tokenize", "--prompt-file", "-", stdin=whole.encode())
+        self.assertEqual(self.good("detokenize", stdin=ids.encode()), whole)
         self.bad(USAGE, "16711680 bytes", "generate", "--prompt-file", "-",
                  stdin=b"a" * (17 << 20))
         self.bad(USAGE, "context", "generate", "--prompt-file", "-",

@@ -304,6 +304,11 @@ class Damage(unittest.TestCase):
                  if n.rsplit(".", 1)[-1] in ("sst", "blob", "log")]
         return [n for n in names if os.path.getsize(n) > 0]
 
+    def flip_one(self, store):
+        """The database opens; one value has lost its meaning."""
+        largest = max(self.values(store), key=os.path.getsize)
+        flip(largest, os.path.getsize(largest))
+
     def flip_some(self, store):
         for name in self.values(store):
             flip(name, 50000)
@@ -351,8 +356,8 @@ class Damage(unittest.TestCase):
             finally:
                 node.kill()
             self.continue_with(stored, "-whole", wanted, None)
-            for damage in (self.flip_some, self.flip_many, self.truncate,
-                           self.delete_values, self.delete_all):
+            for damage in (self.flip_one, self.flip_some, self.flip_many,
+                           self.truncate, self.delete_values, self.delete_all):
                 with self.subTest(damage=damage.__name__):
                     self.continue_with(stored, "-" + damage.__name__, wanted,
                                        damage, damage != self.delete_all)

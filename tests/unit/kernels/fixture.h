@@ -97,6 +97,14 @@ static inline void assert_same(const float *got, const float *want, size_t n,
                      (double)got[i], (double)want[i]);
 }
 
+static inline bool is_zero(const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (x[i] != 0.0f)
+            return false;
+    return true;
+}
+
 /* |got - want| <= bound * scale with scale the largest |want|, at least 1. */
 static inline void assert_near(const float *got, const double *want, size_t n,
                                double bound, const char *what)
