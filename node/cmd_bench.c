@@ -87,7 +87,7 @@ struct bench {
     struct pool *pool;
     const char *model_name; /* last part of the directory's name */
     char machine[128];
-    double flops, bandwidth; /* per second, at most */
+    double flops; /* per second, at most */
 };
 
 /* ---------------------------------------------------------------- machine */
@@ -178,23 +178,57 @@ static double prefill_bound(const struct bench *bench, uint64_t n_token)
     return n * bench->flops / flops;
 }
 
-/* Weights are read once a step, each session's states and keys too. */
-static void bound_decode(const struct bench *bench, struct point *point)
+/*
+ * What a decode step reads of a session, on average: its states, the half of
+ * its rings that is in use, its keys and values.
+ */
+static double session_read_bytes(const struct model *model, double context)
+{
+    double n = 0;
+
+    for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
+        const struct mixer_plan *plan = model_plan(model, i);
+
+        n += (double)plan->state_bytes +
+             (double)plan->block_bytes * context / KV_BLOCK;
+        for (uint32_t f = 0; f < plan->n_field; f++) {
+            const struct mixer_field *field = &plan->field[f];
+            double half = field->type == FIELD_F64 ? 4 : 2;
+
+            for (uint32_t d = 0; d < field->n_dim; d++)
+                half *= field->dim[d];
+            if (strncmp(field->name, "ring_", 5) == 0)
+                n -= half;
+        }
+    }
+    return n;
+}
+
+/*
+ * Weights are read once a step, each session's memory too; how fast, depends on
+ * which cache holds all of it, so that is measured at this size.
+ */
+static enum status bound_decode(const struct bench *bench, struct point *point)
 {
     const double n = point->n_session;
     const double context = (double)point->context + N_DECODE / 2.0;
-    const double bytes =
-        (double)model_step_bytes(bench->model) +
-        n * (double)memory_bytes_for(bench->model, (uint64_t)context);
+    const double bytes = (double)model_step_bytes(bench->model) +
+                         n * session_read_bytes(bench->model, context);
     const double flops = n * (model_row_flops(bench->model) +
                               past_flops(bench->model) * context);
+    double bandwidth;
+    const enum status st =
+        peak_read_bytes(bench->pool, (size_t)bytes, &bandwidth);
 
-    point->bound = n * bench->bandwidth / bytes;
+    if (st)
+        return st;
+    point->bound = n * bandwidth / bytes;
     point->bound_kind = "memory";
     if (n * bench->flops / flops < point->bound) {
         point->bound = n * bench->flops / flops;
         point->bound_kind = "arithmetic";
     }
+    return STATUS_OK;
 }
 
 /* ---------------------------------------------------------------- prefill */
@@ -365,9 +399,10 @@ static enum status bench_decode(struct decode *decode, uint64_t context,
     if (st)
         return st;
     point.rate = median(rate, (uint32_t)decode->bench->options->runs);
-    bound_decode(decode->bench, &point);
-    print_point(decode->bench, &point);
-    return STATUS_OK;
+    st = bound_decode(decode->bench, &point);
+    if (!st)
+        print_point(decode->bench, &point);
+    return st;
 }
 
 static enum status bench_decodes(const struct bench *bench)
@@ -413,7 +448,9 @@ static enum status bench_session(const struct bench *bench,
         return st;
     prefill.rate = median(fill, n);
     decode.rate = median(rate, n);
-    bound_decode(bench, &decode);
+    st = bound_decode(bench, &decode);
+    if (st)
+        return st;
     print_point(bench, &prefill);
     print_point(bench, &decode);
     return STATUS_OK;
@@ -442,18 +479,19 @@ static enum status bench_whole(const struct bench *bench)
 static enum status bench_all(struct bench *bench)
 {
     static const uint64_t PROMPT[] = {512, 4096, 32768};
+    double bandwidth;
     enum status st;
 
     name_machine(bench->machine, sizeof(bench->machine));
     bench->flops = peak_flops(bench->pool, model_backend(bench->model)->name);
     st = peak_read_bytes(bench->pool, model_step_bytes(bench->model),
-                         &bench->bandwidth);
+                         &bandwidth);
     if (st)
         return st;
-    fprintf(
-        stderr, "%s: fma peak %.1f GFLOP/s, reads of %.1f MB at %.1f GB/s\n",
-        SETTINGS.program, bench->flops / 1e9,
-        (double)model_step_bytes(bench->model) / 1e6, bench->bandwidth / 1e9);
+    fprintf(stderr,
+            "%s: fma peak %.1f GFLOP/s, reads of %.1f MB at %.1f GB/s\n",
+            SETTINGS.program, bench->flops / 1e9,
+            (double)model_step_bytes(bench->model) / 1e6, bandwidth / 1e9);
     print_header();
     for (size_t i = 0; i < sizeof(PROMPT) / sizeof(PROMPT[0]) && !st; i++)
         if (PROMPT[i] <= model_n_context(bench->model))

@@ -242,10 +242,23 @@ static size_t with_imports(const struct reflection *reflection, uint32_t first,
     return n;
 }
 
+static Grpc__Reflection__V1__ServerReflectionResponse
+response_to(Grpc__Reflection__V1__ServerReflectionRequest *request)
+{
+    Grpc__Reflection__V1__ServerReflectionResponse response =
+        GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__INIT;
+
+    response.valid_host = request->host;
+    response.original_request = request;
+    return response;
+}
+
 static enum status
-pack_missing(Grpc__Reflection__V1__ServerReflectionResponse *response,
+pack_missing(Grpc__Reflection__V1__ServerReflectionRequest *request,
              const char *what, struct packed *out)
 {
+    Grpc__Reflection__V1__ServerReflectionResponse response =
+        response_to(request);
     Grpc__Reflection__V1__ErrorResponse error =
         GRPC__REFLECTION__V1__ERROR_RESPONSE__INIT;
     char text[2 * SYMBOL_SIZE];
@@ -254,34 +267,38 @@ pack_missing(Grpc__Reflection__V1__ServerReflectionResponse *response,
     text[utf8_prefix(text, strlen(text))] = '\0';
     error.error_code = STATUS_NOT_FOUND;
     error.error_message = text;
-    response->message_response_case =
+    response.message_response_case =
         GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_ERROR_RESPONSE;
-    response->error_response = &error;
-    return wire_pack(&response->base, out);
+    response.error_response = &error;
+    return wire_pack(&response.base, out);
 }
 
 static enum status
 pack_file(const struct reflection *reflection,
-          Grpc__Reflection__V1__ServerReflectionResponse *response,
-          uint32_t file, struct packed *out)
+          Grpc__Reflection__V1__ServerReflectionRequest *request, uint32_t file,
+          struct packed *out)
 {
+    Grpc__Reflection__V1__ServerReflectionResponse response =
+        response_to(request);
     Grpc__Reflection__V1__FileDescriptorResponse files =
         GRPC__REFLECTION__V1__FILE_DESCRIPTOR_RESPONSE__INIT;
     ProtobufCBinaryData bytes[FILE_MAX];
 
     files.n_file_descriptor_proto = with_imports(reflection, file, bytes);
     files.file_descriptor_proto = bytes;
-    response->message_response_case =
+    response.message_response_case =
         GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_FILE_DESCRIPTOR_RESPONSE;
-    response->file_descriptor_response = &files;
-    return wire_pack(&response->base, out);
+    response.file_descriptor_response = &files;
+    return wire_pack(&response.base, out);
 }
 
 static enum status
 pack_services(const struct reflection *reflection,
-              Grpc__Reflection__V1__ServerReflectionResponse *response,
+              Grpc__Reflection__V1__ServerReflectionRequest *request,
               struct packed *out)
 {
+    Grpc__Reflection__V1__ServerReflectionResponse response =
+        response_to(request);
     Grpc__Reflection__V1__ListServiceResponse list =
         GRPC__REFLECTION__V1__LIST_SERVICE_RESPONSE__INIT;
     Grpc__Reflection__V1__ServiceResponse service[FILE_MAX];
@@ -297,37 +314,37 @@ pack_services(const struct reflection *reflection,
         list.n_service++;
     }
     list.service = services;
-    response->message_response_case =
+    response.message_response_case =
         GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_LIST_SERVICES_RESPONSE;
-    response->list_services_response = &list;
-    return wire_pack(&response->base, out);
+    response.list_services_response = &list;
+    return wire_pack(&response.base, out);
 }
 
 /* Our protos have no extensions: the answer is always the empty list. */
 static enum status
 pack_extensions(const struct reflection *reflection,
-                Grpc__Reflection__V1__ServerReflectionResponse *response,
+                Grpc__Reflection__V1__ServerReflectionRequest *request,
                 const char *type, struct packed *out)
 {
+    Grpc__Reflection__V1__ServerReflectionResponse response =
+        response_to(request);
     Grpc__Reflection__V1__ExtensionNumberResponse numbers =
         GRPC__REFLECTION__V1__EXTENSION_NUMBER_RESPONSE__INIT;
     uint32_t file;
 
     if (!find_symbol(reflection, type, &file))
-        return pack_missing(response, type, out);
+        return pack_missing(request, type, out);
     numbers.base_type_name = (char *)type;
-    response->message_response_case =
+    response.message_response_case =
         GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_ALL_EXTENSION_NUMBERS_RESPONSE;
-    response->all_extension_numbers_response = &numbers;
-    return wire_pack(&response->base, out);
+    response.all_extension_numbers_response = &numbers;
+    return wire_pack(&response.base, out);
 }
 
 enum status reflection_answer(const struct reflection *reflection,
                               const void *bytes, size_t n_bytes,
                               struct packed *out)
 {
-    Grpc__Reflection__V1__ServerReflectionResponse response =
-        GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__INIT;
     ProtobufCMessage *message = NULL;
     Grpc__Reflection__V1__ServerReflectionRequest *request;
     uint32_t file;
@@ -338,29 +355,26 @@ enum status reflection_answer(const struct reflection *reflection,
     if (st)
         return st;
     request = (Grpc__Reflection__V1__ServerReflectionRequest *)message;
-    response.valid_host = request->host;
-    response.original_request = request;
     switch (request->message_request_case) {
     case GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_BY_FILENAME:
         st = find_file(reflection, request->file_by_filename, &file)
-                 ? pack_file(reflection, &response, file, out)
-                 : pack_missing(&response, request->file_by_filename, out);
+                 ? pack_file(reflection, request, file, out)
+                 : pack_missing(request, request->file_by_filename, out);
         break;
     case GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_CONTAINING_SYMBOL:
-        st =
-            find_symbol(reflection, request->file_containing_symbol, &file)
-                ? pack_file(reflection, &response, file, out)
-                : pack_missing(&response, request->file_containing_symbol, out);
+        st = find_symbol(reflection, request->file_containing_symbol, &file)
+                 ? pack_file(reflection, request, file, out)
+                 : pack_missing(request, request->file_containing_symbol, out);
         break;
     case GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_LIST_SERVICES:
-        st = pack_services(reflection, &response, out);
+        st = pack_services(reflection, request, out);
         break;
     case GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_ALL_EXTENSION_NUMBERS_OF_TYPE:
-        st = pack_extensions(reflection, &response,
+        st = pack_extensions(reflection, request,
                              request->all_extension_numbers_of_type, out);
         break;
     default:
-        st = pack_missing(&response, "an extension, or an empty question", out);
+        st = pack_missing(request, "an extension, or an empty question", out);
     }
     wire_free(message);
     return st;

@@ -510,15 +510,20 @@ static void clean(const char *text, char out[STATUS_TEXT_SIZE])
         out[i++] = '?';
 }
 
+static const char CAPITALS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+
 static void reason_of(const struct cause *cause, char out[STATUS_WORD_SIZE])
 {
     const char *from =
         cause->reason[0] ? cause->reason : status_name(cause->code);
     size_t i = 0;
 
-    for (; from[i] && i < STATUS_WORD_SIZE - 1; i++)
-        out[i] = from[i] >= 'a' && from[i] <= 'z' ? (char)(from[i] - 'a' + 'A')
-                                                  : from[i];
+    for (; from[i] && i < STATUS_WORD_SIZE - 1; i++) {
+        char c = from[i];
+        if (c >= 'a' && c <= 'z')
+            c = CAPITALS[c - 'a'];
+        out[i] = c;
+    }
     out[i] = '\0';
 }
 

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <grpc/grpc.h>
 #include <grpc/grpc_security.h>
+#include <grpc/support/log.h>
 #include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +25,7 @@
    would be cut off with "too_many_pings" (measured). */
 #define MIN_PING_INTERVAL_MS 5000
 #define HANDSHAKE_TIMEOUT_MS 10000
+#define NO_GRPC_LINES ((gpr_log_severity)(GPR_LOG_SEVERITY_ERROR + 1))
 
 static enum status split_address(const char *address, char host[HOST_SIZE],
                                  char port[8])
@@ -217,8 +219,11 @@ enum status server_listen(struct server *server)
     if (st)
         return st;
     create_grpc(server);
+    /* Its own lines about a port that is taken would only repeat ours. */
+    gpr_set_log_verbosity(NO_GRPC_LINES);
     bound =
         grpc_server_add_http2_port(server->grpc, options->listen, credentials);
+    gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
     grpc_server_credentials_release(credentials);
     if (bound > 0) {
         server->port = (uint16_t)bound;

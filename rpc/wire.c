@@ -199,20 +199,24 @@ static enum status check_message(const ProtobufCMessageDescriptor *descriptor,
 struct budget {
     ProtobufCAllocator base;
     size_t left;
-    bool is_over;
+    bool is_over, is_out; /* of the budget; of memory */
 };
 
 static void *budget_alloc(void *data, size_t n_bytes)
 {
     struct budget *budget = data;
     size_t cost = n_bytes + 16; /* malloc's own */
+    void *bytes;
 
     if (cost < n_bytes || cost > budget->left) {
         budget->is_over = true;
         return NULL;
     }
     budget->left -= cost;
-    return malloc(n_bytes);
+    bytes = malloc(n_bytes);
+    if (!bytes)
+        budget->is_out = true;
+    return bytes;
 }
 
 static void budget_free(void *data, void *pointer)
@@ -243,6 +247,10 @@ enum status wire_unpack(const ProtobufCMessageDescriptor *descriptor,
         *out = message;
         return STATUS_OK;
     }
+    if (budget.is_out)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory to unpack a request of %zu bytes",
+                           n_bytes);
     if (!budget.is_over)
         return malformed();
     status_fail(STATUS_RESOURCE_EXHAUSTED,

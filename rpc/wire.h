@@ -35,7 +35,7 @@ enum wire_step wire_next(struct wire_cursor *cursor, struct wire_field *out);
  * memory. *out is freed with wire_free().
  *   INVALID_ARGUMENT    not such a message, nested too deep, or a string that
  *                       is not UTF-8 or holds NUL (the cause's field names it)
- *   RESOURCE_EXHAUSTED  unpacks to more than max_bytes
+ *   RESOURCE_EXHAUSTED  unpacks to more than max_bytes, or no memory
  */
 MUST_CHECK enum status wire_unpack(const ProtobufCMessageDescriptor *descriptor,
                                    const void *bytes, size_t n_bytes,

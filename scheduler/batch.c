@@ -57,18 +57,19 @@ static void note_start(struct engine *engine, struct request *request)
     metric_add(m->cache_hits, request->n_cached);
 }
 
-static void start(struct engine *engine, struct request *request)
+/* False while there is no room for it. */
+static bool start(struct engine *engine, struct request *request)
 {
     struct session *session = request->session;
     struct resident *resident = session->resident;
 
     if (!resident_room(engine, session, request->promise))
-        return;
+        return false;
     if (!resident->memory &&
         memory_create(engine->options.model, &resident->memory)) {
         status_because("KV_MEMORY");
         request_fail(engine, request, FINISH_ERROR, status_cause());
-        return;
+        return true;
     }
     if (request->promise > session->charge)
         resident_charge(engine, session, request->promise);
@@ -76,6 +77,7 @@ static void start(struct engine *engine, struct request *request)
     engine->n_running++;
     if (!request->is_started)
         note_start(engine, request);
+    return true;
 }
 
 static void start_waiting(struct engine *engine)
@@ -84,8 +86,9 @@ static void start_waiting(struct engine *engine)
         after = r->after;
         if (engine->n_running == engine->options.max_running)
             return;
-        if (r->phase == REQUEST_WAITING && !r->is_paused)
-            start(engine, r);
+        /* Room goes to the first, or small ones would pass it for ever. */
+        if (r->phase == REQUEST_WAITING && !r->is_paused && !start(engine, r))
+            return;
     }
 }
 

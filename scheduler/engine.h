@@ -48,15 +48,17 @@ struct engine_options {
     uint64_t max_sessions; /* that exist */
     size_t session_bytes;  /* memory of resident sessions; above: idle ones
                               are saved and dropped, then KV_MEMORY */
-    uint32_t step_tokens;  /* prompt tokens per step while others decode */
-    uint32_t default_max_tokens;
-    enum durability durability; /* default of new sessions */
+    uint32_t step_tokens;  /* prompt tokens per step while others decode,
+                              1 .. ENGINE_STEP_TOKENS_MAX */
+    uint32_t default_max_tokens; /* at least 1 */
+    enum durability durability;  /* default of new sessions */
 };
 
 /*
  * Read all sessions' heads from the journal. Interrupted turns stay open: the
  * same request_id continues them, another request closes them as cancelled.
  *   as journal_each_session();  RESOURCE_EXHAUSTED  no memory
+ *   INVALID_ARGUMENT  an option out of its range
  */
 MUST_CHECK enum status engine_create(const struct engine_options *options,
                                      struct engine **out);

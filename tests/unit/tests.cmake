@@ -26,3 +26,7 @@ if(TARGET rpc AND TARGET proto_python)
     FAIL_REGULAR_EXPRESSION "LeakSanitizer;runtime error:"
     ENVIRONMENT "PYTHONPATH=${PROTO_PYTHON_DIR};PYTHONDONTWRITEBYTECODE=1;TSAN_OPTIONS=halt_on_error=1:suppressions=${PROJECT_SOURCE_DIR}/tests/race/tsan.supp")
 endif()
+if(TARGET test_rpc_nomem)
+  target_link_options(test_rpc_nomem PRIVATE
+    -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc)
+endif()

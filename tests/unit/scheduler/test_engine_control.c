@@ -3,6 +3,7 @@
  * command about sessions and the node; drains; a journal that fails. Judged by
  * what a client hears and by what a restart finds.
  */
+#include "scheduler/engine_parts.h"
 #include "tests/unit/scheduler/fixture.h"
 
 #include <criterion/criterion.h>
@@ -287,6 +288,56 @@ Test(engine_control, a_delete_cancels_what_runs)
     node_destroy(node);
 }
 
+Test(engine_control, a_deleted_session_leaves_no_snapshots)
+{
+    struct node *node = started();
+    struct snapshot_entry entry[8];
+    struct reply *info;
+    uint32_t n = 1;
+
+    node_call(node, generate(node, "s", "", 200, 1));
+    info = node_call(node, about(node, COMMAND_CHECKPOINT_SESSION, "s"));
+    cr_assert_eq(info->last, EVENT_CHECKPOINT);
+    info = node_call(node, about(node, COMMAND_GET_SESSION, "s"));
+    must(snapshot_list(node->snapshots, info->end->session.meta.uid, entry, 8,
+                       &n));
+    cr_assert_gt(n, 0);
+    node_call(node, about(node, COMMAND_DELETE_SESSION, "s"));
+    for (int i = 0; i < 200 && n > 0; i++) {
+        node_step(node);
+        ring_wait(node->inbox, 10); /* for the store thread */
+        must(snapshot_list(node->snapshots, info->end->session.meta.uid, entry,
+                           8, &n));
+    }
+    cr_assert_eq(n, 0);
+    node_destroy(node);
+}
+
+Test(engine_control, more_events_than_a_commit_holds_arrive_in_order)
+{
+    struct node *node = started();
+    uint64_t reply = node_reply(node);
+    uint32_t token[3000];
+
+    for (uint32_t i = 0; i < 3000; i++) {
+        void *extra;
+        struct event *event =
+            event_create(EVENT_LOG, reply, sizeof(uint32_t), &extra);
+        memcpy(extra, &i, sizeof(i));
+        event->tokens.position = i;
+        event->tokens.n_token = 1;
+        event->tokens.token = extra;
+        event->tokens.text = "";
+        event->is_last = i == 2999;
+        flight_event(node->engine, event);
+        token[i] = i;
+    }
+    node_until(node, reply);
+    cr_assert_eq(node->reply[reply].n_token, 3000);
+    cr_assert_eq(memcmp(node->reply[reply].token, token, sizeof(token)), 0);
+    node_destroy(node);
+}
+
 Test(engine_control, an_expired_session_is_gone)
 {
     struct node *node = started();
@@ -305,6 +356,22 @@ Test(engine_control, an_expired_session_is_gone)
         reply_failed(node_call(node, about(node, COMMAND_GET_SESSION, "s")),
                      STATUS_NOT_FOUND, "SESSION_NOT_FOUND"));
     node_step(node); /* and nobody asked for "t" */
+    command = creation(node, "busy");
+    command->create.expire_ms = 6000;
+    node_call(node, command);
+    command = generate(node, "busy", "", 5, 1);
+    command->generate.sampling.max_tokens = 100;
+    info = &node->reply[command->reply];
+    node_send(node, command);
+    while (info->n_token < 5)
+        node_step(node);
+    clock_simulated_advance(&node->clock, 2000000); /* 7000: not in a turn */
+    while (!info->is_over)
+        if (!node_step(node))
+            ring_wait(node->inbox, 10);
+    cr_assert(reply_completed(info, FINISH_LENGTH));
+    clock_simulated_advance(&node->clock, 2000000);
+    node_step(node);
     info = node_call(node, command_make(COMMAND_GET_NODE, node_reply(node)));
     cr_assert_eq(info->end->node.n_session, 0);
     node_destroy(node);

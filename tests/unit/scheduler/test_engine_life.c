@@ -265,6 +265,51 @@ Test(engine_life, idle_sessions_leave_memory_and_come_back)
     node_destroy(node);
 }
 
+/* Their tokens are only in memory, so only what layers remember may go. */
+Test(engine_life, sessions_that_are_not_durable_keep_their_tokens)
+{
+    struct node *node = node_create(NULL);
+
+    node->options.session_bytes = 3 * memory_bytes_for(node->model, 300);
+    node_start(node);
+    for (uint32_t t = 0; t < N_TURN; t++)
+        for (uint32_t s = 0; s < 8; s++) {
+            struct command *command = turn_of(node, s, t);
+            command->generate.has_durability = true;
+            command->generate.durability = DURABILITY_NONE;
+            cr_assert_eq(node_call(node, command)->last, EVENT_COMPLETE);
+        }
+    for (uint32_t s = 0; s < 8; s += 3) {
+        struct log want = alone(s, N_TURN);
+        expect_same(log_of(node, s), want, "not durable");
+        free(want.token);
+    }
+    node_destroy(node);
+}
+
+Test(engine_life, a_reader_that_leaves_while_its_session_loads_costs_nothing)
+{
+    struct node *node = node_create(NULL);
+    struct log want = alone(4, 2);
+    struct command *command;
+    uint64_t number;
+
+    node_start(node);
+    node_call(node, turn_of(node, 4, 0));
+    node_stop(node);
+    node_start(node);
+    command = turn_of(node, 4, 1);
+    number = command->reply;
+    node_send(node, command);
+    node_subject(node, COMMAND_DETACH, number); /* in the same step */
+    node_step(node);
+    cr_assert(
+        reply_completed(node_call(node, turn_of(node, 4, 1)), FINISH_LENGTH));
+    expect_same(log_of(node, 4), want, "detached");
+    free(want.token);
+    node_destroy(node);
+}
+
 Test(engine_life, a_long_prompt_leaves_a_snapshot_at_the_grid)
 {
     struct node *node = node_create("assets/models/godwit-tiny");
