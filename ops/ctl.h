@@ -7,18 +7,17 @@
  * only it decides the exit code.
  */
 #include "base/settings.h"
+#include "godwit/v1/common.pb-c.h"
 #include "ops/output.h"
 #include "rpc/client.h"
 
-#include <protobuf-c/protobuf-c.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#define CTL_MESSAGE_MAX (16u << 20) /* bytes of one request, the node's limit  \
-                                     */
-#define CTL_PROMPT_MAX (CTL_MESSAGE_MAX - 65536u) /* room for the rest of it   \
-                                                   */
+#define CTL_MESSAGE_MAX (16u << 20) /* bytes of a request: the node's limit */
+/* Bytes of a prompt: leaves room for the rest of its request. */
+#define CTL_PROMPT_MAX (CTL_MESSAGE_MAX - 65536u)
 
 enum ctl_exit {
     CTL_DONE = 0,

@@ -18,6 +18,7 @@ static void put_node(struct output *output, const Godwit__V1__Node *node)
     output_text(output, "state", state ? state->name : "UNKNOWN");
     output_text(output, "version", node->version);
     output_text(output, "model", node->model);
+    output_text(output, "architecture", node->architecture);
     output_text(output, "model_fingerprint", node->model_fingerprint);
     output_text(output, "numerics_id", node->numerics_id);
     output_text(output, "backend", node->backend);

@@ -75,8 +75,18 @@ def main():
             ctl + ["detokenize"], input=" ".join(map(str, ids)), check=True,
             stdout=subprocess.PIPE, encoding="utf-8").stdout
 
-    prompt, value = build_prompt(detokenize, options.tokens, options.depth,
-                                 options.seed)
+    def count(text):
+        return subprocess.run(
+            ctl + ["tokenize", "--special", "--prompt-file", "-"], input=text,
+            check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout.count("\n")
+
+    # Joints tokenise a little differently: add what is missing.
+    n_token, n_wanted = 0, options.tokens
+    while n_token < options.tokens:
+        prompt, value = build_prompt(detokenize, n_wanted, options.depth,
+                                     options.seed)
+        n_token = count(prompt)
+        n_wanted += max(options.tokens - n_token, 1)
     with tempfile.NamedTemporaryFile("w", suffix=".txt",
                                      encoding="utf-8") as file:
         file.write(prompt)
@@ -88,8 +98,8 @@ def main():
                    "--progress", options.progress],
             check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
     found = value in said
-    print("hidden\tanswer\tfound\tseconds\n%s\t%s\t%s\t%.1f" % (
-        value, said.strip(), "yes" if found else "no",
+    print("tokens\thidden\tanswer\tfound\tseconds\n%d\t%s\t%s\t%s\t%.1f" % (
+        n_token, value, said.strip(), "yes" if found else "no",
         time.monotonic() - begin))
     return 0 if found else 1
 

@@ -1,9 +1,9 @@
 #include "ops/output.h"
 
 #include "base/clock.h"
+#include "base/json.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -406,7 +406,8 @@ static enum status pack_node(const struct reply_to *to,
     (void)snprintf(name, sizeof(name), "nodes/%s", info->name);
     node.name = name;
     node.version = (char *)info->version;
-    node.model = (char *)info->model;
+    node.model = (char *)to->model_name;
+    node.architecture = (char *)info->model;
     node.model_fingerprint = (char *)info->fingerprint;
     node.numerics_id = (char *)info->numerics;
     node.backend = (char *)info->backend;

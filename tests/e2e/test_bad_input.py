@@ -275,11 +275,14 @@ class Calls(NodeTests, unittest.TestCase):
         self.assertEqual(caught.exception.code(), Code.RESOURCE_EXHAUSTED)
 
     def test_metadata_above_the_limit(self):
-        with self.assertRaises(grpc.RpcError) as caught:
-            self.client.generation.Tokenize(
-                gen.TokenizeRequest(text="a"), timeout=10,
-                metadata=[("x-huge", "v" * 100000)])
-        self.assertEqual(caught.exception.code(), Code.RESOURCE_EXHAUSTED)
+        # The core may close the connection that brought it: one of its own.
+        with self.node.client() as client:
+            with self.assertRaises(grpc.RpcError) as caught:
+                client.generation.Tokenize(
+                    gen.TokenizeRequest(text="a"), timeout=10,
+                    metadata=[("x-huge", "v" * 100000)])
+        self.assertIn(caught.exception.code(),
+                      (Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE))
 
     def test_noise_on_the_port(self):
         for noise in (b"GET / HTTP/1.1\r\n\r\n", random.Random(2).randbytes(4096),

@@ -351,11 +351,6 @@ class Sessions(NodeTests, unittest.TestCase):
             Code.ABORTED,
             lambda: self.client.generate(request_for(
                 "busy", sampling_params=greedy(3))), "OPERATION_IN_PROGRESS")
-        self.assertFails(
-            Code.ABORTED,
-            lambda: self.client.session.DeleteSession(
-                session_pb2.DeleteSessionRequest(name="sessions/busy")),
-            "OPERATION_IN_PROGRESS")
         self.client.generation.CancelGeneration(
             gen.CancelGenerationRequest(session="sessions/busy"))
         rest = Reply()
@@ -364,6 +359,19 @@ class Sessions(NodeTests, unittest.TestCase):
             rest.take(message)
         self.assertEqual(rest.complete.finish_reason,
                          gen.FINISH_REASON_CANCELLED)
+
+    def test_a_running_session_is_not_deleted(self):
+        stream = self.client.generation.Generate(request_for(
+            "alive", sampling_params=greedy(4000)), timeout=60)
+        next(stream)
+        delete = session_pb2.DeleteSessionRequest(name="sessions/alive")
+        self.assertFails(Code.ABORTED,
+                         lambda: self.client.session.DeleteSession(delete),
+                         "OPERATION_IN_PROGRESS")
+        stream.cancel()
+        await_true(lambda: get(self.client, "alive").state == Session.IDLE,
+                   "the turn has ended")
+        self.client.session.DeleteSession(delete)
 
 
 class Node_(NodeTests, unittest.TestCase):

@@ -1,5 +1,12 @@
 # A real node, called by Python's grpcio and by godwitctl: one ctest per file.
 if(TARGET godwitd AND TARGET godwitctl AND TARGET proto_python)
+  set(e2e_environment
+    GODWITD=$<TARGET_FILE:godwitd> GODWITCTL=$<TARGET_FILE:godwitctl>
+    PYTHONPATH=${CMAKE_BINARY_DIR}/python
+    GODWIT_TEST_MODEL=${PROJECT_SOURCE_DIR}/assets/models/godwit-tiny)
+  if(GODWIT_SANITIZE) # several times slower; fewer deaths, longer waits
+    list(APPEND e2e_environment KILLS=5 GODWIT_TEST_CALL_S=240)
+  endif()
   file(GLOB e2e_files CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/test_*.py)
   foreach(file IN LISTS e2e_files)
     get_filename_component(stem ${file} NAME_WE)
@@ -9,6 +16,6 @@ if(TARGET godwitd AND TARGET godwitctl AND TARGET proto_python)
       WORKING_DIRECTORY ${CMAKE_CURRENT_LIST_DIR})
     set_tests_properties(e2e.${stem} PROPERTIES LABELS e2e TIMEOUT 300
       RUN_SERIAL TRUE # each wants both cores, and they time things
-      ENVIRONMENT "GODWITD=$<TARGET_FILE:godwitd>;GODWITCTL=$<TARGET_FILE:godwitctl>;PYTHONPATH=${CMAKE_BINARY_DIR}/python;GODWIT_TEST_MODEL=${PROJECT_SOURCE_DIR}/assets/models/godwit-tiny")
+      ENVIRONMENT "${e2e_environment}")
   endforeach()
 endif()

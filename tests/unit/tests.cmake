@@ -21,7 +21,8 @@ if(TARGET rpc AND TARGET proto_python)
   target_link_libraries(fake_server PRIVATE rpc)
   target_compile_options(fake_server PRIVATE ${STRICT_TESTS})
   add_test(NAME unit.rpc.peer
-    COMMAND ${PYTHON3} ${CMAKE_CURRENT_LIST_DIR}/rpc/check_server.py $<TARGET_FILE:fake_server>)
+    COMMAND ${PYTHON3} ${CMAKE_CURRENT_LIST_DIR}/rpc/check_server.py $<TARGET_FILE:fake_server>
+    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(unit.rpc.peer PROPERTIES LABELS unit TIMEOUT 120
     FAIL_REGULAR_EXPRESSION "LeakSanitizer;runtime error:"
     ENVIRONMENT "PYTHONPATH=${PROTO_PYTHON_DIR};PYTHONDONTWRITEBYTECODE=1;TSAN_OPTIONS=halt_on_error=1:suppressions=${PROJECT_SOURCE_DIR}/tests/race/tsan.supp")

@@ -131,7 +131,8 @@ static void live(uint32_t life)
     printf("life %u: %u calls ok, %u broken off, %u detached, %u paused\n",
            life, n_ok, n_other, atomic_load(&fake.n_detach),
            atomic_load(&fake.n_pause));
-    if (n_ok == 0 || atomic_load(&fake.n_detach) == 0)
+    /* The last life may be over before a client breaks off. */
+    if (n_ok == 0 || (life < LIFE_MAX - 1 && atomic_load(&fake.n_detach) == 0))
         abort();
     fake_release(&fake);
 }

@@ -7,6 +7,7 @@
 #include "tests/unit/scheduler/fixture.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 
 #define N_CLIENT 2u
@@ -89,6 +90,8 @@ static void *run_client(void *argument)
             node_subject(node, COMMAND_PAUSE, reply);
         if (i % 5 == 2)
             node_subject(node, COMMAND_RESUME, reply - 1);
+        while (i % 5 == 4 && !atomic_load(&client->shared->is_over[reply]))
+            sched_yield(); /* let some run to their end before the drain */
     }
     return NULL;
 }

@@ -72,7 +72,7 @@ def details(error):
             status = status_pb2.Status.FromString(value)
             assert status.code == error.code().value[0]
             assert status.message == error.details()
-            found = {}
+            found = {"trailers": dict(error.trailing_metadata())}
             for item in status.details:
                 for kind in (error_details_pb2.ErrorInfo,
                              error_details_pb2.RetryInfo,
@@ -207,8 +207,8 @@ def test_sessions(server):
 
 
 def test_pages(server):
-    names, token = [], ""
-    for _ in range(10):
+    names, token, n_page = [], "", 0
+    for n_page in range(1, 11):
         page = server.session.ListSessions(session_pb2.ListSessionsRequest(
             page_size=2, page_token=token), timeout=10)
         names += [s.name for s in page.sessions]
@@ -217,12 +217,20 @@ def test_pages(server):
         if not token:
             break
     assert names == ["sessions/s%d" % i for i in range(5)], names
+    assert n_page == 3, n_page
     page = server.session.ListSessions(
         session_pb2.ListSessionsRequest(page_size=2), timeout=10)
     fails(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT",
           server.session.ListSessions, session_pb2.ListSessionsRequest(
               page_token=page.next_page_token,
               filter='name = "sessions/s*"'), field="page_token")
+
+
+def test_node(server):
+    node = server.admin.GetNode(
+        admin_pb2.GetNodeRequest(name="nodes/fake"), timeout=10)
+    assert node.name == "nodes/fake" and node.state == admin_pb2.Node.READY
+    assert node.model == "godwit-tiny" and node.architecture == "llama"
 
 
 def test_append(server):
@@ -243,6 +251,7 @@ def test_errors(server):
     found = fails(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", generate,
                   gen.GenerateRequest(session="sessions/busy", text="x"))
     assert found["RetryInfo"].retry_delay.ToMilliseconds() == 1500
+    assert found["trailers"]["grpc-retry-pushback-ms"] == "1500"
     fails(invalid, "SAMPLING_OUT_OF_RANGE", generate, gen.GenerateRequest(
         text="x", sampling_params=gen.SamplingParams(top_p=1.5)),
         field="sampling_params.top_p")
@@ -525,7 +534,7 @@ def main():
     server = Server()
     channel = server.channel()
     for test in (test_generate, test_progress_is_what_was_asked, test_tokenize,
-                 test_sessions, test_pages, test_append, test_errors,
+                 test_sessions, test_pages, test_node, test_append, test_errors,
                  test_deadline, test_cancel, test_slow_reader,
                  test_too_slow_reader):
         start = time.monotonic()

@@ -235,6 +235,7 @@ static void fake_node(struct fake_engine *fake, const struct command *command)
 
     event->is_last = true;
     strcpy(event->node.name, "fake");
+    strcpy(event->node.model, "llama");
     for (uint32_t i = 0; i < FAKE_REPLIES; i++)
         event->node.n_running += fake->running[i].reply != 0;
     event->node.n_waiting = deadline > now ? (deadline - now) / 1000 : 0;

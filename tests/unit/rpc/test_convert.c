@@ -528,6 +528,12 @@ Test(convert, absent_fields_take_their_defaults)
               !g->has_durability && !g->creates);
     arena_destroy(command->arena);
 
+    write_number(&sub, 3, (uint64_t)-1); /* top_k: off, as vLLM has it */
+    write_message(&w, 6, &sub);
+    command = converts(METHOD_GENERATE, NULL);
+    cr_expect_eq(command->generate.sampling.top_k, 0);
+    arena_destroy(command->arena);
+
     w.n = 0;
     command = converts(METHOD_CREATE_SESSION, NULL);
     cr_expect_eq(command->kind, COMMAND_CREATE_SESSION);

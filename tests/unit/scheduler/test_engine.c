@@ -440,6 +440,7 @@ Test(engine, cancel_acts_within_one_step_and_keeps_the_tokens)
 {
     struct node *node = started(NULL);
     struct command *command = generate(node, "s", "r", 2000, 1), *cancel;
+    struct turn turn;
     struct reply *reply = &node->reply[command->reply], *log;
 
     node_send(node, command);
@@ -459,6 +460,12 @@ Test(engine, cancel_acts_within_one_step_and_keeps_the_tokens)
     snprintf(cancel->target.request_id, REQUEST_ID_SIZE, "r2");
     cr_assert_eq(node_call(node, cancel)->last, EVENT_DONE);
     cr_assert(reply_completed(reply, FINISH_CANCELLED));
+    must(
+        journal_last_turn(node->journal,
+                          node_call(node, about(node, COMMAND_GET_SESSION, "s"))
+                              ->end->session.meta.uid,
+                          &turn));
+    cr_assert_eq(turn.finish, FINISH_CANCELLED);
     cr_assert_lt(reply->n_token, 20);
     cr_assert_eq(node_read(node, "s")->n_token, 2010 + reply->n_token);
     node_destroy(node);

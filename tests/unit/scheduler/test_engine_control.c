@@ -573,6 +573,120 @@ Test(engine_control, a_lost_commit_fails_its_replies_and_the_node_serves_on)
     node_destroy(node);
 }
 
+static struct command *labelling(struct node *node, const char *key)
+{
+    struct command *command =
+        command_make(COMMAND_UPDATE_SESSION, node_reply(node));
+
+    snprintf(command->update.session, SESSION_NAME_SIZE, "s");
+    command->update.sets_labels = true;
+    command->update.n_label = 1;
+    snprintf(command->update.label[0].key, LABEL_KEY_SIZE, "%s", key);
+    return command;
+}
+
+Test(engine_control, what_a_lost_commit_did_is_undone_newest_first)
+{
+    struct node *node = started();
+    struct command *command;
+    struct reply *info;
+    uint64_t first = 0;
+
+    node_call(node, creation(node, "s"));
+    node_call(node, generate(node, "s", "r", 20, 1));
+    store_memory_faults(node->journal_store)->is_read_only = true;
+    node_send(node, labelling(node, "a")); /* all of one step */
+    node_send(node, labelling(node, "b"));
+    node_send(node, about(node, COMMAND_DELETE_SESSION, "s"));
+    command = creation(node, "s");
+    first = command->reply - 3;
+    node_send(node, command);
+    for (uint64_t reply = first; reply < first + 4; reply++) {
+        node_until(node, reply);
+        cr_assert(reply_failed(&node->reply[reply], STATUS_FAILED_PRECONDITION,
+                               "STORE_READ_ONLY"));
+    }
+    node_until(node, 0);
+    store_memory_faults(node->journal_store)->is_read_only = false;
+    info = node_call(node, about(node, COMMAND_GET_SESSION, "s"));
+    cr_assert_eq(info->last, EVENT_SESSION);
+    cr_assert_eq(info->end->session.position, 32);
+    cr_assert_str_eq(info->end->session.meta.label[0].key, "team");
+    cr_assert_eq(listed(node, "", "", 10)->end->sessions.n_session, 1);
+    cr_assert_eq(node_read(node, "s")->n_token, 32);
+    node_destroy(node);
+}
+
+/* A request whose events are lost, but none of its tokens. */
+Test(engine_control, a_turn_that_lost_only_events_stays_open_for_a_retry)
+{
+    struct node *node = started();
+    struct command *command = generate(node, "s", "r", 2000, 1);
+    struct reply *made, *retry;
+    uint64_t number = command->reply;
+
+    node_send(node, command);
+    while (node->reply[number].n_accepted == 0)
+        node_step(node);
+    node_subject(node, COMMAND_DETACH, number);
+    node_until(node, 0);
+    cr_assert_eq(length(node, "s"), 2000);
+    store_memory_faults(node->journal_store)->is_read_only = true;
+    command = creation(node, "x"); /* fails, and what is in its commit */
+    made = &node->reply[command->reply];
+    node_send(node, command);
+    command = generate(node, "s", "r", 2000, 1);
+    retry = &node->reply[command->reply];
+    node_send(node, command);
+    while (!made->is_over || !retry->is_over)
+        if (!node_step(node))
+            ring_wait(node->inbox, 10);
+    cr_assert(
+        reply_failed(retry, STATUS_FAILED_PRECONDITION, "STORE_READ_ONLY"));
+    store_memory_faults(node->journal_store)->is_read_only = false;
+    retry = node_call(node, generate(node, "s", "r", 2000, 1));
+    cr_assert(reply_completed(retry, FINISH_LENGTH));
+    cr_assert_eq(retry->n_token, 12);
+    node_destroy(node);
+}
+
+Test(engine_control, a_checkpoint_brings_memory_up_to_the_log)
+{
+    struct node *node = started();
+    struct command *command = generate(node, "s", "r", 2000, 1);
+    struct reply *saved;
+    uint64_t number = command->reply;
+
+    node_send(node, command);
+    while (node->reply[number].n_accepted == 0)
+        node_step(node);
+    node_subject(node, COMMAND_DETACH, number); /* in mid-prompt */
+    saved = node_call(node, about(node, COMMAND_CHECKPOINT_SESSION, "s"));
+    cr_assert_eq(saved->last, EVENT_CHECKPOINT);
+    cr_assert_eq(saved->end->checkpoint.position, 1999);
+    node_destroy(node);
+}
+
+/* The journal thread reports commits of an old epoch after the failure that
+ * made them stale; by then newer ones may be under way, and they are good. */
+Test(engine_control, a_late_report_of_a_loss_touches_nothing_newer)
+{
+    struct node *node = started();
+    struct journal_report stale = {.cause = {.code = STATUS_UNAVAILABLE}};
+    struct command *command = generate(node, "s", "r", 20, 1);
+    uint64_t number = command->reply;
+
+    node_send(node, command);
+    for (int i = 0; i < 5; i++) {
+        engine_step(node->engine);
+        need(ring_push(node->reports, &stale)); /* of epoch 0, as now */
+    }
+    node_until(node, number);
+    cr_assert(reply_completed(&node->reply[number], FINISH_LENGTH));
+    cr_assert_eq(node_read(node, "s")->n_token, 32);
+    node_destroy(node);
+}
+
 /* Every call of a store fails once, the n-th; the node serves on, and what it
  * says in the end is what it would have said. */
 static void fail_nth(bool is_journal, uint64_t n, const struct reply *want)
