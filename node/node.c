@@ -1,5 +1,6 @@
 #include "node/node.h"
 
+#include "base/arena.h"
 #include "base/log.h"
 #include "node/subcommand.h"
 #include "state/snapshot.h"
@@ -107,6 +108,32 @@ static enum status make_directory(const char *path)
         errno == EEXIST ? "a file has that name" : strerror(errno));
 }
 
+/*
+ * Stored states are a cache of the journal: when their database is damaged it
+ * is set aside whole, and what is asked for is computed again.
+ */
+static enum status open_bulk_store(const char *path, struct store **out)
+{
+    char aside[PATH_MAX];
+    enum status st = store_open_rocksdb(path, STORE_BULK, out);
+    int n;
+
+    if (st != STATUS_DATA_LOSS)
+        return st;
+    n = snprintf(aside, sizeof(aside), "%s.damaged-%lu", path,
+                 clock_real()->wall_ms(clock_real()));
+    if (n < 0 || (size_t)n >= sizeof(aside))
+        return st;
+    log_line(LOG_WARN, "node", "",
+             "stored states are damaged (%s), set aside as %s; recomputing "
+             "from the journal",
+             status_reason(), aside);
+    if (rename(path, aside))
+        return status_fail(STATUS_DATA_LOSS, "cannot move %s away: %s", path,
+                           strerror(errno));
+    return store_open_rocksdb(path, STORE_BULK, out);
+}
+
 static enum status open_stores(struct node *node, const char *data)
 {
     char path[PATH_MAX];
@@ -118,7 +145,7 @@ static enum status open_stores(struct node *node, const char *data)
     }
     if (!st) {
         (void)snprintf(path, sizeof(path), "%s/store", data);
-        st = store_open_rocksdb(path, STORE_BULK, &node->bulk_store);
+        st = open_bulk_store(path, &node->bulk_store);
     }
     if (!st)
         st = journal_open(node->journal_store, model_fingerprint(node->model),
@@ -273,6 +300,15 @@ void node_drain(struct node *node, uint32_t grace_ms)
     node->is_running = false;
 }
 
+/* Calls that came while the engine was draining. */
+static void discard_commands(struct ring *inbox)
+{
+    struct command *command;
+
+    while (inbox && ring_pop(inbox, &command))
+        arena_destroy(command->arena);
+}
+
 void node_destroy(struct node *node)
 {
     if (!node)
@@ -289,6 +325,7 @@ void node_destroy(struct node *node)
     ring_destroy(node->reports);
     ring_destroy(node->done);
     ring_destroy(node->outbox);
+    discard_commands(node->inbox);
     ring_destroy(node->inbox);
     pool_destroy(node->pool);
     tokenizer_destroy(node->tokenizer);

@@ -140,6 +140,14 @@ static enum status too_long(uint64_t n, const char *at_least, uint64_t limit,
     return status_field(field);
 }
 
+static enum status bad_token(const char *field, size_t i, uint32_t id,
+                             uint32_t n_vocab)
+{
+    (void)bad_field(field, "token %zu is %u, the vocabulary has %u ids", i, id,
+                    n_vocab);
+    return status_because("TOKEN_OUT_OF_RANGE");
+}
+
 static enum status take_tokenized(const struct convert_node *node,
                                   const Godwit__V1__TokenizedInput *input,
                                   struct ids *out)
@@ -150,9 +158,7 @@ static enum status take_tokenized(const struct convert_node *node,
         return too_long(input->n_input_ids, "", node->n_context, field);
     for (size_t i = 0; i < input->n_input_ids; i++)
         if (input->input_ids[i] >= node->n_vocab)
-            return bad_field(field,
-                             "input_ids[%zu] is %u, the vocabulary has %u ids",
-                             i, input->input_ids[i], node->n_vocab);
+            return bad_token(field, i, input->input_ids[i], node->n_vocab);
     out->id = malloc((input->n_input_ids ? input->n_input_ids : 1) *
                      sizeof(*out->id));
     if (!out->id)
@@ -430,9 +436,8 @@ static enum status detokenize(const struct convert_node *node,
         return too_long(request->n_token_ids, "", node->n_context, "token_ids");
     for (size_t i = 0; i < request->n_token_ids; i++)
         if (request->token_ids[i] >= node->n_vocab)
-            return bad_field("token_ids",
-                             "token_ids[%zu] is %u, the vocabulary has %u ids",
-                             i, request->token_ids[i], node->n_vocab);
+            return bad_token("token_ids", i, request->token_ids[i],
+                             node->n_vocab);
     st = text_of(node, request, &text);
     response.text = (ProtobufCBinaryData){text.n_bytes, text.bytes};
     if (!st)

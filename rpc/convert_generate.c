@@ -247,7 +247,13 @@ enum status convert_generate(struct job *job, const ProtobufCMessage *message)
     generate->has_resume = request->has_resume_from_position_case;
     if (generate->has_resume)
         generate->resume_position = request->resume_from_position;
-    return take_prompt(job, &input, generate->has_resume);
+    /* Nothing at all means: go on from the session's last token. */
+    return take_prompt(
+        job, &input,
+        generate->has_resume ||
+            (generate->session[0] &&
+             request->input_case ==
+                 GODWIT__V1__GENERATE_REQUEST__INPUT__NOT_SET));
 }
 
 enum status convert_append(struct job *job, const ProtobufCMessage *message)

@@ -357,8 +357,13 @@ class Breaks(unittest.TestCase):
                     [GODWITCTL, "--endpoint", node.endpoint, "generate",
                      "--session", "lost", "--prompt", "The ship", "--max-tokens",
                      "1500", "--temperature", "0.8", "--ignore-eos"],
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-                head = process.stdout.read(100)
+                    # Unbuffered: communicate() would not see what a buffer holds.
+                    bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                head = b""
+                while len(head) < 100:
+                    piece = process.stdout.read(100)
+                    self.assertTrue(piece, "it ended early")
+                    head += piece
                 node.kill()
                 out, err = process.communicate(timeout=20)
                 self.assertEqual(process.returncode, NO_CONNECTION)

@@ -360,18 +360,27 @@ class Sessions(NodeTests, unittest.TestCase):
         self.assertEqual(rest.complete.finish_reason,
                          gen.FINISH_REASON_CANCELLED)
 
-    def test_a_running_session_is_not_deleted(self):
+    def test_a_turn_without_input_goes_on_from_the_last_token(self):
+        whole = self.client.generate(
+            request_for("whole", sampling_params=greedy(20)))
+        part = self.client.generate(
+            request_for("part", sampling_params=greedy(8)))
+        rest = self.client.generate(
+            request_for("part", tokenized=None, sampling_params=greedy(12)))
+        self.assertEqual(part.ids + rest.ids, whole.ids)
+
+    def test_deleting_a_session_cancels_its_running_turn(self):
         stream = self.client.generation.Generate(request_for(
             "alive", sampling_params=greedy(4000)), timeout=60)
         next(stream)
-        delete = session_pb2.DeleteSessionRequest(name="sessions/alive")
-        self.assertFails(Code.ABORTED,
-                         lambda: self.client.session.DeleteSession(delete),
-                         "OPERATION_IN_PROGRESS")
-        stream.cancel()
-        await_true(lambda: get(self.client, "alive").state == Session.IDLE,
-                   "the turn has ended")
-        self.client.session.DeleteSession(delete)
+        self.client.session.DeleteSession(
+            session_pb2.DeleteSessionRequest(name="sessions/alive"))
+        last = list(stream)[-1]
+        self.assertEqual(last.complete.finish_reason,
+                         gen.FINISH_REASON_CANCELLED)
+        self.assertFails(Code.NOT_FOUND,
+                         lambda: get(self.client, "alive"),
+                         "SESSION_NOT_FOUND")
 
 
 class Node_(NodeTests, unittest.TestCase):
@@ -561,6 +570,7 @@ class Streams(NodeTests, unittest.TestCase):
         rest = self.client.generate(request)
         self.assertEqual(rest.first, part.first + len(part.ids))
         self.assertEqual(part.ids + rest.ids, whole.ids)
+        self.assertEqual(part.text + rest.text, whole.text)
         self.assertEqual(self.client.log("broken"), PROMPT + whole.ids)
 
     def test_a_second_reader_takes_the_reply_over(self):
