@@ -121,16 +121,6 @@ void journal_put_tokens(struct journal_batch *batch, struct uid uid,
             record_put_tokens(&batch->frame, token, n_token, chain));
 }
 
-void journal_put_joined(struct journal_batch *batch, struct uid uid,
-                        uint64_t position, const uint32_t *token,
-                        uint32_t n_token, struct digest chain)
-{
-    if (n_token > 1)
-        delete_range(batch, key_at('k', uid, position + 1),
-                     key_at('k', uid, position + n_token));
-    journal_put_tokens(batch, uid, position, token, n_token, chain);
-}
-
 void journal_put_turn(struct journal_batch *batch, struct uid uid,
                       const struct turn *turn)
 {

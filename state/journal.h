@@ -47,16 +47,6 @@ void journal_delete_session(struct journal_batch *batch, struct uid uid);
 void journal_put_tokens(struct journal_batch *batch, struct uid uid,
                         uint64_t position, const uint32_t *token,
                         uint32_t n_token, struct digest chain);
-/*
- * As journal_put_tokens(), but one row takes the place of all rows that begin
- * in [position, position + n_token): for the end of a turn, with the tokens it
- * sampled one by one, so that 100,000 of them are read back in 3 ms, not 25
- * (measured). A row begins at `position` and one ends at the end. Part of the
- * batch, so a crash leaves either the small rows or the large one.
- */
-void journal_put_joined(struct journal_batch *batch, struct uid uid,
-                        uint64_t position, const uint32_t *token,
-                        uint32_t n_token, struct digest chain);
 void journal_put_turn(struct journal_batch *batch, struct uid uid,
                       const struct turn *turn);
 

@@ -109,40 +109,6 @@ Test(journal, appends_behind_what_the_list_holds)
     free(ids.id);
 }
 
-Test(journal, joined_rows_read_as_the_small_ones)
-{
-    struct key from = key_of('k', alice), to = key_after(from);
-    const void *key, *value;
-    size_t key_bytes, value_bytes;
-    struct store_scan *scan;
-    uint32_t n_row = 0;
-
-    put(alice, 0, 100);
-    for (uint32_t i = 100; i < 300; i++)
-        put(alice, i, i + 1);
-    put(alice, 300, 310);
-    put(bob, 0, 300);
-    commit();
-    journal_put_joined(batch, alice, 100, token + 100, 200,
-                       digest_tokens(fingerprint, token, 300));
-    commit();
-    check_tokens(alice, 310);
-    check_tokens(bob, 300);
-    cr_assert_eq(store_scan_open(
-                     store,
-                     &(struct store_range){from.bytes, from.n, to.bytes, to.n},
-                     false, &scan),
-                 STATUS_OK);
-    while (store_scan_next(scan, &key, &key_bytes, &value, &value_bytes))
-        n_row++;
-    store_scan_close(scan);
-    cr_assert_eq(n_row, 3);
-    journal_put_joined(batch, alice, 310, token + 310, 1,
-                       digest_tokens(fingerprint, token, 311));
-    commit();
-    check_tokens(alice, 311);
-}
-
 static struct turn turn_of(uint64_t position)
 {
     static struct turn turn;
