@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #define TOKENIZER_TOKEN_MAX 1048576u    /* vocabulary */
+#define TOKENIZER_OPENING_MAX 4u        /* tokens before a text: BOS */
 #define TOKENIZER_PIECE_BYTES_MAX 4096u /* longest one token */
 #define TOKENIZER_TEXT_MAX (1u << 30)   /* bytes of one text */
 
@@ -56,7 +57,8 @@ MUST_CHECK enum status ids_append(struct ids *ids, const uint32_t *id, size_t n,
  * Append the ids of n_bytes of UTF-8 to *out. With parse_special false the
  * text of special tokens ("<|im_start|>") is plain text: what untrusted text
  * needs. Time is O(n log n) also for hostile text (one piece of 10 MB).
- * No post-processor runs: a BOS that the model wants is the caller's to add.
+ * The post-processor's opening (BOS) is not added: a text may stand anywhere
+ * in a session, and only its start has one: tokenizer_opening().
  *   INVALID_ARGUMENT    not UTF-8: names the byte offset; or the file's split
  *                       pattern exceeds its bounds on this text
  *   RESOURCE_EXHAUSTED  more than max_token ids in *out (it then holds what it
@@ -66,6 +68,13 @@ MUST_CHECK enum status tokenizer_encode(const struct tokenizer *tokenizer,
                                         const char *text, size_t n_bytes,
                                         bool parse_special, size_t max_token,
                                         struct ids *out);
+
+/*
+ * The tokens that the post-processor puts before a text: what a session of
+ * this model begins with, Llama 3's <|begin_of_text|> say. *out_n may be 0.
+ */
+const uint32_t *tokenizer_opening(const struct tokenizer *tokenizer,
+                                  uint32_t *out_n);
 
 /* Id of a special or added token by its exact text; false if there is none. */
 bool tokenizer_special(const struct tokenizer *tokenizer, const char *text,

@@ -500,6 +500,8 @@ static enum status build(struct tokenizer *tokenizer, const json_t *root,
         st = read_merges(tokenizer, model);
     if (!st)
         st = read_added(tokenizer, root);
+    if (!st)
+        st = opening_read(tokenizer, json_object_get(root, "post_processor"));
     if (!st && config)
         st = read_config(tokenizer, root, config);
     return st;

@@ -4,6 +4,7 @@
  * Inside of the tokenizer, shared by tokenizer*.c and detokenizer.c only:
  * loading fills these structs once and nothing changes them afterwards.
  */
+#include "base/json.h"
 #include "model/tokenizer.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -83,7 +84,16 @@ struct tokenizer {
     uint32_t n_stage;
     bool has_prefix_space; /* a piece gets a leading space ... */
     uint32_t prefix_stage; /* ... in front of this stage */
+
+    uint32_t opening[TOKENIZER_OPENING_MAX]; /* what a text begins with */
+    uint32_t n_opening;
 };
+
+/* --- the post-processor (tokenizer_opening.c) --- */
+
+/* INVALID_ARGUMENT, UNIMPLEMENTED  as tokenizer_load() */
+MUST_CHECK enum status opening_read(struct tokenizer *tokenizer,
+                                    const json_t *processor);
 
 /* --- UTF-8 and NFC (tokenizer_text.c) --- */
 

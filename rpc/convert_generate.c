@@ -110,20 +110,32 @@ static enum status take_sampling(const struct convert_node *node,
     return st ? st : sampling_check(sampling, node->n_vocab);
 }
 
-/* Into the command's own arena, so that they live as long as it does. */
-static enum status keep_tokens(struct job *job, const struct ids *ids)
+/*
+ * Into the command's own arena, so that they live as long as it does, behind
+ * the opening that the model's sessions begin with. Ids that a client made
+ * itself are taken as they are.
+ */
+static enum status keep_tokens(struct job *job, const struct input *input,
+                               const struct ids *ids)
 {
     struct generate_command *generate = &job->command->generate;
+    const uint32_t *opening = NULL;
+    uint32_t n_opening = 0;
     uint32_t *token;
 
     if (ids->n == 0)
         return STATUS_OK;
-    token = arena_take(job->arena, ids->n * sizeof(*token));
+    if (!input->tokenized && job->node->tokenizer)
+        opening = tokenizer_opening(job->node->tokenizer, &n_opening);
+    token = arena_take(job->arena, (n_opening + ids->n) * sizeof(*token));
     if (!token)
         return status_cause()->code;
-    memcpy(token, ids->id, ids->n * sizeof(*token));
+    if (n_opening)
+        memcpy(token, opening, n_opening * sizeof(*token));
+    memcpy(token + n_opening, ids->id, ids->n * sizeof(*token));
     generate->token = token;
-    generate->n_token = ids->n;
+    generate->n_token = n_opening + ids->n;
+    generate->n_opening = n_opening;
     return STATUS_OK;
 }
 
@@ -138,7 +150,7 @@ static enum status take_prompt(struct job *job, const struct input *input,
         st = status_because("EMPTY_INPUT");
     }
     if (!st)
-        st = keep_tokens(job, &ids);
+        st = keep_tokens(job, input, &ids);
     ids_release(&ids);
     return st;
 }
@@ -248,12 +260,11 @@ enum status convert_generate(struct job *job, const ProtobufCMessage *message)
     if (generate->has_resume)
         generate->resume_position = request->resume_from_position;
     /* Nothing at all means: go on from the session's last token. */
-    return take_prompt(
-        job, &input,
-        generate->has_resume ||
-            (generate->session[0] &&
-             request->input_case ==
-                 GODWIT__V1__GENERATE_REQUEST__INPUT__NOT_SET));
+    return take_prompt(job, &input,
+                       generate->has_resume ||
+                           (generate->session[0] &&
+                            request->input_case ==
+                                GODWIT__V1__GENERATE_REQUEST__INPUT__NOT_SET));
 }
 
 enum status convert_append(struct job *job, const ProtobufCMessage *message)

@@ -42,6 +42,8 @@ struct generate_command {
     const uint32_t *token; /* [n_token] input, in the arena; ids not yet
                               checked against the vocabulary */
     uint64_t n_token;
+    uint32_t n_opening;       /* of them, leading ones that only the start of a
+                                 session has (BOS): dropped when its log has tokens */
     struct sampling sampling; /* max_tokens 0: the node's default */
     bool has_seed;            /* else the engine draws one */
     bool has_durability;      /* counts when this call makes the session */

@@ -19,13 +19,19 @@ static struct digest digest_of(const struct generate_command *g)
                     s->repetition_penalty,
                     s->presence_penalty,
                     s->frequency_penalty};
-    uint64_t whole[] = {(uint64_t)s->top_k, s->max_tokens,
-                        s->min_tokens,      (uint64_t)s->n_logprob,
-                        s->ignore_eos,      s->skip_special,
-                        s->n_stop,          s->n_stop_id,
-                        s->n_bias,          g->is_append,
-                        g->has_seed,        g->has_seed ? s->seed : 0,
-                        g->n_token};
+    uint64_t whole[] = {(uint64_t)s->top_k,
+                        s->max_tokens,
+                        s->min_tokens,
+                        (uint64_t)s->n_logprob,
+                        s->ignore_eos,
+                        s->skip_special,
+                        s->n_stop,
+                        s->n_stop_id,
+                        s->n_bias,
+                        g->is_append,
+                        g->has_seed,
+                        g->has_seed ? s->seed : 0,
+                        g->n_token - g->n_opening};
     struct digest d = digest_bytes(whole, sizeof(whole));
 
     d = add(d, real, sizeof(real));
@@ -36,7 +42,16 @@ static struct digest digest_of(const struct generate_command *g)
         d = add(d, &s->bias[i].token, sizeof(s->bias[i].token));
         d = add(d, &s->bias[i].bias, sizeof(s->bias[i].bias));
     }
-    return add(d, g->token, g->n_token * sizeof(*g->token));
+    return add(d, g->token + g->n_opening,
+               (g->n_token - g->n_opening) * sizeof(*g->token));
+}
+
+/* Only the first turn has the opening; no digest counts it. */
+static void drop_opening(struct generate_command *g)
+{
+    g->token += g->n_opening;
+    g->n_token -= g->n_opening;
+    g->n_opening = 0;
 }
 
 enum status generate_place(struct engine *engine, size_t promise)
@@ -299,6 +314,8 @@ void generate_admit(struct engine *engine, struct request *request)
         request_begin(engine, request);
         return;
     }
+    if (session->n_token > 0)
+        drop_opening(&request->command->generate);
     g = &request->command->generate;
     is_again = resident->has_turn && g->request_id[0] &&
                strcmp(g->request_id, resident->turn.request_id) == 0;

@@ -109,6 +109,12 @@ static void assert_refused(enum status code, const char *words)
     "\"}, \"behavior\": \"Isolated\"}, {\"type\": \"ByteLevel\","              \
     "\"add_prefix_space\": false, \"use_regex\": false}]}}"
 
+#define END "{\"SpecialToken\": {\"id\": \"<|endoftext|>\"}}"
+#define OPENING(single)                                                        \
+    "{\"post_processor\": {\"type\": \"Sequence\", \"processors\": ["          \
+    "{\"type\": \"ByteLevel\"}, {\"type\": \"TemplateProcessing\","            \
+    "\"single\": [" single "]}]}}"
+
 static const struct {
     const char *patch;
     enum status code;
@@ -202,6 +208,16 @@ static const struct {
     {"{\"added_tokens\": [{\"id\": 500, \"content\": \"<x>\","
      " \"special\": 1}]}",
      STATUS_INVALID_ARGUMENT, "special"},
+    {"{\"post_processor\": {\"type\": \"RobertaProcessing\"}}",
+     STATUS_UNIMPLEMENTED, "post_processor is 'RobertaProcessing'"},
+    {OPENING("{\"SpecialToken\": {\"id\": \"<none>\"}}"),
+     STATUS_INVALID_ARGUMENT, "'<none>' is not an added token"},
+    {OPENING("{\"SpecialToken\": {}}"), STATUS_INVALID_ARGUMENT,
+     "a SpecialToken has no id"},
+    {OPENING("{\"Sequence\": {\"id\": \"A\"}}, " END), STATUS_UNIMPLEMENTED,
+     "behind a text"},
+    {OPENING(END ", " END ", " END ", " END ", " END), STATUS_INVALID_ARGUMENT,
+     "more than 4 tokens before the text"},
 };
 
 Test(tokenizer_load, every_wrong_file_is_refused_by_place)
@@ -410,5 +426,25 @@ Test(tokenizer_load, a_pair_that_is_gone_lends_no_rank)
         cr_assert(eq(u32, ids.id[n + 1], 600));
         ids_release(&ids);
     }
+    tokenizer_destroy(tokenizer);
+}
+
+/* As Llama 3's file says it: BOS, then the text. */
+Test(tokenizer_load, a_template_gives_the_opening_of_a_session)
+{
+    struct tokenizer *tokenizer = load("tests/golden/tokenizer_gpt2");
+    const uint32_t *opening;
+    uint32_t n = 9, id;
+
+    (void)tokenizer_opening(tokenizer, &n);
+    cr_assert(eq(u32, n, 0));
+    cr_assert(tokenizer_special(tokenizer, "<|endoftext|>", &id));
+    tokenizer_destroy(tokenizer);
+
+    write_patched(OPENING(END ", {\"Sequence\": {\"id\": \"A\"}}"));
+    tokenizer = load(dir);
+    opening = tokenizer_opening(tokenizer, &n);
+    cr_assert(eq(u32, n, 1));
+    cr_assert(eq(u32, opening[0], id));
     tokenizer_destroy(tokenizer);
 }

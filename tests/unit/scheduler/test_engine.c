@@ -605,6 +605,33 @@ static struct command *say(struct node *node, const char *session,
     return command;
 }
 
+/* The first two input tokens are what only a session's start has. */
+static struct command *opened(struct node *node, const char *id, uint32_t salt)
+{
+    struct command *command = generate(node, "opened", id, 9, salt);
+
+    command->generate.n_opening = 2;
+    return command;
+}
+
+Test(engine, only_a_sessions_first_turn_has_the_opening)
+{
+    struct node *node = started(NULL);
+    struct reply *first = node_call(node, opened(node, "one", 1)), *reply;
+    uint32_t n_first = first->n_token;
+
+    cr_assert(reply_completed(first, FINISH_LENGTH));
+    cr_assert_eq(first->end->complete.n_prompt, 9);
+    /* A retry says the same, though the session is no longer empty. */
+    reply = node_call(node, opened(node, "one", 1));
+    cr_assert(reply_completed(reply, FINISH_LENGTH));
+    cr_assert_eq(reply->n_token, n_first);
+    reply = node_call(node, opened(node, "two", 2));
+    cr_assert(reply_completed(reply, FINISH_LENGTH));
+    cr_assert_eq(reply->end->complete.n_prompt, 7);
+    node_destroy(node);
+}
+
 Test(engine, text_comes_with_tokens_and_stops_before_a_stop_string)
 {
     static const char prompt[] = "It was a bright cold day and the";
