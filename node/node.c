@@ -21,7 +21,7 @@
 #define OUTBOX_CAPACITY 16384u
 #define JOB_CAPACITY 256u
 #define COMMIT_CAPACITY 4u /* steps that may run ahead of the journal */
-#define STEP_TOKENS 256u   /* prompt tokens beside running replies */
+#define STEP_TOKENS 128u   /* prompt tokens beside running replies: ~10 ms */
 #define DRAIN_ARENA_BYTES 65536u
 
 struct node {

@@ -364,7 +364,7 @@ static void print_stats(const struct reply *reply)
         return;
     (void)fprintf(stderr,
                   "prompt %" PRIu64 " tokens in %.3f s (%" PRIu64
-                  " found), reply %" PRIu64 " tokens in %.3f s, first one "
+                  " reused), reply %" PRIu64 " tokens in %.3f s, first one "
                   "after %.3f s\n",
                   usage->prompt_tokens, seconds(timing->prefill),
                   usage->cached_tokens, usage->completion_tokens,

@@ -94,9 +94,10 @@ static enum status pack_complete(const struct event *event, struct packed *out)
     timing.prefill = &prefill;
     timing.decode = &decode;
     timing.time_to_first_token = &first;
-    reuse.matched_tokens = event->complete.n_cached;
+    reuse.matched_tokens = event->complete.n_matched;
     if (event->complete.reuse == REUSE_RESTORED)
-        reuse.restored_tokens = event->complete.n_cached;
+        reuse.restored_tokens = event->complete.n_matched;
+    reuse.replayed_tokens = event->complete.n_replayed;
     reuse.reason = reasons[event->complete.reuse];
     complete.finish_reason = (Godwit__V1__FinishReason)event->complete.finish;
     complete.usage = &usage;

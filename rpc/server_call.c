@@ -246,6 +246,7 @@ static void on_closed(void *owner, bool ok)
     pthread_mutex_unlock(&state->lock);
     if (leaves)
         leave(&state->call);
+    atomic_fetch_sub(&state->call.server->n_open, 1);
     call_unref(&state->call);
 }
 
@@ -345,6 +346,7 @@ static void on_arrived(void *owner, bool ok)
     memset(&op, 0, sizeof(op));
     op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
     op.data.recv_close_on_server.cancelled = &state->was_cancelled;
+    atomic_fetch_add(&call->server->n_open, 1);
     start(state, &op, 1, &state->closed);
     if (!call->method)
         refuse_unknown(call);

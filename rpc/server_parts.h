@@ -79,6 +79,7 @@ struct server {
     struct control *backlog; /* in order of arrival; owned */
     size_t n_backlog, backlog_capacity;
 
+    _Atomic uint32_t n_open; /* calls that arrived and have not closed */
     struct tag shutdown;
     pthread_mutex_t shutdown_lock;
     pthread_cond_t shutdown_changed;

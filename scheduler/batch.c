@@ -50,11 +50,33 @@ static void note_start(struct engine *engine, struct request *request)
     request->start_us = engine_now_us(engine);
     request->progress_us = request->start_us;
     request->n_cached = resident_position(request->session->resident);
+    if (request->n_cached == 0) /* it may have been let go in the queue */
+        request->reuse = REUSE_NONE;
     request->session->resident->reuse = REUSE_RESIDENT; /* of the next one */
     metric_observe(m->queue_time,
                    (double)(request->start_us - request->arrive_us) * 1e-6);
     metric_add(m->cache_queries, request_target(request));
     metric_add(m->cache_hits, request->n_cached);
+}
+
+/* Counts room for some tokens more, at most what it may ever need. */
+static bool claim(struct engine *engine, struct request *request)
+{
+    struct session *session = request->session;
+    uint64_t n = session->n_token;
+    size_t least = resident_bytes(engine, n + 1);
+    size_t bytes = resident_bytes(engine, n + engine->room_tokens);
+
+    if (request->phase == REQUEST_RUNNING &&
+        (least <= session->charge || request->promise <= session->charge))
+        return true;
+    if (bytes > request->promise)
+        bytes = request->promise;
+    if (!resident_room(engine, session, bytes))
+        return false;
+    if (bytes > session->charge)
+        resident_charge(engine, session, bytes);
+    return true;
 }
 
 /* False while there is no room for it. */
@@ -63,7 +85,7 @@ static bool start(struct engine *engine, struct request *request)
     struct session *session = request->session;
     struct resident *resident = session->resident;
 
-    if (!resident_room(engine, session, request->promise))
+    if (!claim(engine, request))
         return false;
     if (!resident->memory &&
         memory_create(engine->options.model, &resident->memory)) {
@@ -71,8 +93,6 @@ static bool start(struct engine *engine, struct request *request)
         request_fail(engine, request, FINISH_ERROR, status_cause());
         return true;
     }
-    if (request->promise > session->charge)
-        resident_charge(engine, session, request->promise);
     request->phase = REQUEST_RUNNING;
     engine->n_running++;
     if (!request->is_started)
@@ -119,6 +139,10 @@ static uint32_t gather(struct engine *engine)
         target = request_target(r);
         if (position >= target) { /* only where nothing is sampled */
             end_prefill(engine, r);
+            continue;
+        }
+        if (!claim(engine, r)) {
+            request_step_back(engine, r);
             continue;
         }
         engine->entrant[n] = r;

@@ -46,7 +46,7 @@ struct generate_command {
                                  session has (BOS): dropped when its log has tokens */
     struct sampling sampling; /* max_tokens 0: the node's default */
     bool has_seed;            /* else the engine draws one */
-    bool has_durability;      /* counts when this call makes the session */
+    bool has_durability;      /* a new session's; may raise another's */
     enum durability durability;
     bool is_append; /* prefill only: nothing is sampled */
     bool creates;   /* make the session if it does not exist */

@@ -203,7 +203,7 @@ static enum status update(struct engine *engine, const struct command *command)
         engine->next_expire_ms = meta.expire_ms;
     if (earlier.durability == DURABILITY_NONE &&
         meta.durability != DURABILITY_NONE)
-        flight_upgrade(engine, session);
+        flight_upgrade(engine, session, &earlier);
     else
         flight_update(engine, session, &earlier);
     send_session(engine, session, command->reply);
@@ -359,13 +359,8 @@ static enum status cancel(struct engine *engine, const struct command *command)
 /* Its reader is gone: a turn that a retry can name stays open. */
 static void detach(struct engine *engine, struct request *request)
 {
-    const struct session *session = request->session;
-    bool is_open = request->phase == REQUEST_LOADING ||
-                   request->kind == REQUEST_CHECKPOINT ||
-                   (session->name[0] && session->resident->turn.request_id[0]);
-
     request->reply = 0;
-    if (is_open)
+    if (request_stays_open(request))
         request_interrupt(engine, request, FINISH_NONE);
     else
         request_finish(engine, request, FINISH_CANCELLED);

@@ -75,6 +75,7 @@ enum status engine_create(const struct engine_options *options,
     engine->fixed_bytes = memory_bytes_for(options->model, 0);
     engine->empty_chain = model_fingerprint(options->model);
     engine->next_expire_ms = UINT64_MAX;
+    engine->room_tokens = ROOM_TOKENS;
     engine->start_ms = engine_wall_ms(engine);
     gauges_init(engine);
     st = batch_init(engine);
@@ -140,6 +141,7 @@ static void drain_inbox(struct engine *engine)
     }
 }
 
+/* As when its reader is gone: the client's own clock may say so first. */
 static void check_deadlines(struct engine *engine)
 {
     uint64_t now_us = engine_now_us(engine);
@@ -152,7 +154,12 @@ static void check_deadlines(struct engine *engine)
             STATUS_DEADLINE_EXCEEDED, "deadline passed after %lu of %lu tokens",
             resident_position(r->session->resident), r->session->n_token);
         status_because("DEADLINE_PASSED");
-        request_fail(engine, r, FINISH_CANCELLED, status_cause());
+        if (request_stays_open(r)) {
+            flight_error(engine, r->reply, status_cause());
+            request_interrupt(engine, r, FINISH_NONE);
+        } else {
+            request_fail(engine, r, FINISH_CANCELLED, status_cause());
+        }
     }
 }
 

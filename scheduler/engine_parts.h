@@ -26,6 +26,7 @@
 #include "scheduler/text.h"
 
 #define COMMAND_STEP_MAX 256u /* commands taken in one step */
+#define ROOM_TOKENS 4096u     /* engine.room_tokens, unless a test says else */
 #define LOG_PIECE_MAX 4096u   /* tokens of one event or journal record */
 #define SNAPSHOT_TURN_MIN 64u /* new tokens that are worth a snapshot */
 #define CHECKPOINT_WAIT_MAX 8u
@@ -75,6 +76,7 @@ struct session {
     uint32_t n_hold;   /* flights and jobs that point here */
     bool is_listed;    /* in the table */
     bool is_failed;    /* its log could not be read */
+    bool is_upgrading; /* what was only in memory is not yet committed */
     bool is_loading;   /* a LOAD is with the store thread */
     struct resident *resident;
     struct request *request;
@@ -126,8 +128,9 @@ struct effect {
         EFFECT_UPGRADE /* of a session that was not durable */
     } kind;
     struct session *session;
-    uint64_t n_token;             /* TOKENS: committed with it */
-    struct session_meta *earlier; /* UPDATE: what was; owned */
+    uint64_t n_token;             /* TOKENS, UPGRADE: committed with it */
+    struct session_meta *earlier; /* UPDATE, UPGRADE: what was; owned */
+    struct turn *turn;            /* UPGRADE: the last one, or NULL; owned */
 };
 struct flight {
     struct flight *next;   /* sent later */
@@ -162,6 +165,7 @@ struct engine {
     struct session *oldest, *newest; /* idle resident sessions */
     size_t charged, leaving;         /* bytes of memories; to be evicted */
     uint64_t n_resident;
+    uint64_t room_tokens;    /* counted ahead of what a turn has generated */
     uint64_t next_expire_ms; /* no session expires before it */
     uint64_t swept_us;
 
@@ -235,7 +239,16 @@ void resident_drop(struct engine *engine, struct session *session);
 void resident_touch(struct engine *engine, struct session *session);
 void resident_charge(struct engine *engine, struct session *session,
                      size_t bytes);
-/* True if the session may hold so many bytes now; else room is being made. */
+/* Back to the first n_token tokens of the log; images of more are dropped. */
+void resident_truncate(struct engine *engine, struct session *session,
+                       uint64_t n_token);
+/* Count what is in memory, no more. */
+void resident_settle(struct engine *engine, struct session *session);
+/*
+ * True if the session may hold so many bytes now; else room is being made:
+ * idle sessions leave, then, for one that could run, what requests hold that
+ * do not run is let go, to be computed again.
+ */
 bool resident_room(struct engine *engine, struct session *session,
                    size_t bytes);
 /* What a session of n_token tokens holds. */
@@ -283,7 +296,8 @@ void flight_update(struct engine *engine, struct session *session,
                    const struct session_meta *earlier);
 void flight_delete(struct engine *engine, struct session *session);
 /* Its durability has just become more than NONE: journal all there is. */
-void flight_upgrade(struct engine *engine, struct session *session);
+void flight_upgrade(struct engine *engine, struct session *session,
+                    const struct session_meta *earlier);
 /* Tokens [from, n_token) of the log; chain: of those before them. */
 void flight_tokens(struct engine *engine, struct session *session,
                    uint64_t from, struct digest chain);
@@ -323,6 +337,9 @@ void request_complete(struct engine *engine, struct request *request,
  * but after FINISH_ERROR one with a request_id stays open for a retry. */
 void request_fail(struct engine *engine, struct request *request,
                   enum finish_reason finish, const struct cause *cause);
+/* When its reader goes or its time is over: has it no turn to close, or one
+ * that a retry can name? */
+bool request_stays_open(const struct request *request);
 /* The commit that carried its tokens is lost: tell the reader, write nothing.
  */
 void request_lose(struct engine *engine, struct request *request,
@@ -330,6 +347,8 @@ void request_lose(struct engine *engine, struct request *request,
 /* Stop computing; the turn stays open. FINISH_NONE: tell nobody. */
 void request_interrupt(struct engine *engine, struct request *request,
                        enum finish_reason finish);
+/* Out of the batch: it waits in its place of the queue, counted as it is. */
+void request_step_back(struct engine *engine, struct request *request);
 void request_pause(struct request *request, struct engine *engine);
 /* In front of its equals, since it was served before. */
 void request_resume(struct request *request, struct engine *engine);
@@ -346,8 +365,8 @@ void generate_arrive(struct engine *engine, struct command *command);
 /* Its session is in memory: check and accept, or refuse. */
 void generate_admit(struct engine *engine, struct request *request);
 /*
- *   RESOURCE_EXHAUSTED  no place in the queue (QUEUE_FULL), or all requests'
- *                       memories would not fit together (KV_MEMORY)
+ *   RESOURCE_EXHAUSTED  no place in the queue (QUEUE_FULL), or its memory
+ *                       would not fit even alone (KV_MEMORY)
  */
 MUST_CHECK enum status generate_place(struct engine *engine, size_t promise);
 /* A new session's uid and times; the name becomes the uid's text if it is "".

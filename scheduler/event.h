@@ -101,7 +101,10 @@ struct event {
         } tokens; /* EVENT_TOKENS, EVENT_LOG */
         struct {
             enum finish_reason finish; /* an append ends with STOP */
-            uint64_t n_prompt, n_completion, n_cached; /* usage, tokens */
+            uint64_t n_prompt, n_completion, n_cached; /* usage, tokens; cached:
+                           of the log up to the input's end */
+            uint64_t n_matched, n_replayed; /* of those before the input: found,
+                           and computed by this call */
             uint64_t committed_position;
             struct timing timing;
             enum restore_reason_code {

@@ -149,12 +149,20 @@ void flight_update(struct engine *engine, struct session *session,
     put_meta(engine, session);
 }
 
-void flight_upgrade(struct engine *engine, struct session *session)
+void flight_upgrade(struct engine *engine, struct session *session,
+                    const struct session_meta *earlier)
 {
     const struct resident *resident = session->resident;
     struct digest chain = engine->empty_chain;
+    struct effect *effect = effect_add(engine, EFFECT_UPGRADE, session);
 
-    effect_add(engine, EFFECT_UPGRADE, session);
+    effect->earlier = engine_need(malloc(sizeof(*effect->earlier)));
+    *effect->earlier = *earlier;
+    if (resident && resident->has_turn) {
+        effect->turn = engine_need(malloc(sizeof(*effect->turn)));
+        *effect->turn = resident->turn;
+    }
+    session->is_upgrading = true;
     put_meta(engine, session);
     put_tokens(engine, session, 0, chain);
     if (resident && resident->has_turn)
@@ -220,6 +228,7 @@ static void effect_release(struct effect *effect)
     effect->session->n_hold--;
     session_put(effect->session);
     free(effect->earlier);
+    free(effect->turn);
 }
 
 static void keep(struct engine *engine, struct effect *effect)
@@ -228,8 +237,31 @@ static void keep(struct engine *engine, struct effect *effect)
 
     if (effect->kind == EFFECT_TOKENS && session->n_committed < effect->n_token)
         session->n_committed = effect->n_token;
+    if (effect->kind == EFFECT_UPGRADE)
+        session->is_upgrading = false;
     if (effect->kind == EFFECT_DELETE)
         remember_deleted(engine, session->uid);
+}
+
+/* Its tokens were never anywhere but in memory, unless a delete dropped it. */
+static void take_back_upgrade(struct engine *engine,
+                              const struct effect *effect)
+{
+    struct session *session = effect->session;
+    struct resident *resident = session->resident;
+
+    session->is_upgrading = false;
+    session_meta_set(session, effect->earlier);
+    if (resident) {
+        resident_truncate(engine, session, effect->n_token);
+        resident->has_turn = effect->turn != NULL;
+        if (effect->turn)
+            resident->turn = *effect->turn;
+    } else if (effect->n_token == 0) {
+        session->n_token = session->n_committed = 0;
+    } else if (session->is_listed) {
+        table_remove(engine, session);
+    }
 }
 
 /* What the reader was told is an error, so nothing of it may have happened. */
@@ -244,14 +276,15 @@ static void take_back(struct engine *engine, struct effect *effect,
     }
     if (session->request)
         request_lose(engine, session->request, cause);
-    if (effect->kind == EFFECT_UPGRADE && session->resident) {
-        session->durability = DURABILITY_NONE; /* as it was */
+    if (effect->kind == EFFECT_UPGRADE) {
+        take_back_upgrade(engine, effect);
         return;
     }
+    if (effect->kind == EFFECT_TOKENS && session->is_upgrading)
+        return; /* the upgrade, older, takes them back */
     resident_drop(engine, session);
     session->n_token = session->n_committed;
-    if ((effect->kind == EFFECT_CREATE || effect->kind == EFFECT_UPGRADE) &&
-        session->is_listed)
+    if (effect->kind == EFFECT_CREATE && session->is_listed)
         table_remove(engine, session);
     if (effect->kind == EFFECT_DELETE && !table_find(engine, session->name))
         table_add(engine, session);

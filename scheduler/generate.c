@@ -57,26 +57,21 @@ static void drop_opening(struct generate_command *g)
 enum status generate_place(struct engine *engine, size_t promise)
 {
     uint32_t n_waiting = 0;
-    size_t promised = promise;
 
-    for (const struct request *r = engine->first; r; r = r->after) {
+    for (const struct request *r = engine->first; r; r = r->after)
         n_waiting += r->phase != REQUEST_RUNNING && !r->is_paused;
-        promised += r->promise;
-    }
     if (n_waiting >= engine->options.max_queue) {
         status_fail(STATUS_RESOURCE_EXHAUSTED, "%u requests wait, limit %u",
                     n_waiting, engine->options.max_queue);
         status_because("QUEUE_FULL");
         return status_retry(500 + (uint32_t)(engine->commit_step % 8) * 100);
     }
-    if (promised > engine->options.session_bytes) {
+    /* Beside others it waits for its room, but alone it must fit. */
+    if (promise > engine->options.session_bytes) {
         status_fail(STATUS_RESOURCE_EXHAUSTED,
-                    "running sessions would hold %zu bytes, limit %zu",
-                    promised, engine->options.session_bytes);
-        status_because("KV_MEMORY");
-        if (engine->first) /* else waiting does not help */
-            status_retry(1000);
-        return STATUS_RESOURCE_EXHAUSTED;
+                    "session may grow to %zu bytes, limit %zu", promise,
+                    engine->options.session_bytes);
+        return status_because("KV_MEMORY");
     }
     return STATUS_OK;
 }
@@ -186,6 +181,14 @@ static enum status check_turn(struct engine *engine,
                         "expected position %lu, committed position is %lu",
                         g->expected_position, n),
             "POSITION_MISMATCH");
+    if (session->is_listed && g->has_durability &&
+        g->durability == DURABILITY_NONE &&
+        session->durability != DURABILITY_NONE) {
+        status_fail(STATUS_FAILED_PRECONDITION,
+                    "a durable session stays durable");
+        status_because("DURABILITY_LOWERED");
+        return status_field("durability");
+    }
     if (g->n_token == 0 && (n == 0 || g->is_append)) {
         status_fail(STATUS_INVALID_ARGUMENT, "input has no tokens");
         return fail_because(STATUS_INVALID_ARGUMENT, "EMPTY_INPUT");
@@ -240,6 +243,22 @@ static enum status make_turn(struct engine *engine,
     return g->has_seed ? STATUS_OK : draw_seed(&s->seed);
 }
 
+/* Durability of a turn is that of its session, which may only rise. */
+static void raise_durability(struct engine *engine, struct session *session,
+                             const struct generate_command *g)
+{
+    struct session_meta earlier;
+
+    if (!session->is_listed || !g->has_durability ||
+        session->durability != DURABILITY_NONE ||
+        g->durability == DURABILITY_NONE)
+        return;
+    session_meta_get(session, &earlier);
+    session->durability = g->durability;
+    session->update_ms = engine_wall_ms(engine);
+    flight_upgrade(engine, session, &earlier);
+}
+
 /* Everything was checked: from here on the turn exists. */
 static enum status accept(struct engine *engine, struct request *request)
 {
@@ -255,6 +274,7 @@ static enum status accept(struct engine *engine, struct request *request)
         st = tokens_append(&resident->tokens, g->token, g->n_token);
     if (st)
         return st;
+    raise_durability(engine, session, g);
     if (!session->is_listed && session->name[0]) {
         table_add(engine, session);
         flight_create(engine, session);

@@ -36,7 +36,8 @@ static void send_images(struct engine *engine)
         struct store_job *job;
         /* A snapshot must never be ahead of the journal, and a restore needs
          * one more token to make logits from. */
-        if (session->n_committed <= resident->image_position) {
+        if (session->is_upgrading ||
+            session->n_committed <= resident->image_position) {
             at = &resident->next_image;
             continue;
         }
@@ -51,7 +52,8 @@ static void send_images(struct engine *engine)
     }
 }
 
-static void send_load(struct engine *engine, struct request *request)
+/* False while there is no room for it. */
+static bool send_load(struct engine *engine, struct request *request)
 {
     struct session *session = request->session;
     size_t bytes = resident_bytes(engine, session->n_token);
@@ -59,24 +61,25 @@ static void send_load(struct engine *engine, struct request *request)
     enum status st;
 
     if (!resident_room(engine, session, bytes))
-        return;
+        return false;
     job = job_create(STORE_LOAD, session->uid, session);
     job->keep_back = 1;
     st = memory_create(engine->options.model, &job->memory);
     if (st) {
         free(job);
         request_fail(engine, request, FINISH_ERROR, status_cause());
-        return;
+        return true;
     }
     struct memory *memory = job->memory;
     if (!job_send(engine, job)) {
         memory_destroy(memory);
-        return;
+        return false;
     }
     resident_charge(engine, session, bytes);
     request->is_load_sent = true;
     session->is_loading = true;
     session->n_hold++;
+    return true;
 }
 
 void jobs_send(struct engine *engine)
@@ -84,8 +87,10 @@ void jobs_send(struct engine *engine)
     send_images(engine);
     for (struct request *r = engine->first, *after; r; r = after) {
         after = r->after;
-        if (r->phase == REQUEST_LOADING && !r->is_load_sent)
-            send_load(engine, r);
+        /* Room goes to the first, as in the batch. */
+        if (r->phase == REQUEST_LOADING && !r->is_load_sent &&
+            !send_load(engine, r))
+            break;
     }
     while (engine->n_deleted > 0) {
         struct uid uid = engine->deleted[engine->n_deleted - 1];

@@ -253,6 +253,20 @@ void request_progress(struct engine *engine, struct request *request,
     tell(engine, request, event);
 }
 
+/* A resumed turn finds output, too, which is nobody's prompt. */
+static void reuse_of(const struct request *request, struct event *event)
+{
+    const struct turn *turn = &request->session->resident->turn;
+    uint64_t n_cached = request->n_cached, before = turn->position;
+
+    event->complete.reuse = request->reuse;
+    event->complete.n_cached =
+        n_cached < before + turn->n_input ? n_cached : before + turn->n_input;
+    event->complete.n_matched = n_cached < before ? n_cached : before;
+    if (request->is_started)
+        event->complete.n_replayed = before - event->complete.n_matched;
+}
+
 void request_complete(struct engine *engine, struct request *request,
                       enum finish_reason finish)
 {
@@ -266,9 +280,8 @@ void request_complete(struct engine *engine, struct request *request,
     event->complete.finish = finish;
     event->complete.n_prompt = turn->n_input;
     event->complete.n_completion = session->n_token - request->output_start;
-    event->complete.n_cached = request->n_cached;
+    reuse_of(request, event);
     event->complete.committed_position = session->n_token;
-    event->complete.reuse = request->reuse;
     if (request->start_us) {
         uint64_t prefilled_us =
             request->prefilled_us ? request->prefilled_us : now_us;
@@ -418,6 +431,11 @@ static bool has_retry(const struct request *request)
            request->session->resident->turn.request_id[0];
 }
 
+bool request_stays_open(const struct request *request)
+{
+    return !has_turn(request) || has_retry(request);
+}
+
 void request_fail(struct engine *engine, struct request *request,
                   enum finish_reason finish, const struct cause *cause)
 {
@@ -456,13 +474,18 @@ void request_interrupt(struct engine *engine, struct request *request,
     request_free(engine, request);
 }
 
+void request_step_back(struct engine *engine, struct request *request)
+{
+    request->phase = REQUEST_WAITING;
+    engine->n_running--;
+    resident_settle(engine, request->session);
+}
+
 void request_pause(struct request *request, struct engine *engine)
 {
     request->is_paused = true;
-    if (request->phase != REQUEST_RUNNING)
-        return;
-    request->phase = REQUEST_WAITING;
-    engine->n_running--;
+    if (request->phase == REQUEST_RUNNING)
+        request_step_back(engine, request);
 }
 
 void request_resume(struct request *request, struct engine *engine)

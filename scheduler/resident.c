@@ -53,6 +53,11 @@ void resident_charge(struct engine *engine, struct session *session,
     session->charge = bytes;
 }
 
+void resident_settle(struct engine *engine, struct session *session)
+{
+    resident_charge(engine, session, bytes_now(session));
+}
+
 static void lru_remove(struct engine *engine, struct session *session)
 {
     if (!session->is_in_lru)
@@ -177,7 +182,8 @@ bool resident_save(struct engine *engine, struct session *session,
         return false;
     if (resident->image)
         return true;
-    if (position == 0 || position == resident->snapshot_position)
+    /* Memory that was let go comes back from before its newest snapshot. */
+    if (position == 0 || position <= resident->snapshot_position)
         return false;
     if (!is_wanted && engine->n_image >= IMAGE_WAIT_MAX)
         return false;
@@ -197,17 +203,48 @@ bool resident_save(struct engine *engine, struct session *session,
     return true;
 }
 
+/* Back to its log alone. */
+static void forget(struct engine *engine, struct session *session)
+{
+    struct resident *resident = session->resident;
+
+    memory_destroy(resident->memory);
+    resident->memory = NULL;
+    resident->memory_chain = engine->empty_chain;
+    resident->reuse = REUSE_NONE;
+    resident_settle(engine, session);
+}
+
+void resident_truncate(struct engine *engine, struct session *session,
+                       uint64_t n_token)
+{
+    struct resident *resident = session->resident;
+
+    assert(n_token <= resident->tokens.n && !resident->is_saving);
+    stay(engine, session);
+    status_fail(STATUS_ABORTED, "the journal lost what was to be saved");
+    status_because("OPERATION_ABORTED");
+    refuse_checkpoints(engine, resident, status_cause());
+    if (resident->image && !resident->is_saving) {
+        images_remove(engine, resident);
+        image_destroy(resident->image);
+        resident->image = NULL;
+    }
+    resident->tokens.n = session->n_token = session->n_committed = n_token;
+    resident->chain =
+        digest_tokens(engine->empty_chain, resident->tokens.id, n_token);
+    if (resident->memory && resident_position(resident) >= n_token)
+        forget(engine, session);
+    resident_settle(engine, session);
+}
+
 static void evict(struct engine *engine, struct session *session)
 {
     struct resident *resident = session->resident;
 
     metric_add(engine->metrics.preemptions, 1);
     if (session->durability == DURABILITY_NONE) { /* tokens are only here */
-        memory_destroy(resident->memory);
-        resident->memory = NULL;
-        resident->memory_chain = engine->empty_chain;
-        resident->reuse = REUSE_NONE;
-        resident_charge(engine, session, bytes_now(session));
+        forget(engine, session);
         lru_remove(engine, session);
     } else if (resident_save(engine, session, true)) {
         resident->leaves = true;
@@ -231,21 +268,40 @@ static bool evict_one(struct engine *engine)
     return false;
 }
 
+/* The last one that waits, for a place or its reader, restarts its session. */
+static bool forget_one(struct engine *engine, const struct session *session)
+{
+    if (!session->request || session->request->phase == REQUEST_LOADING)
+        return false;
+    for (struct request *r = engine->last; r; r = r->before) {
+        const struct resident *resident = r->session->resident;
+        if (r->session == session || r->phase != REQUEST_WAITING ||
+            !resident->memory || resident->image || resident->n_checkpoint > 0)
+            continue;
+        metric_add(engine->metrics.preemptions, 1);
+        forget(engine, r->session);
+        return true;
+    }
+    return false;
+}
+
 bool resident_room(struct engine *engine, struct session *session, size_t bytes)
 {
+    const struct request *own = session->request;
+    bool is_running = own && own->phase == REQUEST_RUNNING;
     size_t limit = engine->options.session_bytes;
 
     if (bytes <= session->charge)
         return true;
     bytes -= session->charge;
     while (engine->charged - engine->leaving + bytes > limit)
-        if (!evict_one(engine))
+        if (!evict_one(engine) && !forget_one(engine, session))
             break;
     if (engine->charged + bytes <= limit)
         return true;
-    /* Promises are checked at admission, so this only guards against a wait
-     * that nothing would ever end. */
-    return engine->leaving == 0 && engine->n_running == 0 &&
+    /* Each fits alone, so this only guards against a wait that nothing would
+     * ever end. */
+    return engine->leaving == 0 && engine->n_running == is_running &&
            engine->n_job == 0 && !engine->oldest_flight && !engine->flight;
 }
 

@@ -79,9 +79,11 @@ static enum session_state state_of(const struct session *session)
     if (session->is_failed)
         return SESSION_FAILED;
     if (session->request) {
+        const struct request *request = session->request;
         bool is_decoding =
-            session->request->phase == REQUEST_RUNNING &&
-            resident_position(session->resident) + 1 >= session->n_token;
+            request->prefilled_us != 0 ||
+            (request->phase == REQUEST_RUNNING &&
+             resident_position(session->resident) + 1 >= session->n_token);
         return is_decoding ? SESSION_DECODING : SESSION_PREFILLING;
     }
     if (session->resident || session->n_token == 0)

@@ -77,7 +77,8 @@ static enum status let_out(struct text *text, const char *byte, size_t n,
     size_t n_all = text->n_held, cut, tail;
     enum status st;
 
-    if (text->sampling->n_stop == 0)
+    if (text->sampling->n_stop == 0 ||
+        text->n_token <= text->sampling->min_tokens)
         return buffer_append(out, byte, n);
     memcpy(all, text->held, n_all);
     memcpy(all + n_all, byte, n);
@@ -103,6 +104,7 @@ enum status text_push(struct text *text, uint32_t id, bool is_silent,
     char byte[DETOKENIZER_OUT_MAX];
     size_t n;
 
+    text->n_token++;
     if (!text->tokenizer || text->is_stopped || is_silent)
         return STATUS_OK;
     n = detokenizer_push(&text->detokenizer, text->tokenizer, id,

@@ -2,9 +2,10 @@
 #define SCHEDULER_TEXT_H
 /*
  * A reply's text from its tokens: whole characters only, cut before the first
- * stop string. Text that could still become a stop string is held back until
- * it cannot. What has come out after n tokens depends on those n tokens alone,
- * so a replay gives each token the same piece again.
+ * stop string that begins behind the first min_tokens tokens. Text that could
+ * still become a stop string is held back until it cannot. What has come out
+ * after n tokens depends on those n tokens alone, so a replay gives each token
+ * the same piece again.
  */
 #include "model/tokenizer.h"
 #include "state/session.h"
@@ -13,6 +14,7 @@ struct text {
     const struct tokenizer *tokenizer; /* NULL: no text is made */
     const struct sampling *sampling;   /* its stops; borrowed */
     struct detokenizer detokenizer;
+    uint64_t n_token;          /* pushed so far */
     bool is_stopped;           /* a stop string was found: all is silent */
     uint32_t n_held;           /* bytes of `held` */
     char held[STOP_BYTES_MAX]; /* may be the beginning of a stop string */

@@ -594,6 +594,21 @@ static enum status try_entries(struct snapshots *snapshots,
     return STATUS_OK;
 }
 
+/* A snapshot is saved behind the journal, so a log that is shorter lost its
+ * end: going on from there would be fluent and wrong. */
+static enum status check_log(const struct manifest *manifest, uint64_t n_token)
+{
+    for (uint32_t i = 0; i < manifest->n; i++)
+        if (manifest->entry[i].position > n_token) {
+            status_fail(STATUS_DATA_LOSS,
+                        "the log has %lu tokens, but a snapshot was made "
+                        "behind token %lu: committed tokens are lost",
+                        n_token, manifest->entry[i].position);
+            return status_because("SESSION_LOG_LOST");
+        }
+    return STATUS_OK;
+}
+
 enum status snapshot_load(struct snapshots *snapshots, struct uid uid,
                           const struct ids *tokens, uint64_t limit,
                           struct memory *memory, enum restore_reason *out)
@@ -617,6 +632,9 @@ enum status snapshot_load(struct snapshots *snapshots, struct uid uid,
         *out = RESTORE_NONE;
         return STATUS_OK;
     }
+    st = check_log(&manifest, tokens->n);
+    if (st)
+        return st;
     st = chains_init(&chains, snapshots->numerics.fingerprint, tokens);
     if (!st)
         st =

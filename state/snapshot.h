@@ -88,7 +88,10 @@ enum restore_reason {
  * session has; a snapshot whose chain differs from theirs is not used. On OK
  * the memory stands at the snapshot's position, 0 if none could be used; *out
  * says why the first refused one was refused. Bad values are never an error:
- * the journal is replayed instead. RESOURCE_EXHAUSTED  no memory, or as
+ * the journal is replayed instead.
+ *   DATA_LOSS           a snapshot stands behind the last token: the journal
+ *                       lost its end (SESSION_LOG_LOST)
+ *   RESOURCE_EXHAUSTED  no memory, or as
  * memory_reserve()
  */
 MUST_CHECK enum status snapshot_load(struct snapshots *snapshots,

@@ -21,8 +21,8 @@
 #include "kernels/cpu/lanes_avx2.h"
 #endif
 
-/* Lane i is e^x[i], as scalar_exp(). */
-LANES_INLINE v16 v16_exp(v16 x)
+/* v16_exp() of lanes that are not above 88.72. */
+LANES_INLINE v16 v16_exp_small(v16 x)
 {
     v16 magic = v16_set1(0x1.8p+23f), one = v16_set1(1.0f);
     v16 n = v16_fma(x, v16_set1(0x1.715476p+0f), magic);
@@ -35,8 +35,14 @@ LANES_INLINE v16 v16_exp(v16 x)
     p = v16_fma(p, r, v16_set1(0.5f));
     p = v16_fma(p, r, one);
     p = v16_scale(v16_fma(p, r, one), n);
-    p = v16_where_less(x, v16_set1(-87.33f), v16_zero(), p);
-    return v16_where_less(v16_set1(88.72f), x, v16_set1(__builtin_inff()), p);
+    return v16_where_less(x, v16_set1(-87.33f), v16_zero(), p);
+}
+
+/* Lane i is e^x[i], as scalar_exp(). */
+LANES_INLINE v16 v16_exp(v16 x)
+{
+    v16 inf = v16_set1(__builtin_inff());
+    return v16_where_less(v16_set1(88.72f), x, inf, v16_exp_small(x));
 }
 
 LANES_INLINE v16 v16_sigmoid(v16 x)

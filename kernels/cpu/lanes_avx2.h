@@ -192,6 +192,19 @@ static inline __m256 v8_difference(__m256d g, const double *x)
     return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
 }
 
+/* v16_fold() and v16_largest() of n rows. */
+static inline void v16_fold_rows(const v16 *x, uint32_t n, float *out)
+{
+    for (uint32_t r = 0; r < n; r++)
+        out[r] = v16_fold(x[r]);
+}
+
+static inline void v16_largest_rows(const v16 *x, uint32_t n, float *out)
+{
+    for (uint32_t r = 0; r < n; r++)
+        out[r] = v16_largest(x[r]);
+}
+
 /* (float)(g - x[i]), subtracted in double. */
 static inline v16 v16_difference(double g, const double *x)
 {

@@ -139,6 +139,45 @@ static inline float v16_largest(v16 v)
     return _mm512_reduce_max_ps(v);
 }
 
+/* Lanes of a and b that stand n apart meet: 8, then 4, then 2, then 1. Both
+ * results hold what op() takes; the places are those of v16_fold_rows(). */
+#define V16_MEET_8(op, a, b)                                                   \
+    op(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee))
+#define V16_MEET_4(op, a, b)                                                   \
+    op(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd))
+#define V16_MEET_2(op, a, b)                                                   \
+    op(_mm512_castpd_ps(                                                       \
+           _mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))),      \
+       _mm512_castpd_ps(                                                       \
+           _mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))))
+#define V16_MEET_1(op, a, b)                                                   \
+    op(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd))
+
+/* Sixteen rows at once: their lanes fold in the order of v16_fold(), and row r
+ * ends in lane r. x holds 16 rows, of which n count; few go one by one. */
+#define V16_ROWS(name, op, one)                                                \
+    static inline void name(v16 *x, uint32_t n, float *out)                    \
+    {                                                                          \
+        v16 four[4];                                                           \
+        if (n <= 4) {                                                          \
+            for (uint32_t r = 0; r < n; r++)                                   \
+                out[r] = one(x[r]);                                            \
+            return;                                                            \
+        }                                                                      \
+        for (uint32_t r = n; r < 16; r++)                                      \
+            x[r] = _mm512_setzero_ps();                                        \
+        for (uint32_t i = 0; i < 4; i++) {                                     \
+            v16 low = V16_MEET_8(op, x[i], x[i + 4]);                          \
+            v16 high = V16_MEET_8(op, x[i + 8], x[i + 12]);                    \
+            four[i] = V16_MEET_4(op, low, high);                               \
+        }                                                                      \
+        v16 even = V16_MEET_2(op, four[0], four[1]);                           \
+        v16 odd = V16_MEET_2(op, four[2], four[3]);                            \
+        v16_store_n(out, V16_MEET_1(op, even, odd), n);                        \
+    }
+V16_ROWS(v16_fold_rows, _mm512_add_ps, v16_fold)
+V16_ROWS(v16_largest_rows, _mm512_max_ps, v16_largest)
+
 /* (float)(g - x[i]), subtracted in double. */
 static inline v16 v16_difference(double g, const double *x)
 {

@@ -25,6 +25,7 @@ struct tile {
     const void *b; /* floats, or words of two bf16 for consecutive k */
     size_t b_stride, b_group; /* in 4-byte elements */
     uint32_t n_row, n_col, n_k;
+    const float *keep, *take; /* [n_row], for tile_merge() alone */
 };
 
 /* start = 0 */
@@ -33,6 +34,8 @@ void LANES_NAME(tile_set)(const struct tile *tile);
 void LANES_NAME(tile_onto)(const struct tile *tile);
 /* start = 0, and the result is added to c */
 void LANES_NAME(tile_add)(const struct tile *tile);
+/* start = 0, and c = fma(c, keep[r], result * take[r]) */
+void LANES_NAME(tile_merge)(const struct tile *tile);
 /* b is bf16 pairs: b_stride is for two steps. */
 void LANES_NAME(tile_bf16_set)(const struct tile *tile);
 void LANES_NAME(tile_bf16_add)(const struct tile *tile);

@@ -6,7 +6,7 @@
  * take more vectors instead, because 8 chains in flight hide the latency of
  * an fma (4 cycles, 2 a cycle). AVX2 has 16 registers, two to a vector.
  */
-enum mode { SET, ONTO, ADD };
+enum mode { SET, ONTO, ADD, MERGE };
 
 /* The part of a tile that one register tile covers. */
 struct cell {
@@ -14,6 +14,7 @@ struct cell {
     const float *a;
     const uint32_t *b;
     uint32_t n_last; /* lanes of the last vector */
+    const float *keep, *take;
 };
 
 LANES_INLINE v16 sum_start(const float *c, uint32_t n_last, enum mode mode,
@@ -33,6 +34,23 @@ LANES_INLINE void sum_finish(float *c, uint32_t n_last, enum mode mode,
         v16_store_n(c, sum, n_last);
     else
         v16_store(c, sum);
+}
+
+/* c = fma(c, keep, sum * take), in place of the sums. */
+LANES_INLINE void merge_sums(const struct tile *t, const struct cell *cell,
+                             uint32_t height, uint32_t width, bool is_part,
+                             v16 sum[LANES_ROWS][8])
+{
+#pragma GCC unroll 12
+    for (uint32_t r = 0; r < height; r++) {
+        v16 keep = v16_set1(cell->keep[r]), take = v16_set1(cell->take[r]);
+#pragma GCC unroll 8
+        for (uint32_t p = 0; p < width; p++) {
+            const float *c = cell->c + r * t->c_stride + p * LANES;
+            v16 old = is_part ? v16_load_n(c, cell->n_last) : v16_load(c);
+            sum[r][p] = v16_fma(old, keep, v16_mul(sum[r][p], take));
+        }
+    }
 }
 
 /* Row r of a, from a base every third row: x86 addresses base + 2 * stride. */
@@ -70,6 +88,8 @@ LANES_INLINE void cell_f32(const struct tile *t, const struct cell *cell,
                 sum[r][p] = v16_fma(x, w[p], sum[r][p]);
         }
     }
+    if (mode == MERGE)
+        merge_sums(t, cell, height, width, is_part, sum);
 #pragma GCC unroll 12
     for (uint32_t r = 0; r < height; r++)
 #pragma GCC unroll 8
@@ -245,6 +265,7 @@ LANES_INLINE void cell_bf16(const struct tile *t, const struct cell *cell,
 DISPATCH(f32_set, cell_f32, SET)
 DISPATCH(f32_onto, cell_f32, ONTO)
 DISPATCH(f32_add, cell_f32, ADD)
+DISPATCH(f32_merge, cell_f32, MERGE)
 DISPATCH(bf16_set, cell_bf16, SET)
 DISPATCH(bf16_add, cell_bf16, ADD)
 
@@ -272,6 +293,8 @@ LANES_INLINE void run_columns(const struct tile *t, cell_work *work,
         .a = t->a,
         .b = (const uint32_t *)t->b + first / LANES * t->b_group,
         .n_last = left < LANES ? left : LANES,
+        .keep = t->keep,
+        .take = t->take,
     };
 
     for (uint32_t i = 0; i < n_tile; i++) {
@@ -279,6 +302,10 @@ LANES_INLINE void run_columns(const struct tile *t, cell_work *work,
         work(t, &cell, h, width);
         cell.a += h * t->a_stride;
         cell.c += h * t->c_stride;
+        if (t->keep) {
+            cell.keep += h;
+            cell.take += h;
+        }
     }
 }
 
@@ -313,6 +340,11 @@ void LANES_NAME(tile_onto)(const struct tile *tile)
 void LANES_NAME(tile_add)(const struct tile *tile)
 {
     run(tile, f32_add);
+}
+
+void LANES_NAME(tile_merge)(const struct tile *tile)
+{
+    run(tile, f32_merge);
 }
 
 void LANES_NAME(tile_bf16_set)(const struct tile *tile)

@@ -91,6 +91,8 @@ Test(engine, a_second_turn_finds_its_session_in_memory)
     cr_assert(reply_completed(reply, FINISH_LENGTH));
     cr_assert_eq(reply->end->complete.reuse, REUSE_RESIDENT);
     cr_assert_eq(reply->end->complete.n_cached, 61);
+    cr_assert_eq(reply->end->complete.n_matched, 61);
+    cr_assert_eq(reply->end->complete.n_replayed, 1);
     cr_assert_eq(reply->first_position, 72);
     command = generate(node, "one", "", 0, 3); /* on from its last token */
     reply = node_call(node, command);
@@ -236,6 +238,9 @@ Test(engine, a_detached_turn_stops_and_its_retry_goes_on)
     command->generate.sampling.max_tokens = 60;
     rest = node_call(node, command);
     cr_assert(reply_completed(rest, FINISH_LENGTH));
+    cr_assert_eq(rest->end->complete.n_cached, 30); /* output is no prompt */
+    cr_assert_eq(rest->end->complete.n_matched, 0);
+    cr_assert_eq(rest->end->complete.n_replayed, 0);
     command = generate(other, "s", "r", 30, 1);
     command->generate.sampling.max_tokens = 60;
     whole = node_call(other, command);
@@ -490,6 +495,9 @@ Test(engine, a_paused_reply_makes_no_tokens_and_others_go_on)
     cr_assert(reply_completed(fast, FINISH_LENGTH));
     cr_assert_eq(slow->n_token, n);
     cr_assert_not(slow->is_over);
+    cr_assert_eq(node_call(node, about(node, COMMAND_GET_SESSION, "slow"))
+                     ->end->session.state,
+                 SESSION_DECODING);
     node_subject(node, COMMAND_RESUME, number);
     node_until(node, number);
     cr_assert(reply_completed(slow, FINISH_LENGTH));
@@ -500,10 +508,10 @@ Test(engine, a_paused_reply_makes_no_tokens_and_others_go_on)
     node_destroy(node);
 }
 
-Test(engine, a_deadline_ends_a_turn_as_cancelled)
+Test(engine, a_deadline_ends_a_turn_without_an_id_as_cancelled)
 {
     struct node *node = started(NULL);
-    struct command *command = generate(node, "s", "r", 100, 1);
+    struct command *command = generate(node, "s", "", 100, 1);
     struct reply *reply = &node->reply[command->reply];
     struct turn turn;
 
@@ -530,6 +538,41 @@ Test(engine, a_deadline_ends_a_turn_as_cancelled)
         reply_failed(node_call(node, about(node, COMMAND_GET_SESSION, "t")),
                      STATUS_NOT_FOUND, "SESSION_NOT_FOUND"));
     node_destroy(node);
+}
+
+Test(engine, a_deadline_leaves_a_turn_with_an_id_to_its_retry)
+{
+    struct node *node = started(NULL), *other = started(NULL);
+    struct command *command = generate(node, "s", "r", 100, 1);
+    struct reply *reply = &node->reply[command->reply], *rest, *whole;
+    struct turn turn;
+
+    command->generate.sampling.max_tokens = 60;
+    command->deadline_us = node->clock.base.now_us(&node->clock.base) + 1000000;
+    node_send(node, command);
+    while (reply->n_token < 5)
+        node_step(node);
+    clock_simulated_advance(&node->clock, 1000000);
+    node_step(node);
+    node_until(node, 0);
+    cr_assert(reply_failed(reply, STATUS_DEADLINE_EXCEEDED, "DEADLINE_PASSED"));
+    must(
+        journal_last_turn(node->journal,
+                          node_call(node, about(node, COMMAND_GET_SESSION, "s"))
+                              ->end->session.meta.uid,
+                          &turn));
+    cr_assert_eq(turn.finish, FINISH_NONE);
+    command = generate(node, "s", "r", 100, 1);
+    command->generate.sampling.max_tokens = 60;
+    rest = node_call(node, command);
+    cr_assert(reply_completed(rest, FINISH_LENGTH));
+    command = generate(other, "s", "r", 100, 1);
+    command->generate.sampling.max_tokens = 60;
+    whole = node_call(other, command);
+    cr_assert_eq(whole->n_token, 60);
+    cr_assert(same_tokens(rest, whole));
+    node_destroy(node);
+    node_destroy(other);
 }
 
 Test(engine, progress_is_told_while_a_prompt_is_consumed)

@@ -763,3 +763,85 @@ Test(engine_control, what_happens_is_counted)
     free(text);
     node_destroy(node);
 }
+
+static struct command *turn_with(struct node *node, const char *id,
+                                 uint32_t salt, enum durability durability)
+{
+    struct command *command = generate(node, "s", id, 20, salt);
+
+    command->generate.has_durability = true;
+    command->generate.durability = durability;
+    return command;
+}
+
+Test(engine_control, a_turn_may_raise_durability_and_never_lowers_it)
+{
+    struct node *node = started();
+
+    node_call(node, turn_with(node, "a", 1, DURABILITY_NONE));
+    cr_assert(reply_completed(
+        node_call(node, turn_with(node, "b", 2, DURABILITY_LOCAL)),
+        FINISH_LENGTH));
+    cr_assert(
+        reply_failed(node_call(node, turn_with(node, "c", 3, DURABILITY_NONE)),
+                     STATUS_FAILED_PRECONDITION, "DURABILITY_LOWERED"));
+    node_kill(node);
+    node_start(node);
+    cr_assert_eq(node_read(node, "s")->n_token, 64);
+    node_destroy(node);
+}
+
+/* The session is as it was before: its tokens, labels, turn and next ones. */
+static void lose_upgrade(bool is_turn, bool is_empty)
+{
+    struct node *node = started(), *other = started();
+    struct command *command;
+    struct reply *reply, *want;
+    uint32_t n = is_empty ? 0 : 32;
+
+    command = creation(node, "s");
+    command->create.durability = DURABILITY_NONE;
+    node_call(node, command);
+    if (!is_empty)
+        node_call(node, turn_with(node, "a", 1, DURABILITY_NONE));
+    store_memory_faults(node->journal_store)->is_read_only = true;
+    if (is_turn) {
+        command = turn_with(node, "b", 2, DURABILITY_LOCAL);
+    } else {
+        command = labelling(node, "new");
+        command->update.sets_expire = true;
+        command->update.expire_ms = 1u << 30;
+        command->update.sets_durability = true;
+        command->update.durability = DURABILITY_LOCAL;
+    }
+    cr_assert(reply_failed(node_call(node, command), STATUS_FAILED_PRECONDITION,
+                           "STORE_READ_ONLY"));
+    node_until(node, 0);
+    store_memory_faults(node->journal_store)->is_read_only = false;
+    reply = node_call(node, about(node, COMMAND_GET_SESSION, "s"));
+    cr_assert_eq(reply->last, EVENT_SESSION);
+    cr_assert_eq(reply->end->session.position, n);
+    cr_assert_eq(reply->end->session.meta.durability, DURABILITY_NONE);
+    cr_assert_eq(reply->end->session.meta.expire_ms, 0);
+    cr_assert_str_eq(reply->end->session.meta.label[0].key, "team");
+    if (!is_empty) { /* its turn is known */
+        reply = node_call(node, turn_with(node, "a", 1, DURABILITY_NONE));
+        cr_assert(reply_completed(reply, FINISH_LENGTH));
+        cr_assert_eq(node_read(node, "s")->n_token, n);
+        node_call(other, turn_with(other, "a", 1, DURABILITY_NONE));
+    }
+    reply = node_call(node, turn_with(node, "b", 2, DURABILITY_LOCAL));
+    want = node_call(other, turn_with(other, "b", 2, DURABILITY_LOCAL));
+    cr_assert(same_tokens(reply, want));
+    node_kill(node);
+    node_start(node);
+    cr_assert_eq(node_read(node, "s")->n_token, n + 32);
+    node_destroy(node);
+    node_destroy(other);
+}
+
+Test(engine_control, a_lost_upgrade_leaves_the_session_as_it_was)
+{
+    for (int i = 0; i < 4; i++)
+        lose_upgrade(i & 1, i & 2);
+}

@@ -4,6 +4,7 @@
  * are there, gone or damaged (E3, E5). The oracle is always the same turns on
  * a node that was left alone.
  */
+#include "scheduler/engine_parts.h"
 #include "tests/unit/scheduler/fixture.h"
 
 #include <criterion/criterion.h>
@@ -365,4 +366,66 @@ Test(engine_life, a_long_prompt_leaves_a_snapshot_at_the_grid)
     cr_assert(has_grid);
     cr_assert_eq(entry[0].position, SNAPSHOT_GRID + 700 + 11);
     node_destroy(node);
+}
+
+/* Each may grow to almost all memory, yet all are taken and all are right. */
+static void crowd_with(uint64_t room_tokens)
+{
+    enum { N = 5 };
+    struct node *node = node_create(NULL), *other = node_create(NULL);
+    struct reply *reply[N], *paused, *want;
+    struct command *command;
+    uint64_t number;
+
+    node->options.session_bytes = memory_bytes_for(node->model, 1200) + 16384;
+    node_start(node);
+    node_start(other);
+    node->engine->room_tokens = room_tokens;
+    command = generate(node, "paused", "", 500, 90);
+    command->generate.sampling.max_tokens = 500;
+    number = command->reply;
+    paused = &node->reply[number];
+    node_send(node, command);
+    while (paused->n_token < 5)
+        node_step(node);
+    node_subject(node, COMMAND_PAUSE, number);
+    for (uint32_t i = 0; i < N; i++) {
+        char name[8];
+        snprintf(name, sizeof(name), "p%u", i);
+        command = generate(node, name, "", 300, i);
+        command->generate.sampling.max_tokens = 800;
+        reply[i] = &node->reply[command->reply];
+        node_send(node, command);
+    }
+    for (uint32_t i = 0; i < N; i++) {
+        node_until(node, (uint64_t)(reply[i] - node->reply));
+        cr_assert(reply_completed(reply[i], FINISH_LENGTH));
+        cr_assert_leq(node->engine->charged, node->options.session_bytes);
+    }
+    cr_assert_not(paused->is_over);
+    node_subject(node, COMMAND_RESUME, number);
+    node_until(node, number);
+    cr_assert(reply_completed(paused, FINISH_LENGTH));
+    command = generate(other, "paused", "", 500, 90);
+    command->generate.sampling.max_tokens = 500;
+    want = node_call(other, command);
+    cr_assert(same_tokens(paused, want));
+    for (uint32_t i = 0; i < N; i += 4) {
+        command = generate(other, i ? "p4" : "p0", "", 300, i);
+        command->generate.sampling.max_tokens = 800;
+        want = node_call(other, command);
+        cr_assert(same_tokens(reply[i], want));
+    }
+    node_destroy(node);
+    node_destroy(other);
+}
+
+Test(engine_life, large_promises_wait_for_room_and_are_not_refused)
+{
+    crowd_with(ROOM_TOKENS);
+}
+
+Test(engine_life, turns_that_outgrow_memory_step_back_and_go_on)
+{
+    crowd_with(64);
 }

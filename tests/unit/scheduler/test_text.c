@@ -150,3 +150,22 @@ Test(text, silent_tokens_and_missing_tokenizers_make_no_text)
     cr_assert_eq(out.n, 0);
     tokenizer_destroy(tokenizer);
 }
+
+Test(text, stops_do_not_count_in_the_first_min_tokens)
+{
+    struct tokenizer *tokenizer = loaded();
+    struct sampling sampling;
+    struct ids ids = {0};
+
+    sampling_init(&sampling);
+    stop_at(&sampling, "cd");
+    bytes_of(tokenizer, "abcdecdf", &ids);
+    sampling.min_tokens = 2;
+    expect(tokenizer, &sampling, &ids, "ab", true);
+    sampling.min_tokens = 3; /* the first one begins in the third */
+    expect(tokenizer, &sampling, &ids, "abcde", true);
+    sampling.min_tokens = 8;
+    expect(tokenizer, &sampling, &ids, "abcdecdf", false);
+    ids_release(&ids);
+    tokenizer_destroy(tokenizer);
+}

@@ -475,6 +475,25 @@ static void fewer(struct value_head *head)
     head->n_token ^= 1;
 }
 
+Test(snapshot, behind_the_last_token_tells_of_a_lost_log)
+{
+    const struct ids shorter = {.id = tokens.id, .n = 150};
+    enum restore_reason reason = 99;
+    struct memory *memory;
+
+    cr_assert_eq(save(alice, 100, 0), STATUS_OK);
+    cr_assert_eq(save(alice, 151, 0), STATUS_OK);
+    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
+    cr_assert_eq(
+        snapshot_load(snapshots, alice, &shorter, 120, memory, &reason),
+        STATUS_DATA_LOSS);
+    cr_assert_str_eq(status_cause()->reason, "SESSION_LOG_LOST");
+    cr_assert_eq(reason, 99);
+    cr_assert_eq(memory_position(memory), 0);
+    memory_destroy(memory);
+    expect(150, 100, RESTORE_HIT); /* all tokens, an older limit */
+}
+
 Test(snapshot, of_other_tokens_or_numerics_is_named_as_such)
 {
     static void (*const change[])(struct value_head *) = {

@@ -340,6 +340,34 @@ Test(rocksdb, opens_with_a_prefix_when_the_log_is_torn)
     }
 }
 
+/* Damage before the end is no torn end: what follows it was committed. The rows
+ * before it are kept, and the loss is said (the log line is shown by hand). */
+Test(rocksdb, keeps_what_precedes_damage_in_the_middle_of_the_log)
+{
+    char path[128];
+    uint32_t n;
+    FILE *file;
+    int byte;
+
+    cr_assert_eq(open_here(), STATUS_OK, "%s", status_reason());
+    for (uint32_t k = 0; k < 200; k++)
+        cr_assert_eq(put(store, k, true), STATUS_OK);
+    store_close(store);
+    store = NULL;
+    newest(".log", path, sizeof(path));
+    file = fopen(path, "r+");
+    cr_assert(file != NULL);
+    cr_assert_eq(fseek(file, 0, SEEK_END), 0);
+    cr_assert_eq(fseek(file, ftell(file) / 2, SEEK_SET), 0);
+    byte = fgetc(file);
+    cr_assert_eq(fseek(file, -1, SEEK_CUR), 0);
+    cr_assert_neq(fputc(byte ^ 0x20, file), EOF);
+    cr_assert_eq(fclose(file), 0);
+    cr_assert_eq(open_here(), STATUS_OK, "%s", status_reason());
+    n = count_rows(store);
+    cr_assert(n > 80 && n < 120, "%u rows are left", n);
+}
+
 Test(rocksdb, reports_a_flipped_byte_of_a_table_as_data_loss)
 {
     enum status st = STATUS_OK;
