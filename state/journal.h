@@ -74,7 +74,6 @@ MUST_CHECK enum status journal_each_session(struct journal *journal,
 
 /*
  * Append all tokens of a session to *out and give their chain hash, checked
- * record by record.
  * record by record. No tokens, and the fingerprint, for an unknown uid.
  *   DATA_LOSS            a gap or a bad record: names the last good position
  *                        (reason SESSION_LOG_LOST); *out holds what was good
