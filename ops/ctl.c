@@ -16,7 +16,7 @@
 static const struct ctl_command COMMAND[] = {
     {"generate", "", 0, 0,
      "send a prompt and print the reply as it comes; nothing else goes to "
-     "stdout",
+     "stdout (--output json: one object at the end; no tsv)",
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_PROMPT | CTL_ROWS_GENERATE,
      true, ctl_generate},
     {"tokenize", "[TEXT]", 0, 1, "print the ids of a text, one per line",
@@ -53,15 +53,20 @@ static const struct ctl_command COMMAND[] = {
 
 static atomic_bool is_interrupted;
 
-static void print_overview(FILE *to)
+/* All commands, or those of one noun. */
+static void print_overview(FILE *to, const char *noun)
 {
+    size_t n = strlen(noun);
+
     (void)fprintf(to,
                   "%s: talk to a Godwit node\n\n"
-                  "usage: " PROGRAM " [OPTION...] COMMAND [WORD...]\n\n",
-                  PROGRAM);
+                  "usage: " PROGRAM " [OPTION...] %s [WORD...]\n\n",
+                  PROGRAM, n ? noun : "COMMAND");
     for (size_t i = 0; i < N_COMMAND; i++) {
         int width = (int)strlen(COMMAND[i].name) + 1;
 
+        if (strncmp(COMMAND[i].name, noun, n) != 0)
+            continue;
         (void)fprintf(to, "  %s %-*s  %s\n", COMMAND[i].name,
                       width < 28 ? 28 - width : 1, COMMAND[i].words,
                       COMMAND[i].about);
@@ -87,6 +92,17 @@ static void print_help(const struct ctl_command *command)
     (void)snprintf(program, sizeof(program), PROGRAM " %s%s%s", command->name,
                    *command->words ? " " : "", command->words);
     settings_help(&settings, stdout);
+}
+
+/* Is `word` the first of a command's two words? */
+static bool is_noun(const char *word)
+{
+    size_t n = strlen(word);
+
+    for (size_t i = 0; i < N_COMMAND; i++)
+        if (strncmp(COMMAND[i].name, word, n) == 0 && COMMAND[i].name[n] == ' ')
+            return true;
+    return false;
 }
 
 /* Whose name the first words spell; *out_used: how many words that took. */
@@ -254,19 +270,20 @@ static enum status run(int argc, char **argv)
         goto out;
     if (n_word > 0 && strcmp(word[0], "help") == 0) {
         command = find_command(word + 1, n_word - 1, &used);
-        if (n_word > 1 && !command)
-            st = unknown_command(word + 1, n_word - 1);
-        else if (command)
+        if (command)
             print_help(command);
+        else if (n_word < 2 || (n_word == 2 && is_noun(word[1])))
+            print_overview(stdout, n_word < 2 ? "" : word[1]);
         else
-            print_overview(stdout);
+            st = unknown_command(word + 1, n_word - 1);
         goto out;
     }
     command = find_command(word, n_word, &used);
     if (command)
         st = run_command(command, used, argc, argv);
-    else if (n_word == 0 && ignored.wants_help)
-        print_overview(stdout);
+    else if (ignored.wants_help &&
+             (n_word == 0 || (n_word == 1 && is_noun(word[0]))))
+        print_overview(stdout, n_word == 0 ? "" : word[0]);
     else
         st = unknown_command(word, n_word);
 out:

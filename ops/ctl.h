@@ -130,8 +130,8 @@ struct ctl_text {
  * NULL); exactly one must be given.
  *   INVALID_ARGUMENT  none or two of them, not UTF-8 (names the byte), or more
  *                     than CTL_PROMPT_MAX bytes
- *   NOT_FOUND         no such file
- *   INTERNAL          it cannot be read
+ *   INTERNAL          there is no such file, or it cannot be read: NOT_FOUND
+ *                     is kept for what the node does not have
  */
 MUST_CHECK enum status ctl_read_prompt(const struct ctl *ctl, const char *word,
                                        struct ctl_text *out);

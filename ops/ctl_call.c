@@ -152,8 +152,8 @@ static enum status read_file(const char *path, struct ctl_text *out)
         return read_stream(stdin, "stdin", out);
     file = fopen(path, "rbe");
     if (!file)
-        return status_fail(errno == ENOENT ? STATUS_NOT_FOUND : STATUS_INTERNAL,
-                           "cannot read %s: %s", path, strerror(errno));
+        return status_fail(STATUS_INTERNAL, "cannot read prompt file %s: %s",
+                           path, strerror(errno));
     st = read_stream(file, path, out);
     (void)fclose(file);
     return st;

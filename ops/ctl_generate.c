@@ -1,7 +1,8 @@
 /*
  * generate: the reply's text on stdout as it comes. Every turn of a session
- * gets a request id and a seed, drawn if not given, so that a turn that broke
- * off can be asked for again with the same content.
+ * gets a request id, drawn if not given, so that a turn that broke off can be
+ * asked for again. A seed is sent only when one is given: the node draws and
+ * keeps one otherwise, and the same command line stays the same request.
  */
 #include "ops/ctl.h"
 
@@ -30,6 +31,7 @@ struct reply {
     struct progress progress;
     uint64_t position; /* behind the last token that came */
     uint64_t n_token;
+    uint64_t seed; /* in use, the node's or ours */
     bool is_accepted, is_complete;
     Godwit__V1__FinishReason finish;
     Godwit__V1__GenerateComplete *complete; /* within `last`; NULL before */
@@ -118,11 +120,10 @@ static enum status fill_sampling(const struct ctl_options *options,
         sampling->has_top_k_case = FLAG(TOP_K_TOP_K);
         sampling->top_k = st ? 0 : (int32_t)top_k;
     }
-    sampling->has_seed_case = FLAG(SEED_SEED);
-    if (!st && *options->seed)
+    if (!st && *options->seed) {
+        sampling->has_seed_case = FLAG(SEED_SEED);
         st = parse_u64("seed", options->seed, &sampling->seed);
-    else if (!st && getrandom(&sampling->seed, 4, 0) != 4)
-        st = status_fail(STATUS_INTERNAL, "no random numbers");
+    }
     if (st)
         return st;
     if (options->max_tokens > 0) {
@@ -285,6 +286,7 @@ static enum status on_response(void *context, const void *bytes, size_t n_bytes)
     case GODWIT__V1__GENERATE_RESPONSE__EVENT_ACCEPTED:
         reply->is_accepted = true;
         reply->position = message->position;
+        reply->seed = message->accepted->seed;
         break;
     case GODWIT__V1__GENERATE_RESPONSE__EVENT_PROGRESS:
         on_progress(reply, message->progress);
@@ -327,9 +329,9 @@ static enum status explain_break(const struct reply *reply,
         return st;
     status_fail(st,
                 "connection to %s lost; go on with the same command and "
-                "--request-id %s --seed %" PRIu64 " --resume-from %" PRIu64,
+                "--request-id %s --resume-from %" PRIu64,
                 reply->ctl->options.endpoint, asked->request_id,
-                asked->sampling.seed, reply->position);
+                reply->position);
     return status_because(cause.reason);
 }
 
@@ -384,6 +386,7 @@ static const char *finish_name(const struct reply *reply)
 static enum status print_json(struct reply *reply, const struct asked *asked)
 {
     const Godwit__V1__Usage *usage = reply->complete->usage;
+    char seed[21];
     struct output *output;
     enum status st = output_create(OUTPUT_JSON, "Reply", false, &output);
 
@@ -395,7 +398,9 @@ static enum status print_json(struct reply *reply, const struct asked *asked)
     output_text(output, "text", reply->text);
     output_text(output, "finish_reason", finish_name(reply));
     output_number(output, "position", reply->complete->committed_position);
-    output_number(output, "seed", asked->sampling.seed);
+    /* As text, as protobuf's JSON has 64 bits: many readers hold only 53. */
+    (void)snprintf(seed, sizeof(seed), "%" PRIu64, reply->seed);
+    output_text(output, "seed", seed);
     output_number(output, "prompt_tokens", usage ? usage->prompt_tokens : 0);
     output_number(output, "completion_tokens",
                   usage ? usage->completion_tokens : reply->n_token);
@@ -440,8 +445,13 @@ enum status ctl_generate(struct ctl *ctl)
 {
     struct reply reply = {.ctl = ctl};
     struct asked asked = {0};
-    enum status st = fill_request(ctl, &asked);
+    enum status st;
 
+    if (ctl_format(ctl) == OUTPUT_TSV)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "generate has no --output tsv, expected table (the "
+                           "bare text) or json");
+    st = fill_request(ctl, &asked);
     if (st)
         goto out;
     progress_init(&reply.progress, progress_kind(ctl->options.progress),

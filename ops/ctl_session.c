@@ -28,20 +28,6 @@ static const char *enum_name(const ProtobufCEnumDescriptor *kind, int value)
     return found ? found->name : "UNKNOWN";
 }
 
-/* "a=1,b=2" as it may be given again; cut at the end of the buffer. */
-static const char *label_text(const session_message *session, char *out,
-                              size_t n_bytes)
-{
-    size_t n = 0;
-
-    out[0] = 0;
-    for (size_t i = 0; i < session->n_labels && n < n_bytes; i++)
-        n += (size_t)snprintf(out + n, n_bytes - n, "%s%s=%s", i ? "," : "",
-                              session->labels[i]->key,
-                              session->labels[i]->value);
-    return out;
-}
-
 static const char *short_name(const char *name)
 {
     return strncmp(name, "sessions/", 9) == 0 ? name + 9 : name;
@@ -66,7 +52,6 @@ static void put_whole(struct output *output, const session_message *session)
         session->expiration_case == GODWIT__V1__SESSION__EXPIRATION_EXPIRE_TIME
             ? session->expire_time
             : NULL;
-    char labels[LABELS_MAX * 330u];
 
     put_brief(output, session);
     output_text(output, "uid", session->uid);
@@ -78,7 +63,10 @@ static void put_whole(struct output *output, const session_message *session)
                           (int)session->durability));
     output_number(output, "state_bytes", session->state_bytes);
     output_number(output, "kv_bytes", session->kv_bytes);
-    output_text(output, "labels", label_text(session, labels, sizeof(labels)));
+    output_map(output, "labels");
+    for (size_t i = 0; i < session->n_labels; i++)
+        output_entry(output, "labels", session->labels[i]->key,
+                     session->labels[i]->value);
     output_time(output, "created", seconds_of(session->create_time));
     output_time(output, "updated", seconds_of(session->update_time));
     output_time(output, "expires", seconds_of(expire));
@@ -375,7 +363,8 @@ enum status ctl_session_checkpoint(struct ctl *ctl)
         output_number(output, "position", checkpoint->position);
         output_number(output, "size_bytes", checkpoint->size_bytes);
         output_text(output, "chain_hash", checkpoint->chain_hash);
-        output_time(output, "created", seconds_of(checkpoint->create_time));
+        if (checkpoint->create_time) /* a node need not know it */
+            output_time(output, "created", seconds_of(checkpoint->create_time));
         st = output_write(output);
         output_destroy(output);
     }

@@ -11,6 +11,7 @@
 #define API_VERSION "godwit.v1"
 #define CELL_SIZE 32 /* bytes of a number as text */
 #define TIME_SIZE 25
+#define SECONDS_AT_END 19 /* where a time's fraction begins */
 
 struct output {
     enum output_format format;
@@ -88,11 +89,44 @@ void output_flag(struct output *output, const char *name, bool value)
 
 void output_time(struct output *output, const char *name, int64_t seconds)
 {
-    char text[TIME_SIZE] = "";
+    char text[TIME_SIZE];
 
-    if (seconds > 0)
-        clock_format((uint64_t)seconds * 1000, text);
+    if (seconds <= 0) {
+        put(output, name, json_null());
+        return;
+    }
+    clock_format((uint64_t)seconds * 1000, text);
+    memcpy(text + SECONDS_AT_END, "Z", 2);
     output_text(output, name, text);
+}
+
+void output_map(struct output *output, const char *name)
+{
+    put(output, name,
+        output->format == OUTPUT_JSON ? json_object() : json_string(""));
+}
+
+void output_entry(struct output *output, const char *name, const char *key,
+                  const char *value)
+{
+    json_t *map = json_object_get(output->row, name), *text;
+    const char *before;
+    char *joined;
+
+    if (json_is_object(map)) {
+        text = json_string(value);
+        if (json_object_set_new(map, key, text ? text : json_string("")))
+            output->is_short = true;
+        return;
+    }
+    before = json_string_value(map);
+    if (!before || asprintf(&joined, "%s%s%s=%s", before, *before ? "," : "",
+                            key, value) < 0) {
+        output->is_short = true;
+        return;
+    }
+    output_text(output, name, joined);
+    free(joined);
 }
 
 /* The value as people read it; `buffer` holds a number. */
@@ -105,7 +139,7 @@ static const char *cell(const json_t *value, char buffer[CELL_SIZE])
     }
     if (json_is_boolean(value))
         return json_is_true(value) ? "true" : "false";
-    return json_string_value(value);
+    return json_is_null(value) ? "" : json_string_value(value);
 }
 
 /* A tab or a new line within a value would break the line's structure. */

@@ -34,8 +34,13 @@ void output_row(struct output *output);
 void output_text(struct output *output, const char *name, const char *value);
 void output_number(struct output *output, const char *name, uint64_t value);
 void output_flag(struct output *output, const char *name, bool value);
-/* Seconds since 1970; ISO 8601 in UTC. */
+/* Seconds since 1970; ISO 8601 in UTC. 0: no time, null in JSON, else empty. */
 void output_time(struct output *output, const char *name, int64_t seconds);
+/* A value of named texts, filled by output_entry(): an object in JSON, else
+   "a=1,b=2". */
+void output_map(struct output *output, const char *name);
+void output_entry(struct output *output, const char *name, const char *key,
+                  const char *value);
 
 /*
  * Write everything to stdout.

@@ -49,6 +49,17 @@ wait_for_end() {
     done
 }
 
+# Exit 0 says that the node was asked to stop, by a signal that went to it and
+# not to this script.
+end_if_stopped() {
+    wait_for_end
+    code=$?
+    [ "$code" -ne 0 ] || {
+        echo "run: stopped" >&2
+        exit 0
+    }
+}
+
 fail() {
     echo "run: $1" >&2
     kill -TERM "$pid" 2>/dev/null
@@ -59,8 +70,10 @@ fail() {
 deadline=$(($(date +%s) + wait_s))
 until timeout 10 $ctl node get >/dev/null 2>&1; do
     [ "$is_stopping" -eq 0 ] || break
-    kill -0 "$pid" 2>/dev/null ||
+    kill -0 "$pid" 2>/dev/null || {
+        end_if_stopped
         fail "godwitd ended before it answered, see above; is $listen in use?"
+    }
     [ "$(date +%s)" -lt "$deadline" ] ||
         fail "no answer from godwitd at $endpoint within $wait_s s"
     sleep 0.2
@@ -87,8 +100,7 @@ Sessions survive a restart. Ctrl-C stops the node.
 END
 fi
 
-wait_for_end
-code=$?
+end_if_stopped
 [ "$is_stopping" -eq 0 ] || exit "$code"
 echo "run: godwitd ended by itself, exit $code" >&2
 exit 1
