@@ -1,6 +1,5 @@
 #include "model/tokenizer_parts.h"
 
-
 #include <string.h>
 
 /*

@@ -367,6 +367,7 @@ static void attend_block(const struct rows *rows, struct group *g,
 
     if (at < start)
         at = start;
+    assert(at < end); /* a block that no row sees is never asked for */
     size_t n_group = (end - at + n_position - 1) / n_position;
     size_t line = 0, slice = head_floats / LANES / n_group + 1;
     bool is_last = block == (end - 1) / KV_BLOCK;

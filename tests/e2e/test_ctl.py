@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -228,7 +229,9 @@ class Commands(NodeTests, unittest.TestCase):
                          "--output", "json")
         made = json.loads(made)
         self.assertEqual((made["kind"], made["id"], made["position"],
-                          made["labels"]), ("Session", "s1", 0, "a=1,b="))
+                          made["labels"]), ("Session", "s1", 0, {"a": "1", "b": ""}))
+        self.assertIsNone(made["expires"])
+        self.assertRegex(made["created"], r"^\d{4}-\d\d-\d\dT[\d:]{8}Z$")
         self.bad(REFUSED, "s1", "session", "create", "s1")
         self.generate("--session", "s1", "--prompt", CASE["prompt"])
         log = [str(i) for i in CASE["input_ids"] + CASE["greedy_ids"][:20]]
@@ -251,7 +254,8 @@ class Commands(NodeTests, unittest.TestCase):
         self.assertGreaterEqual(stored["position"], 26)
         changed = json.loads(self.good("session", "update", "s1", "--labels",
                                        "c=3", "--output", "json"))
-        self.assertEqual(changed["labels"], "c=3")
+        self.assertEqual(changed["labels"], {"c": "3"})
+        self.assertRegex(self.good("session", "get", "s1"), r"(?m)^LABELS +c=3$")
         self.bad(REFUSED, "etag", "session", "update", "s1", "--labels", "d=4",
                  "--etag", "stale")
         self.assertEqual(self.good("session", "delete", "s1"), "")
@@ -292,6 +296,10 @@ class Commands(NodeTests, unittest.TestCase):
         self.assertRegex(self.good("version"), r"^godwitctl \d+\.\d+\.\d+\n$")
         self.assertIn("session create", self.good("help"))
         self.assertIn("session create", self.good("--help"))
+        for words in (("session", "--help"), ("help", "session")):
+            shown = self.good(*words)
+            self.assertIn("session create", shown)
+            self.assertNotIn("node get", shown)
         for words in (("help", "generate"), ("generate", "--help")):
             self.assertIn("--max-tokens", self.good(*words))
 
@@ -311,13 +319,14 @@ class Commands(NodeTests, unittest.TestCase):
                  "temperature"),
                 (("generate", "--prompt", "a", "--seed", "-1"), "-1"),
                 (("generate", "--prompt", "a", "--output", "xml"), "xml"),
+                (("generate", "--prompt", "a", "--output", "tsv"), "tsv"),
                 (("generate", "--prompt"), "value"),
                 (("session", "create", "a/b"), "session_id"),
                 (("session", "create", "x", "--labels", "novalue"), "K=V")):
             self.bad(USAGE, pattern, *words)
 
     def test_bad_prompts(self):
-        self.bad(NOT_FOUND, "/no/file", "generate", "--prompt-file", "/no/file")
+        self.bad(FAILED, "/no/file", "generate", "--prompt-file", "/no/file")
         for bad, offset in ((b"abc\xff", 3), (b"\xc0\x80", 0), (b"a\xc3", 1),
                             (b"\xed\xa0\x80", 0), (b"\xf4\x90\x80\x80", 0),
                             (b"\xe0\x80\x80", 0), (b"\xf0\x80\x80\x80", 0),
@@ -347,7 +356,39 @@ class Commands(NodeTests, unittest.TestCase):
         self.assertEqual(ctl("nonsense", "node", "get").code, USAGE)
 
 
+def readme_resume():
+    """The words of README's two commands of one request, as they stand there."""
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as readme:
+        lines = [shlex.split(l) for l in readme if "--request-id r1" in l]
+    assert len(lines) == 2 and all(l[0] == "build/godwitctl" for l in lines)
+    return lines[0][1:], lines[1][1:]
+
+
 class Breaks(unittest.TestCase):
+
+    def test_readmes_commands_resume(self):
+        first, second = readme_resume()
+        at = int(second[second.index("--resume-from") + 1])
+        with workspace() as directory:
+            node = Node(os.path.join(directory, "data")).start()
+            try:
+                whole = ctl(node.endpoint, *first)
+                self.assertEqual((whole.code, whole.err), (DONE, ""))
+                again = ctl(node.endpoint, *first)
+                self.assertEqual((again.code, again.out), (DONE, whole.out))
+                node.kill()
+                node.start()
+                rest = ctl(node.endpoint, *second)
+                self.assertEqual((rest.code, rest.err), (DONE, ""))
+                with node.client() as client:
+                    text = client.generation.Detokenize(gen.DetokenizeRequest(
+                        token_ids=client.log("chat-2")[at:],
+                        skip_special_tokens=True)).text
+                self.assertTrue(text)
+                self.assertEqual(rest.out, text)
+                self.assertTrue(whole.out.endswith(text))
+            finally:
+                node.kill()
 
     def test_a_lost_node_leaves_a_way_to_go_on(self):
         with workspace() as directory:
@@ -369,7 +410,7 @@ class Breaks(unittest.TestCase):
                 self.assertEqual(process.returncode, NO_CONNECTION)
                 hint = re.fullmatch(
                     r"godwitctl: connection to \S+ lost; go on with the same "
-                    r"command and (--request-id \S+ --seed \d+ --resume-from "
+                    r"command and (--request-id \S+ --resume-from "
                     r"\d+)\n", err.decode())
                 self.assertTrue(hint, err)
                 node.start()
