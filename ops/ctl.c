@@ -337,6 +337,15 @@ static void print_error(void)
         return;
     }
     (void)fprintf(stderr, PROGRAM ": ");
+    if (strcmp(cause->reason, "NO_SERVER") == 0 &&
+        (strstr(cause->text, "handshake") ||
+         strstr(cause->text, "Socket closed"))) { /* someone listens there */
+        (void)fprintf(stderr,
+                      "%s; check --tls-ca, --tls-cert and "
+                      "--tls-key\n",
+                      cause->text);
+        return;
+    }
     if (strcmp(cause->reason, "NO_SERVER") == 0) {
         /* Core's own words help only when they say more than "refused". */
         const char *end = strstr(cause->text, ": ");
