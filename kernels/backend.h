@@ -244,6 +244,26 @@ struct gated_norm_args {
     size_t z_stride;
 };
 
+/*
+ * For the sampler, on the calling thread. draw: random words of a vocabulary;
+ * word[4 i + j] is word j of philox() with counter (position's low half, its
+ * high half, first + i, 0) and the seed's halves as key.
+ */
+struct draw_args {
+    uint32_t *word; /* [4 n_group] */
+    uint64_t seed, position;
+    uint32_t first, n_group;
+};
+
+/* peak[b] is the largest of x[PEAK_BLOCK b ..]; NaN counts as minus infinity.
+ */
+#define PEAK_BLOCK 64u
+struct peaks_args {
+    float *peak; /* [n / PEAK_BLOCK, rounded up] */
+    const float *x;
+    uint32_t n;
+};
+
 struct backend {
     const char *name;           /* "ref", "avx2", "avx512" */
     bool (*is_supported)(void); /* by this machine */
@@ -261,6 +281,8 @@ struct backend {
     void (*conv)(struct pool *pool, const struct conv_args *args);
     void (*delta_gate)(struct pool *pool, const struct delta_gate_args *args);
     void (*delta)(struct pool *pool, const struct delta_args *args);
+    void (*draw)(const struct draw_args *args);
+    void (*peaks)(const struct peaks_args *args);
 };
 
 /*

@@ -19,4 +19,6 @@ const struct backend LANES_NAME(backend) = {
     .conv = LANES_NAME(conv),
     .delta_gate = LANES_NAME(delta_gate),
     .delta = LANES_NAME(delta),
+    .draw = LANES_NAME(draw),
+    .peaks = LANES_NAME(peaks),
 };

@@ -22,4 +22,6 @@ const struct backend backend_ref = {
     .conv = ref_conv,
     .delta_gate = ref_delta_gate,
     .delta = ref_delta,
+    .draw = ref_draw,
+    .peaks = ref_peaks,
 };

@@ -57,6 +57,7 @@ Test(backend, no_operator_is_missing)
         const struct backend *b = *each;
         cr_assert(b->linear && b->linear_add && b->rms_norm && b->gated_norm &&
                   b->swiglu && b->gate && b->embed && b->rope && b->kv_append &&
-                  b->attend && b->conv && b->delta_gate && b->delta);
+                  b->attend && b->conv && b->delta_gate && b->delta &&
+                  b->draw && b->peaks);
     }
 }
