@@ -245,14 +245,19 @@ struct gated_norm_args {
 };
 
 /*
- * For the sampler, on the calling thread. draw: random words of a vocabulary;
- * word[4 i + j] is word j of philox() with counter (position's low half, its
- * high half, first + i, 0) and the seed's halves as key.
+ * For the sampler, on the calling thread: which token wins a draw,
+ *     argmax over i of (x[i] - max) / temperature + g_i,  the lowest i of
+ * equals g_i = -log(-log(u)),  u = ((word >> 9) + 1/2) 2^-23 with word i % 4 of
+ * philox() with counter (position's low half, its high half, i / 4, 0) and the
+ * seed's halves as key. A token whose first term is -inf or NaN takes no part;
+ * DRAW_NONE if none does. (Gumbel-max, Maddison et al. 2014, arXiv:1411.0030.)
  */
+#define DRAW_NONE UINT32_MAX
 struct draw_args {
-    uint32_t *word; /* [4 n_group] */
+    const float *x; /* [n] */
+    uint32_t n;
+    float max, temperature;
     uint64_t seed, position;
-    uint32_t first, n_group;
 };
 
 /* peak[b] is the largest of x[PEAK_BLOCK b ..]; NaN counts as minus infinity.
@@ -281,7 +286,7 @@ struct backend {
     void (*conv)(struct pool *pool, const struct conv_args *args);
     void (*delta_gate)(struct pool *pool, const struct delta_gate_args *args);
     void (*delta)(struct pool *pool, const struct delta_args *args);
-    void (*draw)(const struct draw_args *args);
+    uint32_t (*draw)(const struct draw_args *args);
     void (*peaks)(const struct peaks_args *args);
 };
 

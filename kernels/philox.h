@@ -28,4 +28,10 @@ static inline void philox(const uint32_t counter[4], const uint32_t key[2],
     }
     out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
+
+/* A word as a float between 0 and 1, neither of which it reaches. */
+static inline float philox_unit(uint32_t word)
+{
+    return ((float)(word >> 9) + 0.5f) * 0x1p-23f;
+}
 #endif

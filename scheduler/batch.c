@@ -24,7 +24,8 @@ enum status batch_init(struct engine *engine)
     st = workspace_create(engine->options.model, engine->row_max, n, n,
                           &engine->workspace);
     if (!st)
-        st = sampler_create(engine->n_vocab, &engine->sampler);
+        st = sampler_create(model_backend(engine->options.model),
+                            engine->n_vocab, &engine->sampler);
     return st;
 }
 

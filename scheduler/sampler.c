@@ -1,5 +1,6 @@
 #include "scheduler/sampler.h"
 
+#include "kernels/philox.h"
 #include "kernels/scalar.h"
 
 #include <assert.h>
@@ -7,50 +8,46 @@
 #include <stdlib.h>
 #include <string.h>
 
-/*
- * u is (x + 1/2) 2^-23 for a word's upper 23 bits x, exact in float and never
- * 0 or 1. g grows with the word, so the word's upper 8 bits bound it; most
- * tokens are seen to lose by that alone, without the two logarithms.
- */
-#define N_BOUND 256u
-#define BOUND_SLACK 0x1p-10f /* far above what rounding could do to g */
+/* exp() is zero below; such tokens add nothing to any mass. */
+#define EXP_ZERO (-87.5f)
+/* Far above what rounding does to a logarithm near a filter's edge. */
+#define EDGE_SLACK 0.01f
 
 struct sampler {
-    uint32_t n_vocab;
-    float *x;        /* [n_vocab] logits as changed, then (x - max) / T */
-    uint32_t *left;  /* [n_left] ids still in play, ascending */
+    const struct backend *backend;
+    uint32_t n_vocab, n_block;
+    float *x;        /* [n_vocab] logits as changed; in play: (x - max) / T */
+    float *peak;     /* [n_block] the largest of each PEAK_BLOCK logits */
+    float *rank;     /* [n_block] scratch of floor_of() */
+    uint32_t *left;  /* [n_left] ids in play, ascending */
     uint32_t *heap;  /* [n_vocab] scratch of the filters */
     uint32_t *count; /* [n_vocab] scratch of the penalties; all 0 outside */
     uint32_t n_left;
-    float bound[N_BOUND]; /* g is below, by a word's upper 8 bits */
 };
 
-static float gumbel(uint32_t word)
-{
-    float u = ((float)(word >> 9) + 0.5f) * 0x1p-23f;
-
-    return -scalar_log(-scalar_log(u));
-}
-
-enum status sampler_create(uint32_t n_vocab, struct sampler **out)
+enum status sampler_create(const struct backend *backend, uint32_t n_vocab,
+                           struct sampler **out)
 {
     struct sampler *sampler = calloc(1, sizeof(*sampler));
+    uint32_t n_block = (n_vocab + PEAK_BLOCK - 1) / PEAK_BLOCK;
 
     if (sampler) {
+        sampler->backend = backend;
         sampler->n_vocab = n_vocab;
+        sampler->n_block = n_block;
         sampler->x = calloc(n_vocab, sizeof(*sampler->x));
+        sampler->peak = calloc(n_block, sizeof(*sampler->peak));
+        sampler->rank = calloc(n_block, sizeof(*sampler->rank));
         sampler->left = calloc(n_vocab, sizeof(*sampler->left));
         sampler->heap = calloc(n_vocab, sizeof(*sampler->heap));
         sampler->count = calloc(n_vocab, sizeof(*sampler->count));
     }
-    if (!sampler || !sampler->x || !sampler->left || !sampler->heap ||
-        !sampler->count) {
+    if (!sampler || !sampler->x || !sampler->peak || !sampler->rank ||
+        !sampler->left || !sampler->heap || !sampler->count) {
         sampler_destroy(sampler);
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory to sample from %u tokens", n_vocab);
     }
-    for (uint32_t i = 0; i < N_BOUND; i++)
-        sampler->bound[i] = gumbel(i << 24 | 0xffffffu) + BOUND_SLACK;
     *out = sampler;
     return STATUS_OK;
 }
@@ -60,30 +57,12 @@ void sampler_destroy(struct sampler *sampler)
     if (!sampler)
         return;
     free(sampler->x);
+    free(sampler->peak);
+    free(sampler->rank);
     free(sampler->left);
     free(sampler->heap);
     free(sampler->count);
     free(sampler);
-}
-
-void sampler_philox(const uint32_t counter[4], const uint32_t key[2],
-                    uint32_t out[4])
-{
-    uint32_t c0 = counter[0], c1 = counter[1];
-    uint32_t c2 = counter[2], c3 = counter[3];
-    uint32_t k0 = key[0], k1 = key[1];
-
-    for (int round = 0; round < 10; round++) {
-        uint64_t p0 = (uint64_t)0xD2511F53u * c0;
-        uint64_t p1 = (uint64_t)0xCD9E8D57u * c2;
-        c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
-        c1 = (uint32_t)p1;
-        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-        c3 = (uint32_t)p0;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
 /* The total order of tokens: higher value first, then lower id. */
@@ -120,6 +99,21 @@ static void presence(struct sampler *sampler, const struct sampling *sampling,
     }
 }
 
+static bool is_barred(const struct sampling *sampling,
+                      const struct sampler_history *history)
+{
+    return history->n_token - history->output_start < sampling->min_tokens;
+}
+
+/* Do the parameters change any logit before the temperature? */
+static bool changes(const struct sampling *sampling,
+                    const struct sampler_history *history)
+{
+    return sampling->n_bias || sampling->repetition_penalty != 1.0f ||
+           sampling->presence_penalty != 0 ||
+           sampling->frequency_penalty != 0 || is_barred(sampling, history);
+}
+
 static void adjust(struct sampler *sampler, const struct sampling *sampling,
                    const float *logits, const struct sampler_history *history)
 {
@@ -136,33 +130,103 @@ static void adjust(struct sampler *sampler, const struct sampling *sampling,
     if (sampling->presence_penalty != 0 || sampling->frequency_penalty != 0)
         presence(sampler, sampling, history->token + history->output_start,
                  n_output);
-    if (n_output < sampling->min_tokens)
+    if (is_barred(sampling, history))
         for (uint32_t i = 0; i < history->n_end; i++)
             x[history->end[i]] = -INFINITY;
 }
 
-static uint32_t best(const struct sampler *sampler)
+/* The first of the largest; a logit that is NaN is never it. */
+static uint32_t best(const struct sampler *sampler, const float *x)
 {
-    uint32_t best = 0;
+    float most = -INFINITY;
+    uint32_t block = 0, id;
 
-    for (uint32_t id = 1; id < sampler->n_vocab; id++)
-        if (sampler->x[id] > sampler->x[best])
-            best = id;
-    return best;
+    for (uint32_t b = 0; b < sampler->n_block; b++)
+        if (sampler->peak[b] > most) {
+            most = sampler->peak[b];
+            block = b;
+        }
+    if (most == -INFINITY)
+        return 0;
+    for (id = block * PEAK_BLOCK; x[id] != most; id++)
+        ;
+    return id;
 }
 
-/* Scale to (x - max) / T <= 0 and put all finite ids into play. */
-static void heat(struct sampler *sampler, float temperature, uint32_t top)
+/* The k-th largest of x[0 .. n), 1 <= k <= n, whose order is lost. */
+static float kth_largest(float *x, uint32_t n, uint32_t k)
 {
-    float max = sampler->x[top];
+    uint32_t first = 0, last = n - 1;
+
+    while (first < last) {
+        float pivot = x[first + (last - first) / 2];
+        uint32_t i = first, j = last;
+
+        for (;;) {
+            while (x[i] > pivot)
+                i++;
+            while (pivot > x[j])
+                j--;
+            if (i >= j)
+                break;
+            float swap = x[i];
+            x[i++] = x[j];
+            x[j--] = swap;
+        }
+        /* x[first .. j] >= pivot >= x[j + 1 .. last] */
+        if (k - 1 <= j)
+            last = j;
+        else
+            first = j + 1;
+    }
+    return x[first];
+}
+
+/*
+ * A value of (x - max) / T below which no token can pass the filters. The k
+ * best blocks hold k tokens at least as good as the k-th best peak.
+ */
+static float floor_of(struct sampler *sampler, const struct sampling *sampling,
+                      float max)
+{
+    const uint32_t n = sampler->n_block, k = (uint32_t)sampling->top_k;
+
+    if (sampling->top_k > 0 && k <= n) {
+        for (uint32_t b = 0; b < n; b++) {
+            float x = (sampler->peak[b] - max) / sampling->temperature;
+            sampler->rank[b] = isnan(x) ? -INFINITY : x;
+        }
+        return kth_largest(sampler->rank, n, k);
+    }
+    if (sampling->top_k > 0)
+        return -INFINITY;
+    if (sampling->top_p < 1)
+        return EXP_ZERO;
+    return scalar_log(sampling->min_p) - EDGE_SLACK;
+}
+
+/* Scale to (x - max) / T <= 0 and put what may pass the filters into play. */
+static void heat(struct sampler *sampler, const struct sampling *sampling,
+                 const float *logits, uint32_t top)
+{
+    const float max = logits[top], temperature = sampling->temperature;
+    const float floor = floor_of(sampler, sampling, max);
 
     sampler->n_left = 0;
-    for (uint32_t id = 0; id < sampler->n_vocab; id++) {
-        float x = (sampler->x[id] - max) / temperature;
-        if (x == -INFINITY || isnan(x)) /* NaN: infinity less infinity */
+    for (uint32_t b = 0; b < sampler->n_block; b++) {
+        uint32_t id = b * PEAK_BLOCK, end = id + PEAK_BLOCK;
+
+        if ((sampler->peak[b] - max) / temperature < floor)
             continue;
-        sampler->x[id] = x;
-        sampler->left[sampler->n_left++] = id;
+        if (end > sampler->n_vocab)
+            end = sampler->n_vocab;
+        for (; id < end; id++) {
+            float x = (logits[id] - max) / temperature;
+            if (x == -INFINITY || isnan(x) || x < floor)
+                continue; /* NaN: infinity less infinity */
+            sampler->x[id] = x;
+            sampler->left[sampler->n_left++] = id;
+        }
     }
     if (sampler->n_left == 0) { /* every token is barred: the lowest id */
         sampler->x[top] = 0;
@@ -253,33 +317,56 @@ static void min_p(struct sampler *sampler, float p)
     sampler->n_left = n; /* at least the best: its exp is 1 */
 }
 
-static uint32_t gumbel_max(const struct sampler *sampler, uint64_t seed,
-                           uint64_t position)
+/* As backend's draw, among the tokens in play. */
+static uint32_t draw_left(const struct sampler *sampler, uint64_t seed,
+                          uint64_t position)
 {
-    uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
     uint32_t word[4], group = UINT32_MAX, winner = sampler->left[0];
     float most = -INFINITY;
 
     for (uint32_t i = 0; i < sampler->n_left; i++) {
         uint32_t id = sampler->left[i];
         float x = sampler->x[id];
-        if (x + sampler->bound[N_BOUND - 1] <= most)
-            continue;
+
         if (id / 4 != group) {
             uint32_t counter[4] = {(uint32_t)position,
                                    (uint32_t)(position >> 32), id / 4, 0};
             group = id / 4;
-            sampler_philox(counter, key, word);
+            philox(counter, key, word);
         }
-        if (x + sampler->bound[word[id % 4] >> 24] <= most)
-            continue;
-        x += gumbel(word[id % 4]);
+        x += -scalar_log(-scalar_log(philox_unit(word[id % 4])));
         if (x > most) {
             most = x;
             winner = id;
         }
     }
     return winner;
+}
+
+static uint32_t draw(struct sampler *sampler, const struct sampling *sampling,
+                     const float *x, uint32_t top, uint64_t position)
+{
+    uint32_t chosen;
+
+    if (sampling->top_k <= 0 && sampling->top_p >= 1 && sampling->min_p <= 0) {
+        chosen = sampler->backend->draw(
+            &(struct draw_args){.x = x,
+                                .n = sampler->n_vocab,
+                                .max = x[top],
+                                .temperature = sampling->temperature,
+                                .seed = sampling->seed,
+                                .position = position});
+        return chosen == DRAW_NONE ? top : chosen;
+    }
+    heat(sampler, sampling, x, top);
+    if (sampling->top_k > 0)
+        top_k(sampler, (uint32_t)sampling->top_k);
+    if (sampling->top_p < 1)
+        top_p(sampler, sampling->top_p);
+    if (sampling->min_p > 0)
+        min_p(sampler, sampling->min_p);
+    return draw_left(sampler, sampling->seed, position);
 }
 
 /* Keep the n best in falling order by insertion; n is at most 20. */
@@ -329,21 +416,19 @@ uint32_t sampler_pick(struct sampler *sampler, const struct sampling *sampling,
                       const struct sampler_history *history,
                       struct logprobs *out_logprobs)
 {
+    const float *x = logits;
     uint32_t chosen;
 
     assert(history->output_start <= history->n_token);
-    adjust(sampler, sampling, logits, history);
-    chosen = best(sampler);
-    if (sampling->temperature > 0) {
-        heat(sampler, sampling->temperature, chosen);
-        if (sampling->top_k > 0)
-            top_k(sampler, (uint32_t)sampling->top_k);
-        if (sampling->top_p < 1)
-            top_p(sampler, sampling->top_p);
-        if (sampling->min_p > 0)
-            min_p(sampler, sampling->min_p);
-        chosen = gumbel_max(sampler, sampling->seed, history->n_token);
+    if (changes(sampling, history)) {
+        adjust(sampler, sampling, logits, history);
+        x = sampler->x;
     }
+    sampler->backend->peaks(&(struct peaks_args){
+        .peak = sampler->peak, .x = x, .n = sampler->n_vocab});
+    chosen = best(sampler, x);
+    if (sampling->temperature > 0)
+        chosen = draw(sampler, sampling, x, chosen, history->n_token);
     if (out_logprobs && sampling->n_logprob >= 0)
         measure(sampler, logits, chosen, (uint32_t)sampling->n_logprob,
                 out_logprobs);

@@ -22,13 +22,17 @@
  * they came, before all of the above.
  */
 #include "base/status.h"
+#include "kernels/backend.h"
 #include "scheduler/event.h"
 #include "state/session.h"
 
 struct sampler; /* scratch for one vocabulary; one thread */
 
-/* RESOURCE_EXHAUSTED  no memory */
-MUST_CHECK enum status sampler_create(uint32_t n_vocab, struct sampler **out);
+/* The backend's bits are those of any other.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status sampler_create(const struct backend *backend,
+                                      uint32_t n_vocab, struct sampler **out);
 void sampler_destroy(struct sampler *sampler);
 
 /* What "tokens so far" means to the penalties; tokens are borrowed. */
@@ -45,10 +49,6 @@ uint32_t sampler_pick(struct sampler *sampler, const struct sampling *sampling,
                       const float *logits,
                       const struct sampler_history *history,
                       struct logprobs *out_logprobs);
-
-/* Philox 4x32-10 as published, for its known-answer test. */
-void sampler_philox(const uint32_t counter[4], const uint32_t key[2],
-                    uint32_t out[4]);
 
 /* Defaults: greedy off (temperature 1), everything else off. */
 void sampling_init(struct sampling *sampling);

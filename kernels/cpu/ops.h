@@ -17,7 +17,7 @@ void LANES_NAME(conv)(struct pool *pool, const struct conv_args *args);
 void LANES_NAME(delta_gate)(struct pool *pool,
                             const struct delta_gate_args *args);
 void LANES_NAME(delta)(struct pool *pool, const struct delta_args *args);
-void LANES_NAME(draw)(const struct draw_args *args);
+uint32_t LANES_NAME(draw)(const struct draw_args *args);
 void LANES_NAME(peaks)(const struct peaks_args *args);
 
 /*

@@ -1,19 +1,30 @@
-/* What the sampler asks of a vocabulary: random words, largest values. */
+/* What the sampler asks of a vocabulary: who wins a draw, largest values. */
 #include "kernels/philox.h"
 #include "kernels/ref/ref.h"
+#include "kernels/scalar.h"
 
 #include <math.h>
 
-void ref_draw(const struct draw_args *a)
+uint32_t ref_draw(const struct draw_args *a)
 {
     const uint32_t key[2] = {(uint32_t)a->seed, (uint32_t)(a->seed >> 32)};
+    uint32_t winner = DRAW_NONE, word[4];
+    float most = -INFINITY;
 
-    for (uint32_t i = 0; i < a->n_group; i++) {
+    for (uint32_t i = 0; i < a->n; i++) {
         const uint32_t counter[4] = {(uint32_t)a->position,
-                                     (uint32_t)(a->position >> 32),
-                                     a->first + i, 0};
-        philox(counter, key, a->word + 4 * (size_t)i);
+                                     (uint32_t)(a->position >> 32), i / 4, 0};
+        float x = (a->x[i] - a->max) / a->temperature;
+
+        if (i % 4 == 0)
+            philox(counter, key, word);
+        x += -scalar_log(-scalar_log(philox_unit(word[i % 4])));
+        if (x > most) {
+            most = x;
+            winner = i;
+        }
     }
+    return winner;
 }
 
 void ref_peaks(const struct peaks_args *a)

@@ -19,7 +19,7 @@ void ref_attend(struct pool *pool, const struct attend_args *args);
 void ref_conv(struct pool *pool, const struct conv_args *args);
 void ref_delta_gate(struct pool *pool, const struct delta_gate_args *args);
 void ref_delta(struct pool *pool, const struct delta_args *args);
-void ref_draw(const struct draw_args *args);
+uint32_t ref_draw(const struct draw_args *args);
 void ref_peaks(const struct peaks_args *args);
 
 extern const struct backend backend_ref;

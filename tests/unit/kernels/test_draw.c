@@ -3,6 +3,7 @@
  * Random123, and ref for every backend.
  */
 #include "kernels/philox.h"
+#include "kernels/ref/ref.h"
 #include "tests/unit/kernels/fixture.h"
 
 Test(draw, philox_gives_the_published_vectors)
@@ -29,34 +30,52 @@ Test(draw, philox_gives_the_published_vectors)
     }
 }
 
-Test(draw, every_backend_draws_the_words_of_philox)
+Test(draw, every_backend_lets_the_same_token_win)
 {
-    static const uint32_t N_GROUP[] = {0, 1, 3, 15, 16, 17, 33, 1024};
-    const uint64_t seed = 0x1234567890abcdefu, position = 0x500000007u;
-    const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    static const uint32_t N[] = {1, 3, 15, 64, 65, 100, 128, 1000, 4096};
+    uint32_t n_none = 0;
 
     EACH_BACKEND(backend)
-    for (size_t c = 0; c < COUNT(N_GROUP); c++) {
-        uint32_t n = N_GROUP[c], first = 5 + (uint32_t)c;
-        uint32_t *word = (uint32_t *)(void *)room(4 * (size_t)n);
+    for (size_t c = 0; c < COUNT(N); c++)
+        for (uint32_t round = 0; round < 40; round++) {
+            float *x = filled(N[c], 11 * c + round);
+            struct draw_args args = {.x = x,
+                                     .n = N[c],
+                                     .temperature = round % 2 ? 1.0f : 0.05f,
+                                     .seed = mix(round),
+                                     .position = mix(c) >> (round % 40)};
 
-        backend->draw(&(struct draw_args){.word = word,
-                                          .seed = seed,
-                                          .position = position,
-                                          .first = first,
-                                          .n_group = n});
-        for (uint32_t i = 0; i < n; i++) {
-            const uint32_t counter[4] = {
-                (uint32_t)position, (uint32_t)(position >> 32), first + i, 0};
-            uint32_t want[4];
-
-            philox(counter, key, want);
-            for (uint32_t j = 0; j < 4; j++)
-                cr_assert(eq(u32, word[4 * i + j], want[j]), "%s %u of %u",
-                          backend->name, i, n);
+            for (uint32_t i = 0; i < N[c]; i++) {
+                x[i] *= (float)(1u << round % 8); /* flat to steep */
+                if (round % 5 == 1 && i % 2)
+                    x[i] = i % 4 == 1 ? NAN : -INFINITY;
+                if (round == 39)
+                    x[i] = -INFINITY;
+                if (x[i] > args.max || i == 0)
+                    args.max = x[i];
+            }
+            uint32_t want = ref_draw(&args), got = backend->draw(&args);
+            cr_assert(eq(u32, got, want), "%s n %u round %u", backend->name,
+                      N[c], round);
+            n_none += got == DRAW_NONE;
+            drop(x);
         }
-        drop((float *)(void *)word);
-    }
+    cr_assert(gt(u32, n_none, 0));
+}
+
+/* Equal values: nothing but g decides, and every token wins at times. */
+Test(draw, equal_tokens_win_equally_often)
+{
+    const struct backend *backend = NULL;
+    float x[8] = {0};
+    uint32_t n_win[8] = {0};
+
+    must(backend_find("auto", &backend));
+    for (uint64_t p = 0; p < 8000; p++)
+        n_win[backend->draw(&(struct draw_args){
+            .x = x, .n = 8, .temperature = 1, .seed = 3, .position = p})]++;
+    for (int i = 0; i < 8; i++) /* six standard deviations */
+        cr_assert(n_win[i] > 820 && n_win[i] < 1180, "%d: %u", i, n_win[i]);
 }
 
 Test(draw, every_backend_finds_each_block_s_largest)
