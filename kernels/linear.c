@@ -1,46 +1,100 @@
 #include "kernels/linear.h"
 
+#include "kernels/scalar.h"
+
 #include <assert.h>
+#include <float.h>
+#include <math.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define WEIGHT_BYTES_MAX ((size_t)1 << 46) /* more than any machine has */
+/* Streaming from 4 KiB pages is bound by address translation. */
+#define HUGE_PAGE ((size_t)2 << 20)
+#define Q_MAX 127.0f
 
-/* Bytes of one panel of 16 outputs. */
-static size_t panel_bytes(const struct linear *linear)
+const char *arithmetic_id(enum arithmetic arithmetic)
 {
-    size_t n_in = linear->n_in;
+    static const char *const ID[N_ARITHMETIC] = {
+        [ARITHMETIC_FP32] = "fp32-chain-1",
+        [ARITHMETIC_PAIR] = "bf16-pair-1",
+        [ARITHMETIC_TILE] = "bf16-tile-1",
+    };
+    return ID[arithmetic];
+}
 
-    if (linear->type == LINEAR_BF16)
-        return (n_in + 1) / 2 * 2 * LINEAR_PANEL * sizeof(uint16_t);
-    return n_in * LINEAR_PANEL * sizeof(float);
+/* ------------------------------------------------------------------- life */
+
+static size_t round_up(size_t n, size_t to)
+{
+    return (n + to - 1) / to * to;
+}
+
+size_t linear_n_step(const struct linear *linear)
+{
+    switch (linear->type) {
+    case LINEAR_BF16:
+        return round_up(linear->n_in, LINEAR_STEP);
+    case LINEAR_W8:
+        return round_up(linear->n_in, LINEAR_GROUP);
+    default:
+        return linear->n_in;
+    }
+}
+
+size_t linear_panel_bytes(const struct linear *linear)
+{
+    const size_t n_step = linear_n_step(linear);
+
+    switch (linear->type) {
+    case LINEAR_BF16:
+        return n_step * LINEAR_PANEL * sizeof(uint16_t);
+    case LINEAR_W8:
+        return n_step / LINEAR_GROUP * sizeof(struct linear_group);
+    default:
+        return n_step * LINEAR_PANEL * sizeof(float);
+    }
 }
 
 static size_t n_panel(const struct linear *linear)
 {
-    return ((size_t)linear->n_out + LINEAR_PANEL - 1) / LINEAR_PANEL;
+    return round_up(linear->n_out, LINEAR_PANEL) / LINEAR_PANEL;
 }
 
 size_t linear_bytes(const struct linear *linear)
 {
-    return n_panel(linear) * panel_bytes(linear);
+    return n_panel(linear) * linear_panel_bytes(linear);
+}
+
+static void *panel_room(size_t bytes)
+{
+    const size_t align = bytes < HUGE_PAGE ? 64 : HUGE_PAGE;
+    void *room = aligned_alloc(align, round_up(bytes ? bytes : 1, align));
+
+    if (room && align == HUGE_PAGE) /* refused: slower, not wrong */
+        (void)madvise(room, round_up(bytes, align), MADV_HUGEPAGE);
+    if (room)
+        memset(room, 0, bytes);
+    return room;
 }
 
 enum status linear_init(uint32_t n_in, uint32_t n_out, enum linear_type type,
-                        struct linear *out)
+                        enum arithmetic arithmetic, struct linear *out)
 {
-    struct linear linear = {.n_in = n_in, .n_out = n_out, .type = type};
-    size_t bytes = 0;
+    struct linear linear = {.n_in = n_in,
+                            .n_out = n_out,
+                            .type = type,
+                            .arithmetic = type == LINEAR_F32 ? ARITHMETIC_FP32
+                                                             : arithmetic};
 
-    /* 64 divides every panel, as aligned_alloc wants; never ask for zero. */
-    if (panel_bytes(&linear) <= WEIGHT_BYTES_MAX / (n_panel(&linear) + 1)) {
-        bytes = linear_bytes(&linear);
-        linear.panel = aligned_alloc(64, bytes ? bytes : 64);
-    }
+    if (linear_panel_bytes(&linear) <=
+        WEIGHT_BYTES_MAX / (n_panel(&linear) + 1))
+        linear.panel = panel_room(linear_bytes(&linear));
     if (!linear.panel)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for weights [%u, %u]", n_out, n_in);
-    memset(linear.panel, 0, bytes);
     *out = linear;
     return STATUS_OK;
 }
@@ -51,41 +105,121 @@ void linear_release(struct linear *linear)
     *linear = (struct linear){0};
 }
 
+/* ---------------------------------------------------------------- packing */
+
+/* Up to LINEAR_GROUP inputs of one output, on their way into its panel. */
+struct piece {
+    const unsigned char *source;
+    bool is_bf16;
+    size_t n; /* inputs */
+    size_t lane;
+};
+
+static void read_piece(const struct piece *piece, float *w)
+{
+    if (!piece->is_bf16) {
+        memcpy(w, piece->source, piece->n * sizeof(float));
+        return;
+    }
+    for (size_t i = 0; i < piece->n; i++) {
+        uint16_t bits;
+
+        memcpy(&bits, piece->source + i * sizeof(bits), sizeof(bits));
+        w[i] = scalar_from_bf16(bits);
+    }
+}
+
+static void put_f32(const struct piece *piece, float *panel)
+{
+    float w[LINEAR_GROUP];
+
+    read_piece(piece, w);
+    for (size_t i = 0; i < piece->n; i++)
+        panel[i * LINEAR_PANEL + piece->lane] = w[i];
+}
+
+static void put_bf16(const struct piece *piece, uint16_t *panel)
+{
+    uint16_t bits[LINEAR_GROUP];
+    float w[LINEAR_GROUP];
+
+    if (piece->is_bf16) { /* as they are, subnormals too */
+        memcpy(bits, piece->source, piece->n * sizeof(*bits));
+    } else {
+        read_piece(piece, w);
+        for (size_t i = 0; i < piece->n; i++)
+            bits[i] = scalar_to_bf16(w[i]);
+    }
+    for (size_t i = 0; i < piece->n; i++)
+        panel[(i / 2 * LINEAR_PANEL + piece->lane) * 2 + i % 2] = bits[i];
+}
+
+static void put_w8(const struct piece *piece, struct linear_group *group)
+{
+    float w[LINEAR_GROUP], largest = 0.0f, zero = 0.0f, scale, inverse;
+
+    read_piece(piece, w);
+    for (size_t i = 0; i < piece->n; i++) {
+        largest = fabsf(w[i]) > largest ? fabsf(w[i]) : largest;
+        zero += w[i] * 0.0f; /* NaN as soon as one is not finite */
+    }
+    /* The inverse is finite only for a normal scale; below is nothing. */
+    scale = largest / Q_MAX < FLT_MIN ? 0.0f : largest / Q_MAX;
+    inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    group->scale[piece->lane] = zero == 0.0f ? scale : NAN;
+    for (size_t i = 0; i < piece->n; i++) {
+        const float q = zero == 0.0f ? w[i] * inverse : 0.0f;
+
+        group->q[i][piece->lane] = (int8_t)lrintf(q > Q_MAX    ? Q_MAX
+                                                  : q < -Q_MAX ? -Q_MAX
+                                                               : q);
+    }
+}
+
+static void pack_row(const struct linear *linear, size_t o, struct piece piece,
+                     size_t source_bytes)
+{
+    unsigned char *panel = (unsigned char *)linear->panel +
+                           o / LINEAR_PANEL * linear_panel_bytes(linear);
+    const size_t bytes = linear_panel_bytes(linear) / linear_n_step(linear);
+
+    piece.lane = o % LINEAR_PANEL;
+    for (size_t i = 0; i < linear->n_in; i += LINEAR_GROUP) {
+        const size_t left = linear->n_in - i;
+
+        piece.n = left < LINEAR_GROUP ? left : LINEAR_GROUP;
+        if (linear->type == LINEAR_F32)
+            put_f32(&piece, (float *)(void *)(panel + i * bytes));
+        else if (linear->type == LINEAR_BF16)
+            put_bf16(&piece, (uint16_t *)(void *)(panel + i * bytes));
+        else
+            put_w8(&piece,
+                   (struct linear_group *)(void *)panel + i / LINEAR_GROUP);
+        piece.source += piece.n * source_bytes;
+    }
+}
+
+static void pack(const struct linear *linear, uint32_t first_out,
+                 uint32_t n_row, const void *weight, bool is_bf16)
+{
+    const size_t bytes = is_bf16 ? sizeof(uint16_t) : sizeof(float);
+    struct piece piece = {.source = weight, .is_bf16 = is_bf16};
+
+    assert((uint64_t)first_out + n_row <= linear->n_out);
+    for (size_t row = 0; row < n_row; row++) {
+        pack_row(linear, first_out + row, piece, bytes);
+        piece.source += linear->n_in * bytes;
+    }
+}
+
 void linear_pack_f32(struct linear *linear, uint32_t first_out, uint32_t n_row,
                      const void *weight)
 {
-    const unsigned char *source = weight;
-    size_t n_in = linear->n_in;
-
-    assert(linear->type == LINEAR_F32);
-    assert((uint64_t)first_out + n_row <= linear->n_out);
-    for (size_t row = 0; row < n_row; row++) {
-        size_t o = first_out + row;
-        float *panel =
-            (float *)linear->panel + o / LINEAR_PANEL * n_in * LINEAR_PANEL;
-        for (size_t i = 0; i < n_in; i++)
-            memcpy(&panel[i * LINEAR_PANEL + o % LINEAR_PANEL],
-                   source + (row * n_in + i) * sizeof(float), sizeof(float));
-    }
+    pack(linear, first_out, n_row, weight, false);
 }
 
 void linear_pack_bf16(struct linear *linear, uint32_t first_out, uint32_t n_row,
                       const void *weight)
 {
-    const unsigned char *source = weight;
-    size_t n_in = linear->n_in, n_pair = (n_in + 1) / 2;
-
-    assert(linear->type == LINEAR_BF16);
-    assert((uint64_t)first_out + n_row <= linear->n_out);
-    for (size_t row = 0; row < n_row; row++) {
-        size_t o = first_out + row;
-        uint16_t *panel = (uint16_t *)linear->panel +
-                          o / LINEAR_PANEL * n_pair * 2 * LINEAR_PANEL;
-        for (size_t i = 0; i < n_in; i++) {
-            size_t pair = i / 2 * LINEAR_PANEL + o % LINEAR_PANEL;
-            memcpy(&panel[pair * 2 + i % 2],
-                   source + (row * n_in + i) * sizeof(uint16_t),
-                   sizeof(uint16_t));
-        }
-    }
+    pack(linear, first_out, n_row, weight, true);
 }

@@ -2,17 +2,34 @@
 #define KERNELS_LINEAR_H
 /*
  * Weights of y = x W^T, packed once at load so that the vector lanes are
- * outputs and the loop over the inner dimension is one fma chain per output,
- * ascending, starting from zero:
- *     y[o] = fma(x[n-1], w[o][n-1], ... fma(x[0], w[o][0], 0))
- * One micro-kernel serves one row (decode) and many (prefill) with the same
- * bits; threads and tiles split outputs and rows, never the inner dimension.
+ * outputs. The order of every sum over the inner dimension is fixed by the
+ * arithmetic that the weights were made for, so that one row (decode) and many
+ * (prefill), any thread and any tile give the same bits; what is split is
+ * outputs and rows, never the inner dimension.
  *
- * Panels of 16 outputs. BF16: [n_out/16][ceil(n_in/2)][16][2], two inner
- * steps side by side (one 32-bit word holds k in its low and k+1 in its high
- * half), which AVX-512-BF16 and AMX also read. F32: [n_out/16][n_in][16].
- * Outputs are padded with zero weights to 16, an odd n_in with a zero step,
- * which the chain skips.
+ * FP32, one chain from zero over the n_in inputs:
+ *     acc = fma(x[k], w[k], acc)
+ * PAIR and TILE multiply x rounded by scalar_to_bf16(), and run as a whole
+ * under flush modes: a subnormal operand counts as zero, a subnormal result
+ * becomes zero, both keep their sign (kernels/flush.h).
+ * PAIR is what VDPBF16PS computes; for k = 0, 2, 4, ...
+ *     acc = fma(x[k + 1], w[k + 1], acc); acc = fma(x[k], w[k], acc)
+ * TILE is what TDPBF16PS computes; for each block of 32 steps, ascending:
+ *     even = chain over its even steps from 0; odd = over its odd ones
+ *     acc = acc + (even + odd)
+ * Their inputs are padded with +0 to LINEAR_STEP, and the padding takes part.
+ * linear_add adds the finished sum to y, rounded once (and, in PAIR and TILE,
+ * flushed).
+ *
+ * Panels of 16 outputs, outputs padded with zero weights to 16:
+ *   F32   [n_out/16][n_in][16]; always FP32
+ *   BF16  [n_out/16][n_in/2][16][2], n_in padded to 32: two inner steps side by
+ *         side (one 32-bit word holds k in its low and k+1 in its high half),
+ *         which AVX-512-BF16 and AMX read as it is
+ *   W8    [n_out/16][n_in/128] struct linear_group, n_in padded to 128. A
+ *         weight is q * scale. Per group of 128 inputs, ascending:
+ *             g = the arithmetic's sum over the group, of q, from zero
+ *             acc = fma(g, scale, acc)
  */
 #include "base/status.h"
 
@@ -20,27 +37,54 @@
 #include <stdint.h>
 
 #define LINEAR_PANEL 16u
+#define LINEAR_STEP 32u   /* inputs of BF16 weights are padded to this */
+#define LINEAR_GROUP 128u /* inputs that share a scale in W8 */
 
-enum linear_type { LINEAR_F32, LINEAR_BF16 };
+enum linear_type { LINEAR_F32, LINEAR_BF16, LINEAR_W8, N_LINEAR_TYPE };
+
+enum arithmetic {
+    ARITHMETIC_FP32,
+    ARITHMETIC_PAIR,
+    ARITHMETIC_TILE,
+    N_ARITHMETIC
+};
+
+/* The first part of a numerics id: "fp32-chain-1", "bf16-pair-1", ... */
+const char *arithmetic_id(enum arithmetic arithmetic);
+
+/* 128 inputs of 16 outputs. */
+struct linear_group {
+    float scale[LINEAR_PANEL]; /* largest |w| / 127; 0 when all are 0 */
+    int8_t q[LINEAR_GROUP][LINEAR_PANEL]; /* -127 .. 127 */
+};
 
 struct linear {
     uint32_t n_in, n_out;
     enum linear_type type;
+    enum arithmetic arithmetic;
     void *panel; /* 64-byte aligned; owned */
 };
 
 /*
- * Room for [n_out, n_in] weights, all zero.
+ * Room for [n_out, n_in] weights, all zero. F32 weights get FP32 whatever
+ * `arithmetic` says.
  *   RESOURCE_EXHAUSTED  no memory
  */
 MUST_CHECK enum status linear_init(uint32_t n_in, uint32_t n_out,
-                                   enum linear_type type, struct linear *out);
+                                   enum linear_type type,
+                                   enum arithmetic arithmetic,
+                                   struct linear *out);
 void linear_release(struct linear *linear);
 size_t linear_bytes(const struct linear *linear);
+size_t linear_panel_bytes(const struct linear *linear);
+/* n_in as a panel pads it. */
+size_t linear_n_step(const struct linear *linear);
 
 /*
- * Put n_row rows of n_in floats (or bf16 bits, when type is BF16) into outputs
- * [first_out, first_out + n_row). Sources may be unaligned.
+ * Put n_row rows of n_in floats, or of bf16 bits, into outputs [first_out,
+ * first_out + n_row). Sources may be unaligned. BF16 rounds floats by
+ * scalar_to_bf16(); W8 quantises: q is w / scale rounded to even. A group in
+ * which a weight is not finite gets a scale of NaN.
  */
 void linear_pack_f32(struct linear *linear, uint32_t first_out, uint32_t n_row,
                      const void *weight);

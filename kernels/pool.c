@@ -40,6 +40,7 @@ struct pool {
     pool_work *work;           /* n_busy, on the line that epoch wakes */
     void *arg;
     struct worker *worker; /* [n_thread]; worker 0 is the caller; owned */
+    void *shared;          /* POOL_SHARED_BYTES; owned */
     bool is_stopping;
     _Alignas(64) _Atomic uint32_t n_busy;
     _Atomic uint32_t is_caller_asleep;
@@ -159,6 +160,7 @@ static void pool_stop(struct pool *pool, uint32_t n_started)
     for (uint32_t i = 0; i < pool->n_thread; i++)
         free(pool->worker[i].scratch);
     free(pool->worker);
+    free(pool->shared);
     free(pool);
 }
 
@@ -173,7 +175,10 @@ enum status pool_create(uint32_t n_thread, struct pool **out)
         return status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for a pool");
     *pool = (struct pool){.n_thread = n_thread};
     pool->worker = calloc(n_thread, sizeof(*pool->worker));
-    if (!pool->worker) {
+    pool->shared = aligned_alloc(64, POOL_SHARED_BYTES);
+    if (!pool->worker || !pool->shared) {
+        free(pool->worker);
+        free(pool->shared);
         free(pool);
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for %u kernel threads", n_thread);
@@ -217,7 +222,8 @@ static void make_key(void)
     (void)error;
 }
 
-/* Scratch of a caller that has no pool; freed when its thread ends. */
+/* Scratch of a caller that has no pool, its shared area behind it; freed when
+ * its thread ends. */
 static void *caller_scratch(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -226,7 +232,7 @@ static void *caller_scratch(void)
     pthread_once(&once, make_key);
     scratch = pthread_getspecific(own_scratch);
     if (!scratch) {
-        scratch = aligned_alloc(64, POOL_SCRATCH_BYTES);
+        scratch = aligned_alloc(64, POOL_SCRATCH_BYTES + POOL_SHARED_BYTES);
         assert(scratch);
         pthread_setspecific(own_scratch, scratch);
     }
@@ -247,4 +253,9 @@ void pool_run(struct pool *pool, uint32_t n_task, pool_work *work, void *arg)
     publish(pool);
     run_share(pool, &pool->worker[0]);
     await_workers(pool);
+}
+
+void *pool_shared(struct pool *pool)
+{
+    return pool ? pool->shared : (char *)caller_scratch() + POOL_SCRATCH_BYTES;
 }

@@ -16,6 +16,7 @@
 
 #define POOL_THREAD_MAX 256u
 #define POOL_SCRATCH_BYTES (8u << 20) /* per thread; touched only when used */
+#define POOL_SHARED_BYTES (32u << 20) /* per pool; the same */
 
 struct pool;
 
@@ -35,4 +36,11 @@ uint32_t pool_n_thread(const struct pool *pool);
  */
 typedef void pool_work(void *arg, uint32_t task, void *scratch);
 void pool_run(struct pool *pool, uint32_t n_task, pool_work *work, void *arg);
+
+/*
+ * POOL_SHARED_BYTES, 64-byte aligned, for what one job makes and the next one
+ * reads; only who calls pool_run() may use it. Contents are undefined once an
+ * operator is over. A pool of NULL: the calling thread's own.
+ */
+void *pool_shared(struct pool *pool);
 #endif

@@ -97,6 +97,17 @@ float scalar_from_bf16(uint16_t bits)
     return from_bits((uint32_t)bits << 16);
 }
 
+uint16_t scalar_to_bf16(float x)
+{
+    const uint32_t bits = to_bits(x), size = bits & 0x7fffffffu;
+
+    if (size > 0x7f800000u)
+        return (uint16_t)(bits >> 16 | 0x40u);
+    if (size < 0x00800000u)
+        return (uint16_t)(bits >> 16 & 0x8000u);
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 float scalar_from_f16(uint16_t bits)
 {
     uint32_t sign = (uint32_t)(bits & 0x8000u) << 16;

@@ -29,6 +29,12 @@ float scalar_softplus(float x);
 float scalar_log(float x);
 
 float scalar_from_bf16(uint16_t bits);
+/*
+ * To the nearest bf16, ties to even, as VCVTNEPS2BF16 does it: what is below
+ * the smallest normal float becomes a zero of its sign, what rounds above the
+ * largest bf16 an infinity; NaN stays NaN, made quiet.
+ */
+uint16_t scalar_to_bf16(float x);
 float scalar_from_f16(uint16_t bits);
 
 /*

@@ -119,7 +119,8 @@ enum status weights_linear(const struct safetensors *file, const char *prefix,
         if (tensor->type != TENSOR_BF16)
             type = LINEAR_F32;
     }
-    st = linear_init(n_in, weight_part_rows(part, n_part), type, out);
+    st = linear_init(n_in, weight_part_rows(part, n_part), type,
+                     ARITHMETIC_FP32, out);
     for (size_t i = 0; i < n_part && !st; i++) {
         st = find_part(file, prefix, &part[i], n_in, &tensor);
         if (!st)

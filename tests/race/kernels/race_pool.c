@@ -87,7 +87,7 @@ static void check_linear(struct pool *pool)
     for (size_t i = 0; i < N_ROW * N_IN; i++)
         x[i] = (float)(i % 7) - 3.0f;
     if (backend_find("auto", &backend) ||
-        linear_init(N_IN, N_OUT, LINEAR_F32, &w))
+        linear_init(N_IN, N_OUT, LINEAR_F32, ARITHMETIC_FP32, &w))
         exit(1);
     linear_pack_f32(&w, 0, N_OUT, weight);
     struct linear_args args = {alone, N_OUT, x, N_IN, N_ROW, &w};

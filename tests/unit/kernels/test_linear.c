@@ -24,7 +24,7 @@ static void make(struct linear *w, uint32_t n_in, uint32_t n_out,
     unsigned char *raw = malloc(n * size + 1);
     uint32_t half = n_out / 2;
 
-    must(linear_init(n_in, n_out, type, w));
+    must(linear_init(n_in, n_out, type, ARITHMETIC_FP32, w));
     for (size_t i = 0; i < n; i++) {
         plain[i] = noise(n_in * 1000 + n_out, i);
         uint16_t bits = to_bf16(plain[i]);
@@ -94,7 +94,7 @@ Test(linear, ref_sums_in_ascending_order_from_zero)
     float x[3] = {0x1p+24f, 1.0f, 0x1p+24f};
     struct linear w;
 
-    must(linear_init(3, 1, LINEAR_F32, &w));
+    must(linear_init(3, 1, LINEAR_F32, ARITHMETIC_FP32, &w));
     linear_pack_f32(&w, 0, 1, weight);
     struct linear_args args = {&y, 1, x, 3, 1, &w};
     EACH_BACKEND(backend)
@@ -195,10 +195,13 @@ Test(linear, bytes_are_whole_panels)
 {
     struct linear w;
 
-    must(linear_init(3, 17, LINEAR_BF16, &w));
-    cr_assert(eq(sz, linear_bytes(&w), 2 * 2 * 16 * 2 * 2));
+    must(linear_init(3, 17, LINEAR_BF16, ARITHMETIC_FP32, &w));
+    cr_assert(eq(sz, linear_bytes(&w), 2 * 32 * 16 * 2));
     linear_release(&w);
-    must(linear_init(3, 17, LINEAR_F32, &w));
+    must(linear_init(129, 17, LINEAR_W8, ARITHMETIC_FP32, &w));
+    cr_assert(eq(sz, linear_bytes(&w), 2 * 2 * (128 * 16 + 64)));
+    linear_release(&w);
+    must(linear_init(3, 17, LINEAR_F32, ARITHMETIC_FP32, &w));
     cr_assert(eq(sz, linear_bytes(&w), 2 * 3 * 16 * 4));
     linear_release(&w);
     cr_assert(eq(ptr, w.panel, NULL));
@@ -209,8 +212,10 @@ Test(linear, too_large_is_refused_and_nothing_is_written)
 {
     struct linear w = {.n_in = 42};
 
-    cr_assert(eq(int, linear_init(0xffffffffu, 0xffffffffu, LINEAR_F32, &w),
-                 STATUS_RESOURCE_EXHAUSTED));
+    cr_assert(eq(
+        int,
+        linear_init(0xffffffffu, 0xffffffffu, LINEAR_F32, ARITHMETIC_FP32, &w),
+        STATUS_RESOURCE_EXHAUSTED));
     cr_assert(eq(u32, w.n_in, 42));
     cr_assert(strstr(status_reason(), "4294967295") != NULL);
 }

@@ -34,7 +34,7 @@ static uint64_t digest_linear(const struct backend *b, uint64_t hash)
           *weight = filled(77 * 33, 2);
     struct linear w;
 
-    must(linear_init(77, 33, LINEAR_F32, &w));
+    must(linear_init(77, 33, LINEAR_F32, ARITHMETIC_FP32, &w));
     linear_pack_f32(&w, 0, 33, weight);
     b->linear(NULL, &(struct linear_args){y, 33, x, 77, 3, &w});
     b->linear_add(NULL, &(struct linear_args){y, 33, x, 77, 3, &w});

@@ -1,0 +1,264 @@
+#include "kernels/cpu/product.h"
+
+#include "kernels/flush.h"
+
+#include <assert.h>
+#include <string.h>
+
+/* Elements that every thread brings into form for itself, because that takes
+ * less than another start of the pool. */
+#define OWN_ELEMENTS 16384u
+#define OWN_BYTES (POOL_SCRATCH_BYTES - PRODUCT_SCRATCH_BYTES)
+
+/* Fetching a panel costs about as much as this many rows of arithmetic. */
+#define PANEL_ROWS 4u
+
+/* Waking and joining workers costs about a microsecond. Fewer vector fused
+ * multiply-adds than this stay on the caller. */
+#define FMAS_MIN 4096u
+
+/* One pass over rows [first, end) of y, all of which fit where they go. */
+struct pass {
+    const struct product *product;
+    const struct product_kernel *kernel;
+    const struct linear *shape; /* any of the weights */
+    uint32_t first, end;
+    bool is_own; /* every thread makes its own rows */
+    void *made;  /* rows in the kernel's form; NULL: x as it is */
+    uint32_t n_task, n_panel;
+    uint64_t cost; /* of all units */
+};
+
+/* What one part has to do in a pass. */
+struct share {
+    const struct product_part *part;
+    uint32_t first, end;              /* rows of y */
+    uint32_t n_block;                 /* of rows */
+    uint32_t n_group, panels_a_group; /* of panels */
+    uint64_t cost;                    /* of all its units */
+};
+
+static void copy_floats(void *to, const float *x, uint32_t n, uint32_t n_step)
+{
+    memcpy(to, x, n * sizeof(*x));
+    memset((float *)to + n, 0, (n_step - n) * sizeof(*x));
+}
+
+static size_t row_bytes(const struct pass *pass)
+{
+    return linear_n_step(pass->shape) * pass->kernel->element_bytes;
+}
+
+/* ------------------------------------------------------------------- rows */
+
+static void make_row(const struct pass *pass, uint32_t row, void *made)
+{
+    const struct product *p = pass->product;
+    const size_t from = p->row ? p->row[row] : row;
+
+    pass->kernel->take((unsigned char *)made +
+                           (row - pass->first) * row_bytes(pass),
+                       p->x + from * p->x_stride, pass->shape->n_in,
+                       (uint32_t)linear_n_step(pass->shape));
+}
+
+static void make_rows(void *arg, uint32_t task, void *scratch)
+{
+    const struct pass *pass = arg;
+    const uint64_t n = pass->end - pass->first;
+
+    (void)scratch;
+    for (uint64_t i = n * task / pass->n_task;
+         i < n * (task + 1) / pass->n_task; i++)
+        make_row(pass, pass->first + (uint32_t)i, pass->made);
+}
+
+/* ------------------------------------------------------------------ units */
+
+static struct share share_of(const struct pass *pass,
+                             const struct product_part *part)
+{
+    const uint32_t end = part->first_row + part->n_row;
+    struct share s = {.part = part,
+                      .first = part->first_row > pass->first ? part->first_row
+                                                             : pass->first,
+                      .end = end < pass->end ? end : pass->end};
+    struct product_shape shape;
+    uint32_t n_row;
+
+    if (s.first >= s.end)
+        return (struct share){.part = part};
+    n_row = s.end - s.first;
+    shape = pass->kernel->shape(n_row, (uint32_t)linear_n_step(pass->shape));
+    s.n_block = (n_row + shape.n_row - 1) / shape.n_row;
+    s.panels_a_group = shape.n_panel;
+    /* Few rows: give every thread something. */
+    while (s.panels_a_group > 1 && s.n_block == 1 &&
+           pass->n_panel / s.panels_a_group * pass->product->n_part <
+               pass->n_task)
+        s.panels_a_group /= 2;
+    s.n_group = (pass->n_panel + s.panels_a_group - 1) / s.panels_a_group;
+    s.cost = (uint64_t)s.n_group * s.panels_a_group *
+             (n_row + (uint64_t)s.n_block * PANEL_ROWS);
+    return s;
+}
+
+static void run_unit(const struct pass *pass, const struct share *s,
+                     uint32_t group, uint32_t block, const void *made,
+                     void *scratch)
+{
+    const struct product *p = pass->product;
+    const struct linear *w = s->part->w;
+    const uint64_t n_row = s->end - s->first;
+    const uint32_t row = s->first + (uint32_t)(n_row * block / s->n_block);
+    const uint32_t end =
+        s->first + (uint32_t)(n_row * (block + 1) / s->n_block);
+    const uint32_t width = s->panels_a_group * LINEAR_PANEL;
+    const size_t column = (size_t)group * width;
+    struct product_tile tile = {
+        .c = p->y + row * p->y_stride + column,
+        .c_stride = p->y_stride,
+        .a = made,
+        .a_stride = linear_n_step(w),
+        .b_stride = linear_panel_bytes(w),
+        .n_row = end - row,
+        .n_in = w->n_in,
+        .n_step = (uint32_t)linear_n_step(w),
+        .is_add = p->is_add,
+        .scratch = scratch,
+    };
+
+    if (made) {
+        tile.a =
+            (const unsigned char *)made + (row - pass->first) * row_bytes(pass);
+    } else {
+        tile.a = p->x + row * p->x_stride;
+        tile.a_stride = p->x_stride;
+    }
+    tile.b = (const unsigned char *)w->panel +
+             (size_t)group * s->panels_a_group * tile.b_stride;
+    tile.n_col = w->n_out - (uint32_t)column < width
+                     ? w->n_out - (uint32_t)column
+                     : width;
+    pass->kernel->work(&tile);
+}
+
+/* Of a share's units the first that begins at or behind `cost`. */
+static uint64_t unit_at(const struct share *s, uint64_t n_unit, uint64_t cost)
+{
+    return cost >= s->cost ? n_unit : (cost * n_unit + s->cost - 1) / s->cost;
+}
+
+/*
+ * Thread i takes the units that begin in its part of the cost, one run of
+ * them, so that a group of panels is fetched by few threads.
+ */
+static void run_units(const struct pass *pass, uint32_t task, const void *made,
+                      void *scratch)
+{
+    const uint64_t from = pass->cost * task / pass->n_task;
+    const uint64_t to = pass->cost * (task + 1) / pass->n_task;
+    uint64_t at = 0;
+
+    for (uint32_t i = 0; i < pass->product->n_part && at < to; i++) {
+        const struct share s = share_of(pass, &pass->product->part[i]);
+        const uint64_t n_unit = (uint64_t)s.n_group * s.n_block;
+        const uint64_t end = unit_at(&s, n_unit, to - at);
+
+        for (uint64_t u = unit_at(&s, n_unit, from > at ? from - at : 0);
+             u < end; u++)
+            run_unit(pass, &s, (uint32_t)(u / s.n_block),
+                     (uint32_t)(u % s.n_block), made, scratch);
+        at += s.cost;
+    }
+}
+
+static void run_task(void *arg, uint32_t task, void *scratch)
+{
+    const struct pass *pass = arg;
+    const bool is_flushed = pass->shape->arithmetic != ARITHMETIC_FP32;
+    unsigned char *own = scratch;
+    void *made = pass->made;
+    uint32_t before = 0;
+
+    if (pass->is_own) {
+        made = own;
+        for (uint32_t row = pass->first; row < pass->end; row++)
+            make_row(pass, row, made);
+    }
+    if (is_flushed)
+        before = flush_begin();
+    run_units(pass, task, made, own + OWN_BYTES);
+    if (is_flushed)
+        flush_end(before);
+}
+
+/* ----------------------------------------------------------------- passes */
+
+static void run_pass(struct pool *pool, struct pass *pass)
+{
+    pass->cost = 0;
+    for (uint32_t i = 0; i < pass->product->n_part; i++)
+        pass->cost += share_of(pass, &pass->product->part[i]).cost;
+    if (pass->made && !pass->is_own)
+        pool_run(pool, pass->n_task, make_rows, pass);
+    pool_run(pool, pass->n_task, run_task, pass);
+}
+
+void product_run(struct pool *pool, const struct product *p,
+                 const struct product_kernels *kernels)
+{
+    struct product_kernel kernel;
+    struct pass pass = {.product = p, .kernel = &kernel};
+    uint32_t n_fit = p->n_row;
+
+    if (!p->n_row || !p->n_part || !p->part[0].w->n_out)
+        return;
+    pass.shape = p->part[0].w;
+    pass.n_panel = (pass.shape->n_out + LINEAR_PANEL - 1) / LINEAR_PANEL;
+    kernel = kernels->of[pass.shape->arithmetic][pass.shape->type];
+    assert(kernel.work);
+    if (!kernel.take && p->row) {
+        kernel.take = copy_floats;
+        kernel.element_bytes = sizeof(float);
+    }
+    if ((uint64_t)p->n_row * linear_n_step(pass.shape) * pass.n_panel <
+        FMAS_MIN)
+        pool = NULL;
+    pass.n_task = pool_n_thread(pool);
+    if (kernel.take) {
+        const size_t bytes = row_bytes(&pass);
+
+        assert(bytes <= POOL_SHARED_BYTES);
+        pass.is_own =
+            (uint64_t)p->n_row * linear_n_step(pass.shape) <= OWN_ELEMENTS &&
+            p->n_row * bytes <= OWN_BYTES;
+        if (!pass.is_own) {
+            pass.made = pool_shared(pool);
+            if (n_fit > POOL_SHARED_BYTES / bytes)
+                n_fit = (uint32_t)(POOL_SHARED_BYTES / bytes);
+        }
+    }
+    for (pass.first = 0; pass.first < p->n_row; pass.first = pass.end) {
+        pass.end =
+            p->n_row - pass.first < n_fit ? p->n_row : pass.first + n_fit;
+        run_pass(pool, &pass);
+    }
+}
+
+void product_linear(struct pool *pool, const struct linear_args *args,
+                    bool is_add, const struct product_kernels *kernels)
+{
+    const struct product_part whole = {.w = args->w, .n_row = args->n_row};
+
+    product_run(pool,
+                &(struct product){.y = args->y,
+                                  .y_stride = args->y_stride,
+                                  .x = args->x,
+                                  .x_stride = args->x_stride,
+                                  .n_row = args->n_row,
+                                  .part = &whole,
+                                  .n_part = 1,
+                                  .is_add = is_add},
+                kernels);
+}

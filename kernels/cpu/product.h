@@ -1,0 +1,81 @@
+#ifndef KERNELS_CPU_PRODUCT_H
+#define KERNELS_CPU_PRODUCT_H
+/*
+ * How a product is shared out: rows are brought into the form that a
+ * micro-kernel reads (rounded to bf16, gathered), then units of some rows times
+ * some panels go to the threads. Nothing here touches the order of a sum; that
+ * is the micro-kernel's, one for each arithmetic and type of weights. An
+ * instruction set is a table of them.
+ *
+ * PAIR and TILE kernels are called under flush modes (kernels/flush.h).
+ */
+#include "kernels/backend.h"
+
+/* Of the thread's scratch, free for a micro-kernel, 64-byte aligned. */
+#define PRODUCT_SCRATCH_BYTES (POOL_SCRATCH_BYTES / 2)
+
+/* One call of a micro-kernel: c = or += a times panels, by contract linear.h.
+ */
+struct product_tile {
+    float *c; /* [n_row] rows of n_col; may end inside a panel */
+    size_t c_stride;
+    const void *a;   /* [n_row] rows as take() made them, or of x itself */
+    size_t a_stride; /* in elements of take(), or floats of x */
+    const void *b;   /* first panel */
+    size_t b_stride; /* bytes from panel to panel */
+    uint32_t n_row, n_col;
+    uint32_t n_in, n_step; /* inputs, and those with their padding */
+    bool is_add;
+    void *scratch; /* PRODUCT_SCRATCH_BYTES */
+};
+typedef void product_work(const struct product_tile *tile);
+
+/* Rows and panels of one unit. Of matters of speed alone. */
+struct product_shape {
+    uint32_t n_row, n_panel; /* at least 1; n_panel a power of two */
+};
+
+struct product_kernel {
+    product_work *work;
+    /* Make one row of n_step elements of the n floats x: zeros at the end.
+     * NULL: the kernel reads floats as they are, n_in of them. */
+    void (*take)(void *to, const float *x, uint32_t n, uint32_t n_step);
+    uint32_t element_bytes; /* of what take() makes */
+    /* For a product of n_row rows, of which a unit may take fewer. */
+    struct product_shape (*shape)(uint32_t n_row, uint32_t n_step);
+};
+
+struct product_kernels {
+    struct product_kernel of[N_ARITHMETIC][N_LINEAR_TYPE];
+};
+
+/* The weights that rows [first_row, first_row + n_row) of y meet. */
+struct product_part {
+    const struct linear *w;
+    uint32_t first_row, n_row;
+};
+
+struct product {
+    float *y;
+    size_t y_stride;
+    const float *x;
+    size_t x_stride;
+    const uint32_t *row; /* [n_row] row of x for each of y; NULL: the same */
+    uint32_t n_row;
+    /* Ascending and without overlap; weights of one shape, type, arithmetic. */
+    const struct product_part *part;
+    uint32_t n_part;
+    bool is_add;
+};
+
+/* Rows that belong to no part are not touched. */
+void product_run(struct pool *pool, const struct product *product,
+                 const struct product_kernels *kernels);
+
+/* The operators linear and linear_add. */
+void product_linear(struct pool *pool, const struct linear_args *args,
+                    bool is_add, const struct product_kernels *kernels);
+
+extern const struct product_kernels product_kernels_avx2,
+    product_kernels_avx512;
+#endif
