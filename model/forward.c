@@ -5,14 +5,26 @@
  * only inside mixers, and there only rows of one span.
  */
 #include "model/graph.h"
+#include "model/pass.h"
 #include "model/weights.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
+/*
+ * Where a pass stands: half layers in order, mixer then mlp, then the head.
+ * Of the last mlp only rows whose logits are wanted are computed.
+ */
+struct pass {
+    struct batch batch;
+    uint32_t half; /* next: 2 x layer, + 1 for its mlp; 2 x n_layer: head */
+    bool is_under_way;
+};
+
 struct workspace {
     const struct model *model;
+    struct pass pass;
     uint32_t max_row, max_span, max_logit;
     size_t bytes;
     float *residual;    /* [max_row, hidden], as is normed */
@@ -208,15 +220,19 @@ static void head_rows(struct workspace *workspace, struct pool *pool,
                                     .w = &model->head});
 }
 
-const float *model_forward(const struct model *model, struct pool *pool,
-                           struct workspace *workspace,
-                           const struct batch *batch)
+void pass_begin(struct workspace *workspace, const struct batch *batch)
 {
-    const uint32_t n_layer = model->config.n_layer;
-
-    assert(workspace->model == model);
+    assert(!workspace->pass.is_under_way);
     check_batch(workspace, batch);
     set_positions(workspace, batch);
+    workspace->pass = (struct pass){.batch = *batch, .is_under_way = true};
+}
+
+static void embed_rows(struct workspace *workspace, struct pool *pool)
+{
+    const struct model *model = workspace->model;
+    const struct batch *batch = &workspace->pass.batch;
+
     model->backend->embed(pool,
                           &(struct embed_args){.y = workspace->residual,
                                                .token = batch->token,
@@ -224,15 +240,62 @@ const float *model_forward(const struct model *model, struct pool *pool,
                                                .type = model->embedding_type,
                                                .n_row = batch->n_row,
                                                .dim = model->config.hidden});
-    for (uint32_t i = 0; i < n_layer; i++) {
-        mix_rows(workspace, pool, batch, i);
-        if (i + 1 < n_layer)
-            feed_rows(workspace, pool, &model->layer[i], batch->n_row);
-    }
-    if (batch->n_logit) {
-        keep_logit_rows(workspace, batch);
-        feed_rows(workspace, pool, &model->layer[n_layer - 1], batch->n_logit);
+}
+
+/* The next half layer, or the head; true when that was the last. */
+static bool run_half(struct workspace *workspace, struct pool *pool)
+{
+    const struct model *model = workspace->model;
+    const struct batch *batch = &workspace->pass.batch;
+    const uint32_t half = workspace->pass.half++,
+                   n_layer = model->config.n_layer;
+
+    if (half == 0)
+        embed_rows(workspace, pool);
+    if (half == 2 * n_layer) {
         head_rows(workspace, pool, batch->n_logit);
+        return true;
     }
+    if (half % 2 == 0) {
+        mix_rows(workspace, pool, batch, half / 2);
+        return half / 2 + 1 == n_layer && batch->n_logit == 0;
+    }
+    if (half / 2 + 1 < n_layer) {
+        feed_rows(workspace, pool, &model->layer[half / 2], batch->n_row);
+    } else {
+        keep_logit_rows(workspace, batch);
+        feed_rows(workspace, pool, &model->layer[half / 2], batch->n_logit);
+    }
+    return false;
+}
+
+bool pass_run(struct workspace *workspace, struct pool *pool,
+              const struct clock *clock, uint64_t until_us)
+{
+    assert(workspace->pass.is_under_way);
+    while (!run_half(workspace, pool))
+        if (until_us != UINT64_MAX && clock->now_us(clock) >= until_us)
+            return false;
+    workspace->pass.is_under_way = false;
+    return true;
+}
+
+bool pass_is_under_way(const struct workspace *workspace)
+{
+    return workspace->pass.is_under_way;
+}
+
+const float *pass_logits(const struct workspace *workspace)
+{
+    return workspace->logit;
+}
+
+const float *model_forward(const struct model *model, struct pool *pool,
+                           struct workspace *workspace,
+                           const struct batch *batch)
+{
+    assert(workspace->model == model);
+    pass_begin(workspace, batch);
+    (void)pass_run(workspace, pool, NULL, UINT64_MAX);
     return workspace->logit;
 }

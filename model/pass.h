@@ -1,0 +1,40 @@
+#ifndef MODEL_PASS_H
+#define MODEL_PASS_H
+/*
+ * A step of the model that is carried out in slices. On a CPU the chunk of a
+ * long prompt takes a hundred milliseconds and more while running replies want
+ * their next token after two; so a prompt's pass lives in a workspace of its
+ * own and is run on for a while between whole passes of the others. Slices end
+ * between operators, and inside attention between ranges of key blocks: which
+ * call does what changes, the order of operations of a row never does (E2).
+ *
+ * From pass_begin() until pass_run() has returned true the memories of the
+ * batch's spans stand between two tokens and belong to the pass: nobody may
+ * read, save, grow or drop them. A pass that was begun is finished, never
+ * abandoned, because folded states cannot be taken back; how long that takes is
+ * bounded by the rows of the batch.
+ */
+#include "base/clock.h"
+#include "model/model.h"
+
+#include <stdbool.h>
+
+/*
+ * Begin with the batch of model_forward(). Its arrays are borrowed until the
+ * pass is done, its struct is copied. The workspace must have none under way.
+ */
+void pass_begin(struct workspace *workspace, const struct batch *batch);
+
+/*
+ * Run on until the pass is done: true; or until the clock says until_us or
+ * more, looked at after each piece of work: false. Makes progress in any case.
+ * until_us UINT64_MAX: to the end, and the clock is not asked (may be NULL).
+ */
+bool pass_run(struct workspace *workspace, struct pool *pool,
+              const struct clock *clock, uint64_t until_us);
+
+bool pass_is_under_way(const struct workspace *workspace);
+
+/* [n_logit, n_vocab] of the pass that was done last, as model_forward(). */
+const float *pass_logits(const struct workspace *workspace);
+#endif
