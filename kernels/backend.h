@@ -25,6 +25,7 @@
 #define KV_BLOCK 64u /* tokens of one KV block */
 #define HEAD_DIM_MAX 1024u
 #define CONV_WIDTH_MAX 8u
+#define EXPERT_MAX 1024u /* experts of one layer */
 
 /* y[r] = x[r] W^T, or y[r] += (x[r] W^T) for linear_add. */
 struct linear_args {
@@ -245,6 +246,74 @@ struct gated_norm_args {
 };
 
 /*
+ * Layers of experts (Shazeer et al. 2017, arXiv:1701.06538): which experts
+ * work on which row, and the rows put in order of experts, so that an expert's
+ * weights are read once for all of its rows. A place is a row's turn at one of
+ * its experts: places of expert e are first[e] .. first[e + 1] - 1, in order
+ * of rows. Nothing in a row's results depends on the place it got.
+ */
+struct routing {
+    uint32_t n_row, n_expert, n_chosen; /* 1 <= n_chosen <= n_expert */
+    uint32_t *expert; /* [n_row, n_chosen] ascending within a row */
+    float *weight;    /* [n_row, n_chosen] */
+    uint32_t *place;  /* [n_row, n_chosen] */
+    uint32_t *row;    /* [n_row * n_chosen]: the row at each place */
+    uint32_t *first;  /* [n_expert + 1] */
+};
+
+/*
+ * Fill the routing from the rows' logits, [n_expert] each. With m the largest
+ * logit: p = exp(logit - m), w = p / (scalar_sum of p). Chosen are the
+ * n_chosen largest w; of equals those with the lower index. Renormalised: each
+ * weight divided by their sum, a chain of additions over the chosen in
+ * ascending order of experts, from zero. A row whose logits are no numbers
+ * still chooses n_chosen different experts.
+ */
+struct route_args {
+    struct routing to;
+    const float *logit;
+    size_t logit_stride;
+    bool is_renormalised;
+};
+
+/*
+ * The products of all experts in one go: for place i of expert e
+ *     y[i] = x[row[i]] w[e]^T
+ * with the bits of linear(); row may be NULL for x[i]. Experts without rows
+ * are not touched.
+ */
+struct expert_args {
+    float *y;
+    size_t y_stride;
+    const float *x;
+    size_t x_stride;
+    const uint32_t *row;    /* [first[n_expert]] */
+    const uint32_t *first;  /* [n_expert + 1] */
+    const struct linear *w; /* [n_expert], of one shape and type */
+    uint32_t n_expert;
+};
+
+/*
+ * Add what its experts made of each row, in ascending order of experts, then
+ * the shared expert, if any:
+ *   s = chain over the chosen i: fma(weight[i], x[place[i]], s), from zero
+ *   s = fma(sigmoid(shared_gate), shared, s)
+ *   y = y + s
+ */
+struct combine_args {
+    float *y; /* [n_row] rows of dim */
+    size_t y_stride;
+    const struct routing *by;
+    const float *x; /* rows of dim, by place */
+    size_t x_stride;
+    const float *shared; /* [n_row] rows of dim, or NULL */
+    size_t shared_stride;
+    const float *shared_gate; /* one float a row */
+    size_t gate_stride;
+    uint32_t dim;
+};
+
+/*
  * For the sampler, on the calling thread: which token wins a draw,
  *     argmax over i of (x[i] - max) / temperature + g_i,  the lowest i of
  * equals g_i = -log(-log(u)),  u = ((word >> 9) + 1/2) 2^-23 with word i % 4 of
@@ -286,6 +355,9 @@ struct backend {
     void (*conv)(struct pool *pool, const struct conv_args *args);
     void (*delta_gate)(struct pool *pool, const struct delta_gate_args *args);
     void (*delta)(struct pool *pool, const struct delta_args *args);
+    void (*route)(struct pool *pool, const struct route_args *args);
+    void (*expert)(struct pool *pool, const struct expert_args *args);
+    void (*combine)(struct pool *pool, const struct combine_args *args);
     uint32_t (*draw)(const struct draw_args *args);
     void (*peaks)(const struct peaks_args *args);
 };

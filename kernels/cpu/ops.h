@@ -17,6 +17,9 @@ void LANES_NAME(conv)(struct pool *pool, const struct conv_args *args);
 void LANES_NAME(delta_gate)(struct pool *pool,
                             const struct delta_gate_args *args);
 void LANES_NAME(delta)(struct pool *pool, const struct delta_args *args);
+void LANES_NAME(route)(struct pool *pool, const struct route_args *args);
+void LANES_NAME(expert)(struct pool *pool, const struct expert_args *args);
+void LANES_NAME(combine)(struct pool *pool, const struct combine_args *args);
 uint32_t LANES_NAME(draw)(const struct draw_args *args);
 void LANES_NAME(peaks)(const struct peaks_args *args);
 

@@ -19,6 +19,9 @@ const struct backend LANES_NAME(backend) = {
     .conv = LANES_NAME(conv),
     .delta_gate = LANES_NAME(delta_gate),
     .delta = LANES_NAME(delta),
+    .route = LANES_NAME(route),
+    .expert = LANES_NAME(expert),
+    .combine = LANES_NAME(combine),
     .draw = LANES_NAME(draw),
     .peaks = LANES_NAME(peaks),
 };

@@ -22,6 +22,9 @@ const struct backend backend_ref = {
     .conv = ref_conv,
     .delta_gate = ref_delta_gate,
     .delta = ref_delta,
+    .route = ref_route,
+    .expert = ref_expert,
+    .combine = ref_combine,
     .draw = ref_draw,
     .peaks = ref_peaks,
 };

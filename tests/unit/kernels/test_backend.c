@@ -58,6 +58,6 @@ Test(backend, no_operator_is_missing)
         cr_assert(b->linear && b->linear_add && b->rms_norm && b->gated_norm &&
                   b->swiglu && b->gate && b->embed && b->rope && b->kv_append &&
                   b->attend && b->conv && b->delta_gate && b->delta &&
-                  b->draw && b->peaks);
+                  b->route && b->expert && b->combine && b->draw && b->peaks);
     }
 }
