@@ -262,3 +262,28 @@ void product_linear(struct pool *pool, const struct linear_args *args,
                                   .is_add = is_add},
                 kernels);
 }
+
+void product_expert(struct pool *pool, const struct expert_args *args,
+                    const struct product_kernels *kernels)
+{
+    struct product_part part[EXPERT_MAX];
+    uint32_t n_part = 0;
+
+    assert(args->n_expert <= EXPERT_MAX);
+    for (uint32_t e = 0; e < args->n_expert; e++)
+        if (args->first[e] < args->first[e + 1])
+            part[n_part++] = (struct product_part){.w = &args->w[e],
+                                                   .first_row = args->first[e],
+                                                   .n_row = args->first[e + 1] -
+                                                            args->first[e]};
+    product_run(pool,
+                &(struct product){.y = args->y,
+                                  .y_stride = args->y_stride,
+                                  .x = args->x,
+                                  .x_stride = args->x_stride,
+                                  .row = args->row,
+                                  .n_row = args->first[args->n_expert],
+                                  .part = part,
+                                  .n_part = n_part},
+                kernels);
+}

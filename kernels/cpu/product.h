@@ -76,6 +76,13 @@ void product_run(struct pool *pool, const struct product *product,
 void product_linear(struct pool *pool, const struct linear_args *args,
                     bool is_add, const struct product_kernels *kernels);
 
+/*
+ * The operator expert: all experts are shared out together, because one alone
+ * has few rows and few outputs.
+ */
+void product_expert(struct pool *pool, const struct expert_args *args,
+                    const struct product_kernels *kernels);
+
 extern const struct product_kernels product_kernels_avx2,
     product_kernels_avx512;
 #endif
