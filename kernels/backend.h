@@ -4,8 +4,9 @@
  * The table of operators that a device implements: `ref` (readable, slow),
  * `avx2`, `avx512`, later CUDA. Each is held to ref by one test over a table
  * of shapes; on the CPU to the last bit, because every operator below fixes
- * its order of operations (docs/NUMERICS.md). So all CPU backends share one
- * numerics id, and a session may move between machines of different age.
+ * its order of operations (docs/NUMERICS.md). So all CPU backends share their
+ * numerics ids (arithmetic_id()), and a session may move between machines of
+ * different age.
  *
  * Common rules. All activations are float, row-major; a row is one token of
  * one session. Row r of a matrix with stride s starts at x + r * s. A result
@@ -341,6 +342,7 @@ struct peaks_args {
 struct backend {
     const char *name;           /* "ref", "avx2", "avx512" */
     bool (*is_supported)(void); /* by this machine */
+    enum arithmetic arithmetic; /* in which its products are fastest */
 
     void (*linear)(struct pool *pool, const struct linear_args *args);
     void (*linear_add)(struct pool *pool, const struct linear_args *args);
@@ -361,12 +363,6 @@ struct backend {
     uint32_t (*draw)(const struct draw_args *args);
     void (*peaks)(const struct peaks_args *args);
 };
-
-/*
- * Version of the order of operations above; part of the numerics id. Any
- * change of bits, however small, needs a new one.
- */
-#define NUMERICS_CPU "fp32-chain-1"
 
 /* All backends of this build, best first, NULL-terminated. */
 const struct backend *const *backend_all(void);

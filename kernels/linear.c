@@ -15,6 +15,16 @@
 #define HUGE_PAGE ((size_t)2 << 20)
 #define Q_MAX 127.0f
 
+const char *arithmetic_name(enum arithmetic arithmetic)
+{
+    static const char *const NAME[N_ARITHMETIC] = {
+        [ARITHMETIC_FP32] = "fp32",
+        [ARITHMETIC_PAIR] = "bf16-pair",
+        [ARITHMETIC_TILE] = "bf16-tile",
+    };
+    return NAME[arithmetic];
+}
+
 const char *arithmetic_id(enum arithmetic arithmetic)
 {
     static const char *const ID[N_ARITHMETIC] = {

@@ -49,7 +49,9 @@ enum arithmetic {
     N_ARITHMETIC
 };
 
-/* The first part of a numerics id: "fp32-chain-1", "bf16-pair-1", ... */
+/* As a flag names it ("fp32", "bf16-pair", "bf16-tile"), and with the version
+ * of its order of operations, which begins a numerics id ("bf16-pair-1"). */
+const char *arithmetic_name(enum arithmetic arithmetic);
 const char *arithmetic_id(enum arithmetic arithmetic);
 
 /* 128 inputs of 16 outputs. */

@@ -29,7 +29,9 @@ struct model {
     struct layer *layer; /* [n_layer]; owned */
     float *final_norm;   /* [hidden]; owned */
     struct linear head;  /* [n_vocab, hidden]; tied: the embedding, packed */
-    bool has_f32, has_bf16;
+    enum arithmetic arithmetic;
+    enum weight_format format;
+    bool has_f32, has_bf16; /* weights among those that keep the file's type */
     struct rope_table rope; /* empty when no layer is softmax */
     struct digest fingerprint;
     char numerics[NUMERICS_SIZE];

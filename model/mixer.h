@@ -68,7 +68,7 @@ struct mixer_batch {
 };
 #define MIXER_SPAN_WORK_BYTES 128u /* per span */
 
-struct safetensors;
+struct weight_source;
 struct mixer_layer; /* a layer's weights as the mixer packs them */
 
 struct mixer {
@@ -82,7 +82,7 @@ struct mixer {
      *   RESOURCE_EXHAUSTED           no memory
      */
     enum status (*bind)(const struct config *config,
-                        const struct safetensors *weights, const char *prefix,
+                        const struct weight_source *weights, const char *prefix,
                         struct mixer_layer **out);
     void (*release)(struct mixer_layer *layer); /* accepts NULL */
     size_t (*bytes)(const struct mixer_layer *layer);

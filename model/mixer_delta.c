@@ -119,7 +119,7 @@ static void plan(const struct config *config, struct mixer_plan *out)
 }
 
 static enum status bind_projections(const struct config *config,
-                                    const struct safetensors *weights,
+                                    const struct weight_source *weights,
                                     const char *prefix, struct mixer_layer *it)
 {
     const struct fused fused = fused_of(it->shape);
@@ -142,7 +142,7 @@ static enum status bind_projections(const struct config *config,
 }
 
 /* The file has [n_channel, 1, width]; lanes want [width, n_channel]. */
-static enum status bind_conv(const struct safetensors *weights,
+static enum status bind_conv(const struct weight_source *weights,
                              const char *prefix, struct mixer_layer *it)
 {
     const uint64_t n_channel = fused_of(it->shape).n_channel;
@@ -163,7 +163,7 @@ static enum status bind_conv(const struct safetensors *weights,
     return it->conv ? STATUS_OK : STATUS_RESOURCE_EXHAUSTED;
 }
 
-static enum status bind_vectors(const struct safetensors *weights,
+static enum status bind_vectors(const struct weight_source *weights,
                                 const char *prefix, struct mixer_layer *it)
 {
     const uint64_t dim[1] = {it->shape.n_v_head};
@@ -198,7 +198,7 @@ static void release(struct mixer_layer *layer)
 }
 
 static enum status bind(const struct config *config,
-                        const struct safetensors *weights, const char *prefix,
+                        const struct weight_source *weights, const char *prefix,
                         struct mixer_layer **out)
 {
     struct mixer_layer *it;

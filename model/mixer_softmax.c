@@ -63,7 +63,7 @@ static void plan(const struct config *config, struct mixer_plan *out)
 }
 
 static enum status bind_projections(const struct config *config,
-                                    const struct safetensors *weights,
+                                    const struct weight_source *weights,
                                     const char *prefix, struct mixer_layer *it)
 {
     const uint32_t n_q = config->n_head * config->d_head;
@@ -107,7 +107,7 @@ static void release(struct mixer_layer *layer)
 }
 
 static enum status bind(const struct config *config,
-                        const struct safetensors *weights, const char *prefix,
+                        const struct weight_source *weights, const char *prefix,
                         struct mixer_layer **out)
 {
     struct mixer_layer *it = weights_room(sizeof(*it));

@@ -1,12 +1,11 @@
 #include "model/mlp.h"
 
 #include "model/mixer.h"
-#include "model/weights.h"
 
 #include <string.h>
 
 enum status mlp_init(const struct config *config,
-                     const struct safetensors *weights, const char *prefix,
+                     const struct weight_source *weights, const char *prefix,
                      struct mlp *out)
 {
     const struct weight_part gate_up[2] = {

@@ -7,7 +7,7 @@
 #include "base/status.h"
 #include "kernels/backend.h"
 #include "model/config.h"
-#include "model/safetensors.h"
+#include "model/weights.h"
 
 struct mlp {
     struct linear gate_up; /* [2 * n_ff, hidden]: gate, then up */
@@ -19,7 +19,7 @@ struct mlp {
  *   as weights_linear()
  */
 MUST_CHECK enum status mlp_init(const struct config *config,
-                                const struct safetensors *weights,
+                                const struct weight_source *weights,
                                 const char *prefix, struct mlp *out);
 void mlp_release(struct mlp *mlp);
 size_t mlp_bytes(const struct mlp *mlp);

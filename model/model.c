@@ -95,7 +95,9 @@ static struct digest digest_config(struct digest weights,
 static void name_numerics(struct model *model)
 {
     const size_t n_probe = (size_t)ROPE_PROBE * (model->rope.n_rot / 2);
-    const char *format = !model->has_f32   ? "bf16"
+    const char *format = model->format == WEIGHT_W8 ? "w8-128"
+                         : model->format == WEIGHT_BF16 || !model->has_f32
+                             ? "bf16"
                          : model->has_bf16 ? "mixed"
                                            : "f32";
     struct digest rope = {0};
@@ -106,8 +108,8 @@ static void name_numerics(struct model *model)
         rope = digest_chain(rope, model->rope.sin, n_probe * sizeof(float));
     }
     n = snprintf(model->numerics, sizeof(model->numerics),
-                 NUMERICS_CPU "/%s/kv-f32/rope-%08x", format,
-                 (uint32_t)rope.lo);
+                 "%s/%s/kv-f32/rope-%08x", arithmetic_id(model->arithmetic),
+                 format, (uint32_t)rope.lo);
     assert(n > 0 && (size_t)n < sizeof(model->numerics));
 }
 
@@ -115,10 +117,8 @@ static void name_numerics(struct model *model)
 
 static void note_type(struct model *model, enum linear_type type)
 {
-    if (type == LINEAR_BF16)
-        model->has_bf16 = true;
-    else
-        model->has_f32 = true;
+    model->has_bf16 |= type == LINEAR_BF16;
+    model->has_f32 |= type == LINEAR_F32;
 }
 
 /*
@@ -126,14 +126,14 @@ static void note_type(struct model *model, enum linear_type type)
  * length, once loading is over.
  */
 static enum status load_embedding(struct model *model,
-                                  const struct safetensors *weights,
+                                  const struct weight_source *weights,
                                   const char *name)
 {
     const uint64_t dim[2] = {model->config.n_vocab, model->config.hidden};
     const struct tensor *tensor;
     enum status st;
 
-    st = safetensors_need(weights, name, 2, dim, &tensor);
+    st = safetensors_need(weights->file, name, 2, dim, &tensor);
     if (st)
         return st;
     model->embedding_type =
@@ -154,7 +154,7 @@ static enum status load_embedding(struct model *model,
 }
 
 static enum status load_layer(struct model *model, const struct arch *arch,
-                              const struct safetensors *weights, uint32_t i)
+                              const struct weight_source *weights, uint32_t i)
 {
     const struct config *config = &model->config;
     struct layer *layer = &model->layer[i];
@@ -181,7 +181,7 @@ static enum status load_layer(struct model *model, const struct arch *arch,
 }
 
 static enum status load_weights(struct model *model, const struct arch *arch,
-                                const struct safetensors *weights)
+                                const struct weight_source *weights)
 {
     const struct config *config = &model->config;
     const char *prefix = arch_prefix(arch, config);
@@ -233,6 +233,8 @@ static enum status load(struct model *model,
                         const struct model_options *options, const char *dir)
 {
     const struct arch *arch;
+    struct weight_source source = {.format = options->weight_format,
+                                   .arithmetic = options->arithmetic};
     struct safetensors *weights = NULL;
     enum status st;
 
@@ -247,6 +249,8 @@ static enum status load(struct model *model,
                            "max_position_embeddings %u",
                            options->n_context, model->config.n_context);
     model->backend = options->backend;
+    model->arithmetic = options->arithmetic;
+    model->format = options->weight_format;
     model->n_context =
         options->n_context ? options->n_context : model->config.n_context;
     model->layer = weights_room(model->config.n_layer * sizeof(struct layer));
@@ -256,7 +260,8 @@ static enum status load(struct model *model,
     st = safetensors_open(dir, &weights);
     if (st)
         return st;
-    st = load_weights(model, arch, weights);
+    source.file = weights;
+    st = load_weights(model, arch, &source);
     if (!st && model->config.rope.n_rot)
         st = init_rope(model);
     if (!st) {
@@ -267,6 +272,49 @@ static enum status load(struct model *model,
     }
     safetensors_close(weights);
     return st;
+}
+
+/* Place of `name` in a list of n; n when it is not there. */
+static uint32_t find_name(const char *name, const char *const *list, uint32_t n)
+{
+    uint32_t i = 0;
+
+    while (i < n && strcmp(name, list[i]) != 0)
+        i++;
+    return i;
+}
+
+enum status model_options_find(const struct model_choice *choice,
+                               struct model_options *out)
+{
+    static const char *const FORMAT[N_WEIGHT_FORMAT] = {"auto", "bf16", "w8"};
+    const char *numerics[N_ARITHMETIC];
+    struct model_options options = *out;
+    uint32_t arithmetic, format;
+    enum status st;
+
+    for (uint32_t i = 0; i < N_ARITHMETIC; i++)
+        numerics[i] = arithmetic_name((enum arithmetic)i);
+    st = backend_find(choice->backend, &options.backend);
+    if (st)
+        return st;
+    arithmetic = strcmp(choice->numerics, "auto") == 0
+                     ? (uint32_t)options.backend->arithmetic
+                     : find_name(choice->numerics, numerics, N_ARITHMETIC);
+    if (arithmetic == N_ARITHMETIC)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "no numerics '%s', there are: auto, fp32, "
+                           "bf16-pair, bf16-tile",
+                           choice->numerics);
+    format = find_name(choice->weight_format, FORMAT, N_WEIGHT_FORMAT);
+    if (format == N_WEIGHT_FORMAT)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "no weight format '%s', there are: auto, bf16, w8",
+                           choice->weight_format);
+    options.arithmetic = (enum arithmetic)arithmetic;
+    options.weight_format = (enum weight_format)format;
+    *out = options;
+    return STATUS_OK;
 }
 
 enum status model_load(const char *dir, const struct model_options *options,

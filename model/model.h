@@ -10,13 +10,32 @@
 #include "kernels/backend.h"
 #include "model/config.h"
 #include "model/mixer.h"
+#include "model/weights.h"
 
 struct model;
 
 struct model_options {
     const struct backend *backend;
     uint64_t n_context; /* tokens a session may have; 0: the model's own */
+    enum arithmetic arithmetic;
+    enum weight_format weight_format;
 };
+
+/* The same as flags name it. */
+struct model_choice {
+    const char *backend;       /* as backend_find() */
+    const char *numerics;      /* "fp32", "bf16-pair", "bf16-tile"; "auto":
+                                  where the backend's products are fastest */
+    const char *weight_format; /* "auto" (as in the file), "bf16", "w8" */
+};
+
+/*
+ * Set the three fields of `out` that the names stand for.
+ *   as backend_find()
+ *   INVALID_ARGUMENT  no such name: lists them
+ */
+MUST_CHECK enum status model_options_find(const struct model_choice *choice,
+                                          struct model_options *out);
 
 /*
  * Load DIR (config.json, safetensors; the tokenizer is loaded apart). The files

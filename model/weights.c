@@ -67,7 +67,7 @@ static enum status pack_rows(const struct tensor *tensor, uint32_t first_row,
     const uint32_t n_step = n_in < PACK_FLOATS ? PACK_FLOATS / n_in : 1;
     float *wide;
 
-    if (out->type == LINEAR_BF16) {
+    if (tensor->type == TENSOR_BF16) {
         linear_pack_bf16(out, first_out, n_row,
                          (const char *)tensor->data +
                              (size_t)first_row * n_in * sizeof(uint16_t));
@@ -102,9 +102,9 @@ static enum status pack_part(const struct tensor *tensor,
     return STATUS_OK;
 }
 
-enum status weights_linear(const struct safetensors *file, const char *prefix,
-                           const struct weight_part *part, size_t n_part,
-                           uint32_t n_in, struct linear *out)
+enum status weights_linear(const struct weight_source *source,
+                           const char *prefix, const struct weight_part *part,
+                           size_t n_part, uint32_t n_in, struct linear *out)
 {
     enum linear_type type = LINEAR_BF16;
     const struct tensor *tensor;
@@ -113,16 +113,18 @@ enum status weights_linear(const struct safetensors *file, const char *prefix,
 
     memset(out, 0, sizeof(*out));
     for (size_t i = 0; i < n_part; i++) {
-        st = find_part(file, prefix, &part[i], n_in, &tensor);
+        st = find_part(source->file, prefix, &part[i], n_in, &tensor);
         if (st)
             return st;
         if (tensor->type != TENSOR_BF16)
             type = LINEAR_F32;
     }
+    if (source->format != WEIGHT_AUTO)
+        type = source->format == WEIGHT_W8 ? LINEAR_W8 : LINEAR_BF16;
     st = linear_init(n_in, weight_part_rows(part, n_part), type,
-                     ARITHMETIC_FP32, out);
+                     source->arithmetic, out);
     for (size_t i = 0; i < n_part && !st; i++) {
-        st = find_part(file, prefix, &part[i], n_in, &tensor);
+        st = find_part(source->file, prefix, &part[i], n_in, &tensor);
         if (!st)
             st = pack_part(tensor, &part[i], first_out, out);
         first_out += weight_part_rows(&part[i], 1);
@@ -134,8 +136,8 @@ enum status weights_linear(const struct safetensors *file, const char *prefix,
     return st;
 }
 
-enum status weights_floats(const struct safetensors *file, const char *prefix,
-                           const char *name, uint32_t n_dim,
+enum status weights_floats(const struct weight_source *source,
+                           const char *prefix, const char *name, uint32_t n_dim,
                            const uint64_t *dim, float **out)
 {
     char whole[WEIGHTS_NAME_SIZE];
@@ -144,7 +146,7 @@ enum status weights_floats(const struct safetensors *file, const char *prefix,
     enum status st;
 
     join(prefix, name, whole);
-    st = safetensors_need(file, whole, n_dim, dim, &tensor);
+    st = safetensors_need(source->file, whole, n_dim, dim, &tensor);
     if (st)
         return st;
     for (uint32_t i = 0; i < n_dim; i++)
@@ -156,12 +158,12 @@ enum status weights_floats(const struct safetensors *file, const char *prefix,
     return STATUS_OK;
 }
 
-enum status weights_norm(const struct safetensors *file, const char *prefix,
+enum status weights_norm(const struct weight_source *source, const char *prefix,
                          const char *name, uint32_t n, bool has_unit_offset,
                          float **out)
 {
     const uint64_t dim[1] = {n};
-    const enum status st = weights_floats(file, prefix, name, 1, dim, out);
+    const enum status st = weights_floats(source, prefix, name, 1, dim, out);
 
     if (st)
         return st;

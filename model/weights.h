@@ -3,9 +3,9 @@
 /*
  * From tensors of a file to what kernels read: several projections of the same
  * input packed as one product (one pass over the row, one start of the worker
- * pool), vectors as aligned floats. BF16 stays BF16; F16 becomes F32, which
- * holds it exactly; a product of BF16 and F32 parts becomes F32. Used while
- * loading only, by one thread.
+ * pool), vectors as aligned floats. With WEIGHT_AUTO BF16 stays BF16; F16
+ * becomes F32, which holds it exactly; a product of BF16 and F32 parts becomes
+ * F32. Used while loading only, by one thread.
  */
 #include "base/status.h"
 #include "kernels/linear.h"
@@ -15,6 +15,21 @@
 #include <stddef.h>
 
 #define WEIGHTS_NAME_SIZE 256u /* of a tensor's whole name, with NUL */
+
+/* What products are packed as; "auto", "bf16", "w8". */
+enum weight_format {
+    WEIGHT_AUTO, /* as the file has them */
+    WEIGHT_BF16, /* floats are rounded */
+    WEIGHT_W8,   /* quantised: kernels/linear.h */
+    N_WEIGHT_FORMAT
+};
+
+/* Where weights come from and what becomes of those of products. */
+struct weight_source {
+    const struct safetensors *file; /* borrowed */
+    enum weight_format format;
+    enum arithmetic arithmetic;
+};
 
 /*
  * Rows of one [n_row, n_in] tensor that become the next outputs of a fused
@@ -39,7 +54,7 @@ uint32_t weight_part_rows(const struct weight_part *part, size_t n_part);
  *   NOT_FOUND, INVALID_ARGUMENT  as safetensors_need(), for [n_row, n_in]
  *   RESOURCE_EXHAUSTED           no memory
  */
-MUST_CHECK enum status weights_linear(const struct safetensors *file,
+MUST_CHECK enum status weights_linear(const struct weight_source *source,
                                       const char *prefix,
                                       const struct weight_part *part,
                                       size_t n_part, uint32_t n_in,
@@ -51,7 +66,7 @@ MUST_CHECK enum status weights_linear(const struct safetensors *file,
  *   NOT_FOUND, INVALID_ARGUMENT  as safetensors_need()
  *   RESOURCE_EXHAUSTED           no memory
  */
-MUST_CHECK enum status weights_floats(const struct safetensors *file,
+MUST_CHECK enum status weights_floats(const struct weight_source *source,
                                       const char *prefix, const char *name,
                                       uint32_t n_dim, const uint64_t *dim,
                                       float **out);
@@ -60,7 +75,7 @@ MUST_CHECK enum status weights_floats(const struct safetensors *file,
  * The weight [n] of a norm; with `has_unit_offset` the file holds w of (1 + w)
  * and the 1 is added here.  Errors as weights_floats()
  */
-MUST_CHECK enum status weights_norm(const struct safetensors *file,
+MUST_CHECK enum status weights_norm(const struct weight_source *source,
                                     const char *prefix, const char *name,
                                     uint32_t n, bool has_unit_offset,
                                     float **out);

@@ -40,7 +40,7 @@ enum status bench_node_start(const struct bench_node_options *options,
     struct bench_node *bench = calloc(1, sizeof(*bench));
     struct node_options node = {
         .model = options->model,
-        .backend = options->backend,
+        .choice = options->choice,
         .n_thread = options->n_thread,
         .max_running = SESSION_MAX,
         .max_queue = SESSION_MAX,

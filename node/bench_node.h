@@ -7,11 +7,13 @@
  * durability and scheduling cost.
  */
 #include "base/status.h"
+#include "model/model.h"
 
 #include <stdint.h>
 
 struct bench_node_options {
-    const char *model, *backend;
+    const char *model;
+    struct model_choice choice;
     uint64_t n_thread;
     const char *data; /* parent of the scratch directory; "" for /tmp */
 };

@@ -26,7 +26,8 @@
 #define LONG_BUDGET_US 40000000ull /* time for them together */
 
 struct bench_options {
-    const char *model, *backend, *data;
+    const char *model, *data;
+    struct model_choice choice;
     uint64_t threads, runs;
 };
 
@@ -36,12 +37,7 @@ static const struct setting ROW[] = {
      .unit = "DIR",
      .help = "Hugging Face directory of the model",
      .offset = offsetof(struct bench_options, model)},
-    {.name = "backend",
-     .kind = SETTING_TEXT,
-     .preset = "auto",
-     .unit = "NAME",
-     .help = "auto, or the name of a kernel backend",
-     .offset = offsetof(struct bench_options, backend)},
+    SUBCOMMAND_MODEL_ROWS(offsetof(struct bench_options, choice)),
     {.name = "data",
      .kind = SETTING_TEXT,
      .preset = "",
@@ -461,7 +457,7 @@ static enum status bench_whole(const struct bench *bench)
     struct bench_node *node = NULL;
     enum status st = bench_node_start(
         &(struct bench_node_options){.model = bench->options->model,
-                                     .backend = bench->options->backend,
+                                     .choice = bench->options->choice,
                                      .n_thread = bench->options->threads,
                                      .data = bench->options->data},
         &node);
@@ -513,7 +509,7 @@ int cmd_bench(int argc, char **argv)
         return code;
     log_set_level(LOG_WARN); /* stdout is data, stderr only bad news */
     code = SUBCOMMAND_DONE;
-    if (engine_parts_init(options.model, options.backend, options.threads,
+    if (engine_parts_init(options.model, &options.choice, options.threads,
                           &parts)) {
         code = subcommand_fail(&SETTINGS, SUBCOMMAND_BAD_INPUT);
     } else {

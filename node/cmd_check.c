@@ -9,7 +9,8 @@
 #include <stddef.h>
 
 struct check {
-    const char *model, *golden, *backend;
+    const char *model, *golden;
+    struct model_choice choice;
     uint64_t threads, max_length;
 };
 
@@ -25,12 +26,7 @@ static const struct setting ROW[] = {
      .unit = "DIR",
      .help = "an oracle's golden.safetensors and cases.json to compare with",
      .offset = offsetof(struct check, golden)},
-    {.name = "backend",
-     .kind = SETTING_TEXT,
-     .preset = "auto",
-     .unit = "NAME",
-     .help = "auto, or the name of a kernel backend",
-     .offset = offsetof(struct check, backend)},
+    SUBCOMMAND_MODEL_ROWS(offsetof(struct check, choice)),
     {.name = "threads",
      .kind = SETTING_NUMBER,
      .preset = "0",
@@ -119,7 +115,7 @@ int cmd_check(int argc, char **argv)
 
     if (!subcommand_read(&SETTINGS, argc, argv, &check, &store, &code))
         return code;
-    st = engine_parts_init(check.model, check.backend, check.threads, &parts);
+    st = engine_parts_init(check.model, &check.choice, check.threads, &parts);
     if (!st && check.golden[0])
         st = compare(&check, &parts, &is_within);
     else if (!st)

@@ -7,6 +7,7 @@
 #include "base/settings.h"
 #include "node/commands.h"
 #include "node/node.h"
+#include "node/subcommand.h"
 #include "rpc/server.h"
 
 #include <pthread.h>
@@ -41,8 +42,7 @@ static const struct setting ROWS[] = {
      "this node's name; the host's if not given", FIELD(node.name)},
     {"threads", SETTING_NUMBER, "0", 0, POOL_THREAD_MAX, NULL, "threads",
      "kernel threads; 0 for one per processor", FIELD(node.n_thread)},
-    {"backend", SETTING_TEXT, "auto", 0, 0, NULL, "NAME",
-     "kernels to use: auto, avx512, avx2, ref", FIELD(node.backend)},
+    SUBCOMMAND_MODEL_ROWS(FIELD(node.choice)),
     {"context", SETTING_NUMBER, "0", 0, CONFIG_CONTEXT_MAX, NULL, "tokens",
      "longest session; 0 for the model's own limit", FIELD(node.n_context)},
     {"session-memory", SETTING_NUMBER, "0", 0, 1u << 24, NULL, "MiB",

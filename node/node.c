@@ -77,7 +77,7 @@ static enum status load_model(struct node *node,
     struct model_options model = {.n_context = options->n_context};
     enum status st;
 
-    st = backend_find(options->backend, &model.backend);
+    st = model_options_find(&options->choice, &model);
     if (!st)
         st = model_load(options->model, &model, &node->model);
     if (!st)

@@ -42,14 +42,15 @@ uint32_t subcommand_threads(uint64_t n_thread)
                                                   : POOL_THREAD_MAX;
 }
 
-enum status engine_parts_init(const char *dir, const char *backend,
+enum status engine_parts_init(const char *dir,
+                              const struct model_choice *choice,
                               uint64_t n_thread, struct engine_parts *out)
 {
     struct engine_parts parts = {0};
     struct model_options options = {0};
     enum status st;
 
-    st = backend_find(backend, &options.backend);
+    st = model_options_find(choice, &options);
     if (!st)
         st = model_load(dir, &options, &parts.model);
     if (!st)

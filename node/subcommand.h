@@ -34,11 +34,34 @@ struct engine_parts {
 /* n_thread 0: as many as CPUs this process may use. */
 uint32_t subcommand_threads(uint64_t n_thread);
 
+/* The settings of a struct model_choice, at `offset` in the values. */
+#define SUBCOMMAND_MODEL_ROWS(place)                                           \
+    {.name = "backend",                                                        \
+     .kind = SETTING_TEXT,                                                     \
+     .preset = "auto",                                                         \
+     .unit = "NAME",                                                           \
+     .help = "kernels to use: auto, or the name of a backend",                 \
+     .offset = (place) + offsetof(struct model_choice, backend)},              \
+        {.name = "numerics",                                                   \
+         .kind = SETTING_CHOICE,                                               \
+         .preset = "auto",                                                     \
+         .choices = "auto|fp32|bf16-pair|bf16-tile",                           \
+         .unit = "",                                                           \
+         .help = "arithmetic of products; auto: the backend's fastest",        \
+         .offset = (place) + offsetof(struct model_choice, numerics)},         \
+    {                                                                          \
+        .name = "weight-format", .kind = SETTING_CHOICE, .preset = "auto",     \
+        .choices = "auto|bf16|w8", .unit = "",                                 \
+        .help = "of products in memory; auto: as in the file",                 \
+        .offset = (place) + offsetof(struct model_choice, weight_format)       \
+    }
+
 /*
  * Find the backend, load the model, start the threads.
- *   as backend_find(), model_load() and pool_create()
+ *   as model_options_find(), model_load() and pool_create()
  */
-MUST_CHECK enum status engine_parts_init(const char *dir, const char *backend,
+MUST_CHECK enum status engine_parts_init(const char *dir,
+                                         const struct model_choice *choice,
                                          uint64_t n_thread,
                                          struct engine_parts *out);
 void engine_parts_release(struct engine_parts *parts);

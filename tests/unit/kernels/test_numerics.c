@@ -1,5 +1,5 @@
 /*
- * The bits behind NUMERICS_CPU. Sessions on disk trust that a build with the
+ * The bits behind arithmetic_id(). Sessions on disk trust that a build with the
  * same numerics id continues them exactly; this test is what makes that id a
  * promise. Its judge is a digest of results taken when the id was made: if it
  * fails, either a kernel broke, or the id needs a new name.
@@ -107,9 +107,47 @@ static uint64_t digest_delta(const struct backend *b, uint64_t hash)
     return hash;
 }
 
-Test(numerics, the_bits_are_those_that_the_id_was_given_for)
+/* Products of one arithmetic, in all types, of inputs of all sizes. */
+static uint64_t digest_products(const struct backend *b, enum arithmetic order)
 {
-    cr_assert(eq(str, (char *)NUMERICS_CPU, "fp32-chain-1"));
+    enum { N_IN = 301, N_OUT = 33, N_ROW = 7 };
+    float *x = filled(N_ROW * N_IN, 8), *y = room(N_ROW * N_OUT);
+    float *weight = filled(N_IN * N_OUT, 9);
+    uint64_t hash = 0xcbf29ce484222325u;
+
+    for (size_t i = 0; i < N_IN; i++) /* row 0 comes to subnormal products */
+        x[i] = ldexpf(x[i], -(int)(i % 140));
+    for (size_t i = 0; i < N_IN; i++)
+        weight[i] = ldexpf(weight[i], -(int)(i % 31));
+    for (int type = 0; type < N_LINEAR_TYPE; type++) {
+        struct linear w;
+
+        must(linear_init(N_IN, N_OUT, (enum linear_type)type, order, &w));
+        linear_pack_f32(&w, 0, N_OUT, weight);
+        struct linear_args args = {y, N_OUT, x, N_IN, N_ROW, &w};
+        b->linear(NULL, &args);
+        hash = digest(hash, y, N_ROW * N_OUT * sizeof(float));
+        b->linear_add(NULL, &args);
+        hash = digest(hash, y, N_ROW * N_OUT * sizeof(float));
+        linear_release(&w);
+    }
+    drop(x);
+    drop(y);
+    drop(weight);
+    return hash;
+}
+
+Test(numerics, the_bits_are_those_that_the_ids_were_given_for)
+{
+    static const struct {
+        const char *id;
+        uint64_t products;
+    } PIN[N_ARITHMETIC] = {
+        [ARITHMETIC_FP32] = {"fp32-chain-1", UINT64_C(0xf44d7730215236c2)},
+        [ARITHMETIC_PAIR] = {"bf16-pair-1", UINT64_C(0xb7801835f15cb7e4)},
+        [ARITHMETIC_TILE] = {"bf16-tile-1", UINT64_C(0x81725526048e64e0)},
+    };
+
     EACH_BACKEND(backend)
     {
         uint64_t hash = digest_scalars(0xcbf29ce484222325u);
@@ -118,5 +156,11 @@ Test(numerics, the_bits_are_those_that_the_id_was_given_for)
         hash = digest_delta(backend, hash);
         cr_assert(eq(u64, hash, UINT64_C(0xe0dd74862ac9c457)),
                   "%s: digest is %lx", backend->name, hash);
+        for (int i = 0; i < N_ARITHMETIC; i++) {
+            cr_assert_str_eq(arithmetic_id((enum arithmetic)i), PIN[i].id);
+            hash = digest_products(backend, (enum arithmetic)i);
+            cr_expect(eq(u64, hash, PIN[i].products), "%s %s: digest is %lx",
+                      backend->name, PIN[i].id, hash);
+        }
     }
 }

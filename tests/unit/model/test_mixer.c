@@ -6,6 +6,7 @@
  */
 #include "model/mixer.h"
 #include "model/safetensors.h"
+#include "model/weights.h"
 
 #include <criterion/criterion.h>
 #include <math.h>
@@ -138,8 +139,9 @@ static void run_layer(const struct mixer *mixer, const struct config *config,
     (void)snprintf(prefix, sizeof(prefix), "model.layers.%u.", i);
     cr_assert_eq(safetensors_open("tests/golden/qwen3_5_text", &weights),
                  STATUS_OK);
-    cr_assert_eq(mixer->bind(config, weights, prefix, &layer), STATUS_OK, "%s",
-                 status_reason());
+    cr_assert_eq(mixer->bind(config, &(struct weight_source){.file = weights},
+                             prefix, &layer),
+                 STATUS_OK, "%s", status_reason());
     safetensors_close(weights);
     cr_assert_gt(mixer->bytes(layer), 1000);
     cr_assert_eq(rope_table_init(config->rope.n_rot, 192, freq, &rope),
