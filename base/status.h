@@ -49,7 +49,8 @@ struct cause {
     enum status code;
     uint32_t retry_ms;             /* client may retry after this; 0: no */
     char reason[STATUS_WORD_SIZE]; /* "QUEUE_FULL" for ErrorInfo, or "" */
-    char field[STATUS_WORD_SIZE];  /* "sampling_params.top_p", or "" */
+    char field[STATUS_WORD_SIZE];  /* "sampling_params.top_p", or "";
+                                      RESOURCE_EXHAUSTED: whose quota */
     char text[STATUS_TEXT_SIZE];   /* one lower-case clause */
 };
 

@@ -20,7 +20,6 @@
 #include <stdbool.h>
 
 #define MESSAGE_COUNT_MAX 4096u /* messages of one request */
-#define TENANT_BYTES_MAX 63u
 #define LIST_PAGE_DEFAULT 50u
 
 /* What checking needs to know of the node; all borrowed. */

@@ -173,6 +173,17 @@ static enum status take_target(struct job *job, const char *session,
     return st;
 }
 
+static enum status take_tenant(const char *tenant, char out[TENANT_SIZE])
+{
+    size_t n = strlen(tenant);
+
+    if (n >= TENANT_SIZE)
+        return bad_field("tenant", "tenant has %zu bytes, limit %u", n,
+                         TENANT_SIZE - 1);
+    memcpy(out, tenant, n + 1);
+    return STATUS_OK;
+}
+
 static enum status take_prefill(struct job *job,
                                 const Godwit__V1__PrefillOptions *prefill)
 {
@@ -242,9 +253,8 @@ enum status convert_generate(struct job *job, const ProtobufCMessage *message)
     if (!st)
         st = take_durability(request->durability, "durability",
                              &generate->has_durability, &generate->durability);
-    if (!st && strlen(request->tenant) > TENANT_BYTES_MAX)
-        st = bad_field("tenant", "tenant has %zu bytes, limit %u",
-                       strlen(request->tenant), TENANT_BYTES_MAX);
+    if (!st)
+        st = take_tenant(request->tenant, generate->tenant);
     if (!st)
         st = take_prefill(job, request->prefill);
     if (!st)
@@ -291,6 +301,8 @@ enum status convert_append(struct job *job, const ProtobufCMessage *message)
     if (!st)
         st = take_durability(request->durability, "durability",
                              &generate->has_durability, &generate->durability);
+    if (!st)
+        st = take_tenant(request->tenant, generate->tenant);
     if (st)
         return st;
     sampling_init(&generate->sampling);

@@ -38,12 +38,16 @@ static enum status pack_accepted(const struct event *event, struct packed *out)
 {
     Godwit__V1__GenerateResponse response = GODWIT__V1__GENERATE_RESPONSE__INIT;
     Godwit__V1__Accepted accepted = GODWIT__V1__ACCEPTED__INIT;
+    Google__Protobuf__Duration predicted =
+        duration_of(event->accepted.predicted_us);
     char request_id[REQUEST_ID_SIZE], name[FULL_NAME_SIZE];
 
     full_name(event->accepted.session, name);
     memcpy(request_id, event->accepted.request_id, sizeof(request_id));
     accepted.queue_position = event->accepted.n_ahead;
     accepted.seed = event->accepted.seed;
+    if (event->accepted.predicted_us)
+        accepted.predicted_ttft = &predicted;
     response.request_id = request_id;
     response.session = name;
     response.position = event->accepted.position;
@@ -599,6 +603,24 @@ static enum status add_field(const struct cause *cause, char *text,
     return add_detail(status, any, type, &bad.base);
 }
 
+/* Whose share of the node is used up. */
+static enum status add_quota(const struct cause *cause, char *text,
+                             Google__Rpc__Status *status,
+                             Google__Protobuf__Any *any)
+{
+    static char type[] = TYPE_URL "google.rpc.QuotaFailure";
+    Google__Rpc__QuotaFailure quota = GOOGLE__RPC__QUOTA_FAILURE__INIT;
+    Google__Rpc__QuotaFailure__Violation violation =
+        GOOGLE__RPC__QUOTA_FAILURE__VIOLATION__INIT;
+    Google__Rpc__QuotaFailure__Violation *violations[1] = {&violation};
+
+    violation.subject = (char *)cause->field;
+    violation.description = text;
+    quota.n_violations = 1;
+    quota.violations = violations;
+    return add_detail(status, any, type, &quota.base);
+}
+
 enum status reply_error(const struct cause *cause, struct packed *out)
 {
     Google__Rpc__Status status = GOOGLE__RPC__STATUS__INIT;
@@ -614,7 +636,9 @@ enum status reply_error(const struct cause *cause, struct packed *out)
     if (!st && cause->retry_ms)
         st = add_retry(cause, &status, &any[1]);
     if (!st && cause->field[0])
-        st = add_field(cause, text, &status, &any[2]);
+        st = cause->code == STATUS_RESOURCE_EXHAUSTED
+                 ? add_quota(cause, text, &status, &any[2])
+                 : add_field(cause, text, &status, &any[2]);
     if (!st)
         st = wire_pack(&status.base, out);
     for (size_t i = 0; i < status.n_details; i++)

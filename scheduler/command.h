@@ -35,6 +35,7 @@ enum command_kind {
 };
 
 #define LIST_PAGE_MAX 1000u
+#define TENANT_SIZE 64u /* bytes with NUL */
 
 struct generate_command {
     char session[SESSION_NAME_SIZE]; /* "" : ephemeral, nothing is kept */
@@ -53,7 +54,8 @@ struct generate_command {
     bool has_expected, has_resume;
     uint64_t expected_position; /* ABORTED unless the log has this length */
     uint64_t resume_position;   /* replay committed tokens from here */
-    int32_t priority;
+    int32_t priority;           /* higher first; below 0: sheddable */
+    char tenant[TENANT_SIZE];   /* "": nobody in particular */
     bool wants_progress;
 };
 

@@ -80,9 +80,10 @@ struct event {
         struct {
             char session[SESSION_NAME_SIZE];
             char request_id[REQUEST_ID_SIZE];
-            uint64_t position; /* of the first input token */
-            uint32_t n_ahead;  /* requests before it in the queue */
-            uint64_t seed;     /* in use */
+            uint64_t position;     /* of the first input token */
+            uint32_t n_ahead;      /* requests before it in the queue */
+            uint64_t seed;         /* in use */
+            uint64_t predicted_us; /* to its first token; 0: unknown */
         } accepted;
         struct {
             uint64_t n_total, n_cached, n_processed; /* tokens of the session

@@ -477,6 +477,7 @@ Test(convert, generate_carries_every_field)
     write_number(&w, 8, 4);
     write_number(&w, 9, 1);
     write_number(&w, 10, (uint64_t)-5);
+    write_text(&w, 11, "acme");
     write_number(&w, 16, 1);
     command = converts(METHOD_GENERATE, &note);
     g = &command->generate;
@@ -504,6 +505,7 @@ Test(convert, generate_carries_every_field)
     cr_expect(g->has_resume && g->resume_position == 4);
     cr_expect(g->has_durability && g->durability == DURABILITY_NONE);
     cr_expect_eq(g->priority, -5);
+    cr_expect_str_eq(g->tenant, "acme");
     cr_expect(g->creates && g->wants_progress && !g->is_append);
     cr_expect_str_eq(note.session, "A.b_c-1");
     cr_expect_str_eq(note.request_id, "req-1");

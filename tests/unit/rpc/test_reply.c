@@ -75,9 +75,30 @@ static Google__Rpc__Status *error_of(const struct cause *cause)
     return status;
 }
 
-Test(reply, an_error_has_exactly_one_info_and_what_else_is_known)
+Test(reply, a_quota_is_named_by_whose_it_is)
 {
     struct cause cause = {.code = STATUS_RESOURCE_EXHAUSTED,
+                          .reason = "TENANT_QUOTA",
+                          .field = "tenant:acme",
+                          .text = "3 requests wait, limit 3"};
+    Google__Rpc__Status *status = error_of(&cause);
+    Google__Rpc__QuotaFailure *quota;
+
+    cr_assert_eq(status->n_details, 2);
+    cr_assert_str_eq(status->details[1]->type_url,
+                     "type.googleapis.com/google.rpc.QuotaFailure");
+    quota = google__rpc__quota_failure__unpack(
+        NULL, status->details[1]->value.len, status->details[1]->value.data);
+    cr_expect_eq(quota->n_violations, 1);
+    cr_expect_str_eq(quota->violations[0]->subject, "tenant:acme");
+    cr_expect_str_eq(quota->violations[0]->description, cause.text);
+    google__rpc__quota_failure__free_unpacked(quota, NULL);
+    google__rpc__status__free_unpacked(status, NULL);
+}
+
+Test(reply, an_error_has_exactly_one_info_and_what_else_is_known)
+{
+    struct cause cause = {.code = STATUS_INVALID_ARGUMENT,
                           .retry_ms = 1500,
                           .reason = "QUEUE_FULL",
                           .field = "a.b",
@@ -88,7 +109,7 @@ Test(reply, an_error_has_exactly_one_info_and_what_else_is_known)
     Google__Rpc__BadRequest *bad;
 
     cr_assert_eq(status->n_details, 3);
-    cr_expect_eq(status->code, 8);
+    cr_expect_eq(status->code, 3);
     cr_expect_str_eq(status->message, "queue has 7");
     cr_expect_str_eq(status->details[0]->type_url,
                      "type.googleapis.com/google.rpc.ErrorInfo");
