@@ -4,15 +4,14 @@
 #include <string.h>
 
 static const struct arch *const ALL[] = {
-    &arch_qwen3_5,
-    &arch_qwen3,
-    &arch_llama,
+    &arch_qwen3_5, &arch_qwen3_5_moe, &arch_qwen3_next,
+    &arch_qwen3,   &arch_qwen3_moe,   &arch_llama,
 };
 #define N_ARCH (sizeof(ALL) / sizeof(ALL[0]))
 
 enum status arch_find(const struct config *config, const struct arch **out)
 {
-    char known[128] = "";
+    char known[256] = "";
 
     for (size_t i = 0; i < N_ARCH; i++) {
         const size_t n = strlen(known);

@@ -21,7 +21,10 @@ struct arch {
 };
 
 extern const struct arch arch_qwen3_5;
+extern const struct arch arch_qwen3_5_moe;
+extern const struct arch arch_qwen3_next;
 extern const struct arch arch_qwen3;
+extern const struct arch arch_qwen3_moe;
 extern const struct arch arch_llama;
 
 /*

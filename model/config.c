@@ -1,15 +1,14 @@
-#include "model/config.h"
-
-#include "base/json.h"
+#include "model/config_parts.h"
 
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-#define FILE_NAME "config.json"
 #define GENERATION_NAME "generation_config.json"
-#define KNOWN_TYPES "qwen3_5_text, qwen3_5, qwen3, llama"
+#define KNOWN_TYPES                                                            \
+    "qwen3_5_text, qwen3_5, qwen3_5_moe_text, qwen3_5_moe, qwen3_next, "       \
+    "qwen3_moe, qwen3, llama"
 
 /* What is being read: the text model's object and the one around it, if any. */
 struct source {
@@ -17,18 +16,39 @@ struct source {
     const json_t *outer; /* NULL unless nested */
 };
 
-enum family { FAMILY_QWEN3_5, FAMILY_QWEN3, FAMILY_LLAMA };
+static const struct config_family FAMILY[] = {
+    {.type = "qwen3_5_text",
+     .outer = "qwen3_5",
+     .has_qk_norm = true,
+     .is_hybrid = true},
+    {.type = "qwen3_5_moe_text",
+     .outer = "qwen3_5_moe",
+     .has_qk_norm = true,
+     .is_hybrid = true,
+     .experts = EXPERTS_EVERYWHERE,
+     .has_shared_expert = true,
+     .is_renormalised = true},
+    {.type = "qwen3_next",
+     .has_qk_norm = true,
+     .is_hybrid = true,
+     .is_delta_grouped = true,
+     .experts = EXPERTS_STEPPED,
+     .has_shared_expert = true,
+     .is_renormalised = true},
+    {.type = "qwen3_moe", .has_qk_norm = true, .experts = EXPERTS_STEPPED},
+    {.type = "qwen3", .has_qk_norm = true},
+    {.type = "llama"},
+};
+#define N_FAMILY (sizeof(FAMILY) / sizeof(FAMILY[0]))
 
-/* A key that holds null counts as absent, as in transformers. */
-static const json_t *member(const json_t *object, const char *key)
+const json_t *config_member(const json_t *object, const char *key)
 {
     const json_t *value = json_object_get(object, key);
 
     return json_is_null(value) ? NULL : value;
 }
 
-/* *out is kept when the key is absent. */
-static enum status get_u32(const json_t *object, const char *key, uint32_t min,
+enum status config_get_u32(const json_t *object, const char *key, uint32_t min,
                            uint32_t max, uint32_t *out)
 {
     uint64_t value = *out;
@@ -40,14 +60,14 @@ static enum status get_u32(const json_t *object, const char *key, uint32_t min,
     return st;
 }
 
-static enum status need_u32(const json_t *object, const char *key, uint32_t min,
+enum status config_need_u32(const json_t *object, const char *key, uint32_t min,
                             uint32_t max, uint32_t *out)
 {
-    if (!member(object, key))
+    if (!config_member(object, key))
         return status_fail(STATUS_INVALID_ARGUMENT,
                            "%s: %s is missing, expected an integer %u to %u",
                            FILE_NAME, key, min, max);
-    return get_u32(object, key, min, max, out);
+    return config_get_u32(object, key, min, max, out);
 }
 
 /* A double in [min, max]; *out is kept when the key is absent. */
@@ -80,11 +100,11 @@ static enum status get_twin(const json_t *a, const json_t *b, const char *key,
     st = get_real(FILE_NAME, a, key, range, &first);
     if (st)
         return st;
-    second = member(a, key) ? first : *out;
+    second = config_member(a, key) ? first : *out;
     st = get_real(FILE_NAME, b, key, range, &second);
     if (st)
         return st;
-    if (member(a, key) && second != first)
+    if (config_member(a, key) && second != first)
         return status_fail(STATUS_INVALID_ARGUMENT,
                            "%s: %s is %g at top level but %g in the rope's own "
                            "object, expected one value",
@@ -93,8 +113,7 @@ static enum status get_twin(const json_t *a, const json_t *b, const char *key,
     return STATUS_OK;
 }
 
-/* Refuse a switch that asks for arithmetic which is not written. */
-static enum status need_switch(const json_t *object, const char *key,
+enum status config_need_switch(const json_t *object, const char *key,
                                bool wanted)
 {
     bool value = wanted;
@@ -109,10 +128,47 @@ static enum status need_switch(const json_t *object, const char *key,
     return STATUS_OK;
 }
 
-static enum status read_family(struct source *source, struct config *config,
-                               enum family *out)
+/* NULL: unknown. A nested model is found by the type around it. */
+static const struct config_family *find_family(const char *type, bool is_outer)
 {
-    const char *type = NULL, *inner = NULL;
+    for (size_t i = 0; i < N_FAMILY; i++) {
+        const char *name = is_outer ? FAMILY[i].outer : FAMILY[i].type;
+
+        if (name && strcmp(name, type) == 0)
+            return &FAMILY[i];
+    }
+    return NULL;
+}
+
+/* Go from the config around a text model to its text_config. */
+static enum status enter_text_config(struct source *source,
+                                     const struct config_family *family)
+{
+    const char *inner = family->type;
+    enum status st;
+
+    source->outer = source->text;
+    source->text = config_member(source->outer, "text_config");
+    if (!json_is_object(source->text))
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "%s: text_config is missing or no object, expected "
+                           "one in model_type %s",
+                           FILE_NAME, family->outer);
+    st = json_get_string(FILE_NAME, source->text, "model_type", &inner);
+    if (st)
+        return st;
+    if (strcmp(inner, family->type) != 0)
+        return status_fail(STATUS_UNIMPLEMENTED,
+                           "%s: text_config.model_type is '%.64s', known: %s",
+                           FILE_NAME, inner, family->type);
+    return STATUS_OK;
+}
+
+static enum status read_family(struct source *source, struct config *config,
+                               const struct config_family **out)
+{
+    const struct config_family *family;
+    const char *type = NULL;
     enum status st;
 
     if (!json_is_object(source->text))
@@ -126,37 +182,22 @@ static enum status read_family(struct source *source, struct config *config,
                            "%s: model_type is missing, known: %s", FILE_NAME,
                            KNOWN_TYPES);
 
-    if (strcmp(type, "qwen3_5") == 0) {
-        source->outer = source->text;
-        source->text = member(source->outer, "text_config");
-        if (!json_is_object(source->text))
-            return status_fail(STATUS_INVALID_ARGUMENT,
-                               "%s: text_config is missing or no object, "
-                               "expected one in model_type qwen3_5",
-                               FILE_NAME);
-        st = json_get_string(FILE_NAME, source->text, "model_type", &inner);
+    family = find_family(type, true);
+    if (family) {
+        st = enter_text_config(source, family);
         if (st)
             return st;
-        type = inner ? inner : "qwen3_5_text";
-        if (strcmp(type, "qwen3_5_text") != 0)
-            return status_fail(STATUS_UNIMPLEMENTED,
-                               "%s: text_config.model_type is '%.64s', known: "
-                               "qwen3_5_text",
-                               FILE_NAME, type);
         config->is_nested = true;
+    } else {
+        family = find_family(type, false);
     }
-
-    if (strcmp(type, "qwen3_5_text") == 0)
-        *out = FAMILY_QWEN3_5;
-    else if (strcmp(type, "qwen3") == 0)
-        *out = FAMILY_QWEN3;
-    else if (strcmp(type, "llama") == 0)
-        *out = FAMILY_LLAMA;
-    else
+    if (!family)
         return status_fail(STATUS_UNIMPLEMENTED,
                            "%s: model_type is '%.64s', known: %s", FILE_NAME,
                            type, KNOWN_TYPES);
-    (void)snprintf(config->model_type, sizeof(config->model_type), "%s", type);
+    (void)snprintf(config->model_type, sizeof(config->model_type), "%s",
+                   family->type);
+    *out = family;
     return STATUS_OK;
 }
 
@@ -166,8 +207,8 @@ static enum status refuse_unknown_arithmetic(const json_t *text,
     const char *act = "silu";
     enum status st;
 
-    if (member(text, "quantization_config") ||
-        (outer && member(outer, "quantization_config")))
+    if (config_member(text, "quantization_config") ||
+        (outer && config_member(outer, "quantization_config")))
         return status_fail(STATUS_UNIMPLEMENTED,
                            "%s: quantization_config is given, known: weights "
                            "in F32, F16 or BF16",
@@ -179,13 +220,13 @@ static enum status refuse_unknown_arithmetic(const json_t *text,
         return status_fail(STATUS_UNIMPLEMENTED,
                            "%s: hidden_act is '%.64s', known: silu", FILE_NAME,
                            act);
-    st = need_switch(text, "attention_bias", false);
+    st = config_need_switch(text, "attention_bias", false);
     if (!st)
-        st = need_switch(text, "mlp_bias", false);
+        st = config_need_switch(text, "mlp_bias", false);
     if (!st)
-        st = need_switch(text, "use_sliding_window", false);
+        st = config_need_switch(text, "use_sliding_window", false);
     if (!st)
-        st = need_switch(text, "attn_output_gate", true);
+        st = config_need_switch(text, "attn_output_gate", true);
     return st;
 }
 
@@ -203,7 +244,8 @@ static enum status read_tie(const struct source *source, struct config *config)
                            &outer);
         if (st)
             return st;
-        if (member(source->text, "tie_word_embeddings") && inner != outer)
+        if (config_member(source->text, "tie_word_embeddings") &&
+            inner != outer)
             return status_fail(STATUS_INVALID_ARGUMENT,
                                "%s: tie_word_embeddings is %s but %s in "
                                "text_config, expected one value",
@@ -214,38 +256,35 @@ static enum status read_tie(const struct source *source, struct config *config)
     return STATUS_OK;
 }
 
-static enum status read_sizes(const json_t *text, enum family family,
-                              struct config *config)
+static enum status read_sizes(const json_t *text, struct config *config)
 {
     static const double EPS[2] = {1e-12, 1.0};
     enum status st;
 
-    st = need_u32(text, "num_hidden_layers", 1, CONFIG_LAYER_MAX,
-                  &config->n_layer);
+    st = config_need_u32(text, "num_hidden_layers", 1, CONFIG_LAYER_MAX,
+                         &config->n_layer);
     if (!st)
-        st = need_u32(text, "hidden_size", 1, CONFIG_HIDDEN_MAX,
-                      &config->hidden);
+        st = config_need_u32(text, "hidden_size", 1, CONFIG_HIDDEN_MAX,
+                             &config->hidden);
     if (!st)
-        st = need_u32(text, "intermediate_size", 1, CONFIG_FF_MAX,
-                      &config->n_ff);
+        st = config_need_u32(text, "vocab_size", 1, CONFIG_VOCAB_MAX,
+                             &config->n_vocab);
     if (!st)
-        st =
-            need_u32(text, "vocab_size", 1, CONFIG_VOCAB_MAX, &config->n_vocab);
+        st = config_need_u32(text, "max_position_embeddings", 1,
+                             CONFIG_CONTEXT_MAX, &config->n_context);
     if (!st)
-        st = need_u32(text, "max_position_embeddings", 1, CONFIG_CONTEXT_MAX,
-                      &config->n_context);
-    if (!st)
-        st = need_u32(text, "num_attention_heads", 1, CONFIG_HEAD_MAX,
-                      &config->n_head);
+        st = config_need_u32(text, "num_attention_heads", 1, CONFIG_HEAD_MAX,
+                             &config->n_head);
     if (st)
         return st;
 
     /* The first Llama files know no grouped heads and leave this out. */
     config->n_kv_head = config->n_head;
-    st = family == FAMILY_LLAMA ? get_u32(text, "num_key_value_heads", 1,
-                                          CONFIG_HEAD_MAX, &config->n_kv_head)
-                                : need_u32(text, "num_key_value_heads", 1,
-                                           CONFIG_HEAD_MAX, &config->n_kv_head);
+    st = config->has_qk_norm
+             ? config_need_u32(text, "num_key_value_heads", 1, CONFIG_HEAD_MAX,
+                               &config->n_kv_head)
+             : config_get_u32(text, "num_key_value_heads", 1, CONFIG_HEAD_MAX,
+                              &config->n_kv_head);
     if (st)
         return st;
     if (config->n_head % config->n_kv_head)
@@ -259,9 +298,9 @@ static enum status read_sizes(const json_t *text, enum family family,
 
 static enum status read_head_dim(const json_t *text, struct config *config)
 {
-    if (member(text, "head_dim"))
-        return get_u32(text, "head_dim", 1, CONFIG_HEAD_DIM_MAX,
-                       &config->d_head);
+    if (config_member(text, "head_dim"))
+        return config_get_u32(text, "head_dim", 1, CONFIG_HEAD_DIM_MAX,
+                              &config->d_head);
     if (config->hidden % config->n_head ||
         config->hidden / config->n_head > CONFIG_HEAD_DIM_MAX)
         return status_fail(STATUS_INVALID_ARGUMENT,
@@ -273,7 +312,8 @@ static enum status read_head_dim(const json_t *text, struct config *config)
     return STATUS_OK;
 }
 
-static enum status read_layer_types(const json_t *list, enum family family,
+static enum status read_layer_types(const json_t *list,
+                                    const struct config_family *family,
                                     struct config *config)
 {
     if (!json_is_array(list) || json_array_size(list) != config->n_layer)
@@ -292,32 +332,32 @@ static enum status read_layer_types(const json_t *list, enum family family,
                                FILE_NAME, i);
         if (strcmp(kind, "full_attention") == 0)
             config->layer[i] = LAYER_SOFTMAX;
-        else if (strcmp(kind, "linear_attention") == 0 &&
-                 family == FAMILY_QWEN3_5)
+        else if (strcmp(kind, "linear_attention") == 0 && family->is_hybrid)
             config->layer[i] = LAYER_DELTA;
         else
             return status_fail(
                 STATUS_UNIMPLEMENTED,
                 "%s: layer_types[%u] is '%.64s', known in %s: full_attention%s",
                 FILE_NAME, i, kind, config->model_type,
-                family == FAMILY_QWEN3_5 ? ", linear_attention" : "");
+                family->is_hybrid ? ", linear_attention" : "");
     }
     return STATUS_OK;
 }
 
-static enum status read_layers(const json_t *text, enum family family,
+static enum status read_layers(const json_t *text,
+                               const struct config_family *family,
                                struct config *config)
 {
-    const json_t *list = member(text, "layer_types");
+    const json_t *list = config_member(text, "layer_types");
     uint32_t interval = 4; /* transformers' default */
     enum status st;
 
     if (list)
         return read_layer_types(list, family, config);
-    if (family != FAMILY_QWEN3_5)
+    if (!family->is_hybrid)
         return STATUS_OK; /* zero is LAYER_SOFTMAX */
-    st = get_u32(text, "full_attention_interval", 1, CONFIG_LAYER_MAX,
-                 &interval);
+    st = config_get_u32(text, "full_attention_interval", 1, CONFIG_LAYER_MAX,
+                        &interval);
     if (st)
         return st;
     for (uint32_t i = 0; i < config->n_layer; i++)
@@ -335,20 +375,20 @@ static enum status read_delta(const json_t *text, struct config *config)
     if (!has_delta)
         return STATUS_OK;
 
-    st = need_u32(text, "linear_num_key_heads", 1, CONFIG_HEAD_MAX,
-                  &config->n_k_head);
+    st = config_need_u32(text, "linear_num_key_heads", 1, CONFIG_HEAD_MAX,
+                         &config->n_k_head);
     if (!st)
-        st = need_u32(text, "linear_num_value_heads", 1, CONFIG_HEAD_MAX,
-                      &config->n_v_head);
+        st = config_need_u32(text, "linear_num_value_heads", 1, CONFIG_HEAD_MAX,
+                             &config->n_v_head);
     if (!st)
-        st = need_u32(text, "linear_key_head_dim", 1, CONFIG_HEAD_DIM_MAX,
-                      &config->d_k);
+        st = config_need_u32(text, "linear_key_head_dim", 1,
+                             CONFIG_HEAD_DIM_MAX, &config->d_k);
     if (!st)
-        st = need_u32(text, "linear_value_head_dim", 1, CONFIG_HEAD_DIM_MAX,
-                      &config->d_v);
+        st = config_need_u32(text, "linear_value_head_dim", 1,
+                             CONFIG_HEAD_DIM_MAX, &config->d_v);
     if (!st)
-        st = need_u32(text, "linear_conv_kernel_dim", 1, CONFIG_CONV_MAX,
-                      &config->conv_width);
+        st = config_need_u32(text, "linear_conv_kernel_dim", 1, CONFIG_CONV_MAX,
+                             &config->conv_width);
     if (st)
         return st;
     if (config->n_v_head % config->n_k_head)
@@ -379,8 +419,9 @@ static enum status read_rope_kind(const json_t *object,
                            FILE_NAME, kind);
 
     rope->kind = ROPE_LLAMA3;
-    if (!member(object, "factor") || !member(object, "low_freq_factor") ||
-        !member(object, "high_freq_factor"))
+    if (!config_member(object, "factor") ||
+        !config_member(object, "low_freq_factor") ||
+        !config_member(object, "high_freq_factor"))
         return status_fail(STATUS_INVALID_ARGUMENT,
                            "%s: rope_type llama3 lacks a field, expected "
                            "factor, low_freq_factor, high_freq_factor",
@@ -393,8 +434,8 @@ static enum status read_rope_kind(const json_t *object,
         st = get_real(FILE_NAME, object, "high_freq_factor", FACTOR,
                       &rope->high_freq_factor);
     if (!st)
-        st = need_u32(object, "original_max_position_embeddings", 1,
-                      CONFIG_CONTEXT_MAX, &rope->original_context);
+        st = config_need_u32(object, "original_max_position_embeddings", 1,
+                             CONFIG_CONTEXT_MAX, &rope->original_context);
     if (st)
         return st;
     /* The ramp between the two divides by their difference. */
@@ -409,8 +450,8 @@ static enum status read_rope_kind(const json_t *object,
 
 static enum status find_rope_object(const json_t *text, const json_t **out)
 {
-    const json_t *newer = member(text, "rope_parameters");
-    const json_t *older = member(text, "rope_scaling");
+    const json_t *newer = config_member(text, "rope_parameters");
+    const json_t *older = config_member(text, "rope_scaling");
     const json_t *object = newer ? newer : older;
 
     if (newer && older && !json_equal(newer, older))
@@ -422,7 +463,7 @@ static enum status find_rope_object(const json_t *text, const json_t **out)
         return status_fail(STATUS_INVALID_ARGUMENT,
                            "%s: %s is no object, expected one", FILE_NAME,
                            newer ? "rope_parameters" : "rope_scaling");
-    if (member(object, "full_attention"))
+    if (config_member(object, "full_attention"))
         return status_fail(STATUS_UNIMPLEMENTED,
                            "%s: rope_parameters differ by layer type, known: "
                            "one rope for all layers",
@@ -431,12 +472,13 @@ static enum status find_rope_object(const json_t *text, const json_t **out)
     return STATUS_OK;
 }
 
-static enum status read_rope(const json_t *text, enum family family,
+static enum status read_rope(const json_t *text,
+                             const struct config_family *family,
                              struct config *config)
 {
     static const double THETA[2] = {1.0, 1e15}, PART[2] = {0.0, 1.0};
     struct rope_config *rope = &config->rope;
-    double part = family == FAMILY_QWEN3_5 ? 0.25 : 1.0;
+    double part = family->is_hybrid ? 0.25 : 1.0;
     const json_t *object = NULL;
     enum status st;
 
@@ -452,7 +494,7 @@ static enum status read_rope(const json_t *text, enum family family,
     if (st)
         return st;
 
-    if (family != FAMILY_QWEN3_5 && part < 1.0)
+    if (!family->is_hybrid && part < 1.0)
         return status_fail(STATUS_UNIMPLEMENTED,
                            "%s: partial_rotary_factor is %g, known in %s: 1",
                            FILE_NAME, part, config->model_type);
@@ -469,7 +511,7 @@ static enum status read_rope(const json_t *text, enum family family,
 static enum status read_eos(const char *name, const json_t *object,
                             struct config *config)
 {
-    const json_t *value = member(object, "eos_token_id");
+    const json_t *value = config_member(object, "eos_token_id");
     const size_t n = json_is_array(value) ? json_array_size(value) : 1;
 
     if (!value)
@@ -498,16 +540,21 @@ static enum status read_eos(const char *name, const json_t *object,
 static enum status read_config(const json_t *root, struct config *config)
 {
     struct source source = {.text = root};
-    enum family family = FAMILY_LLAMA;
+    const struct config_family *family = NULL;
     enum status st;
 
     st = read_family(&source, config, &family);
-    if (!st)
-        st = refuse_unknown_arithmetic(source.text, source.outer);
+    if (st)
+        return st;
+    config->has_qk_norm = family->has_qk_norm;
+    config->has_output_gate = family->is_hybrid;
+    config->has_unit_offset = family->is_hybrid;
+    config->is_delta_grouped = family->is_delta_grouped;
+    st = refuse_unknown_arithmetic(source.text, source.outer);
     if (!st)
         st = read_tie(&source, config);
     if (!st)
-        st = read_sizes(source.text, family, config);
+        st = read_sizes(source.text, config);
     if (!st)
         st = read_head_dim(source.text, config);
     if (!st)
@@ -515,18 +562,16 @@ static enum status read_config(const json_t *root, struct config *config)
     if (!st)
         st = read_delta(source.text, config);
     if (!st)
+        st = config_read_experts(source.text, family, config);
+    if (!st)
+        st = config_read_dense(source.text, config);
+    if (!st)
         st = read_rope(source.text, family, config);
     if (!st)
         st = read_eos(FILE_NAME, source.text, config);
     if (!st && !config->n_eos)
         st = read_eos(FILE_NAME, source.outer, config);
-    if (st)
-        return st;
-
-    config->has_qk_norm = family != FAMILY_LLAMA;
-    config->has_output_gate = family == FAMILY_QWEN3_5;
-    config->has_unit_offset = family == FAMILY_QWEN3_5;
-    return STATUS_OK;
+    return st;
 }
 
 static enum status read_generation(const json_t *root, struct config *config)

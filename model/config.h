@@ -17,6 +17,7 @@
 #define CONFIG_HEAD_MAX 1024u
 #define CONFIG_HEAD_DIM_MAX 1024u
 #define CONFIG_CONV_MAX 16u /* taps of the short convolution */
+#define CONFIG_EXPERT_MAX 1024u
 #define CONFIG_EOS_MAX 16u
 #define CONFIG_CONTEXT_MAX (1u << 24)
 
@@ -35,10 +36,11 @@ struct rope_config {
 };
 
 struct config {
-    char model_type[32]; /* "qwen3_5_text", "qwen3", "llama" */
+    char model_type[32]; /* "qwen3_5_text", "qwen3_moe", "llama" */
     bool is_nested;      /* was text_config inside another config: weights
                             then stand under model.language_model. */
-    uint32_t n_layer, hidden, n_ff, n_vocab, n_context;
+    uint32_t n_layer, hidden, n_vocab, n_context;
+    uint32_t n_ff; /* of dense layers; 0 where there are none */
     double rms_eps;
     bool is_tied; /* the head is the embedding */
     enum layer_kind layer[CONFIG_LAYER_MAX];
@@ -51,6 +53,14 @@ struct config {
 
     /* Gated DeltaNet layers; 0 where there are none */
     uint32_t n_k_head, n_v_head, d_k, d_v, conv_width;
+    bool is_delta_grouped; /* the file has q k v z, and b a, by k-head */
+
+    /* layers of experts; 0 where there are none */
+    bool has_experts[CONFIG_LAYER_MAX]; /* the other layers are dense */
+    uint32_t n_expert, n_chosen;        /* n_chosen of them work on a row */
+    uint32_t n_expert_ff;
+    uint32_t n_shared_ff; /* of the expert that works on all rows; 0: none */
+    bool is_renormalised; /* weights of the chosen sum to one */
 
     /* generation_config.json; defaults of the checkpoint, may be absent */
     uint32_t eos[CONFIG_EOS_MAX];
@@ -67,7 +77,8 @@ struct config {
  *   NOT_FOUND         no such directory or no config.json in it
  *   INVALID_ARGUMENT  not JSON; a field missing, of another type or out of
  *                     range; numbers that contradict each other
- *                     (n_head % n_kv_head, n_v_head % n_k_head, odd n_rot);
+ *                     (n_head % n_kv_head, n_v_head % n_k_head, odd n_rot,
+ *                     more experts chosen than there are);
  *                     "config.json: n_head is 0, expected 1 to 1024"
  *   PERMISSION_DENIED a file may not be read
  *   UNIMPLEMENTED     unknown model_type, layer type, activation, rope type,

@@ -1,9 +1,9 @@
 /*
  * Gated DeltaNet (Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464) as in
- * Qwen3.5: one product gives  q k v | z | b | a ; q k v pass a short causal
- * convolution with SiLU, then the gated delta rule, then a norm per head with
- * plain weight, gated by silu(z). The convolution keeps raw projections, from
- * before its SiLU.
+ * Qwen3.5 and Qwen3-Next: one product gives  q k v | z | b | a ; q k v pass a
+ * short causal convolution with SiLU, then the gated delta rule, then a norm
+ * per head with plain weight, gated by silu(z). The convolution keeps raw
+ * projections, from before its SiLU.
  */
 #include "model/mixer.h"
 #include "model/weights.h"
@@ -118,9 +118,9 @@ static void plan(const struct config *config, struct mixer_plan *out)
         (uint32_t[]){config->conv_width - 1, (uint32_t)fused.n_channel, 0});
 }
 
-static enum status bind_projections(const struct config *config,
-                                    const struct weight_source *weights,
-                                    const char *prefix, struct mixer_layer *it)
+static enum status bind_apart(const struct config *config,
+                              const struct weight_source *weights,
+                              const char *prefix, struct mixer_layer *it)
 {
     const struct fused fused = fused_of(it->shape);
     const struct weight_part in[4] = {
@@ -130,15 +130,54 @@ static enum status bind_projections(const struct config *config,
         weight_whole("linear_attn.in_proj_b.weight", it->shape.n_v_head),
         weight_whole("linear_attn.in_proj_a.weight", it->shape.n_v_head),
     };
+
+    return weights_linear(weights, prefix, in, 4, config->hidden, &it->in);
+}
+
+/*
+ * Qwen3-Next: each k-head's rows stand together with those of its v-heads, as
+ * q k v z in one tensor and b a in another. Here they are taken apart.
+ */
+static enum status bind_grouped(const struct config *config,
+                                const struct weight_source *weights,
+                                const char *prefix, struct mixer_layer *it)
+{
+    const uint32_t n_k = it->shape.n_k_head, d_k = it->shape.d_k;
+    const uint32_t n_each = it->shape.n_v_head / n_k;
+    const uint32_t d_value = n_each * it->shape.d_v; /* of one k-head */
+    const struct weight_part qkvz = {.name = "linear_attn.in_proj_qkvz.weight",
+                                     .n_row = n_k * 2 * (d_k + d_value),
+                                     .stride = 2 * (d_k + d_value),
+                                     .n_group = n_k};
+    const struct weight_part ba = {.name = "linear_attn.in_proj_ba.weight",
+                                   .n_row = n_k * 2 * n_each,
+                                   .n_each = n_each,
+                                   .stride = 2 * n_each,
+                                   .n_group = n_k};
+    struct weight_part in[6] = {qkvz, qkvz, qkvz, qkvz, ba, ba};
+
+    in[0].n_each = in[1].n_each = in[1].first = d_k;
+    in[2].n_each = in[3].n_each = d_value;
+    in[2].first = 2 * d_k;
+    in[3].first = 2 * d_k + d_value;
+    in[5].first = n_each;
+    return weights_linear(weights, prefix, in, 6, config->hidden, &it->in);
+}
+
+static enum status bind_projections(const struct config *config,
+                                    const struct weight_source *weights,
+                                    const char *prefix, struct mixer_layer *it)
+{
+    const uint32_t n_value = it->shape.n_v_head * it->shape.d_v;
     const struct weight_part out =
         weight_whole("linear_attn.out_proj.weight", config->hidden);
-    const enum status st =
-        weights_linear(weights, prefix, in, 4, config->hidden, &it->in);
+    const enum status st = config->is_delta_grouped
+                               ? bind_grouped(config, weights, prefix, it)
+                               : bind_apart(config, weights, prefix, it);
 
     if (st)
         return st;
-    return weights_linear(weights, prefix, &out, 1, (uint32_t)fused.n_value,
-                          &it->out);
+    return weights_linear(weights, prefix, &out, 1, n_value, &it->out);
 }
 
 /* The file has [n_channel, 1, width]; lanes want [width, n_channel]. */

@@ -2,29 +2,42 @@
 #define MODEL_MLP_H
 /*
  * The feed-forward half of a layer: residual += down(silu(gate(h)) * up(h)),
- * with gate and up as one product. Shazeer 2020, arXiv:2002.05202.
+ * with gate and up as one product. Shazeer 2020, arXiv:2002.05202. Or experts
+ * in its place, model/moe.h.
  */
 #include "base/status.h"
 #include "kernels/backend.h"
 #include "model/config.h"
 #include "model/weights.h"
 
+struct moe;
+
 struct mlp {
     struct linear gate_up; /* [2 * n_ff, hidden]: gate, then up */
     struct linear down;    /* [hidden, n_ff] */
+    struct moe *moe;       /* owned; then the two above are empty */
 };
 
 /*
- * Pack the weights of the layer that prefix names ("model.layers.3.").
- *   as weights_linear()
+ * Pack the weights of a layer, whose names begin with prefix
+ * ("model.layers.3.").
+ *   as weights_linear() and moe_create()
  */
 MUST_CHECK enum status mlp_init(const struct config *config,
                                 const struct weight_source *weights,
-                                const char *prefix, struct mlp *out);
+                                const char *prefix, uint32_t layer,
+                                struct mlp *out);
 void mlp_release(struct mlp *mlp);
 size_t mlp_bytes(const struct mlp *mlp);
+enum linear_type mlp_type(const struct mlp *mlp); /* of the weights */
 
-/* Floats of workspace per row. */
+/* Bytes that n_row rows read, of experts those expected. */
+double mlp_step_bytes(const struct mlp *mlp, double n_row);
+
+/* Of one row in this layer, 2 x the weights that it meets. */
+double mlp_row_flops(const struct config *config, uint32_t layer);
+
+/* Floats of workspace per row, enough for all layers. */
 size_t mlp_row_floats(const struct config *config);
 
 /*

@@ -2,10 +2,12 @@
 
 #include "model/arch.h"
 #include "model/graph.h"
+#include "model/moe.h"
 #include "model/safetensors.h"
 #include "model/weights.h"
 
 #include <assert.h>
+#include <ctype.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -86,9 +88,18 @@ static struct digest digest_config(struct digest weights,
         r->original_context, c->n_k_head, c->n_v_head, c->d_k, c->d_v,
         c->conv_width);
 
+    assert(n > 0 && (size_t)n < sizeof(text));
+    /* Models without experts keep the text, and so the sessions, they had. */
+    if (c->n_expert)
+        n += snprintf(text + n, sizeof(text) - (size_t)n,
+                      "experts=%u/%u/%u/%u norm=%d ", c->n_chosen, c->n_expert,
+                      c->n_expert_ff, c->n_shared_ff, c->is_renormalised);
     assert(n > 0 && (size_t)n + c->n_layer < sizeof(text));
-    for (uint32_t i = 0; i < c->n_layer; i++)
-        text[n++] = c->layer[i] == LAYER_DELTA ? 'd' : 's';
+    for (uint32_t i = 0; i < c->n_layer; i++) {
+        const char kind = c->layer[i] == LAYER_DELTA ? 'd' : 's';
+
+        text[n++] = (char)(c->has_experts[i] ? toupper(kind) : kind);
+    }
     return digest_chain(weights, text, (size_t)n);
 }
 
@@ -174,9 +185,9 @@ static enum status load_layer(struct model *model, const struct arch *arch,
         st = weights_norm(weights, prefix, arch->mlp_norm, config->hidden,
                           config->has_unit_offset, &layer->mlp_norm);
     if (!st)
-        st = mlp_init(config, weights, prefix, &layer->mlp);
+        st = mlp_init(config, weights, prefix, i, &layer->mlp);
     if (!st)
-        note_type(model, layer->mlp.gate_up.type);
+        note_type(model, mlp_type(&layer->mlp));
     return st;
 }
 
@@ -384,6 +395,16 @@ uint64_t model_n_parameter(const struct model *model)
     return model->n_parameter;
 }
 
+uint64_t model_n_active(const struct model *model)
+{
+    const struct config *c = &model->config;
+    uint64_t n = model->n_parameter;
+
+    for (uint32_t i = 0; i < c->n_layer; i++)
+        n -= c->has_experts[i] ? moe_n_idle(c) : 0;
+    return n;
+}
+
 size_t model_table_bytes(const struct model *model)
 {
     const size_t n_pair = model->rope.n_rot / 2;
@@ -407,17 +428,19 @@ size_t model_weight_bytes(const struct model *model)
     return n;
 }
 
-size_t model_step_bytes(const struct model *model)
+size_t model_step_bytes(const struct model *model, uint32_t n_row)
 {
     const size_t element = model->embedding_type == LINEAR_BF16 ? 2 : 4;
+    const struct config *c = &model->config;
+    double n = (double)model_weight_bytes(model) -
+               (double)element * (double)c->n_vocab * (double)c->hidden;
 
-    return model_weight_bytes(model) -
-           element * model->config.n_vocab * model->config.hidden;
-}
+    for (uint32_t i = 0; i < c->n_layer; i++) {
+        const struct mlp *mlp = &model->layer[i].mlp;
 
-static double mlp_flops(const struct config *config)
-{
-    return 6.0 * (double)config->hidden * (double)config->n_ff;
+        n -= (double)mlp_bytes(mlp) - mlp_step_bytes(mlp, n_row);
+    }
+    return (size_t)n;
 }
 
 double model_row_flops(const struct model *model)
@@ -426,7 +449,7 @@ double model_row_flops(const struct model *model)
     double n = 2.0 * (double)c->hidden * (double)c->n_vocab;
 
     for (uint32_t i = 0; i < c->n_layer; i++)
-        n += model->layer[i].plan.row_flops + mlp_flops(c);
+        n += model->layer[i].plan.row_flops + mlp_row_flops(c, i);
     return n;
 }
 
@@ -434,7 +457,8 @@ double model_logit_flops(const struct model *model)
 {
     const struct config *c = &model->config;
 
-    return 2.0 * (double)c->hidden * (double)c->n_vocab + mlp_flops(c);
+    return 2.0 * (double)c->hidden * (double)c->n_vocab +
+           mlp_row_flops(c, c->n_layer - 1);
 }
 
 struct digest model_fingerprint(const struct model *model)

@@ -59,14 +59,21 @@ const struct backend *model_backend(const struct model *model);
 /* Elements of the text model's tensors, as the file has them. */
 uint64_t model_n_parameter(const struct model *model);
 
+/* Of these, how many work on one row: all but the experts not chosen. */
+uint64_t model_n_active(const struct model *model);
+
 /* Bytes of tables made from the config (rotary angles), beside the weights. */
 size_t model_table_bytes(const struct model *model);
 
-/* Weight bytes that one step reads: all but the embedding table's. */
-size_t model_step_bytes(const struct model *model);
+/*
+ * Weight bytes that one step of n_row rows reads: all but the embedding
+ * table's, and of experts as many as are expected to be chosen if rows choose
+ * evenly: n_expert (1 - (1 - n_chosen / n_expert)^n_row).
+ */
+size_t model_step_bytes(const struct model *model, uint32_t n_row);
 
 /*
- * FLOPs of one row without attention over the past: 2 x weights touched, and
+ * FLOPs of one row without attention over the past: 2 x weights it meets, and
  * the recurrences. Included is what only logit rows cost: the last mlp and the
  * head, model_logit_flops().
  */

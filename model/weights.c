@@ -51,11 +51,13 @@ static enum status find_part(const struct safetensors *file, const char *prefix,
                              const struct weight_part *part, uint32_t n_in,
                              const struct tensor **out)
 {
-    const uint64_t dim[2] = {part->n_row, n_in};
+    const uint32_t n_outer = part->n_outer ? part->n_outer : 1;
+    const uint64_t dim[3] = {n_outer, part->n_row / n_outer, n_in};
     char name[WEIGHTS_NAME_SIZE];
 
     join(prefix, part->name, name);
-    return safetensors_need(file, name, 2, dim, out);
+    return part->n_outer ? safetensors_need(file, name, 3, dim, out)
+                         : safetensors_need(file, name, 2, dim + 1, out);
 }
 
 /* Pack n_row rows of the tensor, from first_row on, behind first_out. */

@@ -40,6 +40,7 @@ struct weight_source {
 struct weight_part {
     const char *name; /* behind the prefix: "self_attn.q_proj.weight" */
     uint32_t n_row;   /* of the whole tensor */
+    uint32_t n_outer; /* not 0: it is [n_outer, n_row / n_outer, n_in] */
     uint32_t first, n_each, stride, n_group;
 };
 

@@ -208,8 +208,9 @@ static enum status bound_decode(const struct bench *bench, struct point *point)
 {
     const double n = point->n_session;
     const double context = (double)point->context + N_DECODE / 2.0;
-    const double bytes = (double)model_step_bytes(bench->model) +
-                         n * session_read_bytes(bench->model, context);
+    const double bytes =
+        (double)model_step_bytes(bench->model, point->n_session) +
+        n * session_read_bytes(bench->model, context);
     const double flops = n * (model_row_flops(bench->model) +
                               past_flops(bench->model) * context);
     double bandwidth;
@@ -480,14 +481,14 @@ static enum status bench_all(struct bench *bench)
 
     name_machine(bench->machine, sizeof(bench->machine));
     bench->flops = peak_flops(bench->pool, model_backend(bench->model)->name);
-    st = peak_read_bytes(bench->pool, model_step_bytes(bench->model),
+    st = peak_read_bytes(bench->pool, model_step_bytes(bench->model, 1),
                          &bandwidth);
     if (st)
         return st;
     fprintf(stderr,
             "%s: fma peak %.1f GFLOP/s, reads of %.1f MB at %.1f GB/s\n",
             SETTINGS.program, bench->flops / 1e9,
-            (double)model_step_bytes(bench->model) / 1e6, bandwidth / 1e9);
+            (double)model_step_bytes(bench->model, 1) / 1e6, bandwidth / 1e9);
     print_header();
     for (size_t i = 0; i < sizeof(PROMPT) / sizeof(PROMPT[0]) && !st; i++)
         if (PROMPT[i] <= model_n_context(bench->model))

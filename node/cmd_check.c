@@ -58,16 +58,23 @@ static void print_summary(const struct model *model)
     const uint64_t n_context = model_n_context(model);
     const size_t empty = memory_bytes_for(model, 0);
     char fingerprint[DIGEST_TEXT_SIZE];
-    uint32_t n_delta = 0;
+    uint32_t n_delta = 0, n_expert_layer = 0;
 
-    for (uint32_t i = 0; i < config->n_layer; i++)
+    for (uint32_t i = 0; i < config->n_layer; i++) {
         n_delta += config->layer[i] == LAYER_DELTA;
+        n_expert_layer += config->has_experts[i];
+    }
     digest_format(model_fingerprint(model), fingerprint);
     printf("name\tvalue\n");
     printf("type\t%s\n", config->model_type);
     printf("layers\t%u delta, %u softmax\n", n_delta,
            config->n_layer - n_delta);
+    if (n_expert_layer)
+        printf("experts\t%u of %u%s, in %u layers\n", config->n_chosen,
+               config->n_expert, config->n_shared_ff ? " and a shared one" : "",
+               n_expert_layer);
     printf("parameters\t%lu\n", model_n_parameter(model));
+    printf("active_parameters\t%lu\n", model_n_active(model));
     printf("vocabulary\t%u\n", config->n_vocab);
     printf("context_tokens\t%lu\n", n_context);
     printf("backend\t%s\n", model_backend(model)->name);

@@ -7,7 +7,9 @@ if(TARGET godwitd)
   if(GODWIT_SANITIZE)
     set(golden_limit 3000)
   endif()
-  foreach(name qwen3_5_text qwen3 llama)
+  set(random_models
+    qwen3_5_text qwen3_5_moe_text qwen3_next qwen3 qwen3_moe llama)
+  foreach(name IN LISTS random_models)
     add_test(NAME golden.${name} COMMAND godwitd check
       --model ${golden_dir}/${name} --golden ${golden_dir}/${name})
   endforeach()
@@ -20,7 +22,7 @@ if(TARGET godwitd)
   add_test(NAME golden.judge COMMAND /usr/bin/python3
     ${golden_dir}/check_judge.py $<TARGET_FILE:godwitd> ${golden_dir}
     ${tiny_dir})
-  foreach(name qwen3_5_text qwen3 llama godwit-tiny tokenizer judge)
+  foreach(name IN LISTS random_models ITEMS godwit-tiny tokenizer judge)
     set_tests_properties(golden.${name} PROPERTIES LABELS golden TIMEOUT 600
       FAIL_REGULAR_EXPRESSION "LeakSanitizer;runtime error:")
   endforeach()

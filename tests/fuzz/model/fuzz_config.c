@@ -46,7 +46,7 @@ static void check(const struct config *c)
 {
     assert(c->n_layer >= 1 && c->n_layer <= CONFIG_LAYER_MAX);
     assert(c->hidden >= 1 && c->hidden <= CONFIG_HIDDEN_MAX);
-    assert(c->n_ff >= 1 && c->n_ff <= CONFIG_FF_MAX);
+    assert(c->n_ff <= CONFIG_FF_MAX);
     assert(c->n_vocab >= 1 && c->n_vocab <= CONFIG_VOCAB_MAX);
     assert(c->n_context >= 1 && c->n_context <= CONFIG_CONTEXT_MAX);
     assert(c->n_head >= 1 && c->n_head <= CONFIG_HEAD_MAX);
@@ -57,6 +57,11 @@ static void check(const struct config *c)
     assert(c->rope.theta >= 1.0 && c->rms_eps > 0.0);
     assert(c->rope.kind == ROPE_PLAIN ||
            c->rope.high_freq_factor > c->rope.low_freq_factor);
+    for (uint32_t i = 0; i < c->n_layer; i++)
+        assert(c->has_experts[i] ? c->n_chosen >= 1 && c->n_expert_ff >= 1
+                                 : c->n_ff >= 1);
+    assert(c->n_chosen <= c->n_expert && c->n_expert <= CONFIG_EXPERT_MAX);
+    assert(c->n_expert_ff <= CONFIG_FF_MAX && c->n_shared_ff <= CONFIG_FF_MAX);
     assert(c->n_eos <= CONFIG_EOS_MAX);
     for (uint32_t i = 0; i < c->n_eos; i++)
         assert(c->eos[i] < c->n_vocab);

@@ -141,6 +141,81 @@ Test(config, reads_qwen3_and_llama)
         cr_assert(eq(int, c.layer[i], LAYER_SOFTMAX));
 }
 
+Test(config, reads_layers_of_experts)
+{
+    struct config c;
+
+    must(config_load("tests/golden/qwen3_5_moe_text", &c));
+    cr_assert(eq(str, c.model_type, "qwen3_5_moe_text"));
+    cr_assert(c.has_qk_norm && c.has_output_gate && c.has_unit_offset);
+    cr_assert(not(c.is_delta_grouped));
+    cr_assert(eq(u32, c.n_ff, 0)); /* no layer is dense */
+    cr_assert(eq(u32, c.n_expert, 8));
+    cr_assert(eq(u32, c.n_chosen, 2));
+    cr_assert(eq(u32, c.n_expert_ff, 32));
+    cr_assert(eq(u32, c.n_shared_ff, 48));
+    cr_assert(c.is_renormalised);
+    for (uint32_t i = 0; i < 6; i++)
+        cr_assert(c.has_experts[i]);
+
+    must(config_load("tests/golden/qwen3_next", &c));
+    cr_assert(eq(str, c.model_type, "qwen3_next"));
+    cr_assert(c.has_qk_norm && c.has_output_gate && c.has_unit_offset);
+    cr_assert(c.is_delta_grouped && c.is_renormalised);
+    cr_assert(eq(u32, c.n_ff, 128));
+    cr_assert(eq(u32, c.n_shared_ff, 48));
+    cr_assert(eq(u32, c.rope.n_rot, 8));
+    for (uint32_t i = 0; i < 6; i++) {
+        cr_assert(c.has_experts[i] == (i != 1));
+        cr_assert(eq(int, c.layer[i],
+                     i == 3 || i == 5 ? LAYER_SOFTMAX : LAYER_DELTA));
+    }
+
+    must(config_load("tests/golden/qwen3_moe", &c));
+    cr_assert(eq(str, c.model_type, "qwen3_moe"));
+    cr_assert(c.has_qk_norm && !c.has_output_gate && !c.has_unit_offset);
+    cr_assert(eq(u32, c.n_ff, 96));
+    cr_assert(eq(u32, c.n_expert, 7)); /* as num_local_experts */
+    cr_assert(eq(u32, c.n_chosen, 3));
+    cr_assert(eq(u32, c.n_expert_ff, 24));
+    cr_assert(eq(u32, c.n_shared_ff, 0));
+    cr_assert(not(c.is_renormalised));
+    for (uint32_t i = 0; i < 4; i++)
+        cr_assert(c.has_experts[i] == (i % 2 == 1));
+
+    must(config_load("tests/golden/qwen3", &c));
+    cr_assert(eq(u32, c.n_expert + c.n_chosen + c.n_expert_ff, 0));
+    cr_assert(not(c.has_experts[0] || c.is_renormalised));
+}
+
+Test(config, what_experts_do_has_the_architectures_defaults)
+{
+    struct config c;
+
+    write_patched("qwen3_moe", "{\"norm_topk_prob\": null,"
+                               " \"decoder_sparse_step\": null,"
+                               " \"intermediate_size\": null}");
+    must(config_load(dir, &c));
+    cr_assert(not(c.is_renormalised));
+    cr_assert(c.has_experts[0] && c.has_experts[3]);
+    cr_assert(eq(u32, c.n_ff, 0));
+    write_patched("qwen3_next", "{\"norm_topk_prob\": null,"
+                                " \"mlp_only_layers\": null}");
+    must(config_load(dir, &c));
+    cr_assert(c.is_renormalised && c.has_experts[1]);
+    write_patched("qwen3_next", "{\"norm_topk_prob\": false,"
+                                " \"num_local_experts\": 8}");
+    must(config_load(dir, &c));
+    cr_assert(eq(u32, c.n_expert, 8));
+    cr_assert(not(c.is_renormalised));
+    /* No layer has any: the rest is not looked at. */
+    write_patched("qwen3_moe", "{\"decoder_sparse_step\": 5,"
+                               " \"num_experts_per_tok\": null}");
+    must(config_load(dir, &c));
+    cr_assert(eq(u32, c.n_expert, 0));
+    cr_assert(eq(u32, c.n_ff, 96));
+}
+
 Test(config, reads_the_default_model)
 {
     struct config c;
@@ -296,7 +371,8 @@ static const struct {
     const char *words;
 } REFUSED[] = {
     {"llama", "{\"model_type\": \"bamba\"}", STATUS_UNIMPLEMENTED,
-     "'bamba', known: qwen3_5_text, qwen3_5, qwen3, llama"},
+     "'bamba', known: qwen3_5_text, qwen3_5, qwen3_5_moe_text, qwen3_5_moe, "
+     "qwen3_next, qwen3_moe, qwen3, llama"},
     {"llama", "{\"model_type\": null}", STATUS_INVALID_ARGUMENT,
      "model_type is missing"},
     {"llama", "{\"model_type\": 3}", STATUS_INVALID_ARGUMENT, "model_type"},
@@ -392,6 +468,48 @@ static const struct {
      "partial_rotary_factor is 0.5, known in qwen3: 1"},
     {"qwen3_5_text", "{\"partial_rotary_factor\": 0.5}",
      STATUS_INVALID_ARGUMENT, "partial_rotary_factor is 0.5 at top level"},
+    {"qwen3_next", "{\"num_experts\": 0}", STATUS_INVALID_ARGUMENT,
+     "num_experts is 0, expected an integer 1 to 1024"},
+    {"qwen3_next", "{\"num_experts\": 1025}", STATUS_INVALID_ARGUMENT,
+     "num_experts is 1025"},
+    {"qwen3_next", "{\"num_experts\": null}", STATUS_INVALID_ARGUMENT,
+     "num_experts is missing"},
+    {"qwen3_moe", "{\"num_local_experts\": 4294967303}",
+     STATUS_INVALID_ARGUMENT, "num_local_experts is 4294967303"},
+    {"qwen3_moe", "{\"num_experts\": 8}", STATUS_INVALID_ARGUMENT,
+     "num_experts is 8 but num_local_experts is 7"},
+    {"qwen3_next", "{\"num_experts_per_tok\": 9}", STATUS_INVALID_ARGUMENT,
+     "num_experts_per_tok is 9, expected 1 to num_experts 8"},
+    {"qwen3_next", "{\"num_experts_per_tok\": 0}", STATUS_INVALID_ARGUMENT,
+     "num_experts_per_tok is 0"},
+    {"qwen3_5_moe_text", "{\"num_experts_per_tok\": null}",
+     STATUS_INVALID_ARGUMENT, "num_experts_per_tok is missing"},
+    {"qwen3_5_moe_text", "{\"moe_intermediate_size\": 0}",
+     STATUS_INVALID_ARGUMENT, "moe_intermediate_size is 0"},
+    {"qwen3_5_moe_text", "{\"moe_intermediate_size\": 1048577}",
+     STATUS_INVALID_ARGUMENT, "moe_intermediate_size"},
+    {"qwen3_5_moe_text", "{\"shared_expert_intermediate_size\": null}",
+     STATUS_INVALID_ARGUMENT, "shared_expert_intermediate_size is missing"},
+    {"qwen3_5_moe_text", "{\"norm_topk_prob\": false}", STATUS_UNIMPLEMENTED,
+     "norm_topk_prob is false, known: true"},
+    {"qwen3_5_moe_text", "{\"mlp_only_layers\": [2]}", STATUS_UNIMPLEMENTED,
+     "makes layer 2 dense, known in qwen3_5_moe_text: experts in every layer"},
+    {"qwen3_5_moe_text", "{\"decoder_sparse_step\": 2}", STATUS_UNIMPLEMENTED,
+     "makes layer 0 dense"},
+    {"qwen3_next", "{\"mlp_only_layers\": 1}", STATUS_INVALID_ARGUMENT,
+     "mlp_only_layers is no list"},
+    {"qwen3_next", "{\"mlp_only_layers\": [6]}", STATUS_INVALID_ARGUMENT,
+     "mlp_only_layers[0] is no layer, expected integers 0 to 5"},
+    {"qwen3_next", "{\"mlp_only_layers\": [1, -1]}", STATUS_INVALID_ARGUMENT,
+     "mlp_only_layers[1] is no layer"},
+    {"qwen3_next", "{\"mlp_only_layers\": [\"1\"]}", STATUS_INVALID_ARGUMENT,
+     "mlp_only_layers[0] is no layer"},
+    {"qwen3_next", "{\"decoder_sparse_step\": 0}", STATUS_INVALID_ARGUMENT,
+     "decoder_sparse_step is 0"},
+    {"qwen3_next", "{\"intermediate_size\": null}", STATUS_INVALID_ARGUMENT,
+     "intermediate_size is missing"},
+    {"qwen3_next", "{\"norm_topk_prob\": 1}", STATUS_INVALID_ARGUMENT,
+     "norm_topk_prob"},
     {"llama", "{\"eos_token_id\": -1}", STATUS_INVALID_ARGUMENT,
      "eos_token_id"},
     {"llama", "{\"eos_token_id\": 1.5}", STATUS_INVALID_ARGUMENT,

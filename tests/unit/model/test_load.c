@@ -194,6 +194,49 @@ static const struct bad BAD[] = {
      STATUS_INVALID_ARGUMENT,
      {"model.safetensors", "model.layers.0.self_attn.q_proj.weight",
       "[128, 64]"}},
+    {"missing expert",
+     "tests/golden/qwen3_moe",
+     "model.safetensors",
+     "model.layers.3.mlp.experts.5",
+     "down",
+     "town",
+     STATUS_NOT_FOUND,
+     {"model.safetensors", "model.layers.3.mlp.experts.5.down_proj.weight",
+      "[64, 24]"}},
+    {"missing router",
+     "tests/golden/qwen3_next",
+     "model.safetensors",
+     "model.layers.2.mlp.gate.weight",
+     "gate",
+     "date",
+     STATUS_NOT_FOUND,
+     {"model.safetensors", "model.layers.2.mlp.gate.weight", "[8, 64]"}},
+    {"missing gate of the shared expert",
+     "tests/golden/qwen3_5_moe_text",
+     "model.safetensors",
+     "model.layers.5.mlp.shared_expert_gate",
+     "gate",
+     "date",
+     STATUS_NOT_FOUND,
+     {"model.safetensors", "model.layers.5.mlp.shared_expert_gate.weight",
+      "[1, 64]"}},
+    {"projections that are not interleaved",
+     "tests/golden/qwen3_next",
+     "model.safetensors",
+     "model.layers.0.linear_attn.in_proj_qkvz.weight",
+     "[192,64]",
+     "[64,192]",
+     STATUS_INVALID_ARGUMENT,
+     {"model.safetensors", "model.layers.0.linear_attn.in_proj_qkvz.weight",
+      "[192, 64]"}},
+    {"more experts in the config than in the file",
+     "tests/golden/qwen3_moe",
+     "config.json",
+     "num_local_experts",
+     "7",
+     "8",
+     STATUS_INVALID_ARGUMENT,
+     {"model.safetensors", "model.layers.1.mlp.gate.weight", "[8, 64]"}},
     {"unknown type",
      "tests/golden/llama",
      "config.json",
@@ -292,7 +335,7 @@ Test(load, a_context_beyond_the_model_is_refused_and_a_smaller_one_kept)
     model_destroy(model);
 }
 
-Test(load, every_failing_allocation_is_reported_and_leaks_nothing)
+static void fail_each_allocation(const char *dir, unsigned n_least)
 {
     struct model *model = NULL;
     unsigned n = 0;
@@ -301,13 +344,20 @@ Test(load, every_failing_allocation_is_reported_and_leaks_nothing)
     do {
         fail_at = ++n;
         n_taken = 0;
-        st = load("tests/golden/qwen3_5_text", 0, &model);
+        st = load(dir, 0, &model);
         cr_assert(!st || st == STATUS_RESOURCE_EXHAUSTED, "n=%u %s", n,
                   status_reason());
         cr_assert_eq(st != 0, model == NULL);
     } while (st);
-    cr_assert_gt(n, 60); /* six layers of at least ten allocations */
+    cr_assert_gt(n, n_least);
     model_destroy(model);
+}
+
+Test(load, every_failing_allocation_is_reported_and_leaks_nothing)
+{
+    /* six layers of at least ten; two layers of seven experts of four */
+    fail_each_allocation("tests/golden/qwen3_5_text", 60);
+    fail_each_allocation("tests/golden/qwen3_moe", 56);
 }
 
 Test(load, every_failing_allocation_of_a_workspace_is_reported)
@@ -474,7 +524,8 @@ static struct bytes rewrite_config(const char *dir, bool is_nested,
     json_object_set_new(config, "tie_word_embeddings", json_boolean(is_tied));
     if (is_nested)
         config =
-            json_pack("{s:s, s:b, s:o}", "model_type", "qwen3_5",
+            json_pack("{s:s, s:b, s:o}", "model_type",
+                      strstr(dir, "_moe") ? "qwen3_5_moe" : "qwen3_5",
                       "tie_word_embeddings", is_tied, "text_config", config);
     to.data = json_dumps(config, 0);
     to.n = strlen(to.data);
@@ -565,17 +616,18 @@ static void assert_same_logits(struct model *a, struct model *b, bool is_same)
 }
 
 static const char *const DIR[] = {
-    "tests/golden/qwen3_5_text",
-    "tests/golden/qwen3",
-    "tests/golden/llama",
+    "tests/golden/qwen3_5_text", "tests/golden/qwen3",
+    "tests/golden/llama",        "tests/golden/qwen3_5_moe_text",
+    "tests/golden/qwen3_next",
 };
+#define N_DIR (sizeof(DIR) / sizeof(DIR[0]))
 
 Test(load, half_precision_files_mean_the_same_as_their_values_in_f32)
 {
     static const enum spelling PAIR[2][2] = {{AS_BF16, AS_BF16_IN_F32},
                                              {AS_F16, AS_F16_IN_F32}};
 
-    for (int d = 0; d < 3; d++)
+    for (size_t d = 0; d < N_DIR; d++)
         for (int p = 0; p < 2; p++) {
             struct model *half = load_rewritten(
                 DIR[d], (struct rewrite){.as = PAIR[p][0]}, false, false);
@@ -598,19 +650,21 @@ Test(load, half_precision_files_mean_the_same_as_their_values_in_f32)
 
 Test(load, a_nested_model_is_the_same_model)
 {
-    struct model *plain, *nested;
+    for (int d = 0; d <= 3; d += 3) {
+        struct model *plain,
+            *nested = load_rewritten(
+                DIR[d], (struct rewrite){.prefix = "model.language_model."},
+                true, false);
 
-    cr_assert_eq(load(DIR[0], 0, &plain), STATUS_OK);
-    nested = load_rewritten(DIR[0],
-                            (struct rewrite){.prefix = "model.language_model."},
-                            true, false);
-    cr_assert_eq(model_n_parameter(plain), model_n_parameter(nested));
-    assert_same_logits(plain, nested, true);
+        cr_assert_eq(load(DIR[d], 0, &plain), STATUS_OK);
+        cr_assert_eq(model_n_parameter(plain), model_n_parameter(nested));
+        assert_same_logits(plain, nested, true);
+    }
 }
 
 Test(load, a_tied_head_is_the_embedding)
 {
-    for (int d = 0; d < 3; d++) {
+    for (size_t d = 0; d < N_DIR; d++) {
         struct model *tied = load_rewritten(
             DIR[d], (struct rewrite){.is_head_dropped = true}, false, true);
         struct model *copied = load_rewritten(
@@ -639,7 +693,7 @@ Test(load, facts_are_those_of_the_file)
     cr_assert_float_eq(model_logit_flops(model),
                        2.0 * (3 * 128 * 64 + 512 * 64), 0.5);
     cr_assert_eq(model_weight_bytes(model), 4 * model_n_parameter(model));
-    cr_assert_eq(model_step_bytes(model),
+    cr_assert_eq(model_step_bytes(model, 1),
                  model_weight_bytes(model) - 4 * 512 * 64);
     cr_assert_eq(model_table_bytes(model), 2 * 4 * 8 * 4096);
 

@@ -1,6 +1,6 @@
 /*
  * The one arithmetic (docs/NUMERICS.md), judged by bits: logits of every row
- * and all that the layers remember, over three architectures and every backend
+ * and all that the layers remember, over six architectures and every backend
  * that this machine has. E1 batch, E2 cut, E3 phase, E7 threads, and equality
  * between backends. These are laws; that the numbers are also right is judged
  * by the golden.* tests.
@@ -20,9 +20,9 @@
 #define N_STEP 3u /* decode steps behind a prompt in E1 */
 
 static const char *const DIR[] = {
-    "tests/golden/qwen3_5_text",
-    "tests/golden/qwen3",
-    "tests/golden/llama",
+    "tests/golden/qwen3_5_text", "tests/golden/qwen3",
+    "tests/golden/llama",        "tests/golden/qwen3_5_moe_text",
+    "tests/golden/qwen3_next",   "tests/golden/qwen3_moe",
 };
 #define N_DIR (sizeof(DIR) / sizeof(DIR[0]))
 
