@@ -617,6 +617,20 @@ static enum status load(const char *dir, const char *name, json_t **out)
     return json_load(path, out);
 }
 
+enum status config_load_file(const char *path, struct config *out)
+{
+    struct config config = {.temperature = 1.0f, .top_p = 1.0f};
+    json_t *root = NULL;
+    enum status st = json_load(path, &root);
+
+    if (!st)
+        st = read_config(root, &config);
+    if (!st)
+        *out = config;
+    json_decref(root);
+    return st;
+}
+
 enum status config_load(const char *dir, struct config *out)
 {
     struct config config = {.temperature = 1.0f, .top_p = 1.0f};

@@ -85,4 +85,7 @@ struct config {
  *                     biases: names it and lists what is known
  */
 MUST_CHECK enum status config_load(const char *dir, struct config *out);
+
+/* The same of one file of any name, and of nothing beside it. */
+MUST_CHECK enum status config_load_file(const char *path, struct config *out);
 #endif

@@ -152,16 +152,15 @@ static enum status load_embedding(struct model *model,
     note_type(model, model->embedding_type);
     if (model->embedding_type == LINEAR_BF16) {
         model->embedding = weights_room(tensor->n_bytes);
-        if (!model->embedding)
-            return STATUS_RESOURCE_EXHAUSTED;
-        memcpy(model->embedding, tensor->data, tensor->n_bytes);
-        return STATUS_OK;
+        if (model->embedding)
+            memcpy(model->embedding, tensor->data, tensor->n_bytes);
+    } else {
+        model->embedding = weights_room(dim[0] * dim[1] * sizeof(float));
+        if (model->embedding)
+            tensor_read_f32(tensor, 0, dim[0] * dim[1], model->embedding);
     }
-    model->embedding = weights_room(dim[0] * dim[1] * sizeof(float));
-    if (!model->embedding)
-        return STATUS_RESOURCE_EXHAUSTED;
-    tensor_read_f32(tensor, 0, dim[0] * dim[1], model->embedding);
-    return STATUS_OK;
+    safetensors_forget(weights->file);
+    return model->embedding ? STATUS_OK : STATUS_RESOURCE_EXHAUSTED;
 }
 
 static enum status load_layer(struct model *model, const struct arch *arch,
@@ -240,18 +239,13 @@ static uint64_t count_parameters(const struct arch *arch,
 
 /* ------------------------------------------------------------------- life */
 
-static enum status load(struct model *model,
-                        const struct model_options *options, const char *dir)
+/* Everything that the config decides. */
+static enum status prepare(struct model *model,
+                           const struct model_options *options,
+                           const struct arch **out_arch)
 {
-    const struct arch *arch;
-    struct weight_source source = {.format = options->weight_format,
-                                   .arithmetic = options->arithmetic};
-    struct safetensors *weights = NULL;
-    enum status st;
+    const enum status st = arch_find(&model->config, out_arch);
 
-    st = config_load(dir, &model->config);
-    if (!st)
-        st = arch_find(&model->config, &arch);
     if (st)
         return st;
     if (options->n_context > model->config.n_context)
@@ -265,14 +259,17 @@ static enum status load(struct model *model,
     model->n_context =
         options->n_context ? options->n_context : model->config.n_context;
     model->layer = weights_room(model->config.n_layer * sizeof(struct layer));
-    if (!model->layer)
-        return STATUS_RESOURCE_EXHAUSTED;
+    return model->layer ? STATUS_OK : STATUS_RESOURCE_EXHAUSTED;
+}
 
-    st = safetensors_open(dir, &weights);
-    if (st)
-        return st;
-    source.file = weights;
-    st = load_weights(model, arch, &source);
+static enum status load(struct model *model, const struct arch *arch,
+                        const struct safetensors *weights)
+{
+    const struct weight_source source = {.file = weights,
+                                         .format = model->format,
+                                         .arithmetic = model->arithmetic};
+    enum status st = load_weights(model, arch, &source);
+
     if (!st && model->config.rope.n_rot)
         st = init_rope(model);
     if (!st) {
@@ -281,7 +278,6 @@ static enum status load(struct model *model,
             digest_config(safetensors_digest(weights), &model->config);
         name_numerics(model);
     }
-    safetensors_close(weights);
     return st;
 }
 
@@ -332,18 +328,54 @@ enum status model_load(const char *dir, const struct model_options *options,
                        struct model **out)
 {
     struct model *model = weights_room(sizeof(*model));
+    struct safetensors *weights = NULL;
+    const struct arch *arch = NULL;
     enum status st;
 
     assert(options->backend);
     if (!model)
         return STATUS_RESOURCE_EXHAUSTED;
-    st = load(model, options, dir);
-    if (st) {
+    st = config_load(dir, &model->config);
+    if (!st)
+        st = prepare(model, options, &arch);
+    if (!st)
+        st = safetensors_open(dir, &weights);
+    if (!st)
+        st = load(model, arch, weights);
+    safetensors_close(weights);
+    if (st)
         model_destroy(model);
-        return st;
-    }
-    *out = model;
-    return STATUS_OK;
+    else
+        *out = model;
+    return st;
+}
+
+enum status model_load_synthetic(const char *path, uint64_t seed,
+                                 const struct model_options *options,
+                                 struct model **out)
+{
+    struct model *model = weights_room(sizeof(*model));
+    struct safetensors *weights = NULL;
+    const struct arch *arch = NULL;
+    enum status st;
+
+    assert(options->backend);
+    if (!model)
+        return STATUS_RESOURCE_EXHAUSTED;
+    st = config_load_file(path, &model->config);
+    if (!st)
+        st = prepare(model, options, &arch);
+    if (!st)
+        st = safetensors_synthesise(seed, model->config.has_unit_offset,
+                                    &weights);
+    if (!st)
+        st = load(model, arch, weights);
+    safetensors_close(weights);
+    if (st)
+        model_destroy(model);
+    else
+        *out = model;
+    return st;
 }
 
 void model_destroy(struct model *model)

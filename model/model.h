@@ -48,6 +48,16 @@ MUST_CHECK enum status model_options_find(const struct model_choice *choice,
 MUST_CHECK enum status model_load(const char *dir,
                                   const struct model_options *options,
                                   struct model **out);
+
+/*
+ * The same of the config in the file `path` with weights that are made from
+ * `seed` (model/synthetic.h): any supported architecture in its real shape,
+ * without files. Takes the memory of the model and of one fused product.
+ *   as model_load(), but for what is said of safetensors
+ */
+MUST_CHECK enum status model_load_synthetic(const char *path, uint64_t seed,
+                                            const struct model_options *options,
+                                            struct model **out);
 void model_destroy(struct model *model);
 
 const struct config *model_config(const struct model *model);

@@ -1,6 +1,7 @@
 #include "model/safetensors.h"
 
 #include "base/json.h"
+#include "model/synthetic.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -42,6 +43,7 @@ struct safetensors {
     uint32_t n_shard;
     struct entry *entry;
     uint32_t n_entry, capacity;
+    struct synthetic *synthetic; /* NULL unless tensors are made; owned */
 };
 
 struct dtype {
@@ -598,10 +600,32 @@ out:
     return st;
 }
 
+enum status safetensors_synthesise(uint64_t seed, bool has_unit_offset,
+                                   struct safetensors **out)
+{
+    struct safetensors *file = calloc(1, sizeof(*file));
+    enum status st =
+        file ? synthetic_create(seed, has_unit_offset, &file->synthetic)
+             : no_memory("a synthetic model");
+
+    if (st)
+        free(file);
+    else
+        *out = file;
+    return st;
+}
+
+void safetensors_forget(const struct safetensors *file)
+{
+    if (file->synthetic)
+        synthetic_forget(file->synthetic);
+}
+
 void safetensors_close(struct safetensors *file)
 {
     if (!file)
         return;
+    synthetic_destroy(file->synthetic);
     for (uint32_t i = 0; i < file->n_entry; i++)
         free(file->entry[i].name);
     free(file->entry);
@@ -620,16 +644,20 @@ const struct tensor *safetensors_find(const struct safetensors *file,
 {
     const struct entry *entry = find_entry(file, name);
 
+    if (file->synthetic)
+        return synthetic_find(file->synthetic, name);
     return entry ? &entry->tensor : NULL;
 }
 
 uint32_t safetensors_count(const struct safetensors *file)
 {
-    return file->n_entry;
+    return file->synthetic ? synthetic_count(file->synthetic) : file->n_entry;
 }
 
 const struct tensor *safetensors_at(const struct safetensors *file, uint32_t i)
 {
+    if (file->synthetic)
+        return synthetic_at(file->synthetic, i);
     assert(i < file->n_entry);
     return &file->entry[i].tensor;
 }
@@ -647,6 +675,8 @@ enum status safetensors_need(const struct safetensors *file, const char *name,
     char want[SHAPE_TEXT], have[SHAPE_TEXT];
 
     assert(n_dim <= SAFETENSORS_RANK_MAX);
+    if (file->synthetic)
+        return synthetic_need(file->synthetic, name, n_dim, dim, out);
     format_shape(n_dim, dim, want);
     if (!entry)
         return status_fail(STATUS_NOT_FOUND,
@@ -726,6 +756,8 @@ struct digest safetensors_digest(const struct safetensors *file)
 {
     struct digest digest = {0};
 
+    if (file->synthetic)
+        return synthetic_digest(file->synthetic);
     for (uint32_t i = 0; i < file->n_entry; i++) {
         const struct entry *entry = &file->entry[i];
         const struct tensor *tensor = &entry->tensor;

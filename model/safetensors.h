@@ -10,6 +10,7 @@
 #include "base/digest.h"
 #include "base/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -54,9 +55,25 @@ struct safetensors;
  */
 MUST_CHECK enum status safetensors_open(const char *path,
                                         struct safetensors **out);
+
+/*
+ * No files: every tensor that safetensors_need() asks for is made then, in the
+ * shape that it asks for (model/synthetic.h). What was not asked for does not
+ * exist for the other calls.
+ *   as synthetic_create()
+ */
+MUST_CHECK enum status safetensors_synthesise(uint64_t seed,
+                                              bool has_unit_offset,
+                                              struct safetensors **out);
 void safetensors_close(struct safetensors *file);
 
-/* NULL when there is no such tensor. Borrowed until close. */
+/*
+ * The caller is done with the bytes of all tensors that it found so far. Made
+ * tensors give their memory back; packing calls this after each product.
+ */
+void safetensors_forget(const struct safetensors *file);
+
+/* NULL when there is no such tensor. Borrowed until close or forget. */
 const struct tensor *safetensors_find(const struct safetensors *file,
                                       const char *name);
 uint32_t safetensors_count(const struct safetensors *file);

@@ -131,6 +131,7 @@ enum status weights_linear(const struct weight_source *source,
             st = pack_part(tensor, &part[i], first_out, out);
         first_out += weight_part_rows(&part[i], 1);
     }
+    safetensors_forget(source->file);
     if (st) {
         linear_release(out);
         memset(out, 0, sizeof(*out));
@@ -154,10 +155,10 @@ enum status weights_floats(const struct weight_source *source,
     for (uint32_t i = 0; i < n_dim; i++)
         n *= dim[i];
     *out = weights_room(n * sizeof(float));
-    if (!*out)
-        return STATUS_RESOURCE_EXHAUSTED;
-    tensor_read_f32(tensor, 0, n, *out);
-    return STATUS_OK;
+    if (*out)
+        tensor_read_f32(tensor, 0, n, *out);
+    safetensors_forget(source->file);
+    return *out ? STATUS_OK : STATUS_RESOURCE_EXHAUSTED;
 }
 
 enum status weights_norm(const struct weight_source *source, const char *prefix,
