@@ -3,6 +3,9 @@
 
 #include <assert.h>
 #include <math.h>
+#include <string.h>
+
+#define FETCH_AHEAD 6u /* rows */
 
 /*
  * Task: one k-head of one span with its v-heads. Rows are taken in parts that
@@ -73,33 +76,91 @@ static void normalise(float *y, const float *x, uint32_t n, float scale)
     }
 }
 
+/*
+ * Keys of n rows into the ring, whose lanes are tokens. Four rows at a time are
+ * 16 bytes side by side; left to itself the compiler scatters single floats,
+ * which costs several times as much.
+ */
+static void store_keys(float *ring, const float *k, uint32_t d_k, uint32_t n)
+{
+    uint32_t r = 0;
+
+    for (; r + 4 <= n; r += 4, k += 4 * (size_t)d_k)
+        for (size_t d = 0; d < d_k; d++) {
+            const float four[4] = {k[d], k[d_k + d], k[2 * d_k + d],
+                                   k[3 * d_k + d]};
+            memcpy(ring + d * GRID + r, four, sizeof(four));
+        }
+    for (; r < n; r++, k += d_k)
+        for (size_t d = 0; d < d_k; d++) {
+            ring[d * GRID + r] = k[d];
+            __asm__ volatile("" ::: "memory"); /* no scatter */
+        }
+}
+
+/* Dots of n rows of x with the ring's tokens; row r reads up to its own. */
+static void dot_rows(const struct part *part, float *dot, const float *x)
+{
+    const uint32_t d_k = part->args->shape.d_k, n = part->n_row;
+
+    for (uint32_t r = 0; r < n; r += LANES_ROWS) {
+        uint32_t end = r + LANES_ROWS < n ? r + LANES_ROWS : n;
+        struct tile tile = {.c = dot + (size_t)r * GRID,
+                            .c_stride = GRID,
+                            .a = x + (size_t)r * d_k,
+                            .a_stride = d_k,
+                            .b = part->ring_k,
+                            .b_stride = GRID,
+                            .b_group = LANES,
+                            .n_row = end - r,
+                            .n_col =
+                                (part->first + end + LANES - 1) / LANES * LANES,
+                            .n_k = d_k};
+        LANES_NAME(tile_set)(&tile);
+    }
+}
+
+static void fetch(const float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += LANES)
+        _mm_prefetch((const char *)(x + i), _MM_HINT_T0);
+}
+
+/* Rows lie pages apart, where the processor foresees nothing: ask early for
+ * what row r brings of this k-head and its v-heads. */
+static void fetch_row(const struct part *part, size_t r)
+{
+    const struct delta_args *a = part->args;
+    const uint32_t per_k = a->shape.n_v_head / a->shape.n_k_head;
+    const size_t row = (part->row + r) * a->qkv_stride;
+    const size_t n_v = (size_t)per_k * a->shape.d_v;
+
+    if (r >= part->n_row)
+        return;
+    fetch(a->k + row + (size_t)part->k_head * a->shape.d_k, a->shape.d_k);
+    fetch(a->q + row + (size_t)part->k_head * a->shape.d_k, a->shape.d_k);
+    fetch(a->v + row + part->k_head * n_v, (uint32_t)n_v);
+}
+
 /* Normalise keys and queries, put the keys into the ring and take all dots. */
 static void prepare(const struct part *part)
 {
     const struct delta_args *a = part->args;
     uint32_t d_k = a->shape.d_k, n = part->n_row;
     float q_scale = 1.0f / sqrtf((float)d_k);
+    float *k = part->kq, *q = part->kq + (size_t)n * d_k;
 
     for (size_t r = 0; r < n; r++) {
         size_t at =
             (part->row + r) * a->qkv_stride + (size_t)part->k_head * d_k;
-        float *k = part->kq + r * d_k;
-        normalise(k, a->k + at, d_k, 1.0f);
-        normalise(part->kq + (n + r) * d_k, a->q + at, d_k, q_scale);
-        for (size_t d = 0; d < d_k; d++)
-            part->ring_k[d * GRID + part->first + r] = k[d];
+
+        fetch_row(part, r + FETCH_AHEAD);
+        normalise(k + r * d_k, a->k + at, d_k, 1.0f);
+        normalise(q + r * d_k, a->q + at, d_k, q_scale);
     }
-    struct tile tile = {.c = part->dot,
-                        .c_stride = GRID,
-                        .a = part->kq,
-                        .a_stride = d_k,
-                        .b = part->ring_k,
-                        .b_stride = GRID,
-                        .b_group = LANES,
-                        .n_row = 2 * n,
-                        .n_col = (part->first + n + LANES - 1) / LANES * LANES,
-                        .n_k = d_k};
-    LANES_NAME(tile_set)(&tile);
+    store_keys(part->ring_k + part->first, k, d_k, n);
+    dot_rows(part, part->dot, k);
+    dot_rows(part, part->dot + (size_t)n * GRID, q);
 }
 
 /* Decays, -w and x of every row; a and c out of the state. */
@@ -204,25 +265,27 @@ static void solve(const struct part *part, const struct head *head)
     }
 }
 
-/* o of all rows, now that every u is known. */
+/* o of all rows, now that every u is known; a tile's rows stay in the cache
+ * from first to last, because rows of out may lie on the same few sets. */
 static void answer(const struct part *part, const struct head *head)
 {
     const struct delta_args *a = part->args;
     uint32_t d_v = a->shape.d_v, n = part->n_row;
 
-    for (uint32_t r = 0; r < n; r++) {
-        float *out = head->out + (part->row + r) * a->out_stride;
-        const float *read = part->read + (size_t)(n + r) * d_v;
-        v16 decay = v16_set1(part->since_grid[part->first + r]);
-        for (uint32_t e = 0; e < d_v; e += LANES)
-            v16_store_part(out, v16_mul(decay, v16_load_part(read, e, d_v)), e,
-                           d_v);
-    }
     for (uint32_t r = 0; r < n; r += LANES_ROWS) {
         uint32_t end = r + LANES_ROWS < n ? r + LANES_ROWS : n;
         uint32_t seen = part->first + r + 1; /* by the tile's first row */
         float *out = head->out + (part->row + r) * a->out_stride;
         const float *x = part->x + (size_t)r * GRID;
+
+        for (uint32_t t = r; t < end; t++) {
+            const float *read = part->read + (size_t)(n + t) * d_v;
+            v16 decay = v16_set1(part->since_grid[part->first + t]);
+            for (uint32_t e = 0; e < d_v; e += LANES)
+                v16_store_part(out + (t - r) * a->out_stride,
+                               v16_mul(decay, v16_load_part(read, e, d_v)), e,
+                               d_v);
+        }
         add_ring(head, out, a->out_stride, x, end - r, seen);
         for (uint32_t t = r; t < end; t++, out += a->out_stride, x += GRID)
             finish_row(head, out, x, seen, part->first + t + 1, 1.0f);
