@@ -2,7 +2,10 @@
 
 #include "kernels/backend.h"
 
+#include <assert.h>
 #include <stdlib.h>
+
+#define TARGET_MAX 1e15 /* microseconds: 30 years */
 
 uint32_t plan_row_max(uint32_t n_entry, uint32_t step_tokens)
 {
@@ -90,4 +93,203 @@ uint32_t plan_step(const struct plan_entry *entry, uint32_t n_entry,
     }
     qsort(out + n_decode, n_chunk - n_decode, sizeof(*out), by_entry);
     return n_chunk;
+}
+
+uint64_t plan_target_us(const struct cost *cost, uint64_t begin, uint64_t end,
+                        const struct plan_rules *rules, double factor)
+{
+    double us = rules->base_us +
+                factor * cost_prefill_us(cost, begin, end, rules->pass_rows);
+
+    return us < 1 ? 1 : us < TARGET_MAX ? (uint64_t)us : (uint64_t)TARGET_MAX;
+}
+
+struct work { /* of one request, microseconds */
+    double left, total, wait, target;
+};
+
+static struct work work_of(const struct plan_request *r,
+                           const struct plan_rules *rules)
+{
+    uint64_t end = r->position + r->n_pending;
+    struct work work = {
+        .left =
+            cost_prefill_us(rules->cost, r->position, end, rules->pass_rows),
+        .total = cost_prefill_us(rules->cost, r->begin, end, rules->pass_rows)};
+
+    assert(r->begin <= r->position && r->target_us > r->arrive_us);
+    if (rules->now_us > r->arrive_us)
+        work.wait = (double)(rules->now_us - r->arrive_us);
+    work.target = (double)(r->target_us - r->arrive_us);
+    return work;
+}
+
+static double slack_of(const struct work *work, double base_us)
+{
+    double share = (work->left + base_us) / (work->total + base_us);
+
+    return 1 - (work->wait + work->left) / (work->target * share);
+}
+
+double plan_slack(const struct plan_request *request,
+                  const struct plan_rules *rules)
+{
+    struct work work = work_of(request, rules);
+
+    return slack_of(&work, rules->base_us);
+}
+
+static void rank_all(const struct plan_request *request, uint32_t n,
+                     const struct plan_rules *rules, struct plan_rank *out)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        const struct plan_request *r = &request[i];
+        struct work work = work_of(r, rules);
+        bool is_late = work.wait + work.left > (1 + PLAN_LATE) * work.target;
+        out[i] = (struct plan_rank){
+            .priority = is_late && r->priority >= 0 ? INT32_MAX : r->priority,
+            .counter = rules->fair ? fair_counter(rules->fair, r->tenant) : 0,
+            .slack = slack_of(&work, rules->base_us)};
+    }
+}
+
+static bool goes_before(const struct plan_request *request,
+                        const struct plan_rank *rank, uint32_t a, uint32_t b)
+{
+    if (rank[a].priority != rank[b].priority)
+        return rank[a].priority > rank[b].priority;
+    if (rank[a].counter != rank[b].counter)
+        return rank[a].counter < rank[b].counter;
+    if (rank[a].slack < rank[b].slack || rank[a].slack > rank[b].slack)
+        return rank[a].slack < rank[b].slack;
+    if (request[a].arrive_us != request[b].arrive_us)
+        return request[a].arrive_us < request[b].arrive_us;
+    return a < b;
+}
+
+/* The first of those that are not taken; n if all are. */
+static uint32_t first_of(const struct plan_request *request, uint32_t n,
+                         const struct plan_rank *rank)
+{
+    uint32_t best = n;
+
+    for (uint32_t i = 0; i < n; i++)
+        if (!rank[i].is_taken &&
+            (best == n || goes_before(request, rank, i, best)))
+            best = i;
+    return best;
+}
+
+/* Its tokens count for its tenant from here on, as they will for good. */
+static void take(const struct plan_request *request, uint32_t n,
+                 struct plan_rank *rank, uint32_t taken, uint64_t n_token)
+{
+    rank[taken].is_taken = true;
+    for (uint32_t i = 0; i < n; i++)
+        if (request[i].tenant == request[taken].tenant)
+            rank[i].counter += FAIR_PROMPT * n_token;
+}
+
+uint32_t plan_start(const struct plan_request *request, uint32_t n,
+                    const struct plan_rules *rules, struct plan_rank *rank,
+                    uint32_t n_start, uint32_t *out)
+{
+    n_start = n_start < n ? n_start : n;
+    rank_all(request, n, rules, rank);
+    for (uint32_t i = 0; i < n_start; i++) {
+        out[i] = first_of(request, n, rank);
+        take(request, n, rank, out[i], request[out[i]].n_pending);
+    }
+    return n_start;
+}
+
+uint32_t plan_decode(const struct plan_request *request, uint32_t n,
+                     uint32_t row_max, struct plan_chunk *out)
+{
+    uint32_t n_chunk = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t at = n_chunk;
+        if (request[i].n_pending != 1)
+            continue;
+        /* Ascending in served_step while more wait than there are rows. */
+        while (at > 0 &&
+               request[out[at - 1].entry].served_step > request[i].served_step)
+            at--;
+        if (at == row_max)
+            continue;
+        n_chunk += n_chunk < row_max;
+        for (uint32_t j = n_chunk - 1; j > at; j--)
+            out[j] = out[j - 1];
+        out[at] = (struct plan_chunk){i, 1};
+    }
+    qsort(out, n_chunk, sizeof(*out), by_entry);
+    return n_chunk;
+}
+
+/* Its next chunk, of at most n_max tokens and left_us, if it is the first of
+ * the pass of at least least_rows; 0: none fits. */
+static uint64_t chunk_of(const struct plan_request *r,
+                         const struct plan_rules *rules, uint64_t n_max,
+                         double left_us, bool is_first)
+{
+    uint64_t to_cut = rules->cut_grid - r->position % rules->cut_grid;
+    uint64_t n = r->n_pending < to_cut ? r->n_pending : to_cut, least, end;
+
+    if (n > n_max) { /* whole blocks of the kernels, where there is one */
+        end = (r->position + n_max) / GRID * GRID;
+        n = end > r->position ? end - r->position : n_max;
+    }
+    least = is_first ? rules->least_rows : 1;
+    if (n <= least || cost_add_us(rules->cost, r->position, least) > left_us) {
+        if (is_first)
+            return n < least ? n : least;
+        return cost_add_us(rules->cost, r->position, 1) <= left_us;
+    }
+    return cost_chunk(rules->cost, r->position, n, left_us);
+}
+
+uint32_t plan_prompt(const struct plan_request *request, uint32_t n,
+                     const struct plan_rules *rules, struct plan_rank *rank,
+                     struct plan_chunk *out)
+{
+    double left_us = rules->pass_us - rules->cost->prompt.weight[0];
+    uint64_t left_rows = rules->pass_rows, got;
+    uint32_t n_chunk = 0;
+
+    rank_all(request, n, rules, rank);
+    for (uint32_t i = 0; i < n; i++)
+        rank[i].is_taken = request[i].n_pending == 1;
+    while (left_rows > 0) {
+        uint32_t next = first_of(request, n, rank);
+        if (next == n)
+            break;
+        got = chunk_of(&request[next], rules, left_rows, left_us, n_chunk == 0);
+        if (got == 0)
+            break;
+        left_us -= cost_add_us(rules->cost, request[next].position, got);
+        left_rows -= got;
+        out[n_chunk++] = (struct plan_chunk){next, (uint32_t)got};
+        take(request, n, rank, next, got);
+    }
+    qsort(out, n_chunk, sizeof(*out), by_entry);
+    return n_chunk;
+}
+
+double plan_slice_us(const struct plan_pace *pace, double decode_us)
+{
+    double us = pace->stretch * decode_us, room = pace->token_us - decode_us;
+
+    us = us < room ? us : room;
+    return us > pace->least_us ? us : pace->least_us;
+}
+
+double plan_prompt_share(const struct plan_pace *pace, double decode_us)
+{
+    double us;
+
+    if (!(decode_us > 0))
+        return 1;
+    us = plan_slice_us(pace, decode_us);
+    return us / (us + decode_us);
 }

@@ -8,6 +8,9 @@
  * Agrawal et al. 2024, arXiv:2403.02310). Where a chunk ends cannot be seen in
  * any result (E2); ends on the grid only save work.
  */
+#include "scheduler/cost.h"
+#include "scheduler/fair.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -44,4 +47,99 @@ uint32_t plan_row_max(uint32_t n_entry, uint32_t step_tokens);
 uint32_t plan_step(const struct plan_entry *entry, uint32_t n_entry,
                    const struct plan_limits *limits, uint32_t *order,
                    struct plan_chunk *out);
+
+/*
+ * --- Passes ---
+ *
+ * Decode rows run as one pass; a pass of prompts runs in slices between decode
+ * passes (model/pass.h), so a long prompt delays no running reply by more than
+ * plan_slice_us(). When none is under way, plan_prompt() fills the next one.
+ *
+ * Prompts go in this order: priority; the tenant that was served least
+ * (scheduler/fair.h); relative slack: the share of its target for the first
+ * token that a prompt has to spare, where the target shrinks with what is left
+ * to compute. So a short prompt passes a long one at once, one that is nearly
+ * done is not interrupted by its equal, and the slack of whatever waits falls
+ * without end, so nobody starves (relative slack: Agrawal et al. 2024, Medha,
+ * arXiv:2409.17264; response ratio: Brinch Hansen 1971). A request that is
+ * late by PLAN_LATE targets counts as of the highest priority, unless it is
+ * sheddable (below 0).
+ */
+#define PLAN_LATE 3.0
+
+struct plan_request {   /* one request with something to consume, or waiting */
+    uint64_t begin;     /* where it began: tokens that were there, computed */
+    uint64_t position;  /* tokens that its memory has consumed, >= begin */
+    uint64_t n_pending; /* tokens to consume, at least 1 */
+    uint64_t arrive_us;
+    uint64_t target_us;   /* when its first token should be there, > arrive_us:
+                             plan_target_us(), or its caller's earlier deadline */
+    uint64_t served_step; /* when it last had a decode row */
+    int32_t priority;     /* below 0: sheddable */
+    uint32_t tenant;      /* of rules->fair */
+};
+
+struct plan_rules {
+    uint64_t now_us;
+    uint32_t pass_rows;  /* prompt tokens in a pass at most */
+    uint32_t least_rows; /* and so many may be whatever they cost, >= 1: a
+                            pass of few rows costs hardly less */
+    double pass_us;      /* predicted time of a pass at most, otherwise */
+    uint32_t cut_grid;   /* no chunk crosses a multiple of this */
+    double base_us;      /* part of a target that all have: plan_target_us() */
+    const struct cost *cost;
+    const struct fair *fair; /* NULL: tenants do not matter */
+};
+
+struct plan_rank { /* scratch of one request */
+    int32_t priority;
+    uint64_t counter;
+    double slack;
+    bool is_taken;
+};
+
+/*
+ * Target for the first token of a prompt whose tokens [begin, end) are to be
+ * computed: base_us, and factor times what they take alone.
+ */
+uint64_t plan_target_us(const struct cost *cost, uint64_t begin, uint64_t end,
+                        const struct plan_rules *rules, double factor);
+
+/* 1: just arrived and tiny; 0: has to run alone from now on; below: late. */
+double plan_slack(const struct plan_request *request,
+                  const struct plan_rules *rules);
+
+/*
+ * The first n_start of n waiting requests, in order: who gets a place in the
+ * batch next. out: [n_start]; returns how many, n at most. rank: [n].
+ */
+uint32_t plan_start(const struct plan_request *request, uint32_t n,
+                    const struct plan_rules *rules, struct plan_rank *rank,
+                    uint32_t n_start, uint32_t *out);
+
+/*
+ * The next decode pass: one row for each request that has one token pending,
+ * at most row_max, those served longest ago first; out: [n] ascending.
+ */
+uint32_t plan_decode(const struct plan_request *request, uint32_t n,
+                     uint32_t row_max, struct plan_chunk *out);
+
+/*
+ * The next pass of prompts: chunks of requests with more than one token
+ * pending, at most one each; out: [n] ascending; rank: [n]. 0 only if there is
+ * no such request.
+ */
+uint32_t plan_prompt(const struct plan_request *request, uint32_t n,
+                     const struct plan_rules *rules, struct plan_rank *rank,
+                     struct plan_chunk *out);
+
+struct plan_pace {
+    double stretch;  /* a slice lasts so many decode passes at most */
+    double token_us; /* time between two tokens to keep, if that is less */
+    double least_us; /* but a slice is at least so long */
+};
+/* How long a slice may be beside decode passes of decode_us. */
+double plan_slice_us(const struct plan_pace *pace, double decode_us);
+/* Share of the time that prompts get then; 1 for decode_us 0. */
+double plan_prompt_share(const struct plan_pace *pace, double decode_us);
 #endif
