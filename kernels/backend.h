@@ -143,6 +143,13 @@ struct kv_append_args {
  *   M' = max(M, m); a = exp(M - M'); c = exp(m - M')
  *   L = fma(L, a, l * c);  O = fma(O, a, o * c)
  * out = O * (1 / L). FlashAttention's merge (arXiv:2205.14135) on a fixed grid.
+ *
+ * A call may be for key blocks [first_block, end_block) alone, so that a long
+ * attention can be carried out in pieces. Calls for a row come with adjoining
+ * ranges from block 0 on, with the same q, positions and blocks. Until the call
+ * with the block of a row's own position, which gives its result, out holds its
+ * O and stat its M and L; both belong to the operator. Later calls leave the
+ * row alone.
  */
 struct attend_args {
     struct attend_shape shape;
@@ -154,6 +161,9 @@ struct attend_args {
     float scale;
     const struct attend_span *span;
     uint32_t n_span;
+    uint64_t first_block, end_block; /* 0, 0: all */
+    float *stat; /* rows [M n_head | L n_head]; NULL will do for all blocks */
+    size_t stat_stride;
 };
 
 /*

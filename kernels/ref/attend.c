@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <math.h>
+#include <string.h>
 
 /* Partial softmax of one block, or of all blocks so far. */
 struct partial {
@@ -70,16 +71,39 @@ static void merge(struct partial *all, const struct partial *block,
         all->out[e] = fmaf(all->out[e], a, block->out[e] * c);
 }
 
-static void attend_row(const struct attend_args *a, float *out, const float *q,
-                       const struct attend_span *span, uint64_t position,
-                       size_t kv_head)
+/* A row of args: where its result lies, and what is kept between calls. */
+struct row {
+    const struct attend_span *span;
+    uint64_t position;
+    size_t index, head; /* row of the matrices, query head */
+};
+
+/* M of the row's head; n_head floats behind lies L. */
+static float *stat_of(const struct attend_args *a, const struct row *row)
+{
+    return a->stat + row->index * a->stat_stride + row->head;
+}
+
+/* Blocks [first, end) of a row, from what the call before left of it. */
+static void attend_row(const struct attend_args *a, const struct row *row,
+                       uint64_t end)
 {
     size_t d_head = a->shape.d_head, n_kv = a->shape.n_kv_head;
+    size_t n_head = a->shape.n_head, kv_head = row->head / (n_head / n_kv);
+    const float *q = a->q + row->index * a->q_stride + row->head * d_head;
+    float *out = a->out + row->index * a->out_stride + row->head * d_head;
+    uint64_t n_block = row->position / KV_BLOCK + 1;
     struct partial all, one;
 
-    for (uint64_t b = 0; b <= position / KV_BLOCK; b++) {
-        const float *k = span->block[b] + kv_head * d_head * KV_BLOCK;
-        uint64_t left = position + 1 - b * KV_BLOCK;
+    if (a->first_block) {
+        const float *stat = stat_of(a, row);
+        all.max = stat[0];
+        all.sum = stat[n_head];
+        memcpy(all.out, out, d_head * sizeof(float));
+    }
+    for (uint64_t b = a->first_block; b < n_block && b < end; b++) {
+        const float *k = row->span->block[b] + kv_head * d_head * KV_BLOCK;
+        uint64_t left = row->position + 1 - b * KV_BLOCK;
         struct seen seen = {.k = k,
                             .v = k + n_kv * d_head * KV_BLOCK,
                             .block = b,
@@ -89,7 +113,12 @@ static void attend_row(const struct attend_args *a, float *out, const float *q,
         if (b)
             merge(&all, &one, d_head);
     }
-    float scale = 1.0f / all.sum;
+    if (end < n_block) {
+        float *stat = stat_of(a, row);
+        stat[0] = all.max;
+        stat[n_head] = all.sum;
+    }
+    float scale = end < n_block ? 1.0f : 1.0f / all.sum;
     for (size_t e = 0; e < d_head; e++)
         out[e] = all.out[e] * scale;
 }
@@ -97,7 +126,7 @@ static void attend_row(const struct attend_args *a, float *out, const float *q,
 void ref_attend(struct pool *pool, const struct attend_args *a)
 {
     struct attend_shape shape = a->shape;
-    size_t per_kv = shape.n_head / shape.n_kv_head;
+    uint64_t end = a->end_block ? a->end_block : UINT64_MAX;
 
     (void)pool;
     assert(shape.d_head <= HEAD_DIM_MAX && a->table->n_rot <= shape.d_head);
@@ -105,12 +134,14 @@ void ref_attend(struct pool *pool, const struct attend_args *a)
     for (uint32_t i = 0; i < a->n_span; i++) {
         const struct attend_span *span = &a->span[i];
         assert(span->position + span->n_row <= a->table->n_position);
-        for (size_t r = 0; r < span->n_row; r++)
-            for (size_t h = 0; h < shape.n_head; h++) {
-                size_t row = span->first_row + r, at = h * shape.d_head;
-                attend_row(a, a->out + row * a->out_stride + at,
-                           a->q + row * a->q_stride + at, span,
-                           span->position + r, h / per_kv);
-            }
+        for (size_t r = 0; r < span->n_row; r++) {
+            struct row row = {.span = span,
+                              .position = span->position + r,
+                              .index = span->first_row + r};
+            if (row.position / KV_BLOCK < a->first_block)
+                continue; /* an earlier call has finished it */
+            for (; row.head < shape.n_head; row.head++)
+                attend_row(a, &row, end);
+        }
     }
 }

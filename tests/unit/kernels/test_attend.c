@@ -74,6 +74,21 @@ static size_t out_floats(const struct session *s)
     return (size_t)N_TOKEN * s->q_stride;
 }
 
+/* Arguments for the session's rows, in place. */
+static struct attend_args args_of(const struct session *s,
+                                  const struct attend_span *span, float *out)
+{
+    return (struct attend_args){.shape = s->shape,
+                                .out = out,
+                                .out_stride = s->q_stride,
+                                .q = s->q,
+                                .q_stride = s->q_stride,
+                                .table = &s->table,
+                                .scale = s->scale,
+                                .span = span,
+                                .n_span = 1};
+}
+
 /* Append rows [first, first + n) and attend with them; out as q. */
 static void run(const struct session *s, const struct backend *backend,
                 struct pool *pool, uint32_t first, uint32_t n, float *out)
@@ -81,9 +96,7 @@ static void run(const struct session *s, const struct backend *backend,
     struct attend_span span = {first, n, first, s->block};
     struct kv_append_args append = {s->shape,    s->k,  s->v, s->k_stride,
                                     s->v_stride, &span, 1};
-    struct attend_args args = {s->shape, out,         s->q_stride,
-                               s->q,     s->q_stride, &s->table,
-                               s->scale, &span,       1};
+    struct attend_args args = args_of(s, &span, out);
     backend->kv_append(pool, &append);
     backend->attend(pool, &args);
 }
@@ -270,8 +283,9 @@ Test(attend, a_batch_gives_each_session_its_own_bits)
         memcpy(q + FIRST_ROW[i] * stride, s[i].q + POSITION[i] * stride,
                N_ROW[i] * stride * sizeof(float));
     }
-    struct attend_args args = {s[0].shape,  out,        stride, q, stride,
-                               &s[0].table, s[0].scale, span,   3};
+    struct attend_args args = args_of(&s[0], span, out);
+    args.q = q;
+    args.n_span = 3;
     EACH_BACKEND(backend)
     for (uint32_t p = 0; p < N_POOL; p++) {
         for (size_t i = 0; i < 80 * stride; i++)
@@ -289,6 +303,145 @@ Test(attend, a_batch_gives_each_session_its_own_bits)
         session_release(&s[i]);
     }
     pools_destroy(pools);
+}
+
+/*
+ * Rows in calls for ranges of blocks, as random as `seed` makes them: some end
+ * a row, some lie behind all rows. What the calls keep is NaN before the first.
+ */
+static void run_in_ranges(const struct backend *backend, struct pool *pool,
+                          struct attend_args args, uint64_t seed)
+{
+    uint64_t first = 0, end = 0;
+
+    for (uint32_t i = 0; i < args.n_span; i++) {
+        uint64_t last =
+            (args.span[i].position + args.span[i].n_row - 1) / KV_BLOCK;
+        end = last + 1 > end ? last + 1 : end;
+    }
+    args.stat_stride = 2 * args.shape.n_head + 1;
+    args.stat = constant(N_TOKEN * args.stat_stride, NAN);
+    for (uint64_t i = 0; first < end; i++) {
+        args.first_block = first;
+        args.end_block = first + 1 + mix(seed + i) % 3;
+        if (mix(seed + i) % 7 == 0)
+            args.end_block = 0;
+        backend->attend(pool, &args);
+        first = args.end_block ? args.end_block : end;
+    }
+    drop(args.stat);
+}
+
+Test(attend, ranges_of_blocks_give_the_bits_of_one_call)
+{
+    static const uint32_t N_ROW[] = {N_TOKEN, 130, 65, 9, 2, 1};
+    struct pool *pools[N_POOL];
+
+    pools_create(pools);
+    for (size_t i = 0; i < COUNT(SHAPES); i++) {
+        struct session s;
+        session_init(&s, SHAPES[i], 10 * i);
+        clear_blocks(&s, NAN); /* of what lies behind the rows, all stays */
+        float *want = constant(out_floats(&s), 0.0f);
+        run(&s, backend_ref_found(), NULL, 0, N_TOKEN, want);
+        EACH_BACKEND(backend)
+        for (uint32_t c = 0; c < COUNT(N_ROW) * N_POOL; c++) {
+            uint32_t n = N_ROW[c / N_POOL], first = N_TOKEN - n;
+            struct attend_span span = {first, n, first, s.block};
+            if (backend == backend_ref_found() && c % N_POOL)
+                continue; /* it knows no threads */
+            float *out = constant(out_floats(&s), 0.0f);
+            memcpy(out, want, first * s.q_stride * sizeof(float));
+            for (uint32_t r = first; r < N_TOKEN; r++)
+                for (uint32_t e = 0; e < s.q_stride - 1; e++)
+                    out[r * s.q_stride + e] = NAN;
+            run_in_ranges(backend, pools[c % N_POOL], args_of(&s, &span, out),
+                          97 * i + c);
+            assert_same(out, want, out_floats(&s), backend->name);
+            drop(out);
+        }
+        drop(want);
+        session_release(&s);
+    }
+    pools_destroy(pools);
+}
+
+/*
+ * One session far ahead of the others, so that threads share its blocks; the
+ * others are one row, some drafts, and a prompt's end that is not shared.
+ */
+Test(attend, unequal_sessions_share_the_threads_and_keep_their_bits)
+{
+    static const uint32_t N_ROW[] = {1, 1, 5, 90},
+                          POSITION[] = {190, 3, 60, 30};
+    struct pool *pools[N_POOL];
+    struct session s;
+
+    pools_create(pools);
+    for (size_t i = 0; i < COUNT(SHAPES); i++) {
+        session_init(&s, SHAPES[i], 7 * i);
+        float *want = whole(&s), *q = constant(97 * s.q_stride, 0.0f);
+        struct attend_span span[4];
+        for (uint32_t k = 0, row = 0; k < 4; row += N_ROW[k++]) {
+            span[k] = (struct attend_span){row, N_ROW[k], POSITION[k], s.block};
+            memcpy(q + row * s.q_stride, s.q + POSITION[k] * s.q_stride,
+                   N_ROW[k] * s.q_stride * sizeof(float));
+        }
+        EACH_BACKEND(backend)
+        for (uint32_t c = 0; c < 2 * N_POOL; c++) {
+            float *out = constant(97 * s.q_stride, 0.0f);
+            struct attend_args args = args_of(&s, span, out);
+            args.q = q;
+            args.n_span = 4;
+            if (c < N_POOL)
+                backend->attend(pools[c], &args);
+            else
+                run_in_ranges(backend, pools[c - N_POOL], args, c + i);
+            for (uint32_t k = 0; k < 4; k++)
+                assert_same(out + span[k].first_row * s.q_stride,
+                            want + POSITION[k] * s.q_stride,
+                            N_ROW[k] * s.q_stride, backend->name);
+            drop(out);
+        }
+        drop(q);
+        drop(want);
+        session_release(&s);
+    }
+    pools_destroy(pools);
+}
+
+/* More partial results than shared memory holds: they are merged in rounds. */
+Test(attend, many_wide_rows_share_the_threads_in_rounds)
+{
+    enum { N_SPAN = 45 };
+    struct pool *pool = NULL;
+    struct session s;
+    struct attend_span span[N_SPAN];
+
+    must(pool_create(2, &pool));
+    session_init(&s, (struct shape){{64, 1, 1024}, 0}, 11);
+    for (uint32_t t = 0; t < N_TOKEN; t++)
+        memcpy(&s.block[t / KV_BLOCK][KV_BLOCK * 1024 + t % KV_BLOCK * 1024],
+               s.v + t * s.v_stride, 1024 * sizeof(float));
+    for (uint32_t i = 0; i < N_SPAN; i++) /* one thread's are longer */
+        span[i] = (struct attend_span){i, 1, i % 2 ? i : 149 + i, s.block};
+    EACH_BACKEND(backend)
+    {
+        if (backend == backend_ref_found())
+            continue; /* it takes seconds and knows no threads */
+        float *want = constant(N_SPAN * s.q_stride, 0.0f);
+        float *out = constant(N_SPAN * s.q_stride, 0.0f);
+        struct attend_args args = args_of(&s, span, want);
+        args.n_span = N_SPAN;
+        backend->attend(NULL, &args);
+        args.out = out;
+        backend->attend(pool, &args);
+        assert_same(out, want, N_SPAN * s.q_stride, backend->name);
+        drop(out);
+        drop(want);
+    }
+    session_release(&s);
+    pool_destroy(pool);
 }
 
 Test(attend, one_key_returns_its_value_and_equal_keys_the_mean)

@@ -61,8 +61,15 @@ static uint64_t digest_attend(const struct backend *b, uint64_t hash)
     struct attend_span span = {0, N_ROW, 0, block};
     b->kv_append(NULL, &(struct kv_append_args){shape, kv, kv + D, 2 * D, 2 * D,
                                                 &span, 1});
-    b->attend(NULL, &(struct attend_args){shape, out, 2 * D, q, 2 * D, &none,
-                                          3.0f, &span, 1});
+    b->attend(NULL, &(struct attend_args){.shape = shape,
+                                          .out = out,
+                                          .out_stride = 2 * D,
+                                          .q = q,
+                                          .q_stride = 2 * D,
+                                          .table = &none,
+                                          .scale = 3.0f,
+                                          .span = &span,
+                                          .n_span = 1});
     hash = digest(hash, out, N_ROW * 2 * D * sizeof(float));
     for (size_t i = 0; i < 3; i++)
         drop(block[i]);
