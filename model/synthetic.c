@@ -21,6 +21,7 @@ struct made {
     struct tensor tensor;
     struct made *next;      /* in its bucket */
     struct made *next_live; /* of those that have bytes */
+    bool is_in_block;       /* the bytes are; else they are the tensor's own */
     char name[];
 };
 
@@ -30,6 +31,13 @@ struct synthetic {
     struct made *bucket[N_BUCKET];
     struct made **order; /* [capacity]; owned, as is each made */
     struct made *live;
+    /*
+     * One block that all tensors of a product fit in is used for each product
+     * in turn: fresh pages would cost more than the values in them.
+     */
+    unsigned char *block; /* [block_bytes] or NULL; owned */
+    size_t block_bytes, n_used;
+    size_t n_wanted; /* bytes asked for since synthetic_forget() */
     uint32_t n_made, capacity;
 };
 
@@ -107,6 +115,24 @@ static void fill(enum kind kind, double n_in, uint64_t key, uint64_t n,
     }
 }
 
+static uint16_t *take_room(struct synthetic *synthetic, struct made *made)
+{
+    const size_t n =
+        (made->tensor.n_bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+    unsigned char *room;
+
+    if (!synthetic->block && synthetic->block_bytes)
+        synthetic->block = aligned_alloc(ALIGN_BYTES, synthetic->block_bytes);
+    synthetic->n_wanted += n;
+    made->is_in_block =
+        synthetic->block && n <= synthetic->block_bytes - synthetic->n_used;
+    if (!made->is_in_block)
+        return aligned_alloc(ALIGN_BYTES, n);
+    room = synthetic->block + synthetic->n_used;
+    synthetic->n_used += n;
+    return (uint16_t *)(void *)room;
+}
+
 static enum status make(struct synthetic *synthetic, struct made *made)
 {
     struct tensor *tensor = &made->tensor;
@@ -114,9 +140,7 @@ static enum status make(struct synthetic *synthetic, struct made *made)
     const struct digest key =
         digest_chain(digest_bytes(&synthetic->seed, sizeof(synthetic->seed)),
                      made->name, strlen(made->name));
-    uint16_t *bits =
-        aligned_alloc(ALIGN_BYTES, (tensor->n_bytes + ALIGN_BYTES - 1) /
-                                       ALIGN_BYTES * ALIGN_BYTES);
+    uint16_t *bits = take_room(synthetic, made);
 
     if (!bits)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
@@ -211,6 +235,7 @@ void synthetic_destroy(struct synthetic *synthetic)
     for (uint32_t i = 0; i < synthetic->n_made; i++)
         free(synthetic->order[i]);
     free(synthetic->order);
+    free(synthetic->block);
     free(synthetic);
 }
 
@@ -242,10 +267,17 @@ enum status synthetic_need(struct synthetic *synthetic, const char *name,
 void synthetic_forget(struct synthetic *synthetic)
 {
     for (struct made *made = synthetic->live; made; made = made->next_live) {
-        free((void *)made->tensor.data);
+        if (!made->is_in_block)
+            free((void *)made->tensor.data);
         made->tensor.data = NULL;
     }
     synthetic->live = NULL;
+    if (synthetic->n_wanted > synthetic->block_bytes) {
+        free(synthetic->block);
+        synthetic->block = NULL; /* made anew when it is needed */
+        synthetic->block_bytes = synthetic->n_wanted;
+    }
+    synthetic->n_used = synthetic->n_wanted = 0;
 }
 
 uint32_t synthetic_count(const struct synthetic *synthetic)

@@ -37,7 +37,10 @@ MUST_CHECK enum status synthetic_need(struct synthetic *synthetic,
                                       const uint64_t *dim,
                                       const struct tensor **out);
 
-/* Free the bytes of all tensors; asked for again, they are made again. */
+/*
+ * Take the bytes of all tensors back; asked for again, they are made again. At
+ * most as many as two forgets had between them are kept for the next ones.
+ */
 void synthetic_forget(struct synthetic *synthetic);
 
 /* Tensors asked for so far, in the order of their first time. */
