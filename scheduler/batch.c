@@ -5,41 +5,44 @@
 
 enum status batch_init(struct engine *engine)
 {
-    uint32_t n = engine->options.max_running;
+    const struct engine_options *o = &engine->options;
+    uint32_t n = o->max_running;
     enum status st;
 
-    engine->row_max = plan_row_max(n, engine->options.step_tokens);
     engine->entry = calloc(n, sizeof(*engine->entry));
     engine->entrant = calloc(n, sizeof(struct request *));
     engine->order = calloc(n, sizeof(*engine->order));
     engine->chunk = calloc(n, sizeof(*engine->chunk));
-    engine->span = calloc(n, sizeof(*engine->span));
-    engine->logit_row = calloc(n, sizeof(*engine->logit_row));
-    engine->row_token = calloc(engine->row_max, sizeof(*engine->row_token));
+    engine->draw = calloc(n, sizeof(*engine->draw));
+    engine->held = calloc(HELD_MAX, sizeof(struct command *));
+    engine->n_sampler = o->pool ? pool_n_thread(o->pool) : 1;
+    engine->sampler = calloc(engine->n_sampler, sizeof(struct sampler *));
     if (!engine->entry || !engine->entrant || !engine->order ||
-        !engine->chunk || !engine->span || !engine->logit_row ||
-        !engine->row_token)
+        !engine->chunk || !engine->draw || !engine->held || !engine->sampler)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
-                           "no memory for batches of %u rows", engine->row_max);
-    st = workspace_create(engine->options.model, engine->row_max, n, n,
-                          &engine->workspace);
+                           "no memory for batches of %u requests", n);
+    st = lane_init(&engine->decode, o->model, n, n);
     if (!st)
-        st = sampler_create(model_backend(engine->options.model),
-                            engine->n_vocab, &engine->sampler);
+        st = lane_init(&engine->prompt, o->model, n,
+                       plan_row_max(n, o->step_tokens));
+    for (uint32_t i = 0; !st && i < engine->n_sampler; i++)
+        st = sampler_create(model_backend(o->model), engine->n_vocab,
+                            &engine->sampler[i]);
     return st;
 }
 
 void batch_release(struct engine *engine)
 {
+    lane_release(&engine->decode);
+    lane_release(&engine->prompt);
     free(engine->entry);
     free(engine->entrant);
     free(engine->order);
     free(engine->chunk);
-    free(engine->span);
-    free(engine->logit_row);
-    free(engine->row_token);
-    workspace_destroy(engine->workspace);
-    sampler_destroy(engine->sampler);
+    free(engine->draw);
+    for (uint32_t i = 0; engine->sampler && i < engine->n_sampler; i++)
+        sampler_destroy(engine->sampler[i]);
+    free(engine->sampler);
 }
 
 /* First place in the batch: what of its tokens need not be computed. */
@@ -94,6 +97,7 @@ static bool start(struct engine *engine, struct request *request)
         request_fail(engine, request, FINISH_ERROR, status_cause());
         return true;
     }
+    resident_stay(engine, session);
     request->phase = REQUEST_RUNNING;
     engine->n_running++;
     if (!request->is_started)
@@ -105,10 +109,13 @@ static void start_waiting(struct engine *engine)
 {
     for (struct request *r = engine->first, *after; r; r = after) {
         after = r->after;
-        if (engine->n_running == engine->options.max_running)
+        if (r->phase != REQUEST_WAITING || r->is_paused)
+            continue;
+        if (engine->n_running == engine->options.max_running &&
+            !preempt_one(engine, r))
             return;
         /* Room goes to the first, or small ones would pass it for ever. */
-        if (r->phase == REQUEST_WAITING && !r->is_paused && !start(engine, r))
+        if (!start(engine, r))
             return;
     }
 }
@@ -127,6 +134,20 @@ static void end_prefill(struct engine *engine, struct request *request)
     request_free(engine, request);
 }
 
+/* Its next tokens go into the lane, or it fails. */
+static void enter(struct engine *engine, struct lane *lane,
+                  struct request *request, uint32_t n_token)
+{
+    if (lane_add(lane, request, n_token)) {
+        status_because("KV_MEMORY");
+        request_fail(engine, request, FINISH_ERROR, status_cause());
+    }
+}
+
+/*
+ * One row each of those that have one token to consume; the others are what
+ * the next pass of prompts is planned from. Returns how many these are.
+ */
 static uint32_t gather(struct engine *engine)
 {
     uint32_t n = 0;
@@ -134,77 +155,28 @@ static uint32_t gather(struct engine *engine)
     for (struct request *r = engine->first, *after; r; r = after) {
         uint64_t position, target;
         after = r->after;
-        if (r->phase != REQUEST_RUNNING)
+        if (r->phase != REQUEST_RUNNING || r->is_in_pass)
             continue;
         position = resident_position(r->session->resident);
         target = request_target(r);
         if (position >= target) { /* only where nothing is sampled */
             end_prefill(engine, r);
-            continue;
-        }
-        if (!claim(engine, r)) {
+        } else if (!claim(engine, r)) {
             request_step_back(engine, r);
-            continue;
+        } else if (target - position == 1) {
+            enter(engine, &engine->decode, r, 1);
+        } else {
+            engine->entrant[n] = r;
+            engine->entry[n++] = (struct plan_entry){
+                position, target - position, r->served_step};
         }
-        engine->entrant[n] = r;
-        engine->entry[n++] =
-            (struct plan_entry){position, target - position, r->served_step};
     }
     return n;
 }
 
-/* Room for the chunks' tokens; chunks whose session gets none are left out. */
-static uint32_t reserve(struct engine *engine, uint32_t n_chunk)
+static void pick(struct sampler *sampler, struct draw *draw)
 {
-    uint32_t n = 0;
-
-    for (uint32_t i = 0; i < n_chunk; i++) {
-        struct plan_chunk chunk = engine->chunk[i];
-        struct request *request = engine->entrant[chunk.entry];
-        struct memory *memory = request->session->resident->memory;
-
-        if (memory_reserve(memory, memory_position(memory) + chunk.n_token)) {
-            status_because("KV_MEMORY");
-            request_fail(engine, request, FINISH_ERROR, status_cause());
-            continue;
-        }
-        engine->chunk[n++] = chunk;
-    }
-    return n;
-}
-
-static const float *forward(struct engine *engine, uint32_t n_chunk)
-{
-    struct batch batch = {.token = engine->row_token,
-                          .span = engine->span,
-                          .n_span = n_chunk,
-                          .logit_row = engine->logit_row};
-
-    for (uint32_t i = 0; i < n_chunk; i++) {
-        const struct plan_chunk *chunk = &engine->chunk[i];
-        const struct request *request = engine->entrant[chunk->entry];
-        const struct resident *resident = request->session->resident;
-        uint64_t position = memory_position(resident->memory);
-
-        memcpy(engine->row_token + batch.n_row, resident->tokens.id + position,
-               chunk->n_token * sizeof(uint32_t));
-        engine->span[i] =
-            (struct span){.first_row = batch.n_row,
-                          .n_row = chunk->n_token,
-                          .position = position,
-                          .layer = memory_layers(resident->memory)};
-        batch.n_row += chunk->n_token;
-        if (position + chunk->n_token == resident->tokens.n)
-            engine->logit_row[batch.n_logit++] = batch.n_row - 1;
-    }
-    metric_observe(engine->metrics.iteration_tokens, batch.n_row);
-    return model_forward(engine->options.model, engine->options.pool,
-                         engine->workspace, &batch);
-}
-
-static void sample(struct engine *engine, struct request *request,
-                   const float *logits)
-{
+    const struct request *request = draw->request;
     const struct resident *resident = request->session->resident;
     const struct sampling *sampling = &resident->turn.sampling;
     struct sampler_history history = {.token = resident->tokens.id,
@@ -212,58 +184,146 @@ static void sample(struct engine *engine, struct request *request,
                                       .output_start = request->output_start,
                                       .end = request->end,
                                       .n_end = request->n_end};
-    bool has_logprobs = sampling->n_logprob >= 0;
-    struct logprobs logprobs;
-    uint32_t token = sampler_pick(engine->sampler, sampling, logits, &history,
-                                  has_logprobs ? &logprobs : NULL);
 
-    request_sampled(engine, request, token, has_logprobs ? &logprobs : NULL);
+    draw->has_logprobs = sampling->n_logprob >= 0;
+    draw->token = sampler_pick(sampler, sampling, draw->logits, &history,
+                               draw->has_logprobs ? &draw->logprobs : NULL);
 }
 
-/* What the step means to one session; the request may be gone behind it. */
-static void advance(struct engine *engine, const struct plan_chunk *chunk,
-                    const float **logits)
+/* Every so many draws are one thread's, so each has a sampler of its own. */
+static void pick_some(void *arg, uint32_t task, void *scratch)
 {
-    struct request *request = engine->entrant[chunk->entry];
-    struct session *session = request->session;
-    struct resident *resident = session->resident;
-    uint64_t position = memory_position(resident->memory);
+    const struct engine *engine = arg;
 
-    resident->memory_chain = digest_tokens(
-        resident->memory_chain, resident->tokens.id + position, chunk->n_token);
-    memory_advance(resident->memory, chunk->n_token);
-    position += chunk->n_token;
-    request->served_step = engine->step;
-    if (position % SNAPSHOT_GRID == 0)
-        resident_save(engine, session, false);
-    if (!request->prefilled_us)
-        request_progress(engine, request, chunk->n_token);
-    if (position == resident->tokens.n) {
-        const float *row = *logits;
-        *logits += engine->n_vocab;
-        sample(engine, request, row);
-    } else if (position == request_target(request)) {
-        end_prefill(engine, request);
+    (void)scratch;
+    for (uint32_t i = task; i < engine->n_draw; i += engine->n_sampler)
+        pick(engine->sampler[task], &engine->draw[i]);
+}
+
+static void pick_all(struct engine *engine)
+{
+    uint32_t n_task =
+        engine->n_draw < engine->n_sampler ? engine->n_draw : engine->n_sampler;
+
+    if (n_task == 1)
+        pick_some(engine, 0, NULL);
+    else if (n_task > 1)
+        pool_run(engine->options.pool, n_task, pick_some, engine);
+}
+
+/* The memories of a lane whose pass is done stand behind its rows. */
+static void advance(struct engine *engine, const struct lane *lane)
+{
+    const float *logits = pass_logits(lane->workspace);
+
+    engine->n_draw = 0;
+    for (uint32_t i = 0; i < lane->batch.n_span; i++) {
+        struct request *request = lane->request[i];
+        struct resident *resident = request->session->resident;
+        const struct span *span = &lane->span[i];
+        resident->memory_chain =
+            digest_tokens(resident->memory_chain,
+                          resident->tokens.id + span->position, span->n_row);
+        memory_advance(resident->memory, span->n_row);
+        request->served_step = engine->step;
+        if (span->position + span->n_row != resident->tokens.n)
+            continue;
+        engine->draw[engine->n_draw++] =
+            (struct draw){.request = request, .logits = logits};
+        logits += engine->n_vocab;
     }
 }
 
-bool batch_run(struct engine *engine)
+/* What is to be done between two tokens; then the token, if there is one. */
+static void settle(struct engine *engine, struct request *request,
+                   uint32_t n_token, const struct draw *draw)
 {
-    struct plan_limits limits = {.step_tokens = engine->options.step_tokens,
-                                 .cut_grid = SNAPSHOT_GRID};
-    uint32_t n_chunk;
-    const float *logits;
+    struct session *session = request->session;
+    uint64_t position = resident_position(session->resident);
+
+    if (position % SNAPSHOT_GRID == 0)
+        resident_save(engine, session, false);
+    resident_answer(engine, session->resident);
+    if (!request->prefilled_us)
+        request_progress(engine, request, n_token);
+    if (draw)
+        request_sampled(engine, request, draw->token,
+                        draw->has_logprobs ? &draw->logprobs : NULL);
+    else if (position == request_target(request))
+        end_prefill(engine, request);
+}
+
+/* A pass is done: what it means to each of its requests, who may go by it. */
+static void take(struct engine *engine, struct lane *lane)
+{
+    const struct draw *draw = engine->draw;
+
+    engine->step++;
+    metric_observe(engine->metrics.iteration_tokens, lane->batch.n_row);
+    advance(engine, lane);
+    pick_all(engine);
+    for (uint32_t i = 0; i < lane->batch.n_span; i++) {
+        struct request *request = lane->request[i];
+        bool has_draw =
+            draw < engine->draw + engine->n_draw && draw->request == request;
+        settle(engine, request, lane->span[i].n_row, has_draw ? draw++ : NULL);
+    }
+    lane_clear(lane);
+}
+
+bool batch_decode(struct engine *engine)
+{
+    struct lane *lane = &engine->decode;
 
     start_waiting(engine);
-    limits.step = engine->step + 1;
-    n_chunk = plan_step(engine->entry, gather(engine), &limits, engine->order,
-                        engine->chunk);
-    n_chunk = reserve(engine, n_chunk);
-    if (n_chunk == 0)
+    engine->n_entrant = gather(engine);
+    if (lane->batch.n_span == 0)
         return false;
-    engine->step++;
-    logits = forward(engine, n_chunk);
-    for (uint32_t i = 0; i < n_chunk; i++)
-        advance(engine, &engine->chunk[i], &logits);
+    lane_begin(lane);
+    (void)lane_run(lane, engine->options.pool, engine->options.clock,
+                   UINT64_MAX);
+    engine->decode_us = lane->busy_us;
+    take(engine, lane);
     return true;
+}
+
+/* What the next pass of prompts brings. */
+static void begin_prompt(struct engine *engine)
+{
+    struct plan_limits limits = {.step = engine->step + 1,
+                                 .step_tokens = engine->options.step_tokens,
+                                 .cut_grid = SNAPSHOT_GRID};
+    uint32_t n_chunk = plan_step(engine->entry, engine->n_entrant, &limits,
+                                 engine->order, engine->chunk);
+
+    for (uint32_t i = 0; i < n_chunk; i++)
+        enter(engine, &engine->prompt, engine->entrant[engine->chunk[i].entry],
+              engine->chunk[i].n_token);
+    if (engine->prompt.batch.n_span > 0)
+        lane_begin(&engine->prompt);
+}
+
+bool batch_prompt(struct engine *engine, bool has_decoded, bool may_begin)
+{
+    struct lane *lane = &engine->prompt;
+    uint64_t slice_us = has_decoded ? engine->decode_us : SLICE_IDLE_US;
+
+    if (!lane->is_under_way && may_begin)
+        begin_prompt(engine);
+    if (!lane->is_under_way)
+        return false;
+    if (lane_run(lane, engine->options.pool, engine->options.clock, slice_us))
+        take(engine, lane);
+    return true;
+}
+
+void batch_finish(struct engine *engine)
+{
+    struct lane *lane = &engine->prompt;
+
+    if (!lane->is_under_way)
+        return;
+    (void)lane_run(lane, engine->options.pool, engine->options.clock,
+                   UINT64_MAX);
+    take(engine, lane);
 }

@@ -478,8 +478,57 @@ static enum status answer(struct engine *engine, const struct command *command)
                        (int)command->kind);
 }
 
+/* Whom a command would touch, if that is in a pass of prompts. */
+static bool must_wait(const struct engine *engine,
+                      const struct command *command)
+{
+    const struct session *session = NULL;
+    const struct request *request = NULL;
+
+    switch (command->kind) {
+    case COMMAND_GENERATE:
+        session = table_find(engine, command->generate.session);
+        break;
+    case COMMAND_DELETE_SESSION:
+    case COMMAND_CHECKPOINT_SESSION:
+        session = table_find(engine, command->target.session);
+        break;
+    case COMMAND_CANCEL:
+        request = find_request(engine, command);
+        break;
+    case COMMAND_PAUSE:
+    case COMMAND_RESUME:
+    case COMMAND_DETACH:
+        request = request_by_reply(engine, command->subject);
+        break;
+    default:
+        return false;
+    }
+    return session ? session_is_in_pass(session)
+                   : request && request->is_in_pass;
+}
+
+void control_release(struct engine *engine)
+{
+    uint32_t n = engine->n_held;
+
+    if (engine->prompt.is_under_way)
+        return;
+    engine->n_held = 0;
+    for (uint32_t i = 0; i < n; i++)
+        control_command(engine, engine->held[i]);
+}
+
 void control_command(struct engine *engine, struct command *command)
 {
+    if (engine->prompt.is_under_way && must_wait(engine, command)) {
+        if (engine->n_held < HELD_MAX) {
+            engine->held[engine->n_held++] = command;
+            return;
+        }
+        batch_finish(engine);
+        control_release(engine);
+    }
     if (command->kind == COMMAND_GENERATE) {
         generate_arrive(engine, command);
         return;

@@ -122,11 +122,14 @@ void engine_destroy(struct engine *engine)
         return;
     take_jobs(engine);
     flight_destroy_all(engine);
+    batch_release(engine);
     destroy_sessions(engine);
     flight_destroy_all(engine);
-    batch_release(engine);
+    while (engine->n_held > 0)
+        arena_destroy(engine->held[--engine->n_held]->arena);
     free(engine->table);
     free(engine->deleted);
+    free(engine->held);
     free(engine);
 }
 
@@ -148,7 +151,7 @@ static void check_deadlines(struct engine *engine)
 
     for (struct request *r = engine->first, *after; r; r = after) {
         after = r->after;
-        if (!r->deadline_us || now_us < r->deadline_us)
+        if (!r->deadline_us || now_us < r->deadline_us || r->is_in_pass)
             continue;
         status_fail(
             STATUS_DEADLINE_EXCEEDED, "deadline passed after %lu of %lu tokens",
@@ -216,7 +219,8 @@ static void check_drain(struct engine *engine)
         return;
     is_late = engine->drain_deadline_us &&
               engine_now_us(engine) >= engine->drain_deadline_us;
-    if (!engine->is_parked && (is_late || !engine->first)) {
+    if (!engine->is_parked && !engine->prompt.is_under_way &&
+        (is_late || !engine->first)) {
         park_all(engine);
         jobs_send(engine); /* or nothing would wake this thread again */
     }
@@ -231,24 +235,31 @@ static void check_drain(struct engine *engine)
 
 bool engine_step(struct engine *engine)
 {
-    bool has_run = false;
+    bool has_decoded = false, has_run, may_commit;
 
     flight_receive(engine);
     jobs_receive(engine);
+    control_release(engine);
     drain_inbox(engine);
     check_deadlines(engine);
     sweep(engine);
     /* One step may be computed while the one before it syncs, but not more
-     * than the journal's ring can take. */
-    if (flight_send(engine)) {
-        if (!engine->is_parked)
-            has_run = batch_run(engine);
+     * than the journal's ring can take. A slice of a prompt commits nothing
+     * before its pass is done. */
+    may_commit = flight_send(engine);
+    if (may_commit && !engine->is_parked) {
+        has_decoded = batch_decode(engine);
+        (void)flight_send(engine); /* nobody's token waits for the slice */
+    }
+    has_run =
+        batch_prompt(engine, has_decoded, may_commit && !engine->is_parked);
+    if (may_commit) {
         check_drain(engine); /* may add images to send */
         jobs_send(engine);
         (void)flight_send(engine);
     }
     gauges_set(engine);
-    return has_run || ring_count(engine->options.inbox) > 0;
+    return has_run || has_decoded || ring_count(engine->options.inbox) > 0;
 }
 
 /* Milliseconds that the loop may sleep; negative: until it is woken. */

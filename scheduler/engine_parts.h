@@ -12,7 +12,8 @@
  *   request.c    one Generate or AppendTokens call: begin, replay, end
  *   generate.c   its arrival and admission
  *   control.c    all other commands
- *   batch.c      one step: start, plan, forward, sample
+ *   batch.c      one step: start, plan, run the lanes, sample
+ *   preempt.c    who makes room for whom
  *   gauges.c     the engine's metrics
  *
  * A session is PARKED (resident is NULL), or resident and idle, or it has a
@@ -21,12 +22,16 @@
  */
 #include "base/log.h"
 #include "scheduler/engine.h"
+#include "scheduler/lane.h"
 #include "scheduler/plan.h"
 #include "scheduler/sampler.h"
 #include "scheduler/text.h"
 
 #define COMMAND_STEP_MAX 256u /* commands taken in one step */
 #define ROOM_TOKENS 4096u     /* engine.room_tokens, unless a test says else */
+#define SLICE_IDLE_US 4000u   /* of a prompt, when no reply waits */
+#define HELD_MAX 1024u        /* commands that wait for the end of a pass */
+#define PREEMPT_PROGRESS 16u  /* tokens between two preemptions of one */
 #define LOG_PIECE_MAX 4096u   /* tokens of one event or journal record */
 #define SNAPSHOT_TURN_MIN 64u /* new tokens that are worth a snapshot */
 #define CHECKPOINT_WAIT_MAX 8u
@@ -102,6 +107,9 @@ struct request {
     enum request_kind kind;
     enum request_phase phase;
     bool is_load_sent, is_paused, is_started, wants_progress;
+    bool is_in_pass;   /* of a lane: its memory is nobody else's */
+    bool is_preempted; /* and has not come further than preempt_position */
+    uint64_t preempt_position;
     uint64_t reply; /* 0: nobody listens */
     uint64_t deadline_us;
     int32_t priority;
@@ -139,6 +147,15 @@ struct flight {
     bool is_lost;          /* its effects are already taken back */
     uint32_t n_effect, effect_capacity, message_capacity;
     struct effect *effect;
+};
+
+/* One row of logits and the token that they become. */
+struct draw {
+    struct request *request;
+    const float *logits; /* [n_vocab] */
+    uint32_t token;
+    bool has_logprobs;
+    struct logprobs logprobs;
 };
 
 struct engine_metrics { /* each may be NULL */
@@ -188,17 +205,18 @@ struct engine {
     bool is_draining, is_parked, is_done;
     uint64_t drain_deadline_us, drain_reply;
 
-    struct workspace *workspace;
-    struct sampler *sampler;
-    struct plan_entry *entry; /* [max_running] and so on */
+    struct lane decode, prompt;
+    uint64_t decode_us;       /* that the last pass of decode rows took */
+    struct sampler **sampler; /* [n_sampler], one per thread of the pool */
+    uint32_t n_sampler, n_entrant, n_draw;
+    struct plan_entry *entry; /* [n_entrant] of max_running, and so on */
     struct request **entrant;
     uint32_t *order;
     struct plan_chunk *chunk;
-    struct span *span;
-    uint32_t *logit_row;
-    uint32_t *row_token; /* [row_max] */
-    uint32_t row_max;
-    uint64_t step; /* batches run */
+    struct draw *draw;
+    struct command **held; /* [n_held] of HELD_MAX: control_release() */
+    uint32_t n_held;
+    uint64_t step; /* passes done */
     uint64_t prompt_tokens, generated_tokens;
     struct engine_metrics metrics;
 };
@@ -235,6 +253,12 @@ uint64_t resident_position(const struct resident *resident);
 void resident_make(struct engine *engine, struct session *session);
 /* Let go of everything in memory; jobs under way finish without us. */
 void resident_drop(struct engine *engine, struct session *session);
+/* It is not to be evicted any more. */
+void resident_stay(struct engine *engine, struct session *session);
+/* Answer what waits for a snapshot, or take the image for it. */
+void resident_answer(struct engine *engine, struct resident *resident);
+/* Are its memory's bytes a lane's now? */
+bool session_is_in_pass(const struct session *session);
 /* Move a session into or out of the list of evictable ones, as it is now. */
 void resident_touch(struct engine *engine, struct session *session);
 void resident_charge(struct engine *engine, struct session *session,
@@ -246,8 +270,8 @@ void resident_truncate(struct engine *engine, struct session *session,
 void resident_settle(struct engine *engine, struct session *session);
 /*
  * True if the session may hold so many bytes now; else room is being made:
- * idle sessions leave, then, for one that could run, what requests hold that
- * do not run is let go, to be computed again.
+ * idle sessions leave, then what requests hold that do not run is stored and
+ * freed, then running ones of lower priority go back to the queue.
  */
 bool resident_room(struct engine *engine, struct session *session,
                    size_t bytes);
@@ -380,6 +404,8 @@ void generate_close(struct engine *engine, struct session *session);
 void control_command(struct engine *engine, struct command *command);
 /* Its expiry is over: delete it, if it has no request. */
 void control_expire(struct engine *engine, struct session *session);
+/* Carry out what waited for the end of a pass. */
+void control_release(struct engine *engine);
 /* Find a session that has not expired.  NOT_FOUND  SESSION_NOT_FOUND */
 MUST_CHECK enum status control_find(struct engine *engine, const char *name,
                                     struct session **out);
@@ -388,8 +414,23 @@ MUST_CHECK enum status control_find(struct engine *engine, const char *name,
 /* Buffers for the limits in options.  RESOURCE_EXHAUSTED */
 MUST_CHECK enum status batch_init(struct engine *engine);
 void batch_release(struct engine *engine);
-/* Start what waits, run one step. True if rows were run. */
-bool batch_run(struct engine *engine);
+/* Start what waits, then a whole pass of all rows that replies wait for. True
+ * if there were any. */
+bool batch_decode(struct engine *engine);
+/*
+ * A slice of the pass of prompts; one is begun, from what batch_decode() has
+ * left, if none is under way and it may. True if there was one.
+ */
+bool batch_prompt(struct engine *engine, bool has_decoded, bool may_begin);
+/* Run the pass of prompts to its end: something must not wait for it. */
+void batch_finish(struct engine *engine);
+
+/* --- preempt.c --- */
+/*
+ * A running request of lower priority goes back to the queue, so that this one
+ * gets its place, or its memory. False: there is none that may be.
+ */
+bool preempt_one(struct engine *engine, const struct request *request);
 
 /* --- gauges.c --- */
 void gauges_init(struct engine *engine);

@@ -341,6 +341,10 @@ void flight_receive(struct engine *engine)
     struct journal_report report;
 
     while (ring_pop(engine->options.reports, &report)) {
+        if (report.cause.code) { /* what it computes now is lost as well */
+            batch_finish(engine);
+            flight_close(engine);
+        }
         engine->epoch = report.epoch;
         metric_observe(engine->metrics.commit_lag,
                        (double)report.write_us * 1e-6);

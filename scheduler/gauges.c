@@ -61,8 +61,9 @@ static void counters(struct metrics *r, struct engine_metrics *m)
     m->cache_hits =
         metrics_counter(r, "godwit_prefix_cache_hits_total", "",
                         "Those of them that were resident or restored.");
-    m->preemptions = metrics_counter(r, "godwit_num_preemptions_total", "",
-                                     "Idle sessions evicted from memory.");
+    m->preemptions =
+        metrics_counter(r, "godwit_num_preemptions_total", "",
+                        "Sessions and requests that made room for others.");
     for (int i = 1; i < 7; i++) {
         (void)snprintf(labels, sizeof(labels), "finish_reason=\"%s\"",
                        finish[i]);

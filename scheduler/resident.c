@@ -85,7 +85,7 @@ static void lru_add(struct engine *engine, struct session *session)
     session->is_in_lru = true;
 }
 
-static void stay(struct engine *engine, struct session *session)
+void resident_stay(struct engine *engine, struct session *session)
 {
     struct resident *resident = session->resident;
 
@@ -144,7 +144,7 @@ void resident_drop(struct engine *engine, struct session *session)
     lru_remove(engine, session);
     if (!resident)
         return;
-    stay(engine, session);
+    resident_stay(engine, session);
     resident_charge(engine, session, 0);
     if (resident->n_checkpoint) {
         status_fail(STATUS_ABORTED, "session left memory before its snapshot");
@@ -162,7 +162,7 @@ void resident_drop(struct engine *engine, struct session *session)
 void resident_touch(struct engine *engine, struct session *session)
 {
     lru_remove(engine, session);
-    stay(engine, session);
+    resident_stay(engine, session);
     session->last_active_ms = engine_wall_ms(engine);
     if (!session->resident || session->request)
         return;
@@ -221,7 +221,7 @@ void resident_truncate(struct engine *engine, struct session *session,
     struct resident *resident = session->resident;
 
     assert(n_token <= resident->tokens.n && !resident->is_saving);
-    stay(engine, session);
+    resident_stay(engine, session);
     status_fail(STATUS_ABORTED, "the journal lost what was to be saved");
     status_because("OPERATION_ABORTED");
     refuse_checkpoints(engine, resident, status_cause());
@@ -268,20 +268,41 @@ static bool evict_one(struct engine *engine)
     return false;
 }
 
-/* The last one that waits, for a place or its reader, restarts its session. */
-static bool forget_one(struct engine *engine, const struct session *session)
+/* Its memory is freed when it is stored, if that is worth it and can be. */
+static void park(struct engine *engine, struct session *session)
 {
-    if (!session->request || session->request->phase == REQUEST_LOADING)
-        return false;
-    for (struct request *r = engine->last; r; r = r->before) {
-        const struct resident *resident = r->session->resident;
-        if (r->session == session || r->phase != REQUEST_WAITING ||
-            !resident->memory || resident->image || resident->n_checkpoint > 0)
-            continue;
-        metric_add(engine->metrics.preemptions, 1);
-        forget(engine, r->session);
-        return true;
+    struct resident *resident = session->resident;
+
+    if (resident_position(resident) >=
+            resident->snapshot_position + SNAPSHOT_TURN_MIN &&
+        resident_save(engine, session, true)) {
+        resident->leaves = true;
+        engine->leaving += session->charge;
+    } else {
+        forget(engine, session);
     }
+}
+
+/* May its memory go, so that `own` can have room? */
+static bool may_park(const struct request *request, const struct request *own)
+{
+    const struct resident *resident = request->session->resident;
+
+    if (request == own || request->phase != REQUEST_WAITING ||
+        !resident->memory || resident->leaves || resident->image ||
+        resident->n_checkpoint > 0)
+        return false;
+    return own->phase != REQUEST_LOADING || request->priority < own->priority;
+}
+
+/* The last one that waits, for a place or its reader, is parked. */
+static bool park_one(struct engine *engine, const struct request *own)
+{
+    for (struct request *r = engine->last; r && own; r = r->before)
+        if (may_park(r, own)) {
+            park(engine, r->session);
+            return true;
+        }
     return false;
 }
 
@@ -295,7 +316,8 @@ bool resident_room(struct engine *engine, struct session *session, size_t bytes)
         return true;
     bytes -= session->charge;
     while (engine->charged - engine->leaving + bytes > limit)
-        if (!evict_one(engine) && !forget_one(engine, session))
+        if (!evict_one(engine) && !park_one(engine, own) &&
+            !(own && preempt_one(engine, own)))
             break;
     if (engine->charged + bytes <= limit)
         return true;
@@ -305,7 +327,12 @@ bool resident_room(struct engine *engine, struct session *session, size_t bytes)
            engine->n_job == 0 && !engine->oldest_flight && !engine->flight;
 }
 
-static void answer_checkpoints(struct engine *engine, struct resident *resident)
+bool session_is_in_pass(const struct session *session)
+{
+    return session->request && session->request->is_in_pass;
+}
+
+void resident_answer(struct engine *engine, struct resident *resident)
 {
     uint32_t n_left = 0;
 
@@ -326,7 +353,9 @@ static void answer_checkpoints(struct engine *engine, struct resident *resident)
         flight_event(engine, event);
     }
     resident->n_checkpoint = n_left;
-    if (n_left && !resident_save(engine, resident->session, true)) {
+    /* In a pass it is between two tokens: when that is done. */
+    if (n_left && !session_is_in_pass(resident->session) &&
+        !resident_save(engine, resident->session, true)) {
         status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for a snapshot");
         refuse_checkpoints(engine, resident, status_cause());
     }
@@ -349,7 +378,7 @@ void resident_checkpoint(struct engine *engine, struct session *session,
     resident->checkpoint[resident->n_checkpoint].reply = reply;
     resident->checkpoint[resident->n_checkpoint++].position =
         resident_position(resident);
-    answer_checkpoints(engine, resident);
+    resident_answer(engine, resident);
 }
 
 static const char *reason_text(enum restore_reason reason)
@@ -419,11 +448,13 @@ void resident_saved(struct engine *engine, const struct store_job *job)
         refuse_checkpoints(engine, resident, &job->cause);
     } else {
         resident->snapshot_position = resident->image_position;
-        answer_checkpoints(engine, resident);
+        resident_answer(engine, resident);
     }
     if (!resident->leaves)
         return;
-    stay(engine, session);
-    if (session->n_flight == 0 && !resident->image)
+    resident_stay(engine, session);
+    if (session->request)
+        forget(engine, session);
+    else if (session->n_flight == 0 && !resident->image)
         resident_drop(engine, session);
 }

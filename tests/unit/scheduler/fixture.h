@@ -51,6 +51,7 @@ struct node {
     struct tokenizer *tokenizer;
     struct store *journal_store, *bulk_store;
     struct clock_simulated clock;
+    _Atomic uint64_t tick_us; /* of node_tick() */
     struct metrics *metrics;
     struct engine_options options; /* limits; the rest is filled in */
     /* one life */
@@ -101,6 +102,26 @@ static inline void node_start(struct node *node)
     o.done = node->done;
     o.reports = node->reports;
     must(engine_create(&o, &node->engine));
+}
+
+/* The clock moves by up to tick_us whenever it is asked. */
+static inline uint64_t node_ticking(const struct clock *clock)
+{
+    struct node *node =
+        (struct node *)((uintptr_t)clock - offsetof(struct node, clock));
+    uint64_t now_us = node->clock.us, tick_us = node->tick_us;
+
+    if (tick_us)
+        clock_simulated_advance(&node->clock,
+                                (now_us * 2654435761u >> 7) % tick_us + 1);
+    return node->clock.us;
+}
+
+/* From now on slices of prompts end early, at places that differ. */
+static inline void node_tick(struct node *node, uint64_t tick_us)
+{
+    node->tick_us = tick_us;
+    node->clock.base.now_us = node_ticking;
 }
 
 /* Model of the golden tests (512 tokens, random) unless dir says another. */

@@ -36,6 +36,7 @@ static struct command *turn_of(struct node *node, uint32_t s, uint32_t t)
     command->generate.sampling.top_p = s % 2 ? 0.9f : 1;
     command->generate.sampling.presence_penalty = s % 3 ? 0 : 0.5f;
     command->generate.is_append = (s + t) % 5 == 4;
+    command->generate.priority = (int32_t)(s + 2 * t) % 3 - 1;
     return command;
 }
 
@@ -184,6 +185,7 @@ static void run(uint64_t number)
     node->options.step_tokens = 16 << draw(&seed, 4);
     node->options.max_running = 1 + (uint32_t)draw(&seed, 6);
     node->options.max_queue = 3;
+    node_tick(node, draw(&seed, 3) * 3000);
     node_start(node);
     for (i = 0; i < 20000 && !is_done(client); i++) {
         uint64_t dice = draw(&seed, 300);

@@ -1,0 +1,302 @@
+/*
+ * Prompts run in slices between the passes of running replies, and requests
+ * make room for more important ones. The clock ticks whenever it is asked, so
+ * that slices end after a piece of work or two. The oracle for tokens is the
+ * same request on a node that was left alone.
+ */
+#include "scheduler/engine_parts.h"
+#include "tests/unit/scheduler/fixture.h"
+
+#include <criterion/criterion.h>
+
+#define TICK_US 3000u /* a slice of an idle engine has one tick or two */
+
+static struct node *ticking(void)
+{
+    struct node *node = node_create(NULL);
+
+    node_tick(node, TICK_US);
+    node->options.step_tokens = 256;
+    node_start(node);
+    return node;
+}
+
+static struct command *talk(struct node *node, const char *name,
+                            uint32_t n_token, uint32_t max_tokens,
+                            uint32_t salt)
+{
+    struct command *command = generate(node, name, name, n_token, salt);
+
+    command->generate.sampling.max_tokens = max_tokens;
+    return command;
+}
+
+static struct reply *sent(struct node *node, struct command *command)
+{
+    struct reply *reply = &node->reply[command->reply];
+
+    node_send(node, command);
+    return reply;
+}
+
+static void until_in_pass(struct node *node)
+{
+    while (!node->engine->prompt.is_under_way)
+        node_step(node);
+}
+
+static void expect_alone(const struct reply *got, uint32_t n_token,
+                         uint32_t max_tokens, uint32_t salt)
+{
+    struct node *node = node_create(NULL);
+    const struct reply *want;
+
+    node_start(node);
+    want = node_call(node, talk(node, "alone", n_token, max_tokens, salt));
+    cr_assert(same_tokens(got, want));
+    node_destroy(node);
+}
+
+Test(engine_lanes, replies_go_on_while_a_prompt_is_in_its_pass)
+{
+    struct node *node = ticking();
+    struct reply *talker = sent(node, talk(node, "talks", 20, 300, 1));
+    struct reply *reader;
+    uint64_t most = 0;
+
+    while (talker->n_token < 3)
+        node_step(node);
+    reader = sent(node, talk(node, "reads", 1500, 5, 2));
+    while (!reader->is_over) {
+        uint64_t before = node->engine->generated_tokens;
+        while (node->engine->prompt.is_under_way)
+            node_step(node);
+        if (node->engine->generated_tokens - before > most)
+            most = node->engine->generated_tokens - before;
+        if (!node_step(node))
+            ring_wait(node->inbox, 1);
+    }
+    cr_assert_gt(most, 2, "%lu tokens in the longest pass", most);
+    node_until(node, (uint64_t)(talker - node->reply));
+    expect_alone(talker, 20, 300, 1);
+    expect_alone(reader, 1500, 5, 2);
+    node_destroy(node);
+}
+
+/* What would touch a session in its pass waits, and nothing else does. */
+static void touched_in_pass(enum command_kind kind)
+{
+    struct node *node = ticking();
+    struct command *command;
+    struct reply *talker = sent(node, talk(node, "talks", 20, 200, 1));
+    struct reply *reader, *answer = NULL, *retry;
+
+    while (talker->n_token < 3)
+        node_step(node);
+    reader = sent(node, talk(node, "reads", 1500, 5, 2));
+    until_in_pass(node);
+    node_step(node);
+    cr_assert(node->engine->prompt.is_under_way);
+    if (kind == COMMAND_DETACH || kind == COMMAND_PAUSE)
+        node_subject(node, kind, (uint64_t)(reader - node->reply));
+    else
+        answer = sent(node, about(node, kind, "reads"));
+    while (node->engine->prompt.is_under_way) {
+        cr_assert_not(reader->is_over);
+        cr_assert_not(answer && answer->is_over);
+        node_step(node);
+    }
+    node_step(node);
+    node_until(node, 0);
+    if (kind == COMMAND_CHECKPOINT_SESSION || kind == COMMAND_CANCEL ||
+        kind == COMMAND_DELETE_SESSION)
+        node_until(node, (uint64_t)(answer - node->reply));
+    if (kind == COMMAND_CANCEL || kind == COMMAND_DELETE_SESSION)
+        cr_assert(reply_completed(reader, FINISH_CANCELLED));
+    if (kind == COMMAND_CHECKPOINT_SESSION)
+        cr_assert_gt(answer->end->checkpoint.position, 0);
+    if (kind == COMMAND_PAUSE)
+        node_subject(node, COMMAND_RESUME, (uint64_t)(reader - node->reply));
+    if (kind == COMMAND_DETACH) {
+        command = talk(node, "reads", 1500, 5, 2);
+        retry = node_call(node, command);
+        cr_assert_eq(retry->end->complete.reuse, REUSE_RESIDENT);
+        cr_assert_gt(retry->end->complete.n_cached, 0);
+        expect_alone(retry, 1500, 5, 2);
+    } else if (kind != COMMAND_CANCEL && kind != COMMAND_DELETE_SESSION) {
+        node_until(node, (uint64_t)(reader - node->reply));
+        expect_alone(reader, 1500, 5, 2);
+    }
+    node_until(node, (uint64_t)(talker - node->reply));
+    expect_alone(talker, 20, 200, 1);
+    (void)command;
+    node_destroy(node);
+}
+
+Test(engine_lanes, a_cancel_waits_for_the_end_of_a_pass_and_not_longer)
+{
+    touched_in_pass(COMMAND_CANCEL);
+}
+
+Test(engine_lanes, a_reader_that_leaves_in_a_pass_finds_what_was_computed)
+{
+    touched_in_pass(COMMAND_DETACH);
+}
+
+Test(engine_lanes, a_pause_in_a_pass_loses_nothing)
+{
+    touched_in_pass(COMMAND_PAUSE);
+}
+
+Test(engine_lanes, a_delete_in_a_pass_waits_for_its_end)
+{
+    touched_in_pass(COMMAND_DELETE_SESSION);
+}
+
+Test(engine_lanes, a_checkpoint_in_a_pass_is_taken_at_its_end)
+{
+    touched_in_pass(COMMAND_CHECKPOINT_SESSION);
+}
+
+Test(engine_lanes, a_deadline_in_a_pass_keeps_what_was_computed)
+{
+    struct node *node = ticking();
+    struct command *command = talk(node, "reads", 1500, 5, 2);
+    struct reply *reader, *retry;
+
+    command->deadline_us = node->clock.us + 1000000;
+    reader = sent(node, command);
+    until_in_pass(node);
+    clock_simulated_advance(&node->clock, 2000000);
+    while (node->engine->prompt.is_under_way) {
+        cr_assert_not(reader->is_over);
+        node_step(node);
+    }
+    node_step(node);
+    node_until(node, 0);
+    cr_assert(
+        reply_failed(reader, STATUS_DEADLINE_EXCEEDED, "DEADLINE_PASSED"));
+    cr_assert_eq(node->engine->n_request, 0);
+    retry = node_call(node, talk(node, "reads", 1500, 5, 2));
+    cr_assert_gt(retry->end->complete.n_cached, 0);
+    expect_alone(retry, 1500, 5, 2);
+    node_destroy(node);
+}
+
+/* A journal that fails in the middle of a pass loses the turn, not the node. */
+Test(engine_lanes, a_lost_commit_in_a_pass_leaves_a_session_that_goes_on)
+{
+    struct node *node = ticking();
+    struct reply *reader, *retry;
+
+    node_call(node, talk(node, "first", 30, 4, 7));
+    reader = sent(node, talk(node, "reads", 1500, 5, 2));
+    store_memory_faults(node->journal_store)->is_read_only = true;
+    node_until(node, (uint64_t)(reader - node->reply));
+    cr_assert_eq(reader->last, EVENT_ERROR);
+    store_memory_faults(node->journal_store)->is_read_only = false;
+    retry = node_call(node, talk(node, "reads", 1500, 5, 2));
+    expect_alone(retry, 1500, 5, 2);
+    node_destroy(node);
+}
+
+Test(engine_lanes, a_more_important_request_takes_a_place_in_the_batch)
+{
+    struct node *node = node_create(NULL);
+    struct command *command;
+    struct reply *low, *same, *high;
+    uint32_t before;
+
+    node->options.max_running = 1;
+    node_start(node);
+    command = talk(node, "low", 20, 60, 1);
+    command->generate.priority = -1;
+    low = sent(node, command);
+    while (low->n_token < 20)
+        node_step(node);
+    command = talk(node, "same", 20, 5, 3); /* its equal waits */
+    command->generate.priority = -1;
+    same = sent(node, command);
+    high = sent(node, talk(node, "high", 20, 10, 2));
+    node_step(node);
+    before = low->n_token;
+    node_until(node, (uint64_t)(high - node->reply));
+    cr_assert_not(low->is_over);
+    cr_assert_leq(low->n_token, before + 1);
+    cr_assert_eq(same->n_token, 0);
+    node_until(node, (uint64_t)(low - node->reply));
+    cr_assert_eq(same->n_token, 0, "it was served before");
+    node_until(node, (uint64_t)(same - node->reply));
+    expect_alone(low, 20, 60, 1);
+    expect_alone(same, 20, 5, 3);
+    expect_alone(high, 20, 10, 2);
+    node_destroy(node);
+}
+
+/* Memory for one and a half: the lower one is stored, freed and comes back. */
+static void parked(enum durability durability)
+{
+    struct node *node = node_create(NULL);
+    struct command *command;
+    struct reply *low, *high;
+
+    node->options.session_bytes = memory_bytes_for(node->model, 900) * 3 / 2;
+    node->options.durability = durability;
+    node_start(node);
+    command = talk(node, "low", 700, 100, 1);
+    command->generate.priority = -1;
+    low = sent(node, command);
+    while (low->n_token < 20)
+        node_step(node);
+    high = sent(node, talk(node, "high", 600, 200, 2));
+    node_until(node, (uint64_t)(high - node->reply));
+    cr_assert(reply_completed(high, FINISH_LENGTH));
+    cr_assert_not(low->is_over);
+    cr_assert_leq(node->engine->charged, node->options.session_bytes);
+    node_until(node, (uint64_t)(low - node->reply));
+    cr_assert(reply_completed(low, FINISH_LENGTH));
+    expect_alone(low, 700, 100, 1);
+    expect_alone(high, 600, 200, 2);
+    node_destroy(node);
+}
+
+Test(engine_lanes, a_parked_reply_goes_on_exactly)
+{
+    parked(DURABILITY_LOCAL);
+}
+
+Test(engine_lanes, a_parked_reply_that_is_not_durable_is_computed_again)
+{
+    parked(DURABILITY_NONE);
+}
+
+/* Important requests that come whenever it runs cannot stop one for ever. */
+Test(engine_lanes, who_was_preempted_gets_on_before_it_is_again)
+{
+    struct node *node = node_create(NULL);
+    struct command *command;
+    struct reply *low, *high = NULL;
+    uint32_t n_high = 0, n_token = 1;
+
+    node->options.max_running = 1;
+    node_start(node);
+    command = talk(node, "low", 20, 100, 1);
+    command->generate.priority = -1;
+    low = sent(node, command);
+    while (!low->is_over) {
+        if (high && !high->is_over) {
+            n_token = low->n_token;
+        } else if (low->n_token > n_token) {
+            char name[16];
+            snprintf(name, sizeof(name), "h%u", n_high++);
+            high = sent(node, talk(node, name, 5, 3, n_high));
+        }
+        if (!node_step(node))
+            ring_wait(node->inbox, 1);
+    }
+    cr_assert_geq(n_high, 3);
+    cr_assert_leq(n_high, 2 + 100 / PREEMPT_PROGRESS);
+    node_until(node, (uint64_t)(high - node->reply));
+    expect_alone(low, 20, 100, 1);
+    node_destroy(node);
+}
