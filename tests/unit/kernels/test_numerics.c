@@ -144,6 +144,33 @@ static uint64_t digest_products(const struct backend *b, enum arithmetic order)
     return hash;
 }
 
+/* Who is chosen, with which weights, and what comes of it. */
+static uint64_t digest_experts(const struct backend *b, uint64_t hash)
+{
+    enum { N_ROW = 37, N = 67, K = 9, DIM = 33 };
+    float *logit = filled(N_ROW * N, 10), *weight = room(N_ROW * K);
+    float *x = filled(N_ROW * K * DIM, 11), *y = filled(N_ROW * DIM, 12);
+    uint32_t expert[N_ROW * K], place[N_ROW * K], row[N_ROW * K], first[N + 1];
+    const struct routing by = {N_ROW, N, K, expert, weight, place, row, first};
+
+    for (size_t i = 0; i < N_ROW * N; i++)
+        logit[i] *= 5.0f;
+    for (int is_renormalised = 0; is_renormalised < 2; is_renormalised++) {
+        b->route(NULL, &(struct route_args){by, logit, N, is_renormalised});
+        b->combine(NULL, &(struct combine_args){y, DIM, &by, x, DIM, x + 7, DIM,
+                                                logit, N, DIM});
+        hash = digest(hash, weight, N_ROW * K * sizeof(*weight));
+        hash = digest(hash, place, sizeof(place));
+        hash = digest(hash, row, sizeof(row));
+        hash = digest(hash, y, N_ROW * DIM * sizeof(*y));
+    }
+    drop(logit);
+    drop(weight);
+    drop(x);
+    drop(y);
+    return hash;
+}
+
 Test(numerics, the_bits_are_those_that_the_ids_were_given_for)
 {
     static const struct {
@@ -162,6 +189,9 @@ Test(numerics, the_bits_are_those_that_the_ids_were_given_for)
         hash = digest_attend(backend, hash);
         hash = digest_delta(backend, hash);
         cr_assert(eq(u64, hash, UINT64_C(0xe0dd74862ac9c457)),
+                  "%s: digest is %lx", backend->name, hash);
+        hash = digest_experts(backend, 0xcbf29ce484222325u);
+        cr_assert(eq(u64, hash, UINT64_C(0xc4e2eab81baacc0f)),
                   "%s: digest is %lx", backend->name, hash);
         for (int i = 0; i < N_ARITHMETIC; i++) {
             cr_assert_str_eq(arithmetic_id((enum arithmetic)i), PIN[i].id);
