@@ -223,4 +223,39 @@ static inline v16 v16_load_bf16(const uint32_t *x, v16 *high)
     return v16_both(_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
                     _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)));
 }
+
+static inline __m256 v8_round_bf16(__m256 x)
+{
+    __m256i bits = _mm256_castps_si256(x);
+    __m256i top = _mm256_set1_epi32((int32_t)0xffff0000u);
+    __m256i size = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+    __m256i odd =
+        _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i near = _mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff));
+    __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+    __m256i is_nan = _mm256_cmpgt_epi32(size, _mm256_set1_epi32(0x7f800000));
+    __m256i is_small = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x00800000), size);
+
+    near = _mm256_add_epi32(near, odd);
+    near = _mm256_and_si256(_mm256_blendv_epi8(near, quiet, is_nan), top);
+    /* Of what is too small the sign alone stays. */
+    size = _mm256_and_si256(is_small, _mm256_set1_epi32(0x7fffffff));
+    return _mm256_castsi256_ps(
+        _mm256_andnot_si256(size, _mm256_blendv_epi8(near, bits, is_small)));
+}
+
+/* scalar_from_bf16(scalar_to_bf16(x)) */
+static inline v16 v16_round_bf16(v16 x)
+{
+    return v16_both(v8_round_bf16(x.a), v8_round_bf16(x.b));
+}
+
+/* 16 signed bytes as floats. */
+static inline v16 v16_load_i8(const int8_t *x)
+{
+    __m128i bytes = _mm_loadu_si128((const __m128i *)x);
+    __m256i a = _mm256_cvtepi8_epi32(bytes);
+    __m256i b = _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8));
+    return v16_both(_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b));
+}
 #endif

@@ -195,4 +195,34 @@ static inline v16 v16_load_bf16(const uint32_t *x, v16 *high)
     *high = _mm512_castsi512_ps(_mm512_and_si512(word, top));
     return _mm512_castsi512_ps(_mm512_slli_epi32(word, 16));
 }
+
+/* scalar_from_bf16(scalar_to_bf16(x)) */
+static inline v16 v16_round_bf16(v16 x)
+{
+    __m512i bits = _mm512_castps_si512(x);
+    __m512i size = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+    __m512i odd =
+        _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i near = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    __mmask16 is_nan =
+        _mm512_cmpgt_epi32_mask(size, _mm512_set1_epi32(0x7f800000));
+    __mmask16 is_small =
+        _mm512_cmplt_epi32_mask(size, _mm512_set1_epi32(0x00800000));
+
+    near = _mm512_add_epi32(near, odd);
+    near =
+        _mm512_mask_or_epi32(near, is_nan, bits, _mm512_set1_epi32(0x00400000));
+    near = _mm512_and_si512(near, _mm512_set1_epi32((int32_t)0xffff0000u));
+    /* Of what is too small the sign alone stays. */
+    near = _mm512_mask_and_epi32(near, is_small, bits,
+                                 _mm512_set1_epi32(INT32_MIN));
+    return _mm512_castsi512_ps(near);
+}
+
+/* 16 signed bytes as floats. */
+static inline v16 v16_load_i8(const int8_t *x)
+{
+    __m128i bytes = _mm_loadu_si128((const __m128i *)x);
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
 #endif

@@ -1,70 +1,69 @@
 #include "kernels/cpu/ops.h"
-#include "kernels/cpu/product.h"
+#include "kernels/cpu/panel.h"
 #include "kernels/cpu/tile.h"
-#include "kernels/ref/ref.h"
 
-/* Rows that pass by a group of panels before the next group is taken: 48 rows
- * of 256 floats are 48 KiB, which the second-level cache holds beside it. */
-#define BLOCK_ROWS 48u
-
-static struct product_shape shape(uint32_t n_row, uint32_t n_step)
+static struct product_shape plain_shape(uint32_t n_row, uint32_t n_step)
 {
-    (void)n_step;
-    return (struct product_shape){.n_row = BLOCK_ROWS,
-                                  .n_panel = LANES_NAME(tile_width)(n_row)};
+    struct product_shape shape = LANES_NAME(panel_shape)(n_row, n_step);
+
+    shape.n_panel = LANES_NAME(tile_width)(n_row);
+    return shape;
 }
 
-static struct tile tile_of(const struct product_tile *p)
+static void fp32_f32(const struct product_tile *p)
 {
-    return (struct tile){.c = p->c,
-                         .c_stride = p->c_stride,
-                         .a = p->a,
-                         .a_stride = p->a_stride,
-                         .b = p->b,
-                         .b_stride = LANES,
-                         .b_group = p->b_stride / sizeof(float),
-                         .n_row = p->n_row,
-                         .n_col = p->n_col,
-                         .n_k = p->n_in};
-}
+    const struct tile tile = {.c = p->c,
+                              .c_stride = p->c_stride,
+                              .a = p->a,
+                              .a_stride = p->a_stride,
+                              .b = p->b,
+                              .b_stride = LANES,
+                              .b_group = p->b_stride / sizeof(float),
+                              .n_row = p->n_row,
+                              .n_col = p->n_col,
+                              .n_k = p->n_in};
 
-static void fp32_f32(const struct product_tile *product)
-{
-    const struct tile tile = tile_of(product);
-
-    if (product->is_add)
+    if (p->is_add)
         LANES_NAME(tile_add)(&tile);
     else
         LANES_NAME(tile_set)(&tile);
 }
 
-static void fp32_bf16(const struct product_tile *product)
-{
-    const struct tile tile = tile_of(product);
+#define FLOATS NULL, 0, LANES_NAME(panel_shape)
+#define ROUNDED(shape) LANES_NAME(panel_take), sizeof(float), LANES_NAME(shape)
 
-    if (product->is_add)
-        LANES_NAME(tile_bf16_add)(&tile);
-    else
-        LANES_NAME(tile_bf16_set)(&tile);
-}
-
-const struct product_kernels LANES_NAME(product_kernels) = {
-    .of = {[ARITHMETIC_FP32] = {[LINEAR_F32] = {fp32_f32, NULL, 0, shape},
-                                [LINEAR_BF16] = {fp32_bf16, NULL, 0, shape}}},
-};
+const struct product_kernels
+    LANES_NAME(product_kernels) =
+        {
+            .of = {
+                [ARITHMETIC_FP32] =
+                    {
+                        [LINEAR_F32] = {fp32_f32, NULL, 0, plain_shape},
+                        [LINEAR_BF16] = {LANES_NAME(panel_fp32_bf16), FLOATS},
+                        [LINEAR_W8] = {LANES_NAME(panel_fp32_w8), FLOATS},
+                    },
+                [ARITHMETIC_PAIR] =
+                    {
+                        [LINEAR_BF16] = {LANES_NAME(panel_pair_bf16),
+                                         ROUNDED(panel_shape)},
+                        [LINEAR_W8] = {LANES_NAME(panel_pair_w8),
+                                       ROUNDED(panel_shape)},
+                    },
+                [ARITHMETIC_TILE] =
+                    {
+                        [LINEAR_BF16] = {LANES_NAME(panel_tile_bf16),
+                                         ROUNDED(panel_shape_tile)},
+                        [LINEAR_W8] = {LANES_NAME(panel_tile_w8),
+                                       ROUNDED(panel_shape_tile)},
+                    },
+            }};
 
 void LANES_NAME(linear)(struct pool *pool, const struct linear_args *args)
 {
-    if (args->w->arithmetic || args->w->type == LINEAR_W8)
-        ref_linear(pool, args);
-    else
-        product_linear(pool, args, false, &LANES_NAME(product_kernels));
+    product_linear(pool, args, false, &LANES_NAME(product_kernels));
 }
 
 void LANES_NAME(linear_add)(struct pool *pool, const struct linear_args *args)
 {
-    if (args->w->arithmetic || args->w->type == LINEAR_W8)
-        ref_linear_add(pool, args);
-    else
-        product_linear(pool, args, true, &LANES_NAME(product_kernels));
+    product_linear(pool, args, true, &LANES_NAME(product_kernels));
 }

@@ -4,60 +4,66 @@
 
 #include <math.h>
 
-/* Weight of input i for output o out of the packed panels, W8 not scaled. */
-static float weight(const struct linear *w, size_t o, size_t i)
+/* Up to LINEAR_GROUP consecutive steps of one row and one output. */
+struct piece {
+    size_t n;
+    float x[LINEAR_GROUP], w[LINEAR_GROUP]; /* W8: not scaled */
+    float scale;
+};
+
+static void read_inputs(const float *x, const struct linear *w, size_t i,
+                        struct piece *piece)
+{
+    for (size_t k = 0; k < piece->n; k++) {
+        const float from = i + k < w->n_in ? x[i + k] : 0.0f;
+
+        piece->x[k] = w->arithmetic == ARITHMETIC_FP32
+                          ? from
+                          : scalar_from_bf16(scalar_to_bf16(from));
+    }
+}
+
+/* Weights from input i on, a multiple of LINEAR_GROUP, of output o. */
+static void read_weights(const struct linear *w, size_t o, size_t i,
+                         struct piece *piece)
 {
     const size_t lane = o % LINEAR_PANEL;
     const void *panel = (const unsigned char *)w->panel +
                         o / LINEAR_PANEL * linear_panel_bytes(w);
+    const struct linear_group *group = panel;
+    const uint16_t *pair = panel;
+    const float *plain = panel;
 
-    switch (w->type) {
-    case LINEAR_BF16:
-        return scalar_from_bf16(((
-            const uint16_t *)panel)[(i / 2 * LINEAR_PANEL + lane) * 2 + i % 2]);
-    case LINEAR_W8:
-        return ((const struct linear_group *)panel)[i / LINEAR_GROUP]
-            .q[i % LINEAR_GROUP][lane];
-    default:
-        return ((const float *)panel)[i * LINEAR_PANEL + lane];
-    }
+    for (size_t k = 0; k < piece->n; k++)
+        if (w->type == LINEAR_F32)
+            piece->w[k] = plain[(i + k) * LINEAR_PANEL + lane];
+        else if (w->type == LINEAR_BF16)
+            piece->w[k] = scalar_from_bf16(
+                pair[((i + k) / 2 * LINEAR_PANEL + lane) * 2 + k % 2]);
+        else
+            piece->w[k] = group[i / LINEAR_GROUP].q[k][lane];
+    piece->scale =
+        w->type == LINEAR_W8 ? group[i / LINEAR_GROUP].scale[lane] : 1.0f;
 }
 
-static float scale(const struct linear *w, size_t o, size_t i)
+/* The piece's products summed onto acc in the order of the arithmetic. */
+static float sum(const struct piece *p, enum arithmetic order, float acc)
 {
-    const struct linear_group *group =
-        (const void *)((const unsigned char *)w->panel +
-                       o / LINEAR_PANEL * linear_panel_bytes(w));
-
-    return group[i / LINEAR_GROUP].scale[o % LINEAR_PANEL];
-}
-
-static float rounded(const float *x, const struct linear *w, size_t i)
-{
-    return i < w->n_in ? scalar_from_bf16(scalar_to_bf16(x[i])) : 0.0f;
-}
-
-/* The sum of inputs [i, end), from zero, in the order of the arithmetic. */
-static float sum(const float *x, const struct linear *w, size_t o, size_t i,
-                 size_t end)
-{
-    float acc = 0.0f;
-
-    if (w->arithmetic == ARITHMETIC_FP32) {
-        for (; i < end && i < w->n_in; i++)
-            acc = fmaf(x[i], weight(w, o, i), acc);
-    } else if (w->arithmetic == ARITHMETIC_PAIR) {
-        for (; i < end; i += 2) {
-            acc = fmaf(rounded(x, w, i + 1), weight(w, o, i + 1), acc);
-            acc = fmaf(rounded(x, w, i), weight(w, o, i), acc);
+    if (order == ARITHMETIC_FP32) {
+        for (size_t k = 0; k < p->n; k++)
+            acc = fmaf(p->x[k], p->w[k], acc);
+    } else if (order == ARITHMETIC_PAIR) {
+        for (size_t k = 0; k < p->n; k += 2) {
+            acc = fmaf(p->x[k + 1], p->w[k + 1], acc);
+            acc = fmaf(p->x[k], p->w[k], acc);
         }
     } else {
-        for (; i < end; i += LINEAR_STEP) {
+        for (size_t i = 0; i < p->n; i += LINEAR_STEP) {
             float even = 0.0f, odd = 0.0f;
 
             for (size_t k = i; k < i + LINEAR_STEP; k += 2) {
-                even = fmaf(rounded(x, w, k), weight(w, o, k), even);
-                odd = fmaf(rounded(x, w, k + 1), weight(w, o, k + 1), odd);
+                even = fmaf(p->x[k], p->w[k], even);
+                odd = fmaf(p->x[k + 1], p->w[k + 1], odd);
             }
             acc = acc + (even + odd);
         }
@@ -67,13 +73,20 @@ static float sum(const float *x, const struct linear *w, size_t o, size_t i,
 
 static float dot(const float *x, const struct linear *w, size_t o)
 {
-    const size_t n = linear_n_step(w);
+    const size_t n =
+        w->arithmetic == ARITHMETIC_FP32 ? w->n_in : linear_n_step(w);
     float acc = 0.0f;
+    struct piece p;
 
-    if (w->type != LINEAR_W8)
-        return sum(x, w, o, 0, n);
-    for (size_t i = 0; i < n; i += LINEAR_GROUP)
-        acc = fmaf(sum(x, w, o, i, i + LINEAR_GROUP), scale(w, o, i), acc);
+    for (size_t i = 0; i < n; i += LINEAR_GROUP) {
+        p.n = n - i < LINEAR_GROUP ? n - i : LINEAR_GROUP;
+        read_inputs(x, w, i, &p);
+        read_weights(w, o, i, &p);
+        if (w->type == LINEAR_W8)
+            acc = fmaf(sum(&p, w->arithmetic, 0.0f), p.scale, acc);
+        else
+            acc = sum(&p, w->arithmetic, acc);
+    }
     return acc;
 }
 

@@ -1,6 +1,7 @@
 /*
  * Products against a plain double loop over the weights as they were given
- * (not as they were packed), then every backend against ref by bits.
+ * (not as they were packed), the orders of linear.h written out by hand, then
+ * every backend against ref by bits, in every arithmetic and type of weights.
  */
 #include "kernels/scalar.h"
 #include "tests/unit/kernels/fixture.h"
@@ -8,6 +9,12 @@
 static const uint32_t DIMS[] = {1, 2, 3, 15, 16, 17, 63, 65, 96, 192};
 static const uint32_t ROWS[] = {1,  2,  3,  4,  5,  6,  7,
                                 11, 12, 13, 25, 63, 65, 130};
+
+/* Every type of weights in every arithmetic. */
+#define EACH_KIND(type, order)                                                 \
+    for (enum linear_type type = 0; type < N_LINEAR_TYPE; type++)              \
+        for (enum arithmetic order = 0;                                        \
+             order < (type == LINEAR_F32 ? 1 : N_ARITHMETIC); order++)
 
 static uint16_t to_bf16(float x)
 {
@@ -18,23 +25,23 @@ static uint16_t to_bf16(float x)
 
 /* Weights of a shape, packed in two goes from an odd address. */
 static void make(struct linear *w, uint32_t n_in, uint32_t n_out,
-                 enum linear_type type, float *plain)
+                 enum linear_type type, enum arithmetic order, float *plain)
 {
-    size_t size = type == LINEAR_F32 ? 4 : 2, n = (size_t)n_in * n_out;
+    size_t size = type == LINEAR_BF16 ? 2 : 4, n = (size_t)n_in * n_out;
     unsigned char *raw = malloc(n * size + 1);
     uint32_t half = n_out / 2;
 
-    must(linear_init(n_in, n_out, type, ARITHMETIC_FP32, w));
+    must(linear_init(n_in, n_out, type, order, w));
     for (size_t i = 0; i < n; i++) {
         plain[i] = noise(n_in * 1000 + n_out, i);
         uint16_t bits = to_bf16(plain[i]);
         if (type == LINEAR_BF16)
             plain[i] = scalar_from_bf16(bits);
         memcpy(raw + 1 + i * size,
-               type == LINEAR_F32 ? (void *)&plain[i] : &bits, size);
+               type == LINEAR_BF16 ? (void *)&bits : &plain[i], size);
     }
     void (*pack)(struct linear *, uint32_t, uint32_t, const void *) =
-        type == LINEAR_F32 ? linear_pack_f32 : linear_pack_bf16;
+        type == LINEAR_BF16 ? linear_pack_bf16 : linear_pack_f32;
     pack(w, half, n_out - half, raw + 1 + (size_t)half * n_in * size);
     pack(w, 0, half, raw + 1);
     free(raw);
@@ -52,7 +59,21 @@ static void oracle(double *y, const float *x, const float *w, uint32_t n_row,
         }
 }
 
-static void check_shape(uint32_t n_in, uint32_t n_out, enum linear_type type)
+/* What rounding inputs to bf16 and weights to 8 bits may add, for inputs and
+ * weights within [-1, 1]. */
+static double bound_of(uint32_t n_in, const struct linear *w)
+{
+    double bound = 1e-5;
+
+    if (w->arithmetic != ARITHMETIC_FP32)
+        bound += n_in / 256.0; /* half a bf16 ulp of 1, a pair */
+    if (w->type == LINEAR_W8)
+        bound += n_in / 254.0; /* half a step of 1 / 127 */
+    return bound;
+}
+
+static void check_shape(uint32_t n_in, uint32_t n_out, enum linear_type type,
+                        enum arithmetic order)
 {
     enum { N_ROW = 5 };
     const struct backend *ref = backend_ref_found();
@@ -62,15 +83,16 @@ static void check_shape(uint32_t n_in, uint32_t n_out, enum linear_type type)
     double *want = malloc(sizeof(double) * N_ROW * n_out);
     struct linear w;
 
-    make(&w, n_in, n_out, type, plain);
+    make(&w, n_in, n_out, type, order, plain);
     oracle(want, x, plain, N_ROW, n_in, n_out);
     struct linear_args args = {y, n_out, x, n_in, N_ROW, &w};
     ref->linear(NULL, &args);
-    assert_near(y, want, (size_t)N_ROW * n_out, 1e-5, "linear");
+    assert_near(y, want, (size_t)N_ROW * n_out, bound_of(n_in, &w), "linear");
     ref->linear_add(NULL, &args);
     for (size_t i = 0; i < (size_t)N_ROW * n_out; i++)
         want[i] *= 2.0;
-    assert_near(y, want, (size_t)N_ROW * n_out, 1e-5, "linear_add");
+    assert_near(y, want, (size_t)N_ROW * n_out, 2 * bound_of(n_in, &w),
+                "linear_add");
     linear_release(&w);
     drop(plain);
     drop(x);
@@ -82,8 +104,8 @@ Test(linear, ref_is_the_product)
 {
     for (size_t i = 0; i < COUNT(DIMS); i++)
         for (size_t o = 0; o < COUNT(DIMS); o++) {
-            check_shape(DIMS[i], DIMS[o], LINEAR_F32);
-            check_shape(DIMS[i], DIMS[o], LINEAR_BF16);
+            EACH_KIND(type, order)
+            check_shape(DIMS[i], DIMS[o], type, order);
         }
 }
 
@@ -121,7 +143,8 @@ static void run(const struct backend *backend, struct pool *pool,
 }
 
 static void compare_backends(uint32_t n_in, uint32_t n_out, uint32_t n_row,
-                             enum linear_type type, struct pool **pools)
+                             enum linear_type type, enum arithmetic order,
+                             struct pool **pools)
 {
     size_t n = (size_t)n_row * (n_out + 3);
     float *x = filled((size_t)n_row * (n_in + 1), n_row);
@@ -129,16 +152,21 @@ static void compare_backends(uint32_t n_in, uint32_t n_out, uint32_t n_row,
     struct linear w;
     char what[96];
 
-    make(&w, n_in, n_out, type, plain);
+    make(&w, n_in, n_out, type, order, plain);
+    /* Products that are subnormal, which FP32 keeps and the others flush. */
+    for (size_t i = 0; i < n_in; i += 3)
+        x[i] = ldexpf(x[i], -125 - (int)(i % 20));
     run(backend_ref_found(), NULL, &w, x, want, n_row);
     for (size_t r = 0; r < n_row; r++)
         for (size_t o = 0; o < 3; o++)
             cr_assert(eq(flt, want[r * (n_out + 3) + n_out + o], 9.5f));
     EACH_BACKEND(backend)
     for (uint32_t p = 0; p < N_POOL; p++) {
-        snprintf(what, sizeof(what), "%s %s %u -> %u, %u rows, pool %u",
-                 backend->name, type == LINEAR_F32 ? "f32" : "bf16", n_in,
-                 n_out, n_row, p);
+        if (backend == backend_ref_found() && p != 2)
+            continue; /* it knows no threads */
+        snprintf(what, sizeof(what),
+                 "%s %s, type %d, %u -> %u, %u rows, pool %u", backend->name,
+                 arithmetic_name(order), (int)type, n_in, n_out, n_row, p);
         run(backend, pools[p], &w, x, y, n_row);
         assert_same(y, want, n, what);
         /* Row by row, from the last to the first. */
@@ -162,14 +190,14 @@ Test(linear, every_backend_cut_and_thread_count_gives_refs_bits)
     for (size_t i = 0; i < COUNT(DIMS); i++)
         for (size_t r = 0; r < COUNT(ROWS); r++) {
             uint32_t n_out = DIMS[(i * 7 + r * 3) % COUNT(DIMS)];
-            compare_backends(DIMS[i], n_out, ROWS[r], LINEAR_F32, pools);
-            compare_backends(DIMS[i], n_out, ROWS[r], LINEAR_BF16, pools);
+            EACH_KIND(type, order)
+            if (order == ARITHMETIC_FP32 || (i + r) % 2)
+                compare_backends(DIMS[i], n_out, ROWS[r], type, order, pools);
         }
-    /* Large enough that the pool is woken, with a cut last panel. */
-    for (size_t r = 0; r < COUNT(ROWS); r++) {
-        compare_backends(65, 305, ROWS[r], LINEAR_BF16, pools);
-        compare_backends(64, 257, ROWS[r], LINEAR_F32, pools);
-    }
+    /* Large enough that the pool is woken, with a cut last panel and group. */
+    for (size_t r = 0; r < COUNT(ROWS); r++)
+        EACH_KIND(type, order)
+    compare_backends(129 + (uint32_t)r, 209, ROWS[r], type, order, pools);
     pools_destroy(pools);
 }
 
@@ -178,17 +206,174 @@ Test(linear, an_infinite_input_stays_in_its_row)
     float x[2 * 17], y[2 * 17], plain[17 * 17];
     struct linear w;
 
-    make(&w, 17, 17, LINEAR_BF16, plain);
     for (size_t i = 0; i < COUNT(x); i++)
         x[i] = i < 17 ? INFINITY : 0.5f;
-    EACH_BACKEND(backend)
+    EACH_KIND(type, order)
     {
-        struct linear_args args = {y, 17, x, 17, 2, &w};
-        backend->linear(NULL, &args);
-        for (size_t o = 0; o < 17; o++)
-            cr_assert(isfinite(y[17 + o]), "%s", backend->name);
+        make(&w, 17, 17, type, order, plain);
+        EACH_BACKEND(backend)
+        {
+            struct linear_args args = {y, 17, x, 17, 2, &w};
+            backend->linear(NULL, &args);
+            for (size_t o = 0; o < 17; o++)
+                cr_assert(isfinite(y[17 + o]) && !isfinite(y[o]), "%s",
+                          backend->name);
+        }
+        linear_release(&w);
     }
+}
+
+/*
+ * The orders of linear.h by hand, for one output, from inputs and weights that
+ * every type holds exactly.
+ */
+#define N_HAND 256u
+
+static float by_hand_sum(const float *x, const float *w, size_t n,
+                         enum arithmetic order)
+{
+    float acc = 0.0f;
+
+    if (order == ARITHMETIC_FP32) {
+        for (size_t k = 0; k < n; k++)
+            acc = fmaf(x[k], w[k], acc);
+    } else if (order == ARITHMETIC_PAIR) {
+        for (size_t k = 0; k < n; k++)
+            acc = fmaf(x[k ^ 1], w[k ^ 1], acc);
+    } else {
+        float part[2] = {0.0f, 0.0f};
+        for (size_t k = 0; k < n; k += 2) {
+            if (k % 32 == 0)
+                part[0] = part[1] = 0.0f;
+            part[0] = fmaf(x[k], w[k], part[0]);
+            part[1] = fmaf(x[k + 1], w[k + 1], part[1]);
+            if (k % 32 == 30)
+                acc += part[0] + part[1];
+        }
+    }
+    return acc;
+}
+
+Test(linear, each_order_is_the_one_that_linear_h_states)
+{
+    float x[N_HAND], weight[N_HAND], q[N_HAND], want[N_ARITHMETIC], y;
+    struct linear w;
+
+    for (size_t k = 0; k < N_HAND; k++) {
+        x[k] = ldexpf(scalar_from_bf16(to_bf16(noise(11, k))), -(int)(k % 11));
+        q[k] = k % 128 == 5 ? 127.0f : (float)(mix(k) % 255) - 127.0f;
+    }
+    EACH_KIND(type, order)
+    {
+        float scale = type == LINEAR_W8 ? 0x1p-9f : 1.0f;
+
+        for (size_t k = 0; k < N_HAND; k++)
+            weight[k] = q[k] * scale;
+        must(linear_init(N_HAND, 1, type, order, &w));
+        cr_assert_eq(w.arithmetic,
+                     type == LINEAR_F32 ? ARITHMETIC_FP32 : order);
+        linear_pack_f32(&w, 0, 1, weight);
+        want[order] = by_hand_sum(x, q, N_HAND, w.arithmetic);
+        if (type == LINEAR_W8) {
+            want[order] = by_hand_sum(x, q, 128, order) * scale;
+            want[order] = fmaf(by_hand_sum(x + 128, q + 128, 128, order), scale,
+                               want[order]);
+        }
+        EACH_BACKEND(backend)
+        {
+            struct linear_args args = {&y, 1, x, N_HAND, 1, &w};
+            backend->linear(NULL, &args);
+            assert_same(&y, &want[order], 1, backend->name);
+        }
+        linear_release(&w);
+        if (type != LINEAR_F32 && order == ARITHMETIC_TILE)
+            cr_assert(want[0] != want[1] && want[1] != want[2] &&
+                          want[0] != want[2],
+                      "the inputs do not tell the orders apart");
+    }
+}
+
+/* One weight and one input: what becomes of their product. */
+static float product_of(const struct backend *backend, enum arithmetic order,
+                        float x, float weight)
+{
+    struct linear w;
+    float y;
+
+    must(linear_init(1, 1, LINEAR_BF16, order, &w));
+    linear_pack_f32(&w, 0, 1, &weight);
+    struct linear_args args = {&y, 1, &x, 1, 1, &w};
+    backend->linear(NULL, &args);
     linear_release(&w);
+    return y;
+}
+
+Test(linear, bf16_orders_round_inputs_and_flush_subnormals)
+{
+    const float more = 1.00390625f; /* between two bf16: ties go to even */
+
+    EACH_BACKEND(backend)
+    for (enum arithmetic order = 0; order < N_ARITHMETIC; order++) {
+        const bool is_exact = order == ARITHMETIC_FP32;
+        const float y = product_of(backend, order, more, 1.0f);
+        const float tiny = product_of(backend, order, 0x1p-70f, 0x1p-60f);
+        const float sub = product_of(backend, order, 0x1p-127f, 0x1p+20f);
+
+        cr_assert(eq(flt, y, is_exact ? more : 1.0f));
+        cr_assert(eq(flt, tiny, is_exact ? 0x1p-130f : 0.0f));
+        cr_assert(eq(flt, sub, is_exact ? 0x1p-107f : 0.0f));
+        cr_assert(isnan(product_of(backend, order, NAN, 1.0f)));
+        /* The modes end with the product: this one is subnormal. */
+        volatile float a = 0x1p-70f, b = 0x1p-60f;
+        cr_assert(a * b > 0.0f, "%s left its flush modes on", backend->name);
+    }
+}
+
+Test(linear, w8_is_within_half_a_step_and_says_when_it_cannot)
+{
+    enum { N = 300 };
+    float weight[N] = {0}, x[N] = {0}, y;
+    struct linear w;
+
+    for (size_t i = 0; i < N; i++)
+        weight[i] = i < 128 ? noise(3, i) * ldexpf(1.0f, (int)(i % 9)) : 0.0f;
+    weight[299] = -3.5f;
+    must(linear_init(N, 1, LINEAR_W8, ARITHMETIC_FP32, &w));
+    linear_pack_f32(&w, 0, 1, weight);
+    const struct linear_group *group = w.panel;
+    cr_assert(eq(flt, group[1].scale[0], 0.0f));
+    cr_assert(eq(int, group[2].q[299 - 256][0], -127));
+    struct linear_args args = {&y, 1, x, N, 1, &w};
+    for (size_t i = 0; i < N; i++) {
+        x[i] = 1.0f;
+        backend_ref_found()->linear(NULL, &args);
+        x[i] = 0.0f;
+        cr_assert_leq(fabsf(y - weight[i]), group[i / 128].scale[0] * 0.50001f);
+    }
+    weight[7] = INFINITY;
+    linear_pack_f32(&w, 0, 1, weight);
+    cr_assert(isnan(group[0].scale[0]));
+    cr_assert(eq(int, group[0].q[7][0], 0));
+    linear_release(&w);
+}
+
+Test(linear, bf16_rounding_is_to_even_and_keeps_signs)
+{
+    static const struct {
+        float x;
+        uint16_t bits;
+    } CASE[] = {
+        {1.0f, 0x3f80},        {-1.00390625f, 0xbf80},
+        {1.01171875f, 0x3f82}, {0x1.010002p+0f, 0x3f81},
+        {-0.0f, 0x8000},       {-0x1.fffffcp-127f, 0x8000},
+        {0x1p-126f, 0x0080},   {0x1.fffffep+127f, 0x7f80},
+        {-INFINITY, 0xff80},   {0x1.fep+127f, 0x7f7f},
+    };
+
+    for (size_t i = 0; i < COUNT(CASE); i++)
+        cr_assert_eq(scalar_to_bf16(CASE[i].x), CASE[i].bits, "%a is %x",
+                     (double)CASE[i].x, scalar_to_bf16(CASE[i].x));
+    cr_assert(isnan(scalar_from_bf16(scalar_to_bf16(NAN))));
 }
 
 Test(linear, bytes_are_whole_panels)

@@ -1,0 +1,27 @@
+#ifndef KERNELS_CPU_PANEL_H
+#define KERNELS_CPU_PANEL_H
+/*
+ * Micro-kernels of products with packed weights, BF16 and W8, in each of the
+ * three arithmetics (kernels/linear.h): lanes are outputs, so that neither the
+ * height nor the width of a register tile shows in a bit. PAIR and TILE are
+ * made of fused multiply-adds; their rows come rounded, as floats.
+ */
+#include "kernels/cpu/lanes.h"
+#include "kernels/cpu/product.h"
+
+void LANES_NAME(panel_fp32_bf16)(const struct product_tile *tile);
+void LANES_NAME(panel_pair_bf16)(const struct product_tile *tile);
+void LANES_NAME(panel_tile_bf16)(const struct product_tile *tile);
+void LANES_NAME(panel_fp32_w8)(const struct product_tile *tile);
+void LANES_NAME(panel_pair_w8)(const struct product_tile *tile);
+void LANES_NAME(panel_tile_w8)(const struct product_tile *tile);
+
+/* For FP32 and PAIR; TILE needs two sums an output. */
+struct product_shape LANES_NAME(panel_shape)(uint32_t n_row, uint32_t n_step);
+struct product_shape LANES_NAME(panel_shape_tile)(uint32_t n_row,
+                                                  uint32_t n_step);
+
+/* x rounded to bf16, as floats, zeros behind. */
+void LANES_NAME(panel_take)(void *to, const float *x, uint32_t n,
+                            uint32_t n_step);
+#endif
