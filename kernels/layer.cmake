@@ -12,6 +12,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   if(GODWIT_SANITIZE MATCHES "address|undefined")
     set_source_files_properties(
       ${PROJECT_SOURCE_DIR}/kernels/cpu/tile.lanes.c
+      ${PROJECT_SOURCE_DIR}/kernels/cpu/panel.lanes.c
       PROPERTIES COMPILE_OPTIONS -fno-sanitize=all)
   endif()
   foreach(isa avx2 avx512)
