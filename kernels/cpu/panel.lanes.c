@@ -14,8 +14,10 @@
 #define HEIGHT_MAX 4u
 #endif
 
-/* Bytes ahead of the ones in use that are fetched, per panel: 8 panels times
- * this are what memory delivers in about two of its latencies. */
+/* Bytes ahead of the ones in use that are fetched, per panel. Into the second
+ * level alone: panels that lie a power of two apart share the few places that
+ * the first level has for them. Measured on one Zen 4 core with one row of
+ * 1024 inputs: 27 GB/s, against 17 when fetched into the first level. */
 #define AHEAD_BYTES 1024u
 
 /* The part of a tile that one register tile covers, and how far it has come. */
@@ -61,7 +63,7 @@ LANES_INLINE void fetch(const struct cursor *at, uint32_t width)
 #pragma GCC unroll 8
     for (uint32_t p = 0; p < width; p++)
         _mm_prefetch((const char *)at->b + p * at->b_stride + at->ahead,
-                     _MM_HINT_T0);
+                     _MM_HINT_T1);
 }
 
 /* One step of a tall tile: the weights stay in registers, x passes by. */
