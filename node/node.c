@@ -227,6 +227,8 @@ static enum status start_engine(struct node *node,
         .max_queue = (uint32_t)options->max_queue,
         .max_sessions = options->max_sessions,
         .session_bytes = session_budget(options->session_mib),
+        .snapshots = node->snapshots,
+        .prefix_bytes = (size_t)options->prefix_mib << 20,
         .step_tokens = STEP_TOKENS,
         .default_max_tokens = (uint32_t)options->default_max_tokens,
         .durability = strcmp(options->durability, "none") == 0

@@ -24,6 +24,8 @@ struct node_options {
     uint64_t n_context;   /* tokens; 0: the model's own */
     uint64_t session_mib; /* memory of resident sessions; 0: half of what the
                              machine has available after loading */
+    uint64_t prefix_mib;  /* of the store: snapshots of prompts whose session
+                             is not kept; 0: no prefix is shared */
     uint64_t max_running, max_queue, max_sessions;
     uint64_t default_max_tokens;
     const char *durability; /* "local", "none" */

@@ -199,7 +199,8 @@ static enum status take_text(const struct convert_node *node,
 }
 
 static enum status take_messages(const struct convert_node *node,
-                                 const struct input *input, struct ids *out)
+                                 const struct input *input, struct ids *out,
+                                 size_t *out_n_shared)
 {
     static const char field[] = "messages.messages";
     const Godwit__V1__Messages *messages = input->messages;
@@ -208,6 +209,7 @@ static enum status take_messages(const struct convert_node *node,
                            ? messages->add_generation_prompt
                            : input->opens_reply;
     struct chat_message *chat;
+    size_t n_system = 0;
     enum status st = STATUS_OK;
 
     if (n == 0 || n > MESSAGE_COUNT_MAX)
@@ -225,9 +227,16 @@ static enum status take_messages(const struct convert_node *node,
                                             (const char *)message->content.data,
                                         .content_bytes = message->content.len};
     }
+    /* Where the system's messages end is where conversations part. */
+    while (n_system < n && !st && strcmp(chat[n_system].role, "system") == 0)
+        n_system++;
     if (!st)
-        st = chat_encode(node->tokenizer, chat, n, opens_reply, node->n_context,
-                         out);
+        st = chat_encode(node->tokenizer, chat, n_system, false,
+                         node->n_context, out);
+    *out_n_shared = out->n;
+    if (!st)
+        st = chat_encode(node->tokenizer, chat + n_system, n - n_system,
+                         opens_reply, node->n_context, out);
     free(chat);
     if (st == STATUS_RESOURCE_EXHAUSTED)
         return too_long(node->n_context, "more than ", node->n_context, field);
@@ -237,8 +246,10 @@ static enum status take_messages(const struct convert_node *node,
 }
 
 enum status take_input(const struct convert_node *node,
-                       const struct input *input, struct ids *out)
+                       const struct input *input, struct ids *out,
+                       size_t *out_n_shared)
 {
+    *out_n_shared = 0;
     if (input->tokenized)
         return take_tokenized(node, input->tokenized, out);
     if (!input->text && !input->messages)
@@ -250,7 +261,7 @@ enum status take_input(const struct convert_node *node,
         return status_field(input->text ? "text" : "messages");
     }
     return input->text ? take_text(node, input, out)
-                       : take_messages(node, input, out);
+                       : take_messages(node, input, out, out_n_shared);
 }
 
 static const struct {
@@ -338,6 +349,7 @@ static enum status count_tokens(const struct convert_node *node,
     struct input input = {.parses_special = request->parse_special_tokens,
                           .opens_reply = true};
     struct ids ids = {0};
+    size_t n_shared;
     enum status st = check_model(node, request->model);
 
     if (st)
@@ -353,7 +365,7 @@ static enum status count_tokens(const struct convert_node *node,
         input.messages = request->messages;
     else
         return bad_field("input", "no input: give tokenized, text or messages");
-    st = take_input(node, &input, &ids);
+    st = take_input(node, &input, &ids, &n_shared);
     response.token_count = ids.n;
     response.context_length = node->n_context;
     ids_release(&ids);
@@ -368,6 +380,7 @@ static enum status tokenize(const struct convert_node *node,
     struct input input = {.parses_special = request->parse_special_tokens,
                           .opens_reply = true};
     struct ids ids = {0};
+    size_t n_shared;
     enum status st = check_model(node, request->model);
 
     if (st)
@@ -379,7 +392,7 @@ static enum status tokenize(const struct convert_node *node,
         input.messages = request->messages;
     else
         return bad_field("input", "no input: give text or messages");
-    st = take_input(node, &input, &ids);
+    st = take_input(node, &input, &ids, &n_shared);
     response.token_ids = ids.id;
     response.n_token_ids = ids.n;
     if (!st)

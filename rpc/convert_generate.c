@@ -116,7 +116,7 @@ static enum status take_sampling(const struct convert_node *node,
  * itself are taken as they are.
  */
 static enum status keep_tokens(struct job *job, const struct input *input,
-                               const struct ids *ids)
+                               const struct ids *ids, size_t n_shared)
 {
     struct generate_command *generate = &job->command->generate;
     const uint32_t *opening = NULL;
@@ -136,6 +136,7 @@ static enum status keep_tokens(struct job *job, const struct input *input,
     generate->token = token;
     generate->n_token = n_opening + ids->n;
     generate->n_opening = n_opening;
+    generate->n_shared = n_opening + n_shared;
     return STATUS_OK;
 }
 
@@ -143,14 +144,15 @@ static enum status take_prompt(struct job *job, const struct input *input,
                                bool may_be_empty)
 {
     struct ids ids = {0};
-    enum status st = take_input(job->node, input, &ids);
+    size_t n_shared;
+    enum status st = take_input(job->node, input, &ids, &n_shared);
 
     if (!st && ids.n == 0 && !may_be_empty) {
         bad_field("input", "the input is empty: give at least one token");
         st = status_because("EMPTY_INPUT");
     }
     if (!st)
-        st = keep_tokens(job, input, &ids);
+        st = keep_tokens(job, input, &ids, n_shared);
     ids_release(&ids);
     return st;
 }

@@ -45,9 +45,11 @@ struct input {
     bool parses_special; /* of text */
     bool opens_reply;    /* of messages, unless they say */
 };
-/* At most n_context ids, each below n_vocab; ids_release() them. */
+/* At most n_context ids, each below n_vocab; ids_release() them. The first
+ * n_shared are those of leading system messages. */
 MUST_CHECK enum status take_input(const struct convert_node *node,
-                                  const struct input *input, struct ids *out);
+                                  const struct input *input, struct ids *out,
+                                  size_t *out_n_shared);
 
 typedef enum status convert_fn(struct job *job,
                                const ProtobufCMessage *message);

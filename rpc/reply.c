@@ -80,7 +80,6 @@ static enum status pack_progress(const struct event *event, struct packed *out)
 static enum status pack_complete(const struct event *event, struct packed *out)
 {
     Godwit__V1__GenerateResponse response = GODWIT__V1__GENERATE_RESPONSE__INIT;
-    static char *const reasons[] = {"RESIDENT", "RESTORED", "NONE"};
     Godwit__V1__GenerateComplete complete = GODWIT__V1__GENERATE_COMPLETE__INIT;
     Godwit__V1__Usage usage = GODWIT__V1__USAGE__INIT;
     Godwit__V1__Timing timing = GODWIT__V1__TIMING__INIT;
@@ -98,11 +97,10 @@ static enum status pack_complete(const struct event *event, struct packed *out)
     timing.prefill = &prefill;
     timing.decode = &decode;
     timing.time_to_first_token = &first;
-    reuse.matched_tokens = event->complete.n_matched;
-    if (event->complete.reuse == REUSE_RESTORED)
-        reuse.restored_tokens = event->complete.n_matched;
+    reuse.matched_tokens = event->complete.n_cached;
+    reuse.restored_tokens = event->complete.n_restored;
     reuse.replayed_tokens = event->complete.n_replayed;
-    reuse.reason = reasons[event->complete.reuse];
+    reuse.reason = (char *)reuse_name(event->complete.reuse);
     complete.finish_reason = (Godwit__V1__FinishReason)event->complete.finish;
     complete.usage = &usage;
     complete.timing = &timing;
@@ -221,16 +219,22 @@ static enum status pack_log(const struct event *event, struct packed *out)
     return wire_pack(&response.base, out);
 }
 
+static Google__Protobuf__Timestamp timestamp_of(uint64_t wall_ms)
+{
+    Google__Protobuf__Timestamp time = GOOGLE__PROTOBUF__TIMESTAMP__INIT;
+
+    time.seconds = (int64_t)(wall_ms / 1000);
+    time.nanos = (int32_t)(wall_ms % 1000) * 1000000;
+    return time;
+}
+
 static Google__Protobuf__Timestamp *time_of(struct arena *arena,
                                             uint64_t wall_ms)
 {
     Google__Protobuf__Timestamp *time = arena_take(arena, sizeof(*time));
 
-    if (time) {
-        google__protobuf__timestamp__init(time);
-        time->seconds = (int64_t)(wall_ms / 1000);
-        time->nanos = (int32_t)(wall_ms % 1000) * 1000000;
-    }
+    if (time)
+        *time = timestamp_of(wall_ms);
     return time;
 }
 
@@ -379,6 +383,7 @@ static enum status pack_checkpoint(const struct event *event,
                                    struct packed *out)
 {
     Godwit__V1__Checkpoint checkpoint = GODWIT__V1__CHECKPOINT__INIT;
+    Google__Protobuf__Timestamp time;
     char name[FULL_NAME_SIZE], chain[DIGEST_TEXT_SIZE];
 
     if (event->kind != EVENT_CHECKPOINT)
@@ -389,6 +394,10 @@ static enum status pack_checkpoint(const struct event *event,
     checkpoint.position = event->checkpoint.position;
     checkpoint.chain_hash = chain;
     checkpoint.size_bytes = event->checkpoint.bytes;
+    if (event->checkpoint.create_ms) {
+        time = timestamp_of(event->checkpoint.create_ms);
+        checkpoint.create_time = &time;
+    }
     return wire_pack(&checkpoint.base, out);
 }
 

@@ -53,14 +53,9 @@ static void note_start(struct engine *engine, struct request *request)
     request->is_started = true;
     request->start_us = engine_now_us(engine);
     request->progress_us = request->start_us;
-    request->n_cached = resident_position(request->session->resident);
-    if (request->n_cached == 0) /* it may have been let go in the queue */
-        request->reuse = REUSE_NONE;
-    request->session->resident->reuse = REUSE_RESIDENT; /* of the next one */
+    prefix_started(engine, request);
     metric_observe(m->queue_time,
                    (double)(request->start_us - request->arrive_us) * 1e-6);
-    metric_add(m->cache_queries, request_target(request));
-    metric_add(m->cache_hits, request->n_cached);
 }
 
 /* Counts room for some tokens more, at most what it may ever need. */
@@ -91,6 +86,8 @@ static bool start(struct engine *engine, struct request *request)
 
     if (!claim(engine, request))
         return false;
+    if (prefix_seek(engine, request))
+        return true;
     if (!resident->memory &&
         memory_create(engine->options.model, &resident->memory)) {
         status_because("KV_MEMORY");
@@ -115,7 +112,7 @@ static void start_waiting(struct engine *engine)
             !preempt_one(engine, r))
             return;
         /* Room goes to the first, or small ones would pass it for ever. */
-        if (!start(engine, r))
+        if (!r->session->is_fetching && !start(engine, r))
             return;
     }
 }
@@ -166,6 +163,7 @@ static uint32_t gather(struct engine *engine)
         } else if (target - position == 1) {
             enter(engine, &engine->decode, r, 1);
         } else {
+            target = prefix_stop(r, position, target);
             engine->entrant[n] = r;
             engine->entry[n++] = (struct plan_entry){
                 position, target - position, r->served_step};
@@ -241,6 +239,7 @@ static void settle(struct engine *engine, struct request *request,
     struct session *session = request->session;
     uint64_t position = resident_position(session->resident);
 
+    prefix_passed(engine, request, position);
     if (position % SNAPSHOT_GRID == 0)
         resident_save(engine, session, false);
     resident_answer(engine, session->resident);

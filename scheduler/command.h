@@ -43,6 +43,9 @@ struct generate_command {
     const uint32_t *token; /* [n_token] input, in the arena; ids not yet
                               checked against the vocabulary */
     uint64_t n_token;
+    uint64_t n_shared;        /* of them, leading ones that other prompts are
+                                 expected to begin with, too (opening and
+                                 system message); 0: none known */
     uint32_t n_opening;       /* of them, leading ones that only the start of a
                                  session has (BOS): dropped when its log has tokens */
     struct sampling sampling; /* max_tokens 0: the node's default */

@@ -15,6 +15,7 @@ static void delete_session(struct engine *engine, struct session *session)
         request_finish(engine, session->request, FINISH_CANCELLED);
     }
     flight_delete(engine, session);
+    prefix_deleted(engine, session);
     table_remove(engine, session);
     resident_drop(engine, session);
     session_put(session);

@@ -87,6 +87,11 @@ enum status engine_create(const struct engine_options *options,
         return st;
     }
     table_sort(engine);
+    st = prefix_open(engine);
+    if (st) {
+        engine_destroy(engine);
+        return st;
+    }
     log_line(LOG_INFO, "engine", "", "%lu sessions, %lu unreadable records",
              engine->n_session, n_bad);
     *out = engine;
@@ -127,6 +132,7 @@ void engine_destroy(struct engine *engine)
     flight_destroy_all(engine);
     while (engine->n_held > 0)
         arena_destroy(engine->held[--engine->n_held]->arena);
+    prefix_destroy(engine->prefix);
     free(engine->table);
     free(engine->deleted);
     free(engine->held);

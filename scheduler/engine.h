@@ -52,6 +52,10 @@ struct engine_options {
                               1 .. ENGINE_STEP_TOKENS_MAX */
     uint32_t default_max_tokens; /* at least 1 */
     enum durability durability;  /* default of new sessions */
+    struct snapshots *snapshots; /* listed at create, when no job is out yet;
+                                    NULL: nothing is known of the store */
+    size_t prefix_bytes; /* of the store: for snapshots of prompts whose session
+                            is not kept; 0: nothing is shared */
 };
 
 /*

@@ -8,6 +8,7 @@
  *   table.c      which sessions exist, by name
  *   resident.c   what of a session is in memory: room, images, eviction
  *   jobs.c       what the store thread does for us
+ *   prefix.c     what a request need not compute, and why not more
  *   flight.c     commits under construction and under way, and their loss
  *   request.c    one Generate or AppendTokens call: begin, replay, end
  *   generate.c   its arrival and admission
@@ -26,6 +27,7 @@
 #include "scheduler/plan.h"
 #include "scheduler/sampler.h"
 #include "scheduler/text.h"
+#include "state/prefix.h"
 
 #define COMMAND_STEP_MAX 256u /* commands taken in one step */
 #define ROOM_TOKENS 4096u     /* engine.room_tokens, unless a test says else */
@@ -38,6 +40,7 @@
 #define IMAGE_WAIT_MAX 16u   /* images that wait, unless someone asked */
 #define SWEEP_US 1000000u    /* between two looks for expired sessions */
 #define PROGRESS_US 500000u  /* between two progress events ... */
+#define NO_SCOPE UINT64_MAX  /* a session whose tenant is not known */
 #define PROGRESS_TOKENS 256u /* ... unless a step consumed so many */
 
 struct engine;
@@ -54,14 +57,19 @@ struct resident {
     struct turn turn;            /* the last one, if has_turn */
     bool has_turn;
     enum restore_reason_code reuse; /* what the next turn says of its start */
+    uint64_t n_restored; /* tokens that memory was read with from the store */
 
     struct image *image;     /* of memory at image_position, or NULL */
     uint64_t image_position; /* saved when that is committed */
     struct digest image_chain;
-    bool is_saving;             /* the store thread has the image */
-    bool leaves;                /* evicted when it is saved */
+    struct uid image_uid; /* its owner: the session, or a loose one */
+    struct snapshot_label image_label;
+    bool is_forsaken; /* the session was deleted while it is being saved */
+    bool is_saving;   /* the store thread has the image */
+    bool leaves;      /* evicted when it is saved */
     uint64_t snapshot_position; /* of the newest stored one */
-    uint64_t snapshot_bytes;
+    uint64_t snapshot_bytes, snapshot_ms;
+    struct digest snapshot_chain;
     struct {
         uint64_t reply, position; /* answered by a snapshot at or after it */
     } checkpoint[CHECKPOINT_WAIT_MAX];
@@ -83,6 +91,9 @@ struct session {
     bool is_failed;    /* its log could not be read */
     bool is_upgrading; /* what was only in memory is not yet committed */
     bool is_loading;   /* a LOAD is with the store thread */
+    bool is_fetching;  /* a FETCH is */
+    bool has_loose;    /* snapshots of its tokens may be stored as loose ones */
+    uint64_t scope;    /* of its last turn */
     struct resident *resident;
     struct request *request;
     size_t charge; /* bytes counted for what of it is in memory */
@@ -116,8 +127,11 @@ struct request {
     struct command *command; /* until it is admitted; owned */
     size_t promise;          /* bytes its memory may grow to */
     uint64_t output_start;   /* position of its first sampled token */
-    uint64_t n_cached;
+    uint64_t n_cached, n_restored;
     enum restore_reason_code reuse;
+    bool has_sought;      /* a stored prefix, for the memory as it is */
+    uint64_t n_shared;    /* as in its command; 0: none, or looked at */
+    uint64_t shared_stop; /* a snapshot is taken here on the way; 0: none */
     uint32_t end[CONFIG_EOS_MAX + STOP_ID_MAX], n_end;
     struct text text;
     uint64_t served_step;  /* the last one that had rows of it */
@@ -164,6 +178,8 @@ struct engine_metrics { /* each may be NULL */
         *decode_time, *latency;
     struct metric *prompt_tokens, *generation_tokens, *cache_queries,
         *cache_hits, *preemptions, *iteration_tokens, *commit_lag;
+    struct metric *reuse[REUSE_REASON_COUNT], *refused[REUSE_REASON_COUNT];
+    struct metric *prefix_tokens, *prefix_entries, *prefix_bytes;
     struct metric *success[8]; /* by finish_reason */
     struct metric *rejections[8];
 };
@@ -204,6 +220,12 @@ struct engine {
 
     bool is_draining, is_parked, is_done;
     uint64_t drain_deadline_us, drain_reply;
+
+    struct prefix_index *prefix;
+    struct { /* running estimates; 0: not known yet */
+        double load_us_per_byte, save_us_per_byte, compute_us_per_token;
+        uint64_t backlog_us; /* of jobs that are with the store thread */
+    } cost;
 
     struct lane decode, prompt;
     uint64_t decode_us;       /* that the last pass of decode rows took */
@@ -293,7 +315,51 @@ void resident_install(struct engine *engine, struct session *session,
 /* A SAVE is over, well or not. */
 void resident_saved(struct engine *engine, const struct store_job *job);
 
+/*
+ * A snapshot for others, at the point where the memory is now: the session's
+ * own if it is durable, else a loose one.
+ */
+void resident_save_shared(struct engine *engine, struct session *session);
+
+/* --- prefix.c --- */
+/* The index, from what the store has; what no session owns is deleted.
+ *   as prefix_create() and snapshots_each() */
+MUST_CHECK enum status prefix_open(struct engine *engine);
+/*
+ * True: the request waits, since a snapshot that serves it better than its
+ * memory is being read. Also notes where to take one on the way.
+ */
+bool prefix_seek(struct engine *engine, struct request *request);
+/* The end of the next chunk of tokens that would reach to `target`. */
+uint64_t prefix_stop(const struct request *request, uint64_t position,
+                     uint64_t target);
+/* Its memory stands at `position` now. */
+void prefix_passed(struct engine *engine, struct request *request,
+                   uint64_t position);
+/* The request begins to compute: say what it starts from. */
+void prefix_started(struct engine *engine, struct request *request);
+/* Its input is consumed. */
+void prefix_measure(struct engine *engine, const struct request *request);
+/* A job goes to the store thread, or comes back. */
+void prefix_job_sent(struct engine *engine, struct store_job *job,
+                     uint64_t n_byte);
+void prefix_job_done(struct engine *engine, const struct store_job *job);
+void prefix_saved(struct engine *engine, const struct store_job *job);
+void prefix_fetched(struct engine *engine, struct store_job *job);
+void prefix_deleted(struct engine *engine, const struct session *session);
+enum restore_reason_code prefix_word(enum restore_reason reason);
+/* Prompts find snapshots of their own tenant only; where sharing is off, of
+ * their own session. */
+uint64_t prefix_scope(const struct engine *engine,
+                      const struct session *session, const char *tenant);
+
 /* --- jobs.c --- */
+MUST_CHECK struct store_job *jobs_create(enum store_job_kind kind,
+                                         struct uid uid, void *owner);
+/* False when too many are out; the job is freed then. */
+bool jobs_push(struct engine *engine, struct store_job *job);
+/* Its snapshots are to be deleted. */
+void jobs_delete(struct engine *engine, struct uid uid);
 /* Send images that have become durable, loads and deletes that wait. */
 void jobs_send(struct engine *engine);
 /* Take what the store thread has finished. */

@@ -25,3 +25,22 @@ void event_destroy(struct event *event)
 {
     free(event);
 }
+
+const char *reuse_name(enum restore_reason_code reuse)
+{
+    static const char *const names[REUSE_REASON_COUNT] = {
+        [REUSE_NOT_NEEDED] = "NOT_NEEDED",
+        [REUSE_RESIDENT] = "RESIDENT",
+        [REUSE_RESTORED] = "RESTORED",
+        [REUSE_PREFIX] = "PREFIX",
+        [REUSE_NONE] = "NONE",
+        [REUSE_TOO_SHORT] = "TOO_SHORT",
+        [REUSE_SLOWER] = "SLOWER",
+        [REUSE_EVICTED] = "EVICTED",
+        [REUSE_NUMERICS_CHANGED] = "NUMERICS_CHANGED",
+        [REUSE_WEIGHTS_CHANGED] = "WEIGHTS_CHANGED",
+        [REUSE_SNAPSHOT_DAMAGED] = "SNAPSHOT_DAMAGED",
+        [REUSE_SNAPSHOT_MISMATCH] = "SNAPSHOT_MISMATCH"};
+
+    return names[reuse];
+}

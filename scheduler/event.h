@@ -104,14 +104,39 @@ struct event {
             enum finish_reason finish; /* an append ends with STOP */
             uint64_t n_prompt, n_completion, n_cached; /* usage, tokens; cached:
                            of the log up to the input's end */
-            uint64_t n_matched, n_replayed; /* of those before the input: found,
-                           and computed by this call */
+            uint64_t n_restored; /* of those, read from the store */
+            uint64_t n_replayed; /* tokens before the input that this call
+                                    computed again */
             uint64_t committed_position;
             struct timing timing;
-            enum restore_reason_code {
-                REUSE_RESIDENT,
-                REUSE_RESTORED,
-                REUSE_NONE
+            enum restore_reason_code { /* words: reuse_name() */
+                                       REUSE_NOT_NEEDED, /* nothing was computed
+                                                          */
+                                       REUSE_RESIDENT,   /* it was in memory */
+                                       REUSE_RESTORED, /* from the session's own
+                                                          snapshot */
+                                       REUSE_PREFIX, /* from another's snapshot
+                                                      */
+                                       REUSE_NONE,   /* nothing to start from */
+                                       REUSE_TOO_SHORT, /* what is shared is not
+                                                           worth it */
+                                       REUSE_SLOWER,  /* computing was expected
+                                                         to be faster  than
+                                                         reading */
+                                       REUSE_EVICTED, /* the store's budget took
+                                                         it away */
+                                       REUSE_NUMERICS_CHANGED,  /* other
+                                                                   arithmetic
+                                                                   made it */
+                                       REUSE_WEIGHTS_CHANGED,   /* other weights
+                                                                   made it */
+                                       REUSE_SNAPSHOT_DAMAGED,  /* its bytes are
+                                                                   not what was
+                                                                   stored */
+                                       REUSE_SNAPSHOT_MISMATCH, /* it belongs to
+                                                                   other tokens
+                                                                 */
+                                       REUSE_REASON_COUNT
             } reuse;
         } complete;
         struct session_info session;
@@ -125,7 +150,7 @@ struct event {
             char session[SESSION_NAME_SIZE];
             uint64_t position;
             struct digest chain;
-            uint64_t bytes;
+            uint64_t bytes, create_ms; /* wall time */
         } checkpoint;
         struct node_info node;
         struct cause cause; /* ERROR */
@@ -136,4 +161,7 @@ struct event {
 struct event *event_create(enum event_kind kind, uint64_t reply, size_t extra,
                            void **out_extra);
 void event_destroy(struct event *event);
+
+/* "RESIDENT" and so on, as the API spells them. */
+const char *reuse_name(enum restore_reason_code reuse);
 #endif

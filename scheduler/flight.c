@@ -211,17 +211,6 @@ bool flight_send(struct engine *engine)
     return true;
 }
 
-static void remember_deleted(struct engine *engine, struct uid uid)
-{
-    if (engine->n_deleted == engine->deleted_capacity) {
-        engine->deleted_capacity = 2 * engine->deleted_capacity + 16;
-        engine->deleted =
-            engine_need(realloc(engine->deleted, engine->deleted_capacity *
-                                                     sizeof(*engine->deleted)));
-    }
-    engine->deleted[engine->n_deleted++] = uid;
-}
-
 static void effect_release(struct effect *effect)
 {
     effect->session->n_flight--;
@@ -240,7 +229,7 @@ static void keep(struct engine *engine, struct effect *effect)
     if (effect->kind == EFFECT_UPGRADE)
         session->is_upgrading = false;
     if (effect->kind == EFFECT_DELETE)
-        remember_deleted(engine, session->uid);
+        jobs_delete(engine, session->uid);
 }
 
 /* Its tokens were never anywhere but in memory, unless a delete dropped it. */

@@ -61,6 +61,22 @@ static void counters(struct metrics *r, struct engine_metrics *m)
     m->cache_hits =
         metrics_counter(r, "godwit_prefix_cache_hits_total", "",
                         "Those of them that were resident or restored.");
+    for (int i = 0; i < REUSE_REASON_COUNT; i++) {
+        (void)snprintf(labels, sizeof(labels), "reason=\"%s\"",
+                       reuse_name((enum restore_reason_code)i));
+        if (i > REUSE_NOT_NEEDED)
+            m->reuse[i] =
+                metrics_counter(r, "godwit_prefix_reuse_total", labels,
+                                "Requests by what they began from.");
+        if (i >= REUSE_EVICTED)
+            m->refused[i] =
+                metrics_counter(r, "godwit_snapshot_refusals_total", labels,
+                                "Snapshots that were read and not used.");
+    }
+    m->prefix_tokens =
+        metrics_counter(r, "godwit_prefix_reuse_tokens_total", "",
+                        "Tokens not computed since another's snapshot has "
+                        "them.");
     m->preemptions =
         metrics_counter(r, "godwit_num_preemptions_total", "",
                         "Sessions and requests that made room for others.");
@@ -95,6 +111,12 @@ void gauges_init(struct engine *engine)
         metrics_gauge(r, "godwit_state_slots_used", "", "Sessions in memory.");
     m->sessions = metrics_gauge(r, "godwit_sessions", "state=\"all\"",
                                 "Sessions that exist.");
+    m->prefix_entries =
+        metrics_gauge(r, "godwit_prefix_snapshots", "",
+                      "Stored snapshots that a prompt may begin from.");
+    m->prefix_bytes =
+        metrics_gauge(r, "godwit_prefix_store_bytes", "",
+                      "Of the store: snapshots of prompts without a session.");
     histograms(r, m);
     counters(r, m);
 }
@@ -102,6 +124,7 @@ void gauges_init(struct engine *engine)
 void gauges_set(struct engine *engine)
 {
     const struct engine_metrics *m = &engine->metrics;
+    struct prefix_stats stats = prefix_stats(engine->prefix);
 
     metric_set(m->running, engine->n_running);
     metric_set(m->waiting, engine->n_request - engine->n_running);
@@ -109,6 +132,8 @@ void gauges_set(struct engine *engine)
                (double)engine->charged / (double)engine->options.session_bytes);
     metric_set(m->slots_used, (double)engine->n_resident);
     metric_set(m->sessions, (double)engine->n_session);
+    metric_set(m->prefix_entries, stats.n_entry);
+    metric_set(m->prefix_bytes, (double)stats.loose_bytes);
 }
 
 void gauges_reject(struct engine *engine, const struct cause *cause)

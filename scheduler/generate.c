@@ -51,6 +51,7 @@ static void drop_opening(struct generate_command *g)
 {
     g->token += g->n_opening;
     g->n_token -= g->n_opening;
+    g->n_shared = 0;
     g->n_opening = 0;
 }
 
@@ -286,6 +287,8 @@ static enum status accept(struct engine *engine, struct request *request)
     resident->chain = digest_tokens(before, g->token, g->n_token);
     flight_tokens(engine, session, from, before);
     flight_turn(engine, session);
+    if (from == 0)
+        request->n_shared = g->n_shared;
     metric_add(engine->metrics.prompt_tokens, g->n_token);
     engine->prompt_tokens += g->n_token;
     request_begin(engine, request);
@@ -337,6 +340,7 @@ void generate_admit(struct engine *engine, struct request *request)
     if (session->n_token > 0)
         drop_opening(&request->command->generate);
     g = &request->command->generate;
+    session->scope = prefix_scope(engine, session, g->tenant);
     is_again = resident->has_turn && g->request_id[0] &&
                strcmp(g->request_id, resident->turn.request_id) == 0;
     if (is_again) {

@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static struct store_job *job_create(enum store_job_kind kind, struct uid uid,
-                                    void *owner)
+struct store_job *jobs_create(enum store_job_kind kind, struct uid uid,
+                              void *owner)
 {
     struct store_job *job = engine_need(calloc(1, sizeof(*job)));
 
@@ -15,15 +15,27 @@ static struct store_job *job_create(enum store_job_kind kind, struct uid uid,
     return job;
 }
 
-static bool job_send(struct engine *engine, struct store_job *job)
+bool jobs_push(struct engine *engine, struct store_job *job)
 {
     if (engine->n_job == ENGINE_JOB_MAX ||
         !store_thread_push(engine->options.store_thread, job)) {
+        engine->cost.backlog_us -= job->expected_us;
         free(job);
         return false;
     }
     engine->n_job++;
     return true;
+}
+
+void jobs_delete(struct engine *engine, struct uid uid)
+{
+    if (engine->n_deleted == engine->deleted_capacity) {
+        engine->deleted_capacity = 2 * engine->deleted_capacity + 16;
+        engine->deleted =
+            engine_need(realloc(engine->deleted, engine->deleted_capacity *
+                                                     sizeof(*engine->deleted)));
+    }
+    engine->deleted[engine->n_deleted++] = uid;
 }
 
 static void send_images(struct engine *engine)
@@ -35,15 +47,17 @@ static void send_images(struct engine *engine)
         struct session *session = resident->session;
         struct store_job *job;
         /* A snapshot must never be ahead of the journal, and a restore needs
-         * one more token to make logits from. */
-        if (session->is_upgrading ||
-            session->n_committed <= resident->image_position) {
+         * one more token to make logits from. A loose one has no log. */
+        bool is_own = uid_equal(resident->image_uid, session->uid);
+        if (is_own && (session->is_upgrading ||
+                       session->n_committed <= resident->image_position)) {
             at = &resident->next_image;
             continue;
         }
-        job = job_create(STORE_SAVE, session->uid, resident);
+        job = jobs_create(STORE_SAVE, resident->image_uid, resident);
         job->image = resident->image;
-        if (!job_send(engine, job))
+        prefix_job_sent(engine, job, image_bytes(resident->image));
+        if (!jobs_push(engine, job))
             return;
         resident->is_saving = true;
         *at = resident->next_image;
@@ -62,7 +76,7 @@ static bool send_load(struct engine *engine, struct request *request)
 
     if (!resident_room(engine, session, bytes))
         return false;
-    job = job_create(STORE_LOAD, session->uid, session);
+    job = jobs_create(STORE_LOAD, session->uid, session);
     job->keep_back = 1;
     st = memory_create(engine->options.model, &job->memory);
     if (st) {
@@ -71,7 +85,8 @@ static bool send_load(struct engine *engine, struct request *request)
         return true;
     }
     struct memory *memory = job->memory;
-    if (!job_send(engine, job)) {
+    prefix_job_sent(engine, job, bytes);
+    if (!jobs_push(engine, job)) {
         memory_destroy(memory);
         return false;
     }
@@ -94,7 +109,7 @@ void jobs_send(struct engine *engine)
     }
     while (engine->n_deleted > 0) {
         struct uid uid = engine->deleted[engine->n_deleted - 1];
-        if (!job_send(engine, job_create(STORE_DELETE, uid, NULL)))
+        if (!jobs_push(engine, jobs_create(STORE_DELETE, uid, NULL)))
             return;
         engine->n_deleted--;
     }
@@ -136,7 +151,7 @@ enum status jobs_read(struct engine *engine, struct session *session,
     struct reader *reader = engine_need(malloc(sizeof(*reader)));
 
     *reader = (struct reader){session, reply, from, limit};
-    if (!job_send(engine, job_create(STORE_TOKENS, session->uid, reader))) {
+    if (!jobs_push(engine, jobs_create(STORE_TOKENS, session->uid, reader))) {
         free(reader);
         status_fail(STATUS_RESOURCE_EXHAUSTED,
                     "%u reads and saves wait already", ENGINE_JOB_MAX);
@@ -193,12 +208,16 @@ void jobs_receive(struct engine *engine)
 
     while (ring_pop(engine->options.done, &job)) {
         engine->n_job--;
+        prefix_job_done(engine, job);
         switch (job->kind) {
         case STORE_SAVE:
             resident_saved(engine, job);
             break;
         case STORE_LOAD:
             receive_load(engine, job);
+            break;
+        case STORE_FETCH:
+            prefix_fetched(engine, job);
             break;
         case STORE_TOKENS:
             receive_tokens(engine, job);
@@ -208,6 +227,7 @@ void jobs_receive(struct engine *engine)
                 log_limited(&engine->store_log, LOG_WARN, "engine", "",
                             "snapshots of a deleted session stay: %s",
                             job->cause.text);
+            prefix_remove(engine->prefix, job->uid); /* of a save before it */
             break;
         }
         free(job);

@@ -257,14 +257,15 @@ void request_progress(struct engine *engine, struct request *request,
 static void reuse_of(const struct request *request, struct event *event)
 {
     const struct turn *turn = &request->session->resident->turn;
-    uint64_t n_cached = request->n_cached, before = turn->position;
+    uint64_t n_cached = request->n_cached, n_restored = request->n_restored;
+    uint64_t before = turn->position, end = before + turn->n_input;
 
+    if (!request->is_started) /* reuse is REUSE_NOT_NEEDED */
+        return;
     event->complete.reuse = request->reuse;
-    event->complete.n_cached =
-        n_cached < before + turn->n_input ? n_cached : before + turn->n_input;
-    event->complete.n_matched = n_cached < before ? n_cached : before;
-    if (request->is_started)
-        event->complete.n_replayed = before - event->complete.n_matched;
+    event->complete.n_cached = n_cached < end ? n_cached : end;
+    event->complete.n_restored = n_restored < end ? n_restored : end;
+    event->complete.n_replayed = n_cached < before ? before - n_cached : 0;
 }
 
 void request_complete(struct engine *engine, struct request *request,
@@ -356,6 +357,7 @@ static void time_token(struct engine *engine, struct request *request)
 
     if (!request->prefilled_us) {
         request->prefilled_us = now_us;
+        prefix_measure(engine, request);
         metric_observe(engine->metrics.prefill_time,
                        (double)(now_us - request->start_us) * 1e-6);
     }

@@ -102,15 +102,26 @@ void resident_make(struct engine *engine, struct session *session)
     assert(!session->resident);
     resident->session = session;
     resident->chain = resident->memory_chain = engine->empty_chain;
+    resident->snapshot_chain = engine->empty_chain;
     resident->reuse = REUSE_NONE;
     session->resident = resident;
     engine->n_resident++;
     resident_charge(engine, session, bytes_now(session));
 }
 
-static void destroy(struct resident *resident)
+/* Saved or given up: what it borrowed is free. */
+static void drop_image(struct engine *engine, struct resident *resident)
 {
+    if (resident->image && resident->image_label.is_shared)
+        prefix_expect_over(engine->prefix, resident->image_chain,
+                           resident->image_label.scope);
     image_destroy(resident->image);
+    resident->image = NULL;
+}
+
+static void destroy(struct engine *engine, struct resident *resident)
+{
+    drop_image(engine, resident);
     memory_destroy(resident->memory);
     ids_release(&resident->tokens);
     free(resident);
@@ -156,7 +167,7 @@ void resident_drop(struct engine *engine, struct session *session)
     engine->n_resident--;
     images_remove(engine, resident);
     if (!resident->is_saving) /* else when the store thread is done */
-        destroy(resident);
+        destroy(engine, resident);
 }
 
 void resident_touch(struct engine *engine, struct session *session)
@@ -170,25 +181,18 @@ void resident_touch(struct engine *engine, struct session *session)
     lru_add(engine, session);
 }
 
-bool resident_save(struct engine *engine, struct session *session,
-                   bool is_wanted)
+static bool is_kept(const struct session *session)
+{
+    return session->durability != DURABILITY_NONE && session->is_listed;
+}
+
+static bool take_image(struct engine *engine, struct session *session,
+                       struct uid owner, uint64_t first_block, bool is_shared)
 {
     struct resident *resident = session->resident;
     uint64_t position = resident_position(resident);
-    uint64_t first_block;
 
-    if (!resident || session->durability == DURABILITY_NONE ||
-        !session->is_listed)
-        return false;
-    if (resident->image)
-        return true;
-    /* Memory that was let go comes back from before its newest snapshot. */
-    if (position == 0 || position <= resident->snapshot_position)
-        return false;
-    if (!is_wanted && engine->n_image >= IMAGE_WAIT_MAX)
-        return false;
-    first_block = resident->snapshot_position / KV_BLOCK;
-    if (image_create(engine->options.model, session->uid, resident->memory,
+    if (image_create(engine->options.model, owner, resident->memory,
                      resident->memory_chain, first_block, &resident->image)) {
         log_limited(&engine->store_log, LOG_WARN, "engine", session->name,
                     "no snapshot at token %lu, a resume will recompute: %s",
@@ -197,10 +201,62 @@ bool resident_save(struct engine *engine, struct session *session,
     }
     resident->image_position = position;
     resident->image_chain = resident->memory_chain;
+    resident->image_uid = owner;
+    resident->image_label =
+        (struct snapshot_label){.session = session->uid,
+                                .scope = session->scope,
+                                .create_ms = engine_wall_ms(engine),
+                                .is_shared = is_shared};
+    image_label(resident->image, &resident->image_label);
     resident->next_image = engine->images;
     engine->images = resident;
     engine->n_image++;
     return true;
+}
+
+void resident_save_shared(struct engine *engine, struct session *session)
+{
+    struct resident *resident = session->resident;
+    uint64_t position = resident_position(resident), first_block = 0;
+    struct uid owner = session->uid;
+
+    if (resident->image || engine->n_image >= IMAGE_WAIT_MAX)
+        return;
+    if (is_kept(session)) {
+        if (position <= resident->snapshot_position)
+            return;
+        first_block = resident->snapshot_position / KV_BLOCK;
+    } else if (snapshot_bytes(engine->options.model, position) >
+                   engine->options.prefix_bytes ||
+               uid_make(engine_wall_ms(engine), &owner)) {
+        return;
+    } else {
+        session->has_loose = true;
+    }
+    if (!prefix_expect(engine->prefix, resident->memory_chain, session->scope))
+        return;
+    if (!take_image(engine, session, owner, first_block, true))
+        prefix_expect_over(engine->prefix, resident->memory_chain,
+                           session->scope);
+}
+
+bool resident_save(struct engine *engine, struct session *session,
+                   bool is_wanted)
+{
+    struct resident *resident = session->resident;
+    uint64_t position = resident_position(resident);
+
+    if (!resident || !is_kept(session))
+        return false;
+    if (resident->image)
+        return true;
+    /* Memory that was let go comes back from before its newest snapshot. */
+    if (position == 0 || position <= resident->snapshot_position)
+        return false;
+    if (!is_wanted && engine->n_image >= IMAGE_WAIT_MAX)
+        return false;
+    return take_image(engine, session, session->uid,
+                      resident->snapshot_position / KV_BLOCK, false);
 }
 
 /* Back to its log alone. */
@@ -212,7 +268,31 @@ static void forget(struct engine *engine, struct session *session)
     resident->memory = NULL;
     resident->memory_chain = engine->empty_chain;
     resident->reuse = REUSE_NONE;
+    resident->n_restored = 0;
+    if (session->request)
+        session->request->has_sought = false;
     resident_settle(engine, session);
+}
+
+/* The store thread still reads its memory, which stays behind for it. */
+static struct resident *leave_behind(struct engine *engine,
+                                     struct session *session)
+{
+    struct resident *old = session->resident;
+    struct resident *resident = engine_need(malloc(sizeof(*resident)));
+
+    *resident = *old;
+    resident->memory = NULL;
+    resident->memory_chain = engine->empty_chain;
+    resident->reuse = REUSE_NONE;
+    resident->n_restored = 0;
+    resident->image = NULL;
+    resident->is_saving = false;
+    old->n_checkpoint = 0;
+    old->session = NULL;
+    memset(&old->tokens, 0, sizeof(old->tokens));
+    session->resident = resident;
+    return resident;
 }
 
 void resident_truncate(struct engine *engine, struct session *session,
@@ -220,15 +300,16 @@ void resident_truncate(struct engine *engine, struct session *session,
 {
     struct resident *resident = session->resident;
 
-    assert(n_token <= resident->tokens.n && !resident->is_saving);
+    assert(n_token <= resident->tokens.n);
     resident_stay(engine, session);
+    if (resident->is_saving)
+        resident = leave_behind(engine, session);
     status_fail(STATUS_ABORTED, "the journal lost what was to be saved");
     status_because("OPERATION_ABORTED");
     refuse_checkpoints(engine, resident, status_cause());
-    if (resident->image && !resident->is_saving) {
+    if (resident->image) {
         images_remove(engine, resident);
-        image_destroy(resident->image);
-        resident->image = NULL;
+        drop_image(engine, resident);
     }
     resident->tokens.n = session->n_token = session->n_committed = n_token;
     resident->chain =
@@ -348,8 +429,9 @@ void resident_answer(struct engine *engine, struct resident *resident)
         memcpy(event->checkpoint.session, resident->session->name,
                SESSION_NAME_SIZE);
         event->checkpoint.position = resident->snapshot_position;
-        event->checkpoint.chain = resident->image_chain;
+        event->checkpoint.chain = resident->snapshot_chain;
         event->checkpoint.bytes = resident->snapshot_bytes;
+        event->checkpoint.create_ms = resident->snapshot_ms;
         flight_event(engine, event);
     }
     resident->n_checkpoint = n_left;
@@ -385,7 +467,9 @@ static const char *reason_text(enum restore_reason reason)
 {
     switch (reason) {
     case RESTORE_NUMERICS:
-        return "was made by another model or arithmetic";
+        return "was made by another arithmetic";
+    case RESTORE_WEIGHTS:
+        return "was made by another model";
     case RESTORE_CHAIN:
         return "belongs to other tokens";
     case RESTORE_DAMAGED:
@@ -417,13 +501,22 @@ void resident_install(struct engine *engine, struct session *session,
     session->is_failed = false;
     position = resident_position(resident);
     resident->snapshot_position = position;
-    resident->image_chain = resident->memory_chain =
+    resident->snapshot_chain = resident->memory_chain =
         digest_tokens(engine->empty_chain, resident->tokens.id, position);
+    if (job->n_entry > 0 && session->scope == NO_SCOPE)
+        session->scope = job->entry[0].scope;
+    for (uint32_t i = 0; i < job->n_entry; i++)
+        if (job->entry[i].position == position)
+            resident->snapshot_ms = job->entry[i].create_ms;
+    resident->n_restored = position;
     resident->reuse = position ? REUSE_RESTORED : REUSE_NONE;
-    if (why)
+    if (why) {
+        resident->reuse = prefix_word(job->reason);
+        metric_add(engine->metrics.refused[resident->reuse], 1);
         log_line(LOG_WARN, "engine", session->name,
                  "newest snapshot %s, recomputing %lu of %lu tokens", why,
                  session->n_token - position, session->n_token);
+    }
     resident_charge(engine, session, bytes_now(session));
 }
 
@@ -431,23 +524,28 @@ void resident_saved(struct engine *engine, const struct store_job *job)
 {
     struct resident *resident = job->owner;
     struct session *session = resident->session;
+    bool is_own = session && uid_equal(job->uid, session->uid);
 
     resident->is_saving = false;
-    resident->snapshot_bytes = image_bytes(resident->image);
-    image_destroy(resident->image);
-    resident->image = NULL;
+    prefix_saved(engine, job);
+    if (!job->status && session && is_own) {
+        resident->snapshot_position = resident->image_position;
+        resident->snapshot_chain = resident->image_chain;
+        resident->snapshot_ms = resident->image_label.create_ms;
+        resident->snapshot_bytes = image_bytes(resident->image);
+    }
+    drop_image(engine, resident);
     if (!session) {
-        destroy(resident);
+        destroy(engine, resident);
         return;
     }
-    if (job->status) {
+    if (job->status && is_own) {
         log_limited(&engine->store_log, LOG_WARN, "engine", session->name,
                     "snapshot at token %lu is not saved, a resume will "
                     "recompute: %s",
                     resident->image_position, job->cause.text);
         refuse_checkpoints(engine, resident, &job->cause);
     } else {
-        resident->snapshot_position = resident->image_position;
         resident_answer(engine, resident);
     }
     if (!resident->leaves)

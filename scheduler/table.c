@@ -9,6 +9,7 @@ struct session *session_create(const struct session_meta *meta)
     struct session *session = engine_need(calloc(1, sizeof(*session)));
 
     session->uid = meta->uid;
+    session->scope = NO_SCOPE;
     memcpy(session->name, meta->name, sizeof(session->name));
     session->last_active_ms = meta->update_ms;
     session_meta_set(session, meta);

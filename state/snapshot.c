@@ -74,7 +74,8 @@ static enum status read_manifest(struct snapshots *snapshots, struct uid uid,
         store_get(snapshots->store, key.bytes, key.n, &bytes, &n_bytes);
 
     if (st == STATUS_NOT_FOUND) {
-        *out = (struct manifest){.uid = uid, .numerics = snapshots->numerics};
+        *out = (struct manifest){
+            .uid = uid, .session = uid, .numerics = snapshots->numerics};
         return STATUS_OK;
     }
     if (st)
@@ -174,28 +175,51 @@ static void drop_positions(struct snapshots *snapshots, struct uid uid,
                  key_at('o', uid, to));
 }
 
-/*
- * Put the image's entry in its place; when the list is full the oldest other
- * one goes, with its values.
- */
+/* Of a full list: the oldest one, or the oldest that is not shared while
+ * there are few shared ones. */
+static uint32_t victim(const struct manifest *manifest)
+{
+    uint32_t i = manifest->n - 1, n_shared = 0;
+
+    for (uint32_t j = 0; j < manifest->n; j++)
+        n_shared += manifest->entry[j].is_shared;
+    while (n_shared <= SNAPSHOT_SHARED_MAX && manifest->entry[i].is_shared)
+        i--;
+    return i;
+}
+
+static void remove_entry(struct snapshots *snapshots, struct manifest *manifest,
+                         uint32_t i)
+{
+    uint64_t position = manifest->entry[i].position;
+
+    drop_positions(snapshots, manifest->uid, position, position + 1);
+    manifest->n--;
+    memmove(&manifest->entry[i], &manifest->entry[i + 1],
+            (manifest->n - i) * sizeof(manifest->entry[0]));
+}
+
+/* Put the image's entry in its place; in a full list another one goes, with
+ * its values. */
 static void add_entry(struct snapshots *snapshots, struct manifest *manifest,
                       const struct image *image)
 {
-    struct snapshot_entry entry = {image->position, image->chain};
+    struct snapshot_entry entry = {.position = image->position,
+                                   .chain = image->chain,
+                                   .scope = image->label.scope,
+                                   .create_ms = image->label.create_ms,
+                                   .is_shared = image->label.is_shared};
     uint32_t i = 0;
 
+    for (uint32_t j = 0; j < manifest->n; j++)
+        if (manifest->entry[j].position == entry.position) {
+            manifest->entry[j] = entry;
+            return;
+        }
+    if (manifest->n == SNAPSHOT_KEEP_MAX)
+        remove_entry(snapshots, manifest, victim(manifest));
     while (i < manifest->n && manifest->entry[i].position > entry.position)
         i++;
-    if (i < manifest->n && manifest->entry[i].position == entry.position) {
-        manifest->entry[i] = entry;
-        return;
-    }
-    if (manifest->n == SNAPSHOT_KEEP_MAX) {
-        uint64_t oldest = manifest->entry[--manifest->n].position;
-
-        drop_positions(snapshots, image->uid, oldest, oldest + 1);
-        i = i > manifest->n ? manifest->n : i;
-    }
     memmove(&manifest->entry[i + 1], &manifest->entry[i],
             (manifest->n - i) * sizeof(entry));
     manifest->entry[i] = entry;
@@ -219,6 +243,7 @@ static enum status save_manifest(struct snapshots *snapshots,
     } else if (st) {
         return st;
     }
+    manifest.session = image->label.session;
     add_entry(snapshots, &manifest, image);
     writer_clear(&snapshots->frame);
     st = manifest_put(&snapshots->frame, &manifest);
@@ -338,6 +363,14 @@ static enum restore_reason damaged(const char *what, uint64_t place,
     return RESTORE_DAMAGED;
 }
 
+static enum restore_reason other_numerics(const struct snapshots *snapshots,
+                                          struct numerics its)
+{
+    return digest_equal(its.fingerprint, snapshots->numerics.fingerprint)
+               ? RESTORE_NUMERICS
+               : RESTORE_WEIGHTS;
+}
+
 /* What a value must say of itself; its bytes then go to `to`. */
 struct wanted {
     enum frame_kind kind;
@@ -364,7 +397,7 @@ static enum restore_reason take_value(struct attempt *attempt,
                           "%s %lu of layer %u is of another model or numerics "
                           "id",
                           wanted->what, wanted->place, wanted->layer);
-        return RESTORE_NUMERICS;
+        return other_numerics(attempt->snapshots, head.numerics);
     }
     if (!uid_equal(head.uid, attempt->uid) || head.place != wanted->place ||
         head.layer != wanted->layer || head.n_token != wanted->n_token ||
@@ -521,7 +554,7 @@ static enum status try_entry(struct snapshots *snapshots,
     if (!numerics_equal(manifest->numerics, snapshots->numerics)) {
         (void)status_fail(STATUS_FAILED_PRECONDITION,
                           "it is of another model or numerics id");
-        *out = RESTORE_NUMERICS;
+        *out = other_numerics(snapshots, manifest->numerics);
         return STATUS_OK;
     }
     if (!chains_match(chains, entry->position, entry->chain)) {
@@ -647,4 +680,102 @@ enum status snapshot_load(struct snapshots *snapshots, struct uid uid,
                     refusal.cause.text);
     *out = refusal.reason;
     return STATUS_OK;
+}
+
+static const struct snapshot_entry *
+find_entry(const struct manifest *manifest,
+           const struct snapshot_source *wanted)
+{
+    for (uint32_t i = 0; i < manifest->n; i++)
+        if (manifest->entry[i].position == wanted->position &&
+            digest_equal(manifest->entry[i].chain, wanted->chain))
+            return &manifest->entry[i];
+    return NULL;
+}
+
+static enum status try_source(struct snapshots *snapshots,
+                              const struct snapshot_source *source,
+                              struct chains *chains, struct memory *memory,
+                              enum restore_reason *out)
+{
+    const struct snapshot_entry *entry;
+    struct manifest manifest;
+
+    if (read_manifest(snapshots, source->uid, &manifest)) {
+        *out = RESTORE_DAMAGED;
+        return STATUS_OK;
+    }
+    entry = find_entry(&manifest, source);
+    if (!entry) {
+        *out = RESTORE_NONE;
+        return STATUS_OK;
+    }
+    return try_entry(snapshots, &manifest, entry, chains, memory, out);
+}
+
+enum status snapshot_fetch(struct snapshots *snapshots,
+                           const struct snapshot_source *source,
+                           uint32_t n_source, const struct ids *tokens,
+                           struct memory *memory, enum restore_reason *reason)
+{
+    struct chains chains;
+    enum status st;
+
+    assert(memory_position(memory) == 0);
+    for (uint32_t i = 0; i < n_source; i++)
+        reason[i] = RESTORE_NONE;
+    st = chains_init(&chains, snapshots->numerics.fingerprint, tokens);
+    for (uint32_t i = 0; !st && i < n_source; i++) {
+        st = try_source(snapshots, &source[i], &chains, memory, &reason[i]);
+        if (st || reason[i] == RESTORE_HIT)
+            break;
+        if (reason[i] != RESTORE_NONE)
+            log_refused(source[i].uid, 0, source[i].position, status_reason());
+    }
+    free(chains.at);
+    return st;
+}
+
+static enum status visit_manifest(struct snapshots *snapshots,
+                                  const void *bytes, size_t n_bytes,
+                                  snapshot_visit *visit, void *context,
+                                  uint64_t *out_n_bad)
+{
+    struct manifest manifest;
+    struct snapshot_owned list;
+
+    if (manifest_get(bytes, n_bytes, &manifest)) {
+        (*out_n_bad)++;
+        log_line(LOG_WARN, "state", "", "list of snapshots is not used: %s",
+                 status_reason());
+        return STATUS_OK;
+    }
+    list = (struct snapshot_owned){
+        .uid = manifest.uid,
+        .session = manifest.session,
+        .is_usable = numerics_equal(manifest.numerics, snapshots->numerics),
+        .n = manifest.n,
+        .entry = manifest.entry};
+    return visit(context, &list);
+}
+
+enum status snapshots_each(struct snapshots *snapshots, snapshot_visit *visit,
+                           void *context, uint64_t *out_n_bad)
+{
+    const void *key, *bytes;
+    size_t key_bytes, n_bytes;
+    struct store_scan *scan;
+    enum status st = store_scan_open(
+        snapshots->store, &(struct store_range){"v", 1, "w", 1}, false, &scan);
+
+    if (st)
+        return st;
+    *out_n_bad = 0;
+    while (!st && store_scan_next(scan, &key, &key_bytes, &bytes, &n_bytes))
+        st = visit_manifest(snapshots, bytes, n_bytes, visit, context,
+                            out_n_bad);
+    if (!st)
+        st = store_scan_status(scan);
+    store_scan_close(scan);
+    return st;
 }

@@ -7,7 +7,8 @@
  * before it, the model's fingerprint, the numerics id and a digest of its
  * bytes, and any mismatch means "not used, counted, logged, replayed".
  *
- *   'v' uid                            manifest: list of (position, chain)
+ *   'v' uid                            manifest: whose tokens, and a list of
+ *                                      (position, chain, scope, ...)
  *   's' uid be64(position) be16(layer) state of one layer
  *   'o' uid be64(position) be16(layer) its open KV block, with its tokens
  *   'b' uid be64(block) be16(layer)    sealed KV block
@@ -26,8 +27,9 @@
 #include "state/session.h"
 #include "state/store.h"
 
-#define SNAPSHOT_GRID 4096u  /* tokens between snapshots of a long session */
-#define SNAPSHOT_KEEP_MAX 8u /* newest kept per session; blocks all */
+#define SNAPSHOT_GRID 4096u    /* tokens between snapshots of a long session */
+#define SNAPSHOT_KEEP_MAX 8u   /* kept per session, newest; blocks all ... */
+#define SNAPSHOT_SHARED_MAX 4u /* ... but so many shared ones stay longer */
 
 struct snapshots;
 
@@ -60,11 +62,25 @@ MUST_CHECK enum status image_create(const struct model *model, struct uid uid,
 void image_destroy(struct image *image); /* accepts NULL */
 /* Bytes of the copies, without what is borrowed. */
 size_t image_bytes(const struct image *image);
+/*
+ * What the manifest says of it besides; unset: a session's own snapshot, of no
+ * tenant. The label of the newest image is that of its manifest.
+ */
+struct snapshot_label {
+    struct uid session; /* whose tokens; 0: of one without a name */
+    uint64_t scope;     /* state/prefix.h */
+    uint64_t create_ms; /* wall time */
+    bool is_shared;     /* at a point where prompts are expected to meet: kept
+                           before others */
+};
+void image_label(struct image *image, const struct snapshot_label *label);
+/* Bytes in the store of one snapshot, all its blocks included. */
+size_t snapshot_bytes(const struct model *model, uint64_t position);
 
 /*
  * Write the image and its manifest; drop snapshots that the manifest no longer
- * names (the newest SNAPSHOT_KEEP_MAX stay; those of another model or numerics
- * id all go). Store thread.
+ * names (SNAPSHOT_KEEP_MAX stay; those of another model or numerics id all go).
+ * Store thread.
  *   as store_write() and store_get(); nothing half-written is ever used
  */
 MUST_CHECK enum status snapshot_save(struct snapshots *snapshots,
@@ -77,7 +93,8 @@ MUST_CHECK enum status snapshot_save(struct snapshots *snapshots,
 enum restore_reason {
     RESTORE_HIT,      /* the newest snapshot was used */
     RESTORE_NONE,     /* no snapshot exists */
-    RESTORE_NUMERICS, /* other model or numerics id */
+    RESTORE_NUMERICS, /* other numerics id */
+    RESTORE_WEIGHTS,  /* other model */
     RESTORE_CHAIN,    /* belongs to other tokens */
     RESTORE_DAMAGED,  /* bytes failed their digest, or were missing */
 };
@@ -99,9 +116,33 @@ MUST_CHECK enum status snapshot_load(struct snapshots *snapshots,
                                      uint64_t limit, struct memory *memory,
                                      enum restore_reason *out);
 
+#define SNAPSHOT_SOURCE_MAX 4u /* alternatives of one fetch */
+/* A snapshot of any owner, as state/prefix.h names it. */
+struct snapshot_source {
+    struct uid uid;
+    uint64_t position;
+    struct digest chain;
+};
+/*
+ * Load the first of these that is usable into `memory` (fresh), with the same
+ * checks as snapshot_load(): it must have been made from `tokens`. reason[i] is
+ * RESTORE_HIT for the one that was used, RESTORE_NONE for one that is not there
+ * any more and for those behind the hit. The memory stands at its position, 0
+ * if there is none.
+ *   RESOURCE_EXHAUSTED  no memory, or as memory_reserve()
+ */
+MUST_CHECK enum status snapshot_fetch(struct snapshots *snapshots,
+                                      const struct snapshot_source *source,
+                                      uint32_t n_source,
+                                      const struct ids *tokens,
+                                      struct memory *memory,
+                                      enum restore_reason *reason);
+
 struct snapshot_entry {
     uint64_t position;
     struct digest chain;
+    uint64_t scope, create_ms; /* of its label */
+    bool is_shared;
 };
 /*
  * Manifest's entries, newest first, at most `max`; 0 when there is none.
@@ -110,6 +151,25 @@ struct snapshot_entry {
 MUST_CHECK enum status snapshot_list(struct snapshots *snapshots,
                                      struct uid uid, struct snapshot_entry *out,
                                      uint32_t max, uint32_t *out_n);
+
+/*
+ * Call visit for every manifest in order of uid; `is_usable`: model and
+ * numerics id are ours. Bad ones are logged, counted in *out_n_bad and passed
+ * over. Stops when visit returns non-zero and returns that. Not while another
+ * thread uses `snapshots`.
+ *   as store_scan_open() and store_scan_status()
+ */
+struct snapshot_owned {
+    struct uid uid, session; /* owner, and whose tokens (its label) */
+    bool is_usable;
+    uint32_t n;
+    const struct snapshot_entry *entry; /* [n] newest first; borrowed */
+};
+typedef enum status snapshot_visit(void *context,
+                                   const struct snapshot_owned *list);
+MUST_CHECK enum status snapshots_each(struct snapshots *snapshots,
+                                      snapshot_visit *visit, void *context,
+                                      uint64_t *out_n_bad);
 
 /* Forget everything of a session.  As store_write(); not synced. */
 MUST_CHECK enum status snapshot_delete(struct snapshots *snapshots,

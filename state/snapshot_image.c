@@ -49,7 +49,7 @@ enum status image_create(const struct model *model, struct uid uid,
 
     if (!image)
         goto no_memory;
-    image->uid = uid;
+    image->uid = image->label.session = uid;
     image->chain = chain;
     image->position = memory_position(memory);
     image->n_block = image->position / KV_BLOCK;
@@ -86,4 +86,20 @@ void image_destroy(struct image *image)
 size_t image_bytes(const struct image *image)
 {
     return image->copy_bytes;
+}
+
+void image_label(struct image *image, const struct snapshot_label *label)
+{
+    image->label = *label;
+}
+
+size_t snapshot_bytes(const struct model *model, uint64_t position)
+{
+    uint64_t n_block = position / KV_BLOCK + (position % KV_BLOCK != 0);
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < model_config(model)->n_layer; i++)
+        n += model_plan(model, i)->state_bytes +
+             n_block * model_plan(model, i)->block_bytes;
+    return n;
 }

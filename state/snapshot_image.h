@@ -14,6 +14,7 @@ struct image_layer {
 
 struct image {
     struct uid uid;
+    struct snapshot_label label;
     uint64_t position;
     struct digest chain;           /* of tokens [0, position) */
     uint64_t first_block, n_block; /* sealed ones to save */

@@ -26,13 +26,20 @@ static void get_owner(struct reader *reader, struct uid *uid,
 
 enum status manifest_put(struct writer *writer, const struct manifest *manifest)
 {
-    size_t begin = frame_begin(writer, FRAME_MANIFEST, SNAPSHOT_VERSION);
+    size_t begin = frame_begin(writer, FRAME_MANIFEST, MANIFEST_VERSION);
 
     put_owner(writer, manifest->uid, manifest->numerics);
+    writer_u64(writer, manifest->session.hi);
+    writer_u64(writer, manifest->session.lo);
     writer_u32(writer, manifest->n);
     for (uint32_t i = 0; i < manifest->n; i++) {
-        writer_u64(writer, manifest->entry[i].position);
-        writer_digest(writer, manifest->entry[i].chain);
+        const struct snapshot_entry *entry = &manifest->entry[i];
+
+        writer_u64(writer, entry->position);
+        writer_digest(writer, entry->chain);
+        writer_u64(writer, entry->scope);
+        writer_u64(writer, entry->create_ms);
+        writer_u32(writer, entry->is_shared);
     }
     return frame_end(writer, begin);
 }
@@ -42,25 +49,34 @@ enum status manifest_get(const void *bytes, size_t n_bytes,
 {
     struct manifest manifest = {0};
     struct reader reader;
-    bool is_sorted = true;
+    bool is_sound = true;
     enum status st =
-        frame_open(bytes, n_bytes, FRAME_MANIFEST, SNAPSHOT_VERSION, &reader);
+        frame_open(bytes, n_bytes, FRAME_MANIFEST, MANIFEST_VERSION, &reader);
 
     if (st)
         return st;
     get_owner(&reader, &manifest.uid, &manifest.numerics);
+    manifest.session.hi = reader_u64(&reader);
+    manifest.session.lo = reader_u64(&reader);
     manifest.n = reader_u32(&reader);
     if (manifest.n > SNAPSHOT_KEEP_MAX)
         return status_fail(STATUS_DATA_LOSS,
                            "manifest names %u snapshots, limit %u", manifest.n,
                            SNAPSHOT_KEEP_MAX);
     for (uint32_t i = 0; i < manifest.n; i++) {
-        manifest.entry[i].position = reader_u64(&reader);
-        manifest.entry[i].chain = reader_digest(&reader);
-        is_sorted &= i == 0 || manifest.entry[i].position <
-                                   manifest.entry[i - 1].position;
+        struct snapshot_entry *entry = &manifest.entry[i];
+        uint32_t flags;
+
+        entry->position = reader_u64(&reader);
+        entry->chain = reader_digest(&reader);
+        entry->scope = reader_u64(&reader);
+        entry->create_ms = reader_u64(&reader);
+        flags = reader_u32(&reader);
+        entry->is_shared = flags == 1;
+        is_sound &=
+            flags <= 1 && (i == 0 || entry->position < entry[-1].position);
     }
-    if (!reader_is_done(&reader) || !is_sorted)
+    if (!reader_is_done(&reader) || !is_sound)
         return status_fail(STATUS_DATA_LOSS,
                            "manifest has a field out of range");
     *out = manifest;

@@ -8,7 +8,8 @@
 #include "proto/frame.h"
 #include "state/snapshot.h"
 
-#define SNAPSHOT_VERSION 1u
+#define SNAPSHOT_VERSION 1u /* of values */
+#define MANIFEST_VERSION 2u
 #define SNAPSHOT_VALUE_MAX (256u << 20) /* bytes of one value */
 
 /* What two memories must share to be exchangeable. */
@@ -19,7 +20,7 @@ struct numerics {
 bool numerics_equal(struct numerics a, struct numerics b);
 
 struct manifest {
-    struct uid uid;
+    struct uid uid, session; /* as struct snapshot_owned */
     struct numerics numerics;
     uint32_t n;
     struct snapshot_entry entry[SNAPSHOT_KEEP_MAX]; /* newest first */

@@ -272,16 +272,30 @@ static enum status load(struct store_thread *thread, struct store_job *job)
     job->has_turn = !st;
     if (st && st != STATUS_NOT_FOUND)
         return st;
+    if (snapshot_list(thread->options.snapshots, job->uid, job->entry,
+                      SNAPSHOT_KEEP_MAX, &job->n_entry))
+        job->n_entry = 0; /* snapshot_load() says what is wrong */
     limit = job->tokens.n > job->keep_back ? job->tokens.n - job->keep_back : 0;
     return snapshot_load(thread->options.snapshots, job->uid, &job->tokens,
                          limit, job->memory, &job->reason);
+}
+
+/* The engine's index follows what is stored, so it gets the list as it is. */
+static enum status save(struct store_thread *thread, struct store_job *job)
+{
+    enum status st = snapshot_save(thread->options.snapshots, job->image);
+
+    if (!st && snapshot_list(thread->options.snapshots, job->uid, job->entry,
+                             SNAPSHOT_KEEP_MAX, &job->n_entry))
+        job->n_entry = 0; /* it is stored, but nobody will find it */
+    return st;
 }
 
 static enum status do_job(struct store_thread *thread, struct store_job *job)
 {
     switch (job->kind) {
     case STORE_SAVE:
-        return snapshot_save(thread->options.snapshots, job->image);
+        return save(thread, job);
     case STORE_DELETE:
         return snapshot_delete(thread->options.snapshots, job->uid);
     case STORE_LOAD:
@@ -289,6 +303,12 @@ static enum status do_job(struct store_thread *thread, struct store_job *job)
         if (atomic_load(&thread->is_stopping))
             return status_fail(STATUS_CANCELLED, "the node is stopping");
         return load(thread, job);
+    case STORE_FETCH:
+        if (atomic_load(&thread->is_stopping))
+            return status_fail(STATUS_CANCELLED, "the node is stopping");
+        return snapshot_fetch(thread->options.snapshots, job->source,
+                              job->n_source, &job->tokens, job->memory,
+                              job->refused);
     }
     return status_fail(STATUS_INTERNAL, "store job of unknown kind %d",
                        (int)job->kind);

@@ -91,6 +91,7 @@ void journal_thread_stop(struct journal_thread *thread);
 enum store_job_kind {
     STORE_SAVE,   /* image -> snapshot */
     STORE_LOAD,   /* journal's tokens and turn, then the best snapshot */
+    STORE_FETCH,  /* the best of some snapshots, of any owner */
     STORE_TOKENS, /* journal's tokens only */
     STORE_DELETE, /* snapshots of a deleted session */
 };
@@ -103,15 +104,22 @@ struct store_job {
     struct memory *memory; /* LOAD: fresh, from the engine; back to it */
     uint64_t keep_back;    /* LOAD: use no snapshot of the last so many tokens;
                               1 if the engine needs the last token's logits */
+    uint32_t n_source;     /* FETCH: best first; its `tokens` are given and
+                              `memory` as for LOAD */
+    struct snapshot_source source[SNAPSHOT_SOURCE_MAX];
+    uint64_t n_byte, expected_us; /* the engine's estimates; untouched here */
 
     /* results */
     enum status status;
     struct cause cause;
-    struct ids tokens; /* LOAD, TOKENS: ids_release() by the engine */
+    struct ids tokens; /* LOAD, TOKENS, FETCH: ids_release() by the engine */
     struct digest chain;
     struct turn turn; /* LOAD: the last one ... */
     bool has_turn;    /* ... if there is one */
     enum restore_reason reason;
+    enum restore_reason refused[SNAPSHOT_SOURCE_MAX]; /* FETCH: of source[i] */
+    uint32_t n_entry; /* SAVE, LOAD: what the owner has, newest first */
+    struct snapshot_entry entry[SNAPSHOT_KEEP_MAX];
     uint64_t elapsed_us;
 };
 

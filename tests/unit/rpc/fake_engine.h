@@ -138,7 +138,7 @@ static void fake_token(struct fake_engine *fake, struct fake_reply *slot)
         event->complete.timing.prefill_us = 2000000;
         event->complete.reuse = REUSE_RESTORED;
         event->complete.n_cached = 7;
-        event->complete.n_matched = 7;
+        event->complete.n_restored = 7;
         slot->reply = 0;
         fake_push(fake, event);
         return;

@@ -98,6 +98,7 @@ static inline void node_start(struct node *node)
     o.journal = node->journal;
     o.journal_thread = node->journal_thread;
     o.store_thread = node->store_thread;
+    o.snapshots = node->snapshots;
     o.inbox = node->inbox;
     o.done = node->done;
     o.reports = node->reports;

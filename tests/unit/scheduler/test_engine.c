@@ -91,7 +91,7 @@ Test(engine, a_second_turn_finds_its_session_in_memory)
     cr_assert(reply_completed(reply, FINISH_LENGTH));
     cr_assert_eq(reply->end->complete.reuse, REUSE_RESIDENT);
     cr_assert_eq(reply->end->complete.n_cached, 61);
-    cr_assert_eq(reply->end->complete.n_matched, 61);
+    cr_assert_eq(reply->end->complete.n_restored, 0);
     cr_assert_eq(reply->end->complete.n_replayed, 1);
     cr_assert_eq(reply->first_position, 72);
     command = generate(node, "one", "", 0, 3); /* on from its last token */
@@ -239,7 +239,7 @@ Test(engine, a_detached_turn_stops_and_its_retry_goes_on)
     rest = node_call(node, command);
     cr_assert(reply_completed(rest, FINISH_LENGTH));
     cr_assert_eq(rest->end->complete.n_cached, 30); /* output is no prompt */
-    cr_assert_eq(rest->end->complete.n_matched, 0);
+    cr_assert_eq(rest->end->complete.n_restored, 0);
     cr_assert_eq(rest->end->complete.n_replayed, 0);
     command = generate(other, "s", "r", 30, 1);
     command->generate.sampling.max_tokens = 60;

@@ -194,7 +194,7 @@ Test(engine_life, lost_snapshots_are_recomputed)
 
 Test(engine_life, damaged_snapshots_are_recomputed)
 {
-    restarted(damage, true, REUSE_NONE);
+    restarted(damage, true, REUSE_SNAPSHOT_DAMAGED);
 }
 
 /* Kill after `n_step` steps, wherever that is; the same request goes on. */

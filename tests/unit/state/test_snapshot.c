@@ -129,6 +129,8 @@ static void check_memory(const struct memory *memory, uint64_t n_wiped)
     }
 }
 
+static struct snapshot_label label; /* of the saves below, if it has a time */
+
 static enum status save(struct uid uid, uint64_t position, uint64_t first_block)
 {
     struct memory *memory;
@@ -140,6 +142,8 @@ static enum status save(struct uid uid, uint64_t position, uint64_t first_block)
     cr_assert_eq(image_create(model, uid, memory, chain_at(position),
                               first_block, &image),
                  STATUS_OK);
+    if (label.create_ms)
+        image_label(image, &label);
     st = snapshot_save(snapshots, image);
     image_destroy(image);
     memory_destroy(memory);
@@ -499,8 +503,8 @@ Test(snapshot, of_other_tokens_or_numerics_is_named_as_such)
     static void (*const change[])(struct value_head *) = {
         other_model, other_numerics, other_tokens, later, earlier, fewer};
     static const enum restore_reason reason[] = {
-        RESTORE_NUMERICS, RESTORE_NUMERICS, RESTORE_CHAIN,
-        RESTORE_CHAIN,    RESTORE_CHAIN,    RESTORE_DAMAGED};
+        RESTORE_WEIGHTS, RESTORE_NUMERICS, RESTORE_CHAIN,
+        RESTORE_CHAIN,   RESTORE_CHAIN,    RESTORE_DAMAGED};
 
     cr_assert_eq(save(alice, 200, 0), STATUS_OK);
     read_stored();
@@ -641,4 +645,180 @@ Test(snapshot, a_load_that_fails_anywhere_falls_back)
     }
     cr_assert_geq(n, 2 + 4 + 2 + 1 + 2 * 3);
     store_memory_faults(store)->fail_at = 0;
+}
+
+Test(snapshot, shared_ones_stay_before_others_but_not_all)
+{
+    struct snapshot_entry entry[SNAPSHOT_KEEP_MAX];
+    uint32_t n = 0, n_shared = 0;
+
+    label = (struct snapshot_label){
+        .session = alice, .scope = 5, .create_ms = 77, .is_shared = true};
+    for (uint64_t i = 1; i <= 6; i++)
+        cr_assert_eq(save(alice, 10 * i, 0), STATUS_OK);
+    label.is_shared = false;
+    label.scope = 6;
+    for (uint64_t i = 7; i <= 17; i++)
+        cr_assert_eq(save(alice, 10 * i, 0), STATUS_OK);
+    label.create_ms = 0;
+    cr_assert_eq(snapshot_list(snapshots, alice, entry, 8, &n), STATUS_OK);
+    cr_assert_eq(n, SNAPSHOT_KEEP_MAX);
+    for (uint32_t i = 0; i < n; i++) {
+        cr_assert_eq(entry[i].is_shared, i >= 4);
+        cr_assert_eq(entry[i].scope, entry[i].is_shared ? 5 : 6);
+        cr_assert_eq(entry[i].create_ms, 77);
+        cr_assert_eq(entry[i].position, i < 4 ? 170 - 10 * i : 100 - 10 * i,
+                     "%u: %lu", i, entry[i].position);
+        n_shared += entry[i].is_shared;
+    }
+    cr_assert_eq(n_shared, SNAPSHOT_SHARED_MAX);
+    cr_assert_eq(count_keys('s', 't'), 8 * 4, "values of the others are gone");
+    expect(39, 30, RESTORE_HIT);
+}
+
+/* Fetch for a log of n_token and check every byte. */
+static uint64_t fetch(const struct snapshot_source *source, uint32_t n_source,
+                      uint64_t n_token, enum restore_reason *reason)
+{
+    struct ids log = {.id = token, .n = n_token};
+    struct memory *memory;
+    uint64_t position;
+
+    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
+    cr_assert_eq(
+        snapshot_fetch(snapshots, source, n_source, &log, memory, reason),
+        STATUS_OK, "%s", status_reason());
+    position = memory_position(memory);
+    check_memory(memory, memory_bytes(memory) >=
+                                 memory_bytes_for(model, source[0].position)
+                             ? source[0].position
+                             : 0);
+    memory_destroy(memory);
+    return position;
+}
+
+Test(snapshot, a_fetch_takes_the_first_usable_one_of_anybody)
+{
+    struct snapshot_source source[SNAPSHOT_SOURCE_MAX] = {
+        {alice, 200, chain_at(200)},
+        {bob, 130, chain_at(130)},
+        {alice, 100, chain_at(100)},
+        {bob, 64, chain_at(64)}};
+    enum restore_reason reason[SNAPSHOT_SOURCE_MAX];
+
+    cr_assert_eq(save(alice, 100, 0), STATUS_OK);
+    cr_assert_eq(save(alice, 200, 1), STATUS_OK);
+    cr_assert_eq(save(bob, 130, 0), STATUS_OK);
+    cr_assert_eq(fetch(source, 4, 200, reason), 200);
+    cr_assert_eq(reason[0], RESTORE_HIT);
+    cr_assert_eq(reason[1], RESTORE_NONE);
+    /* A hint that is wrong in any way is found out. */
+    token[150] ^= 1;
+    cr_assert_eq(fetch(source, 4, 200, reason), 130);
+    cr_assert_eq(reason[0], RESTORE_CHAIN);
+    cr_assert_eq(reason[1], RESTORE_HIT);
+    token[150] ^= 1;
+    cr_assert_eq(fetch(source, 4, 199, reason), 130, "a log that is shorter");
+    source[0].chain.lo ^= 1;
+    cr_assert_eq(fetch(source, 4, 200, reason), 130);
+    cr_assert_eq(reason[0], RESTORE_NONE, "no such snapshot");
+    cr_assert_eq(snapshot_delete(snapshots, bob), STATUS_OK);
+    cr_assert_eq(fetch(source, 4, 200, reason), 100);
+    cr_assert_eq(reason[1], RESTORE_NONE);
+    cr_assert_eq(reason[2], RESTORE_HIT);
+    cr_assert_eq(fetch(source + 3, 1, 200, reason), 0);
+    cr_assert_eq(reason[0], RESTORE_NONE);
+}
+
+Test(snapshot, a_fetch_refuses_each_damaged_value)
+{
+    struct snapshot_source source[2] = {{alice, 200, chain_at(200)},
+                                        {bob, 130, chain_at(130)}};
+    enum restore_reason reason[2];
+
+    cr_assert_eq(save(alice, 200, 0), STATUS_OK);
+    cr_assert_eq(save(bob, 130, 0), STATUS_OK);
+    read_stored();
+    for (uint32_t i = 0; i < n_stored; i++) {
+        bool is_alice = stored[i].key.bytes[16] == (unsigned char)alice.lo;
+
+        if (!is_alice)
+            continue;
+        for (size_t at = 0; at < stored[i].n_bytes;
+             at += stored[i].n_bytes / 5 + 1) {
+            stored[i].value[at] ^= 8;
+            put_raw(&stored[i], stored[i].value, stored[i].n_bytes);
+            stored[i].value[at] ^= 8;
+            cr_assert_eq(fetch(source, 2, 300, reason), 130);
+            cr_assert_eq(reason[0], RESTORE_DAMAGED);
+            cr_assert_eq(reason[1], RESTORE_HIT);
+        }
+        put_raw(&stored[i], stored[i].value, stored[i].n_bytes);
+    }
+    cr_assert_eq(fetch(source, 2, 300, reason), 200);
+    forget_stored();
+}
+
+struct listed {
+    uint32_t n;
+    struct uid uid[4], session[4];
+    uint32_t n_entry[4];
+    bool is_usable[4];
+};
+
+static enum status note(void *context, const struct snapshot_owned *owned)
+{
+    struct listed *listed = context;
+
+    listed->uid[listed->n] = owned->uid;
+    listed->session[listed->n] = owned->session;
+    listed->n_entry[listed->n] = owned->n;
+    listed->is_usable[listed->n++] = owned->is_usable;
+    return STATUS_OK;
+}
+
+Test(snapshot, all_lists_are_visited_and_bad_ones_counted)
+{
+    const struct uid carol = {0x10, 3}, dave = {0x10, 4};
+    struct key key = key_of('v', dave);
+    struct listed listed = {0};
+    struct manifest manifest;
+    struct stored at = {.key = key};
+    struct writer writer;
+    uint64_t n_bad = 99;
+    size_t n_bytes;
+    void *bytes;
+
+    log_set_level(LOG_ERROR + 1);
+    cr_assert_eq(snapshots_each(snapshots, note, &listed, &n_bad), STATUS_OK);
+    cr_assert_eq(listed.n, 0);
+    cr_assert_eq(n_bad, 0);
+    cr_assert_eq(save(alice, 100, 0), STATUS_OK);
+    cr_assert_eq(save(alice, 200, 1), STATUS_OK);
+    label = (struct snapshot_label){.session = {0, 0}, .create_ms = 1};
+    cr_assert_eq(save(bob, 70, 0), STATUS_OK);
+    label.create_ms = 0;
+    cr_assert_eq(save(carol, 30, 0), STATUS_OK);
+    cr_assert_eq(save(dave, 30, 0), STATUS_OK);
+    put_raw(&(struct stored){.key = key_of('v', carol)}, "garbage", 7);
+    cr_assert_eq(store_get(store, key.bytes, key.n, &bytes, &n_bytes),
+                 STATUS_OK);
+    cr_assert_eq(manifest_get(bytes, n_bytes, &manifest), STATUS_OK);
+    free(bytes);
+    manifest.numerics.id.hi ^= 1;
+    writer_init(&writer, 1 << 16);
+    cr_assert_eq(manifest_put(&writer, &manifest), STATUS_OK);
+    put_raw(&at, writer.bytes, writer.n);
+    writer_release(&writer);
+    cr_assert_eq(snapshots_each(snapshots, note, &listed, &n_bad), STATUS_OK);
+    cr_assert_eq(n_bad, 1);
+    cr_assert_eq(listed.n, 3);
+    cr_assert(uid_equal(listed.uid[0], alice));
+    cr_assert(uid_equal(listed.session[0], alice));
+    cr_assert_eq(listed.n_entry[0], 2);
+    cr_assert(listed.is_usable[0]);
+    cr_assert(uid_equal(listed.uid[1], bob));
+    cr_assert(uid_equal(listed.session[1], (struct uid){0, 0}));
+    cr_assert(uid_equal(listed.uid[2], dave));
+    cr_assert_not(listed.is_usable[2]);
 }
