@@ -422,6 +422,11 @@ const struct backend *model_backend(const struct model *model)
     return model->backend;
 }
 
+enum arithmetic model_arithmetic(const struct model *model)
+{
+    return model->arithmetic;
+}
+
 uint64_t model_n_parameter(const struct model *model)
 {
     return model->n_parameter;

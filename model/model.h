@@ -65,6 +65,7 @@ uint64_t model_n_context(const struct model *model); /* tokens, the limit */
 const struct mixer_plan *model_plan(const struct model *model, uint32_t layer);
 size_t model_weight_bytes(const struct model *model);
 const struct backend *model_backend(const struct model *model);
+enum arithmetic model_arithmetic(const struct model *model);
 
 /* Elements of the text model's tensors, as the file has them. */
 uint64_t model_n_parameter(const struct model *model);

@@ -4,6 +4,7 @@
 #include "node/node.h"
 #include "scheduler/sampler.h"
 
+#include <assert.h>
 #include <ftw.h>
 #include <limits.h>
 #include <stdio.h>
@@ -12,7 +13,7 @@
 #include <unistd.h>
 
 #define SCRATCH_OPEN_MAX 16 /* descriptors while the directory is removed */
-#define SESSION_MAX 64u
+#define SESSION_MAX BENCH_NODE_SESSION_MAX
 
 struct bench_node {
     struct node *node;
@@ -40,6 +41,7 @@ enum status bench_node_start(const struct bench_node_options *options,
     struct bench_node *bench = calloc(1, sizeof(*bench));
     struct node_options node = {
         .model = options->model,
+        .synthetic = options->synthetic,
         .choice = options->choice,
         .n_thread = options->n_thread,
         .max_running = SESSION_MAX,
@@ -81,6 +83,11 @@ static void discard_events(struct ring *outbox)
         event_destroy(event);
 }
 
+const struct model *bench_node_model(const struct bench_node *bench)
+{
+    return node_model(bench->node);
+}
+
 void bench_node_stop(struct bench_node *bench)
 {
     if (!bench)
@@ -93,6 +100,15 @@ void bench_node_stop(struct bench_node *bench)
     (void)nftw(bench->directory, remove_one, SCRATCH_OPEN_MAX,
                FTW_DEPTH | FTW_PHYS);
     free(bench);
+}
+
+/* No two prompts share a beginning, or the node would compute it only once. */
+static uint32_t some_token(uint64_t prompt, uint64_t i)
+{
+    const uint64_t x =
+        (prompt * 0x9e3779b97f4a7c15ull + i + 1) * 0xbf58476d1ce4e5b9ull;
+
+    return (uint32_t)(x >> 33);
 }
 
 /* Replies are numbered from 1, so that 0 stays "nobody". */
@@ -114,7 +130,7 @@ static enum status push_prompt(struct bench_node *bench, uint32_t i,
         return STATUS_RESOURCE_EXHAUSTED;
     }
     for (uint64_t t = 0; t < n_prompt; t++)
-        token[t] = (uint32_t)((t + 1000 * i) * 2654435761u >> 7) % n_vocab;
+        token[t] = some_token(bench->n_run * SESSION_MAX + i, t) % n_vocab;
     command->kind = COMMAND_GENERATE;
     command->arena = arena;
     command->reply = i + 1;
@@ -137,63 +153,106 @@ static enum status push_prompt(struct bench_node *bench, uint32_t i,
 
 /* What is known of the run from the events so far. */
 struct tally {
-    uint64_t n_token;  /* of all sessions */
+    struct bench_node_result *result;
+    uint64_t start_us;
+    uint64_t n_all;    /* tokens of all sessions */
     uint64_t first_us; /* when the last session had its first token */
     uint64_t n_before; /* tokens sent up to then */
-    uint32_t n_first, n_done;
-    bool is_seen[SESSION_MAX];
+    uint32_t n_done;
+    uint64_t last_us[SESSION_MAX]; /* 0: nothing was sent yet */
     enum status status;
 };
 
+static void count_tokens(struct tally *tally, uint32_t i, uint64_t n)
+{
+    struct bench_node_result *result = tally->result;
+    const uint64_t us = now_us();
+
+    tally->n_all += n;
+    if (!tally->last_us[i]) {
+        result->ttft_us[result->n_session++] = (double)(us - tally->start_us);
+        tally->first_us = us;
+        tally->n_before = tally->n_all;
+        n--;
+    }
+    /* Tokens of one event come together: one gap, then none. */
+    for (uint64_t t = 0; t < n; t++)
+        result->token_us[result->n_token++] =
+            t || !tally->last_us[i] ? 0 : (double)(us - tally->last_us[i]);
+    tally->last_us[i] = us;
+}
+
 static void count(struct tally *tally, const struct event *event)
 {
-    const uint32_t i = (uint32_t)event->reply - 1;
-
-    if (event->kind == EVENT_TOKENS) {
-        tally->n_token += event->tokens.n_token;
-        if (!tally->is_seen[i]) {
-            tally->is_seen[i] = true;
-            tally->n_first++;
-            tally->first_us = now_us();
-            tally->n_before = tally->n_token;
-        }
-    }
+    if (event->kind == EVENT_TOKENS && event->tokens.n_token)
+        count_tokens(tally, (uint32_t)event->reply - 1, event->tokens.n_token);
     if (event->kind == EVENT_ERROR && !tally->status)
         tally->status = status_adopt(&event->cause);
     if (event->is_last)
         tally->n_done++;
 }
 
-enum status bench_node_run(struct bench_node *bench, uint32_t n_session,
-                           uint64_t n_prompt, uint32_t n_output,
-                           double *out_prefill, double *out_decode)
+static int compare_doubles(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+void bench_node_result_release(struct bench_node_result *result)
+{
+    free(result->ttft_us);
+    free(result->token_us);
+    memset(result, 0, sizeof(*result));
+}
+
+static void wait_for_all(struct bench_node *bench, struct tally *tally,
+                         uint32_t n_session)
 {
     struct ring *outbox = node_outbox(bench->node);
-    const uint64_t start_us = now_us();
-    struct tally tally = {0};
-    uint64_t end_us;
 
-    bench->n_run++;
-    for (uint32_t i = 0; i < n_session; i++) {
-        const enum status st = push_prompt(bench, i, n_prompt, n_output);
-
-        if (st)
-            return st;
-    }
-    while (tally.n_done < n_session) {
+    while (tally->n_done < n_session) {
         struct event *event;
 
         while (ring_pop(outbox, &event)) {
-            count(&tally, event);
+            count(tally, event);
             event_destroy(event);
         }
-        if (tally.n_done < n_session)
+        if (tally->n_done < n_session)
             ring_wait(outbox, -1);
     }
+}
+
+enum status bench_node_run(struct bench_node *bench, uint32_t n_session,
+                           uint64_t n_prompt, uint32_t n_output,
+                           struct bench_node_result *out)
+{
+    struct bench_node_result result = {
+        .ttft_us = calloc(n_session, sizeof(double)),
+        .token_us = calloc((size_t)n_session * n_output, sizeof(double))};
+    struct tally tally = {.result = &result, .start_us = now_us()};
+    uint32_t n_pushed = 0;
+    uint64_t end_us;
+
+    assert(n_session <= SESSION_MAX);
+    if (!result.ttft_us || !result.token_us)
+        tally.status = status_fail(STATUS_RESOURCE_EXHAUSTED,
+                                   "no memory for %u sessions", n_session);
+    bench->n_run++;
+    for (; n_pushed < n_session && !tally.status; n_pushed++)
+        tally.status = push_prompt(bench, n_pushed, n_prompt, n_output);
+    wait_for_all(bench, &tally, tally.status ? 0 : n_pushed);
     end_us = now_us();
-    *out_prefill = 1e6 * (double)(n_session * n_prompt) /
-                   (double)(tally.first_us - start_us + 1);
-    *out_decode = 1e6 * (double)(tally.n_token - tally.n_before) /
-                  (double)(end_us - tally.first_us + 1);
-    return tally.status;
+    if (tally.status) {
+        bench_node_result_release(&result);
+        return tally.status;
+    }
+    result.prefill = 1e6 * (double)(n_session * n_prompt) /
+                     (double)(tally.first_us - tally.start_us + 1);
+    result.decode = 1e6 * (double)(tally.n_all - tally.n_before) /
+                    (double)(end_us - tally.first_us + 1);
+    qsort(result.ttft_us, result.n_session, sizeof(double), compare_doubles);
+    qsort(result.token_us, result.n_token, sizeof(double), compare_doubles);
+    *out = result;
+    return STATUS_OK;
 }

@@ -12,7 +12,8 @@
 #include <stdint.h>
 
 struct bench_node_options {
-    const char *model;
+    const char *model;     /* directory, or */
+    const char *synthetic; /* a config's file; else NULL */
     struct model_choice choice;
     uint64_t n_thread;
     const char *data; /* parent of the scratch directory; "" for /tmp */
@@ -29,15 +30,26 @@ bench_node_start(const struct bench_node_options *options,
                  struct bench_node **out);
 /* Stop it and remove the directory; accepts NULL. */
 void bench_node_stop(struct bench_node *bench);
+const struct model *bench_node_model(const struct bench_node *bench);
+
+#define BENCH_NODE_SESSION_MAX 64u
+
+struct bench_node_result {
+    double prefill; /* tokens per second up to the last session's first token */
+    double decode;  /* from there; committed and sent tokens */
+    double *ttft_us;  /* [n_session], ascending; owned, as is: */
+    double *token_us; /* [n_token] between tokens of a session, ascending */
+    size_t n_session, n_token;
+};
+void bench_node_result_release(struct bench_node_result *result);
 
 /*
- * n_session new sessions at once, each with n_prompt input tokens and n_output
- * sampled ones. The rate counts tokens that were committed and sent:
- * *out_prefill up to the last session's first token, *out_decode from there.
- *   as the engine's errors
+ * n_session new sessions at once, each with n_prompt input tokens, unlike those
+ * of any session before, and n_output sampled ones.
+ *   RESOURCE_EXHAUSTED  no memory; as the engine's errors
  */
 MUST_CHECK enum status bench_node_run(struct bench_node *bench,
                                       uint32_t n_session, uint64_t n_prompt,
-                                      uint32_t n_output, double *out_prefill,
-                                      double *out_decode);
+                                      uint32_t n_output,
+                                      struct bench_node_result *out);
 #endif

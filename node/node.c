@@ -79,10 +79,13 @@ static enum status load_model(struct node *node,
 
     st = model_options_find(&options->choice, &model);
     if (!st)
-        st = model_load(options->model, &model, &node->model);
+        st = options->synthetic
+                 ? model_load_synthetic(options->synthetic, SYNTHETIC_SEED,
+                                        &model, &node->model)
+                 : model_load(options->model, &model, &node->model);
     if (!st)
         st = pool_create(subcommand_threads(options->n_thread), &node->pool);
-    if (st)
+    if (st || options->synthetic)
         return st;
     st = tokenizer_load(options->model, &node->tokenizer);
     if (st == STATUS_NOT_FOUND) {

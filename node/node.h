@@ -17,8 +17,9 @@
 #include <stdint.h>
 
 struct node_options {
-    const char *model; /* directory in the Hugging Face layout */
-    const char *data;  /* directory of the two databases; made if absent */
+    const char *model;     /* directory in the Hugging Face layout, or */
+    const char *synthetic; /* a config's file: random weights; or NULL */
+    const char *data;      /* directory of the two databases; made if absent */
     struct model_choice choice;
     uint64_t n_thread;    /* 0: one per processor this process may use */
     uint64_t n_context;   /* tokens; 0: the model's own */

@@ -3,36 +3,39 @@
 #include "base/clock.h"
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define N_RUN 5u
-#define N_FMA_LOOP (1u << 20) /* times N_CHAIN fmas: some milliseconds */
-#define N_CHAIN 12u           /* independent sums: latency 4 x 2 units, spare */
+#define N_FLOP_RUN 25u    /* short ones: the best finds a quiet moment */
+#define N_LOOP (1u << 18) /* times what a loop does in one go: milliseconds */
+#define N_CHAIN 12u       /* independent sums: latency 4 x 2 units, spare */
 #define LINE_BYTES 64u
-#define READ_BYTES_MIN (256u << 20) /* that a run reads at least */
+#define HUGE_PAGE ((size_t)2 << 20)
+#define READ_BYTES_MIN ((size_t)256 << 20) /* that a run reads at least */
+#define READ_BYTES_MAX ((size_t)1 << 30)   /* that are taken at most */
 
-/* ------------------------------------------------------------------- fma */
+/* ------------------------------------------------------- multiply and add */
 
-typedef float fma_loop(float x, uint32_t n);
+typedef float flop_loop(float x, uint32_t n);
 
-__attribute__((target("avx512f"))) static float fma_avx512(float x, uint32_t n)
+static float loop_scalar(float x, uint32_t n)
 {
-    __m512 sum[N_CHAIN], a = _mm512_set1_ps(x), b = _mm512_set1_ps(0.5f);
+    float sum[N_CHAIN] = {0};
 
-    for (uint32_t c = 0; c < N_CHAIN; c++)
-        sum[c] = _mm512_set1_ps((float)c);
     for (uint32_t i = 0; i < n; i++)
 #pragma GCC unroll 12
         for (uint32_t c = 0; c < N_CHAIN; c++)
-            sum[c] = _mm512_fmadd_ps(sum[c], a, b);
+            sum[c] = sum[c] * x + 0.5f;
     for (uint32_t c = 1; c < N_CHAIN; c++)
-        sum[0] = _mm512_add_ps(sum[0], sum[c]);
-    return _mm512_reduce_add_ps(sum[0]);
+        sum[0] += sum[c];
+    return sum[0];
 }
 
-__attribute__((target("avx2,fma"))) static float fma_avx2(float x, uint32_t n)
+__attribute__((target("avx2,fma"))) static float loop_avx2(float x, uint32_t n)
 {
     __m256 sum[N_CHAIN], a = _mm256_set1_ps(x), b = _mm256_set1_ps(0.5f);
     float lane[8];
@@ -49,54 +52,140 @@ __attribute__((target("avx2,fma"))) static float fma_avx2(float x, uint32_t n)
     return lane[0] + lane[7];
 }
 
-static float fma_scalar(float x, uint32_t n)
+__attribute__((target("avx512f"))) static float loop_avx512(float x, uint32_t n)
 {
-    float sum[N_CHAIN] = {0};
+    __m512 sum[N_CHAIN], a = _mm512_set1_ps(x), b = _mm512_set1_ps(0.5f);
 
+    for (uint32_t c = 0; c < N_CHAIN; c++)
+        sum[c] = _mm512_set1_ps((float)c);
     for (uint32_t i = 0; i < n; i++)
 #pragma GCC unroll 12
         for (uint32_t c = 0; c < N_CHAIN; c++)
-            sum[c] = sum[c] * x + 0.5f;
+            sum[c] = _mm512_fmadd_ps(sum[c], a, b);
     for (uint32_t c = 1; c < N_CHAIN; c++)
-        sum[0] += sum[c];
-    return sum[0];
+        sum[0] = _mm512_add_ps(sum[0], sum[c]);
+    return _mm512_reduce_add_ps(sum[0]);
 }
 
-struct fma_job {
-    fma_loop *loop;
+__attribute__((target("avx512f,avx512bf16"))) static float loop_pair(float x,
+                                                                     uint32_t n)
+{
+    const __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f803f80); /* ones */
+    const __m512bh b = (__m512bh)_mm512_castps_si512(_mm512_set1_ps(x));
+    __m512 sum[N_CHAIN];
+
+    for (uint32_t c = 0; c < N_CHAIN; c++)
+        sum[c] = _mm512_set1_ps((float)c);
+    for (uint32_t i = 0; i < n; i++)
+#pragma GCC unroll 12
+        for (uint32_t c = 0; c < N_CHAIN; c++)
+            sum[c] = _mm512_dpbf16_ps(sum[c], a, b);
+    for (uint32_t c = 1; c < N_CHAIN; c++)
+        sum[0] = _mm512_add_ps(sum[0], sum[c]);
+    return _mm512_reduce_add_ps(sum[0]);
+}
+
+/*
+ * Eight tiles of 16 rows of 64 bytes. A constant, because stores to a local
+ * struct were dropped by gcc 12 in front of ldtilecfg.
+ */
+static const struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t n_row[16];
+} TILES = {
+    .palette = 1,
+    .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+    .n_row = {16, 16, 16, 16, 16, 16, 16, 16},
+};
+
+/* Four sums from two tiles on each side, as a kernel would hold them. */
+__attribute__((target("amx-tile,amx-bf16"))) static float loop_tile(float x,
+                                                                    uint32_t n)
+{
+    float in[16 * 16], out[16 * 16];
+
+    for (uint32_t i = 0; i < 16 * 16; i++)
+        in[i] = x;
+    _tile_loadconfig(&TILES);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_loadd(4, in, 64);
+    _tile_loadd(5, in, 64);
+    _tile_loadd(6, in, 64);
+    _tile_loadd(7, in, 64);
+    for (uint32_t i = 0; i < n; i++) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, out, 64);
+    _tile_release();
+    return out[0];
+}
+
+static const struct {
+    const char *name;
+    flop_loop *loop;
+    double flops; /* each time round */
+} PEAK[N_PEAK_KIND] = {
+    [PEAK_SCALAR] = {"scalar", loop_scalar, 2.0 * N_CHAIN},
+    [PEAK_AVX2] = {"fma avx2", loop_avx2, 2.0 * 8 * N_CHAIN},
+    [PEAK_AVX512] = {"fma avx512", loop_avx512, 2.0 * 16 * N_CHAIN},
+    [PEAK_PAIR] = {"avx512-bf16", loop_pair, 2.0 * 32 * N_CHAIN},
+    [PEAK_TILE] = {"amx", loop_tile, 4 * 2.0 * 16 * 16 * 32},
+};
+
+enum peak_kind peak_kind_of(const char *backend, enum arithmetic arithmetic)
+{
+    const bool has_tile = strcmp(backend, "amx") == 0;
+    const bool has_pair = has_tile || strcmp(backend, "avx512-bf16") == 0;
+
+    if (has_tile && arithmetic == ARITHMETIC_TILE)
+        return PEAK_TILE;
+    if (has_pair && arithmetic == ARITHMETIC_PAIR)
+        return PEAK_PAIR;
+    if (has_pair || strcmp(backend, "avx512") == 0)
+        return PEAK_AVX512;
+    return strcmp(backend, "avx2") == 0 ? PEAK_AVX2 : PEAK_SCALAR;
+}
+
+const char *peak_name(enum peak_kind kind)
+{
+    return PEAK[kind].name;
+}
+
+struct flop_job {
+    flop_loop *loop;
     float *out; /* one line per task: what the loop's result is for */
 };
 
-static void run_fma(void *arg, uint32_t task, void *scratch)
+static void run_flops(void *arg, uint32_t task, void *scratch)
 {
-    const struct fma_job *job = arg;
+    const struct flop_job *job = arg;
 
     (void)scratch;
-    job->out[task * (LINE_BYTES / sizeof(float))] = job->loop(0.5f, N_FMA_LOOP);
+    job->out[task * (LINE_BYTES / sizeof(float))] = job->loop(0.5f, N_LOOP);
 }
 
-double peak_flops(struct pool *pool, const char *backend)
+double peak_flops(struct pool *pool, enum peak_kind kind)
 {
     const struct clock *clock = clock_real();
     const uint32_t n_thread = pool_n_thread(pool);
     float out[POOL_THREAD_MAX * (LINE_BYTES / sizeof(float))];
-    struct fma_job job = {.loop = fma_scalar, .out = out};
-    double lanes = 1, best = 0;
+    struct flop_job job = {.loop = PEAK[kind].loop, .out = out};
+    double best = 0;
 
-    if (strcmp(backend, "avx512") == 0) {
-        job.loop = fma_avx512;
-        lanes = 16;
-    } else if (strcmp(backend, "avx2") == 0) {
-        job.loop = fma_avx2;
-        lanes = 8;
-    }
-    for (uint32_t i = 0; i < N_RUN; i++) {
+    for (uint32_t i = 0; i < N_FLOP_RUN; i++) {
         const uint64_t start = clock->now_us(clock);
         double seconds, rate;
 
-        pool_run(pool, n_thread, run_fma, &job);
+        pool_run(pool, n_thread, run_flops, &job);
         seconds = (double)(clock->now_us(clock) - start + 1) / 1e6;
-        rate = 2.0 * lanes * N_CHAIN * N_FMA_LOOP * n_thread / seconds;
+        rate = PEAK[kind].flops * N_LOOP * n_thread / seconds;
         best = rate > best ? rate : best;
     }
     return best;
@@ -107,21 +196,33 @@ double peak_flops(struct pool *pool, const char *backend)
 struct read_job {
     const uint64_t *word; /* [n_task][n_word] */
     size_t n_word;
-    uint32_t n_round;
+    uint32_t n_round, n_stream;
     uint64_t *out; /* one line per task */
 };
 
 /* Vector extension: any x86-64 reads it with the widest loads it is given. */
 typedef uint64_t word8 __attribute__((vector_size(64)));
 
+#define STREAM_MAX 4u
+#define PIECE 32u          /* words read from one stream in turn */
+#define AHEAD (4096u / 8u) /* words asked for early */
+
+/* Read as n_stream runs side by side: which number is fastest, differs. */
 __attribute__((target_clones("avx512f", "avx2", "default"))) static uint64_t
-sum_words(const uint64_t *word, size_t n_word)
+sum_words(const uint64_t *word, size_t n_word, uint32_t n_stream)
 {
+    const size_t each = n_word / n_stream / PIECE * PIECE;
     word8 sum[4] = {{0}};
 
-    for (size_t i = 0; i + 32 <= n_word; i += 32)
-        for (size_t c = 0; c < 4; c++)
-            sum[c] ^= *(const word8 *)(word + i + 8 * c);
+    for (size_t i = 0; i < each; i += PIECE)
+        for (uint32_t s = 0; s < n_stream; s++) {
+            const uint64_t *at = word + s * each + i;
+
+            for (size_t c = 0; c < 4; c++) {
+                __builtin_prefetch(at + AHEAD + 8 * c);
+                sum[c] ^= *(const word8 *)(at + 8 * c);
+            }
+        }
     sum[0] ^= sum[1] ^ sum[2] ^ sum[3];
     return sum[0][0] ^ sum[0][1] ^ sum[0][2] ^ sum[0][3] ^ sum[0][4] ^
            sum[0][5] ^ sum[0][6] ^ sum[0][7];
@@ -134,7 +235,8 @@ static void run_read(void *arg, uint32_t task, void *scratch)
 
     (void)scratch;
     for (uint32_t i = 0; i < job->n_round; i++)
-        sum += sum_words(job->word + task * job->n_word, job->n_word);
+        sum += sum_words(job->word + task * job->n_word, job->n_word,
+                         job->n_stream);
     job->out[task * (LINE_BYTES / sizeof(uint64_t))] = sum;
 }
 
@@ -142,23 +244,28 @@ enum status peak_read_bytes(struct pool *pool, size_t n_bytes, double *out)
 {
     const struct clock *clock = clock_real();
     const uint32_t n_thread = pool_n_thread(pool);
-    const size_t each = (n_bytes / n_thread + 255) / 256 * 256;
+    const size_t n_read = n_bytes < READ_BYTES_MAX ? n_bytes : READ_BYTES_MAX;
+    const size_t each = (n_read / n_thread + 1023) / 1024 * 1024;
+    const size_t room =
+        (each * n_thread + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
     uint64_t line[POOL_THREAD_MAX * (LINE_BYTES / sizeof(uint64_t))];
-    uint64_t *word = aligned_alloc(LINE_BYTES, each * n_thread);
+    uint64_t *word = aligned_alloc(HUGE_PAGE, room);
     struct read_job job = {.word = word,
                            .n_word = each / sizeof(uint64_t),
-                           .n_round = (uint32_t)(READ_BYTES_MIN / n_bytes + 1),
+                           .n_round = (uint32_t)(READ_BYTES_MIN / n_read + 1),
                            .out = line};
     double best = 0;
 
     if (!word)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
-                           "no memory for %zu bytes to read", each * n_thread);
-    memset(word, 1, each * n_thread);
-    for (uint32_t i = 0; i < N_RUN; i++) {
+                           "no memory for %zu bytes to read", room);
+    (void)madvise(word, room, MADV_HUGEPAGE); /* as weights have them */
+    memset(word, 1, room);
+    for (uint32_t i = 0; i < 2 * N_RUN; i++) {
         const uint64_t start = clock->now_us(clock);
         double seconds, rate;
 
+        job.n_stream = i % 2 ? STREAM_MAX : 1;
         pool_run(pool, n_thread, run_read, &job);
         seconds = (double)(clock->now_us(clock) - start + 1) / 1e6;
         rate = (double)each * n_thread * job.n_round / seconds;

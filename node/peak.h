@@ -5,19 +5,36 @@
  * the model reaches. The loops do nothing else, so that a bound is a bound:
  * the best of several short runs.
  */
+#include "kernels/linear.h"
 #include "kernels/pool.h"
 
 #include <stddef.h>
 
+/* The instruction that a loop of multiply-adds can be made of. */
+enum peak_kind {
+    PEAK_SCALAR,
+    PEAK_AVX2,   /* fma, 8 floats */
+    PEAK_AVX512, /* fma, 16 floats */
+    PEAK_PAIR,   /* vdpbf16ps */
+    PEAK_TILE,   /* tdpbf16ps */
+    N_PEAK_KIND
+};
+
+/* What a backend of this name has for products of an arithmetic. */
+enum peak_kind peak_kind_of(const char *backend, enum arithmetic arithmetic);
+const char *peak_name(enum peak_kind kind); /* "fma avx512" */
+
 /*
- * float fma operations per second times two, over all threads of the pool, with
- * the vectors of the backend of this name ("avx512", "avx2"; others: scalar).
+ * Operations per second (an fma is two), over all threads of the pool. The
+ * machine must have the instruction, and for PEAK_TILE the process the
+ * permission, which the backend's is_supported() asks for.
  */
-double peak_flops(struct pool *pool, const char *backend);
+double peak_flops(struct pool *pool, enum peak_kind kind);
 
 /*
  * Bytes per second when all threads together read n_bytes again and again, as
  * a decode step reads its weights: from the cache that holds them, or memory.
+ * No more than 1 GiB is taken: behind every cache the size makes no difference.
  *   RESOURCE_EXHAUSTED  no memory
  */
 MUST_CHECK enum status peak_read_bytes(struct pool *pool, size_t n_bytes,

@@ -13,6 +13,7 @@
 #define SUBCOMMAND_DONE 0
 #define SUBCOMMAND_FAILED 1
 #define SUBCOMMAND_BAD_INPUT 2
+#define SYNTHETIC_SEED 1u /* of models without files */
 
 /*
  * Fill values from the table. False when the command is over: after --help
