@@ -45,7 +45,7 @@ double bench_percentile(const double *value, size_t n, double share)
 
 /* ------------------------------------------------------------------- rows */
 
-void bench_print_header(void)
+static void print_header(void)
 {
     printf(
         "version\tmachine\tbackend\tnumerics\tthreads\tmodel\twhat\tcontext\t"
@@ -63,8 +63,11 @@ static void print_optional(double value, const char *format)
         printf(format, value);
 }
 
-void bench_print(const struct bench *bench, const struct point *point)
+void bench_print(struct bench *bench, const struct point *point)
 {
+    if (!bench->has_header)
+        print_header();
+    bench->has_header = true;
     printf("%s\t%s\t%s\t%s\t%u\t%s\t%s\t%lu\t%u\t%.2f\t%.2f\t%s\t%.3f",
            GODWIT_VERSION, bench->machine, model_backend(bench->model)->name,
            model_numerics(bench->model), pool_n_thread(bench->pool),

@@ -10,6 +10,7 @@
 #include "node/peak.h"
 #include "node/stopwatch.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define BENCH_LIST_MAX 16u
@@ -28,6 +29,9 @@ struct bench {
     const struct model *model; /* of engine_parts or of the node; borrowed */
     struct pool *pool;         /* owned */
     const char *model_name;    /* last part of its path */
+    bool
+        is_loaded; /* what fails from here on is not the command line's fault */
+    bool has_header;
     char machine[128];
     enum peak_kind kind;       /* of the products */
     double product_peak, peak; /* flops per second: products, all else */
@@ -63,8 +67,8 @@ uint64_t bench_now_us(void);
 double bench_median(double *value, uint32_t n); /* sorts */
 /* Of n sorted values; BENCH_NONE of none. */
 double bench_percentile(const double *value, size_t n, double share);
-void bench_print_header(void);
-void bench_print(const struct bench *bench, const struct point *point);
+/* One row, the header in front of the first. */
+void bench_print(struct bench *bench, const struct point *point);
 
 /* Measure the peaks of the machine for the bench's pool and model. */
 void bench_measure_peaks(struct bench *bench);

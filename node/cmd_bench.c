@@ -316,6 +316,7 @@ static enum status bench_nodes(struct bench *bench)
 
     if (!st) {
         bench->model = bench_node_model(node);
+        bench->is_loaded = true;
         bench_measure_peaks(bench);
     }
     for (uint32_t i = 0; i < bench->n_session && !st; i++)
@@ -348,6 +349,7 @@ static enum status bench_models(struct bench *bench, const uint64_t *thread,
     enum status st = load(bench->options, &model);
 
     bench->model = model;
+    bench->is_loaded = !st;
     for (uint32_t i = 0; i < n_thread && !st; i++) {
         st = pool_create(subcommand_threads(thread[i]), &bench->pool);
         if (st)
@@ -370,7 +372,6 @@ static enum status bench_all(struct bench *bench, const uint64_t *thread,
 {
     enum status st = STATUS_OK;
 
-    bench_print_header();
     if (has_part(bench, "prefill") || has_part(bench, "decode"))
         st = bench_models(bench, thread, n_thread);
     for (uint32_t i = 0; i < n_thread && !st && has_part(bench, "node"); i++) {
@@ -399,7 +400,9 @@ int cmd_bench(int argc, char **argv)
     if (read_options(&bench, thread, &n_thread))
         code = subcommand_fail(&SETTINGS, SUBCOMMAND_BAD_INPUT);
     else if (bench_all(&bench, thread, n_thread))
-        code = subcommand_fail(&SETTINGS, SUBCOMMAND_FAILED);
+        code =
+            subcommand_fail(&SETTINGS, bench.is_loaded ? SUBCOMMAND_FAILED
+                                                       : SUBCOMMAND_BAD_INPUT);
     settings_release(store);
     return code;
 }

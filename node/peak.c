@@ -10,9 +10,10 @@
 #include <sys/mman.h>
 
 #define N_RUN 5u
-#define N_FLOP_RUN 25u    /* short ones: the best finds a quiet moment */
-#define N_LOOP (1u << 18) /* times what a loop does in one go: milliseconds */
-#define N_CHAIN 12u       /* independent sums: latency 4 x 2 units, spare */
+#define N_FLOP_RUN 25u /* short ones: the best finds a quiet moment */
+/* Times what a loop does in one go: threads need milliseconds to spread. */
+#define N_LOOP (1u << 20)
+#define N_CHAIN 12u /* independent sums: latency 4 x 2 units, spare */
 #define LINE_BYTES 64u
 #define HUGE_PAGE ((size_t)2 << 20)
 #define READ_BYTES_MIN ((size_t)256 << 20) /* that a run reads at least */
