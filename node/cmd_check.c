@@ -88,6 +88,16 @@ static void print_summary(const struct model *model)
     printf("numerics\t%s\n", model_numerics(model));
 }
 
+static const struct golden_tolerance *tolerance_of(const struct model *model)
+{
+    if (model_weight_format(model) == WEIGHT_W8)
+        return &golden_tolerance_w8;
+    if (model_arithmetic(model) != ARITHMETIC_FP32 ||
+        model_weight_format(model) != WEIGHT_AUTO)
+        return &golden_tolerance_bf16;
+    return &golden_tolerance_exact;
+}
+
 static enum status compare(const struct check *check,
                            const struct engine_parts *parts,
                            bool *out_is_within)
@@ -103,6 +113,7 @@ static enum status compare(const struct check *check,
     if (st && st != STATUS_NOT_FOUND)
         return st;
     options.tokenizer = tokenizer;
+    options.tolerance = tolerance_of(parts->model);
     st = solo_init(parts->model, parts->pool, &solo);
     if (!st)
         st = golden_check(&solo, &options, stdout, out_is_within);

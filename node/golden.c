@@ -9,6 +9,10 @@
 #include <string.h>
 #include <unistd.h>
 
+const struct golden_tolerance golden_tolerance_exact = {2e-3, 1e-2, 1e-3};
+const struct golden_tolerance golden_tolerance_bf16 = {INFINITY, 0.1, 2e-3};
+const struct golden_tolerance golden_tolerance_w8 = {INFINITY, 0.1, 5e-3};
+
 /* ------------------------------------------------------------------ tally */
 
 void golden_add_row(struct golden_tally *tally, const float *logit,
@@ -40,9 +44,10 @@ void golden_add_tally(struct golden_tally *tally,
     tally->n_answer_found += more->n_answer_found;
 }
 
-bool golden_is_within(const struct golden_tally *tally)
+bool golden_is_within(const struct golden_tally *tally,
+                      const struct golden_tolerance *tolerance)
 {
-    return tally->max_err <= GOLDEN_TOLERANCE && tally->n_wrong == 0 &&
+    return tally->max_err <= tolerance->logit && tally->n_wrong == 0 &&
            tally->n_case == tally->n_case_good &&
            tally->n_answer == tally->n_answer_found;
 }
@@ -148,6 +153,7 @@ static void prompt_release(struct prompt *prompt)
 }
 
 struct comparison {
+    const struct golden_tolerance *tolerance;
     struct golden_tally *tally;
     const struct prompt *prompt;
     uint32_t n_vocab;
@@ -179,7 +185,7 @@ static enum status compare_greedy(struct solo *solo, const struct comparison *c)
         c->tally->n_token++;
         if (solo_argmax(logit, c->n_vocab) == prompt->greedy[i])
             c->tally->n_equal++;
-        else if (golden_margin(oracle, c->n_vocab) > GOLDEN_MARGIN)
+        else if (golden_margin(oracle, c->n_vocab) > c->tolerance->margin)
             c->tally->n_wrong++;
         st = solo_feed(solo, &prompt->greedy[i], 1, &logit);
         if (st)
@@ -189,14 +195,17 @@ static enum status compare_greedy(struct solo *solo, const struct comparison *c)
 }
 
 static enum status check_prompt(struct solo *solo,
+                                const struct golden_options *options,
                                 const struct safetensors *file, FILE *to,
                                 bool *out_is_within)
 {
     const uint32_t n_vocab = model_config(solo->model)->n_vocab;
     struct prompt prompt = {0};
     struct golden_tally tally = {0};
-    struct comparison c = {
-        .tally = &tally, .prompt = &prompt, .n_vocab = n_vocab};
+    struct comparison c = {.tolerance = options->tolerance,
+                           .tally = &tally,
+                           .prompt = &prompt,
+                           .n_vocab = n_vocab};
     enum status st;
 
     st = prompt_init(file, n_vocab, &prompt);
@@ -215,7 +224,7 @@ static enum status check_prompt(struct solo *solo,
         st = compare_greedy(solo, &c);
     if (!st) {
         golden_print(&tally, to);
-        *out_is_within = golden_is_within(&tally);
+        *out_is_within = golden_is_within(&tally, options->tolerance);
     }
 out:
     free(c.last);
@@ -243,7 +252,7 @@ enum status golden_check(struct solo *solo,
     if (access(path, F_OK) == 0)
         st = golden_check_cases(solo, options, file, to, out_is_within);
     else
-        st = check_prompt(solo, file, to, out_is_within);
+        st = check_prompt(solo, options, file, to, out_is_within);
     safetensors_close(file);
     return st;
 }

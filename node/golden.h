@@ -10,7 +10,7 @@
  *     haystack) and perplexity; logits.N are the first rows of case N.
  *
  * A token that differs counts as wrong only where the oracle itself is sure:
- * its first two logits are more than GOLDEN_MARGIN apart. Continuations are
+ * its first two logits are more than a margin apart. Continuations are
  * compared with the oracle's tokens as input, so one near-tie does not hide
  * what follows; in a case the comparison ends there.
  */
@@ -20,13 +20,26 @@
 #include <stdbool.h>
 #include <stdio.h>
 
-#define GOLDEN_TOLERANCE 2e-3 /* of a logit; fp32 against fp32 */
-#define GOLDEN_MARGIN 1e-2
-#define GOLDEN_NLL_TOLERANCE 1e-3
 #define GOLDEN_CASE_MAX 4096u
+
+/* How far from the oracle is still right. */
+struct golden_tolerance {
+    double logit; /* absolute */
+    double
+        margin; /* of the oracle's best logit, below which tokens may differ */
+    double nll; /* of a text's mean */
+};
+
+/*
+ * Of fp32 against fp32; of products that round to bf16; of weights in 8 bits.
+ * In the latter two single logits are shown, not judged.
+ */
+extern const struct golden_tolerance golden_tolerance_exact,
+    golden_tolerance_bf16, golden_tolerance_w8;
 
 struct golden_options {
     const char *dir;
+    const struct golden_tolerance *tolerance;
     const struct tokenizer *tokenizer; /* for answers; NULL: not checked */
     uint64_t max_length;               /* longer cases are left out; 0: none */
 };

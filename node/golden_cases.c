@@ -138,7 +138,7 @@ struct reply {
 
 /*
  * Where the file has no row of the oracle's, our own margin says whether a
- * difference was a near-tie: the two agree to GOLDEN_TOLERANCE or fail above.
+ * difference was a near-tie: fp32 agrees with the oracle or fails above.
  */
 static enum status follow(const struct run *run, const struct trial *trial,
                           const float *logit, struct reply *reply,
@@ -155,7 +155,7 @@ static enum status follow(const struct run *run, const struct trial *trial,
         tally->n_token++;
         if (reply->said[i] != trial->greedy[i]) {
             if (golden_margin(has_row ? reply->oracle : logit, run->n_vocab) >
-                GOLDEN_MARGIN)
+                run->options->tolerance->margin)
                 tally->n_wrong++;
             return STATUS_OK;
         }
@@ -300,9 +300,9 @@ static enum status check_case(const struct run *run, const json_t *object,
         st = check_continuation(run, &trial, &one);
     if (st)
         goto out;
-    one.n_case_good = one.max_err <= GOLDEN_TOLERANCE && !one.n_wrong &&
-                      one.n_answer == one.n_answer_found &&
-                      nll_err <= GOLDEN_NLL_TOLERANCE;
+    one.n_case_good = one.max_err <= run->options->tolerance->logit &&
+                      !one.n_wrong && one.n_answer == one.n_answer_found &&
+                      nll_err <= run->options->tolerance->nll;
     if (!(nll_err <= results->nll_err))
         results->nll_err = nll_err;
     golden_add_tally(&results->kind[kind], &one);
@@ -311,7 +311,8 @@ out:
     return st;
 }
 
-static void print_results(const struct results *results, FILE *to,
+static void print_results(const struct results *results,
+                          const struct golden_tolerance *tolerance, FILE *to,
                           bool *out_is_within)
 {
     struct golden_tally all = {0};
@@ -332,7 +333,7 @@ static void print_results(const struct results *results, FILE *to,
     }
     fprintf(to, "total cases=%lu/%lu ", all.n_case_good, all.n_case);
     golden_print(&all, to);
-    *out_is_within = golden_is_within(&all);
+    *out_is_within = golden_is_within(&all, tolerance);
 }
 
 enum status golden_check_cases(struct solo *solo,
@@ -360,7 +361,7 @@ enum status golden_check_cases(struct solo *solo,
     for (uint32_t i = 0; i < json_array_size(list) && !st; i++)
         st = check_case(&run, json_array_get(list, i), i, &results);
     if (!st)
-        print_results(&results, to, out_is_within);
+        print_results(&results, options->tolerance, to, out_is_within);
     json_decref(list);
     return st;
 }

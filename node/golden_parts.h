@@ -18,7 +18,8 @@ void golden_add_row(struct golden_tally *tally, const float *logit,
                     const float *oracle, uint32_t n_vocab);
 void golden_add_tally(struct golden_tally *tally,
                       const struct golden_tally *more);
-bool golden_is_within(const struct golden_tally *tally);
+bool golden_is_within(const struct golden_tally *tally,
+                      const struct golden_tolerance *tolerance);
 void golden_print(const struct golden_tally *tally, FILE *to);
 
 /* Largest logit minus the second largest. */

@@ -143,13 +143,35 @@ CASES = [
     ("no cases", lambda cases: cases.clear(), 2, "0 cases"),
 ]
 
+# Rounded products are judged by margins, likelihoods and needles alone.
+ROUNDED = [
+    ("nothing", lambda cases: None, "bf16-pair", "w8", 0, "total cases=3/3"),
+    ("a near-tie", bump(0, "greedy_ids", 0), "bf16-pair", "bf16", 0,
+     "greedy=0/1"),
+    ("another token", bump(0, "greedy_ids", 63), "bf16-pair", "bf16", 1,
+     "greedy cases=0/1"),
+    ("another answer", put(1, "answer", "0000000"), "bf16-tile", "bf16", 1,
+     "answers=0/1"),
+    ("likelihood off", put(2, "mean_nll", 3.7582), "bf16-pair", "bf16", 1,
+     "perplexity cases=0/1"),
+    ("likelihood off", put(2, "mean_nll", 3.7650), "fp32", "w8", 1,
+     "perplexity cases=0/1"),
+]
+
 COMMANDS = [
     (["check"], b"", 2, "--model must be given"),
     (["check", "--model", "/nonexistent"], b"", 2, "/nonexistent"),
     (["check", "--model", QWEN3, "--backend", "abacus"], b"", 2, "abacus"),
     (["check", "--model", QWEN3, "--golden", TINY], b"", 2, "golden.safeten"),
     (["check", "--model", QWEN3, "--threads", "9999"], b"", 2, "threads"),
-    (["check", "--model", QWEN3], b"", 0, "fp32-chain-1/f32/kv-f32/rope-"),
+    (["check", "--model", QWEN3, "--numerics", "fp32"], b"", 0,
+     "fp32-chain-1/f32/kv-f32/rope-"),
+    (["check", "--model", TINY, "--numerics", "bf16-tile", "--weight-format",
+      "w8"], b"", 0, "bf16-tile-1/w8-128/kv-f32/rope-"),
+    (["check", "--model", QWEN3, "--numerics", "fp16"], b"", 2,
+     "expected auto|fp32|bf16-pair|bf16-tile"),
+    (["check", "--model", QWEN3, "--weight-format", "w4"], b"", 2,
+     "expected auto|bf16|w8"),
     (["check", "--help"], b"", 0, "--golden"),
     (["tokenize", "--model", QWEN3], b"", 2, "tokenizer.json"),
     (["tokenize", "--model", TINY], b'{"text":"a"}\nx\n', 2, "line 2: not JSO"),
@@ -179,8 +201,11 @@ def main():
             damage(tensors)
             write_tensors(file, tensors)
             judge("prompt: " + what,
-                  run(["check", "--model", QWEN3, "--golden", dir]), code, text)
-        for what, damage, code, text in CASES:
+                  run(["check", "--model", QWEN3, "--golden", dir,
+                       "--numerics", "fp32"]), code, text)
+        exact = [(what, damage, "fp32", "auto", code, text)
+                 for what, damage, code, text in CASES]
+        for what, damage, numerics, format, code, text in exact + ROUNDED:
             cases, tensors = small_cases()
             damage(cases)
             write_tensors(file, tensors)
@@ -188,10 +213,12 @@ def main():
                       encoding="utf-8") as out:
                 json.dump(cases, out)
             judge("cases: " + what,
-                  run(["check", "--model", TINY, "--golden", dir]), code, text)
+                  run(["check", "--model", TINY, "--golden", dir,
+                       "--numerics", numerics, "--weight-format", format]),
+                  code, text)
     for words, stdin, code, text in COMMANDS:
         judge(" ".join(words), run(words, stdin), code, text)
-    n = len(PROMPT) + len(CASES) + len(COMMANDS)
+    n = len(PROMPT) + len(CASES) + len(ROUNDED) + len(COMMANDS)
     print(f"judge rows={n - len(bad)}/{n}")
     return 1 if bad else 0
 

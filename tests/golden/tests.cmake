@@ -11,10 +11,22 @@ if(TARGET godwitd)
     qwen3_5_text qwen3_5_moe_text qwen3_next qwen3 qwen3_moe llama)
   foreach(name IN LISTS random_models)
     add_test(NAME golden.${name} COMMAND godwitd check
-      --model ${golden_dir}/${name} --golden ${golden_dir}/${name})
+      --model ${golden_dir}/${name} --golden ${golden_dir}/${name}
+      --numerics fp32)
   endforeach()
   add_test(NAME golden.godwit-tiny COMMAND godwitd check --model ${tiny_dir}
-    --golden ${golden_dir}/godwit-tiny --max-length ${golden_limit})
+    --golden ${golden_dir}/godwit-tiny --max-length ${golden_limit}
+    --numerics fp32)
+  # What rounding costs, within the tolerances of node/golden.h.
+  foreach(numerics IN ITEMS fp32 bf16-pair bf16-tile)
+    foreach(format IN ITEMS bf16 w8)
+      set(name godwit-tiny.${numerics}.${format})
+      list(APPEND rounded ${name})
+      add_test(NAME golden.${name} COMMAND godwitd check --model ${tiny_dir}
+        --golden ${golden_dir}/godwit-tiny --max-length 3000
+        --numerics ${numerics} --weight-format ${format})
+    endforeach()
+  endforeach()
   add_test(NAME golden.tokenizer COMMAND /usr/bin/python3
     ${golden_dir}/check_tokenizer.py $<TARGET_FILE:godwitd> ${tiny_dir}
     ${golden_dir}/tokenizer_cases.json)
@@ -22,7 +34,7 @@ if(TARGET godwitd)
   add_test(NAME golden.judge COMMAND /usr/bin/python3
     ${golden_dir}/check_judge.py $<TARGET_FILE:godwitd> ${golden_dir}
     ${tiny_dir})
-  foreach(name IN LISTS random_models ITEMS godwit-tiny tokenizer judge)
+  foreach(name IN LISTS random_models rounded ITEMS godwit-tiny tokenizer judge)
     set_tests_properties(golden.${name} PROPERTIES LABELS golden TIMEOUT 600
       FAIL_REGULAR_EXPRESSION "LeakSanitizer;runtime error:")
   endforeach()
