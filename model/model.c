@@ -508,11 +508,6 @@ const char *model_numerics(const struct model *model)
     return model->numerics;
 }
 
-enum arithmetic model_arithmetic(const struct model *model)
-{
-    return model->arithmetic;
-}
-
 enum weight_format model_weight_format(const struct model *model)
 {
     return model->format;

@@ -98,7 +98,6 @@ double model_logit_flops(const struct model *model);
  */
 struct digest model_fingerprint(const struct model *model);
 const char *model_numerics(const struct model *model);
-enum arithmetic model_arithmetic(const struct model *model);
 enum weight_format model_weight_format(const struct model *model);
 
 /* Buffers for one engine thread's steps; allocated once. */
