@@ -14,24 +14,32 @@
 
 /*
  * Where a pass stands: half layers in order, mixer then mlp, then the head.
- * Of the last mlp only rows whose logits are wanted are computed.
+ * Of the last mlp only rows whose logits are wanted are computed. A half goes
+ * through its rows in pieces, from norm to residual: no piece reads another's,
+ * but for what a mixer remembers of earlier rows.
  */
 struct pass {
     struct batch batch;
-    uint32_t half; /* next: 2 x layer, + 1 for its mlp; 2 x n_layer: head */
+    uint32_t
+        half; /* under way: 2 x layer, + 1 for its mlp; 2 x n_layer: head */
+    uint32_t row, end;          /* its piece: rows [row, end); none: equal */
+    struct mixer_cursor cursor; /* in the piece */
     bool is_under_way;
+    double done, all; /* estimated multiply-adds */
 };
 
 struct workspace {
     const struct model *model;
     struct pass pass;
     uint32_t max_row, max_span, max_logit;
+    uint64_t piece_fma;
     size_t bytes;
     float *residual;    /* [max_row, hidden], as is normed */
     float *normed;      /* what the layer's half reads */
     float *work;        /* mixer's or mlp's; never both */
     float *logit;       /* [max_logit, n_vocab] */
     uint64_t *position; /* [max_row] */
+    struct span *span;  /* [max_span] the parts that lie in a piece */
     void *span_work;    /* [max_span][MIXER_SPAN_WORK_BYTES] */
 };
 
@@ -73,6 +81,7 @@ enum status workspace_create(const struct model *model, uint32_t max_row,
     it->max_row = max_row;
     it->max_span = max_span;
     it->max_logit = max_logit;
+    it->piece_fma = PASS_PIECE_FMA;
     if (!(it->residual =
               take(it, (size_t)max_row * c->hidden, sizeof(float))) ||
         !(it->normed = take(it, (size_t)max_row * c->hidden, sizeof(float))) ||
@@ -80,6 +89,7 @@ enum status workspace_create(const struct model *model, uint32_t max_row,
         !(it->logit =
               take(it, ((size_t)max_logit + 1) * c->n_vocab, sizeof(float))) ||
         !(it->position = take(it, max_row, sizeof(uint64_t))) ||
+        !(it->span = take(it, max_span, sizeof(*it->span))) ||
         !(it->span_work = take(it, max_span, MIXER_SPAN_WORK_BYTES))) {
         workspace_destroy(it);
         return STATUS_RESOURCE_EXHAUSTED;
@@ -97,6 +107,7 @@ void workspace_destroy(struct workspace *workspace)
     free(workspace->work);
     free(workspace->logit);
     free(workspace->position);
+    free(workspace->span);
     free(workspace->span_work);
     free(workspace);
 }
@@ -140,62 +151,116 @@ static void set_positions(struct workspace *workspace,
                 batch->span[i].position + r;
 }
 
-static void norm_rows(struct workspace *workspace, struct pool *pool,
-                      const float *weight, uint32_t n_row)
+/* Rows of the residual from `row` on; normed ones lie at the same place. */
+static float *residual_of(const struct workspace *workspace, uint32_t row)
+{
+    return workspace->residual + (size_t)row * workspace->model->config.hidden;
+}
+
+static float *normed_of(const struct workspace *workspace, uint32_t row)
+{
+    return workspace->normed + (size_t)row * workspace->model->config.hidden;
+}
+
+static void norm_piece(struct workspace *workspace, struct pool *pool,
+                       const float *weight)
 {
     const struct config *c = &workspace->model->config;
+    const struct pass *pass = &workspace->pass;
 
     workspace->model->backend->rms_norm(
-        pool, &(struct norm_args){.y = workspace->normed,
+        pool, &(struct norm_args){.y = normed_of(workspace, pass->row),
                                   .y_stride = c->hidden,
-                                  .x = workspace->residual,
+                                  .x = residual_of(workspace, pass->row),
                                   .x_stride = c->hidden,
                                   .weight = weight,
-                                  .n_row = n_row,
+                                  .n_row = pass->end - pass->row,
                                   .n_group = 1,
                                   .dim = c->hidden,
                                   .eps = (float)c->rms_eps});
 }
 
-static void mix_rows(struct workspace *workspace, struct pool *pool,
-                     const struct batch *batch, uint32_t i)
+static void embed_piece(struct workspace *workspace, struct pool *pool)
 {
     const struct model *model = workspace->model;
-    const struct layer *layer = &model->layer[i];
+    const struct pass *pass = &workspace->pass;
 
-    norm_rows(workspace, pool, layer->mixer_norm, batch->n_row);
-    layer->mixer->rows(layer->mixing, &(struct mixer_batch){
-                                          .backend = model->backend,
-                                          .pool = pool,
-                                          .rope = &model->rope,
-                                          .layer = i,
-                                          .n_row = batch->n_row,
-                                          .position = workspace->position,
-                                          .span = batch->span,
-                                          .n_span = batch->n_span,
-                                          .x = workspace->normed,
-                                          .residual = workspace->residual,
-                                          .work = workspace->work,
-                                          .span_work = workspace->span_work});
+    model->backend->embed(
+        pool, &(struct embed_args){.y = residual_of(workspace, pass->row),
+                                   .token = pass->batch.token + pass->row,
+                                   .table = model->embedding,
+                                   .type = model->embedding_type,
+                                   .n_row = pass->end - pass->row,
+                                   .dim = model->config.hidden});
 }
 
-static void feed_rows(struct workspace *workspace, struct pool *pool,
-                      const struct layer *layer, uint32_t n_row)
+/* The parts of the spans that lie in the piece, rows counted from its first;
+ * returns how many. */
+static uint32_t clip_spans(struct workspace *workspace)
 {
-    norm_rows(workspace, pool, layer->mlp_norm, n_row);
-    mlp_rows(&layer->mlp,
+    const struct pass *pass = &workspace->pass;
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < pass->batch.n_span; i++) {
+        const struct span *span = &pass->batch.span[i];
+        uint32_t first = span->first_row, end = first + span->n_row;
+
+        first = first > pass->row ? first : pass->row;
+        end = end < pass->end ? end : pass->end;
+        if (first < end)
+            workspace->span[n++] = (struct span){
+                .first_row = first - pass->row,
+                .n_row = end - first,
+                .position = span->position + (first - span->first_row),
+                .layer = span->layer};
+    }
+    return n;
+}
+
+/* The next part of the piece in its mixer; true when that was the last. */
+static bool mix_piece(struct workspace *workspace, struct pool *pool,
+                      uint64_t max_fma)
+{
+    const struct model *model = workspace->model;
+    struct pass *pass = &workspace->pass;
+    const uint32_t i = pass->half / 2;
+    const struct layer *layer = &model->layer[i];
+
+    return layer->mixer->rows(
+        layer->mixing,
+        &(struct mixer_batch){.backend = model->backend,
+                              .pool = pool,
+                              .rope = &model->rope,
+                              .layer = i,
+                              .n_row = pass->end - pass->row,
+                              .position = workspace->position + pass->row,
+                              .span = workspace->span,
+                              .n_span = clip_spans(workspace),
+                              .x = normed_of(workspace, pass->row),
+                              .residual = residual_of(workspace, pass->row),
+                              .work = workspace->work,
+                              .span_work = workspace->span_work,
+                              .max_fma = max_fma},
+        &pass->cursor);
+}
+
+static void feed_piece(struct workspace *workspace, struct pool *pool)
+{
+    const struct pass *pass = &workspace->pass;
+
+    mlp_rows(&workspace->model->layer[pass->half / 2].mlp,
              &(struct mlp_args){.backend = workspace->model->backend,
                                 .pool = pool,
-                                .x = workspace->normed,
-                                .residual = workspace->residual,
+                                .x = normed_of(workspace, pass->row),
+                                .residual = residual_of(workspace, pass->row),
                                 .work = workspace->work,
-                                .n_row = n_row});
+                                .n_row = pass->end - pass->row});
 }
 
 /* Behind the last mixer no other row is read any more: keep the wanted ones. */
-static void keep_logit_rows(struct workspace *workspace,
-                            const struct batch *batch)
+static void keep_logit_rows(struct workspace *workspace)
 {
+    const struct batch *batch = &workspace->pass.batch;
     const size_t hidden = workspace->model->config.hidden;
 
     for (uint32_t i = 0; i < batch->n_logit; i++)
@@ -205,19 +270,142 @@ static void keep_logit_rows(struct workspace *workspace,
                    hidden * sizeof(float));
 }
 
-static void head_rows(struct workspace *workspace, struct pool *pool,
-                      uint32_t n_row)
+static void head_piece(struct workspace *workspace, struct pool *pool)
 {
     const struct model *model = workspace->model;
+    const struct pass *pass = &workspace->pass;
+    const size_t n_vocab = model->config.n_vocab;
 
-    norm_rows(workspace, pool, model->final_norm, n_row);
     model->backend->linear(
-        pool, &(struct linear_args){.y = workspace->logit,
-                                    .y_stride = model->config.n_vocab,
-                                    .x = workspace->normed,
+        pool, &(struct linear_args){.y = workspace->logit + pass->row * n_vocab,
+                                    .y_stride = n_vocab,
+                                    .x = normed_of(workspace, pass->row),
                                     .x_stride = model->config.hidden,
-                                    .n_row = n_row,
+                                    .n_row = pass->end - pass->row,
                                     .w = &model->head});
+}
+
+/* ------------------------------------------------------------------ pieces */
+
+static uint32_t n_half(const struct model *model)
+{
+    return 2 * model->config.n_layer;
+}
+
+/* Rows that a half computes. */
+static uint32_t half_rows(const struct workspace *workspace, uint32_t half)
+{
+    const struct batch *batch = &workspace->pass.batch;
+
+    return half + 1 < n_half(workspace->model) ? batch->n_row : batch->n_logit;
+}
+
+/* Multiply-adds of one of its rows, without its past. */
+static double half_row_fma(const struct model *model, uint32_t half)
+{
+    const struct config *c = &model->config;
+
+    if (half == n_half(model))
+        return (double)c->hidden * (double)c->n_vocab;
+    return half % 2 ? mlp_row_flops(c, half / 2) / 2
+                    : model->layer[half / 2].plan.row_flops / 2;
+}
+
+/* Multiply-adds of rows [first, end) with their pasts. */
+static double past_fma(const struct workspace *workspace, uint32_t half,
+                       uint32_t first, uint32_t end)
+{
+    const struct model *model = workspace->model;
+    double n_key = 0.0;
+
+    if (half % 2 || half == n_half(model))
+        return 0.0;
+    for (uint32_t r = first; r < end; r++)
+        n_key += (double)workspace->position[r] + 1.0;
+    return n_key * model->layer[half / 2].plan.past_flops / 2;
+}
+
+static double piece_fma(const struct workspace *workspace, uint32_t half,
+                        uint32_t first, uint32_t end)
+{
+    return (double)(end - first) * half_row_fma(workspace->model, half) +
+           past_fma(workspace, half, first, end);
+}
+
+/*
+ * Rows of a piece, of `left` rows. Each piece reads the half's weights anew, so
+ * it has rows enough to be worth that; of experts each meets only some rows.
+ */
+static uint32_t piece_rows(const struct workspace *workspace, uint32_t left,
+                           uint64_t max_fma)
+{
+    const struct model *model = workspace->model;
+    const uint32_t half = workspace->pass.half;
+    const bool is_moe = half % 2 && model->layer[half / 2].mlp.moe;
+    uint64_t least = is_moe ? PASS_ROWS_EXPERTS : PASS_ROWS;
+    double fit = (double)max_fma / half_row_fma(model, half);
+    uint64_t n = fit < (double)left ? (uint64_t)fit : left;
+
+    n = n / GRID * GRID; /* where the delta rule likes to be cut */
+    n = n > least ? n : least;
+    if (left < 2 * n)
+        return left;
+    return (uint32_t)(left / (left / n) / GRID * GRID);
+}
+
+static void open_piece(struct workspace *workspace, struct pool *pool,
+                       uint64_t max_fma)
+{
+    const struct model *model = workspace->model;
+    struct pass *pass = &workspace->pass;
+    const uint32_t n_row = half_rows(workspace, pass->half);
+    const struct layer *layer = &model->layer[pass->half / 2];
+
+    pass->end = pass->row + piece_rows(workspace, n_row - pass->row, max_fma);
+    pass->cursor = (struct mixer_cursor){0};
+    if (pass->half == 0)
+        embed_piece(workspace, pool);
+    if (pass->half + 1 == n_half(model) && pass->row == 0)
+        keep_logit_rows(workspace);
+    norm_piece(workspace, pool,
+               pass->half == n_half(model) ? model->final_norm
+               : pass->half % 2            ? layer->mlp_norm
+                                           : layer->mixer_norm);
+}
+
+/* The next part of the piece under way; true when that was the last. */
+static bool run_part(struct workspace *workspace, struct pool *pool,
+                     uint64_t max_fma)
+{
+    const uint32_t half = workspace->pass.half;
+
+    if (half == n_half(workspace->model))
+        head_piece(workspace, pool);
+    else if (half % 2)
+        feed_piece(workspace, pool);
+    else
+        return mix_piece(workspace, pool, max_fma);
+    return true;
+}
+
+/* A part of a piece; true when the pass is done. */
+static bool step(struct workspace *workspace, struct pool *pool,
+                 uint64_t max_fma)
+{
+    struct pass *pass = &workspace->pass;
+
+    if (pass->row == pass->end)
+        open_piece(workspace, pool, max_fma);
+    if (!run_part(workspace, pool, max_fma))
+        return false;
+    pass->done += piece_fma(workspace, pass->half, pass->row, pass->end);
+    pass->row = pass->end;
+    if (pass->row < half_rows(workspace, pass->half))
+        return false;
+    pass->row = pass->end = 0;
+    pass->half++;
+    return pass->half > n_half(workspace->model) ||
+           half_rows(workspace, pass->half) == 0;
 }
 
 void pass_begin(struct workspace *workspace, const struct batch *batch)
@@ -226,55 +414,21 @@ void pass_begin(struct workspace *workspace, const struct batch *batch)
     check_batch(workspace, batch);
     set_positions(workspace, batch);
     workspace->pass = (struct pass){.batch = *batch, .is_under_way = true};
-}
-
-static void embed_rows(struct workspace *workspace, struct pool *pool)
-{
-    const struct model *model = workspace->model;
-    const struct batch *batch = &workspace->pass.batch;
-
-    model->backend->embed(pool,
-                          &(struct embed_args){.y = workspace->residual,
-                                               .token = batch->token,
-                                               .table = model->embedding,
-                                               .type = model->embedding_type,
-                                               .n_row = batch->n_row,
-                                               .dim = model->config.hidden});
-}
-
-/* The next half layer, or the head; true when that was the last. */
-static bool run_half(struct workspace *workspace, struct pool *pool)
-{
-    const struct model *model = workspace->model;
-    const struct batch *batch = &workspace->pass.batch;
-    const uint32_t half = workspace->pass.half++,
-                   n_layer = model->config.n_layer;
-
-    if (half == 0)
-        embed_rows(workspace, pool);
-    if (half == 2 * n_layer) {
-        head_rows(workspace, pool, batch->n_logit);
-        return true;
-    }
-    if (half % 2 == 0) {
-        mix_rows(workspace, pool, batch, half / 2);
-        return half / 2 + 1 == n_layer && batch->n_logit == 0;
-    }
-    if (half / 2 + 1 < n_layer) {
-        feed_rows(workspace, pool, &model->layer[half / 2], batch->n_row);
-    } else {
-        keep_logit_rows(workspace, batch);
-        feed_rows(workspace, pool, &model->layer[half / 2], batch->n_logit);
-    }
-    return false;
+    for (uint32_t half = 0; half <= n_half(workspace->model); half++)
+        workspace->pass.all +=
+            piece_fma(workspace, half, 0, half_rows(workspace, half));
 }
 
 bool pass_run(struct workspace *workspace, struct pool *pool,
               const struct clock *clock, uint64_t until_us)
 {
+    const bool is_whole = until_us == UINT64_MAX;
+    const uint64_t max_fma =
+        is_whole ? UINT64_MAX : workspace->piece_fma * pool_n_thread(pool);
+
     assert(workspace->pass.is_under_way);
-    while (!run_half(workspace, pool))
-        if (until_us != UINT64_MAX && clock->now_us(clock) >= until_us)
+    while (!step(workspace, pool, max_fma))
+        if (!is_whole && clock->now_us(clock) >= until_us)
             return false;
     workspace->pass.is_under_way = false;
     return true;
@@ -283,6 +437,19 @@ bool pass_run(struct workspace *workspace, struct pool *pool,
 bool pass_is_under_way(const struct workspace *workspace)
 {
     return workspace->pass.is_under_way;
+}
+
+double pass_progress(const struct workspace *workspace)
+{
+    const struct pass *pass = &workspace->pass;
+
+    return pass->is_under_way ? pass->done / pass->all : 1.0;
+}
+
+void pass_set_piece(struct workspace *workspace, uint64_t n_fma)
+{
+    assert(n_fma);
+    workspace->piece_fma = n_fma;
 }
 
 const float *pass_logits(const struct workspace *workspace)

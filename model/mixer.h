@@ -16,6 +16,7 @@
 #include "kernels/backend.h"
 #include "model/config.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #define MIXER_FIELD_MAX 8u
@@ -61,12 +62,21 @@ struct mixer_batch {
     const uint64_t *position; /* [n_row] */
     const struct span *span;
     uint32_t n_span;
-    const float *x;  /* [n_row, hidden] normed input */
-    float *residual; /* [n_row, hidden] the output is added here */
-    float *work;     /* [n_row, row_floats], 64-byte aligned */
-    void *span_work; /* room for n_span of the mixer's own span structs */
+    const float *x;   /* [n_row, hidden] normed input */
+    float *residual;  /* [n_row, hidden] the output is added here */
+    float *work;      /* [n_row, row_floats], 64-byte aligned */
+    void *span_work;  /* room for n_span of the mixer's own span structs */
+    uint64_t max_fma; /* see rows(); UINT64_MAX: no limit */
+};
+
+/* How far a mixer has come with a batch: its own matter, all zero at first. */
+struct mixer_cursor {
+    uint32_t stage;
+    uint32_t row, end; /* rows under way */
+    uint64_t block;    /* their next */
 };
 #define MIXER_SPAN_WORK_BYTES 128u /* per span */
+#define MIXER_ROWS 64u
 
 struct weight_source;
 struct mixer_layer; /* a layer's weights as the mixer packs them */
@@ -87,9 +97,16 @@ struct mixer {
     void (*release)(struct mixer_layer *layer); /* accepts NULL */
     size_t (*bytes)(const struct mixer_layer *layer);
 
-    /* Advance every span's memory by its rows and add the output. */
-    void (*rows)(const struct mixer_layer *layer,
-                 const struct mixer_batch *batch);
+    /*
+     * Advance every span's memory by its rows and add the output. True when
+     * that is done; otherwise the caller goes on with the same batch, cursor
+     * and work, in which only max_fma and pool may have changed. Who calls
+     * chooses n_row to bound what a row costs by itself; what grows with its
+     * past comes in calls of about max_fma multiply-adds, but of one block of
+     * keys for MIXER_ROWS rows at least.
+     */
+    bool (*rows)(const struct mixer_layer *layer,
+                 const struct mixer_batch *batch, struct mixer_cursor *cursor);
 };
 
 /* Floats from row to row in workspace: rows start on cache lines. */

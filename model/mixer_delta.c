@@ -377,8 +377,9 @@ static void finish(const struct mixer_layer *layer,
                                               .w = &layer->out});
 }
 
-static void rows(const struct mixer_layer *layer,
-                 const struct mixer_batch *batch)
+/* Nothing here grows with the past. */
+static bool rows(const struct mixer_layer *layer,
+                 const struct mixer_batch *batch, struct mixer_cursor *cursor)
 {
     const struct backend *backend = batch->backend;
     const struct fused at = fused_of(layer->shape);
@@ -410,6 +411,8 @@ static void rows(const struct mixer_layer *layer,
                             .n_v_head = layer->shape.n_v_head});
     recur(layer, batch, qkv, gates, out);
     finish(layer, batch, fused, out);
+    (void)cursor;
+    return true;
 }
 
 const struct mixer mixer_delta = {

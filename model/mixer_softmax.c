@@ -56,7 +56,8 @@ static void plan(const struct config *config, struct mixer_plan *out)
 
     *out = (struct mixer_plan){
         .block_bytes = kv_block_floats(shape) * sizeof(float),
-        .row_floats = fused.stride + row_stride(n_q),
+        .row_floats = fused.stride + row_stride(n_q) +
+                      row_stride(2 * (size_t)shape.n_head),
         .row_flops = 2.0 * (double)config->hidden * (double)(fused.width + n_q),
         .past_flops = 4.0 * (double)n_q,
     };
@@ -160,84 +161,198 @@ static void norm_heads(const struct mixer_layer *layer,
                                                  .eps = layer->eps});
 }
 
-/* q is normed and rotated, k and v go to the blocks, out gets the heads. */
-static void attend(const struct mixer_layer *layer,
-                   const struct mixer_batch *batch, struct fused at,
-                   float *fused, float *out)
+/* The parts of the work, one behind the other. */
+struct work {
+    struct fused at;
+    float *fused, *out, *stat; /* [n_row] rows of the strides below */
+    size_t out_stride, stat_stride;
+};
+
+static struct work work_of(const struct mixer_layer *layer,
+                           const struct mixer_batch *batch)
+{
+    struct work work = {.at = fused_of(layer->shape, layer->has_gate),
+                        .out_stride = row_stride(layer->out.n_in),
+                        .stat_stride =
+                            row_stride(2 * (size_t)layer->shape.n_head)};
+
+    work.fused = batch->work;
+    work.out = work.fused + batch->n_row * work.at.stride;
+    work.stat = work.out + batch->n_row * work.out_stride;
+    return work;
+}
+
+/* The parts of the spans that lie in rows [first, end); returns how many. */
+static uint32_t clip_spans(const struct mixer_batch *batch, uint32_t first,
+                           uint32_t end, struct attend_span *out)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < batch->n_span; i++) {
+        const struct span *span = &batch->span[i];
+        const uint32_t behind = span->first_row + span->n_row;
+        const uint32_t from = span->first_row > first ? span->first_row : first;
+        const uint32_t to = behind < end ? behind : end;
+
+        if (from < to)
+            out[n++] = (struct attend_span){
+                .first_row = from,
+                .n_row = to - from,
+                .position = span->position + (from - span->first_row),
+                .block = span->layer[batch->layer].block};
+    }
+    return n;
+}
+
+/* Fused rows: q and k normed, q rotated, k and v also in the blocks. */
+static void project(const struct mixer_layer *layer,
+                    const struct mixer_batch *batch)
 {
     const struct backend *backend = batch->backend;
+    const struct work work = work_of(layer, batch);
     const struct attend_shape shape = layer->shape;
+    float *q = work.fused + work.at.q, *k = work.fused + work.at.k;
+    const size_t stride = work.at.stride;
     struct attend_span *span = batch->span_work;
 
     static_assert(sizeof(*span) <= MIXER_SPAN_WORK_BYTES, "span fits");
-    for (uint32_t i = 0; i < batch->n_span; i++)
-        span[i] = (struct attend_span){
-            .first_row = batch->span[i].first_row,
-            .n_row = batch->span[i].n_row,
-            .position = batch->span[i].position,
-            .block = batch->span[i].layer[batch->layer].block};
-    backend->rope(batch->pool, &(struct rope_args){.x = fused + at.q,
-                                                   .x_stride = at.stride,
+    backend->linear(batch->pool,
+                    &(struct linear_args){.y = work.fused,
+                                          .y_stride = stride,
+                                          .x = batch->x,
+                                          .x_stride = layer->in.n_in,
+                                          .n_row = batch->n_row,
+                                          .w = &layer->in});
+    norm_heads(layer, batch, q, stride, shape.n_head, layer->q_norm);
+    norm_heads(layer, batch, k, stride, shape.n_kv_head, layer->k_norm);
+    backend->rope(batch->pool, &(struct rope_args){.x = q,
+                                                   .x_stride = stride,
                                                    .position = batch->position,
                                                    .n_row = batch->n_row,
                                                    .n_head = shape.n_head,
                                                    .d_head = shape.d_head,
                                                    .table = batch->rope});
     backend->kv_append(batch->pool,
-                       &(struct kv_append_args){.shape = shape,
-                                                .k = fused + at.k,
-                                                .v = fused + at.v,
-                                                .k_stride = at.stride,
-                                                .v_stride = at.stride,
-                                                .span = span,
-                                                .n_span = batch->n_span});
-    backend->attend(
-        batch->pool,
-        &(struct attend_args){.shape = shape,
-                              .out = out,
-                              .out_stride = row_stride((size_t)layer->out.n_in),
-                              .q = fused + at.q,
-                              .q_stride = at.stride,
-                              .table = batch->rope,
-                              .scale = layer->scale,
-                              .span = span,
-                              .n_span = batch->n_span});
+                       &(struct kv_append_args){
+                           .shape = shape,
+                           .k = k,
+                           .v = work.fused + work.at.v,
+                           .k_stride = stride,
+                           .v_stride = stride,
+                           .span = span,
+                           .n_span = clip_spans(batch, 0, batch->n_row, span)});
 }
 
-static void rows(const struct mixer_layer *layer,
-                 const struct mixer_batch *batch)
+/*
+ * How many rows go through their past together, and how many blocks of it they
+ * meet in one call. Fewer rows meet more blocks: taking up where the call
+ * before stopped costs as much as a part of a block.
+ */
+#define BLOCKS_A_CALL 4u
+
+static uint32_t choose_rows(const struct mixer_batch *batch, uint64_t block_fma,
+                            uint32_t n_row)
+{
+    uint64_t n = batch->max_fma / (block_fma * BLOCKS_A_CALL);
+
+    n = n / MIXER_ROWS * MIXER_ROWS;
+    n = n < MIXER_ROWS ? MIXER_ROWS : n;
+    return n < n_row ? (uint32_t)n : n_row;
+}
+
+static uint64_t choose_blocks(const struct mixer_batch *batch,
+                              uint64_t block_fma, uint32_t n_row)
+{
+    uint64_t n = batch->max_fma / (block_fma * n_row);
+
+    return n ? n : 1;
+}
+
+/* A part of the attention; true when it was the last. */
+static bool attend(const struct mixer_layer *layer,
+                   const struct mixer_batch *batch, struct mixer_cursor *at)
+{
+    const struct work work = work_of(layer, batch);
+    const uint64_t block_fma =
+        (uint64_t)layer->shape.n_head * layer->shape.d_head * 2 * KV_BLOCK;
+    struct attend_span *span = batch->span_work;
+    uint64_t n_block = 0, first = at->block;
+    uint32_t n_span;
+
+    if (first == 0)
+        at->end =
+            at->row + choose_rows(batch, block_fma, batch->n_row - at->row);
+    n_span = clip_spans(batch, at->row, at->end, span);
+    for (uint32_t i = 0; i < n_span; i++) {
+        uint64_t last = (span[i].position + span[i].n_row - 1) / KV_BLOCK;
+        n_block = last + 1 > n_block ? last + 1 : n_block;
+    }
+    uint64_t n = choose_blocks(batch, block_fma, at->end - at->row);
+    at->block = n < n_block - first ? first + n : n_block;
+    batch->backend->attend(
+        batch->pool, &(struct attend_args){.shape = layer->shape,
+                                           .out = work.out,
+                                           .out_stride = work.out_stride,
+                                           .q = work.fused + work.at.q,
+                                           .q_stride = work.at.stride,
+                                           .table = batch->rope,
+                                           .scale = layer->scale,
+                                           .span = span,
+                                           .n_span = n_span,
+                                           .first_block = first,
+                                           .end_block = at->block,
+                                           .stat = work.stat,
+                                           .stat_stride = work.stat_stride});
+    if (at->block < n_block)
+        return false;
+    at->block = 0;
+    at->row = at->end;
+    return at->row == batch->n_row;
+}
+
+/* Gate the heads, multiply, add. */
+static void finish(const struct mixer_layer *layer,
+                   const struct mixer_batch *batch)
 {
     const struct backend *backend = batch->backend;
-    const struct fused at = fused_of(layer->shape, layer->has_gate);
-    const uint32_t hidden = layer->in.n_in, n_q = layer->out.n_in;
-    const size_t out_stride = row_stride(n_q);
-    float *fused = batch->work, *out = batch->work + batch->n_row * at.stride;
+    const struct work work = work_of(layer, batch);
 
-    backend->linear(batch->pool, &(struct linear_args){.y = fused,
-                                                       .y_stride = at.stride,
-                                                       .x = batch->x,
-                                                       .x_stride = hidden,
-                                                       .n_row = batch->n_row,
-                                                       .w = &layer->in});
-    norm_heads(layer, batch, fused + at.q, at.stride, layer->shape.n_head,
-               layer->q_norm);
-    norm_heads(layer, batch, fused + at.k, at.stride, layer->shape.n_kv_head,
-               layer->k_norm);
-    attend(layer, batch, at, fused, out);
     if (layer->has_gate)
-        backend->gate(batch->pool, &(struct gate_args){.y = out,
-                                                       .y_stride = out_stride,
-                                                       .gate = fused + at.gate,
-                                                       .gate_stride = at.stride,
-                                                       .n_row = batch->n_row,
-                                                       .dim = n_q});
+        backend->gate(batch->pool,
+                      &(struct gate_args){.y = work.out,
+                                          .y_stride = work.out_stride,
+                                          .gate = work.fused + work.at.gate,
+                                          .gate_stride = work.at.stride,
+                                          .n_row = batch->n_row,
+                                          .dim = layer->out.n_in});
     backend->linear_add(batch->pool,
                         &(struct linear_args){.y = batch->residual,
-                                              .y_stride = hidden,
-                                              .x = out,
-                                              .x_stride = out_stride,
+                                              .y_stride = layer->out.n_out,
+                                              .x = work.out,
+                                              .x_stride = work.out_stride,
                                               .n_row = batch->n_row,
                                               .w = &layer->out});
+}
+
+enum stage { STAGE_PROJECT, STAGE_ATTEND, STAGE_FINISH };
+
+static bool rows(const struct mixer_layer *layer,
+                 const struct mixer_batch *batch, struct mixer_cursor *cursor)
+{
+    switch ((enum stage)cursor->stage) {
+    case STAGE_PROJECT:
+        project(layer, batch);
+        cursor->stage = STAGE_ATTEND;
+        return false;
+    case STAGE_ATTEND:
+        if (attend(layer, batch, cursor))
+            cursor->stage = STAGE_FINISH;
+        return false;
+    case STAGE_FINISH:
+        break;
+    }
+    finish(layer, batch);
+    return true;
 }
 
 const struct mixer mixer_softmax = {

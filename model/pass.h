@@ -4,9 +4,10 @@
  * A step of the model that is carried out in slices. On a CPU the chunk of a
  * long prompt takes a hundred milliseconds and more while running replies want
  * their next token after two; so a prompt's pass lives in a workspace of its
- * own and is run on for a while between whole passes of the others. Slices end
- * between operators, and inside attention between ranges of key blocks: which
- * call does what changes, the order of operations of a row never does (E2).
+ * own and is run on for a while between whole passes of the others. It can stop
+ * between half layers of pieces of the rows, and inside attention between
+ * ranges of key blocks: which call does what changes, the order of operations
+ * of a row never does (E2).
  *
  * From pass_begin() until pass_run() has returned true the memories of the
  * batch's spans stand between two tokens and belong to the pass: nobody may
@@ -27,13 +28,30 @@ void pass_begin(struct workspace *workspace, const struct batch *batch);
 
 /*
  * Run on until the pass is done: true; or until the clock says until_us or
- * more, looked at after each piece of work: false. Makes progress in any case.
- * until_us UINT64_MAX: to the end, and the clock is not asked (may be NULL).
+ * more, looked at after each part of the work: false. Makes progress in any
+ * case. until_us UINT64_MAX: to the end, in parts as large as they come, and
+ * the clock is not asked (may be NULL).
+ *
+ * Otherwise a part has about PASS_PIECE_FMA multiply-adds for each thread (a
+ * millisecond, or less) but at least PASS_ROWS rows of a half layer,
+ * PASS_ROWS_EXPERTS where that is made of experts (fewer would mostly wait for
+ * its weights), or one block of keys of PASS_ROWS rows. The head takes all rows
+ * whose logits are wanted, up to twice PASS_ROWS.
  */
+#define PASS_PIECE_FMA (UINT64_C(64) << 20)
+#define PASS_ROWS 64u
+#define PASS_ROWS_EXPERTS 256u
 bool pass_run(struct workspace *workspace, struct pool *pool,
               const struct clock *clock, uint64_t until_us);
 
+/* Another number than PASS_PIECE_FMA, at least 1, from the next part on. */
+void pass_set_piece(struct workspace *workspace, uint64_t n_fma);
+
 bool pass_is_under_way(const struct workspace *workspace);
+
+/* Estimated share of its work that is done, in [0, 1]; 1 when none is under
+ * way. Grows with each piece of rows that is through a half layer. */
+double pass_progress(const struct workspace *workspace);
 
 /* [n_logit, n_vocab] of the pass that was done last, as model_forward(). */
 const float *pass_logits(const struct workspace *workspace);

@@ -199,6 +199,7 @@ static uint32_t n_piece(const struct job *job, const struct attend_span *span)
 {
     uint64_t n = job->n_position;
 
+    assert(n);
     if (n_block_of(job, span) == 0 || is_few(job, span))
         return 0;
     return (uint32_t)((span->position + span->n_row - 1) / n -

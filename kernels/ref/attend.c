@@ -93,7 +93,7 @@ static void attend_row(const struct attend_args *a, const struct row *row,
     const float *q = a->q + row->index * a->q_stride + row->head * d_head;
     float *out = a->out + row->index * a->out_stride + row->head * d_head;
     uint64_t n_block = row->position / KV_BLOCK + 1;
-    struct partial all, one;
+    struct partial all = {0}, one;
 
     if (a->first_block) {
         const float *stat = stat_of(a, row);
