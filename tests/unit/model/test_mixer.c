@@ -135,6 +135,7 @@ static void run_layer(const struct mixer *mixer, const struct config *config,
     char *state, *work, *x, *residual, *block[3];
     float *blocks[3];
     uint32_t n_changed = 0;
+    struct mixer_cursor cursor = {0};
 
     (void)snprintf(prefix, sizeof(prefix), "model.layers.%u.", i);
     cr_assert_eq(safetensors_open("tests/golden/qwen3_5_text", &weights),
@@ -162,17 +163,20 @@ static void run_layer(const struct mixer *mixer, const struct config *config,
         position[r] = r;
     for (uint32_t e = 0; e < N_ROW * config->hidden; e++)
         ((float *)x)[e] = sinf((float)e);
-    mixer->rows(layer, &(struct mixer_batch){.backend = backend,
-                                             .rope = &rope,
-                                             .layer = i,
-                                             .n_row = N_ROW,
-                                             .position = position,
-                                             .span = &span,
-                                             .n_span = 1,
-                                             .x = (float *)x,
-                                             .residual = (float *)residual,
-                                             .work = (float *)work,
-                                             .span_work = span_work});
+    const struct mixer_batch batch = {.backend = backend,
+                                      .rope = &rope,
+                                      .layer = i,
+                                      .n_row = N_ROW,
+                                      .position = position,
+                                      .span = &span,
+                                      .n_span = 1,
+                                      .x = (float *)x,
+                                      .residual = (float *)residual,
+                                      .work = (float *)work,
+                                      .span_work = span_work,
+                                      .max_fma = 1};
+    while (!mixer->rows(layer, &batch, &cursor))
+        ;
     assert_guarded(state, plan.state_bytes, "state");
     assert_guarded(work, N_ROW * plan.row_floats * sizeof(float), "workspace");
     assert_guarded(x, row_bytes, "input");
