@@ -4,7 +4,6 @@
  */
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/product.h"
-#include "kernels/ref/ref.h"
 #include "kernels/routing.h"
 #include "kernels/scalar.h"
 
@@ -108,10 +107,5 @@ void LANES_NAME(combine)(struct pool *pool, const struct combine_args *args)
 
 void LANES_NAME(expert)(struct pool *pool, const struct expert_args *args)
 {
-    const struct product_kernels *kernels = &LANES_NAME(product_kernels);
-
-    if (kernels->of[args->w->arithmetic][args->w->type].work)
-        product_expert(pool, args, kernels);
-    else
-        ref_expert(pool, args);
+    product_expert(pool, args, &LANES_NAME(product_kernels));
 }
