@@ -453,3 +453,72 @@ Test(moe, no_format_and_no_arithmetic_touches_the_router)
     free(work[0]);
     free(work[1]);
 }
+
+/* ------------------------------------------------------------- exactness */
+
+enum { N_EXACT = 37, HIDDEN_NEXT = 64 };
+
+/* residual += what the layer makes of rows [first, first + n). */
+static void feed(const struct moe *moe, const struct backend *backend,
+                 struct pool *pool, const float *x, float *residual,
+                 uint32_t first, uint32_t n, float *work)
+{
+    moe_rows(moe, &(struct mlp_args){.backend = backend,
+                                     .pool = pool,
+                                     .x = x + (size_t)first * HIDDEN_NEXT,
+                                     .residual =
+                                         residual + (size_t)first * HIDDEN_NEXT,
+                                     .work = work,
+                                     .n_row = n});
+}
+
+/* E1, E2, E7 and equal backends: cuts of 1, 4 and all rows, 0 to 3 threads. */
+static void check_exact(const struct moe *moe, const float *x, float *work)
+{
+    static const uint32_t CUT[] = {1, 4, N_EXACT};
+    static float want[N_EXACT * HIDDEN_NEXT], got[N_EXACT * HIDDEN_NEXT];
+    const struct backend *ref;
+
+    cr_assert_eq(backend_find("ref", &ref), STATUS_OK);
+    memset(want, 0, sizeof(want));
+    feed(moe, ref, NULL, x, want, 0, N_EXACT, work);
+    for (const struct backend *const *b = backend_all(); *b; b++)
+        for (uint32_t i = 0; i < 4 * 3 && (*b)->is_supported(); i++) {
+            const uint32_t cut = CUT[i % 3];
+            struct pool *pool = NULL;
+
+            if (i / 3)
+                cr_assert_eq(pool_create(i / 3, &pool), STATUS_OK);
+            memset(got, 0, sizeof(got));
+            for (uint32_t row = 0; row < N_EXACT; row += cut)
+                feed(moe, *b, pool, x, got, row,
+                     N_EXACT - row < cut ? N_EXACT - row : cut, work);
+            cr_assert_eq(memcmp(got, want, sizeof(want)), 0,
+                         "%s, %u threads, %u rows at a time", (*b)->name, i / 3,
+                         cut);
+            if (pool)
+                pool_destroy(pool);
+        }
+}
+
+Test(moe, rows_are_the_same_in_any_batch_arithmetic_format_and_thread_count)
+{
+    static float x[N_EXACT * HIDDEN_NEXT];
+    struct config config;
+    float *work;
+
+    cr_assert_eq(config_load(NEXT, &config), STATUS_OK);
+    cr_assert_eq(config.hidden, HIDDEN_NEXT);
+    for (uint32_t i = 0; i < N_EXACT * HIDDEN_NEXT; i++)
+        x[i] = sinf((float)(i * i % 4099));
+    work = aligned_alloc(64, N_EXACT * moe_row_floats(&config) * 4);
+    for (int format = 0; format < N_WEIGHT_FORMAT; format++)
+        for (int order = 0; order < N_ARITHMETIC; order++) {
+            struct moe *moe = bind(&config, (enum weight_format)format,
+                                   (enum arithmetic)order);
+
+            check_exact(moe, x, work);
+            moe_destroy(moe);
+        }
+    free(work);
+}
