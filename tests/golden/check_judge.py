@@ -182,6 +182,12 @@ COMMANDS = [
     (["tokenize", "--model", TINY], b"", 0, ""),
     (["bench", "--model", "/nonexistent"], b"", 2, "/nonexistent"),
     (["bench", "--model", TINY, "--runs", "0"], b"", 2, "runs"),
+    (["bench", "--model", TINY, "--synthetic", "x"], b"", 2, "one of --model"),
+    (["bench", "--model", TINY, "--parts", "all"], b"", 2, "--parts is 'all'"),
+    (["bench", "--model", TINY, "--contexts", "1,,2"], b"", 2, "'1,,2'"),
+    (["bench", "--synthetic", os.path.join(QWEN3, "config.json"), "--parts",
+      "decode", "--contexts", "70", "--batches", "2", "--runs", "1"], b"", 0,
+     "decode\t70\t2\t"),
 ]
 
 
