@@ -15,7 +15,7 @@
 #include <string.h>
 
 #define N_TOKEN 203u     /* of each golden's prompt: three grid points */
-#define N_TOKEN_REF 141u /* for the slow backend: two */
+#define N_TOKEN_REF 141u /* for the slow backend and rounded kinds: two */
 #define N_SESSION 9u
 #define N_STEP 3u /* decode steps behind a prompt in E1 */
 
@@ -47,9 +47,31 @@ static void read_prompt(const char *dir, uint32_t *token)
     safetensors_close(file);
 }
 
-static struct bench open_bench(const char *dir, const struct backend *backend)
+/* What products may be, as the file has them first. */
+static const struct kind {
+    enum weight_format format;
+    enum arithmetic arithmetic;
+} KIND[] = {
+    {WEIGHT_AUTO, ARITHMETIC_FP32}, {WEIGHT_BF16, ARITHMETIC_FP32},
+    {WEIGHT_BF16, ARITHMETIC_PAIR}, {WEIGHT_BF16, ARITHMETIC_TILE},
+    {WEIGHT_W8, ARITHMETIC_FP32},   {WEIGHT_W8, ARITHMETIC_PAIR},
+    {WEIGHT_W8, ARITHMETIC_TILE},
+};
+#define N_KIND (sizeof(KIND) / sizeof(KIND[0]))
+
+/* Other kinds than the first pass through one dense model and one of experts,
+ * which have every product that there is. */
+static bool is_visited(size_t kind, size_t dir)
 {
-    const struct model_options options = {.backend = backend};
+    return kind == 0 || dir == 0 || dir == 3;
+}
+
+static struct bench open_bench(const char *dir, const struct backend *backend,
+                               struct kind kind)
+{
+    const struct model_options options = {.backend = backend,
+                                          .arithmetic = kind.arithmetic,
+                                          .weight_format = kind.format};
     struct bench bench = {0};
 
     cr_assert_eq(model_load(dir, &options, &bench.model), STATUS_OK, "%s",
@@ -58,7 +80,9 @@ static struct bench open_bench(const char *dir, const struct backend *backend)
         workspace_create(bench.model, 1024, N_SESSION, 1024, &bench.workspace),
         STATUS_OK);
     bench.n_vocab = model_config(bench.model)->n_vocab;
-    bench.n_token = strcmp(backend->name, "ref") == 0 ? N_TOKEN_REF : N_TOKEN;
+    bench.n_token = strcmp(backend->name, "ref") == 0 || kind.format
+                        ? N_TOKEN_REF
+                        : N_TOKEN;
     read_prompt(dir, bench.token);
     return bench;
 }
@@ -69,20 +93,29 @@ static void close_bench(struct bench *bench)
     model_destroy(bench->model);
 }
 
-/* Visit every architecture with every backend that can run here. */
+/*
+ * Visit every architecture with every backend that can run here. ref meets
+ * other kinds of products where backends are compared, below.
+ */
 typedef void visit(struct bench *bench);
 static void visit_all(visit *visit)
 {
     uint32_t n = 0;
 
-    for (const struct backend *const *b = backend_all(); *b; b++)
-        for (size_t i = 0; i < N_DIR && (*b)->is_supported(); i++) {
-            struct bench bench = open_bench(DIR[i], *b);
+    for (const struct backend *const *b = backend_all(); *b; b++) {
+        const bool is_ref = strcmp((*b)->name, "ref") == 0;
 
+        for (size_t i = 0; i < N_DIR * N_KIND && (*b)->is_supported(); i++) {
+            struct bench bench;
+
+            if (!is_visited(i / N_DIR, i % N_DIR) || (is_ref && i >= N_DIR))
+                continue;
+            bench = open_bench(DIR[i % N_DIR], *b, KIND[i / N_DIR]);
             visit(&bench);
             close_bench(&bench);
             n++;
         }
+    }
     cr_assert_geq(n, N_DIR);
 }
 
@@ -443,23 +476,27 @@ Test(exact, e1_a_session_is_the_same_alone_and_in_batches_up_to_9)
 
 Test(exact, all_backends_give_the_same_bits)
 {
-    for (size_t i = 0; i < N_DIR; i++) {
+    for (size_t i = 0; i < N_DIR * N_KIND; i++) {
+        const struct kind kind = KIND[i / N_DIR];
+        const char *dir = DIR[i % N_DIR];
         const struct backend *ref;
         struct bench first;
         struct outcome expected;
 
+        if (!is_visited(i / N_DIR, i % N_DIR))
+            continue;
         cr_assert_eq(backend_find("ref", &ref), STATUS_OK);
-        first = open_bench(DIR[i], ref);
-        first.n_token = N_TOKEN;
+        first = open_bench(dir, ref, kind);
+        first.n_token = kind.format ? N_TOKEN_REF : N_TOKEN;
         expected = play(&first, NULL, NULL, 0);
         for (const struct backend *const *b = backend_all(); *b; b++) {
             struct bench other;
             struct outcome found;
 
-            if (!(*b)->is_supported())
+            if (*b == ref || !(*b)->is_supported())
                 continue;
-            other = open_bench(DIR[i], *b);
-            other.n_token = N_TOKEN;
+            other = open_bench(dir, *b, kind);
+            other.n_token = first.n_token;
             found = play(&other, NULL, NULL, 0);
             assert_same(&other, expected, found, "backend", 0);
             cr_assert_str_eq(model_numerics(other.model),
@@ -474,6 +511,29 @@ Test(exact, all_backends_give_the_same_bits)
     }
 }
 
+/* Each kind of products has a numerics id and bits of its own. */
+Test(exact, no_two_kinds_of_products_are_the_same)
+{
+    struct outcome outcome[N_KIND];
+    struct bench bench[N_KIND];
+    const struct backend *backend;
+
+    cr_assert_eq(backend_find("auto", &backend), STATUS_OK);
+    for (size_t i = 0; i < N_KIND; i++) {
+        bench[i] = open_bench(DIR[0], backend, KIND[i]);
+        outcome[i] = play(&bench[i], NULL, NULL, 0);
+        for (size_t j = 0; j < i; j++) {
+            cr_assert_str_neq(model_numerics(bench[i].model),
+                              model_numerics(bench[j].model));
+            cr_assert_not(digest_equal(outcome[i].memory, outcome[j].memory));
+        }
+    }
+    for (size_t i = 0; i < N_KIND; i++) {
+        free(outcome[i].logit);
+        close_bench(&bench[i]);
+    }
+}
+
 /* What would make the tests above pass for nothing. */
 Test(exact, the_judge_sees_one_changed_token)
 {
@@ -482,7 +542,7 @@ Test(exact, the_judge_sees_one_changed_token)
     struct outcome a, b;
 
     cr_assert_eq(backend_find("auto", &backend), STATUS_OK);
-    bench = open_bench(DIR[0], backend);
+    bench = open_bench(DIR[0], backend, KIND[0]);
     a = play(&bench, NULL, NULL, 0);
     bench.token[100] ^= 1;
     b = play(&bench, NULL, NULL, 0);
