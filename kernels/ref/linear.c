@@ -34,14 +34,16 @@ static void read_weights(const struct linear *w, size_t o, size_t i,
     const uint16_t *pair = panel;
     const float *plain = panel;
 
-    for (size_t k = 0; k < piece->n; k++)
+    for (size_t k = 0; k < piece->n; k++) {
+        const size_t word = (i + k) / 2 * LINEAR_PANEL + lane;
+
         if (w->type == LINEAR_F32)
             piece->w[k] = plain[(i + k) * LINEAR_PANEL + lane];
         else if (w->type == LINEAR_BF16)
-            piece->w[k] = scalar_from_bf16(
-                pair[((i + k) / 2 * LINEAR_PANEL + lane) * 2 + k % 2]);
+            piece->w[k] = scalar_from_bf16(pair[word * 2 + k % 2]);
         else
             piece->w[k] = group[i / LINEAR_GROUP].q[k][lane];
+    }
     piece->scale =
         w->type == LINEAR_W8 ? group[i / LINEAR_GROUP].scale[lane] : 1.0f;
 }
