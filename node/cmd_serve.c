@@ -55,6 +55,17 @@ static const struct setting ROWS[] = {
      "in one batch", FIELD(node.max_running)},
     {"max-queue", SETTING_NUMBER, "256", 1, 65536, NULL, "requests",
      "waiting; more are refused with a time to retry", FIELD(node.max_queue)},
+    {"max-wait", SETTING_NUMBER, "60", 0, 86400, NULL, "s",
+     "predicted for the first token; beyond, a request is refused; 0: none",
+     FIELD(node.max_wait_s)},
+    {"first-token", SETTING_NUMBER, "1000", 1, 3600000, NULL, "ms",
+     "target for the first token of a short prompt; long ones get more by what "
+     "they take",
+     FIELD(node.first_token_ms)},
+    {"inter-token", SETTING_NUMBER, "0", 0, 60000, NULL, "ms",
+     "between tokens of a reply to keep while prompts are computed; 0 for less "
+     "than twice its pace alone",
+     FIELD(node.inter_token_ms)},
     {"max-sessions", SETTING_NUMBER, "1000000", 1, 100000000, NULL, "sessions",
      "that exist", FIELD(node.max_sessions)},
     {"max-tokens", SETTING_NUMBER, "256", 1, CONFIG_CONTEXT_MAX, NULL, "tokens",

@@ -21,7 +21,6 @@
 #define OUTBOX_CAPACITY 16384u
 #define JOB_CAPACITY 256u
 #define COMMIT_CAPACITY 4u /* steps that may run ahead of the journal */
-#define STEP_TOKENS 128u   /* prompt tokens beside running replies: ~10 ms */
 #define DRAIN_ARENA_BYTES 65536u
 
 struct node {
@@ -232,7 +231,9 @@ static enum status start_engine(struct node *node,
         .session_bytes = session_budget(options->session_mib),
         .snapshots = node->snapshots,
         .prefix_bytes = (size_t)options->prefix_mib << 20,
-        .step_tokens = STEP_TOKENS,
+        .first_token_us = options->first_token_ms * 1000,
+        .inter_token_us = options->inter_token_ms * 1000,
+        .max_wait_us = options->max_wait_s * 1000000,
         .default_max_tokens = (uint32_t)options->default_max_tokens,
         .durability = strcmp(options->durability, "none") == 0
                           ? DURABILITY_NONE

@@ -29,8 +29,9 @@ struct node_options {
                              is not kept; 0: no prefix is shared */
     uint64_t max_running, max_queue, max_sessions;
     uint64_t default_max_tokens;
-    const char *durability; /* "local", "none" */
-    const char *name;       /* "": the host's */
+    uint64_t first_token_ms, inter_token_ms, max_wait_s; /* engine_options */
+    const char *durability;                              /* "local", "none" */
+    const char *name;                                    /* "": the host's */
 };
 
 struct node; /* opaque: owns the threads */

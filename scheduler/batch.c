@@ -9,22 +9,16 @@ enum status batch_init(struct engine *engine)
     uint32_t n = o->max_running;
     enum status st;
 
-    engine->entry = calloc(n, sizeof(*engine->entry));
-    engine->entrant = calloc(n, sizeof(struct request *));
-    engine->order = calloc(n, sizeof(*engine->order));
-    engine->chunk = calloc(n, sizeof(*engine->chunk));
     engine->draw = calloc(n, sizeof(*engine->draw));
     engine->held = calloc(HELD_MAX, sizeof(struct command *));
     engine->n_sampler = o->pool ? pool_n_thread(o->pool) : 1;
     engine->sampler = calloc(engine->n_sampler, sizeof(struct sampler *));
-    if (!engine->entry || !engine->entrant || !engine->order ||
-        !engine->chunk || !engine->draw || !engine->held || !engine->sampler)
+    if (!engine->draw || !engine->held || !engine->sampler)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for batches of %u requests", n);
     st = lane_init(&engine->decode, o->model, n, n);
     if (!st)
-        st = lane_init(&engine->prompt, o->model, n,
-                       plan_row_max(n, o->step_tokens));
+        st = lane_init(&engine->prompt, o->model, n, SCHEDULE_ROWS);
     for (uint32_t i = 0; !st && i < engine->n_sampler; i++)
         st = sampler_create(model_backend(o->model), engine->n_vocab,
                             &engine->sampler[i]);
@@ -35,10 +29,6 @@ void batch_release(struct engine *engine)
 {
     lane_release(&engine->decode);
     lane_release(&engine->prompt);
-    free(engine->entry);
-    free(engine->entrant);
-    free(engine->order);
-    free(engine->chunk);
     free(engine->draw);
     for (uint32_t i = 0; engine->sampler && i < engine->n_sampler; i++)
         sampler_destroy(engine->sampler[i]);
@@ -97,24 +87,53 @@ static bool start(struct engine *engine, struct request *request)
     resident_stay(engine, session);
     request->phase = REQUEST_RUNNING;
     engine->n_running++;
+    schedule_started(engine);
     if (!request->is_started)
         note_start(engine, request);
     return true;
 }
 
+bool request_may_start(const struct request *request)
+{
+    return request->phase == REQUEST_WAITING && !request->is_paused &&
+           !request->session->is_fetching;
+}
+
+static struct request *most_important(const struct engine *engine)
+{
+    struct request *r = engine->first;
+
+    while (r && !request_may_start(r))
+        r = r->after;
+    return r;
+}
+
+/* There is no free place, but a lower one may have to make one. */
+static bool start_by_preemption(struct engine *engine)
+{
+    struct request *next = most_important(engine);
+
+    if (!next || !preempt_finds(engine, next) || !claim(engine, next))
+        return false;
+    if (prefix_seek(engine, next)) /* it needs no place before that is read */
+        return true;
+    return (engine->n_running < engine->options.max_running ||
+            preempt_one(engine, next)) &&
+           start(engine, next);
+}
+
 static void start_waiting(struct engine *engine)
 {
-    for (struct request *r = engine->first, *after; r; r = after) {
-        after = r->after;
-        if (r->phase != REQUEST_WAITING || r->is_paused)
-            continue;
-        if (engine->n_running == engine->options.max_running &&
-            !preempt_one(engine, r))
-            return;
+    for (;;) {
+        bool is_full = engine->n_running == engine->options.max_running;
+        struct request *next = is_full ? NULL : schedule_next(engine);
+        if (!next && !is_full)
+            break;
         /* Room goes to the first, or small ones would pass it for ever. */
-        if (!r->session->is_fetching && !start(engine, r))
-            return;
+        if (!(is_full ? start_by_preemption(engine) : start(engine, next)))
+            break;
     }
+    schedule_blocked(engine);
 }
 
 /* Nothing is to be sampled and memory is where it should be. */
@@ -141,14 +160,11 @@ static void enter(struct engine *engine, struct lane *lane,
     }
 }
 
-/*
- * One row each of those that have one token to consume; the others are what
- * the next pass of prompts is planned from. Returns how many these are.
- */
-static uint32_t gather(struct engine *engine)
+/* One row each of those that have one token to consume; the others are what
+ * the next pass of prompts is planned from. */
+static void gather(struct engine *engine)
 {
-    uint32_t n = 0;
-
+    engine->n_entrant = 0;
     for (struct request *r = engine->first, *after; r; r = after) {
         uint64_t position, target;
         after = r->after;
@@ -163,13 +179,9 @@ static uint32_t gather(struct engine *engine)
         } else if (target - position == 1) {
             enter(engine, &engine->decode, r, 1);
         } else {
-            target = prefix_stop(r, position, target);
-            engine->entrant[n] = r;
-            engine->entry[n++] = (struct plan_entry){
-                position, target - position, r->served_step};
+            schedule_entrant(engine, r);
         }
     }
-    return n;
 }
 
 static void pick(struct sampler *sampler, struct draw *draw)
@@ -224,6 +236,7 @@ static void advance(struct engine *engine, const struct lane *lane)
                           resident->tokens.id + span->position, span->n_row);
         memory_advance(resident->memory, span->n_row);
         request->served_step = engine->step;
+        schedule_charge(engine, request, lane, span->n_row);
         if (span->position + span->n_row != resident->tokens.n)
             continue;
         engine->draw[engine->n_draw++] =
@@ -259,6 +272,7 @@ static void take(struct engine *engine, struct lane *lane)
 
     engine->step++;
     metric_observe(engine->metrics.iteration_tokens, lane->batch.n_row);
+    schedule_observe(engine, lane);
     advance(engine, lane);
     pick_all(engine);
     for (uint32_t i = 0; i < lane->batch.n_span; i++) {
@@ -275,13 +289,15 @@ bool batch_decode(struct engine *engine)
     struct lane *lane = &engine->decode;
 
     start_waiting(engine);
-    engine->n_entrant = gather(engine);
+    gather(engine);
+    engine->schedule.decode_us = 0;
     if (lane->batch.n_span == 0)
         return false;
     lane_begin(lane);
     (void)lane_run(lane, engine->options.pool, engine->options.clock,
                    UINT64_MAX);
-    engine->decode_us = lane->busy_us;
+    /* A clock that stands is a pass all the same. */
+    engine->schedule.decode_us = lane->busy_us ? lane->busy_us : 1;
     take(engine, lane);
     return true;
 }
@@ -289,29 +305,31 @@ bool batch_decode(struct engine *engine)
 /* What the next pass of prompts brings. */
 static void begin_prompt(struct engine *engine)
 {
-    struct plan_limits limits = {.step = engine->step + 1,
-                                 .step_tokens = engine->options.step_tokens,
-                                 .cut_grid = SNAPSHOT_GRID};
-    uint32_t n_chunk = plan_step(engine->entry, engine->n_entrant, &limits,
-                                 engine->order, engine->chunk);
+    const struct schedule *s = &engine->schedule;
+    uint32_t n_chunk = schedule_prompt(engine);
 
-    for (uint32_t i = 0; i < n_chunk; i++)
-        enter(engine, &engine->prompt, engine->entrant[engine->chunk[i].entry],
-              engine->chunk[i].n_token);
+    for (uint32_t i = 0; i < n_chunk; i++) {
+        struct request *request = s->request[s->chunk[i].entry];
+        uint64_t position = resident_position(request->session->resident);
+        uint64_t end =
+            prefix_stop(request, position, position + s->chunk[i].n_token);
+        enter(engine, &engine->prompt, request, (uint32_t)(end - position));
+    }
+    engine->n_entrant = 0;
     if (engine->prompt.batch.n_span > 0)
         lane_begin(&engine->prompt);
 }
 
-bool batch_prompt(struct engine *engine, bool has_decoded, bool may_begin)
+bool batch_prompt(struct engine *engine, bool may_begin)
 {
     struct lane *lane = &engine->prompt;
-    uint64_t slice_us = has_decoded ? engine->decode_us : SLICE_IDLE_US;
 
     if (!lane->is_under_way && may_begin)
         begin_prompt(engine);
     if (!lane->is_under_way)
         return false;
-    if (lane_run(lane, engine->options.pool, engine->options.clock, slice_us))
+    if (lane_run(lane, engine->options.pool, engine->options.clock,
+                 schedule_slice_us(engine)))
         take(engine, lane);
     return true;
 }

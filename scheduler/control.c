@@ -256,9 +256,11 @@ static enum status read_tokens(struct engine *engine,
 static enum status checkpoint(struct engine *engine,
                               const struct command *command)
 {
+    struct request asked = {.kind = REQUEST_CHECKPOINT,
+                            .reply = command->reply,
+                            .deadline_us = command->deadline_us};
     struct session *session;
     struct request *request;
-    size_t promise;
     enum status st = control_find(engine, command->target.session, &session);
 
     if (!st)
@@ -285,14 +287,12 @@ static enum status checkpoint(struct engine *engine,
         status_fail(STATUS_ABORTED, "session %s is busy", session->name);
         return status_because("OPERATION_IN_PROGRESS");
     }
-    promise = request_promise(engine, session->n_token, 0);
-    st = generate_place(engine, promise);
+    asked.session = session;
+    asked.promise = request_promise(engine, session->n_token, 0);
+    st = schedule_admit(engine, &asked, "");
     if (st)
         return st;
-    request =
-        request_create(engine, session, REQUEST_CHECKPOINT, command->reply, 0);
-    request->promise = promise;
-    request->deadline_us = command->deadline_us;
+    request = request_create(engine, &asked);
     if (session->resident)
         generate_admit(engine, request);
     return STATUS_OK;

@@ -45,10 +45,10 @@ static enum status check_options(const struct engine_options *o)
         return status_fail(STATUS_INVALID_ARGUMENT,
                            "max_running is %u, expected 1 to %u",
                            o->max_running, ENGINE_RUNNING_MAX);
-    if (o->step_tokens == 0 || o->step_tokens > ENGINE_STEP_TOKENS_MAX)
+    if (o->max_queue > ENGINE_QUEUE_MAX)
         return status_fail(STATUS_INVALID_ARGUMENT,
-                           "step_tokens is %u, expected 1 to %u",
-                           o->step_tokens, ENGINE_STEP_TOKENS_MAX);
+                           "max_queue is %u, expected 0 to %u", o->max_queue,
+                           ENGINE_QUEUE_MAX);
     if (o->default_max_tokens == 0)
         return status_fail(STATUS_INVALID_ARGUMENT,
                            "default_max_tokens is 0, expected 1 or more");
@@ -79,6 +79,8 @@ enum status engine_create(const struct engine_options *options,
     engine->start_ms = engine_wall_ms(engine);
     gauges_init(engine);
     st = batch_init(engine);
+    if (!st)
+        st = schedule_init(engine);
     if (!st)
         st = journal_each_session(options->journal, read_session, engine,
                                   &n_bad);
@@ -130,6 +132,7 @@ void engine_destroy(struct engine *engine)
     batch_release(engine);
     destroy_sessions(engine);
     flight_destroy_all(engine);
+    schedule_release(engine);
     while (engine->n_held > 0)
         arena_destroy(engine->held[--engine->n_held]->arena);
     prefix_destroy(engine->prefix);
@@ -257,8 +260,7 @@ bool engine_step(struct engine *engine)
         has_decoded = batch_decode(engine);
         (void)flight_send(engine); /* nobody's token waits for the slice */
     }
-    has_run =
-        batch_prompt(engine, has_decoded, may_commit && !engine->is_parked);
+    has_run = batch_prompt(engine, may_commit && !engine->is_parked);
     if (may_commit) {
         check_drain(engine); /* may add images to send */
         jobs_send(engine);

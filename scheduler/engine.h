@@ -22,7 +22,7 @@
 #include <stdbool.h>
 
 #define ENGINE_RUNNING_MAX 256u
-#define ENGINE_STEP_TOKENS_MAX 65536u
+#define ENGINE_QUEUE_MAX 65536u
 /* Jobs that are with the store thread at most: what `done` has room for. */
 #define ENGINE_JOB_MAX 32u
 
@@ -43,13 +43,18 @@ struct engine_options {
     struct ring *done;    /* of struct store_job *, ENGINE_JOB_MAX places */
     struct ring *reports; /* of struct journal_report */
 
-    uint32_t max_running;  /* sessions in one batch, 1 .. 256 */
-    uint32_t max_queue;    /* requests waiting; beyond: QUEUE_FULL */
-    uint64_t max_sessions; /* that exist */
-    size_t session_bytes;  /* memory of resident sessions; above: idle ones
-                              are saved and dropped, then KV_MEMORY */
-    uint32_t step_tokens;  /* prompt tokens per step while others decode,
-                              1 .. ENGINE_STEP_TOKENS_MAX */
+    uint32_t max_running;    /* sessions in one batch, 1 .. 256 */
+    uint32_t max_queue;      /* requests waiting, 0 .. ENGINE_QUEUE_MAX; beyond:
+                                QUEUE_FULL */
+    uint64_t max_sessions;   /* that exist */
+    size_t session_bytes;    /* memory of resident sessions; above: idle ones
+                                are saved and dropped, then KV_MEMORY */
+    uint64_t first_token_us; /* target for the first token of a short prompt;
+                                longer ones have more, by what they take */
+    uint64_t inter_token_us; /* time between two tokens of a reply to keep
+                                while prompts are computed; 0: by their own */
+    uint64_t max_wait_us;    /* predicted to the first token; beyond:
+                                QUEUE_FULL; 0: none */
     uint32_t default_max_tokens; /* at least 1 */
     enum durability durability;  /* default of new sessions */
     struct snapshots *snapshots; /* listed at create, when no job is out yet;

@@ -14,6 +14,7 @@
  *   generate.c   its arrival and admission
  *   control.c    all other commands
  *   batch.c      one step: start, plan, run the lanes, sample
+ *   schedule.c   what plan, fair, cost and admit are told, and what they say
  *   preempt.c    who makes room for whom
  *   gauges.c     the engine's metrics
  *
@@ -22,9 +23,9 @@
  * tokens than its log has, or both are empty, so logits can always be made.
  */
 #include "base/log.h"
+#include "scheduler/admit.h"
 #include "scheduler/engine.h"
 #include "scheduler/lane.h"
-#include "scheduler/plan.h"
 #include "scheduler/sampler.h"
 #include "scheduler/text.h"
 #include "state/prefix.h"
@@ -32,6 +33,7 @@
 #define COMMAND_STEP_MAX 256u /* commands taken in one step */
 #define ROOM_TOKENS 4096u     /* engine.room_tokens, unless a test says else */
 #define SLICE_IDLE_US 4000u   /* of a prompt, when no reply waits */
+#define SCHEDULE_ROWS 1024u   /* of a pass of prompts at most */
 #define HELD_MAX 1024u        /* commands that wait for the end of a pass */
 #define PREEMPT_PROGRESS 16u  /* tokens between two preemptions of one */
 #define LOG_PIECE_MAX 4096u   /* tokens of one event or journal record */
@@ -124,6 +126,10 @@ struct request {
     uint64_t reply; /* 0: nobody listens */
     uint64_t deadline_us;
     int32_t priority;
+    uint32_t tenant;         /* number: scheduler/fair.h */
+    uint64_t begin;          /* position, where its work began */
+    uint64_t target_us;      /* when its first token should be there */
+    uint64_t predicted_us;   /* time to that, from its arrival; 0: unknown */
     struct command *command; /* until it is admitted; owned */
     size_t promise;          /* bytes its memory may grow to */
     uint64_t output_start;   /* position of its first sampled token */
@@ -172,6 +178,24 @@ struct draw {
     struct logprobs logprobs;
 };
 
+/* What the pure functions of the scheduler work on. */
+struct schedule {
+    struct cost cost;
+    struct fair *fair;
+    struct plan_pace pace;
+    bool is_blocked;        /* some wait for a place or for room */
+    uint64_t place_from_us; /* the last start since then, or its beginning */
+    double place_us;        /* mean time between two such starts; 0: unknown */
+    uint64_t decode_us; /* of the last step's decode rows; 0: there are none */
+    uint32_t n_request_max;
+    struct plan_request *work; /* [n_request_max] scratch, and so on */
+    struct request **request;
+    struct plan_rank *rank;
+    struct plan_chunk *chunk;
+    struct admit_share *share; /* [fair_places()] */
+    struct admit_load load;    /* of the last arrival */
+};
+
 struct engine_metrics { /* each may be NULL */
     struct metric *running, *waiting, *cache_usage, *slots_used, *sessions;
     struct metric *first_token, *inter_token, *queue_time, *prefill_time,
@@ -181,7 +205,7 @@ struct engine_metrics { /* each may be NULL */
     struct metric *reuse[REUSE_REASON_COUNT], *refused[REUSE_REASON_COUNT];
     struct metric *prefix_tokens, *prefix_entries, *prefix_bytes;
     struct metric *success[8]; /* by finish_reason */
-    struct metric *rejections[8];
+    struct metric *rejections[10];
 };
 
 struct engine {
@@ -228,13 +252,10 @@ struct engine {
     } cost;
 
     struct lane decode, prompt;
+    struct schedule schedule;
     uint64_t decode_us;       /* that the last pass of decode rows took */
     struct sampler **sampler; /* [n_sampler], one per thread of the pool */
     uint32_t n_sampler, n_entrant, n_draw;
-    struct plan_entry *entry; /* [n_entrant] of max_running, and so on */
-    struct request **entrant;
-    uint32_t *order;
-    struct plan_chunk *chunk;
     struct draw *draw;
     struct command **held; /* [n_held] of HELD_MAX: control_release() */
     uint32_t n_held;
@@ -399,10 +420,10 @@ void flight_receive(struct engine *engine);
 void flight_destroy_all(struct engine *engine);
 
 /* --- request.c --- */
-/* Linked into the queue; the session's request from now on. */
-struct request *request_create(struct engine *engine, struct session *session,
-                               enum request_kind kind, uint64_t reply,
-                               int32_t priority);
+/* A copy of `asked`, which schedule_admit() has let in: linked into the queue,
+ * the session's request from now on. */
+struct request *request_create(struct engine *engine,
+                               const struct request *asked);
 /* Take it out of the queue and let its session be idle. */
 void request_free(struct engine *engine, struct request *request);
 /* Start, or go on with, the session's last turn: it waits for a place now. */
@@ -454,11 +475,6 @@ size_t request_promise(const struct engine *engine, uint64_t n_token,
 void generate_arrive(struct engine *engine, struct command *command);
 /* Its session is in memory: check and accept, or refuse. */
 void generate_admit(struct engine *engine, struct request *request);
-/*
- *   RESOURCE_EXHAUSTED  no place in the queue (QUEUE_FULL), or its memory
- *                       would not fit even alone (KV_MEMORY)
- */
-MUST_CHECK enum status generate_place(struct engine *engine, size_t promise);
 /* A new session's uid and times; the name becomes the uid's text if it is "".
  *   INTERNAL  as uid_make() */
 MUST_CHECK enum status generate_meta(struct engine *engine,
@@ -487,9 +503,42 @@ bool batch_decode(struct engine *engine);
  * A slice of the pass of prompts; one is begun, from what batch_decode() has
  * left, if none is under way and it may. True if there was one.
  */
-bool batch_prompt(struct engine *engine, bool has_decoded, bool may_begin);
+bool batch_prompt(struct engine *engine, bool may_begin);
+/* Does it wait for nothing but a place and room? */
+bool request_may_start(const struct request *request);
 /* Run the pass of prompts to its end: something must not wait for it. */
 void batch_finish(struct engine *engine);
+
+/* --- schedule.c --- */
+/* RESOURCE_EXHAUSTED  no memory */
+MUST_CHECK enum status schedule_init(struct engine *engine);
+void schedule_release(struct engine *engine);
+/*
+ * May this request, which is not yet in the queue, wait there? Fills in when
+ * its first token should come, and will. Its tenant has entered then, until
+ * schedule_leave(). A sheddable one may have to go for it.
+ *   RESOURCE_EXHAUSTED  QUEUE_FULL, KV_MEMORY, TENANT_QUOTA, DEADLINE, SHED;
+ *                       with a time to retry, but for KV_MEMORY
+ */
+MUST_CHECK enum status schedule_admit(struct engine *engine,
+                                      struct request *request,
+                                      const char *tenant);
+void schedule_leave(struct engine *engine, const struct request *request);
+/* Who gets the next free place; NULL: nobody waits. */
+struct request *schedule_next(struct engine *engine);
+/* It got it; and then, once per step: no more can be started. */
+void schedule_started(struct engine *engine);
+void schedule_blocked(struct engine *engine);
+/* One more of those [n_entrant] from whom the next pass of prompts is made:
+ * returns how many chunks of them. */
+void schedule_entrant(struct engine *engine, struct request *request);
+uint32_t schedule_prompt(struct engine *engine);
+/* How long prompts may run on before the next rows of replies. */
+uint64_t schedule_slice_us(const struct engine *engine);
+/* A lane's pass is done; rows of a request were computed in it. */
+void schedule_observe(struct engine *engine, const struct lane *lane);
+void schedule_charge(struct engine *engine, const struct request *request,
+                     const struct lane *lane, uint32_t n_token);
 
 /* --- preempt.c --- */
 /*
@@ -497,6 +546,8 @@ void batch_finish(struct engine *engine);
  * gets its place, or its memory. False: there is none that may be.
  */
 bool preempt_one(struct engine *engine, const struct request *request);
+/* Would there be one? */
+bool preempt_finds(const struct engine *engine, const struct request *request);
 
 /* --- gauges.c --- */
 void gauges_init(struct engine *engine);

@@ -14,6 +14,9 @@ static const char *const rejection[] = {
     "CONTEXT_LENGTH_EXCEEDED",
     "POSITION_MISMATCH",
     "OPERATION_IN_PROGRESS",
+    "TENANT_QUOTA",
+    "DEADLINE",
+    "SHED",
 };
 #define N_REJECTION (sizeof(rejection) / sizeof(rejection[0]))
 

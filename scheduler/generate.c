@@ -55,28 +55,6 @@ static void drop_opening(struct generate_command *g)
     g->n_opening = 0;
 }
 
-enum status generate_place(struct engine *engine, size_t promise)
-{
-    uint32_t n_waiting = 0;
-
-    for (const struct request *r = engine->first; r; r = r->after)
-        n_waiting += r->phase != REQUEST_RUNNING && !r->is_paused;
-    if (n_waiting >= engine->options.max_queue) {
-        status_fail(STATUS_RESOURCE_EXHAUSTED, "%u requests wait, limit %u",
-                    n_waiting, engine->options.max_queue);
-        status_because("QUEUE_FULL");
-        return status_retry(500 + (uint32_t)(engine->commit_step % 8) * 100);
-    }
-    /* Beside others it waits for its room, but alone it must fit. */
-    if (promise > engine->options.session_bytes) {
-        status_fail(STATUS_RESOURCE_EXHAUSTED,
-                    "session may grow to %zu bytes, limit %zu", promise,
-                    engine->options.session_bytes);
-        return status_because("KV_MEMORY");
-    }
-    return STATUS_OK;
-}
-
 enum status generate_meta(struct engine *engine, struct session_meta *meta)
 {
     enum status st;
@@ -470,9 +448,15 @@ static enum status arrive(struct engine *engine, struct command *command)
     uint64_t max_tokens = g->sampling.max_tokens
                               ? g->sampling.max_tokens
                               : engine->options.default_max_tokens;
+    struct request asked = {.kind = g->is_append ? REQUEST_APPEND
+                                                 : REQUEST_GENERATE,
+                            .reply = command->reply,
+                            .deadline_us = command->deadline_us,
+                            .priority = g->priority,
+                            .wants_progress = g->wants_progress,
+                            .command = command};
     struct session *session;
     struct request *request;
-    size_t promise;
     enum status st = check_command(engine, command);
 
     if (!st)
@@ -481,20 +465,15 @@ static enum status arrive(struct engine *engine, struct command *command)
         return st;
     if (session->request)
         return meet(engine, session->request, command);
-    promise = request_promise(engine, session->n_token + g->n_token,
-                              g->is_append ? 0 : max_tokens);
-    st = generate_place(engine, promise);
+    asked.session = session;
+    asked.promise = request_promise(engine, session->n_token + g->n_token,
+                                    g->is_append ? 0 : max_tokens);
+    st = schedule_admit(engine, &asked, g->tenant);
     if (st) {
         session_put(session);
         return st;
     }
-    request = request_create(engine, session,
-                             g->is_append ? REQUEST_APPEND : REQUEST_GENERATE,
-                             command->reply, g->priority);
-    request->command = command;
-    request->deadline_us = command->deadline_us;
-    request->wants_progress = g->wants_progress;
-    request->promise = promise;
+    request = request_create(engine, &asked);
     if (!session->resident && session->n_token == 0)
         resident_make(engine, session);
     if (session->resident)

@@ -36,19 +36,15 @@ static void unlink_request(struct engine *engine, struct request *request)
         engine->last = request->before;
 }
 
-struct request *request_create(struct engine *engine, struct session *session,
-                               enum request_kind kind, uint64_t reply,
-                               int32_t priority)
+struct request *request_create(struct engine *engine,
+                               const struct request *asked)
 {
-    struct request *request = engine_need(calloc(1, sizeof(*request)));
+    struct request *request = engine_need(malloc(sizeof(*request)));
+    struct session *session = asked->session;
 
-    request->session = session;
-    request->kind = kind;
+    *request = *asked;
     request->phase = REQUEST_LOADING;
-    request->reply = reply;
-    request->priority = priority;
     request->is_load_sent = session->is_loading;
-    request->arrive_us = engine_now_us(engine);
     session->request = request;
     resident_touch(engine, session);
     link_request(engine, request, false);
@@ -60,6 +56,7 @@ void request_free(struct engine *engine, struct request *request)
 {
     struct session *session = request->session;
 
+    schedule_leave(engine, request);
     unlink_request(engine, request);
     engine->n_request--;
     if (request->phase == REQUEST_RUNNING)
@@ -141,6 +138,7 @@ void request_accepted(struct engine *engine, struct request *request)
     memcpy(event->accepted.request_id, turn->request_id, REQUEST_ID_SIZE);
     event->accepted.position = turn->position;
     event->accepted.seed = turn->sampling.seed;
+    event->accepted.predicted_us = request->predicted_us;
     for (struct request *r = request->before; r; r = r->before)
         event->accepted.n_ahead += r->phase != REQUEST_RUNNING && !r->is_paused;
     tell(engine, request, event);

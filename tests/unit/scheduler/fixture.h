@@ -145,7 +145,7 @@ static inline struct node *node_create(const char *dir)
     node->options.max_queue = 64;
     node->options.max_sessions = 1000;
     node->options.session_bytes = (size_t)1 << 30;
-    node->options.step_tokens = 64;
+    node->options.first_token_us = 1000000;
     node->options.default_max_tokens = 16;
     node->options.durability = DURABILITY_LOCAL;
     return node;

@@ -581,37 +581,14 @@ Test(engine, progress_is_told_while_a_prompt_is_consumed)
     struct command *command;
     struct reply *reply;
 
-    node->options.step_tokens = 64; /* 256 a step while nothing decodes */
     node_start(node);
     command = generate(node, "s", "", 1500, 1);
     command->generate.wants_progress = true;
     reply = node_call(node, command);
-    cr_assert_geq(reply->n_progress, 4);
+    cr_assert_geq(reply->n_progress, 2); /* passes of 1024 rows */
     cr_assert_eq(reply->progress_total, 1500);
     cr_assert_eq(reply->progress_done, 1500);
     cr_assert_eq(reply->progress_cached, 0);
-    node_destroy(node);
-}
-
-Test(engine, a_long_prompt_does_not_stall_a_reply)
-{
-    struct node *node = started(NULL);
-    struct command *command = generate(node, "talk", "", 10, 1);
-    struct reply *talk = &node->reply[command->reply], *prompt;
-    uint32_t before;
-
-    command->generate.sampling.max_tokens = 300;
-    node_send(node, command);
-    while (talk->n_token < 5)
-        node_step(node);
-    before = talk->n_token;
-    command = generate(node, "read", "", 3000, 2);
-    prompt = &node->reply[command->reply];
-    node_send(node, command);
-    while (prompt->n_token == 0 && !talk->is_over)
-        node_step(node);
-    /* 3000 tokens in chunks of 64: a token of the other in each step */
-    cr_assert_geq(talk->n_token - before, 3000 / 64);
     node_destroy(node);
 }
 

@@ -182,7 +182,6 @@ static void run(uint64_t number)
 
     node->options.session_bytes =
         (2 + draw(&seed, 3)) * memory_bytes_for(node->model, 900);
-    node->options.step_tokens = 16 << draw(&seed, 4);
     node->options.max_running = 1 + (uint32_t)draw(&seed, 6);
     node->options.max_queue = 3;
     node_tick(node, draw(&seed, 3) * 3000);

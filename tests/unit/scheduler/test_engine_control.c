@@ -736,9 +736,9 @@ Test(engine_control, options_out_of_range_are_refused)
     o.max_running = ENGINE_RUNNING_MAX + 1;
     cr_assert_eq(engine_create(&o, &engine), STATUS_INVALID_ARGUMENT);
     o.max_running = 1;
-    o.step_tokens = 0;
+    o.max_queue = ENGINE_QUEUE_MAX + 1;
     cr_assert_eq(engine_create(&o, &engine), STATUS_INVALID_ARGUMENT);
-    o.step_tokens = 64;
+    o.max_queue = 1;
     o.default_max_tokens = 0;
     cr_assert_eq(engine_create(&o, &engine), STATUS_INVALID_ARGUMENT);
     cr_assert_null(engine);

@@ -16,7 +16,6 @@ static struct node *ticking(void)
     struct node *node = node_create(NULL);
 
     node_tick(node, TICK_US);
-    node->options.step_tokens = 256;
     node_start(node);
     return node;
 }
@@ -214,7 +213,7 @@ Test(engine_lanes, a_more_important_request_takes_a_place_in_the_batch)
     low = sent(node, command);
     while (low->n_token < 20)
         node_step(node);
-    command = talk(node, "same", 20, 5, 3); /* its equal waits */
+    command = talk(node, "same", 20, 60, 3); /* its equal waits */
     command->generate.priority = -1;
     same = sent(node, command);
     high = sent(node, talk(node, "high", 20, 10, 2));
@@ -225,10 +224,10 @@ Test(engine_lanes, a_more_important_request_takes_a_place_in_the_batch)
     cr_assert_leq(low->n_token, before + 1);
     cr_assert_eq(same->n_token, 0);
     node_until(node, (uint64_t)(low - node->reply));
-    cr_assert_eq(same->n_token, 0, "it was served before");
+    cr_assert_lt(same->n_token, 30, "it was served before");
     node_until(node, (uint64_t)(same - node->reply));
     expect_alone(low, 20, 60, 1);
-    expect_alone(same, 20, 5, 3);
+    expect_alone(same, 20, 60, 3);
     expect_alone(high, 20, 10, 2);
     node_destroy(node);
 }
@@ -298,5 +297,123 @@ Test(engine_lanes, who_was_preempted_gets_on_before_it_is_again)
     cr_assert_leq(n_high, 2 + 100 / PREEMPT_PROGRESS);
     node_until(node, (uint64_t)(high - node->reply));
     expect_alone(low, 20, 100, 1);
+    node_destroy(node);
+}
+
+static struct command *of_tenant(struct node *node, const char *name,
+                                 uint32_t n_token, const char *tenant)
+{
+    struct command *command = talk(node, name, n_token, 2, n_token);
+
+    snprintf(command->generate.tenant, TENANT_SIZE, "%s", tenant);
+    return command;
+}
+
+/* One tenant fills the queue; another one's prompt is not behind all of it. */
+Test(engine_lanes, a_tenant_with_much_to_do_lets_others_pass)
+{
+    struct node *node = node_create(NULL);
+    struct reply *many[6], *one;
+    uint32_t n_over = 0;
+    char name[16];
+
+    node->options.max_running = 1;
+    node_start(node);
+    for (uint32_t i = 0; i < 6; i++) {
+        snprintf(name, sizeof(name), "many%u", i);
+        many[i] = sent(node, of_tenant(node, name, 300 + i, "many"));
+    }
+    node_step(node);
+    one = sent(node, of_tenant(node, "one", 300, "one"));
+    node_until(node, (uint64_t)(one - node->reply));
+    for (uint32_t i = 0; i < 6; i++)
+        n_over += many[i]->is_over;
+    cr_assert_leq(n_over, 2, "%u were before it", n_over);
+    for (uint32_t i = 0; i < 6; i++)
+        node_until(node, (uint64_t)(many[i] - node->reply));
+    node_destroy(node);
+}
+
+Test(engine_lanes, a_tenant_has_a_share_of_the_queue)
+{
+    struct node *node = node_create(NULL);
+    struct reply *reply[6];
+    char name[16];
+
+    node->options.max_running = 1;
+    node->options.max_queue = 4;
+    node_start(node);
+    reply[5] = sent(node, talk(node, "runs", 20, 50, 3));
+    while (reply[5]->n_token == 0)
+        node_step(node);
+    for (uint32_t i = 0; i < 5; i++) {
+        snprintf(name, sizeof(name), "many%u", i);
+        reply[i] = sent(node, of_tenant(node, name, 100 + i, "many"));
+    }
+    node_until(node, (uint64_t)(reply[4] - node->reply));
+    cr_assert(
+        reply_failed(reply[4], STATUS_RESOURCE_EXHAUSTED, "TENANT_QUOTA"));
+    cr_assert_str_eq(reply[4]->end->cause.field, "tenant:many");
+    cr_assert_gt(reply[4]->end->cause.retry_ms, 0);
+    for (uint32_t i = 0; i < 4; i++)
+        node_until(node, (uint64_t)(reply[i] - node->reply));
+    node_destroy(node);
+}
+
+/* A full queue takes an important request in place of a sheddable one. */
+Test(engine_lanes, sheddable_requests_make_room_in_the_queue)
+{
+    struct node *node = node_create(NULL);
+    struct command *command;
+    struct reply *runs, *shed[2], *more, *kept;
+    char name[16];
+
+    node->options.max_running = 1;
+    node->options.max_queue = 2;
+    node_start(node);
+    runs = sent(node, talk(node, "runs", 20, 50, 3));
+    while (runs->n_token == 0)
+        node_step(node);
+    for (uint32_t i = 0; i < 2; i++) {
+        snprintf(name, sizeof(name), "shed%u", i);
+        command = talk(node, name, 20, 3, 10 + i);
+        command->generate.priority = -1;
+        shed[i] = sent(node, command);
+    }
+    node_step(node);
+    command = talk(node, "more", 20, 3, 12);
+    command->generate.priority = -1;
+    more = node_call(node, command);
+    cr_assert(reply_failed(more, STATUS_RESOURCE_EXHAUSTED, "QUEUE_FULL"));
+    kept = node_call(node, talk(node, "kept", 20, 3, 13));
+    cr_assert(reply_completed(kept, FINISH_LENGTH));
+    cr_assert_neq(shed[0]->last == EVENT_ERROR, shed[1]->last == EVENT_ERROR);
+    for (uint32_t i = 0; i < 2; i++) {
+        node_until(node, (uint64_t)(shed[i] - node->reply));
+        if (shed[i]->last != EVENT_ERROR)
+            continue;
+        cr_assert(reply_failed(shed[i], STATUS_RESOURCE_EXHAUSTED, "SHED"));
+        cr_assert_gt(shed[i]->end->cause.retry_ms, 0);
+    }
+    node_destroy(node);
+}
+
+/* Who would be late behind others is told so at once. */
+Test(engine_lanes, a_deadline_that_cannot_be_met_is_refused)
+{
+    struct node *node = node_create(NULL);
+    struct command *command;
+    struct reply *reply, *runs;
+
+    node_start(node);
+    runs = sent(node, talk(node, "runs", 3000, 3, 2));
+    command = talk(node, "late", 3000, 3, 1);
+    command->deadline_us = node->clock.us + 1;
+    reply = node_call(node, command);
+    cr_assert(reply_failed(reply, STATUS_RESOURCE_EXHAUSTED, "DEADLINE"));
+    cr_assert_gt(reply->end->cause.retry_ms, 0);
+    cr_assert_eq(node->engine->n_session, 1);
+    node_until(node, (uint64_t)(runs - node->reply));
+    cr_assert(reply_completed(runs, FINISH_LENGTH));
     node_destroy(node);
 }

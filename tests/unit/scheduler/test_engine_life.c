@@ -205,7 +205,6 @@ static void kill_at(uint32_t n_step, const struct log *want, bool *out_is_over)
     struct reply *before, *after;
     uint32_t n_heard;
 
-    node->options.step_tokens = 16; /* the prompt takes some steps */
     node_start(node);
     command = turn_of(node, 6, 0);
     before = &node->reply[command->reply];
@@ -352,7 +351,6 @@ Test(engine_life, a_long_prompt_leaves_a_snapshot_at_the_grid)
     uint32_t n = 0;
     bool has_grid = false;
 
-    node->options.step_tokens = 256;
     node_start(node);
     reply =
         node_call(node, generate(node, "long", "a", SNAPSHOT_GRID + 700, 5));

@@ -1,0 +1,427 @@
+#include "scheduler/engine_parts.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * Rough figures of a machine for the first predictions, on the fast side: who
+ * is let in teaches the node better, who is refused teaches it nothing.
+ */
+#define FLOP_PER_US 1e5 /* per thread */
+#define BYTE_PER_US 1e4 /* per thread */
+
+#define PASS_LEAST 64u    /* rows that a pass may have whatever they cost */
+#define PASS_US 200000.0  /* else it is planned to take so long at most */
+#define TARGET_FACTOR 4.0 /* of what a prompt takes alone, beside base_us */
+#define TENANT_FREE 4u    /* admit_limits.tenant_free */
+#define MARGIN 1.2        /* admit_limits.margin */
+#define STRETCH 0.7       /* plan_pace.stretch */
+#define SLICE_LEAST_US 200.0
+#define GAP_WEIGHT 0.2 /* of the newest time between two starts */
+
+static struct cost_prior prior_of(const struct engine *engine)
+{
+    const struct model *model = engine->options.model;
+    const struct pool *pool = engine->options.pool;
+    double n_thread = pool ? pool_n_thread(pool) : 1;
+    double logit_flop = model_logit_flops(model), attended = 1;
+
+    for (uint32_t i = 0; i < engine->config->n_layer; i++)
+        attended += (double)model_plan(model, i)->block_bytes / KV_BLOCK;
+    return (struct cost_prior){
+        .weight_bytes = (double)model_step_bytes(model, 1) + 1,
+        .row_flop = model_row_flops(model) - logit_flop + 1,
+        .attended_flop = 2 * attended, /* four queries to a key of 4 bytes */
+        .attended_bytes = attended,
+        .logit_flop = logit_flop + 1,
+        .flop_per_us = FLOP_PER_US * n_thread,
+        .byte_per_us = BYTE_PER_US * n_thread};
+}
+
+enum status schedule_init(struct engine *engine)
+{
+    const struct engine_options *o = &engine->options;
+    struct cost_prior prior = prior_of(engine);
+    struct schedule *s = &engine->schedule;
+    enum status st;
+
+    s->n_request_max = o->max_queue + 4 * o->max_running;
+    s->work = calloc(s->n_request_max, sizeof(*s->work));
+    s->request = calloc(s->n_request_max, sizeof(struct request *));
+    s->rank = calloc(s->n_request_max, sizeof(*s->rank));
+    s->chunk = calloc(s->n_request_max, sizeof(*s->chunk));
+    if (!s->work || !s->request || !s->rank || !s->chunk)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for a queue of %u requests",
+                           o->max_queue);
+    st = fair_create(s->n_request_max + 1, &s->fair);
+    if (st)
+        return st;
+    s->share = calloc(fair_places(s->fair), sizeof(*s->share));
+    if (!s->share)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for the shares of %u tenants",
+                           fair_places(s->fair));
+    cost_init(&s->cost, &prior);
+    s->pace = (struct plan_pace){
+        .stretch = STRETCH,
+        .token_us = o->inter_token_us ? (double)o->inter_token_us : 1e18,
+        .least_us = SLICE_LEAST_US};
+    return STATUS_OK;
+}
+
+void schedule_release(struct engine *engine)
+{
+    struct schedule *s = &engine->schedule;
+
+    free(s->work);
+    free(s->request);
+    free(s->rank);
+    free(s->chunk);
+    free(s->share);
+    fair_destroy(s->fair);
+    memset(s, 0, sizeof(*s));
+}
+
+static struct plan_rules rules_of(const struct engine *engine)
+{
+    const struct schedule *s = &engine->schedule;
+
+    return (struct plan_rules){.now_us = engine_now_us(engine),
+                               .pass_rows = SCHEDULE_ROWS,
+                               .least_rows = PASS_LEAST,
+                               .pass_us = PASS_US,
+                               .cut_grid = SNAPSHOT_GRID,
+                               .base_us =
+                                   (double)engine->options.first_token_us,
+                               .cost = &s->cost,
+                               .fair = s->fair};
+}
+
+/* What it has to consume; of one that loads as far as can be known. */
+static void extent_of(const struct request *r, uint64_t *position,
+                      uint64_t *end)
+{
+    uint64_t n = r->session->n_token;
+
+    if (r->phase != REQUEST_LOADING) {
+        *position = resident_position(r->session->resident);
+        *end = request_target(r);
+    } else {
+        *position = r->session->resident
+                        ? resident_position(r->session->resident)
+                    : n ? n - 1
+                        : 0;
+        *end = n + (r->command ? r->command->generate.n_token : 0);
+    }
+    if (*end <= *position)
+        *end = *position + 1;
+}
+
+static struct plan_request work_of(const struct request *r)
+{
+    uint64_t position, end;
+
+    extent_of(r, &position, &end);
+    return (struct plan_request){.begin =
+                                     r->begin < position ? r->begin : position,
+                                 .position = position,
+                                 .n_pending = end - position,
+                                 .arrive_us = r->arrive_us,
+                                 .target_us = r->target_us,
+                                 .served_step = r->served_step,
+                                 .priority = r->priority,
+                                 .tenant = r->tenant};
+}
+
+static void list(struct schedule *s, uint32_t *n, struct request *request)
+{
+    s->request[*n] = request;
+    s->work[(*n)++] = work_of(request);
+}
+
+static bool is_waiting(const struct request *r)
+{
+    return r->phase != REQUEST_RUNNING && !r->is_paused;
+}
+
+/* --- who gets the next place in the batch, and who the next rows --- */
+
+struct request *schedule_next(struct engine *engine)
+{
+    struct schedule *s = &engine->schedule;
+    struct plan_rules rules;
+    uint32_t n = 0, first;
+
+    for (struct request *r = engine->first; r; r = r->after) {
+        if (!request_may_start(r))
+            continue;
+        list(s, &n, r);
+        /* Whose stream has stopped comes before its equals. */
+        if (r->is_started && r->priority == s->request[0]->priority)
+            return r;
+    }
+    rules = rules_of(engine);
+    return plan_start(s->work, n, &rules, s->rank, 1, &first)
+               ? s->request[first]
+               : NULL;
+}
+
+void schedule_started(struct engine *engine)
+{
+    struct schedule *s = &engine->schedule;
+    uint64_t now_us = engine_now_us(engine);
+    double gap_us = (double)(now_us - s->place_from_us);
+
+    if (s->is_blocked) /* it had to wait for its place or its room */
+        s->place_us +=
+            s->place_us > 0 ? GAP_WEIGHT * (gap_us - s->place_us) : gap_us;
+    s->place_from_us = now_us;
+}
+
+void schedule_blocked(struct engine *engine)
+{
+    struct schedule *s = &engine->schedule;
+    bool is_blocked = false;
+
+    for (const struct request *r = engine->first; r && !is_blocked;
+         r = r->after)
+        is_blocked = request_may_start(r);
+    if (is_blocked && !s->is_blocked)
+        s->place_from_us = engine_now_us(engine);
+    s->is_blocked = is_blocked;
+}
+
+void schedule_entrant(struct engine *engine, struct request *request)
+{
+    list(&engine->schedule, &engine->n_entrant, request);
+}
+
+uint32_t schedule_prompt(struct engine *engine)
+{
+    struct schedule *s = &engine->schedule;
+    struct plan_rules rules = rules_of(engine);
+
+    return plan_prompt(s->work, engine->n_entrant, &rules, s->rank, s->chunk);
+}
+
+uint64_t schedule_slice_us(const struct engine *engine)
+{
+    const struct schedule *s = &engine->schedule;
+
+    return s->decode_us == 0
+               ? SLICE_IDLE_US
+               : (uint64_t)plan_slice_us(&s->pace, (double)s->decode_us);
+}
+
+static struct cost_pass pass_of(const struct engine *engine,
+                                const struct lane *lane)
+{
+    bool is_prompt = lane == &engine->prompt;
+    struct cost_pass pass = {.kind = is_prompt ? COST_PROMPT : COST_DECODE,
+                             .n_row = lane->batch.n_row,
+                             .n_logit = lane->batch.n_logit};
+
+    for (uint32_t i = 0; i < lane->batch.n_span; i++)
+        pass.n_attended +=
+            cost_attended(lane->span[i].position, lane->span[i].n_row);
+    return pass;
+}
+
+void schedule_observe(struct engine *engine, const struct lane *lane)
+{
+    struct cost_pass pass = pass_of(engine, lane);
+
+    cost_observe(&engine->schedule.cost, &pass, (double)lane->busy_us);
+}
+
+void schedule_charge(struct engine *engine, const struct request *request,
+                     const struct lane *lane, uint32_t n_token)
+{
+    bool is_prompt = lane == &engine->prompt;
+
+    fair_charge(engine->schedule.fair, request->tenant, is_prompt ? n_token : 0,
+                is_prompt ? 0 : n_token);
+}
+
+/* --- who may come in --- */
+
+/* Time between two starts, as long as nothing is known of it. */
+static double place_guess_us(const struct engine *engine)
+{
+    uint32_t n = engine->options.max_running;
+    struct cost_pass pass = {.kind = COST_DECODE, .n_row = n, .n_logit = n};
+
+    return cost_us(&engine->schedule.cost, &pass) *
+           engine->options.default_max_tokens / n;
+}
+
+static struct admit_load load_of(struct engine *engine)
+{
+    struct schedule *s = &engine->schedule;
+    struct admit_load load = {.request = s->work, .share = s->share};
+    struct cost_pass pass;
+
+    for (struct request *r = engine->first; r; r = r->after)
+        if (is_waiting(r)) {
+            load.has_sheddable |= r->priority < 0 && !r->is_started;
+            list(s, &load.n_request, r);
+        }
+    load.n_waiting = load.n_request;
+    for (struct request *r = engine->first; r; r = r->after)
+        if (r->phase == REQUEST_RUNNING && !r->prefilled_us)
+            list(s, &load.n_request, r);
+    load.prompt_share = plan_prompt_share(&s->pace, (double)s->decode_us);
+    if (engine->prompt.is_under_way) {
+        pass = pass_of(engine, &engine->prompt);
+        load.pass_us =
+            cost_us(&s->cost, &pass) - (double)engine->prompt.busy_us;
+        load.pass_us = load.pass_us > 0 ? load.pass_us : 0;
+    }
+    if (s->is_blocked ||
+        engine->n_running + load.n_waiting >= engine->options.max_running)
+        load.place_us = s->place_us > 0 ? s->place_us : place_guess_us(engine);
+    return load;
+}
+
+/* In favour of somebody who is not sheddable. */
+static void shed_one(struct engine *engine, uint32_t retry_ms)
+{
+    struct schedule *s = &engine->schedule;
+    struct plan_rules rules = rules_of(engine);
+    uint32_t n = 0;
+
+    for (struct request *r = engine->first; r; r = r->after)
+        if (is_waiting(r) && r->priority < 0 && !r->is_started)
+            list(s, &n, r);
+    if (n == 0)
+        return;
+    status_fail(STATUS_RESOURCE_EXHAUSTED,
+                "sheddable request made room for another in the queue");
+    status_because(admit_reason_text(ADMIT_SHED));
+    status_retry(retry_ms);
+    gauges_reject(engine, status_cause());
+    request_fail(engine, s->request[admit_victim(s->work, n, &rules)],
+                 FINISH_ERROR, status_cause());
+}
+
+static enum status refuse(const struct engine *engine,
+                          const struct admit_request *request,
+                          const struct admit_verdict *verdict,
+                          const char *tenant)
+{
+    const struct admit_load *load = &engine->schedule.load;
+    char subject[STATUS_WORD_SIZE] = "tenant:";
+
+    switch (verdict->reason) {
+    case ADMIT_KV_MEMORY:
+        status_fail(STATUS_RESOURCE_EXHAUSTED,
+                    "session may grow to %zu bytes, limit %zu", request->bytes,
+                    engine->options.session_bytes);
+        break;
+    case ADMIT_TENANT_QUOTA:
+        status_fail(STATUS_RESOURCE_EXHAUSTED,
+                    "tenant has its share of the queue, where %u requests "
+                    "wait, limit %u",
+                    load->n_waiting, engine->options.max_queue);
+        strncat(subject, tenant, sizeof(subject) - strlen(subject) - 1);
+        status_field(subject);
+        break;
+    default:
+        status_fail(STATUS_RESOURCE_EXHAUSTED,
+                    "%u requests wait, limit %u, and a first token would come "
+                    "in %.1f s",
+                    load->n_waiting, engine->options.max_queue,
+                    verdict->first_us * 1e-6);
+        break;
+    }
+    if (verdict->retry_ms)
+        status_retry(verdict->retry_ms);
+    return status_because(admit_reason_text(verdict->reason));
+}
+
+/* Then nobody is the worse for letting it try, and the node learns from it. */
+static bool is_alone(const struct admit_load *load)
+{
+    return load->n_request == 0 && load->place_us <= 0;
+}
+
+/* Waits are for others: what it takes itself does not count. */
+static struct admit_limits limits_of(const struct engine *engine,
+                                     const struct plan_request *work,
+                                     const struct admit_load *load)
+{
+    const struct engine_options *o = &engine->options;
+    double own_us =
+        MARGIN / load->prompt_share *
+        cost_prefill_us(&engine->schedule.cost, work->position,
+                        work->position + work->n_pending, SCHEDULE_ROWS);
+    struct admit_limits limits = {.max_queue = o->max_queue,
+                                  .tenant_free = TENANT_FREE,
+                                  .margin = MARGIN,
+                                  .max_bytes = o->session_bytes};
+
+    if (!is_alone(load) && o->max_wait_us)
+        limits.max_wait_us = (double)o->max_wait_us + own_us;
+    if (!is_alone(load))
+        limits.shed_wait_us = (double)o->first_token_us + own_us;
+    return limits;
+}
+
+static enum status check(struct engine *engine, struct request *request,
+                         const char *tenant)
+{
+    struct schedule *s = &engine->schedule;
+    struct plan_rules rules = rules_of(engine);
+    struct admit_request asked = {.has_quota = tenant[0] != '\0',
+                                  .deadline_us = request->deadline_us,
+                                  .bytes = request->promise,
+                                  .reply = request->reply};
+    struct admit_limits limits;
+    struct admit_verdict verdict;
+    uint64_t position, end;
+
+    extent_of(request, &position, &end);
+    request->begin = position;
+    request->arrive_us = rules.now_us;
+    request->target_us = rules.now_us + plan_target_us(&s->cost, position, end,
+                                                       &rules, TARGET_FACTOR);
+    if (request->deadline_us > rules.now_us &&
+        request->deadline_us < request->target_us)
+        request->target_us = request->deadline_us;
+    asked.work = work_of(request);
+    s->load = load_of(engine);
+    limits = limits_of(engine, &asked.work, &s->load);
+    if (is_alone(&s->load))
+        asked.deadline_us = 0;
+    verdict = admit(&asked, &s->load, &limits, &rules);
+    if (verdict.reason == ADMIT_OK && engine->n_request >= s->n_request_max) {
+        verdict.reason = ADMIT_QUEUE_FULL; /* of those with a slow reader */
+        verdict.retry_ms = 1000;
+    }
+    if (verdict.reason != ADMIT_OK)
+        return refuse(engine, &asked, &verdict, tenant);
+    request->predicted_us =
+        verdict.first_us < 1 ? 1 : (uint64_t)verdict.first_us;
+    if (verdict.evicts)
+        shed_one(engine, 1000);
+    return STATUS_OK;
+}
+
+enum status schedule_admit(struct engine *engine, struct request *request,
+                           const char *tenant)
+{
+    struct fair *fair = engine->schedule.fair;
+    enum status st;
+
+    request->tenant = fair_enter(fair, tenant);
+    st = check(engine, request, tenant);
+    if (st)
+        fair_leave(fair, request->tenant);
+    return st;
+}
+
+void schedule_leave(struct engine *engine, const struct request *request)
+{
+    fair_leave(engine->schedule.fair, request->tenant);
+}
