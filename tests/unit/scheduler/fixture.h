@@ -147,6 +147,7 @@ static inline struct node *node_create(const char *dir)
     node->options.session_bytes = (size_t)1 << 30;
     node->options.first_token_us = 1000000;
     node->options.default_max_tokens = 16;
+    node->options.prefix_bytes = (size_t)64 << 20;
     node->options.durability = DURABILITY_LOCAL;
     return node;
 }

@@ -61,6 +61,7 @@ static void expect_cold(const struct reply *warm, uint32_t family,
         if (cold)
             node_destroy(cold);
         cold = node_create(NULL);
+        cold->options.prefix_bytes = 0;
         node_start(cold);
     }
     want = node_call(cold, prompt(cold, "", family, shared, n, salt));
