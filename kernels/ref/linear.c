@@ -30,7 +30,8 @@ static void read_weights(const struct linear *w, size_t o, size_t i,
     const size_t lane = o % LINEAR_PANEL;
     const void *panel = (const unsigned char *)w->panel +
                         o / LINEAR_PANEL * linear_panel_bytes(w);
-    const struct linear_group *group = panel;
+    const struct linear_group *group =
+        (const struct linear_group *)panel + i / LINEAR_GROUP;
     const uint16_t *pair = panel;
     const float *plain = panel;
 
@@ -42,10 +43,9 @@ static void read_weights(const struct linear *w, size_t o, size_t i,
         else if (w->type == LINEAR_BF16)
             piece->w[k] = scalar_from_bf16(pair[word * 2 + k % 2]);
         else
-            piece->w[k] = group[i / LINEAR_GROUP].q[k][lane];
+            piece->w[k] = group->q[k][lane];
     }
-    piece->scale =
-        w->type == LINEAR_W8 ? group[i / LINEAR_GROUP].scale[lane] : 1.0f;
+    piece->scale = w->type == LINEAR_W8 ? group->scale[lane] : 1.0f;
 }
 
 /* The piece's products summed onto acc in the order of the arithmetic. */
