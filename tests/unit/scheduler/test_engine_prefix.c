@@ -222,7 +222,9 @@ Test(engine_prefix, a_deleted_session_leaves_nothing_to_find)
         node_call(node, command);
         settle(node);
         ask(node, "", 1, 200, 300, 2, REUSE_PREFIX, 200);
-        node_call(node, about(node, COMMAND_DELETE_SESSION, "s"));
+        node_send(node, about(node, COMMAND_DELETE_SESSION, "s"));
+        node_step(node); /* at once, not when the store has done it */
+        cr_assert_eq(prefix_stats(node->engine->prefix).n_owner, 0);
         settle(node);
         cr_assert_eq(prefix_stats(node->engine->prefix).n_owner, 0);
         ask(node, "", 1, 200, 300, 4, REUSE_NONE, 0);
