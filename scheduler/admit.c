@@ -4,6 +4,7 @@
 
 #define RETRY_LEAST_MS 100.0
 #define RETRY_MOST_MS 60000.0
+#define PACE_KEEP 0.95 /* of the mean time between two starts, per start */
 
 struct ahead { /* of the new request */
     double us;
@@ -88,9 +89,9 @@ static struct ahead ahead_of(const struct plan_request *self, double self_us,
     return ahead;
 }
 
-double admit_first_us(const struct admit_request *request,
-                      const struct admit_load *load,
-                      const struct plan_rules *rules)
+static void predict(const struct admit_request *request,
+                    const struct admit_load *load,
+                    const struct plan_rules *rules, struct admit_verdict *out)
 {
     double self_us = left_us(&request->work, rules);
     struct ahead ahead = ahead_of(&request->work, self_us, load, rules);
@@ -98,8 +99,9 @@ double admit_first_us(const struct admit_request *request,
     double place = load->place_us * (ahead.n_waiting + 1);
 
     assert(load->prompt_share > 0);
-    return (load->pass_us + self_us) / load->prompt_share +
-           (place > compute ? place : compute);
+    out->wait_us = load->pass_us / load->prompt_share +
+                   (place > compute ? place : compute);
+    out->first_us = out->wait_us + self_us / load->prompt_share;
 }
 
 static uint32_t retry_ms(double us, uint64_t reply)
@@ -130,16 +132,15 @@ static bool has_tenant_room(const struct admit_request *request,
 }
 
 /* The first reason there is; *out_excess_us: how much too long the wait is. */
-static enum admit_reason reason_of(const struct admit_request *request,
-                                   const struct admit_load *load,
-                                   const struct admit_limits *limits,
-                                   const struct plan_rules *rules,
-                                   double first_us, double *out_excess_us)
+static enum admit_reason
+reason_of(const struct admit_request *request, const struct admit_load *load,
+          const struct admit_limits *limits, const struct plan_rules *rules,
+          const struct admit_verdict *predicted, double *out_excess_us)
 {
     bool is_sheddable = request->work.priority < 0;
-    double us = first_us * limits->margin, most;
+    double us = predicted->first_us * limits->margin, most;
 
-    *out_excess_us = first_us;
+    *out_excess_us = predicted->wait_us;
     if (request->bytes > limits->max_bytes)
         return ADMIT_KV_MEMORY;
     if (!has_tenant_room(request, load, limits))
@@ -147,14 +148,15 @@ static enum admit_reason reason_of(const struct admit_request *request,
     if (load->n_waiting >= limits->max_queue &&
         (is_sheddable || !load->has_sheddable))
         return ADMIT_QUEUE_FULL;
-    if (request->deadline_us) {
-        most = request->deadline_us > rules->now_us
-                   ? (double)(request->deadline_us - rules->now_us)
+    if (request->work.deadline_us) {
+        most = request->work.deadline_us > rules->now_us
+                   ? (double)(request->work.deadline_us - rules->now_us)
                    : 0;
         *out_excess_us = us - most;
         if (us > most)
             return ADMIT_DEADLINE;
     }
+    us = predicted->wait_us * limits->margin;
     most = is_sheddable ? limits->shed_wait_us : limits->max_wait_us;
     *out_excess_us = us - most;
     if (most > 0 && us > most)
@@ -167,12 +169,12 @@ struct admit_verdict admit(const struct admit_request *request,
                            const struct admit_limits *limits,
                            const struct plan_rules *rules)
 {
-    struct admit_verdict verdict = {.first_us =
-                                        admit_first_us(request, load, rules)};
+    struct admit_verdict verdict = {.reason = ADMIT_OK};
     double excess_us;
 
+    predict(request, load, rules, &verdict);
     verdict.reason =
-        reason_of(request, load, limits, rules, verdict.first_us, &excess_us);
+        reason_of(request, load, limits, rules, &verdict, &excess_us);
     if (verdict.reason == ADMIT_OK)
         verdict.evicts = load->n_waiting >= limits->max_queue;
     else if (verdict.reason != ADMIT_KV_MEMORY)
@@ -186,6 +188,33 @@ const char *admit_reason_text(enum admit_reason reason)
         "", "QUEUE_FULL", "KV_MEMORY", "TENANT_QUOTA", "DEADLINE", "SHED"};
 
     return text[reason];
+}
+
+void admit_started(struct admit_pace *pace, uint64_t now_us)
+{
+    double us = (double)(now_us - pace->last_us);
+
+    if (pace->is_blocked)
+        pace->mean_us = pace->mean_us > 0
+                            ? PACE_KEEP * pace->mean_us + (1 - PACE_KEEP) * us
+                            : us;
+    pace->last_us = now_us;
+}
+
+void admit_blocked(struct admit_pace *pace, bool is_blocked, uint64_t now_us)
+{
+    if (is_blocked && !pace->is_blocked)
+        pace->last_us = now_us;
+    pace->is_blocked = is_blocked;
+}
+
+double admit_place_us(const struct admit_pace *pace, uint64_t now_us)
+{
+    double since = (double)(now_us - pace->last_us);
+
+    if (!pace->is_blocked)
+        return 0;
+    return since > pace->mean_us ? since : pace->mean_us;
 }
 
 static bool yields_before(const struct plan_request *request, uint32_t a,

@@ -26,7 +26,8 @@ struct admit_limits {
     uint32_t tenant_free; /* a tenant with a name may have so many times as
                              many waiting as there are places left in the
                              queue (with 4: four fifths of it); 0: no quota */
-    double max_wait_us;   /* predicted first token, else QUEUE_FULL; 0: none */
+    double max_wait_us;   /* predicted wait for others, else QUEUE_FULL; 0: any
+                             is right */
     double shed_wait_us;  /* the same for sheddable requests, else SHED */
     double margin;        /* predictions count so many times: 1.2 */
     size_t max_bytes;     /* of all memories */
@@ -53,22 +54,17 @@ struct admit_load {                     /* what is there */
 struct admit_request {
     struct plan_request work; /* as it would wait; its tenant has entered */
     bool has_quota;           /* its tenant has a name */
-    uint64_t deadline_us;     /* its caller's; 0: none */
     size_t bytes;             /* its memory may grow to */
     uint64_t reply;           /* its number: the jitter of retries */
 };
 
 struct admit_verdict {
     enum admit_reason reason;
-    bool evicts; /* OK, if a sheddable one that waits goes: admit_victim() */
-    double first_us;   /* predicted time to its first token, from now */
+    bool evicts;    /* OK, if a sheddable one that waits goes: admit_victim() */
+    double wait_us; /* predicted time that goes to others before it ... */
+    double first_us;   /* ... and to its first token, from now */
     uint32_t retry_ms; /* refused: come back after it; 0: never */
 };
-
-/* Predicted time from now to the request's first token. */
-double admit_first_us(const struct admit_request *request,
-                      const struct admit_load *load,
-                      const struct plan_rules *rules);
 
 struct admit_verdict admit(const struct admit_request *request,
                            const struct admit_load *load,
@@ -77,6 +73,21 @@ struct admit_verdict admit(const struct admit_request *request,
 
 /* "QUEUE_FULL" and so on: what clients see; "" for ADMIT_OK. */
 const char *admit_reason_text(enum admit_reason reason);
+
+/*
+ * How fast those that wait are started while not all can be: place_us. Zeroed
+ * at first.
+ */
+struct admit_pace {
+    bool is_blocked;  /* some wait for a place or for room */
+    uint64_t last_us; /* the last start since then, or the beginning of it */
+    double mean_us;
+};
+/* One that waited was started. */
+void admit_started(struct admit_pace *pace, uint64_t now_us);
+/* After all starts of a step: do any still wait? */
+void admit_blocked(struct admit_pace *pace, bool is_blocked, uint64_t now_us);
+double admit_place_us(const struct admit_pace *pace, uint64_t now_us);
 
 /*
  * Whom to take from first, when memory or a place is needed: a sheddable one,

@@ -8,7 +8,7 @@
  * passes took: least squares of the relative error, older passes counting less
  * and less, held non-negative and near the machine's rough figures wherever
  * the passes so far do not tell them apart. A stalled pass moves a fit little;
- * a machine that has become slower moves it within some tens of passes.
+ * a machine that has become slower moves it within some hundred passes.
  *
  * Pure: same calls, same bits.
  */

@@ -8,14 +8,14 @@
 struct tenant {
     char name[FAIR_NAME_SIZE];
     bool is_known;
-    uint32_t n_active;
+    uint32_t n_request, n_wanting;
     uint64_t counter;
     uint64_t left; /* fair->time when its last request left */
 };
 
 struct fair {
     uint64_t time;      /* of fair_leave() calls */
-    uint64_t last_left; /* counter of the last tenant that became inactive */
+    uint64_t last_left; /* of the last tenant that ceased to want */
     uint32_t n_place;
     struct tenant place[];
 };
@@ -39,13 +39,13 @@ void fair_destroy(struct fair *fair)
     free(fair);
 }
 
-/* Smallest counter of the active ones; with none, where the last one ended. */
+/* Smallest counter of those that want; with none, where the last one ended. */
 static uint64_t floor_of(const struct fair *fair)
 {
     uint64_t least = UINT64_MAX;
 
     for (uint32_t i = 0; i < fair->n_place; i++)
-        if (fair->place[i].n_active && fair->place[i].counter < least)
+        if (fair->place[i].n_wanting && fair->place[i].counter < least)
             least = fair->place[i].counter;
     return least == UINT64_MAX ? fair->last_left : least;
 }
@@ -59,7 +59,7 @@ static struct tenant *find(struct fair *fair, const char *name)
         struct tenant *t = &fair->place[i];
         if (t->is_known && strncmp(t->name, name, FAIR_NAME_SIZE - 1) == 0)
             return t;
-        if (!t->n_active &&
+        if (!t->n_request &&
             (!oldest || (oldest->is_known && !t->is_known) ||
              (oldest->is_known == t->is_known && t->left < oldest->left)))
             oldest = t;
@@ -74,12 +74,7 @@ uint32_t fair_enter(struct fair *fair, const char *name)
 {
     struct tenant *tenant = find(fair, name);
 
-    if (tenant->n_active == 0) {
-        uint64_t least = floor_of(fair);
-        if (tenant->counter < least)
-            tenant->counter = least;
-    }
-    tenant->n_active++;
+    tenant->n_request++;
     return (uint32_t)(tenant - fair->place);
 }
 
@@ -87,11 +82,32 @@ void fair_leave(struct fair *fair, uint32_t tenant)
 {
     struct tenant *t = &fair->place[tenant];
 
-    assert(tenant < fair->n_place && t->n_active > 0);
-    if (--t->n_active == 0) {
+    assert(tenant < fair->n_place && t->n_request > 0);
+    if (--t->n_request == 0)
         t->left = ++fair->time;
-        fair->last_left = t->counter;
+    assert(t->n_wanting <= t->n_request);
+}
+
+void fair_want(struct fair *fair, uint32_t tenant)
+{
+    struct tenant *t = &fair->place[tenant];
+
+    assert(tenant < fair->n_place && t->n_wanting < t->n_request);
+    if (t->n_wanting == 0) {
+        uint64_t least = floor_of(fair);
+        if (t->counter < least)
+            t->counter = least;
     }
+    t->n_wanting++;
+}
+
+void fair_satisfy(struct fair *fair, uint32_t tenant)
+{
+    struct tenant *t = &fair->place[tenant];
+
+    assert(tenant < fair->n_place && t->n_wanting > 0);
+    if (--t->n_wanting == 0)
+        fair->last_left = t->counter;
 }
 
 void fair_charge(struct fair *fair, uint32_t tenant, uint64_t n_prompt,
@@ -111,10 +127,4 @@ uint64_t fair_counter(const struct fair *fair, uint32_t tenant)
 uint32_t fair_places(const struct fair *fair)
 {
     return fair->n_place;
-}
-
-uint32_t fair_active(const struct fair *fair, uint32_t tenant)
-{
-    assert(tenant < fair->n_place);
-    return fair->place[tenant].n_active;
 }

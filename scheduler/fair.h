@@ -5,7 +5,8 @@
  * arXiv:2401.00588). A prompt token that was computed counts FAIR_PROMPT, a
  * generated one FAIR_OUTPUT; who has the smallest counter goes first. Between
  * two tenants that both always have work, counters never drift apart by more
- * than what one pass brings; a tenant that comes back is lifted to the smallest
+ * than what one pass brings; a tenant that comes
+ * back is lifted to the smallest
  * of those that are active, so nobody saves up a claim by being away. Nobody
  * waits while there is room: counters only order what waits.
  */
@@ -34,12 +35,17 @@ void fair_destroy(struct fair *fair);
  */
 uint32_t fair_enter(struct fair *fair, const char *name);
 void fair_leave(struct fair *fair, uint32_t tenant);
+/*
+ * One request more of the tenant waits for prompt tokens to be computed; one
+ * less, since they are or since it is gone. The tenant is lifted when it had
+ * none: who only generates has no claim on what others use meanwhile.
+ */
+void fair_want(struct fair *fair, uint32_t tenant);
+void fair_satisfy(struct fair *fair, uint32_t tenant);
 /* Tokens were computed for one of its requests. */
 void fair_charge(struct fair *fair, uint32_t tenant, uint64_t n_prompt,
                  uint64_t n_output);
 uint64_t fair_counter(const struct fair *fair, uint32_t tenant);
 /* All numbers of tenants are below it. */
 uint32_t fair_places(const struct fair *fair);
-/* Its requests that have entered and not left. */
-uint32_t fair_active(const struct fair *fair, uint32_t tenant);
 #endif

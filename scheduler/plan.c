@@ -124,10 +124,12 @@ static struct work work_of(const struct plan_request *r,
     return work;
 }
 
-static double slack_of(const struct work *work, double base_us)
+static double slack_of(const struct work *work)
 {
-    double share = (work->left + base_us) / (work->total + base_us);
+    double share = work->left / work->total;
 
+    if (!(share > PLAN_SHARE_LEAST))
+        share = PLAN_SHARE_LEAST;
     return 1 - (work->wait + work->left) / (work->target * share);
 }
 
@@ -136,7 +138,23 @@ double plan_slack(const struct plan_request *request,
 {
     struct work work = work_of(request, rules);
 
-    return slack_of(&work, rules->base_us);
+    return slack_of(&work);
+}
+
+/* It has waited so long that a promise would be broken: see the header. */
+static bool is_due(const struct plan_request *r, const struct work *work,
+                   const struct plan_rules *rules)
+{
+    double spent = work->wait + work->left, given;
+
+    if (r->priority < 0)
+        return false;
+    if (rules->patience_us > 0 && work->wait > rules->patience_us)
+        return true;
+    if (r->deadline_us <= r->arrive_us)
+        return false;
+    given = (double)(r->deadline_us - r->arrive_us);
+    return spent > PLAN_DUE * given && spent < given;
 }
 
 static void rank_all(const struct plan_request *request, uint32_t n,
@@ -145,11 +163,10 @@ static void rank_all(const struct plan_request *request, uint32_t n,
     for (uint32_t i = 0; i < n; i++) {
         const struct plan_request *r = &request[i];
         struct work work = work_of(r, rules);
-        bool is_late = work.wait + work.left > (1 + PLAN_LATE) * work.target;
         out[i] = (struct plan_rank){
-            .priority = is_late && r->priority >= 0 ? INT32_MAX : r->priority,
+            .priority = is_due(r, &work, rules) ? INT32_MAX : r->priority,
             .counter = rules->fair ? fair_counter(rules->fair, r->tenant) : 0,
-            .slack = slack_of(&work, rules->base_us)};
+            .slack = slack_of(&work)};
     }
 }
 
@@ -253,10 +270,13 @@ uint32_t plan_prompt(const struct plan_request *request, uint32_t n,
                      const struct plan_rules *rules, struct plan_rank *rank,
                      struct plan_chunk *out)
 {
-    double left_us = rules->pass_us - rules->cost->prompt.weight[0];
+    double fixed_us = rules->cost->prompt.weight[0];
+    double left_us = rules->pass_us - fixed_us;
     uint64_t left_rows = rules->pass_rows, got;
     uint32_t n_chunk = 0;
 
+    if (left_us < PLAN_WORTH * fixed_us)
+        left_us = PLAN_WORTH * fixed_us;
     rank_all(request, n, rules, rank);
     for (uint32_t i = 0; i < n; i++)
         rank[i].is_taken = request[i].n_pending == 1;

@@ -58,14 +58,19 @@ uint32_t plan_step(const struct plan_entry *entry, uint32_t n_entry,
  * Prompts go in this order: priority; the tenant that was served least
  * (scheduler/fair.h); relative slack: the share of its target for the first
  * token that a prompt has to spare, where the target shrinks with what is left
- * to compute. So a short prompt passes a long one at once, one that is nearly
- * done is not interrupted by its equal, and the slack of whatever waits falls
- * without end, so nobody starves (relative slack: Agrawal et al. 2024, Medha,
- * arXiv:2409.17264; response ratio: Brinch Hansen 1971). A request that is
- * late by PLAN_LATE targets counts as of the highest priority, unless it is
- * sheddable (below 0).
+ * to compute, by half at most. So a short prompt passes a long one at once, and
+ * does so to the end; of two equals one is done before the other is begun; and
+ * the slack of whatever waits falls without end, so nobody starves (relative
+ * slack: Agrawal et al. 2024, Medha, arXiv:2409.17264; response ratio: Brinch
+ * Hansen 1971). Unless it is sheddable (below 0), a request counts as of the
+ * highest priority when PLAN_DUE of its caller's deadline is spent and it can
+ * still be kept: it was admitted to be in time; and when it has waited for
+ * patience_us, whatever others there are.
  */
-#define PLAN_LATE 3.0
+#define PLAN_DUE 0.5
+#define PLAN_SHARE_LEAST 0.5
+/* A pass may cost so many times its fixed part, whatever pass_us says. */
+#define PLAN_WORTH 8.0
 
 struct plan_request {   /* one request with something to consume, or waiting */
     uint64_t begin;     /* where it began: tokens that were there, computed */
@@ -74,6 +79,7 @@ struct plan_request {   /* one request with something to consume, or waiting */
     uint64_t arrive_us;
     uint64_t target_us;   /* when its first token should be there, > arrive_us:
                              plan_target_us(), or its caller's earlier deadline */
+    uint64_t deadline_us; /* its caller's; 0: none */
     uint64_t served_step; /* when it last had a decode row */
     int32_t priority;     /* below 0: sheddable */
     uint32_t tenant;      /* of rules->fair */
@@ -87,6 +93,8 @@ struct plan_rules {
     double pass_us;      /* predicted time of a pass at most, otherwise */
     uint32_t cut_grid;   /* no chunk crosses a multiple of this */
     double base_us;      /* part of a target that all have: plan_target_us() */
+    double patience_us;  /* with more than this behind it a request goes before
+                            those of higher priority; 0: never */
     const struct cost *cost;
     const struct fair *fair; /* NULL: tenants do not matter */
 };

@@ -1,0 +1,244 @@
+/*
+ * One load at a time and what must become of a request; costs are a
+ * microsecond per prompt token and nothing else, so waits can be counted.
+ */
+#include "scheduler/admit.h"
+
+#include <criterion/criterion.h>
+
+struct fixture {
+    struct cost cost;
+    struct plan_rules rules;
+    struct plan_request other[8];
+    struct admit_share share[16];
+    struct admit_load load;
+    struct admit_limits limits;
+    struct admit_request request;
+};
+
+static struct plan_request prompt(uint64_t n, int32_t priority)
+{
+    return (struct plan_request){.n_pending = n,
+                                 .arrive_us = 1000,
+                                 .target_us = 2000,
+                                 .priority = priority};
+}
+
+static void init(struct fixture *f)
+{
+    *f = (struct fixture){
+        .rules = {.now_us = 1000,
+                  .pass_rows = 512,
+                  .least_rows = 64,
+                  .base_us = 100},
+        .load = {.prompt_share = 1},
+        .limits = {.max_queue = 4, .margin = 1, .max_bytes = 100},
+        .request = {.work = prompt(50, 0), .bytes = 100}};
+    f->cost.prompt.weight[1] = 1;
+    f->rules.cost = &f->cost;
+    f->load.request = f->other;
+    f->load.share = f->share;
+}
+
+static struct admit_verdict judged(struct fixture *f)
+{
+    return admit(&f->request, &f->load, &f->limits, &f->rules);
+}
+
+Test(admit, an_empty_node_takes_it_at_once)
+{
+    struct fixture f;
+    struct admit_verdict v;
+
+    init(&f);
+    v = judged(&f);
+    cr_assert_eq(v.reason, ADMIT_OK);
+    cr_assert_not(v.evicts);
+    cr_assert_float_eq(v.wait_us, 0, 0);
+    cr_assert_float_eq(v.first_us, 50, 1e-9);
+    cr_assert_str_eq(admit_reason_text(v.reason), "");
+}
+
+/* What is ahead: higher ones whole, equals no more than it takes itself and a
+ * bit, lower ones not at all. */
+Test(admit, the_wait_is_what_goes_before_it)
+{
+    struct fixture f;
+
+    init(&f);
+    f.other[0] = prompt(1000, 1);
+    f.other[1] = prompt(30, 0);
+    f.other[2] = prompt(7000, 0);
+    f.other[3] = prompt(5000, -1);
+    f.load.n_request = 4;
+    f.load.pass_us = 9;
+    cr_assert_float_eq(judged(&f).wait_us, 9 + 1000 + 30 + (50 + 100), 1e-6);
+    f.load.prompt_share = 0.5;
+    cr_assert_float_eq(judged(&f).first_us, 2 * (1189 + 50), 1e-6);
+    f.load.prompt_share = 1;
+    f.load.n_waiting = 3; /* places are what is short */
+    f.load.place_us = 1000;
+    cr_assert_float_eq(judged(&f).wait_us, 9 + 4 * 1000, 1e-6);
+}
+
+/* Another tenant gets as much as the own one meanwhile, and what it is behind.
+ */
+Test(admit, tenants_take_turns_ahead_of_it)
+{
+    struct fixture f;
+    struct fair *fair = NULL;
+    uint32_t a, b;
+
+    init(&f);
+    cr_assert_eq(fair_create(8, &fair), STATUS_OK);
+    f.rules.fair = fair;
+    a = fair_enter(fair, "a");
+    b = fair_enter(fair, "b");
+    f.request.work.tenant = a;
+    f.other[0] = prompt(7000, 0);
+    f.other[0].tenant = b;
+    f.load.n_request = 1;
+    cr_assert_float_eq(judged(&f).wait_us, 50, 1e-6);
+    fair_charge(fair, a, 400, 0);
+    cr_assert_float_eq(judged(&f).wait_us, 450, 1e-6);
+    fair_charge(fair, b, 420, 0);
+    cr_assert_float_eq(judged(&f).wait_us, 30, 1e-6);
+    fair_charge(fair, b, 8000, 0);
+    cr_assert_float_eq(judged(&f).wait_us, 0, 1e-6);
+    fair_destroy(fair);
+}
+
+Test(admit, refusals_say_why_and_when_to_come_back)
+{
+    struct fixture f;
+
+    init(&f);
+    f.request.bytes = 101;
+    cr_assert_eq(judged(&f).reason, ADMIT_KV_MEMORY);
+    cr_assert_eq(judged(&f).retry_ms, 0);
+    f.request.bytes = 1;
+    for (uint32_t i = 0; i < 4; i++)
+        f.other[i] = prompt(1000, 0);
+    f.load.n_request = f.load.n_waiting = 3;
+    cr_assert_eq(judged(&f).reason, ADMIT_OK);
+    f.load.n_request = f.load.n_waiting = 4;
+    cr_assert_eq(judged(&f).reason, ADMIT_QUEUE_FULL);
+    cr_assert_gt(judged(&f).retry_ms, 0);
+    f.limits.max_queue = 5; /* one place left: one of a tenant may wait */
+    f.limits.tenant_free = 4;
+    f.request.has_quota = true;
+    cr_assert_eq(judged(&f).reason, ADMIT_TENANT_QUOTA);
+    f.other[3].tenant = 7;
+    cr_assert_eq(judged(&f).reason, ADMIT_OK);
+    f.request.has_quota = false;
+    f.other[3].tenant = 0;
+    cr_assert_eq(judged(&f).reason, ADMIT_OK);
+}
+
+Test(admit, a_deadline_that_will_be_missed_is_refused_at_once)
+{
+    struct fixture f;
+
+    init(&f);
+    f.other[0] = prompt(30, 0);
+    f.load.n_request = f.load.n_waiting = 1;
+    f.request.work.deadline_us = 1000 + 80;
+    cr_assert_eq(judged(&f).reason, ADMIT_OK);
+    f.request.work.deadline_us--;
+    cr_assert_eq(judged(&f).reason, ADMIT_DEADLINE);
+    cr_assert_str_eq(admit_reason_text(ADMIT_DEADLINE), "DEADLINE");
+    f.request.work.deadline_us = 1000 + 100;
+    f.limits.margin = 1.3;
+    cr_assert_eq(judged(&f).reason, ADMIT_DEADLINE);
+    f.request.work.deadline_us = 3; /* it is over */
+    f.limits.margin = 1;
+    cr_assert_eq(judged(&f).reason, ADMIT_DEADLINE);
+}
+
+Test(admit, sheddable_work_is_refused_first_and_makes_room)
+{
+    struct fixture f;
+
+    init(&f);
+    for (uint32_t i = 0; i < 4; i++)
+        f.other[i] = prompt(1000, -1);
+    f.load.n_request = f.load.n_waiting = 2;
+    f.limits.shed_wait_us = 299;
+    f.limits.max_wait_us = 299;
+    f.request.work.priority = -1;
+    cr_assert_eq(judged(&f).reason, ADMIT_SHED);
+    f.limits.shed_wait_us = 301;
+    cr_assert_eq(judged(&f).reason, ADMIT_OK);
+    f.request.work.priority = 0; /* they do not stand in its way */
+    cr_assert_eq(judged(&f).reason, ADMIT_OK);
+    f.load.n_request = f.load.n_waiting = 4;
+    f.load.has_sheddable = true;
+    cr_assert_eq(judged(&f).reason, ADMIT_OK);
+    cr_assert(judged(&f).evicts);
+    f.request.work.priority = -1;
+    f.limits.shed_wait_us = 0;
+    cr_assert_eq(judged(&f).reason, ADMIT_QUEUE_FULL);
+    f.load.n_request = f.load.n_waiting = 2;
+    for (uint32_t i = 0; i < 4; i++)
+        f.other[i].priority = 0;
+    f.request.work.priority = 0;
+    cr_assert_eq(judged(&f).reason, ADMIT_QUEUE_FULL); /* it waits too long */
+}
+
+Test(admit, retries_are_spread_over_half_of_the_time)
+{
+    struct fixture f;
+    uint32_t least = UINT32_MAX, most = 0;
+
+    init(&f);
+    for (uint32_t i = 0; i < 4; i++)
+        f.other[i] = prompt(10000000, 1);
+    f.load.n_request = f.load.n_waiting = 4;
+    for (uint64_t reply = 1; reply <= 1000; reply++) {
+        uint32_t ms;
+        f.request.reply = reply;
+        ms = judged(&f).retry_ms;
+        cr_assert_eq(ms, judged(&f).retry_ms);
+        least = ms < least ? ms : least;
+        most = ms > most ? ms : most;
+    }
+    cr_assert(least >= 30000 && least < 30500, "%u", least);
+    cr_assert(most <= 50000 && most > 49500, "%u", most);
+}
+
+Test(admit, pace_is_the_time_between_starts_while_some_wait)
+{
+    struct admit_pace pace = {0};
+
+    admit_started(&pace, 100);
+    admit_blocked(&pace, false, 100);
+    cr_assert_float_eq(admit_place_us(&pace, 5000), 0, 0);
+    admit_blocked(&pace, true, 1000);
+    cr_assert_float_eq(admit_place_us(&pace, 1400), 400, 0);
+    admit_started(&pace, 1500);
+    admit_blocked(&pace, true, 1500);
+    cr_assert_float_eq(admit_place_us(&pace, 1600), 500, 1e-9);
+    for (uint64_t at = 1600; at < 40000; at += 100)
+        admit_started(&pace, at);
+    cr_assert_float_eq(admit_place_us(&pace, 39900), 100, 1);
+    cr_assert_float_eq(admit_place_us(&pace, 90000), 50100, 1);
+}
+
+Test(admit, victims_are_sheddable_then_have_time_then_are_new)
+{
+    struct fixture f;
+
+    init(&f);
+    cr_assert_eq(admit_victim(f.other, 0, &f.rules), 0);
+    f.other[0] = prompt(10, 0);
+    f.other[1] = prompt(10, 0);
+    f.other[1].arrive_us = 1001;
+    f.other[1].target_us = 2001;
+    cr_assert_eq(admit_victim(f.other, 2, &f.rules), 1);
+    f.other[2] = prompt(500, 0); /* less slack */
+    cr_assert_eq(admit_victim(f.other, 3, &f.rules), 1);
+    f.other[0].target_us = 9000; /* more slack */
+    cr_assert_eq(admit_victim(f.other, 3, &f.rules), 0);
+    f.other[3] = prompt(900, -1);
+    cr_assert_eq(admit_victim(f.other, 4, &f.rules), 3);
+}
