@@ -65,12 +65,13 @@ double cost_us(const struct cost *cost, const struct cost_pass *pass)
 
 /*
  * Minimise over w >= 0, in units u[i] = w[i] / prior[i]:
- *   u' moment u / 2 - product' u + HOLD / 2 * sum (u[i] - scale)^2
+ *   u' moment u / 2 - product' u + HOLD / 2 * sum (u[i] / scale - 1)^2
  * one coordinate after the other, from where the last pass left it.
  */
 static void solve(struct cost_fit *fit)
 {
     double scale = fit->measured / fit->expected, u[COST_TERM];
+    double hold = HOLD / (scale * scale);
 
     for (uint32_t i = 0; i < COST_TERM; i++)
         u[i] = fit->weight[i] / fit->prior[i];
@@ -78,8 +79,8 @@ static void solve(struct cost_fit *fit)
         double moved = 0;
         for (uint32_t i = 0; i < COST_TERM; i++) {
             double rest = dot(fit->moment[i], u) - fit->moment[i][i] * u[i];
-            double best = (fit->product[i] + HOLD * scale - rest) /
-                          (fit->moment[i][i] + HOLD);
+            double best = (fit->product[i] + hold * scale - rest) /
+                          (fit->moment[i][i] + hold);
             best = best > 0 ? best : 0;
             moved += fabs(best - u[i]);
             u[i] = best;

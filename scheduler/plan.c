@@ -149,7 +149,8 @@ static bool is_due(const struct plan_request *r, const struct work *work,
 
     if (r->priority < 0)
         return false;
-    if (rules->patience_us > 0 && work->wait > rules->patience_us)
+    if (rules->patience_us > 0 &&
+        work->wait > rules->patience_us + work->target)
         return true;
     if (r->deadline_us <= r->arrive_us)
         return false;

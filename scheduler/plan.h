@@ -65,7 +65,7 @@ uint32_t plan_step(const struct plan_entry *entry, uint32_t n_entry,
  * Hansen 1971). Unless it is sheddable (below 0), a request counts as of the
  * highest priority when PLAN_DUE of its caller's deadline is spent and it can
  * still be kept: it was admitted to be in time; and when it has waited for
- * patience_us, whatever others there are.
+ * patience_us beyond its target, whatever others there are.
  */
 #define PLAN_DUE 0.5
 #define PLAN_SHARE_LEAST 0.5
@@ -93,7 +93,7 @@ struct plan_rules {
     double pass_us;      /* predicted time of a pass at most, otherwise */
     uint32_t cut_grid;   /* no chunk crosses a multiple of this */
     double base_us;      /* part of a target that all have: plan_target_us() */
-    double patience_us;  /* with more than this behind it a request goes before
+    double patience_us;  /* later than its target by this, a request goes before
                             those of higher priority; 0: never */
     const struct cost *cost;
     const struct fair *fair; /* NULL: tenants do not matter */

@@ -210,12 +210,12 @@ static void check(struct run *run)
         check_overload(run);
         check_starvation(run, 2, 120);
     } else if (strcmp(name, "mixed") == 0) {
-        check_starvation(run, 4, 10);
-        check_short(run, 200, 5e6);
+        check_starvation(run, 2, 10);
+        check_short(run, 200, 3e6);
     } else if (strcmp(name, "streams") == 0) {
         check_streams(run);
     } else if (strcmp(name, "convoy") == 0) {
-        check_starvation(run, 4, 0);
+        check_starvation(run, 8, 0);
         check_short(run, 600, 3e6);
     }
 }

@@ -157,11 +157,12 @@ Test(plan_pass, promises_go_before_priority)
     r[1].priority = -1;
     cr_assert_eq(first(&f, r, 2), 0);
     r[1].priority = 0;
-    r[1].target_us = r[1].deadline_us = 100400; /* it cannot be kept */
+    r[1].deadline_us = 100400; /* it cannot be kept */
+    r[1].target_us = 90300;
     cr_assert_eq(first(&f, r, 2), 0);
-    f.rules.patience_us = 10001;
+    f.rules.patience_us = 9701;
     cr_assert_eq(first(&f, r, 2), 0);
-    f.rules.patience_us = 9999;
+    f.rules.patience_us = 9699;
     cr_assert_eq(first(&f, r, 2), 1);
 }
 
