@@ -142,7 +142,7 @@ static void end_prefill(struct engine *engine, struct request *request)
     struct session *session = request->session;
 
     if (request->kind == REQUEST_APPEND) {
-        request->prefilled_us = engine_now_us(engine);
+        schedule_prefilled(engine, request);
         request_finish(engine, request, FINISH_STOP);
         return;
     }

@@ -523,6 +523,8 @@ void schedule_release(struct engine *engine);
 MUST_CHECK enum status schedule_admit(struct engine *engine,
                                       struct request *request,
                                       const char *tenant);
+/* Its prompt is in memory: it has no claim on the time of prompts any more. */
+void schedule_prefilled(struct engine *engine, struct request *request);
 void schedule_leave(struct engine *engine, const struct request *request);
 /* Who gets the next free place; NULL: nobody waits. */
 struct request *schedule_next(struct engine *engine);

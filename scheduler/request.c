@@ -354,7 +354,7 @@ static void time_token(struct engine *engine, struct request *request)
     uint64_t now_us = engine_now_us(engine);
 
     if (!request->prefilled_us) {
-        request->prefilled_us = now_us;
+        schedule_prefilled(engine, request);
         prefix_measure(engine, request);
         metric_observe(engine->metrics.prefill_time,
                        (double)(now_us - request->start_us) * 1e-6);

@@ -15,6 +15,7 @@
 #define TARGET_FACTOR 4.0 /* of what a prompt takes alone, beside base_us */
 #define TENANT_FREE 4u    /* admit_limits.tenant_free */
 #define MARGIN 1.2        /* admit_limits.margin */
+#define PATIENCE 4.0      /* plan_rules.patience_us in waits let in */
 #define STRETCH 0.7       /* plan_pace.stretch */
 #define SLICE_LEAST_US 200.0
 #define GAP_WEIGHT 0.2 /* of the newest time between two starts */
@@ -87,15 +88,16 @@ static struct plan_rules rules_of(const struct engine *engine)
 {
     const struct schedule *s = &engine->schedule;
 
-    return (struct plan_rules){.now_us = engine_now_us(engine),
-                               .pass_rows = SCHEDULE_ROWS,
-                               .least_rows = PASS_LEAST,
-                               .pass_us = PASS_US,
-                               .cut_grid = SNAPSHOT_GRID,
-                               .base_us =
-                                   (double)engine->options.first_token_us,
-                               .cost = &s->cost,
-                               .fair = s->fair};
+    return (struct plan_rules){
+        .now_us = engine_now_us(engine),
+        .pass_rows = SCHEDULE_ROWS,
+        .least_rows = PASS_LEAST,
+        .pass_us = PASS_US,
+        .cut_grid = SNAPSHOT_GRID,
+        .base_us = (double)engine->options.first_token_us,
+        .patience_us = PATIENCE * (double)engine->options.max_wait_us,
+        .cost = &s->cost,
+        .fair = s->fair};
 }
 
 /* What it has to consume; of one that loads as far as can be known. */
@@ -129,6 +131,7 @@ static struct plan_request work_of(const struct request *r)
                                  .n_pending = end - position,
                                  .arrive_us = r->arrive_us,
                                  .target_us = r->target_us,
+                                 .deadline_us = r->deadline_us,
                                  .served_step = r->served_step,
                                  .priority = r->priority,
                                  .tenant = r->tenant};
@@ -346,25 +349,19 @@ static bool is_alone(const struct admit_load *load)
     return load->n_request == 0 && load->place_us <= 0;
 }
 
-/* Waits are for others: what it takes itself does not count. */
 static struct admit_limits limits_of(const struct engine *engine,
-                                     const struct plan_request *work,
                                      const struct admit_load *load)
 {
     const struct engine_options *o = &engine->options;
-    double own_us =
-        MARGIN / load->prompt_share *
-        cost_prefill_us(&engine->schedule.cost, work->position,
-                        work->position + work->n_pending, SCHEDULE_ROWS);
     struct admit_limits limits = {.max_queue = o->max_queue,
                                   .tenant_free = TENANT_FREE,
                                   .margin = MARGIN,
                                   .max_bytes = o->session_bytes};
 
-    if (!is_alone(load) && o->max_wait_us)
-        limits.max_wait_us = (double)o->max_wait_us + own_us;
-    if (!is_alone(load))
-        limits.shed_wait_us = (double)o->first_token_us + own_us;
+    if (is_alone(load))
+        return limits;
+    limits.max_wait_us = (double)o->max_wait_us;
+    limits.shed_wait_us = (double)o->first_token_us;
     return limits;
 }
 
@@ -374,7 +371,6 @@ static enum status check(struct engine *engine, struct request *request,
     struct schedule *s = &engine->schedule;
     struct plan_rules rules = rules_of(engine);
     struct admit_request asked = {.has_quota = tenant[0] != '\0',
-                                  .deadline_us = request->deadline_us,
                                   .bytes = request->promise,
                                   .reply = request->reply};
     struct admit_limits limits;
@@ -391,9 +387,9 @@ static enum status check(struct engine *engine, struct request *request,
         request->target_us = request->deadline_us;
     asked.work = work_of(request);
     s->load = load_of(engine);
-    limits = limits_of(engine, &asked.work, &s->load);
+    limits = limits_of(engine, &s->load);
     if (is_alone(&s->load))
-        asked.deadline_us = 0;
+        asked.work.deadline_us = 0;
     verdict = admit(&asked, &s->load, &limits, &rules);
     if (verdict.reason == ADMIT_OK && engine->n_request >= s->n_request_max) {
         verdict.reason = ADMIT_QUEUE_FULL; /* of those with a slow reader */
@@ -415,13 +411,22 @@ enum status schedule_admit(struct engine *engine, struct request *request,
     enum status st;
 
     request->tenant = fair_enter(fair, tenant);
+    fair_want(fair, request->tenant);
     st = check(engine, request, tenant);
     if (st)
-        fair_leave(fair, request->tenant);
+        schedule_leave(engine, request);
     return st;
+}
+
+void schedule_prefilled(struct engine *engine, struct request *request)
+{
+    request->prefilled_us = engine_now_us(engine);
+    fair_satisfy(engine->schedule.fair, request->tenant);
 }
 
 void schedule_leave(struct engine *engine, const struct request *request)
 {
+    if (!request->prefilled_us)
+        fair_satisfy(engine->schedule.fair, request->tenant);
     fair_leave(engine->schedule.fair, request->tenant);
 }
