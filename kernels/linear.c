@@ -83,8 +83,10 @@ static void *panel_room(size_t bytes)
     const size_t align = bytes < HUGE_PAGE ? 64 : HUGE_PAGE;
     void *room = aligned_alloc(align, round_up(bytes ? bytes : 1, align));
 
-    if (room && align == HUGE_PAGE) /* refused: slower, not wrong */
-        (void)madvise(room, round_up(bytes, align), MADV_HUGEPAGE);
+    /* Not the last, started page: an expert of W8 would take twice its size.
+     * Refused: slower, not wrong. */
+    if (room && align == HUGE_PAGE)
+        (void)madvise(room, bytes / align * align, MADV_HUGEPAGE);
     if (room)
         memset(room, 0, bytes);
     return room;
