@@ -1,8 +1,9 @@
 #ifndef KERNELS_CPU_TILE_H
 #define KERNELS_CPU_TILE_H
 /*
- * The one micro-kernel behind every product: linear layers, attention scores
- * and values, the delta rule's reads and folds.
+ * The one micro-kernel behind every product of floats: F32 linear layers,
+ * attention scores and values, the delta rule's reads and folds. Packed BF16
+ * and W8 weights have panel.h.
  *
  *     c[r][o] = fma(a[r][n-1], b[n-1][o], ... fma(a[r][0], b[0][o], start))
  *
@@ -22,7 +23,7 @@ struct tile {
     size_t c_stride;
     const float *a; /* [n_row] rows of n_k */
     size_t a_stride;
-    const void *b; /* floats, or words of two bf16 for consecutive k */
+    const void *b;            /* floats */
     size_t b_stride, b_group; /* in 4-byte elements */
     uint32_t n_row, n_col, n_k;
     const float *keep, *take; /* [n_row], for tile_merge() alone */
@@ -36,9 +37,6 @@ void LANES_NAME(tile_onto)(const struct tile *tile);
 void LANES_NAME(tile_add)(const struct tile *tile);
 /* start = 0, and c = fma(c, keep[r], result * take[r]) */
 void LANES_NAME(tile_merge)(const struct tile *tile);
-/* b is bf16 pairs: b_stride is for two steps. */
-void LANES_NAME(tile_bf16_set)(const struct tile *tile);
-void LANES_NAME(tile_bf16_add)(const struct tile *tile);
 
 /* Vectors side by side in a register tile of n_row rows. */
 uint32_t LANES_NAME(tile_width)(uint32_t n_row);

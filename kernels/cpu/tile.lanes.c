@@ -1,8 +1,8 @@
 #include "kernels/cpu/tile.h"
 
 /*
- * Register tiles. With AVX-512 up to 12 rows of 2 vectors: 24 sums, 4 weight
- * vectors of a bf16 pair, 1 broadcast and 1 mask of 32 registers. Few rows
+ * Register tiles. With AVX-512 up to 12 rows of 2 vectors: 24 sums, 2 vectors
+ * of b, 1 broadcast and 1 mask of 32 registers. Few rows
  * take more vectors instead, because 8 chains in flight hide the latency of
  * an fma (4 cycles, 2 a cycle). AVX2 has 16 registers, two to a vector.
  */
@@ -98,106 +98,6 @@ LANES_INLINE void cell_f32(const struct tile *t, const struct cell *cell,
                        mode, is_part, sum[r][p]);
 }
 
-/* Where a tile of bf16 pairs stands: rows of a, panels, step. */
-struct cursor {
-    const float *a[4];
-    const uint32_t *b;
-    size_t stride, group;
-    uint32_t k;
-};
-
-/* Two steps of a tall tile: weights stay in registers, x passes by. */
-LANES_INLINE void pair_by_row(const struct cursor *at, uint32_t height,
-                              uint32_t width, v16 sum[LANES_ROWS][8])
-{
-    v16 low[8], high[8];
-
-#pragma GCC unroll 8
-    for (uint32_t p = 0; p < width; p++)
-        low[p] = v16_load_bf16(at->b + p * at->group, &high[p]);
-#pragma GCC unroll 12
-    for (uint32_t r = 0; r < height; r++) {
-        v16 x = v16_set1(ROW(at->a, r, at->stride)[at->k]);
-#pragma GCC unroll 8
-        for (uint32_t p = 0; p < width; p++)
-            sum[r][p] = v16_fma(x, low[p], sum[r][p]);
-    }
-#pragma GCC unroll 12
-    for (uint32_t r = 0; r < height; r++) {
-        v16 x = v16_set1(ROW(at->a, r, at->stride)[at->k + 1]);
-#pragma GCC unroll 8
-        for (uint32_t p = 0; p < width; p++)
-            sum[r][p] = v16_fma(x, high[p], sum[r][p]);
-    }
-}
-
-/* Two steps of a wide tile: x stays in registers, weights pass by. */
-LANES_INLINE void pair_by_vector(const struct cursor *at, uint32_t height,
-                                 uint32_t width, v16 sum[LANES_ROWS][8])
-{
-    v16 even[2], odd[2];
-
-#pragma GCC unroll 2
-    for (uint32_t r = 0; r < height; r++) {
-        even[r] = v16_set1(ROW(at->a, r, at->stride)[at->k]);
-        odd[r] = v16_set1(ROW(at->a, r, at->stride)[at->k + 1]);
-    }
-#pragma GCC unroll 8
-    for (uint32_t p = 0; p < width; p++) {
-        v16 high, low = v16_load_bf16(at->b + p * at->group, &high);
-#pragma GCC unroll 2
-        for (uint32_t r = 0; r < height; r++) {
-            sum[r][p] = v16_fma(even[r], low, sum[r][p]);
-            sum[r][p] = v16_fma(odd[r], high, sum[r][p]);
-        }
-    }
-}
-
-LANES_INLINE void cell_bf16(const struct tile *t, const struct cell *cell,
-                            enum mode mode, uint32_t height, uint32_t width,
-                            bool is_part)
-{
-    v16 sum[LANES_ROWS][8];
-    const uint32_t *b = cell->b;
-    const float *a[4];
-    size_t stride = t->a_stride;
-    uint32_t k = 0;
-
-    for (uint32_t i = 0; i < 4; i++)
-        a[i] = cell->a + 3 * i * stride;
-#pragma GCC unroll 12
-    for (uint32_t r = 0; r < height; r++)
-#pragma GCC unroll 8
-        for (uint32_t p = 0; p < width; p++)
-            sum[r][p] = sum_start(cell->c + r * t->c_stride + p * LANES,
-                                  cell->n_last, mode, is_part);
-    for (; k + 1 < t->n_k; k += 2, b += t->b_stride) {
-        struct cursor at = {{a[0], a[1], a[2], a[3]}, b, stride, t->b_group, k};
-        if (height <= 2)
-            pair_by_vector(&at, height, width, sum);
-        else
-            pair_by_row(&at, height, width, sum);
-    }
-    if (k < t->n_k) { /* an odd last step */
-#pragma GCC unroll 12
-        for (uint32_t r = 0; r < height; r++) {
-            v16 x = v16_set1(ROW(a, r, stride)[k]);
-#pragma GCC unroll 8
-            for (uint32_t p = 0; p < width; p++) {
-                v16 high;
-                v16 low = v16_load_bf16(b + p * t->b_group, &high);
-                sum[r][p] = v16_fma(x, low, sum[r][p]);
-            }
-        }
-    }
-#pragma GCC unroll 12
-    for (uint32_t r = 0; r < height; r++)
-#pragma GCC unroll 8
-        for (uint32_t p = 0; p < width; p++)
-            sum_finish(cell->c + r * t->c_stride + p * LANES, cell->n_last,
-                       mode, is_part, sum[r][p]);
-}
-
 /* Which heights exist in which width: see tile_width(). */
 #define CASE(kind, h, w, part)                                                 \
     case h:                                                                    \
@@ -266,8 +166,6 @@ DISPATCH(f32_set, cell_f32, SET)
 DISPATCH(f32_onto, cell_f32, ONTO)
 DISPATCH(f32_add, cell_f32, ADD)
 DISPATCH(f32_merge, cell_f32, MERGE)
-DISPATCH(bf16_set, cell_bf16, SET)
-DISPATCH(bf16_add, cell_bf16, ADD)
 
 uint32_t LANES_NAME(tile_width)(uint32_t n_row)
 {
@@ -345,14 +243,4 @@ void LANES_NAME(tile_add)(const struct tile *tile)
 void LANES_NAME(tile_merge)(const struct tile *tile)
 {
     run(tile, f32_merge);
-}
-
-void LANES_NAME(tile_bf16_set)(const struct tile *tile)
-{
-    run(tile, bf16_set);
-}
-
-void LANES_NAME(tile_bf16_add)(const struct tile *tile)
-{
-    run(tile, bf16_add);
 }
