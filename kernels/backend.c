@@ -11,11 +11,10 @@
 /* Best first. */
 static const struct backend *const ALL[] = {
 #if defined(GODWIT_LANES)
-    &backend_avx512,
-    &backend_avx2,
+    &backend_amx,    &backend_avx512_bf16,
+    &backend_avx512, &backend_avx2,
 #endif
-    &backend_ref,
-    NULL,
+    &backend_ref,    NULL,
 };
 
 const struct backend *const *backend_all(void)

@@ -350,7 +350,7 @@ struct peaks_args {
 };
 
 struct backend {
-    const char *name;           /* "ref", "avx2", "avx512" */
+    const char *name;           /* "ref", "avx2", ..., as --backend */
     bool (*is_supported)(void); /* by this machine */
     enum arithmetic arithmetic; /* in which its products are fastest */
 

@@ -21,5 +21,14 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     target_compile_options(kernels_${isa} PRIVATE ${STRICT} -O3 ${FLAGS_${isa}})
     target_sources(kernels PRIVATE $<TARGET_OBJECTS:kernels_${isa}>)
   endforeach()
+  # The sources of a backend that adds to avx512 are each compiled once.
+  set(FLAGS_512 -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma)
+  if(GODWIT_SANITIZE MATCHES "address|undefined")
+    list(APPEND FLAGS_512 -fno-sanitize=all)
+  endif()
+  set_source_files_properties(${PROJECT_SOURCE_DIR}/kernels/cpu/linear_bf16.c
+    PROPERTIES COMPILE_OPTIONS "${FLAGS_512}")
+  set_source_files_properties(${PROJECT_SOURCE_DIR}/kernels/cpu/linear_amx.c
+    PROPERTIES COMPILE_OPTIONS "${FLAGS_512};-mamx-tile;-mamx-bf16")
   target_compile_definitions(kernels PRIVATE GODWIT_LANES)
 endif()

@@ -1,14 +1,28 @@
 #ifndef KERNELS_CPU_CPU_H
 #define KERNELS_CPU_CPU_H
 /*
- * The vector backends. Both are compiled from the same *.lanes.c files over
- * the 16-float vector of lanes.h: one 512-bit register or two of 256 bits.
+ * The vector backends. avx2 and avx512 are compiled from the same *.lanes.c
+ * files over the 16-float vector of lanes.h: one 512-bit register or two of 256
+ * bits. avx512-bf16 is avx512 with products of PAIR by its own instruction, and
+ * amx is that with products of TILE by tiles.
  */
 #include "kernels/backend.h"
 
 /* Does this machine have the instructions? Compiled without them. */
 bool cpu_has_avx2(void);
 bool cpu_has_avx512(void);
+bool cpu_has_avx512_bf16(void);
+/* Asks Linux for the tiles, which the process then keeps. */
+bool cpu_has_amx(void);
 
-extern const struct backend backend_avx2, backend_avx512;
+/* Their products; all other operators are those of avx512. */
+void linear_avx512_bf16(struct pool *pool, const struct linear_args *args);
+void linear_add_avx512_bf16(struct pool *pool, const struct linear_args *args);
+void expert_avx512_bf16(struct pool *pool, const struct expert_args *args);
+void linear_amx(struct pool *pool, const struct linear_args *args);
+void linear_add_amx(struct pool *pool, const struct linear_args *args);
+void expert_amx(struct pool *pool, const struct expert_args *args);
+
+extern const struct backend backend_avx2, backend_avx512, backend_avx512_bf16,
+    backend_amx;
 #endif

@@ -44,9 +44,13 @@ static void copy_floats(void *to, const float *x, uint32_t n, uint32_t n_step)
     memset((float *)to + n, 0, (n_step - n) * sizeof(*x));
 }
 
+/* From row to row as they are made. Whole cache lines become an odd number of
+ * them, or rows of 1,024 inputs would all meet in the same few cache sets. */
 static size_t row_bytes(const struct pass *pass)
 {
-    return linear_n_step(pass->shape) * pass->kernel->element_bytes;
+    const size_t n = linear_n_step(pass->shape) * pass->kernel->element_bytes;
+
+    return n % 64 ? n : n | 64;
 }
 
 /* ------------------------------------------------------------------- rows */
@@ -93,9 +97,9 @@ static struct share share_of(const struct pass *pass,
     s.n_block = (n_row + shape.n_row - 1) / shape.n_row;
     s.panels_a_group = shape.n_panel;
     /* Few rows: give every thread something. */
-    while (s.panels_a_group > 1 && s.n_block == 1 &&
-           pass->n_panel / s.panels_a_group * pass->product->n_part <
-               pass->n_task)
+    while (s.panels_a_group > 1 && (uint64_t)pass->n_panel / s.panels_a_group *
+                                           s.n_block * pass->product->n_part <
+                                       pass->n_task)
         s.panels_a_group /= 2;
     s.n_group = (pass->n_panel + s.panels_a_group - 1) / s.panels_a_group;
     s.cost = (uint64_t)s.n_group * s.panels_a_group *
@@ -119,7 +123,6 @@ static void run_unit(const struct pass *pass, const struct share *s,
         .c = p->y + row * p->y_stride + column,
         .c_stride = p->y_stride,
         .a = made,
-        .a_stride = linear_n_step(w),
         .b_stride = linear_panel_bytes(w),
         .n_row = end - row,
         .n_in = w->n_in,
@@ -131,6 +134,7 @@ static void run_unit(const struct pass *pass, const struct share *s,
     if (made) {
         tile.a =
             (const unsigned char *)made + (row - pass->first) * row_bytes(pass);
+        tile.a_stride = row_bytes(pass) / pass->kernel->element_bytes;
     } else {
         tile.a = p->x + row * p->x_stride;
         tile.a_stride = p->x_stride;
@@ -205,6 +209,16 @@ static void run_pass(struct pool *pool, struct pass *pass)
     pool_run(pool, pass->n_task, run_task, pass);
 }
 
+static struct product_kernel find_kernel(const struct product_kernels *kernels,
+                                         const struct linear *w)
+{
+    while (!kernels->of[w->arithmetic][w->type].work) {
+        kernels = kernels->base;
+        assert(kernels);
+    }
+    return kernels->of[w->arithmetic][w->type];
+}
+
 void product_run(struct pool *pool, const struct product *p,
                  const struct product_kernels *kernels)
 {
@@ -216,8 +230,7 @@ void product_run(struct pool *pool, const struct product *p,
         return;
     pass.shape = p->part[0].w;
     pass.n_panel = (pass.shape->n_out + LINEAR_PANEL - 1) / LINEAR_PANEL;
-    kernel = kernels->of[pass.shape->arithmetic][pass.shape->type];
-    assert(kernel.work);
+    kernel = find_kernel(kernels, pass.shape);
     if (!kernel.take && p->row) {
         kernel.take = copy_floats;
         kernel.element_bytes = sizeof(float);

@@ -47,6 +47,7 @@ struct product_kernel {
 
 struct product_kernels {
     struct product_kernel of[N_ARITHMETIC][N_LINEAR_TYPE];
+    const struct product_kernels *base; /* has what is not here; or NULL */
 };
 
 /* The weights that rows [first_row, first_row + n_row) of y meet. */
@@ -83,6 +84,9 @@ void product_linear(struct pool *pool, const struct linear_args *args,
 void product_expert(struct pool *pool, const struct expert_args *args,
                     const struct product_kernels *kernels);
 
+/* The take() of bf16 rows: as scalar_to_bf16(), by the instruction for it. */
+void take_bf16(void *to, const float *x, uint32_t n, uint32_t n_step);
+
 extern const struct product_kernels product_kernels_avx2,
-    product_kernels_avx512;
+    product_kernels_avx512, product_kernels_avx512_bf16, product_kernels_amx;
 #endif

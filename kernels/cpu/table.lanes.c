@@ -1,27 +1,46 @@
-/* The backend of one instruction set. */
+/* The backends of one instruction set, and of those that add products to it. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/move.h"
+
+/* All but the products of weights. */
+#define OPERATORS                                                              \
+    .rms_norm = LANES_NAME(rms_norm), .gated_norm = LANES_NAME(gated_norm),    \
+    .swiglu = LANES_NAME(swiglu), .gate = LANES_NAME(gate),                    \
+    .embed = move_embed, .rope = LANES_NAME(rope),                             \
+    .kv_append = move_kv_append, .attend = LANES_NAME(attend),                 \
+    .conv = LANES_NAME(conv), .delta_gate = LANES_NAME(delta_gate),            \
+    .delta = LANES_NAME(delta), .route = LANES_NAME(route),                    \
+    .combine = LANES_NAME(combine), .draw = LANES_NAME(draw),                  \
+    .peaks = LANES_NAME(peaks)
 
 const struct backend LANES_NAME(backend) = {
     .name = LANES_TITLE,
     .is_supported = LANES_NAME(cpu_has),
     .linear = LANES_NAME(linear),
     .linear_add = LANES_NAME(linear_add),
-    .rms_norm = LANES_NAME(rms_norm),
-    .gated_norm = LANES_NAME(gated_norm),
-    .swiglu = LANES_NAME(swiglu),
-    .gate = LANES_NAME(gate),
-    .embed = move_embed,
-    .rope = LANES_NAME(rope),
-    .kv_append = move_kv_append,
-    .attend = LANES_NAME(attend),
-    .conv = LANES_NAME(conv),
-    .delta_gate = LANES_NAME(delta_gate),
-    .delta = LANES_NAME(delta),
-    .route = LANES_NAME(route),
     .expert = LANES_NAME(expert),
-    .combine = LANES_NAME(combine),
-    .draw = LANES_NAME(draw),
-    .peaks = LANES_NAME(peaks),
+    OPERATORS,
 };
+
+#if defined(LANES_AVX512)
+const struct backend backend_avx512_bf16 = {
+    .name = "avx512-bf16",
+    .is_supported = cpu_has_avx512_bf16,
+    .arithmetic = ARITHMETIC_PAIR,
+    .linear = linear_avx512_bf16,
+    .linear_add = linear_add_avx512_bf16,
+    .expert = expert_avx512_bf16,
+    OPERATORS,
+};
+
+const struct backend backend_amx = {
+    .name = "amx",
+    .is_supported = cpu_has_amx,
+    .arithmetic = ARITHMETIC_TILE,
+    .linear = linear_amx,
+    .linear_add = linear_add_amx,
+    .expert = expert_amx,
+    OPERATORS,
+};
+#endif

@@ -1,0 +1,481 @@
+/*
+ * Products of TILE with AMX, whose dot product of tiles is that arithmetic
+ * (kernels/linear.h): one TDPBF16PS is 16 rows by 16 outputs by a depth of 32
+ * inner steps. It flushes by itself; the modes that product.h sets are for the
+ * scales of W8 and for what is added to y.
+ *
+ * Two tiles of rows by two panels stand in four tiles of sums, so that each
+ * tile loaded is used twice. Four depths by two panels and as many rows fill
+ * most of the first-level cache: DEPTHS at a time pass by all rows of a unit,
+ * and sums wait in memory meanwhile, which costs no bits, because a tile of
+ * sums is loaded as it was stored. Sixteen rows and fewer take four panels at
+ * once and all depths, for they only read weights once. Rows are spread evenly
+ * over their tiles: one configuration serves a unit.
+ *
+ * W8 weights become bf16, exactly, in the first-level cache; a group's sums
+ * leave their tiles to be scaled.
+ */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/product.h"
+
+#include <immintrin.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define PANEL 16u
+#define TILE_ROWS 16u
+#define DEPTH_BYTES 1024u /* of one panel: 32 steps of 16 outputs in bf16 */
+#define LINE 64u
+#define DEPTHS 8u /* of a panel between two visits of a tile of rows */
+#define GROUP_DEPTHS (LINEAR_GROUP / LINEAR_STEP)
+#define SCALE_STRIDE (sizeof(struct linear_group) / sizeof(float))
+#define UNIT_ROWS 256u
+#define UNIT_PANELS 16u
+#define FEW_PANELS 4u
+
+/* LDTILECFG's operand. Intel SDM, volume 1, 18.2. */
+struct tile_config {
+    uint8_t palette, start_row, zero[14];
+    uint16_t row_bytes[16];
+    uint8_t n_row[16];
+};
+
+/* Up to 2 x 2 or 1 x 4 tiles of sums, and what the micro-kernels share. */
+typedef float sums[4][TILE_ROWS][PANEL];
+
+struct work {
+    const struct product_tile *p;
+    uint32_t n_panel, n_depth, n_tile;
+    uint32_t tile_rows;   /* of every tile; the last one begins early enough */
+    uint32_t depth_bytes; /* of one panel as it lies in memory */
+    bool is_w8;
+    size_t a_bytes; /* from row to row */
+    /* In the unit's scratch. */
+    unsigned char (*wide)[DEPTHS * DEPTH_BYTES]; /* [FEW_PANELS] */
+    const float *scale[FEW_PANELS]; /* of the first group of wide */
+    sums *group;                    /* a group's sums on their way */
+    sums *kept;                     /* [n_panel / 2][n_tile / 2] */
+};
+
+/* What one micro-kernel multiplies. */
+struct block {
+    const unsigned char *a[2]; /* tiles of rows */
+    const unsigned char *b[FEW_PANELS];
+    uint32_t n_depth;
+    const unsigned char *next[2]; /* panels to be fetched meanwhile */
+    uint32_t next_lines;          /* of each at each depth */
+};
+
+/* ------------------------------------------------------------------- tiles */
+
+/* The compiler knows of no memory that tiles read or write. */
+#define MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
+
+static void configure(uint32_t n_row)
+{
+    struct tile_config config = {.palette = 1};
+
+    for (uint32_t i = 0; i < 8; i++) {
+        config.row_bytes[i] = LINE;
+        config.n_row[i] = (uint8_t)(i < 6 ? n_row : TILE_ROWS);
+    }
+    /* The whole struct is an operand, or its stores would be dropped. */
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+}
+
+INLINE void fetch(struct block *x)
+{
+    for (uint32_t i = 0; i < x->next_lines; i++) {
+        _mm_prefetch((const char *)x->next[0], _MM_HINT_T1);
+        _mm_prefetch((const char *)x->next[1], _MM_HINT_T1);
+        x->next[0] += LINE;
+        x->next[1] += LINE;
+    }
+}
+
+/* Sums are tiles 0, 1 of the first rows and 2, 3 of the second; rows are tiles
+ * 4 and 5, panels 6 and 7. */
+INLINE void multiply_square(const struct work *w, struct block *x, bool has_a1,
+                            bool has_b1)
+{
+    const size_t stride = w->a_bytes;
+
+    MEMORY_BARRIER();
+    for (uint32_t k = 0; k < x->n_depth; k++) {
+        _tile_loadd(6, x->b[0] + k * DEPTH_BYTES, LINE);
+        _tile_loadd(4, x->a[0] + k * LINE, stride);
+        _tile_dpbf16ps(0, 4, 6);
+        if (has_b1) {
+            _tile_loadd(7, x->b[1] + k * DEPTH_BYTES, LINE);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if (has_a1) {
+            _tile_loadd(5, x->a[1] + k * LINE, stride);
+            _tile_dpbf16ps(2, 5, 6);
+            if (has_b1)
+                _tile_dpbf16ps(3, 5, 7);
+        }
+        fetch(x);
+    }
+}
+
+/* Sums are tiles 0 to 3 for as many panels; rows are tile 4. */
+INLINE void multiply_few(const struct work *w, const struct block *x,
+                         uint32_t n_panel)
+{
+    const size_t stride = w->a_bytes;
+
+    MEMORY_BARRIER();
+    for (uint32_t k = 0; k < x->n_depth; k++) {
+        _tile_loadd(4, x->a[0] + k * LINE, stride);
+        _tile_loadd(6, x->b[0] + k * DEPTH_BYTES, LINE);
+        _tile_dpbf16ps(0, 4, 6);
+        if (n_panel > 1) {
+            _tile_loadd(7, x->b[1] + k * DEPTH_BYTES, LINE);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if (n_panel > 2) {
+            _tile_loadd(6, x->b[2] + k * DEPTH_BYTES, LINE);
+            _tile_dpbf16ps(2, 4, 6);
+        }
+        if (n_panel > 3) {
+            _tile_loadd(7, x->b[3] + k * DEPTH_BYTES, LINE);
+            _tile_dpbf16ps(3, 4, 7);
+        }
+    }
+}
+
+static void clear_sums(void)
+{
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+static void load_sums(sums *s)
+{
+    MEMORY_BARRIER();
+    _tile_loadd(0, (*s)[0], LINE);
+    _tile_loadd(1, (*s)[1], LINE);
+    _tile_loadd(2, (*s)[2], LINE);
+    _tile_loadd(3, (*s)[3], LINE);
+}
+
+static void store_sums(sums *s)
+{
+    _tile_stored(0, (*s)[0], LINE);
+    _tile_stored(1, (*s)[1], LINE);
+    _tile_stored(2, (*s)[2], LINE);
+    _tile_stored(3, (*s)[3], LINE);
+    MEMORY_BARRIER();
+}
+
+/* ------------------------------------------------------------------ weights */
+
+/* A group of one panel as bf16. A whole number below 128 fills the upper half
+ * of its float, the lower is 0. */
+static void widen(const struct linear_group *group, unsigned char *to)
+{
+    for (uint32_t k = 0; k < LINEAR_GROUP; k += 2) {
+        __m512i even =
+            _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)group->q[k]));
+        __m512i odd = _mm512_cvtepi8_epi32(
+            _mm_loadu_si128((const void *)group->q[k + 1]));
+
+        even = _mm512_castps_si512(_mm512_cvtepi32_ps(even));
+        odd = _mm512_castps_si512(_mm512_cvtepi32_ps(odd));
+        _mm512_store_si512(to + k * PANEL * 2,
+                           _mm512_or_si512(odd, _mm512_srli_epi32(even, 16)));
+    }
+}
+
+static const unsigned char *panel_at(const struct work *w, uint32_t panel,
+                                     uint32_t depth)
+{
+    return (const unsigned char *)w->p->b + panel * w->p->b_stride +
+           (size_t)depth * w->depth_bytes;
+}
+
+/* n_panel panels from `panel` on, n_depth depths from `depth` on. */
+static void take_panels(struct work *w, struct block *x, uint32_t panel,
+                        uint32_t n_panel, uint32_t depth, uint32_t n_depth)
+{
+    x->n_depth = n_depth;
+    for (uint32_t i = 0; i < n_panel; i++) {
+        const unsigned char *b = panel_at(w, panel + i, depth);
+        const struct linear_group *group = (const void *)b;
+
+        x->b[i] = b;
+        if (!w->is_w8)
+            continue;
+        for (uint32_t g = 0; g < n_depth / GROUP_DEPTHS; g++)
+            widen(&group[g], w->wide[i] + g * GROUP_DEPTHS * DEPTH_BYTES);
+        w->scale[i] = group->scale;
+        x->b[i] = w->wide[i];
+    }
+    if (n_panel == 1) /* never multiplied */
+        x->b[1] = x->b[0];
+}
+
+/* -------------------------------------------------------------------- sums */
+
+/* kept = fma(a group's sums, its scales, kept), of n_row rows. */
+static void scale_tile(float (*kept)[PANEL], float (*sum)[PANEL],
+                       const float *scale, uint32_t n_row, bool is_first)
+{
+    const __m512 by = _mm512_loadu_ps(scale);
+
+    for (uint32_t r = 0; r < n_row; r++) {
+        const __m512 before =
+            is_first ? _mm512_setzero_ps() : _mm512_load_ps(kept[r]);
+
+        _mm512_store_ps(kept[r],
+                        _mm512_fmadd_ps(_mm512_load_ps(sum[r]), by, before));
+    }
+}
+
+/* The last tile begins early enough to have as many rows as the others; the
+ * rows that it shares with the one before are computed twice, written once. */
+static uint32_t first_row(const struct work *w, uint32_t tile)
+{
+    const uint32_t row = tile * w->tile_rows, last = w->p->n_row - w->tile_rows;
+
+    return row < last ? row : last;
+}
+
+static const unsigned char *rows_of_tile(const struct work *w, uint32_t tile,
+                                         uint32_t depth)
+{
+    return (const unsigned char *)w->p->a + first_row(w, tile) * w->a_bytes +
+           (size_t)depth * LINE;
+}
+
+static void put_tile(const struct work *w, float (*sum)[PANEL], uint32_t tile,
+                     uint32_t panel)
+{
+    const struct product_tile *p = w->p;
+    const uint32_t first = first_row(w, tile), left = p->n_col - panel * PANEL;
+    const __mmask16 mask =
+        left < PANEL ? (__mmask16)((1u << left) - 1u) : (__mmask16)0xffff;
+
+    for (uint32_t r = tile * w->tile_rows - first; r < w->tile_rows; r++) {
+        float *y = p->c + (first + r) * p->c_stride + panel * PANEL;
+        __m512 v = _mm512_load_ps(sum[r]);
+
+        if (p->is_add)
+            v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), v);
+        _mm512_mask_storeu_ps(y, mask, v);
+    }
+}
+
+/* ---------------------------------------------------------------- few rows */
+
+static void fetch_group(const unsigned char *group)
+{
+    for (uint32_t i = 0; i < sizeof(struct linear_group); i += LINE)
+        _mm_prefetch((const char *)group + i, _MM_HINT_T0);
+}
+
+INLINE void few_panels(struct work *w, uint32_t panel, uint32_t n_panel)
+{
+    sums *out = w->is_w8 ? w->kept : w->group;
+    const uint32_t n_depth = w->is_w8 ? GROUP_DEPTHS : w->n_depth;
+
+    for (uint32_t k = 0; k < w->n_depth; k += n_depth) {
+        struct block x = {.a = {rows_of_tile(w, 0, k)}};
+
+        for (uint32_t i = 0; i < n_panel && w->is_w8; i++)
+            fetch_group(panel_at(w, panel + i, k + GROUP_DEPTHS));
+        take_panels(w, &x, panel, n_panel, k, n_depth);
+        clear_sums();
+        multiply_few(w, &x, n_panel);
+        store_sums(w->group);
+        for (uint32_t i = 0; i < n_panel && w->is_w8; i++)
+            scale_tile((*out)[i], (*w->group)[i], w->scale[i], w->tile_rows,
+                       k == 0);
+    }
+    for (uint32_t i = 0; i < n_panel; i++)
+        put_tile(w, (*out)[i], 0, panel + i);
+}
+
+static void few_rows(struct work *w)
+{
+    uint32_t panel = 0;
+
+    for (; panel + FEW_PANELS <= w->n_panel; panel += FEW_PANELS)
+        few_panels(w, panel, FEW_PANELS);
+    for (; panel < w->n_panel; panel++)
+        few_panels(w, panel, 1);
+}
+
+/* --------------------------------------------------------------- many rows */
+
+/* Sums of a group of 128 steps from tiles to memory and there to their scales,
+ * group by group. */
+INLINE void multiply_groups(struct work *w, struct block *x, sums *kept,
+                            bool is_first, bool has_a1, bool has_b1)
+{
+    struct block part = *x;
+
+    part.n_depth = GROUP_DEPTHS;
+    for (uint32_t g = 0; g < x->n_depth / GROUP_DEPTHS; g++) {
+        clear_sums();
+        multiply_square(w, &part, has_a1, has_b1);
+        store_sums(w->group);
+        for (uint32_t i = 0; i < 4; i++)
+            if ((has_a1 || i < 2) && (has_b1 || i % 2 == 0))
+                scale_tile((*kept)[i], (*w->group)[i],
+                           w->scale[i % 2] + g * SCALE_STRIDE, w->tile_rows,
+                           is_first && g == 0);
+        for (uint32_t i = 0; i < 2; i++) {
+            part.a[i] += GROUP_DEPTHS * LINE;
+            part.b[i] += GROUP_DEPTHS * DEPTH_BYTES;
+        }
+    }
+    x->next[0] = part.next[0];
+    x->next[1] = part.next[1];
+}
+
+/* Tiles of rows `tile` and the next by the panels of x. */
+INLINE void square(struct work *w, struct block *x, uint32_t tile,
+                   uint32_t panel, uint32_t depth, bool has_a1, bool has_b1)
+{
+    const bool is_last = depth + x->n_depth == w->n_depth;
+    sums *kept = &w->kept[panel / 2 * ((w->n_tile + 1) / 2) + tile / 2];
+
+    x->a[0] = rows_of_tile(w, tile, depth);
+    x->a[1] = rows_of_tile(w, has_a1 ? tile + 1 : tile, depth);
+    if (w->is_w8) {
+        multiply_groups(w, x, kept, depth == 0, has_a1, has_b1);
+    } else {
+        if (depth == 0)
+            clear_sums();
+        else
+            load_sums(kept);
+        multiply_square(w, x, has_a1, has_b1);
+        store_sums(kept);
+    }
+    for (uint32_t i = 0; i < 4 && is_last; i++)
+        if ((has_a1 || i < 2) && (has_b1 || i % 2 == 0))
+            put_tile(w, (*kept)[i], tile + i / 2, panel + i % 2);
+}
+
+INLINE void all_rows(struct work *w, struct block *x, uint32_t panel,
+                     uint32_t depth, bool has_b1)
+{
+    uint32_t tile = 0;
+
+    for (; tile + 1 < w->n_tile; tile += 2)
+        square(w, x, tile, panel, depth, true, has_b1);
+    if (tile < w->n_tile)
+        square(w, x, tile, panel, depth, false, has_b1);
+}
+
+/* What comes behind these panels and depths is fetched while they pass by the
+ * rows, a share of it at each step. */
+static void plan_next(const struct work *w, struct block *x, uint32_t panel,
+                      uint32_t depth)
+{
+    const uint32_t n_line = x->n_depth * w->depth_bytes / LINE;
+    const uint32_t n_step = (w->n_tile + 1) / 2 * x->n_depth;
+    uint32_t i = panel + 2;
+
+    if (i >= w->n_panel) {
+        i = 0;
+        depth += x->n_depth;
+    }
+    if (depth >= w->n_depth)
+        return;
+    x->next[0] = panel_at(w, i, depth);
+    x->next[1] = panel_at(w, i + 1 < w->n_panel ? i + 1 : i, depth);
+    x->next_lines = (n_line + n_step - 1) / n_step;
+}
+
+static void many_rows(struct work *w)
+{
+    for (uint32_t k = 0; k < w->n_depth; k += DEPTHS) {
+        const uint32_t left = w->n_depth - k;
+
+        for (uint32_t panel = 0; panel < w->n_panel; panel += 2) {
+            const bool has_b1 = panel + 1 < w->n_panel;
+            struct block x = {0};
+
+            take_panels(w, &x, panel, has_b1 ? 2 : 1, k,
+                        left < DEPTHS ? left : DEPTHS);
+            plan_next(w, &x, panel, k);
+            if (has_b1)
+                all_rows(w, &x, panel, k, true);
+            else
+                all_rows(w, &x, panel, k, false);
+        }
+    }
+}
+
+/* ----------------------------------------------------------------- product */
+
+static void run(const struct product_tile *p, bool is_w8)
+{
+    struct work w = {
+        .p = p,
+        .n_panel = (p->n_col + PANEL - 1) / PANEL,
+        .n_depth = p->n_step / LINEAR_STEP,
+        .n_tile = (p->n_row + TILE_ROWS - 1) / TILE_ROWS,
+        .depth_bytes =
+            is_w8 ? sizeof(struct linear_group) / GROUP_DEPTHS : DEPTH_BYTES,
+        .is_w8 = is_w8,
+        .a_bytes = p->a_stride * sizeof(uint16_t),
+        .wide = p->scratch,
+    };
+
+    w.tile_rows = (p->n_row + w.n_tile - 1) / w.n_tile;
+    w.group = (void *)(w.wide + FEW_PANELS);
+    w.kept = w.group + 1;
+    configure(w.tile_rows);
+    if (w.n_tile == 1)
+        few_rows(&w);
+    else
+        many_rows(&w);
+    _tile_release();
+}
+
+static void tile_bf16(const struct product_tile *tile)
+{
+    run(tile, false);
+}
+
+static void tile_w8(const struct product_tile *tile)
+{
+    run(tile, true);
+}
+
+static struct product_shape shape(uint32_t n_row, uint32_t n_step)
+{
+    (void)n_step;
+    if (n_row <= TILE_ROWS)
+        return (struct product_shape){TILE_ROWS, FEW_PANELS};
+    return (struct product_shape){UNIT_ROWS, UNIT_PANELS};
+}
+
+/* ------------------------------------------------------------- the backend */
+
+const struct product_kernels product_kernels_amx = {
+    .of = {[ARITHMETIC_TILE] = {[LINEAR_BF16] = {tile_bf16, take_bf16, 2,
+                                                 shape},
+                                [LINEAR_W8] = {tile_w8, take_bf16, 2, shape}}},
+    .base = &product_kernels_avx512_bf16,
+};
+
+void linear_amx(struct pool *pool, const struct linear_args *args)
+{
+    product_linear(pool, args, false, &product_kernels_amx);
+}
+
+void linear_add_amx(struct pool *pool, const struct linear_args *args)
+{
+    product_linear(pool, args, true, &product_kernels_amx);
+}
+
+void expert_amx(struct pool *pool, const struct expert_args *args)
+{
+    product_expert(pool, args, &product_kernels_amx);
+}
