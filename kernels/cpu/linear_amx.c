@@ -270,12 +270,6 @@ static void put_tile(const struct work *w, float (*sum)[PANEL], uint32_t tile,
 
 /* ---------------------------------------------------------------- few rows */
 
-static void fetch_group(const unsigned char *group)
-{
-    for (uint32_t i = 0; i < sizeof(struct linear_group); i += LINE)
-        _mm_prefetch((const char *)group + i, _MM_HINT_T0);
-}
-
 INLINE void few_panels(struct work *w, uint32_t panel, uint32_t n_panel)
 {
     sums *out = w->is_w8 ? w->kept : w->group;
@@ -284,8 +278,6 @@ INLINE void few_panels(struct work *w, uint32_t panel, uint32_t n_panel)
     for (uint32_t k = 0; k < w->n_depth; k += n_depth) {
         struct block x = {.a = {rows_of_tile(w, 0, k)}};
 
-        for (uint32_t i = 0; i < n_panel && w->is_w8; i++)
-            fetch_group(panel_at(w, panel + i, k + GROUP_DEPTHS));
         take_panels(w, &x, panel, n_panel, k, n_depth);
         clear_sums();
         multiply_few(w, &x, n_panel);
@@ -465,14 +457,25 @@ const struct product_kernels product_kernels_amx = {
     .base = &product_kernels_avx512_bf16,
 };
 
+/* Few rows of W8 wait for weights that go through memory into tiles; by
+ * AVX-512 they took half the time up to here, and the bits are the same. */
+#define VECTOR_ROWS 4u
+
+static const struct product_kernels *kernels_for(const struct linear_args *args)
+{
+    return args->w->type == LINEAR_W8 && args->n_row <= VECTOR_ROWS
+               ? product_kernels_amx.base
+               : &product_kernels_amx;
+}
+
 void linear_amx(struct pool *pool, const struct linear_args *args)
 {
-    product_linear(pool, args, false, &product_kernels_amx);
+    product_linear(pool, args, false, kernels_for(args));
 }
 
 void linear_add_amx(struct pool *pool, const struct linear_args *args)
 {
-    product_linear(pool, args, true, &product_kernels_amx);
+    product_linear(pool, args, true, kernels_for(args));
 }
 
 void expert_amx(struct pool *pool, const struct expert_args *args)
