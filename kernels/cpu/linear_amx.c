@@ -60,7 +60,7 @@ struct work {
 struct block {
     const unsigned char *a[2]; /* tiles of rows */
     const unsigned char *b[FEW_PANELS];
-    uint32_t n_depth;
+    uint32_t depth, n_depth;
     const unsigned char *next[2]; /* panels to be fetched meanwhile */
     uint32_t next_lines;          /* of each at each depth */
 };
@@ -330,8 +330,9 @@ INLINE void multiply_groups(struct work *w, struct block *x, sums *kept,
 
 /* Tiles of rows `tile` and the next by the panels of x. */
 INLINE void square(struct work *w, struct block *x, uint32_t tile,
-                   uint32_t panel, uint32_t depth, bool has_a1, bool has_b1)
+                   uint32_t panel, bool has_a1, bool has_b1)
 {
+    const uint32_t depth = x->depth;
     const bool is_last = depth + x->n_depth == w->n_depth;
     sums *kept = &w->kept[panel / 2 * ((w->n_tile + 1) / 2) + tile / 2];
 
@@ -353,14 +354,14 @@ INLINE void square(struct work *w, struct block *x, uint32_t tile,
 }
 
 INLINE void all_rows(struct work *w, struct block *x, uint32_t panel,
-                     uint32_t depth, bool has_b1)
+                     bool has_b1)
 {
     uint32_t tile = 0;
 
     for (; tile + 1 < w->n_tile; tile += 2)
-        square(w, x, tile, panel, depth, true, has_b1);
+        square(w, x, tile, panel, true, has_b1);
     if (tile < w->n_tile)
-        square(w, x, tile, panel, depth, false, has_b1);
+        square(w, x, tile, panel, false, has_b1);
 }
 
 /* What comes behind these panels and depths is fetched while they pass by the
@@ -394,11 +395,12 @@ static void many_rows(struct work *w)
 
             take_panels(w, &x, panel, has_b1 ? 2 : 1, k,
                         left < DEPTHS ? left : DEPTHS);
+            x.depth = k;
             plan_next(w, &x, panel, k);
             if (has_b1)
-                all_rows(w, &x, panel, k, true);
+                all_rows(w, &x, panel, true);
             else
-                all_rows(w, &x, panel, k, false);
+                all_rows(w, &x, panel, false);
         }
     }
 }

@@ -52,24 +52,31 @@ INLINE __m512i pairs_of_q(const unsigned char *q)
 /* Row r of x, from a base every third row: x86 addresses base + 2 * stride. */
 #define ROW(base, r, stride) ((base)[(r) / 3] + (r) % 3 * (stride))
 
-/* sum += n pairs from pair `first`, whose weights of the cell's first panel
- * are at b. height and width are constants where this is inlined. */
-INLINE void add_pairs(const struct cell *cell, const unsigned char *b,
-                      uint32_t first, uint32_t n, uint32_t height,
-                      uint32_t width, bool is_w8, sums sum)
+/* n pairs of steps from pair `first`, whose weights of the cell's first panel
+ * are at b. */
+struct pairs {
+    const unsigned char *b;
+    uint32_t first, n;
+    bool is_w8;
+};
+
+/* sum += those pairs. height and width are constants where this is inlined. */
+INLINE void add_pairs(const struct cell *cell, struct pairs pairs,
+                      uint32_t height, uint32_t width, sums sum)
 {
+    const unsigned char *b = pairs.b;
     const size_t stride = cell->x_stride, b_stride = cell->b_stride;
     const uint32_t *x[4];
 
     for (uint32_t i = 0; i < 4; i++)
-        x[i] = cell->x + 3 * i * stride + first;
-    for (uint32_t k = 0; k < n; k++) {
+        x[i] = cell->x + 3 * i * stride + pairs.first;
+    for (uint32_t k = 0; k < pairs.n; k++) {
         __m512i w[WIDTH_MAX];
 
 #pragma GCC unroll 4
         for (uint32_t p = 0; p < width; p++)
-            w[p] = is_w8 ? pairs_of_q(b + p * b_stride + k * 32)
-                         : _mm512_load_si512(b + p * b_stride + k * 64);
+            w[p] = pairs.is_w8 ? pairs_of_q(b + p * b_stride + k * 32)
+                               : _mm512_load_si512(b + p * b_stride + k * 64);
 #pragma GCC unroll 12
         for (uint32_t r = 0; r < height; r++) {
             const __m512i pair = _mm512_set1_epi32((int)ROW(x, r, stride)[k]);
@@ -114,7 +121,8 @@ INLINE void cell_bf16(const struct cell *cell, uint32_t height, uint32_t width)
     sums sum;
 
     clear(height, width, sum);
-    add_pairs(cell, cell->b, 0, cell->n_pair, height, width, false, sum);
+    add_pairs(cell, (struct pairs){cell->b, 0, cell->n_pair, false}, height,
+              width, sum);
     finish(cell, height, width, sum);
 }
 
@@ -125,9 +133,11 @@ INLINE void cell_w8(const struct cell *cell, uint32_t height, uint32_t width)
 
     clear(height, width, acc);
     for (uint32_t k = 0; k < cell->n_pair; k += GROUP_PAIRS) {
+        const struct pairs pairs = {b + offsetof(struct linear_group, q), k,
+                                    GROUP_PAIRS, true};
+
         clear(height, width, sum);
-        add_pairs(cell, b + offsetof(struct linear_group, q), k, GROUP_PAIRS,
-                  height, width, true, sum);
+        add_pairs(cell, pairs, height, width, sum);
 #pragma GCC unroll 12
         for (uint32_t r = 0; r < height; r++)
 #pragma GCC unroll 4

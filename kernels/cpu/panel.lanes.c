@@ -80,16 +80,24 @@ LANES_INLINE void step_by_row(const struct cursor *at, uint32_t k,
     }
 }
 
-LANES_INLINE void pair_by_row(const struct cursor *at, enum linear_type type,
-                              enum arithmetic order, uint32_t height,
-                              uint32_t width, sums even, sums odd)
+/* What a cell is: constants where it is inlined, so that no choice is left to
+ * the loops and sums stay in registers. */
+struct shape {
+    enum linear_type type;
+    enum arithmetic order;
+    uint32_t height, width; /* rows, panels */
+};
+
+LANES_INLINE void pair_by_row(const struct cursor *at, struct shape shape,
+                              sums even, sums odd)
 {
+    const uint32_t height = shape.height, width = shape.width;
     v16 low[WIDTH_MAX], high[WIDTH_MAX];
 
 #pragma GCC unroll 8
     for (uint32_t p = 0; p < width; p++)
-        low[p] = load_pair(at->b + p * at->b_stride, type, &high[p]);
-    if (order == ARITHMETIC_PAIR) {
+        low[p] = load_pair(at->b + p * at->b_stride, shape.type, &high[p]);
+    if (shape.order == ARITHMETIC_PAIR) {
         step_by_row(at, 1, height, width, high, odd);
         step_by_row(at, 0, height, width, low, even);
     } else {
@@ -99,10 +107,10 @@ LANES_INLINE void pair_by_row(const struct cursor *at, enum linear_type type,
 }
 
 /* Two steps of a wide tile: x stays in registers, the weights pass by. */
-LANES_INLINE void pair_by_vector(const struct cursor *at, enum linear_type type,
-                                 enum arithmetic order, uint32_t height,
-                                 uint32_t width, sums even, sums odd)
+LANES_INLINE void pair_by_vector(const struct cursor *at, struct shape shape,
+                                 sums even, sums odd)
 {
+    const uint32_t height = shape.height, width = shape.width;
     v16 x[2], next[2];
 
 #pragma GCC unroll 2
@@ -112,10 +120,10 @@ LANES_INLINE void pair_by_vector(const struct cursor *at, enum linear_type type,
     }
 #pragma GCC unroll 8
     for (uint32_t p = 0; p < width; p++) {
-        v16 high, low = load_pair(at->b + p * at->b_stride, type, &high);
+        v16 high, low = load_pair(at->b + p * at->b_stride, shape.type, &high);
 #pragma GCC unroll 2
         for (uint32_t r = 0; r < height; r++) {
-            if (order == ARITHMETIC_PAIR) {
+            if (shape.order == ARITHMETIC_PAIR) {
                 odd[r][p] = v16_fma(next[r], high, odd[r][p]);
                 even[r][p] = v16_fma(x[r], low, even[r][p]);
             } else {
@@ -127,22 +135,20 @@ LANES_INLINE void pair_by_vector(const struct cursor *at, enum linear_type type,
 }
 
 /* n / 2 pairs of steps. even and odd are the same sums but in TILE. */
-LANES_INLINE void run_pairs(struct cursor *at, uint32_t n,
-                            enum linear_type type, enum arithmetic order,
-                            uint32_t height, uint32_t width, sums even,
-                            sums odd)
+LANES_INLINE void run_pairs(struct cursor *at, uint32_t n, struct shape shape,
+                            sums even, sums odd)
 {
     for (uint32_t k = 0; k + 1 < n; k += 2) {
         /* Of a panel of W8 a cache line holds two pairs. */
-        if (type != LINEAR_W8 || k % 4 == 0)
-            fetch(at, width);
-        if (height <= 2)
-            pair_by_vector(at, type, order, height, width, even, odd);
+        if (shape.type != LINEAR_W8 || k % 4 == 0)
+            fetch(at, shape.width);
+        if (shape.height <= 2)
+            pair_by_vector(at, shape, even, odd);
         else
-            pair_by_row(at, type, order, height, width, even, odd);
+            pair_by_row(at, shape, even, odd);
         for (uint32_t i = 0; i < 4; i++)
             at->a[i] += 2;
-        at->b += pair_bytes(type);
+        at->b += pair_bytes(shape.type);
     }
 }
 
@@ -156,18 +162,18 @@ LANES_INLINE void clear(uint32_t height, uint32_t width, sums sum)
 }
 
 /* n steps from where the cursor stands, summed up onto `sum`. */
-LANES_INLINE void run_steps(struct cursor *at, uint32_t n,
-                            enum linear_type type, enum arithmetic order,
-                            uint32_t height, uint32_t width, sums sum)
+LANES_INLINE void run_steps(struct cursor *at, uint32_t n, struct shape shape,
+                            sums sum)
 {
+    const uint32_t height = shape.height, width = shape.width;
     v16 low[WIDTH_MAX], high;
 
-    if (order != ARITHMETIC_TILE) {
-        run_pairs(at, n, type, order, height, width, sum, sum);
+    if (shape.order != ARITHMETIC_TILE) {
+        run_pairs(at, n, shape, sum, sum);
         if (n % 2) { /* of FP32 alone, and the last of all */
 #pragma GCC unroll 8
             for (uint32_t p = 0; p < width; p++)
-                low[p] = load_pair(at->b + p * at->b_stride, type, &high);
+                low[p] = load_pair(at->b + p * at->b_stride, shape.type, &high);
             step_by_row(at, 0, height, width, low, sum);
         }
         return;
@@ -177,7 +183,7 @@ LANES_INLINE void run_steps(struct cursor *at, uint32_t n,
 
         clear(height, width, even);
         clear(height, width, odd);
-        run_pairs(at, LINEAR_STEP, type, order, height, width, even, odd);
+        run_pairs(at, LINEAR_STEP, shape, even, odd);
 #pragma GCC unroll 12
         for (uint32_t r = 0; r < height; r++)
 #pragma GCC unroll 8
@@ -187,10 +193,11 @@ LANES_INLINE void run_steps(struct cursor *at, uint32_t n,
 }
 
 /* The groups of W8: each summed up from zero, then scaled onto `sum`. */
-LANES_INLINE void run_groups(struct cursor *at, uint32_t n,
-                             enum arithmetic order, uint32_t height,
-                             uint32_t width, sums sum)
+LANES_INLINE void run_groups(struct cursor *at, uint32_t n, struct shape shape,
+                             sums sum)
 {
+    const uint32_t height = shape.height, width = shape.width;
+
     for (uint32_t k = 0; k < n; k += LINEAR_GROUP) {
         const uint32_t left = n - k;
         const unsigned char *scale = at->b;
@@ -199,8 +206,7 @@ LANES_INLINE void run_groups(struct cursor *at, uint32_t n,
         clear(height, width, group);
         at->b += sizeof(float[LINEAR_PANEL]);
         fetch(at, width); /* what the scales moved forward */
-        run_steps(at, left < LINEAR_GROUP ? left : LINEAR_GROUP, LINEAR_W8,
-                  order, height, width, group);
+        run_steps(at, left < LINEAR_GROUP ? left : LINEAR_GROUP, shape, group);
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++) {
             v16 s = v16_load(
@@ -229,14 +235,11 @@ LANES_INLINE void put(const struct cell *cell, uint32_t height, uint32_t width,
         }
 }
 
-/* height and width are constants where this is inlined, so that sums stay in
- * registers. */
-LANES_INLINE void run_cell(const struct cell *cell, enum linear_type type,
-                           enum arithmetic order, uint32_t height,
-                           uint32_t width)
+LANES_INLINE void run_cell(const struct cell *cell, struct shape shape)
 {
     const struct product_tile *t = cell->t;
-    const uint32_t n = order == ARITHMETIC_FP32 ? t->n_in : t->n_step;
+    const uint32_t height = shape.height, width = shape.width;
+    const uint32_t n = shape.order == ARITHMETIC_FP32 ? t->n_in : t->n_step;
     struct cursor at = {.a_stride = t->a_stride,
                         .b = cell->b,
                         .b_stride = t->b_stride,
@@ -246,10 +249,10 @@ LANES_INLINE void run_cell(const struct cell *cell, enum linear_type type,
     for (uint32_t i = 0; i < 4; i++)
         at.a[i] = cell->a + 3 * i * t->a_stride;
     clear(height, width, sum);
-    if (type == LINEAR_W8)
-        run_groups(&at, n, order, height, width, sum);
+    if (shape.type == LINEAR_W8)
+        run_groups(&at, n, shape, sum);
     else
-        run_steps(&at, n, type, order, height, width, sum);
+        run_steps(&at, n, shape, sum);
     put(cell, height, width, sum);
 }
 
@@ -270,14 +273,15 @@ static const struct heights TWO = {{[2] = 1, [1] = 2}};
 
 #define CASE(h, w)                                                             \
     case (w)*16 + (h):                                                         \
-        run_cell(cell, type, order, h, w);                                     \
+        run_cell(cell, (struct shape){type, order, h, w});                     \
         return;
 #if defined(LANES_AVX512)
 #define CASES_TWO                                                              \
     CASE(1, 8)                                                                 \
     CASE(1, 4)                                                                 \
-    CASE(2, 4) CASE(3, 4) CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2)          \
-        CASE(5, 2) CASE(6, 2) CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1)
+    CASE(2, 4)                                                                 \
+    CASE(3, 4) CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2)          \
+        CASE(6, 2) CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1)
 #define CASES_ONE                                                              \
     CASES_TWO CASE(2, 8) CASE(4, 4) CASE(5, 4) CASE(7, 2) CASE(8, 2)           \
         CASE(9, 2) CASE(10, 2) CASE(11, 2) CASE(12, 2)
