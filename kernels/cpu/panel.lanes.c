@@ -280,8 +280,11 @@ static const struct heights TWO = {{[2] = 1, [1] = 2}};
     CASE(1, 8)                                                                 \
     CASE(1, 4)                                                                 \
     CASE(2, 4)                                                                 \
-    CASE(3, 4) CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2)          \
-        CASE(6, 2) CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1)
+    CASE(3, 4)                                                                 \
+    CASE(1, 2)                                                                 \
+    CASE(2, 2)                                                                 \
+    CASE(3, 2)                                                                 \
+    CASE(4, 2) CASE(5, 2) CASE(6, 2) CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1)
 #define CASES_ONE                                                              \
     CASES_TWO CASE(2, 8) CASE(4, 4) CASE(5, 4) CASE(7, 2) CASE(8, 2)           \
         CASE(9, 2) CASE(10, 2) CASE(11, 2) CASE(12, 2)
