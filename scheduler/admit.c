@@ -119,14 +119,16 @@ static bool has_tenant_room(const struct admit_request *request,
                             const struct admit_load *load,
                             const struct admit_limits *limits)
 {
-    uint64_t left = limits->max_queue > load->n_waiting
-                        ? limits->max_queue - load->n_waiting
-                        : 0;
+    /* Those that it could take the place of do not stand in its way. */
+    uint32_t first = request->work.priority < 0 ? 0 : load->n_sheddable;
+    uint32_t n_waiting = load->n_waiting - first;
+    uint64_t left =
+        limits->max_queue > n_waiting ? limits->max_queue - n_waiting : 0;
     uint64_t n = 0;
 
     if (!request->has_quota || !limits->tenant_free)
         return true;
-    for (uint32_t i = 0; i < load->n_waiting; i++)
+    for (uint32_t i = first; i < load->n_waiting; i++)
         n += load->request[i].tenant == request->work.tenant;
     return n == 0 || n < left * limits->tenant_free;
 }
@@ -146,7 +148,7 @@ reason_of(const struct admit_request *request, const struct admit_load *load,
     if (!has_tenant_room(request, load, limits))
         return ADMIT_TENANT_QUOTA;
     if (load->n_waiting >= limits->max_queue &&
-        (is_sheddable || !load->has_sheddable))
+        (is_sheddable || load->n_sheddable == 0))
         return ADMIT_QUEUE_FULL;
     if (request->work.deadline_us) {
         most = request->work.deadline_us > rules->now_us

@@ -25,7 +25,8 @@ struct admit_limits {
     uint32_t max_queue;   /* requests that wait */
     uint32_t tenant_free; /* a tenant with a name may have so many times as
                              many waiting as there are places left in the
-                             queue (with 4: four fifths of it); 0: no quota */
+                             queue (with 4: four fifths of it), where those
+                             that can be shed for it do not count; 0: none */
     double max_wait_us;   /* predicted wait for others, else QUEUE_FULL; 0: any
                              is right */
     double shed_wait_us;  /* the same for sheddable requests, else SHED */
@@ -40,11 +41,12 @@ struct admit_share { /* of one tenant, of the new one's priority */
 
 struct admit_load {                     /* what is there */
     const struct plan_request *request; /* [n_request] all that have prompt
-                        tokens to compute: first those that wait for a place */
+                        tokens to compute: first those that may be shed, then
+                        the others that wait for a place */
     uint32_t n_request, n_waiting;
+    uint32_t n_sheddable; /* that wait and were never started */
     struct admit_share
         *share;          /* scratch [fair_places()], or [1] without fair */
-    bool has_sheddable;  /* one that waits and was never started */
     double prompt_share; /* plan_prompt_share() as things are now */
     double pass_us;      /* what is left of the pass under way */
     double place_us;     /* 0: places and room are free; else the mean time from

@@ -235,7 +235,6 @@ static void advance(struct engine *engine, const struct lane *lane)
             digest_tokens(resident->memory_chain,
                           resident->tokens.id + span->position, span->n_row);
         memory_advance(resident->memory, span->n_row);
-        request->served_step = engine->step;
         schedule_charge(engine, request, lane, span->n_row);
         if (span->position + span->n_row != resident->tokens.n)
             continue;

@@ -140,7 +140,6 @@ struct request {
     uint64_t shared_stop; /* a snapshot is taken here on the way; 0: none */
     uint32_t end[CONFIG_EOS_MAX + STOP_ID_MAX], n_end;
     struct text text;
-    uint64_t served_step;  /* the last one that had rows of it */
     uint64_t message_step; /* the last commit that carried an event for it */
     uint64_t arrive_us, start_us, prefilled_us, first_us, last_us;
     uint64_t progress_us, progress_position;
@@ -183,9 +182,7 @@ struct schedule {
     struct cost cost;
     struct fair *fair;
     struct plan_pace pace;
-    bool is_blocked;        /* some wait for a place or for room */
-    uint64_t place_from_us; /* the last start since then, or its beginning */
-    double place_us;        /* mean time between two such starts; 0: unknown */
+    struct admit_pace place;
     uint64_t decode_us; /* of the last step's decode rows; 0: there are none */
     uint32_t n_request_max;
     struct plan_request *work; /* [n_request_max] scratch, and so on */
@@ -253,7 +250,6 @@ struct engine {
 
     struct lane decode, prompt;
     struct schedule schedule;
-    uint64_t decode_us;       /* that the last pass of decode rows took */
     struct sampler **sampler; /* [n_sampler], one per thread of the pool */
     uint32_t n_sampler, n_entrant, n_draw;
     struct draw *draw;

@@ -140,30 +140,6 @@ uint32_t plan_start(const struct plan_request *request, uint32_t n,
     return n_start;
 }
 
-uint32_t plan_decode(const struct plan_request *request, uint32_t n,
-                     uint32_t row_max, struct plan_chunk *out)
-{
-    uint32_t n_chunk = 0;
-
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t at = n_chunk;
-        if (request[i].n_pending != 1)
-            continue;
-        /* Ascending in served_step while more wait than there are rows. */
-        while (at > 0 &&
-               request[out[at - 1].entry].served_step > request[i].served_step)
-            at--;
-        if (at == row_max)
-            continue;
-        n_chunk += n_chunk < row_max;
-        for (uint32_t j = n_chunk - 1; j > at; j--)
-            out[j] = out[j - 1];
-        out[at] = (struct plan_chunk){i, 1};
-    }
-    qsort(out, n_chunk, sizeof(*out), by_entry);
-    return n_chunk;
-}
-
 /* Its next chunk, of at most n_max tokens and left_us, if it is the first of
  * the pass of at least least_rows; 0: none fits. */
 static uint64_t chunk_of(const struct plan_request *r,

@@ -46,7 +46,6 @@ struct plan_request {   /* one request with something to consume, or waiting */
     uint64_t target_us;   /* when its first token should be there, > arrive_us:
                              plan_target_us(), or its caller's earlier deadline */
     uint64_t deadline_us; /* its caller's; 0: none */
-    uint64_t served_step; /* when it last had a decode row */
     int32_t priority;     /* below 0: sheddable */
     uint32_t tenant;      /* of rules->fair */
 };
@@ -90,13 +89,6 @@ double plan_slack(const struct plan_request *request,
 uint32_t plan_start(const struct plan_request *request, uint32_t n,
                     const struct plan_rules *rules, struct plan_rank *rank,
                     uint32_t n_start, uint32_t *out);
-
-/*
- * The next decode pass: one row for each request that has one token pending,
- * at most row_max, those served longest ago first; out: [n] ascending.
- */
-uint32_t plan_decode(const struct plan_request *request, uint32_t n,
-                     uint32_t row_max, struct plan_chunk *out);
 
 /*
  * The next pass of prompts: chunks of requests with more than one token

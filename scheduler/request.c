@@ -97,7 +97,6 @@ void request_begin(struct engine *engine, struct request *request)
     uint64_t n_output;
 
     request->phase = REQUEST_WAITING;
-    request->served_step = engine->step;
     request->reuse = session->resident->reuse;
     if (request->kind == REQUEST_CHECKPOINT) {
         request->promise = request_promise(engine, session->n_token, 0);

@@ -18,7 +18,6 @@
 #define PATIENCE 4.0      /* plan_rules.patience_us in waits let in */
 #define STRETCH 0.7       /* plan_pace.stretch */
 #define SLICE_LEAST_US 200.0
-#define GAP_WEIGHT 0.2 /* of the newest time between two starts */
 
 static struct cost_prior prior_of(const struct engine *engine)
 {
@@ -132,7 +131,6 @@ static struct plan_request work_of(const struct request *r)
                                  .arrive_us = r->arrive_us,
                                  .target_us = r->target_us,
                                  .deadline_us = r->deadline_us,
-                                 .served_step = r->served_step,
                                  .priority = r->priority,
                                  .tenant = r->tenant};
 }
@@ -146,6 +144,12 @@ static void list(struct schedule *s, uint32_t *n, struct request *request)
 static bool is_waiting(const struct request *r)
 {
     return r->phase != REQUEST_RUNNING && !r->is_paused;
+}
+
+/* Whose stream has begun is not shed: its client was told yes. */
+static bool is_sheddable(const struct request *r)
+{
+    return is_waiting(r) && r->priority < 0 && !r->is_started;
 }
 
 /* --- who gets the next place in the batch, and who the next rows --- */
@@ -172,27 +176,17 @@ struct request *schedule_next(struct engine *engine)
 
 void schedule_started(struct engine *engine)
 {
-    struct schedule *s = &engine->schedule;
-    uint64_t now_us = engine_now_us(engine);
-    double gap_us = (double)(now_us - s->place_from_us);
-
-    if (s->is_blocked) /* it had to wait for its place or its room */
-        s->place_us +=
-            s->place_us > 0 ? GAP_WEIGHT * (gap_us - s->place_us) : gap_us;
-    s->place_from_us = now_us;
+    admit_started(&engine->schedule.place, engine_now_us(engine));
 }
 
 void schedule_blocked(struct engine *engine)
 {
-    struct schedule *s = &engine->schedule;
     bool is_blocked = false;
 
     for (const struct request *r = engine->first; r && !is_blocked;
          r = r->after)
         is_blocked = request_may_start(r);
-    if (is_blocked && !s->is_blocked)
-        s->place_from_us = engine_now_us(engine);
-    s->is_blocked = is_blocked;
+    admit_blocked(&engine->schedule.place, is_blocked, engine_now_us(engine));
 }
 
 void schedule_entrant(struct engine *engine, struct request *request)
@@ -259,6 +253,18 @@ static double place_guess_us(const struct engine *engine)
            engine->options.default_max_tokens / n;
 }
 
+static double place_us(const struct engine *engine, uint32_t n_waiting)
+{
+    const struct admit_pace *place = &engine->schedule.place;
+    double us, since_us = admit_place_us(place, engine_now_us(engine));
+
+    if (!place->is_blocked &&
+        engine->n_running + n_waiting < engine->options.max_running)
+        return 0;
+    us = place->mean_us > 0 ? place->mean_us : place_guess_us(engine);
+    return us > since_us ? us : since_us;
+}
+
 static struct admit_load load_of(struct engine *engine)
 {
     struct schedule *s = &engine->schedule;
@@ -266,10 +272,12 @@ static struct admit_load load_of(struct engine *engine)
     struct cost_pass pass;
 
     for (struct request *r = engine->first; r; r = r->after)
-        if (is_waiting(r)) {
-            load.has_sheddable |= r->priority < 0 && !r->is_started;
+        if (is_sheddable(r))
             list(s, &load.n_request, r);
-        }
+    load.n_sheddable = load.n_request;
+    for (struct request *r = engine->first; r; r = r->after)
+        if (is_waiting(r) && !is_sheddable(r))
+            list(s, &load.n_request, r);
     load.n_waiting = load.n_request;
     for (struct request *r = engine->first; r; r = r->after)
         if (r->phase == REQUEST_RUNNING && !r->prefilled_us)
@@ -281,31 +289,23 @@ static struct admit_load load_of(struct engine *engine)
             cost_us(&s->cost, &pass) - (double)engine->prompt.busy_us;
         load.pass_us = load.pass_us > 0 ? load.pass_us : 0;
     }
-    if (s->is_blocked ||
-        engine->n_running + load.n_waiting >= engine->options.max_running)
-        load.place_us = s->place_us > 0 ? s->place_us : place_guess_us(engine);
+    load.place_us = place_us(engine, load.n_waiting);
     return load;
 }
 
-/* In favour of somebody who is not sheddable. */
+/* In favour of somebody who is not sheddable; the load is as it was judged. */
 static void shed_one(struct engine *engine, uint32_t retry_ms)
 {
-    struct schedule *s = &engine->schedule;
+    const struct schedule *s = &engine->schedule;
     struct plan_rules rules = rules_of(engine);
-    uint32_t n = 0;
+    uint32_t victim = admit_victim(s->work, s->load.n_sheddable, &rules);
 
-    for (struct request *r = engine->first; r; r = r->after)
-        if (is_waiting(r) && r->priority < 0 && !r->is_started)
-            list(s, &n, r);
-    if (n == 0)
-        return;
     status_fail(STATUS_RESOURCE_EXHAUSTED,
                 "sheddable request made room for another in the queue");
     status_because(admit_reason_text(ADMIT_SHED));
     status_retry(retry_ms);
     gauges_reject(engine, status_cause());
-    request_fail(engine, s->request[admit_victim(s->work, n, &rules)],
-                 FINISH_ERROR, status_cause());
+    request_fail(engine, s->request[victim], FINISH_ERROR, status_cause());
 }
 
 static enum status refuse(const struct engine *engine,

@@ -16,7 +16,7 @@ struct live {
     uint32_t id; /* in the trace */
     uint32_t tenant;
     uint64_t position, n_generated, n_done; /* prompt tokens computed */
-    uint64_t served_step, last_us;
+    uint64_t last_us;
     bool is_started, is_in_pass;
 };
 
@@ -27,7 +27,7 @@ struct node {
     struct cost cost;
     struct fair *fair;
     struct admit_pace pace;
-    uint64_t now_us, random, step;
+    uint64_t now_us, random;
     uint32_t n_arrived, n_live, n_running;
     uint64_t n_token; /* promised to those that run */
     struct live live[LIVE_MAX];
@@ -173,7 +173,6 @@ static struct plan_request plan_of(struct node *node, const struct live *live)
         .arrive_us = t->arrive_us,
         .target_us = t->arrive_us + result_of(node, live)->target_us,
         .deadline_us = t->deadline_us ? t->arrive_us + t->deadline_us : 0,
-        .served_step = live->served_step,
         .priority = t->priority,
         .tenant = live->tenant};
 }
@@ -239,6 +238,20 @@ static bool is_sheddable(struct node *node, const struct live *live)
     return !live->is_started && asked(node, live)->priority < 0;
 }
 
+/* Behind n others, of those that wait the ones that can be shed, or the rest.
+ */
+static uint32_t gather_shed(struct node *node, uint32_t n, bool is_shed)
+{
+    for (uint32_t i = 0; i < node->n_live; i++) {
+        const struct live *live = &node->live[i];
+        if (is_running(node, live) || is_sheddable(node, live) != is_shed)
+            continue;
+        node->index[n] = i;
+        node->request[n++] = plan_of(node, live);
+    }
+    return n;
+}
+
 static struct admit_load load_of(struct node *node)
 {
     struct admit_load load = {
@@ -249,31 +262,13 @@ static struct admit_load load_of(struct node *node)
         .pass_us = node->n_pass ? node->pass_left_us : 0,
         .place_us = admit_place_us(&node->pace, node->now_us)};
 
-    load.n_waiting = load.n_request = gather(node, true);
-    for (uint32_t i = 0; i < node->n_live; i++) {
-        const struct live *live = &node->live[i];
-        enum outcome outcome = result_of(node, live)->outcome;
-        if (outcome == PREFILLING)
-            node->request[load.n_request++] = plan_of(node, live);
-        load.has_sheddable |= outcome == WAITING && is_sheddable(node, live);
-    }
+    load.n_sheddable = gather_shed(node, 0, true);
+    load.n_waiting = load.n_request =
+        gather_shed(node, load.n_sheddable, false);
+    for (uint32_t i = 0; i < node->n_live; i++)
+        if (result_of(node, &node->live[i])->outcome == PREFILLING)
+            node->request[load.n_request++] = plan_of(node, &node->live[i]);
     return load;
-}
-
-/* The sheddable one that waits which goes first. */
-static void evict(struct node *node, const struct plan_rules *rules)
-{
-    uint32_t n = 0;
-
-    for (uint32_t i = 0; i < node->n_live; i++) {
-        const struct live *live = &node->live[i];
-        if (is_running(node, live) || !is_sheddable(node, live))
-            continue;
-        node->index[n] = i;
-        node->request[n++] = plan_of(node, live);
-    }
-    assert(n > 0);
-    leave(node, node->index[admit_victim(node->request, n, rules)], EVICTED);
 }
 
 static void arrive(struct node *node, uint32_t id)
@@ -303,13 +298,16 @@ static void arrive(struct node *node, uint32_t id)
         result->end_us = node->now_us;
         if (verdict.reason == ADMIT_QUEUE_FULL && t->priority >= 0 &&
             load.n_waiting >= node->options->limits.max_queue)
-            node->report->shed_out_of_turn += load.has_sheddable;
+            node->report->shed_out_of_turn += load.n_sheddable > 0;
         fair_satisfy(node->fair, live.tenant);
         fair_leave(node->fair, live.tenant);
         return;
     }
     if (verdict.evicts)
-        evict(node, &rules);
+        leave(
+            node,
+            node->index[admit_victim(node->request, load.n_sheddable, &rules)],
+            EVICTED);
     assert(node->n_live < LIVE_MAX);
     node->live[node->n_live++] = live;
     if (load.n_waiting + 1 > node->report->most_waiting)
@@ -441,34 +439,27 @@ static void end_finished(struct node *node)
 
 static bool run_decode(struct node *node)
 {
-    uint32_t n = 0, n_chunk;
+    uint32_t n = 0;
     struct cost_pass work = {.kind = COST_DECODE};
     double us;
 
     for (uint32_t i = 0; i < node->n_live; i++)
-        if (is_running(node, &node->live[i]) && !node->live[i].is_in_pass) {
-            node->index[n] = i;
-            node->request[n++] = plan_of(node, &node->live[i]);
+        if (is_running(node, &node->live[i]) && !node->live[i].is_in_pass &&
+            plan_of(node, &node->live[i]).n_pending == 1) {
+            node->index[n++] = i;
+            work.n_attended += (double)node->live[i].position;
         }
-    n_chunk =
-        plan_decode(node->request, n, node->options->max_running, node->chunk);
-    if (n_chunk == 0)
+    if (n == 0)
         return false;
-    for (uint32_t i = 0; i < n_chunk; i++) {
-        work.n_row++;
-        work.n_logit++;
-        work.n_attended += (double)node->request[node->chunk[i].entry].position;
-    }
+    work.n_row = work.n_logit = n;
     us = measured_us(node, &work);
     spend(node, us);
     learn(node, &work, us);
     node->report->n_decode_pass++;
-    note(node, 5, n_chunk, work.n_row);
-    node->step++;
-    for (uint32_t i = 0; i < n_chunk; i++) {
-        struct live *live = &node->live[node->index[node->chunk[i].entry]];
+    note(node, 5, n, work.n_row);
+    for (uint32_t i = 0; i < n; i++) {
+        struct live *live = &node->live[node->index[i]];
         live->position++;
-        live->served_step = node->step;
         if (live->n_done < asked(node, live)->n_prompt) {
             live->n_done++;
             fair_charge(node->fair, live->tenant, 1, 0);

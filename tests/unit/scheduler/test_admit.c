@@ -172,7 +172,7 @@ Test(admit, sheddable_work_is_refused_first_and_makes_room)
     f.request.work.priority = 0; /* they do not stand in its way */
     cr_assert_eq(judged(&f).reason, ADMIT_OK);
     f.load.n_request = f.load.n_waiting = 4;
-    f.load.has_sheddable = true;
+    f.load.n_sheddable = 4;
     cr_assert_eq(judged(&f).reason, ADMIT_OK);
     cr_assert(judged(&f).evicts);
     f.request.work.priority = -1;
@@ -183,6 +183,27 @@ Test(admit, sheddable_work_is_refused_first_and_makes_room)
         f.other[i].priority = 0;
     f.request.work.priority = 0;
     cr_assert_eq(judged(&f).reason, ADMIT_QUEUE_FULL); /* it waits too long */
+}
+
+/* A tenant's own sheddable work is no reason to refuse it anything else. */
+Test(admit, what_can_be_shed_fills_no_tenants_share)
+{
+    struct fixture f;
+
+    init(&f);
+    for (uint32_t i = 0; i < 4; i++)
+        f.other[i] = prompt(10, i < 3 ? -1 : 0);
+    f.load.n_request = f.load.n_waiting = 4;
+    f.load.n_sheddable = 3;
+    f.limits.tenant_free = 1;
+    f.request.has_quota = true;
+    cr_assert_eq(judged(&f).reason, ADMIT_OK);
+    cr_assert(judged(&f).evicts);
+    f.request.work.priority = -1;
+    cr_assert_eq(judged(&f).reason, ADMIT_TENANT_QUOTA);
+    f.request.work.priority = 0;
+    f.load.n_sheddable = 1; /* the others were started once */
+    cr_assert_eq(judged(&f).reason, ADMIT_TENANT_QUOTA);
 }
 
 Test(admit, retries_are_spread_over_half_of_the_time)

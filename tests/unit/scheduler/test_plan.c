@@ -199,26 +199,6 @@ Test(plan, equals_one_by_one_and_short_ones_at_once)
     cr_assert_eq(f.out[f.out[0].entry != 2 ? 1 : 0].entry, 2);
 }
 
-Test(plan, decode_rows_go_round)
-{
-    struct fixture f;
-    struct plan_request r[5] = {prompt(9, 1), prompt(9, 7), prompt(9, 1),
-                                prompt(9, 1), prompt(9, 1)};
-    static const uint64_t served[] = {4, 0, 3, 3, 9};
-
-    init(&f);
-    for (uint32_t i = 0; i < 5; i++)
-        r[i].served_step = served[i];
-    cr_assert_eq(plan_decode(r, 5, 9, f.out), 4);
-    cr_assert_eq(f.out[0].entry, 0);
-    cr_assert_eq(f.out[3].entry, 4);
-    cr_assert_eq(plan_decode(r, 5, 2, f.out), 2);
-    cr_assert_eq(f.out[0].entry, 2);
-    cr_assert_eq(f.out[1].entry, 3);
-    cr_assert_eq(plan_decode(r, 5, 1, f.out), 1);
-    cr_assert_eq(f.out[0].entry, 2);
-}
-
 Test(plan, slices_keep_the_pace)
 {
     struct plan_pace pace = {.stretch = 0.5, .token_us = 100, .least_us = 4};
