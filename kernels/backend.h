@@ -12,9 +12,10 @@
  * one session. Row r of a matrix with stride s starts at x + r * s. A result
  * row depends on its own inputs and its session's state only, never on other
  * rows of the batch, on how rows were cut into calls, or on threads: E1, E2,
- * E3 and E7 hold for each operator alone. Operators split themselves over the
- * pool, never allocate and cannot fail: shapes are checked by assert.
- * A span is a run of consecutive rows that belong to one session.
+ * E3 and E7 hold for each operator alone. Operators run under flush modes
+ * (kernels/flush.h), split themselves over the pool, never allocate and cannot
+ * fail: shapes are checked by assert. A span is a run of consecutive rows that
+ * belong to one session.
  */
 #include "kernels/linear.h"
 #include "kernels/pool.h"

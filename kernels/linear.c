@@ -28,7 +28,7 @@ const char *arithmetic_name(enum arithmetic arithmetic)
 const char *arithmetic_id(enum arithmetic arithmetic)
 {
     static const char *const ID[N_ARITHMETIC] = {
-        [ARITHMETIC_FP32] = "fp32-chain-1",
+        [ARITHMETIC_FP32] = "fp32-chain-2",
         [ARITHMETIC_PAIR] = "bf16-pair-1",
         [ARITHMETIC_TILE] = "bf16-tile-1",
     };

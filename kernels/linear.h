@@ -9,17 +9,16 @@
  *
  * FP32, one chain from zero over the n_in inputs:
  *     acc = fma(x[k], w[k], acc)
- * PAIR and TILE multiply x rounded by scalar_to_bf16(), and run as a whole
- * under flush modes: a subnormal operand counts as zero, a subnormal result
- * becomes zero, both keep their sign (kernels/flush.h).
+ * All of it under flush modes: a subnormal operand counts as zero, a subnormal
+ * result becomes zero, both keep their sign (kernels/flush.h).
+ * PAIR and TILE multiply x rounded by scalar_to_bf16().
  * PAIR is what VDPBF16PS computes; for k = 0, 2, 4, ...
  *     acc = fma(x[k + 1], w[k + 1], acc); acc = fma(x[k], w[k], acc)
  * TILE is what TDPBF16PS computes; for each block of 32 steps, ascending:
  *     even = chain over its even steps from 0; odd = over its odd ones
  *     acc = acc + (even + odd)
  * Their inputs are padded with +0 to LINEAR_STEP, and the padding takes part.
- * linear_add adds the finished sum to y, rounded once (and, in PAIR and TILE,
- * flushed).
+ * linear_add adds the finished sum to y, rounded once.
  *
  * Panels of 16 outputs, outputs padded with zero weights to 16:
  *   F32   [n_out/16][n_in][16]; always FP32

@@ -1,5 +1,7 @@
 #include "kernels/pool.h"
 
+#include "kernels/flush.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <linux/futex.h>
@@ -129,6 +131,7 @@ static void *worker_main(void *arg)
     struct pool *pool = worker->pool;
     uint32_t seen = 0;
 
+    (void)flush_begin(); /* for its whole life */
     for (;;) {
         await_job(pool, seen);
         seen++;
@@ -239,20 +242,35 @@ static void *caller_scratch(void)
     return scratch;
 }
 
-void pool_run(struct pool *pool, uint32_t n_task, pool_work *work, void *arg)
+static void run_alone(struct pool *pool, uint32_t n_task, pool_work *work,
+                      void *arg)
 {
-    if (!pool || pool->n_thread == 1 || n_task <= 1) {
-        void *scratch = pool ? pool->worker[0].scratch : caller_scratch();
-        for (uint32_t i = 0; i < n_task; i++)
-            work(arg, i, scratch);
-        return;
-    }
+    void *scratch = pool ? pool->worker[0].scratch : caller_scratch();
+
+    for (uint32_t i = 0; i < n_task; i++)
+        work(arg, i, scratch);
+}
+
+static void run_shared(struct pool *pool, uint32_t n_task, pool_work *work,
+                       void *arg)
+{
     pool->work = work;
     pool->arg = arg;
     pool->n_task = n_task;
     publish(pool);
     run_share(pool, &pool->worker[0]);
     await_workers(pool);
+}
+
+void pool_run(struct pool *pool, uint32_t n_task, pool_work *work, void *arg)
+{
+    const uint32_t before = flush_begin();
+
+    if (!pool || pool->n_thread == 1 || n_task <= 1)
+        run_alone(pool, n_task, work, arg);
+    else
+        run_shared(pool, n_task, work, arg);
+    flush_end(before);
 }
 
 void *pool_shared(struct pool *pool)

@@ -29,6 +29,8 @@ void pool_destroy(struct pool *pool);
 uint32_t pool_n_thread(const struct pool *pool);
 
 /*
+ * Tasks run under the flush modes of kernels/flush.h on every thread.
+ *
  * Call work(arg, task, scratch) for task = 0 .. n_task - 1 and return when all
  * are done. scratch: POOL_SCRATCH_BYTES, 64-byte aligned, this thread's own,
  * contents undefined. A pool of NULL runs everything on the caller with a

@@ -94,7 +94,7 @@ double model_logit_flops(const struct model *model);
 /*
  * What two sessions must share to have the same bits. The fingerprint digests
  * weights and config; numerics is text such as
- * "fp32-chain-1/bf16/kv-f32/rope-1a2b3c4d".
+ * "fp32-chain-2/bf16/kv-f32/rope-1a2b3c4d".
  */
 struct digest model_fingerprint(const struct model *model);
 const char *model_numerics(const struct model *model);

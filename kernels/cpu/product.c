@@ -1,7 +1,5 @@
 #include "kernels/cpu/product.h"
 
-#include "kernels/flush.h"
-
 #include <assert.h>
 #include <string.h>
 
@@ -180,21 +178,15 @@ static void run_units(const struct pass *pass, uint32_t task, const void *made,
 static void run_task(void *arg, uint32_t task, void *scratch)
 {
     const struct pass *pass = arg;
-    const bool is_flushed = pass->shape->arithmetic != ARITHMETIC_FP32;
     unsigned char *own = scratch;
     void *made = pass->made;
-    uint32_t before = 0;
 
     if (pass->is_own) {
         made = own;
         for (uint32_t row = pass->first; row < pass->end; row++)
             make_row(pass, row, made);
     }
-    if (is_flushed)
-        before = flush_begin();
     run_units(pass, task, made, own + OWN_BYTES);
-    if (is_flushed)
-        flush_end(before);
 }
 
 /* ----------------------------------------------------------------- passes */

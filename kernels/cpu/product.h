@@ -6,8 +6,6 @@
  * some panels go to the threads. Nothing here touches the order of a sum; that
  * is the micro-kernel's, one for each arithmetic and type of weights. An
  * instruction set is a table of them.
- *
- * PAIR and TILE kernels are called under flush modes (kernels/flush.h).
  */
 #include "kernels/backend.h"
 

@@ -1,4 +1,3 @@
-#include "kernels/flush.h"
 #include "kernels/ref/ref.h"
 #include "kernels/scalar.h"
 
@@ -92,9 +91,7 @@ static float dot(const float *x, const struct linear *w, size_t o)
     return acc;
 }
 
-/* Apart, so that none of it moves out of the flush modes around the call. */
-__attribute__((noinline)) static void rows(const struct linear_args *a,
-                                           bool is_add)
+static void run(const struct linear_args *a, bool is_add)
 {
     for (size_t r = 0; r < a->n_row; r++)
         for (size_t o = 0; o < a->w->n_out; o++) {
@@ -103,19 +100,6 @@ __attribute__((noinline)) static void rows(const struct linear_args *a,
 
             *out = is_add ? *out + y : y;
         }
-}
-
-static void run(const struct linear_args *a, bool is_add)
-{
-    uint32_t before;
-
-    if (a->w->arithmetic == ARITHMETIC_FP32) {
-        rows(a, is_add);
-        return;
-    }
-    before = flush_begin();
-    rows(a, is_add);
-    flush_end(before);
 }
 
 void ref_linear(struct pool *pool, const struct linear_args *a)

@@ -1,3 +1,4 @@
+#include "kernels/flush.h"
 #include "kernels/move.h"
 #include "kernels/ref/ref.h"
 
@@ -6,25 +7,50 @@ static bool is_supported(void)
     return true;
 }
 
+/* An operator under the flush modes. It lives in another file, so that nothing
+ * of it moves out of them. */
+#define FLUSHED(name, type)                                                    \
+    static void name(struct pool *pool, const struct type *args)               \
+    {                                                                          \
+        const uint32_t before = flush_begin();                                 \
+                                                                               \
+        ref_##name(pool, args);                                                \
+        flush_end(before);                                                     \
+    }
+FLUSHED(linear, linear_args)
+FLUSHED(linear_add, linear_args)
+FLUSHED(rms_norm, norm_args)
+FLUSHED(gated_norm, gated_norm_args)
+FLUSHED(swiglu, swiglu_args)
+FLUSHED(gate, gate_args)
+FLUSHED(rope, rope_args)
+FLUSHED(attend, attend_args)
+FLUSHED(conv, conv_args)
+FLUSHED(delta_gate, delta_gate_args)
+FLUSHED(delta, delta_args)
+FLUSHED(route, route_args)
+FLUSHED(expert, expert_args)
+FLUSHED(combine, combine_args)
+
 const struct backend backend_ref = {
     .name = "ref",
     .is_supported = is_supported,
-    .linear = ref_linear,
-    .linear_add = ref_linear_add,
-    .rms_norm = ref_rms_norm,
-    .gated_norm = ref_gated_norm,
-    .swiglu = ref_swiglu,
-    .gate = ref_gate,
+    .linear = linear,
+    .linear_add = linear_add,
+    .rms_norm = rms_norm,
+    .gated_norm = gated_norm,
+    .swiglu = swiglu,
+    .gate = gate,
     .embed = move_embed,
-    .rope = ref_rope,
+    .rope = rope,
     .kv_append = move_kv_append,
-    .attend = ref_attend,
-    .conv = ref_conv,
-    .delta_gate = ref_delta_gate,
-    .delta = ref_delta,
-    .route = ref_route,
-    .expert = ref_expert,
-    .combine = ref_combine,
+    .attend = attend,
+    .conv = conv,
+    .delta_gate = delta_gate,
+    .delta = delta,
+    .route = route,
+    .expert = expert,
+    .combine = combine,
     .draw = ref_draw,
     .peaks = ref_peaks,
 };

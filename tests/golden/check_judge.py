@@ -165,7 +165,7 @@ COMMANDS = [
     (["check", "--model", QWEN3, "--golden", TINY], b"", 2, "golden.safeten"),
     (["check", "--model", QWEN3, "--threads", "9999"], b"", 2, "threads"),
     (["check", "--model", QWEN3, "--numerics", "fp32"], b"", 0,
-     "fp32-chain-1/f32/kv-f32/rope-"),
+     "fp32-chain-2/f32/kv-f32/rope-"),
     (["check", "--model", TINY, "--numerics", "bf16-tile", "--weight-format",
       "w8"], b"", 0, "bf16-tile-1/w8-128/kv-f32/rope-"),
     (["check", "--model", QWEN3, "--numerics", "fp16"], b"", 2,

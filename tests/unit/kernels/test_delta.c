@@ -54,6 +54,8 @@ static void session_init(struct session *s, struct delta_shape shape,
             s->log_decay[i] = -150.0f;
         if (i % 7 == 3)
             s->log_decay[i] = 0.0f;
+        if (i % 13 == 5) /* states fade until they are subnormal */
+            s->log_decay[i] = -6.0f;
     }
     /* A row of zeros has no direction; the epsilon keeps it finite. */
     memset(s->qkv + 100 * s->stride, 0, s->stride * sizeof(float));

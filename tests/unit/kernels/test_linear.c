@@ -153,7 +153,7 @@ static void compare_backends(uint32_t n_in, uint32_t n_out, uint32_t n_row,
     char what[96];
 
     make(&w, n_in, n_out, type, order, plain);
-    /* Products that are subnormal, which FP32 keeps and the others flush. */
+    /* Products that are subnormal, which are flushed. */
     for (size_t i = 0; i < n_in; i += 3)
         x[i] = ldexpf(x[i], -125 - (int)(i % 20));
     run(backend_ref_found(), NULL, &w, x, want, n_row);
@@ -308,7 +308,7 @@ static float product_of(const struct backend *backend, enum arithmetic order,
     return y;
 }
 
-Test(linear, bf16_orders_round_inputs_and_flush_subnormals)
+Test(linear, bf16_orders_round_inputs_and_all_flush_subnormals)
 {
     const float more = 1.00390625f; /* between two bf16: ties go to even */
 
@@ -320,8 +320,8 @@ Test(linear, bf16_orders_round_inputs_and_flush_subnormals)
         const float sub = product_of(backend, order, 0x1p-127f, 0x1p+20f);
 
         cr_assert(eq(flt, y, is_exact ? more : 1.0f));
-        cr_assert(eq(flt, tiny, is_exact ? 0x1p-130f : 0.0f));
-        cr_assert(eq(flt, sub, is_exact ? 0x1p-107f : 0.0f));
+        cr_assert(eq(flt, tiny, 0.0f));
+        cr_assert(eq(flt, sub, 0.0f));
         cr_assert(isnan(product_of(backend, order, NAN, 1.0f)));
         /* The modes end with the product: this one is subnormal. */
         volatile float a = 0x1p-70f, b = 0x1p-60f;

@@ -177,7 +177,7 @@ Test(numerics, the_bits_are_those_that_the_ids_were_given_for)
         const char *id;
         uint64_t products;
     } PIN[N_ARITHMETIC] = {
-        [ARITHMETIC_FP32] = {"fp32-chain-1", UINT64_C(0xf44d7730215236c2)},
+        [ARITHMETIC_FP32] = {"fp32-chain-2", UINT64_C(0xf44d7730215236c2)},
         [ARITHMETIC_PAIR] = {"bf16-pair-1", UINT64_C(0xb7801835f15cb7e4)},
         [ARITHMETIC_TILE] = {"bf16-tile-1", UINT64_C(0x81725526048e64e0)},
     };
