@@ -707,7 +707,7 @@ class Life(unittest.TestCase):
             node = Node(os.path.join(directory, "data"), ["--grace", "2"]).start()
             try:
                 short = request_for("short", request_id="s1",
-                                    sampling_params=sampled(200, 1))
+                                    sampling_params=sampled(30, 1))
                 long = request_for("long", request_id="l1",
                                    sampling_params=sampled(30000, 2))
                 with node.client() as client:
@@ -733,7 +733,7 @@ class Life(unittest.TestCase):
                 self.assertEqual(codes, [0], node.read_log())
                 self.assertEqual(replies[0].complete.finish_reason,
                                  gen.FINISH_REASON_LENGTH)
-                self.assertEqual(len(replies[0].ids), 200)
+                self.assertEqual(len(replies[0].ids), 30)
                 parked = replies[1].ids
                 if replies[1].complete:
                     self.assertEqual(replies[1].complete.finish_reason,
