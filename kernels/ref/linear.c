@@ -77,7 +77,7 @@ static float dot(const float *x, const struct linear *w, size_t o)
     const size_t n =
         w->arithmetic == ARITHMETIC_FP32 ? w->n_in : linear_n_step(w);
     float acc = 0.0f;
-    struct piece p;
+    struct piece p = {.n = 0};
 
     for (size_t i = 0; i < n; i += LINEAR_GROUP) {
         p.n = n - i < LINEAR_GROUP ? n - i : LINEAR_GROUP;
