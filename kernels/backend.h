@@ -116,13 +116,14 @@ struct rope_args {
  */
 struct attend_span {
     uint32_t first_row, n_row;
-    uint64_t position;   /* of the first row */
-    float *const *block; /* blocks of tokens [0, position + n_row) */
+    uint64_t position;  /* of the first row */
+    void *const *block; /* blocks of tokens [0, position + n_row) */
 };
 struct attend_shape {
     uint32_t n_head, n_kv_head, d_head; /* head h reads KV head h / (n/n_kv) */
+    enum arithmetic arithmetic; /* of its products; decides the blocks */
 };
-size_t kv_block_floats(struct attend_shape shape);
+size_t kv_block_bytes(struct attend_shape shape);
 
 /* Write the rows' keys and values into their sessions' blocks. */
 struct kv_append_args {
@@ -227,11 +228,12 @@ struct delta_gate_args {
  */
 struct delta_shape {
     uint32_t n_k_head, n_v_head, d_k, d_v;
+    enum arithmetic arithmetic; /* of its products; decides the rings */
 };
 struct delta_state {
-    float *s;      /* [n_v_head][d_k][d_v] S0 */
-    float *ring_k; /* [n_k_head][d_k][GRID] normalised keys, lanes are tokens */
-    float *ring_u; /* [n_v_head][GRID][d_v] */
+    float *s;     /* [n_v_head][d_k][d_v] S0 */
+    void *ring_k; /* [n_k_head][d_k][GRID] normalised keys, lanes are tokens */
+    void *ring_u; /* [n_v_head][GRID][d_v] */
     double *ring_g; /* [n_v_head][GRID] */
 };
 struct delta_span {

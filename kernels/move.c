@@ -32,9 +32,10 @@ void move_embed(struct pool *pool, const struct embed_args *args)
     pool_run(run_on, args->n_row, embed_row, (void *)args);
 }
 
-size_t kv_block_floats(struct attend_shape shape)
+size_t kv_block_bytes(struct attend_shape shape)
 {
-    return 2 * (size_t)shape.n_kv_head * shape.d_head * KV_BLOCK;
+    return 2 * (size_t)shape.n_kv_head * shape.d_head * KV_BLOCK *
+           sizeof(float);
 }
 
 /* Task: one KV head of one span. */

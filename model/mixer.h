@@ -21,7 +21,13 @@
 
 #define MIXER_FIELD_MAX 8u
 
-enum field_type { FIELD_F32, FIELD_F64 };
+enum field_type { FIELD_BF16, FIELD_F32, FIELD_F64, N_FIELD_TYPE };
+
+/* Bytes of one element. */
+static inline size_t field_element_bytes(enum field_type type)
+{
+    return (size_t)2 << type;
+}
 
 /* One array inside a session's state for one layer. */
 struct mixer_field {
@@ -43,8 +49,8 @@ struct mixer_plan {
 
 /* What one layer remembers of one session. Owned by state/memory.h. */
 struct layer_memory {
-    void *state;         /* [state_bytes], 64-byte aligned, or NULL */
-    float *const *block; /* KV blocks of the tokens so far, or NULL */
+    void *state;        /* [state_bytes], 64-byte aligned, or NULL */
+    void *const *block; /* KV blocks of the tokens so far, or NULL */
 };
 
 /* A run of consecutive rows of one session. */
@@ -84,7 +90,10 @@ struct mixer_layer; /* a layer's weights as the mixer packs them */
 struct mixer {
     const char *name; /* "softmax", "delta" */
 
-    void (*plan)(const struct config *config, struct mixer_plan *out);
+    /* Products of activations with states and keys are of the arithmetic, too,
+     * which decides how those are kept. */
+    void (*plan)(const struct config *config, enum arithmetic arithmetic,
+                 struct mixer_plan *out);
 
     /*
      * Find, check and pack the layer's weights; prefix is "model.layers.3.".

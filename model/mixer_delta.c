@@ -35,12 +35,14 @@ struct fused {
     size_t z, b, a, width, stride;
 };
 
-static struct delta_shape shape_of(const struct config *config)
+static struct delta_shape shape_of(const struct config *config,
+                                   enum arithmetic arithmetic)
 {
     return (struct delta_shape){.n_k_head = config->n_k_head,
                                 .n_v_head = config->n_v_head,
                                 .d_k = config->d_k,
-                                .d_v = config->d_v};
+                                .d_v = config->d_v,
+                                .arithmetic = arithmetic};
 }
 
 static struct fused fused_of(struct delta_shape shape)
@@ -69,7 +71,7 @@ static void add_field(struct mixer_plan *plan, const char *name,
                       const uint32_t dim[3])
 {
     struct mixer_field *field = &plan->field[plan->n_field++];
-    size_t size = type == FIELD_F64 ? sizeof(double) : sizeof(float);
+    size_t size = field_element_bytes(type);
 
     assert(plan->n_field <= MIXER_FIELD_MAX);
     *field = (struct mixer_field){.name = name,
@@ -95,9 +97,10 @@ static double recurrence_flops(struct delta_shape shape)
     return shape.n_v_head * (state + ring);
 }
 
-static void plan(const struct config *config, struct mixer_plan *out)
+static void plan(const struct config *config, enum arithmetic arithmetic,
+                 struct mixer_plan *out)
 {
-    const struct delta_shape s = shape_of(config);
+    const struct delta_shape s = shape_of(config, arithmetic);
     const struct fused fused = fused_of(s);
 
     *out = (struct mixer_plan){
@@ -251,10 +254,10 @@ static enum status bind(const struct config *config,
     it = weights_room(sizeof(*it));
     if (!it)
         return STATUS_RESOURCE_EXHAUSTED;
-    it->shape = shape_of(config);
+    it->shape = shape_of(config, weights->arithmetic);
     it->conv_width = config->conv_width;
     it->eps = (float)config->rms_eps;
-    plan(config, &it->plan);
+    plan(config, weights->arithmetic, &it->plan);
     st = bind_projections(config, weights, prefix, it);
     if (!st)
         st = bind_conv(weights, prefix, it);

@@ -41,21 +41,24 @@ static struct fused fused_of(struct attend_shape shape, bool has_gate)
     return f;
 }
 
-static struct attend_shape shape_of(const struct config *config)
+static struct attend_shape shape_of(const struct config *config,
+                                    enum arithmetic arithmetic)
 {
     return (struct attend_shape){.n_head = config->n_head,
                                  .n_kv_head = config->n_kv_head,
-                                 .d_head = config->d_head};
+                                 .d_head = config->d_head,
+                                 .arithmetic = arithmetic};
 }
 
-static void plan(const struct config *config, struct mixer_plan *out)
+static void plan(const struct config *config, enum arithmetic arithmetic,
+                 struct mixer_plan *out)
 {
-    const struct attend_shape shape = shape_of(config);
+    const struct attend_shape shape = shape_of(config, arithmetic);
     const struct fused fused = fused_of(shape, config->has_output_gate);
     const size_t n_q = (size_t)shape.n_head * shape.d_head;
 
     *out = (struct mixer_plan){
-        .block_bytes = kv_block_floats(shape) * sizeof(float),
+        .block_bytes = kv_block_bytes(shape),
         .row_floats = fused.stride + row_stride(n_q) +
                       row_stride(2 * (size_t)shape.n_head),
         .row_flops = 2.0 * (double)config->hidden * (double)(fused.width + n_q),
@@ -116,7 +119,7 @@ static enum status bind(const struct config *config,
 
     if (!it)
         return STATUS_RESOURCE_EXHAUSTED;
-    it->shape = shape_of(config);
+    it->shape = shape_of(config, weights->arithmetic);
     it->has_gate = config->has_output_gate;
     it->eps = (float)config->rms_eps;
     it->scale = (float)(1.0 / sqrt((double)config->d_head));

@@ -173,7 +173,7 @@ static enum status load_layer(struct model *model, const struct arch *arch,
 
     layer->mixer = arch->mixer[config->layer[i]];
     assert(layer->mixer);
-    layer->mixer->plan(config, &layer->plan);
+    layer->mixer->plan(config, weights->arithmetic, &layer->plan);
     (void)snprintf(prefix, sizeof(prefix), "%slayers.%u.",
                    arch_prefix(arch, config), i);
     st = weights_norm(weights, prefix, arch->mixer_norm, config->hidden,

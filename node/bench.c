@@ -178,7 +178,7 @@ static double session_read_bytes(const struct model *model, double position)
              (double)plan->block_bytes * position / KV_BLOCK;
         for (uint32_t f = 0; f < plan->n_field; f++) {
             const struct mixer_field *field = &plan->field[f];
-            double half = field->type == FIELD_F64 ? 4 : 2;
+            double half = 0.5 * (double)field_element_bytes(field->type);
 
             for (uint32_t d = 0; d < field->n_dim; d++)
                 half *= field->dim[d];

@@ -3,19 +3,21 @@
  * Tokens are anything, since no kernel's time depends on values; so a long past
  * need not be computed either: keys and values of any kind fill the memory.
  */
+#include "kernels/scalar.h"
 #include "node/bench.h"
 #include "node/solo.h"
 #include "state/memory.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #define N_DECODE 32u /* steps of a decode run, at most */
 #define N_DECODE_MIN 2u
 #define CHUNK_MIN 128u   /* rows of a frontier's chunk on a slow machine */
 #define MEMORY_SHARE 0.8 /* of what is available that sessions may fill */
-#define PATTERN 4096u    /* floats, repeated over a block */
+#define PATTERN 4096u    /* words, repeated over a block */
 
 struct steps {
     struct bench *bench;
@@ -55,21 +57,27 @@ static enum status open_steps(struct bench *bench, uint32_t n_row,
                             &out->workspace);
 }
 
-/* Numbers in -0.5 .. 0.5: an empty block would be no work for the caches. */
+/*
+ * Numbers in -0.5 .. 0.5: an empty block would be no work for the caches. Each
+ * word is a float and also two bf16.
+ */
 static void fill_blocks(const struct model *model, struct memory *memory,
                         uint64_t n_token)
 {
-    float pattern[PATTERN];
+    uint32_t pattern[PATTERN];
 
     for (uint32_t i = 0; i < PATTERN; i++)
-        pattern[i] = (float)(i * 2654435761u >> 8) * 0x1p-24f - 0.5f;
+        pattern[i] =
+            scalar_to_bf16((float)(i * 2654435761u >> 8) * 0x1p-24f - 0.5f) *
+            0x10001u;
     for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
-        const size_t n = model_plan(model, i)->block_bytes / sizeof(float);
+        const size_t n = model_plan(model, i)->block_bytes;
         const struct layer_memory *layer = &memory_layers(memory)[i];
 
         for (uint64_t b = 0; n && b * KV_BLOCK < n_token; b++)
-            for (size_t f = 0; f < n; f++)
-                layer->block[b][f] = pattern[f % PATTERN];
+            for (size_t at = 0; at < n; at += sizeof(pattern))
+                memcpy((char *)layer->block[b] + at, pattern,
+                       n - at < sizeof(pattern) ? n - at : sizeof(pattern));
     }
 }
 

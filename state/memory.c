@@ -18,8 +18,8 @@ struct memory {
     uint64_t capacity; /* slabs that the tables can name */
     size_t bytes;
     void *state;                /* of all layers, one behind the other; owned */
-    float **table;              /* [1 + n_layer][capacity]: slabs, then the
-                                   layers' blocks in them; owned, and slabs */
+    void **table;               /* [1 + n_layer][capacity]: slabs, then the
+                                    layers' blocks in them; owned, and slabs */
     struct layer_memory *layer; /* [n_layer], views of the above; owned */
 };
 
@@ -90,7 +90,7 @@ static uint64_t capacity_for(uint64_t n_slab)
 
 static size_t table_bytes(const struct model *model, uint64_t capacity)
 {
-    return (1 + (size_t)count_layers(model)) * capacity * sizeof(float *);
+    return (1 + (size_t)count_layers(model)) * capacity * sizeof(void *);
 }
 
 enum status memory_create(const struct model *model, struct memory **out)
@@ -134,7 +134,7 @@ void memory_destroy(struct memory *memory)
 static enum status widen_table(struct memory *memory, uint64_t capacity)
 {
     const uint32_t n_layer = count_layers(memory->model);
-    float **wide = take(table_bytes(memory->model, capacity));
+    void **wide = take(table_bytes(memory->model, capacity));
 
     if (!wide)
         return STATUS_RESOURCE_EXHAUSTED;
@@ -159,12 +159,12 @@ static enum status add_slab(struct memory *memory)
 
     if (!slab)
         return STATUS_RESOURCE_EXHAUSTED;
-    memory->table[b] = (float *)slab;
+    memory->table[b] = slab;
     for (uint32_t i = 0; i < count_layers(memory->model); i++) {
         const size_t n = model_plan(memory->model, i)->block_bytes;
 
         if (n)
-            memory->table[(1 + i) * memory->capacity + b] = (float *)slab;
+            memory->table[(1 + i) * memory->capacity + b] = slab;
         slab += rounded(n);
     }
     memory->bytes += slab_bytes(memory->model);

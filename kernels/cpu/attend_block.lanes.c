@@ -318,7 +318,8 @@ static void fetch(const struct rows *rows, uint64_t block, size_t first,
 {
     struct attend_shape shape = rows->args->shape;
     size_t head_floats = (size_t)shape.d_head * KV_BLOCK;
-    const float *k = rows->span->block[block] + rows->head * head_floats;
+    const float *k =
+        (const float *)rows->span->block[block] + rows->head * head_floats;
     const float *v = k + shape.n_kv_head * head_floats;
 
     for (size_t i = first * LANES; i < (first + n) * LANES && i < head_floats;
@@ -388,7 +389,7 @@ void LANES_NAME(attend_block)(const struct rows *rows, struct group *g,
     size_t line = 0, slice = head_floats / LANES / n_group + 1;
     bool fetches = is_fetching(rows, block);
     g->rows = rows;
-    g->k = rows->span->block[block] + rows->head * head_floats;
+    g->k = (const float *)rows->span->block[block] + rows->head * head_floats;
     g->v = g->k + shape.n_kv_head * head_floats;
     if (fetches)
         fetch(rows, block + 1, 0, slice);

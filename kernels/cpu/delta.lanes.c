@@ -334,7 +334,7 @@ static void run_part(const struct part *part)
     prepare(part);
     for (size_t h = part->k_head * per_k; h < (part->k_head + 1) * per_k; h++) {
         struct head head = {.s = state->s + h * d_k * d_v,
-                            .u = state->ring_u + h * GRID * d_v,
+                            .u = (float *)state->ring_u + h * GRID * d_v,
                             .g = state->ring_g + h * GRID,
                             .v = a->v + h * d_v,
                             .out = a->out + h * d_v,
@@ -365,8 +365,8 @@ static void delta_task(void *arg, uint32_t task, void *scratch)
                             .row = (size_t)span->first_row + t,
                             .first = first,
                             .n_row = n_row};
-        part.ring_k =
-            span->state.ring_k + (size_t)part.k_head * a->shape.d_k * GRID;
+        part.ring_k = (float *)span->state.ring_k +
+                      (size_t)part.k_head * a->shape.d_k * GRID;
         place(&part, scratch);
         run_part(&part);
     }

@@ -102,7 +102,8 @@ static void attend_row(const struct attend_args *a, const struct row *row,
         memcpy(all.out, out, d_head * sizeof(float));
     }
     for (uint64_t b = a->first_block; b < n_block && b < end; b++) {
-        const float *k = row->span->block[b] + kv_head * d_head * KV_BLOCK;
+        const float *k =
+            (const float *)row->span->block[b] + kv_head * d_head * KV_BLOCK;
         uint64_t left = row->position + 1 - b * KV_BLOCK;
         struct seen seen = {.k = k,
                             .v = k + n_kv * d_head * KV_BLOCK,

@@ -106,7 +106,7 @@ static void delta_row(const struct delta_args *a, const struct delta_span *span,
 
     for (size_t h = 0; h < shape.n_v_head; h++) {
         size_t g = h / per_k;
-        float *ring_k = state->ring_k + g * d_k * GRID;
+        float *ring_k = (float *)state->ring_k + g * d_k * GRID;
         normalise(q, a->q + at + g * d_k, shape.d_k);
         normalise(k, a->k + at + g * d_k, shape.d_k);
         for (size_t d = 0; d < d_k; d++) {
@@ -119,7 +119,7 @@ static void delta_row(const struct delta_args *a, const struct delta_span *span,
             .i = i,
             .s = state->s + h * d_k * d_v,
             .ring_k = ring_k,
-            .ring_u = state->ring_u + h * GRID * d_v,
+            .ring_u = (float *)state->ring_u + h * GRID * d_v,
             .ring_g = state->ring_g + h * GRID,
             .q = q,
             .v = a->v + at + h * d_v,

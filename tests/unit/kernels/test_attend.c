@@ -13,9 +13,10 @@ struct shape {
 };
 /* 1 to 8 query heads to a KV head; dimensions that fill no vector. */
 static const struct shape SHAPES[] = {
-    {{1, 1, 1}, 0},   {{4, 2, 64}, 16},  {{3, 3, 16}, 16}, {{8, 1, 64}, 64},
-    {{6, 2, 63}, 20}, {{7, 1, 128}, 32}, {{2, 1, 96}, 0},  {{3, 1, 192}, 64},
-    {{10, 2, 65}, 2}, {{5, 1, 17}, 16},
+    {{1, 1, 1, 0}, 0},   {{4, 2, 64, 0}, 16},  {{3, 3, 16, 0}, 16},
+    {{8, 1, 64, 0}, 64}, {{6, 2, 63, 0}, 20},  {{7, 1, 128, 0}, 32},
+    {{2, 1, 96, 0}, 0},  {{3, 1, 192, 0}, 64}, {{10, 2, 65, 0}, 2},
+    {{5, 1, 17, 0}, 16},
 };
 
 /* One session and all that one call may need. */
@@ -23,7 +24,7 @@ struct session {
     struct attend_shape shape;
     float *q, *k, *v; /* rows, padded by 1, 2 and 3 floats */
     size_t q_stride, k_stride, v_stride;
-    float *block[N_BLOCK];
+    void *block[N_BLOCK];
     struct rope_table table;
     double inv_freq[HEAD_DIM_MAX];
     float scale;
@@ -49,7 +50,7 @@ static void session_init(struct session *s, struct shape shape, uint64_t seed)
                          &s->table));
     s->scale = 1.0f / sqrtf((float)d);
     for (size_t b = 0; b < N_BLOCK; b++)
-        s->block[b] = constant(kv_block_floats(s->shape), 0.0f);
+        s->block[b] = constant(kv_block_bytes(s->shape) / sizeof(float), 0.0f);
 }
 
 static void session_release(struct session *s)
@@ -65,8 +66,8 @@ static void session_release(struct session *s)
 static void clear_blocks(struct session *s, float value)
 {
     for (size_t b = 0; b < N_BLOCK; b++)
-        for (size_t i = 0; i < kv_block_floats(s->shape); i++)
-            s->block[b][i] = value;
+        for (size_t i = 0; i < kv_block_bytes(s->shape) / sizeof(float); i++)
+            ((float *)s->block[b])[i] = value;
 }
 
 static size_t out_floats(const struct session *s)
@@ -419,9 +420,10 @@ Test(attend, many_wide_rows_share_the_threads_in_rounds)
     struct attend_span span[N_SPAN];
 
     must(pool_create(2, &pool));
-    session_init(&s, (struct shape){{64, 1, 1024}, 0}, 11);
+    session_init(&s, (struct shape){{64, 1, 1024, 0}, 0}, 11);
     for (uint32_t t = 0; t < N_TOKEN; t++)
-        memcpy(&s.block[t / KV_BLOCK][KV_BLOCK * 1024 + t % KV_BLOCK * 1024],
+        memcpy((float *)s.block[t / KV_BLOCK] + KV_BLOCK * 1024 +
+                   t % KV_BLOCK * 1024,
                s.v + t * s.v_stride, 1024 * sizeof(float));
     for (uint32_t i = 0; i < N_SPAN; i++) /* one thread's are longer */
         span[i] = (struct attend_span){i, 1, i % 2 ? i : 149 + i, s.block};
@@ -447,7 +449,7 @@ Test(attend, many_wide_rows_share_the_threads_in_rounds)
 Test(attend, one_key_returns_its_value_and_equal_keys_the_mean)
 {
     struct session s;
-    session_init(&s, (struct shape){{1, 1, 16}, 0}, 3);
+    session_init(&s, (struct shape){{1, 1, 16, 0}, 0}, 3);
 
     EACH_BACKEND(backend)
     {

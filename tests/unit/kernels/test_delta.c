@@ -10,8 +10,9 @@
 enum { N_TOKEN = 195 };
 
 static const struct delta_shape SHAPES[] = {
-    {1, 1, 1, 1},   {1, 2, 3, 16},  {4, 8, 64, 64},  {3, 3, 96, 192},
-    {2, 6, 63, 65}, {1, 3, 16, 63}, {2, 2, 128, 17},
+    {1, 1, 1, 1, 0},    {1, 2, 3, 16, 0},  {4, 8, 64, 64, 0},
+    {3, 3, 96, 192, 0}, {2, 6, 63, 65, 0}, {1, 3, 16, 63, 0},
+    {2, 2, 128, 17, 0},
 };
 
 struct session {
@@ -71,9 +72,9 @@ static void reset(struct session *s, float value)
 {
     memset(s->state.s, 0, state_floats(s->shape) * sizeof(float));
     for (size_t i = 0; i < ring_k_floats(s->shape); i++)
-        s->state.ring_k[i] = value;
+        ((float *)s->state.ring_k)[i] = value;
     for (size_t i = 0; i < ring_u_floats(s->shape); i++)
-        s->state.ring_u[i] = value;
+        ((float *)s->state.ring_u)[i] = value;
     for (size_t i = 0; i < (size_t)s->shape.n_v_head * GRID; i++)
         s->state.ring_g[i] = (double)value;
 }

@@ -51,13 +51,14 @@ static uint64_t digest_linear(const struct backend *b, uint64_t hash)
 static uint64_t digest_attend(const struct backend *b, uint64_t hash)
 {
     enum { N_ROW = 130, D = 24 };
-    struct attend_shape shape = {2, 1, D};
+    struct attend_shape shape = {2, 1, D, ARITHMETIC_FP32};
     float *q = filled(N_ROW * 2 * D, 3), *kv = filled(N_ROW * 2 * D, 4);
-    float *out = room(N_ROW * 2 * D), *block[3];
+    float *out = room(N_ROW * 2 * D);
+    void *block[3];
     struct rope_table none = {.n_rot = 0, .n_position = 192};
 
     for (size_t i = 0; i < 3; i++)
-        block[i] = constant(kv_block_floats(shape), 0.0f);
+        block[i] = constant(kv_block_bytes(shape) / sizeof(float), 0.0f);
     struct attend_span span = {0, N_ROW, 0, block};
     b->kv_append(NULL, &(struct kv_append_args){shape, kv, kv + D, 2 * D, 2 * D,
                                                 &span, 1});
@@ -82,7 +83,7 @@ static uint64_t digest_attend(const struct backend *b, uint64_t hash)
 static uint64_t digest_delta(const struct backend *b, uint64_t hash)
 {
     enum { N_ROW = 130, D = 24, N = N_ROW * 4 * D };
-    struct delta_shape shape = {1, 2, D, D};
+    struct delta_shape shape = {1, 2, D, D, ARITHMETIC_FP32};
     float *qkv = filled(N, 5), *out = room(N_ROW * 2 * D);
     float *ab = filled(4 * N_ROW, 6), *gates = room(4 * N_ROW);
     float *tail = constant(3 * 4 * D, 0.0f), *y = room(N);

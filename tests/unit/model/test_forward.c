@@ -16,7 +16,7 @@ struct stage {
     struct model *model;
     struct workspace *workspace;
     struct layer_memory *layer; /* [n_layer]; owned, as is what it names */
-    float *(*block)[2];
+    void *(*block)[2];
 };
 
 static void clear(struct stage *stage)

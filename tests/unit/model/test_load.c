@@ -539,7 +539,7 @@ static float *play(const struct model *model)
 {
     const struct config *config = model_config(model);
     struct layer_memory *layer = calloc(config->n_layer, sizeof(*layer));
-    float *block[CONFIG_LAYER_MAX][2];
+    void *block[CONFIG_LAYER_MAX][2];
     uint32_t token[N_TOKEN], row[N_TOKEN];
     struct span span = {.n_row = N_TOKEN, .layer = layer};
     struct workspace *workspace;

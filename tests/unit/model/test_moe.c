@@ -178,7 +178,7 @@ static float *play(const struct model *model)
     const struct config *config = model_config(model);
     const uint32_t n_layer = config->n_layer;
     struct layer_memory *layer = calloc(N_ROW * n_layer, sizeof(*layer));
-    float **block = calloc(N_ROW * n_layer, sizeof(*block));
+    void **block = calloc(N_ROW * n_layer, sizeof(*block));
     const size_t n = (size_t)N_ROW * config->n_vocab * sizeof(float);
     struct span span[N_ROW];
     uint32_t token[N_ROW], row[N_ROW];

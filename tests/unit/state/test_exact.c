@@ -160,7 +160,7 @@ static void clear_stale(const struct mixer_field *field, uint64_t position,
                         char *bytes)
 {
     const uint32_t axis = strcmp(field->name, "ring_k") == 0 ? 2 : 1;
-    const size_t element = field->type == FIELD_F64 ? 8 : 4;
+    const size_t element = field_element_bytes(field->type);
     size_t outer = 1, inner = element;
 
     if (strncmp(field->name, "ring_", 5) != 0)

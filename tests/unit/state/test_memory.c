@@ -102,15 +102,20 @@ Test(memory, growth_keeps_what_was_there_and_adds_zeros)
         cr_assert_eq(memory_bytes(memory), memory_bytes_for(model, STEP[s]));
         for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
             const size_t n = model_plan(model, i)->block_bytes / sizeof(float);
-            float *const *block = memory_layers(memory)[i].block;
+            void *const *block = memory_layers(memory)[i].block;
 
-            for (uint64_t b = 0; n && b < n_marked; b++)
-                cr_assert(block[b][0] == (float)(1 + b + 1000 * i) &&
-                          block[b][n - 1] == -block[b][0]);
+            for (uint64_t b = 0; n && b < n_marked; b++) {
+                const float *marked = block[b];
+
+                cr_assert(marked[0] == (float)(1 + b + 1000 * i) &&
+                          marked[n - 1] == -marked[0]);
+            }
             for (uint64_t b = n_marked; n && b < n_block; b++) {
-                cr_assert(is_zero(block[b], n * sizeof(float)));
-                block[b][0] = (float)(1 + b + 1000 * i);
-                block[b][n - 1] = -block[b][0];
+                float *fresh = block[b];
+
+                cr_assert(is_zero(fresh, n * sizeof(float)));
+                fresh[0] = (float)(1 + b + 1000 * i);
+                fresh[n - 1] = -fresh[0];
             }
         }
         n_marked = n_block;
@@ -229,13 +234,13 @@ Test(memory, a_reserve_that_fails_keeps_what_was_there_and_can_go_on)
     fail_at = 0;
     cr_assert_eq(memory_create(model, &memory), STATUS_OK);
     cr_assert_eq(memory_reserve(memory, 64), STATUS_OK);
-    memory_layers(memory)[3].block[0][5] = 7;
+    ((float *)memory_layers(memory)[3].block[0])[5] = 7;
     do {
         /* the table first, then each slab: every call gets one further */
         fail_at = n_failed ? 2 : 1;
         n_taken = 0;
         st = memory_reserve(memory, 20 * KV_BLOCK);
-        cr_assert(memory_layers(memory)[3].block[0][5] == 7);
+        cr_assert(((float *)memory_layers(memory)[3].block[0])[5] == 7);
         n_failed += st != STATUS_OK;
     } while (st == STATUS_RESOURCE_EXHAUSTED && n_failed < 100);
     cr_assert_eq(st, STATUS_OK);
