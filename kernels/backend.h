@@ -64,6 +64,21 @@ struct swiglu_args {
     uint32_t n_row, n_ff;
 };
 
+/*
+ * y = (silu(x gate^T) * (x up^T)) down^T, or y += for ffn_add, with the bits of
+ * linear, swiglu and linear (linear_add) one after the other. Shazeer 2020,
+ * arXiv:2002.05202. What lies between the products goes nowhere far.
+ */
+struct ffn_args {
+    float *y;
+    size_t y_stride;
+    const float *x;
+    size_t x_stride;
+    uint32_t n_row;
+    const struct linear *gate, *up; /* [n_ff, n_in], of one type */
+    const struct linear *down;      /* [n_out, n_ff] */
+};
+
 /* y = y * sigmoid(gate), elementwise, dim floats a row. */
 struct gate_args {
     float *y;
@@ -359,6 +374,8 @@ struct backend {
 
     void (*linear)(struct pool *pool, const struct linear_args *args);
     void (*linear_add)(struct pool *pool, const struct linear_args *args);
+    void (*ffn)(struct pool *pool, const struct ffn_args *args);
+    void (*ffn_add)(struct pool *pool, const struct ffn_args *args);
     void (*rms_norm)(struct pool *pool, const struct norm_args *args);
     void (*gated_norm)(struct pool *pool, const struct gated_norm_args *args);
     void (*swiglu)(struct pool *pool, const struct swiglu_args *args);

@@ -1,38 +1,60 @@
 #include "model/mlp.h"
 
-#include "model/mixer.h"
 #include "model/moe.h"
 
+#include <stdio.h>
 #include <string.h>
+
+static enum status load_one(const struct weight_source *weights,
+                            const char *prefix, const char *name,
+                            uint32_t n_out, uint32_t n_in, struct linear *out)
+{
+    const struct weight_part part = weight_whole(name, n_out);
+
+    return weights_linear(weights, prefix, &part, 1, n_in, out);
+}
+
+enum status mlp_load(const struct weight_source *weights, const char *prefix,
+                     uint32_t hidden, uint32_t n_ff, struct mlp *out)
+{
+    struct mlp it = {.moe = NULL};
+    enum status st =
+        load_one(weights, prefix, "gate_proj.weight", n_ff, hidden, &it.gate);
+
+    if (!st)
+        st = load_one(weights, prefix, "up_proj.weight", n_ff, hidden, &it.up);
+    if (!st)
+        st = load_one(weights, prefix, "down_proj.weight", hidden, n_ff,
+                      &it.down);
+    if (!st && it.gate.type != it.up.type)
+        st = status_fail(STATUS_INVALID_ARGUMENT,
+                         "%sgate_proj.weight and up_proj.weight differ in "
+                         "type, expected one",
+                         prefix);
+    if (st)
+        mlp_release(&it);
+    else
+        *out = it;
+    return st;
+}
 
 enum status mlp_init(const struct config *config,
                      const struct weight_source *weights, const char *prefix,
                      uint32_t layer, struct mlp *out)
 {
-    const struct weight_part gate_up[2] = {
-        weight_whole("mlp.gate_proj.weight", config->n_ff),
-        weight_whole("mlp.up_proj.weight", config->n_ff),
-    };
-    const struct weight_part down =
-        weight_whole("mlp.down_proj.weight", config->hidden);
-    enum status st;
+    char name[WEIGHTS_NAME_SIZE];
 
     memset(out, 0, sizeof(*out));
     if (config->has_experts[layer])
         return moe_create(config, weights, prefix, &out->moe);
-    st = weights_linear(weights, prefix, gate_up, 2, config->hidden,
-                        &out->gate_up);
-    if (!st)
-        st =
-            weights_linear(weights, prefix, &down, 1, config->n_ff, &out->down);
-    if (st)
-        mlp_release(out);
-    return st;
+    (void)snprintf(name, sizeof(name), "%smlp.", prefix);
+    return mlp_load(weights, name, config->hidden, config->n_ff, out);
 }
 
 void mlp_release(struct mlp *mlp)
 {
-    linear_release(&mlp->gate_up);
+    linear_release(&mlp->gate);
+    linear_release(&mlp->up);
     linear_release(&mlp->down);
     moe_destroy(mlp->moe);
     memset(mlp, 0, sizeof(*mlp));
@@ -42,12 +64,13 @@ size_t mlp_bytes(const struct mlp *mlp)
 {
     if (mlp->moe)
         return moe_bytes(mlp->moe);
-    return linear_bytes(&mlp->gate_up) + linear_bytes(&mlp->down);
+    return linear_bytes(&mlp->gate) + linear_bytes(&mlp->up) +
+           linear_bytes(&mlp->down);
 }
 
 enum linear_type mlp_type(const struct mlp *mlp)
 {
-    return mlp->moe ? moe_type(mlp->moe) : mlp->gate_up.type;
+    return mlp->moe ? moe_type(mlp->moe) : mlp->gate.type;
 }
 
 double mlp_step_bytes(const struct mlp *mlp, double n_row)
@@ -64,40 +87,22 @@ double mlp_row_flops(const struct config *config, uint32_t layer)
 
 size_t mlp_row_floats(const struct config *config)
 {
-    const size_t dense =
-        row_stride(2 * (size_t)config->n_ff) + row_stride(config->n_ff);
-    const size_t experts = config->n_expert ? moe_row_floats(config) : 0;
-
-    return dense > experts ? dense : experts;
+    return config->n_expert ? moe_row_floats(config) : 0;
 }
 
 void mlp_rows(const struct mlp *mlp, const struct mlp_args *args)
 {
-    const struct backend *backend = args->backend;
-    const uint32_t n_ff = mlp->down.n_in, hidden = mlp->down.n_out;
-    const size_t wide = row_stride(2 * (size_t)n_ff), narrow = row_stride(n_ff);
-    float *gate_up = args->work, *act = args->work + args->n_row * wide;
-
     if (mlp->moe) {
         moe_rows(mlp->moe, args);
         return;
     }
-    backend->linear(args->pool, &(struct linear_args){.y = gate_up,
-                                                      .y_stride = wide,
-                                                      .x = args->x,
-                                                      .x_stride = hidden,
-                                                      .n_row = args->n_row,
-                                                      .w = &mlp->gate_up});
-    backend->swiglu(args->pool, &(struct swiglu_args){.y = act,
-                                                      .y_stride = narrow,
-                                                      .x = gate_up,
-                                                      .x_stride = wide,
-                                                      .n_row = args->n_row,
-                                                      .n_ff = n_ff});
-    backend->linear_add(args->pool, &(struct linear_args){.y = args->residual,
-                                                          .y_stride = hidden,
-                                                          .x = act,
-                                                          .x_stride = narrow,
-                                                          .n_row = args->n_row,
-                                                          .w = &mlp->down});
+    args->backend->ffn_add(args->pool,
+                           &(struct ffn_args){.y = args->residual,
+                                              .y_stride = mlp->down.n_out,
+                                              .x = args->x,
+                                              .x_stride = mlp->gate.n_in,
+                                              .n_row = args->n_row,
+                                              .gate = &mlp->gate,
+                                              .up = &mlp->up,
+                                              .down = &mlp->down});
 }

@@ -1,9 +1,8 @@
 #ifndef MODEL_MLP_H
 #define MODEL_MLP_H
 /*
- * The feed-forward half of a layer: residual += down(silu(gate(h)) * up(h)),
- * with gate and up as one product. Shazeer 2020, arXiv:2002.05202. Or experts
- * in its place, model/moe.h.
+ * The feed-forward half of a layer: residual += down(silu(gate(h)) * up(h)).
+ * Shazeer 2020, arXiv:2002.05202. Or experts in its place, model/moe.h.
  */
 #include "base/status.h"
 #include "kernels/backend.h"
@@ -13,9 +12,9 @@
 struct moe;
 
 struct mlp {
-    struct linear gate_up; /* [2 * n_ff, hidden]: gate, then up */
-    struct linear down;    /* [hidden, n_ff] */
-    struct moe *moe;       /* owned; then the two above are empty */
+    struct linear gate, up; /* [n_ff, hidden] */
+    struct linear down;     /* [hidden, n_ff] */
+    struct moe *moe;        /* owned; then those above are empty */
 };
 
 /*
@@ -27,6 +26,13 @@ MUST_CHECK enum status mlp_init(const struct config *config,
                                 const struct weight_source *weights,
                                 const char *prefix, uint32_t layer,
                                 struct mlp *out);
+/*
+ * A dense one, from PREFIXgate_proj.weight and so on.
+ *   INVALID_ARGUMENT  gate and up of different types; as weights_linear()
+ */
+MUST_CHECK enum status mlp_load(const struct weight_source *weights,
+                                const char *prefix, uint32_t hidden,
+                                uint32_t n_ff, struct mlp *out);
 void mlp_release(struct mlp *mlp);
 size_t mlp_bytes(const struct mlp *mlp);
 enum linear_type mlp_type(const struct mlp *mlp); /* of the weights */

@@ -24,10 +24,9 @@ struct moe {
 struct room {
     struct routing by;
     size_t logit_stride, wide, narrow, hidden; /* strides */
-    size_t shared_wide, shared_narrow;
-    float *logit;                /* by row */
-    float *gate_up, *act, *down; /* by place */
-    float *shared_gate_up, *shared_act, *shared;
+    float *logit;                              /* by row */
+    float *gate_up, *act, *down;               /* by place */
+    float *shared; /* by row; empty where there is none */
 };
 
 /* ----------------------------------------------------------------- loading */
@@ -120,22 +119,13 @@ static enum status load_shared(const struct config *config,
                                const struct weight_source *weights,
                                const char *prefix, struct moe *moe)
 {
-    const struct weight_part gate_up[2] = {
-        weight_whole("mlp.shared_expert.gate_proj.weight", config->n_shared_ff),
-        weight_whole("mlp.shared_expert.up_proj.weight", config->n_shared_ff),
-    };
-    const struct weight_part down =
-        weight_whole("mlp.shared_expert.down_proj.weight", config->hidden);
-    enum status st;
+    char name[WEIGHTS_NAME_SIZE];
 
     if (!config->n_shared_ff)
         return STATUS_OK;
-    st = weights_linear(weights, prefix, gate_up, 2, config->hidden,
-                        &moe->shared.gate_up);
-    if (st)
-        return st;
-    return weights_linear(weights, prefix, &down, 1, config->n_shared_ff,
-                          &moe->shared.down);
+    (void)snprintf(name, sizeof(name), "%smlp.shared_expert.", prefix);
+    return mlp_load(weights, name, config->hidden, config->n_shared_ff,
+                    &moe->shared);
 }
 
 static enum status load(const struct config *config,
@@ -251,33 +241,29 @@ uint64_t moe_n_idle(const struct config *config)
 
 /* --------------------------------------------------------------- workspace */
 
-static struct room strides(uint32_t hidden, uint32_t n_expert, uint32_t n_ff,
-                           uint32_t n_shared_ff)
+static struct room strides(uint32_t hidden, uint32_t n_expert, uint32_t n_ff)
 {
     return (struct room){.logit_stride = row_stride((size_t)n_expert + 1),
                          .wide = row_stride(2 * (size_t)n_ff),
                          .narrow = row_stride(n_ff),
-                         .hidden = row_stride(hidden),
-                         .shared_wide = row_stride(2 * (size_t)n_shared_ff),
-                         .shared_narrow = row_stride(n_shared_ff)};
+                         .hidden = row_stride(hidden)};
 }
 
 /* Floats of a row, with those that the rows have once: first[n_expert + 1]. */
-static size_t row_floats(const struct room *r, uint32_t n_chosen)
+static size_t row_floats(const struct room *r, uint32_t n_chosen,
+                         bool has_shared)
 {
-    const size_t shared =
-        r->shared_wide ? r->shared_wide + r->shared_narrow + r->hidden : 0;
-
     return 2 * r->logit_stride + 4 * row_stride(n_chosen) +
-           n_chosen * (r->wide + r->narrow + r->hidden) + shared;
+           n_chosen * (r->wide + r->narrow + r->hidden) +
+           (has_shared ? r->hidden : 0);
 }
 
 size_t moe_row_floats(const struct config *config)
 {
-    const struct room room = strides(config->hidden, config->n_expert,
-                                     config->n_expert_ff, config->n_shared_ff);
+    const struct room room =
+        strides(config->hidden, config->n_expert, config->n_expert_ff);
 
-    return row_floats(&room, config->n_chosen);
+    return row_floats(&room, config->n_chosen, config->n_shared_ff > 0);
 }
 
 /* Take n floats, or as many 32-bit numbers. */
@@ -293,8 +279,7 @@ static struct room room_of(const struct moe *moe, const struct mlp_args *args)
 {
     const size_t n_row = args->n_row, n_place = n_row * moe->n_chosen;
     const size_t n_turn = n_row * row_stride(moe->n_chosen);
-    struct room r = strides(moe->router.n_in, moe->n_expert, moe->down->n_in,
-                            moe->shared.down.n_in);
+    struct room r = strides(moe->router.n_in, moe->n_expert, moe->down->n_in);
     float *at = args->work;
 
     r.by = (struct routing){.n_row = args->n_row,
@@ -309,8 +294,6 @@ static struct room room_of(const struct moe *moe, const struct mlp_args *args)
     r.gate_up = take(&at, n_place * r.wide);
     r.act = take(&at, n_place * r.narrow);
     r.down = take(&at, n_place * r.hidden);
-    r.shared_gate_up = take(&at, n_row * r.shared_wide);
-    r.shared_act = take(&at, n_row * r.shared_narrow);
     r.shared = at;
     return r;
 }
@@ -369,29 +352,15 @@ static void run_experts(const struct moe *moe, const struct mlp_args *args,
 static void run_shared(const struct moe *moe, const struct mlp_args *args,
                        const struct room *r)
 {
-    const struct backend *backend = args->backend;
-
-    backend->linear(args->pool,
-                    &(struct linear_args){.y = r->shared_gate_up,
-                                          .y_stride = r->shared_wide,
+    args->backend->ffn(args->pool,
+                       &(struct ffn_args){.y = r->shared,
+                                          .y_stride = r->hidden,
                                           .x = args->x,
                                           .x_stride = moe->router.n_in,
                                           .n_row = args->n_row,
-                                          .w = &moe->shared.gate_up});
-    backend->swiglu(args->pool,
-                    &(struct swiglu_args){.y = r->shared_act,
-                                          .y_stride = r->shared_narrow,
-                                          .x = r->shared_gate_up,
-                                          .x_stride = r->shared_wide,
-                                          .n_row = args->n_row,
-                                          .n_ff = moe->shared.down.n_in});
-    backend->linear(args->pool,
-                    &(struct linear_args){.y = r->shared,
-                                          .y_stride = r->hidden,
-                                          .x = r->shared_act,
-                                          .x_stride = r->shared_narrow,
-                                          .n_row = args->n_row,
-                                          .w = &moe->shared.down});
+                                          .gate = &moe->shared.gate,
+                                          .up = &moe->shared.up,
+                                          .down = &moe->shared.down});
 }
 
 void moe_rows(const struct moe *moe, const struct mlp_args *args)

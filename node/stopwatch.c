@@ -81,12 +81,40 @@ static void time_expert(struct pool *pool, const struct expert_args *args)
         count_product(start, args->first[args->n_expert], args->w);
 }
 
+static void count_ffn(double start, const struct ffn_args *args)
+{
+    count_product(start, args->n_row, args->gate);
+    sum.product_flops += 2.0 * args->n_row *
+                         ((double)args->up->n_in * args->up->n_out +
+                          (double)args->down->n_in * args->down->n_out);
+}
+
+static void time_ffn(struct pool *pool, const struct ffn_args *args)
+{
+    const double start = is_running ? now() : 0;
+
+    real->ffn(pool, args);
+    if (is_running)
+        count_ffn(start, args);
+}
+
+static void time_ffn_add(struct pool *pool, const struct ffn_args *args)
+{
+    const double start = is_running ? now() : 0;
+
+    real->ffn_add(pool, args);
+    if (is_running)
+        count_ffn(start, args);
+}
+
 const struct backend *stopwatch_backend(const struct backend *backend)
 {
     real = backend;
     timed = *backend; /* what has no shim is called directly */
     timed.linear = time_linear;
     timed.linear_add = time_linear_add;
+    timed.ffn = time_ffn;
+    timed.ffn_add = time_ffn_add;
     timed.rms_norm = time_rms_norm;
     timed.gated_norm = time_gated_norm;
     timed.swiglu = time_swiglu;

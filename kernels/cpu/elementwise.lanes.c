@@ -80,6 +80,16 @@ void LANES_NAME(gated_norm)(struct pool *pool,
     pool_run(pool, n_row_task(n->n_row), gated_norm_task, (void *)args);
 }
 
+void LANES_NAME(swiglu_floats)(float *y, const float *gate, const float *up,
+                               uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += LANES) {
+        v16 v = v16_silu(v16_load_part(gate, i, n));
+        v = v16_mul(v, v16_load_part(up, i, n));
+        v16_store_part(y, v, i, n);
+    }
+}
+
 static void swiglu_task(void *arg, uint32_t task, void *scratch)
 {
     const struct swiglu_args *a = arg;
@@ -88,11 +98,8 @@ static void swiglu_task(void *arg, uint32_t task, void *scratch)
     for (size_t r = row_first(task); r < row_end(task, a->n_row); r++) {
         float *y = a->y + r * a->y_stride;
         const float *gate = a->x + r * a->x_stride, *up = gate + a->n_ff;
-        for (uint32_t i = 0; i < a->n_ff; i += LANES) {
-            v16 v = v16_silu(v16_load_part(gate, i, a->n_ff));
-            v = v16_mul(v, v16_load_part(up, i, a->n_ff));
-            v16_store_part(y, v, i, a->n_ff);
-        }
+
+        LANES_NAME(swiglu_floats)(y, gate, up, a->n_ff);
     }
 }
 

@@ -34,29 +34,30 @@ static void fp32_f32(const struct product_tile *p)
 
 const struct product_kernels
     LANES_NAME(product_kernels) =
-        {
-            .of = {
-                [ARITHMETIC_FP32] =
-                    {
-                        [LINEAR_F32] = {fp32_f32, NULL, 0, plain_shape},
-                        [LINEAR_BF16] = {LANES_NAME(panel_fp32_bf16), FLOATS},
-                        [LINEAR_W8] = {LANES_NAME(panel_fp32_w8), FLOATS},
-                    },
-                [ARITHMETIC_PAIR] =
-                    {
-                        [LINEAR_BF16] = {LANES_NAME(panel_pair_bf16),
-                                         ROUNDED(panel_shape)},
-                        [LINEAR_W8] = {LANES_NAME(panel_pair_w8),
-                                       ROUNDED(panel_shape)},
-                    },
-                [ARITHMETIC_TILE] =
-                    {
-                        [LINEAR_BF16] = {LANES_NAME(panel_tile_bf16),
-                                         ROUNDED(panel_shape_tile)},
-                        [LINEAR_W8] = {LANES_NAME(panel_tile_w8),
-                                       ROUNDED(panel_shape_tile)},
-                    },
-            }};
+        {.of =
+             {
+                 [ARITHMETIC_FP32] =
+                     {
+                         [LINEAR_F32] = {fp32_f32, NULL, 0, plain_shape},
+                         [LINEAR_BF16] = {LANES_NAME(panel_fp32_bf16), FLOATS},
+                         [LINEAR_W8] = {LANES_NAME(panel_fp32_w8), FLOATS},
+                     },
+                 [ARITHMETIC_PAIR] =
+                     {
+                         [LINEAR_BF16] = {LANES_NAME(panel_pair_bf16),
+                                          ROUNDED(panel_shape)},
+                         [LINEAR_W8] = {LANES_NAME(panel_pair_w8),
+                                        ROUNDED(panel_shape)},
+                     },
+                 [ARITHMETIC_TILE] =
+                     {
+                         [LINEAR_BF16] = {LANES_NAME(panel_tile_bf16),
+                                          ROUNDED(panel_shape_tile)},
+                         [LINEAR_W8] = {LANES_NAME(panel_tile_w8),
+                                        ROUNDED(panel_shape_tile)},
+                     },
+             },
+         .swiglu = LANES_NAME(swiglu_floats)};
 
 void LANES_NAME(linear)(struct pool *pool, const struct linear_args *args)
 {
@@ -66,4 +67,14 @@ void LANES_NAME(linear)(struct pool *pool, const struct linear_args *args)
 void LANES_NAME(linear_add)(struct pool *pool, const struct linear_args *args)
 {
     product_linear(pool, args, true, &LANES_NAME(product_kernels));
+}
+
+void LANES_NAME(ffn)(struct pool *pool, const struct ffn_args *args)
+{
+    product_ffn(pool, args, false, &LANES_NAME(product_kernels));
+}
+
+void LANES_NAME(ffn_add)(struct pool *pool, const struct ffn_args *args)
+{
+    product_ffn(pool, args, true, &LANES_NAME(product_kernels));
 }

@@ -417,24 +417,34 @@ const struct product_kernels product_kernels_amx = {
  * AVX-512 they took half the time up to here, and the bits are the same. */
 #define VECTOR_ROWS 4u
 
-static const struct product_kernels *kernels_for(const struct linear_args *args)
+static const struct product_kernels *kernels_for(enum linear_type type,
+                                                 uint32_t n_row)
 {
-    return args->w->type == LINEAR_W8 && args->n_row <= VECTOR_ROWS
-               ? product_kernels_amx.base
-               : &product_kernels_amx;
+    return type == LINEAR_W8 && n_row <= VECTOR_ROWS ? product_kernels_amx.base
+                                                     : &product_kernels_amx;
 }
 
 void linear_amx(struct pool *pool, const struct linear_args *args)
 {
-    product_linear(pool, args, false, kernels_for(args));
+    product_linear(pool, args, false, kernels_for(args->w->type, args->n_row));
 }
 
 void linear_add_amx(struct pool *pool, const struct linear_args *args)
 {
-    product_linear(pool, args, true, kernels_for(args));
+    product_linear(pool, args, true, kernels_for(args->w->type, args->n_row));
 }
 
 void expert_amx(struct pool *pool, const struct expert_args *args)
 {
     product_expert(pool, args, &product_kernels_amx);
+}
+
+void ffn_amx(struct pool *pool, const struct ffn_args *args)
+{
+    product_ffn(pool, args, false, kernels_for(args->gate->type, args->n_row));
+}
+
+void ffn_add_amx(struct pool *pool, const struct ffn_args *args)
+{
+    product_ffn(pool, args, true, kernels_for(args->gate->type, args->n_row));
 }

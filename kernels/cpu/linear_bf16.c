@@ -291,3 +291,13 @@ void expert_avx512_bf16(struct pool *pool, const struct expert_args *args)
 {
     product_expert(pool, args, &product_kernels_avx512_bf16);
 }
+
+void ffn_avx512_bf16(struct pool *pool, const struct ffn_args *args)
+{
+    product_ffn(pool, args, false, &product_kernels_avx512_bf16);
+}
+
+void ffn_add_avx512_bf16(struct pool *pool, const struct ffn_args *args)
+{
+    product_ffn(pool, args, true, &product_kernels_avx512_bf16);
+}

@@ -6,6 +6,8 @@
 
 void LANES_NAME(linear)(struct pool *pool, const struct linear_args *args);
 void LANES_NAME(linear_add)(struct pool *pool, const struct linear_args *args);
+void LANES_NAME(ffn)(struct pool *pool, const struct ffn_args *args);
+void LANES_NAME(ffn_add)(struct pool *pool, const struct ffn_args *args);
 void LANES_NAME(rms_norm)(struct pool *pool, const struct norm_args *args);
 void LANES_NAME(gated_norm)(struct pool *pool,
                             const struct gated_norm_args *args);
@@ -22,6 +24,10 @@ void LANES_NAME(expert)(struct pool *pool, const struct expert_args *args);
 void LANES_NAME(combine)(struct pool *pool, const struct combine_args *args);
 uint32_t LANES_NAME(draw)(const struct draw_args *args);
 void LANES_NAME(peaks)(const struct peaks_args *args);
+
+/* y = silu(gate) * up of n floats. */
+void LANES_NAME(swiglu_floats)(float *y, const float *gate, const float *up,
+                               uint32_t n);
 
 /*
  * Waking and joining workers costs about a microsecond. Less work than this

@@ -20,6 +20,7 @@ struct pass {
     const struct product *product;
     const struct product_kernel *kernel;
     const struct linear *shape; /* any of the weights */
+    struct product_form form;
     uint32_t first, end;
     bool is_own; /* every thread makes its own rows */
     void *made;  /* rows in the kernel's form; NULL: x as it is */
@@ -42,13 +43,19 @@ static void copy_floats(void *to, const float *x, uint32_t n, uint32_t n_step)
     memset((float *)to + n, 0, (n_step - n) * sizeof(*x));
 }
 
-/* From row to row as they are made. Whole cache lines become an odd number of
- * them, or rows of 1,024 inputs would all meet in the same few cache sets. */
-static size_t row_bytes(const struct pass *pass)
+/* Whole cache lines become an odd number of them, or rows of 1,024 inputs would
+ * all meet in the same few cache sets. */
+struct product_form product_form_of(const struct product_kernel *kernel,
+                                    const struct linear *w)
 {
-    const size_t n = linear_n_step(pass->shape) * pass->kernel->element_bytes;
+    struct product_form form = {kernel->take, kernel->element_bytes, 0};
 
-    return n % 64 ? n : n | 64;
+    if (!form.take)
+        form = (struct product_form){copy_floats, sizeof(float), 0};
+    form.row_bytes = linear_n_step(w) * form.element_bytes;
+    if (form.row_bytes % 64 == 0)
+        form.row_bytes |= 64;
+    return form;
 }
 
 /* ------------------------------------------------------------------- rows */
@@ -58,10 +65,10 @@ static void make_row(const struct pass *pass, uint32_t row, void *made)
     const struct product *p = pass->product;
     const size_t from = p->row ? p->row[row] : row;
 
-    pass->kernel->take((unsigned char *)made +
-                           (row - pass->first) * row_bytes(pass),
-                       p->x + from * p->x_stride, pass->shape->n_in,
-                       (uint32_t)linear_n_step(pass->shape));
+    pass->form.take((unsigned char *)made +
+                        (row - pass->first) * pass->form.row_bytes,
+                    p->x + from * p->x_stride, pass->shape->n_in,
+                    (uint32_t)linear_n_step(pass->shape));
 }
 
 static void make_rows(void *arg, uint32_t task, void *scratch)
@@ -130,9 +137,9 @@ static void run_unit(const struct pass *pass, const struct share *s,
     };
 
     if (made) {
-        tile.a =
-            (const unsigned char *)made + (row - pass->first) * row_bytes(pass);
-        tile.a_stride = row_bytes(pass) / pass->kernel->element_bytes;
+        tile.a = (const unsigned char *)made +
+                 (row - pass->first) * pass->form.row_bytes;
+        tile.a_stride = pass->form.row_bytes / pass->form.element_bytes;
     } else {
         tile.a = p->x + row * p->x_stride;
         tile.a_stride = p->x_stride;
@@ -196,54 +203,65 @@ static void run_pass(struct pool *pool, struct pass *pass)
     pass->cost = 0;
     for (uint32_t i = 0; i < pass->product->n_part; i++)
         pass->cost += share_of(pass, &pass->product->part[i]).cost;
-    if (pass->made && !pass->is_own)
+    if (pass->made && !pass->product->made)
         pool_run(pool, pass->n_task, make_rows, pass);
     pool_run(pool, pass->n_task, run_task, pass);
 }
 
-static struct product_kernel find_kernel(const struct product_kernels *kernels,
-                                         const struct linear *w)
+const struct product_kernel *
+product_kernel_of(const struct product_kernels *kernels, const struct linear *w)
 {
     while (!kernels->of[w->arithmetic][w->type].work) {
         kernels = kernels->base;
         assert(kernels);
     }
-    return kernels->of[w->arithmetic][w->type];
+    return &kernels->of[w->arithmetic][w->type];
+}
+
+struct pool *product_pool(struct pool *pool, const struct linear *w,
+                          uint32_t n_row)
+{
+    const uint64_t n_panel = (w->n_out + LINEAR_PANEL - 1) / LINEAR_PANEL;
+
+    return n_row * linear_n_step(w) * n_panel < FMAS_MIN ? NULL : pool;
+}
+
+/* Where the rows come from; returns how many fit there at a time. */
+static uint32_t choose_room(struct pass *pass, struct pool *pool)
+{
+    const struct product *p = pass->product;
+    const size_t bytes = pass->form.row_bytes;
+
+    pass->made = (void *)(uintptr_t)p->made; /* read only, then */
+    if (p->made || (!pass->kernel->take && !p->row))
+        return p->n_row;
+    assert(bytes <= POOL_SHARED_BYTES);
+    pass->is_own =
+        (uint64_t)p->n_row * linear_n_step(pass->shape) <= OWN_ELEMENTS &&
+        p->n_row * bytes <= OWN_BYTES;
+    if (pass->is_own)
+        return p->n_row;
+    pass->made = pool_shared(pool);
+    return p->n_row < POOL_SHARED_BYTES / bytes
+               ? p->n_row
+               : (uint32_t)(POOL_SHARED_BYTES / bytes);
 }
 
 void product_run(struct pool *pool, const struct product *p,
                  const struct product_kernels *kernels)
 {
-    struct product_kernel kernel;
-    struct pass pass = {.product = p, .kernel = &kernel};
-    uint32_t n_fit = p->n_row;
+    struct pass pass = {.product = p};
+    uint32_t n_fit;
 
     if (!p->n_row || !p->n_part || !p->part[0].w->n_out)
         return;
     pass.shape = p->part[0].w;
     pass.n_panel = (pass.shape->n_out + LINEAR_PANEL - 1) / LINEAR_PANEL;
-    kernel = find_kernel(kernels, pass.shape);
-    if (!kernel.take && p->row) {
-        kernel.take = copy_floats;
-        kernel.element_bytes = sizeof(float);
-    }
-    if ((uint64_t)p->n_row * linear_n_step(pass.shape) * pass.n_panel <
-        FMAS_MIN)
-        pool = NULL;
+    pass.kernel = product_kernel_of(kernels, pass.shape);
+    pass.form = product_form_of(pass.kernel, pass.shape);
+    pool = product_pool(pool, pass.shape, p->n_row);
     pass.n_task = pool_n_thread(pool);
-    if (kernel.take) {
-        const size_t bytes = row_bytes(&pass);
-
-        assert(bytes <= POOL_SHARED_BYTES);
-        pass.is_own =
-            (uint64_t)p->n_row * linear_n_step(pass.shape) <= OWN_ELEMENTS &&
-            p->n_row * bytes <= OWN_BYTES;
-        if (!pass.is_own) {
-            pass.made = pool_shared(pool);
-            if (n_fit > POOL_SHARED_BYTES / bytes)
-                n_fit = (uint32_t)(POOL_SHARED_BYTES / bytes);
-        }
-    }
+    n_fit = choose_room(&pass, pool);
     for (pass.first = 0; pass.first < p->n_row; pass.first = pass.end) {
         pass.end =
             p->n_row - pass.first < n_fit ? p->n_row : pass.first + n_fit;

@@ -46,6 +46,8 @@ struct product_kernel {
 struct product_kernels {
     struct product_kernel of[N_ARITHMETIC][N_LINEAR_TYPE];
     const struct product_kernels *base; /* has what is not here; or NULL */
+    /* y = silu(gate) * up of n floats. */
+    void (*swiglu)(float *y, const float *gate, const float *up, uint32_t n);
 };
 
 /* The weights that rows [first_row, first_row + n_row) of y meet. */
@@ -60,12 +62,30 @@ struct product {
     const float *x;
     size_t x_stride;
     const uint32_t *row; /* [n_row] row of x for each of y; NULL: the same */
+    /* In place of x and row: all rows as product_form_of() has them. */
+    const void *made;
     uint32_t n_row;
     /* Ascending and without overlap; weights of one shape, type, arithmetic. */
     const struct product_part *part;
     uint32_t n_part;
     bool is_add;
 };
+
+/* How rows lie in memory for a kernel that multiplies them by w. */
+struct product_form {
+    void (*take)(void *to, const float *x, uint32_t n, uint32_t n_step);
+    uint32_t element_bytes;
+    size_t row_bytes; /* from row to row */
+};
+struct product_form product_form_of(const struct product_kernel *kernel,
+                                    const struct linear *w);
+const struct product_kernel *
+product_kernel_of(const struct product_kernels *kernels,
+                  const struct linear *w);
+
+/* The pool, or NULL for a product of so many rows that it is not worth it. */
+struct pool *product_pool(struct pool *pool, const struct linear *w,
+                          uint32_t n_row);
 
 /* Rows that belong to no part are not touched. */
 void product_run(struct pool *pool, const struct product *product,
@@ -81,6 +101,10 @@ void product_linear(struct pool *pool, const struct linear_args *args,
  */
 void product_expert(struct pool *pool, const struct expert_args *args,
                     const struct product_kernels *kernels);
+
+/* The operators ffn and ffn_add. */
+void product_ffn(struct pool *pool, const struct ffn_args *args, bool is_add,
+                 const struct product_kernels *kernels);
 
 /* The take() of bf16 rows: as scalar_to_bf16(), by the instruction for it. */
 void take_bf16(void *to, const float *x, uint32_t n, uint32_t n_step);

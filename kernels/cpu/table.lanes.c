@@ -20,6 +20,8 @@ const struct backend LANES_NAME(backend) = {
     .linear = LANES_NAME(linear),
     .linear_add = LANES_NAME(linear_add),
     .expert = LANES_NAME(expert),
+    .ffn = LANES_NAME(ffn),
+    .ffn_add = LANES_NAME(ffn_add),
     OPERATORS,
 };
 
@@ -31,6 +33,8 @@ const struct backend backend_avx512_bf16 = {
     .linear = linear_avx512_bf16,
     .linear_add = linear_add_avx512_bf16,
     .expert = expert_avx512_bf16,
+    .ffn = ffn_avx512_bf16,
+    .ffn_add = ffn_add_avx512_bf16,
     OPERATORS,
 };
 
@@ -41,6 +45,8 @@ const struct backend backend_amx = {
     .linear = linear_amx,
     .linear_add = linear_add_amx,
     .expert = expert_amx,
+    .ffn = ffn_amx,
+    .ffn_add = ffn_add_amx,
     OPERATORS,
 };
 #endif

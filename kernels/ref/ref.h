@@ -10,6 +10,8 @@
 
 void ref_linear(struct pool *pool, const struct linear_args *args);
 void ref_linear_add(struct pool *pool, const struct linear_args *args);
+void ref_ffn(struct pool *pool, const struct ffn_args *args);
+void ref_ffn_add(struct pool *pool, const struct ffn_args *args);
 void ref_rms_norm(struct pool *pool, const struct norm_args *args);
 void ref_gated_norm(struct pool *pool, const struct gated_norm_args *args);
 void ref_swiglu(struct pool *pool, const struct swiglu_args *args);

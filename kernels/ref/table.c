@@ -19,6 +19,8 @@ static bool is_supported(void)
     }
 FLUSHED(linear, linear_args)
 FLUSHED(linear_add, linear_args)
+FLUSHED(ffn, ffn_args)
+FLUSHED(ffn_add, ffn_args)
 FLUSHED(rms_norm, norm_args)
 FLUSHED(gated_norm, gated_norm_args)
 FLUSHED(swiglu, swiglu_args)
@@ -37,6 +39,8 @@ const struct backend backend_ref = {
     .is_supported = is_supported,
     .linear = linear,
     .linear_add = linear_add,
+    .ffn = ffn,
+    .ffn_add = ffn_add,
     .rms_norm = rms_norm,
     .gated_norm = gated_norm,
     .swiglu = swiglu,

@@ -270,6 +270,12 @@ static void count_linear_add(struct pool *pool, const struct linear_args *a)
     counted->linear_add(pool, a);
 }
 
+static void count_ffn_add(struct pool *pool, const struct ffn_args *a)
+{
+    n_fma += 3.0 * a->n_row * a->gate->n_in * a->gate->n_out;
+    counted->ffn_add(pool, a);
+}
+
 static void count_attend(struct pool *pool, const struct attend_args *a)
 {
     for (uint32_t i = 0; i < a->n_span; i++) {
@@ -321,6 +327,7 @@ Test(pass, a_slice_is_bounded)
     counting = *counted;
     counting.linear = count_linear;
     counting.linear_add = count_linear_add;
+    counting.ffn_add = count_ffn_add;
     counting.attend = count_attend;
     for (size_t i = 0; i < 3; i++) {
         struct bench bench = open_bench(DIR[i], &counting);
