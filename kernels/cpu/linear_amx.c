@@ -4,13 +4,12 @@
  * inner steps. It flushes by itself; the modes that product.h sets are for the
  * scales of W8 and for what is added to y.
  *
- * One tile of rows by four panels stands in four tiles of sums. Eight depths of
- * four panels fill two thirds of the first-level cache, and all rows of a unit
- * pass by them; two by two tiles would need half as many loads from the panels,
- * which are near, but twice as many of rows, which come from the second level
- * and are the bound. Sums wait in memory meanwhile, which costs no bits,
- * because a tile of sums is loaded as it was stored. Up to sixteen rows take
- * all depths at once, for they only read weights once. Rows are spread evenly
+ * Two tiles of rows by two panels stand in four tiles of sums, so that each
+ * tile loaded is used twice. Four depths by two panels and as many rows fill
+ * most of the first-level cache: DEPTHS at a time pass by all rows of a unit,
+ * and sums wait in memory meanwhile, which costs no bits, because a tile of
+ * sums is loaded as it was stored. Sixteen rows and fewer take four panels at
+ * once and all depths, for they only read weights once. Rows are spread evenly
  * over their tiles: one configuration serves a unit.
  *
  * W8 weights become bf16, exactly, in the first-level cache; a group's sums
@@ -31,7 +30,7 @@
 #define SCALE_STRIDE (sizeof(struct linear_group) / sizeof(float))
 #define UNIT_ROWS 256u
 #define UNIT_PANELS 16u
-#define WIDTH 4u /* panels that meet a tile of rows together */
+#define FEW_PANELS 4u
 
 /* LDTILECFG's operand. Intel SDM, volume 1, 18.2. */
 struct tile_config {
@@ -40,9 +39,9 @@ struct tile_config {
     uint8_t n_row[16];
 };
 
-typedef float sums[WIDTH][TILE_ROWS][PANEL];
+/* Up to 2 x 2 or 1 x 4 tiles of sums, and what the micro-kernels share. */
+typedef float sums[4][TILE_ROWS][PANEL];
 
-/* What the micro-kernels of a unit share. */
 struct work {
     const struct product_tile *p;
     uint32_t n_panel, n_depth, n_tile;
@@ -51,18 +50,19 @@ struct work {
     bool is_w8;
     size_t a_bytes; /* from row to row */
     /* In the unit's scratch. */
-    unsigned char (*wide)[DEPTHS * DEPTH_BYTES]; /* [WIDTH] */
-    sums *group;                                 /* on their way from tiles */
-    sums *kept;                                  /* [n_panel / WIDTH][n_tile] */
+    unsigned char (*wide)[DEPTHS * DEPTH_BYTES]; /* [FEW_PANELS] */
+    const float *scale[FEW_PANELS]; /* of the first group of wide */
+    sums *group;                    /* a group's sums on their way */
+    sums *kept;                     /* [n_panel / 2][n_tile / 2] */
 };
 
-/* Some panels at some depths, and who comes next. */
+/* What one micro-kernel multiplies. */
 struct block {
-    const unsigned char *b[WIDTH];
-    const float *scale[WIDTH]; /* of the first group; W8 */
-    uint32_t panel, depth, n_depth;
-    const unsigned char *next[WIDTH]; /* panels to be fetched meanwhile */
-    uint32_t next_lines;              /* of each at each depth */
+    const unsigned char *a[2]; /* tiles of rows */
+    const unsigned char *b[FEW_PANELS];
+    uint32_t depth, n_depth;
+    const unsigned char *next[2]; /* panels to be fetched meanwhile */
+    uint32_t next_lines;          /* of each at each depth */
 };
 
 /* ------------------------------------------------------------------- tiles */
@@ -70,14 +70,13 @@ struct block {
 /* The compiler knows of no memory that tiles read or write. */
 #define MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
 
-/* Tiles 0 to 3 are sums, 4 is rows, 5 to 7 are panels in turn. */
 static void configure(uint32_t n_row)
 {
     struct tile_config config = {.palette = 1};
 
     for (uint32_t i = 0; i < 8; i++) {
         config.row_bytes[i] = LINE;
-        config.n_row[i] = (uint8_t)(i < 5 ? n_row : TILE_ROWS);
+        config.n_row[i] = (uint8_t)(i < 6 ? n_row : TILE_ROWS);
     }
     /* The whole struct is an operand, or its stores would be dropped. */
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
@@ -85,38 +84,63 @@ static void configure(uint32_t n_row)
 
 INLINE void fetch(struct block *x)
 {
-    for (uint32_t i = 0; i < x->next_lines; i++)
-#pragma GCC unroll 4
-        for (uint32_t p = 0; p < WIDTH; p++) {
-            _mm_prefetch((const char *)x->next[p], _MM_HINT_T1);
-            x->next[p] += LINE;
-        }
+    for (uint32_t i = 0; i < x->next_lines; i++) {
+        _mm_prefetch((const char *)x->next[0], _MM_HINT_T1);
+        _mm_prefetch((const char *)x->next[1], _MM_HINT_T1);
+        x->next[0] += LINE;
+        x->next[1] += LINE;
+    }
 }
 
-/* Sums of n_depth depths from depth `first` of the block on, rows at a. */
-INLINE void multiply(struct block *x, const unsigned char *a, size_t stride,
-                     uint32_t first, uint32_t n_depth, uint32_t width)
+/* Sums are tiles 0, 1 of the first rows and 2, 3 of the second; rows are tiles
+ * 4 and 5, panels 6 and 7. */
+INLINE void multiply_square(const struct work *w, struct block *x, bool has_a1,
+                            bool has_b1)
 {
-    const size_t at = (size_t)first * DEPTH_BYTES;
+    const size_t stride = w->a_bytes;
 
     MEMORY_BARRIER();
-    for (uint32_t k = 0; k < n_depth; k++) {
-        _tile_loadd(4, a + (first + k) * LINE, stride);
-        _tile_loadd(5, x->b[0] + at + k * DEPTH_BYTES, LINE);
-        _tile_dpbf16ps(0, 4, 5);
-        if (width > 1) {
-            _tile_loadd(6, x->b[1] + at + k * DEPTH_BYTES, LINE);
-            _tile_dpbf16ps(1, 4, 6);
+    for (uint32_t k = 0; k < x->n_depth; k++) {
+        _tile_loadd(6, x->b[0] + k * DEPTH_BYTES, LINE);
+        _tile_loadd(4, x->a[0] + k * LINE, stride);
+        _tile_dpbf16ps(0, 4, 6);
+        if (has_b1) {
+            _tile_loadd(7, x->b[1] + k * DEPTH_BYTES, LINE);
+            _tile_dpbf16ps(1, 4, 7);
         }
-        if (width > 2) {
-            _tile_loadd(7, x->b[2] + at + k * DEPTH_BYTES, LINE);
-            _tile_dpbf16ps(2, 4, 7);
-        }
-        if (width > 3) {
-            _tile_loadd(5, x->b[3] + at + k * DEPTH_BYTES, LINE);
-            _tile_dpbf16ps(3, 4, 5);
+        if (has_a1) {
+            _tile_loadd(5, x->a[1] + k * LINE, stride);
+            _tile_dpbf16ps(2, 5, 6);
+            if (has_b1)
+                _tile_dpbf16ps(3, 5, 7);
         }
         fetch(x);
+    }
+}
+
+/* Sums are tiles 0 to 3 for as many panels; rows are tile 4. */
+INLINE void multiply_few(const struct work *w, const struct block *x,
+                         uint32_t n_panel)
+{
+    const size_t stride = w->a_bytes;
+
+    MEMORY_BARRIER();
+    for (uint32_t k = 0; k < x->n_depth; k++) {
+        _tile_loadd(4, x->a[0] + k * LINE, stride);
+        _tile_loadd(6, x->b[0] + k * DEPTH_BYTES, LINE);
+        _tile_dpbf16ps(0, 4, 6);
+        if (n_panel > 1) {
+            _tile_loadd(7, x->b[1] + k * DEPTH_BYTES, LINE);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if (n_panel > 2) {
+            _tile_loadd(6, x->b[2] + k * DEPTH_BYTES, LINE);
+            _tile_dpbf16ps(2, 4, 6);
+        }
+        if (n_panel > 3) {
+            _tile_loadd(7, x->b[3] + k * DEPTH_BYTES, LINE);
+            _tile_dpbf16ps(3, 4, 7);
+        }
     }
 }
 
@@ -128,35 +152,22 @@ static void clear_sums(void)
     _tile_zero(3);
 }
 
-INLINE void load_sums(sums *s, uint32_t width)
+static void load_sums(sums *s)
 {
     MEMORY_BARRIER();
     _tile_loadd(0, (*s)[0], LINE);
-    if (width > 1)
-        _tile_loadd(1, (*s)[1], LINE);
-    if (width > 2)
-        _tile_loadd(2, (*s)[2], LINE);
-    if (width > 3)
-        _tile_loadd(3, (*s)[3], LINE);
+    _tile_loadd(1, (*s)[1], LINE);
+    _tile_loadd(2, (*s)[2], LINE);
+    _tile_loadd(3, (*s)[3], LINE);
 }
 
-/* Tiles one `apart` from the other in memory, rows one `stride`, in floats. */
-INLINE void store_sums(float *to, size_t apart, size_t stride, uint32_t width)
+static void store_sums(sums *s)
 {
-    stride *= sizeof(float);
-    _tile_stored(0, to, stride);
-    if (width > 1)
-        _tile_stored(1, to + apart, stride);
-    if (width > 2)
-        _tile_stored(2, to + 2 * apart, stride);
-    if (width > 3)
-        _tile_stored(3, to + 3 * apart, stride);
+    _tile_stored(0, (*s)[0], LINE);
+    _tile_stored(1, (*s)[1], LINE);
+    _tile_stored(2, (*s)[2], LINE);
+    _tile_stored(3, (*s)[3], LINE);
     MEMORY_BARRIER();
-}
-
-INLINE void keep_sums(sums *s, uint32_t width)
-{
-    store_sums((*s)[0][0], sizeof((*s)[0]) / sizeof(float), PANEL, width);
 }
 
 /* ------------------------------------------------------------------ weights */
@@ -185,41 +196,25 @@ static const unsigned char *panel_at(const struct work *w, uint32_t panel,
            (size_t)depth * w->depth_bytes;
 }
 
-/* The block's `width` panels at its depths, as bf16. */
-static void take_panels(const struct work *w, struct block *x, uint32_t width)
+/* n_panel panels from `panel` on, n_depth depths from `depth` on. */
+static void take_panels(struct work *w, struct block *x, uint32_t panel,
+                        uint32_t n_panel, uint32_t depth, uint32_t n_depth)
 {
-    for (uint32_t i = 0; i < width; i++) {
-        const unsigned char *b = panel_at(w, x->panel + i, x->depth);
+    x->n_depth = n_depth;
+    for (uint32_t i = 0; i < n_panel; i++) {
+        const unsigned char *b = panel_at(w, panel + i, depth);
         const struct linear_group *group = (const void *)b;
 
         x->b[i] = b;
         if (!w->is_w8)
             continue;
-        for (uint32_t g = 0; g < x->n_depth / GROUP_DEPTHS; g++)
+        for (uint32_t g = 0; g < n_depth / GROUP_DEPTHS; g++)
             widen(&group[g], w->wide[i] + g * GROUP_DEPTHS * DEPTH_BYTES);
-        x->scale[i] = group->scale;
+        w->scale[i] = group->scale;
         x->b[i] = w->wide[i];
     }
-}
-
-/* What comes behind these panels and depths is fetched while they pass by the
- * rows, a share of it at each step. */
-static void plan_next(const struct work *w, struct block *x)
-{
-    const uint32_t n_line = x->n_depth * w->depth_bytes / LINE;
-    const uint32_t n_step = w->n_tile * x->n_depth;
-    uint32_t panel = x->panel + WIDTH, depth = x->depth;
-
-    if (panel >= w->n_panel) {
-        panel = 0;
-        depth += x->n_depth;
-    }
-    if (depth >= w->n_depth)
-        return;
-    for (uint32_t i = 0; i < WIDTH; i++)
-        x->next[i] = panel_at(
-            w, panel + i < w->n_panel ? panel + i : w->n_panel - 1, depth);
-    x->next_lines = (n_line + n_step - 1) / n_step;
+    if (n_panel == 1) /* never multiplied */
+        x->b[1] = x->b[0];
 }
 
 /* -------------------------------------------------------------------- sums */
@@ -240,12 +235,19 @@ static void scale_tile(float (*kept)[PANEL], float (*sum)[PANEL],
 }
 
 /* The last tile begins early enough to have as many rows as the others; the
- * rows that it shares with the one before are computed twice, added once. */
+ * rows that it shares with the one before are computed twice, written once. */
 static uint32_t first_row(const struct work *w, uint32_t tile)
 {
     const uint32_t row = tile * w->tile_rows, last = w->p->n_row - w->tile_rows;
 
     return row < last ? row : last;
+}
+
+static const unsigned char *rows_of_tile(const struct work *w, uint32_t tile,
+                                         uint32_t depth)
+{
+    return (const unsigned char *)w->p->a + first_row(w, tile) * w->a_bytes +
+           (size_t)depth * LINE;
 }
 
 static void put_tile(const struct work *w, float (*sum)[PANEL], uint32_t tile,
@@ -266,88 +268,140 @@ static void put_tile(const struct work *w, float (*sum)[PANEL], uint32_t tile,
     }
 }
 
-static void put_tiles(const struct work *w, sums *s, uint32_t tile,
-                      uint32_t panel, uint32_t width)
+/* ---------------------------------------------------------------- few rows */
+
+INLINE void few_panels(struct work *w, uint32_t panel, uint32_t n_panel)
 {
-    for (uint32_t i = 0; i < width; i++)
-        put_tile(w, (*s)[i], tile, panel + i);
-}
+    sums *out = w->is_w8 ? w->kept : w->group;
+    const uint32_t n_depth = w->is_w8 ? GROUP_DEPTHS : w->n_depth;
 
-/* ------------------------------------------------------------------ blocks */
+    for (uint32_t k = 0; k < w->n_depth; k += n_depth) {
+        struct block x = {.a = {rows_of_tile(w, 0, k)}};
 
-/* A tile of rows meets a block of bf16. */
-INLINE void meet(const struct work *w, struct block *x, uint32_t tile,
-                 uint32_t width)
-{
-    const struct product_tile *p = w->p;
-    const uint32_t first = first_row(w, tile);
-    const unsigned char *a = (const unsigned char *)p->a + first * w->a_bytes +
-                             (size_t)x->depth * LINE;
-    sums *kept = &w->kept[x->panel / WIDTH * w->n_tile + tile];
-
-    if (x->depth == 0)
+        take_panels(w, &x, panel, n_panel, k, n_depth);
         clear_sums();
-    else
-        load_sums(kept, width);
-    multiply(x, a, w->a_bytes, 0, x->n_depth, width);
-    if (x->depth + x->n_depth < w->n_depth) {
-        keep_sums(kept, width);
-    } else if (!p->is_add && (x->panel + width) * PANEL <= p->n_col) {
-        store_sums(p->c + first * p->c_stride + x->panel * PANEL, PANEL,
-                   p->c_stride, width);
-    } else {
-        keep_sums(w->group, width);
-        put_tiles(w, w->group, tile, x->panel, width);
+        multiply_few(w, &x, n_panel);
+        store_sums(w->group);
+        for (uint32_t i = 0; i < n_panel && w->is_w8; i++)
+            scale_tile((*out)[i], (*w->group)[i], w->scale[i], w->tile_rows,
+                       k == 0);
     }
+    for (uint32_t i = 0; i < n_panel; i++)
+        put_tile(w, (*out)[i], 0, panel + i);
 }
 
-/* The same of W8: sums of a group of 128 steps go from tiles to memory and
- * there to their scales, group by group. */
-INLINE void meet_groups(const struct work *w, struct block *x, uint32_t tile,
-                        uint32_t width)
+static void few_rows(struct work *w)
 {
-    const unsigned char *a = (const unsigned char *)w->p->a +
-                             first_row(w, tile) * w->a_bytes +
-                             (size_t)x->depth * LINE;
-    sums *kept = &w->kept[x->panel / WIDTH * w->n_tile + tile];
+    uint32_t panel = 0;
 
+    for (; panel + FEW_PANELS <= w->n_panel; panel += FEW_PANELS)
+        few_panels(w, panel, FEW_PANELS);
+    for (; panel < w->n_panel; panel++)
+        few_panels(w, panel, 1);
+}
+
+/* --------------------------------------------------------------- many rows */
+
+/* Sums of a group of 128 steps from tiles to memory and there to their scales,
+ * group by group. */
+INLINE void multiply_groups(struct work *w, struct block *x, sums *kept,
+                            bool is_first, bool has_a1, bool has_b1)
+{
+    struct block part = *x;
+
+    part.n_depth = GROUP_DEPTHS;
     for (uint32_t g = 0; g < x->n_depth / GROUP_DEPTHS; g++) {
         clear_sums();
-        multiply(x, a, w->a_bytes, g * GROUP_DEPTHS, GROUP_DEPTHS, width);
-        keep_sums(w->group, width);
-        for (uint32_t i = 0; i < width; i++)
-            scale_tile((*kept)[i], (*w->group)[i],
-                       x->scale[i] + g * SCALE_STRIDE, w->tile_rows,
-                       x->depth == 0 && g == 0);
+        multiply_square(w, &part, has_a1, has_b1);
+        store_sums(w->group);
+        for (uint32_t i = 0; i < 4; i++)
+            if ((has_a1 || i < 2) && (has_b1 || i % 2 == 0))
+                scale_tile((*kept)[i], (*w->group)[i],
+                           w->scale[i % 2] + g * SCALE_STRIDE, w->tile_rows,
+                           is_first && g == 0);
+        for (uint32_t i = 0; i < 2; i++) {
+            part.a[i] += GROUP_DEPTHS * LINE;
+            part.b[i] += GROUP_DEPTHS * DEPTH_BYTES;
+        }
     }
-    if (x->depth + x->n_depth == w->n_depth)
-        put_tiles(w, kept, tile, x->panel, width);
+    x->next[0] = part.next[0];
+    x->next[1] = part.next[1];
 }
 
-INLINE void all_rows(const struct work *w, struct block *x, uint32_t width)
+/* Tiles of rows `tile` and the next by the panels of x. */
+INLINE void square(struct work *w, struct block *x, uint32_t tile,
+                   uint32_t panel, bool has_a1, bool has_b1)
 {
-    for (uint32_t tile = 0; tile < w->n_tile; tile++)
-        if (w->is_w8)
-            meet_groups(w, x, tile, width);
+    const uint32_t depth = x->depth;
+    const bool is_last = depth + x->n_depth == w->n_depth;
+    sums *kept = &w->kept[panel / 2 * ((w->n_tile + 1) / 2) + tile / 2];
+
+    x->a[0] = rows_of_tile(w, tile, depth);
+    x->a[1] = rows_of_tile(w, has_a1 ? tile + 1 : tile, depth);
+    if (w->is_w8) {
+        multiply_groups(w, x, kept, depth == 0, has_a1, has_b1);
+    } else {
+        if (depth == 0)
+            clear_sums();
         else
-            meet(w, x, tile, width);
+            load_sums(kept);
+        multiply_square(w, x, has_a1, has_b1);
+        store_sums(kept);
+    }
+    for (uint32_t i = 0; i < 4 && is_last; i++)
+        if ((has_a1 || i < 2) && (has_b1 || i % 2 == 0))
+            put_tile(w, (*kept)[i], tile + i / 2, panel + i % 2);
 }
 
-static void run_block(const struct work *w, struct block *x, uint32_t width)
+INLINE void all_rows(struct work *w, struct block *x, uint32_t panel,
+                     bool has_b1)
 {
-    take_panels(w, x, width);
-    switch (width) {
-    case 1:
-        all_rows(w, x, 1);
-        break;
-    case 2:
-        all_rows(w, x, 2);
-        break;
-    case 3:
-        all_rows(w, x, 3);
-        break;
-    default:
-        all_rows(w, x, 4);
+    uint32_t tile = 0;
+
+    for (; tile + 1 < w->n_tile; tile += 2)
+        square(w, x, tile, panel, true, has_b1);
+    if (tile < w->n_tile)
+        square(w, x, tile, panel, false, has_b1);
+}
+
+/* What comes behind these panels and depths is fetched while they pass by the
+ * rows, a share of it at each step. */
+static void plan_next(const struct work *w, struct block *x, uint32_t panel,
+                      uint32_t depth)
+{
+    const uint32_t n_line = x->n_depth * w->depth_bytes / LINE;
+    const uint32_t n_step = (w->n_tile + 1) / 2 * x->n_depth;
+    uint32_t i = panel + 2;
+
+    if (i >= w->n_panel) {
+        i = 0;
+        depth += x->n_depth;
+    }
+    if (depth >= w->n_depth)
+        return;
+    x->next[0] = panel_at(w, i, depth);
+    x->next[1] = panel_at(w, i + 1 < w->n_panel ? i + 1 : i, depth);
+    x->next_lines = (n_line + n_step - 1) / n_step;
+}
+
+static void many_rows(struct work *w)
+{
+    for (uint32_t k = 0; k < w->n_depth; k += DEPTHS) {
+        const uint32_t left = w->n_depth - k;
+
+        for (uint32_t panel = 0; panel < w->n_panel; panel += 2) {
+            const bool has_b1 = panel + 1 < w->n_panel;
+            struct block x = {0};
+
+            take_panels(w, &x, panel, has_b1 ? 2 : 1, k,
+                        left < DEPTHS ? left : DEPTHS);
+            x.depth = k;
+            plan_next(w, &x, panel, k);
+            if (has_b1)
+                all_rows(w, &x, panel, true);
+            else
+                all_rows(w, &x, panel, false);
+        }
     }
 }
 
@@ -366,23 +420,15 @@ static void run(const struct product_tile *p, bool is_w8)
         .a_bytes = p->a_stride * sizeof(uint16_t),
         .wide = p->scratch,
     };
-    const uint32_t n_depth = w.n_tile == 1 && !is_w8 ? w.n_depth : DEPTHS;
 
     w.tile_rows = (p->n_row + w.n_tile - 1) / w.n_tile;
-    w.group = (void *)(w.wide + WIDTH);
+    w.group = (void *)(w.wide + FEW_PANELS);
     w.kept = w.group + 1;
     configure(w.tile_rows);
-    for (uint32_t k = 0; k < w.n_depth; k += n_depth)
-        for (uint32_t panel = 0; panel < w.n_panel; panel += WIDTH) {
-            const uint32_t deep = w.n_depth - k, wide = w.n_panel - panel;
-            struct block x = {.panel = panel,
-                              .depth = k,
-                              .n_depth = deep < n_depth ? deep : n_depth};
-
-            if (w.n_tile > 1)
-                plan_next(&w, &x);
-            run_block(&w, &x, wide < WIDTH ? wide : WIDTH);
-        }
+    if (w.n_tile == 1)
+        few_rows(&w);
+    else
+        many_rows(&w);
     _tile_release();
 }
 
@@ -400,7 +446,7 @@ static struct product_shape shape(uint32_t n_row, uint32_t n_step)
 {
     (void)n_step;
     if (n_row <= TILE_ROWS)
-        return (struct product_shape){TILE_ROWS, WIDTH};
+        return (struct product_shape){TILE_ROWS, FEW_PANELS};
     return (struct product_shape){UNIT_ROWS, UNIT_PANELS};
 }
 
