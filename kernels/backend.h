@@ -122,9 +122,15 @@ struct rope_args {
 
 /*
  * Softmax attention over KV blocks (GQA). A block holds KV_BLOCK tokens of all
- * KV heads of one layer as floats:
- *     k [n_kv_head][d_head][KV_BLOCK]  after QK-norm, BEFORE rotation
+ * KV heads of one layer, keys after QK-norm and BEFORE rotation. In FP32 as
+ * floats:
+ *     k [n_kv_head][d_head][KV_BLOCK]
  *     v [n_kv_head][KV_BLOCK][d_head]
+ * in PAIR and TILE as bf16, rounded once, by kv_append:
+ *     k [n_kv_head][d_head / 2, rounded up][KV_BLOCK][2]
+ *     v [n_kv_head][KV_BLOCK / 2][d_head][2]
+ * The last 2 are neighbours of the inner dimension (dims of keys, +0 behind the
+ * last; tokens of values) in one 32-bit word, as the instructions read them.
  * k lies transposed so that lanes are keys. A row reads no token behind its
  * own position into its result, so what lies there (nothing yet, or rejected
  * drafts) does not matter.
@@ -139,6 +145,9 @@ struct attend_shape {
     enum arithmetic arithmetic; /* of its products; decides the blocks */
 };
 size_t kv_block_bytes(struct attend_shape shape);
+/* Bytes from a block's start to the keys or values of one KV head. */
+size_t kv_keys_at(struct attend_shape shape, size_t head);
+size_t kv_values_at(struct attend_shape shape, size_t head);
 
 /* Write the rows' keys and values into their sessions' blocks. */
 struct kv_append_args {
@@ -160,6 +169,17 @@ struct kv_append_args {
  *   M' = max(M, m); a = exp(M - M'); c = exp(m - M')
  *   L = fma(L, a, l * c);  O = fma(O, a, o * c)
  * out = O * (1 / L). FlashAttention's merge (arXiv:2205.14135) on a fixed grid.
+ *
+ * In PAIR and TILE the two products are of that arithmetic (kernels/linear.h),
+ * and what enters them is rounded by scalar_to_bf16():
+ *   keys are widened, rotated as floats, and rounded again
+ *   q' = bf16(q * scale);  s_j = (product over d of q' and k_j) + 0
+ *   w_j = bf16(p_j);  o[e] = (product over j of w_j and v_j[e]) + 0
+ * l is the sum of the p_j as they were before. Adding +0 makes -0 a +0, whence
+ * padding with zeros never shows, nor does a weight of +0 of a finite v: steps
+ * fma(+0, v, acc) change at most the sign of an acc that is zero, and two sums
+ * that differ in the sign of zeros alone still do after the next step. So a key
+ * is left out or multiplied by zero, as is faster; unless its v is not finite.
  *
  * A call may be for key blocks [first_block, end_block) alone, so that a long
  * attention can be carried out in pieces. Calls for a row come with adjoining

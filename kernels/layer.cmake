@@ -13,9 +13,17 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     set_source_files_properties(
       ${PROJECT_SOURCE_DIR}/kernels/cpu/tile.lanes.c
       ${PROJECT_SOURCE_DIR}/kernels/cpu/panel.lanes.c
+      ${PROJECT_SOURCE_DIR}/kernels/cpu/bf16_tile.lanes.c
       PROPERTIES COMPILE_OPTIONS -fno-sanitize=all)
   endif()
-  foreach(isa avx2 avx512)
+  # Those that gain by avx512-bf16 a third time.
+  set(FLAGS_avx512_bf16 ${FLAGS_avx512} -DLANES_BF16 -mavx512bf16)
+  set(lanes_bf16 ${lanes})
+  list(FILTER lanes_bf16 INCLUDE REGEX "bf16\\.lanes\\.c$|bf16_tile\\.lanes\\.c$")
+  foreach(isa avx2 avx512 avx512_bf16)
+    if(isa STREQUAL "avx512_bf16")
+      set(lanes ${lanes_bf16})
+    endif()
     add_library(kernels_${isa} OBJECT ${lanes})
     target_include_directories(kernels_${isa} PRIVATE ${PROJECT_SOURCE_DIR})
     target_compile_options(kernels_${isa} PRIVATE ${STRICT} -O3 ${FLAGS_${isa}})
@@ -29,6 +37,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(${PROJECT_SOURCE_DIR}/kernels/cpu/linear_bf16.c
     PROPERTIES COMPILE_OPTIONS "${FLAGS_512}")
   set_source_files_properties(${PROJECT_SOURCE_DIR}/kernels/cpu/linear_amx.c
+    ${PROJECT_SOURCE_DIR}/kernels/cpu/bf16_tile_amx.c
     PROPERTIES COMPILE_OPTIONS "${FLAGS_512};-mamx-tile;-mamx-bf16")
   target_compile_definitions(kernels PRIVATE GODWIT_LANES)
 endif()

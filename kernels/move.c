@@ -32,10 +32,58 @@ void move_embed(struct pool *pool, const struct embed_args *args)
     pool_run(run_on, args->n_row, embed_row, (void *)args);
 }
 
+/* Bytes of one KV head's keys, and of its values. */
+static size_t key_bytes(struct attend_shape shape)
+{
+    size_t d_head = shape.d_head;
+
+    return shape.arithmetic == ARITHMETIC_FP32
+               ? d_head * KV_BLOCK * sizeof(float)
+               : (d_head + 1) / 2 * KV_BLOCK * sizeof(uint16_t[2]);
+}
+
+static size_t value_bytes(struct attend_shape shape)
+{
+    return shape.d_head * KV_BLOCK *
+           (shape.arithmetic == ARITHMETIC_FP32 ? sizeof(float)
+                                                : sizeof(uint16_t));
+}
+
+size_t kv_keys_at(struct attend_shape shape, size_t head)
+{
+    return head * key_bytes(shape);
+}
+
+size_t kv_values_at(struct attend_shape shape, size_t head)
+{
+    return shape.n_kv_head * key_bytes(shape) + head * value_bytes(shape);
+}
+
 size_t kv_block_bytes(struct attend_shape shape)
 {
-    return 2 * (size_t)shape.n_kv_head * shape.d_head * KV_BLOCK *
-           sizeof(float);
+    return kv_values_at(shape, shape.n_kv_head);
+}
+
+/* Token `at` of a block; to_k and to_v are the head's. */
+static void append_f32(float *to_k, float *to_v, size_t at, const float *k,
+                       const float *v, size_t d_head)
+{
+    for (size_t d = 0; d < d_head; d++)
+        to_k[d * KV_BLOCK + at] = k[d];
+    memcpy(to_v + at * d_head, v, d_head * sizeof(float));
+}
+
+static void append_bf16(uint16_t *to_k, uint16_t *to_v, size_t at,
+                        const float *k, const float *v, size_t d_head)
+{
+    to_k += at * 2;
+    to_v += at / 2 * d_head * 2 + at % 2;
+    for (size_t d = 0; d < d_head; d += 2, to_k += KV_BLOCK * 2) {
+        to_k[0] = scalar_to_bf16(k[d]);
+        to_k[1] = d + 1 < d_head ? scalar_to_bf16(k[d + 1]) : 0;
+    }
+    for (size_t e = 0; e < d_head; e++)
+        to_v[e * 2] = scalar_to_bf16(v[e]);
 }
 
 /* Task: one KV head of one span. */
@@ -50,14 +98,15 @@ static void append_head(void *arg, uint32_t task, void *scratch)
     for (size_t r = 0; r < span->n_row; r++) {
         uint64_t p = span->position + r;
         size_t row = span->first_row + r, at = p % KV_BLOCK;
-        float *block = span->block[p / KV_BLOCK];
-        float *to_k = block + head * d_head * KV_BLOCK + at;
-        float *to_v = block + (n_kv + head) * d_head * KV_BLOCK + at * d_head;
+        unsigned char *block = span->block[p / KV_BLOCK];
+        void *to_k = block + kv_keys_at(a->shape, head);
+        void *to_v = block + kv_values_at(a->shape, head);
         const float *k = a->k + row * a->k_stride + head * d_head;
         const float *v = a->v + row * a->v_stride + head * d_head;
-        for (size_t d = 0; d < d_head; d++)
-            to_k[d * KV_BLOCK] = k[d];
-        memcpy(to_v, v, d_head * sizeof(float));
+        if (a->shape.arithmetic == ARITHMETIC_FP32)
+            append_f32(to_k, to_v, at, k, v, d_head);
+        else
+            append_bf16(to_k, to_v, at, k, v, d_head);
     }
 }
 

@@ -1,8 +1,8 @@
 #ifndef KERNELS_MOVE_H
 #define KERNELS_MOVE_H
 /*
- * The operators of kernels/backend.h that only move numbers and never round:
- * every CPU backend shares them. Thread rules as there.
+ * The operators of kernels/backend.h that only move numbers, or round them to
+ * bf16 by their bits: every CPU backend shares them. Thread rules as there.
  */
 #include "kernels/backend.h"
 

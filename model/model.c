@@ -119,8 +119,9 @@ static void name_numerics(struct model *model)
         rope = digest_chain(rope, model->rope.sin, n_probe * sizeof(float));
     }
     n = snprintf(model->numerics, sizeof(model->numerics),
-                 "%s/%s/kv-f32/rope-%08x", arithmetic_id(model->arithmetic),
-                 format, (uint32_t)rope.lo);
+                 "%s/%s/kv-%s/rope-%08x", arithmetic_id(model->arithmetic),
+                 format, model->arithmetic == ARITHMETIC_FP32 ? "f32" : "bf16",
+                 (uint32_t)rope.lo);
     assert(n > 0 && (size_t)n < sizeof(model->numerics));
 }
 

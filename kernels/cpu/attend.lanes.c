@@ -1,4 +1,5 @@
 #include "kernels/cpu/attend.h"
+#include "kernels/cpu/cpu.h"
 #include "kernels/cpu/ops.h"
 
 #include <assert.h>
@@ -30,6 +31,7 @@
 
 struct job {
     const struct attend_args *args;
+    const struct attend_kernel *kernel;
     uint32_t n_query;    /* query heads of one KV head */
     uint32_t n_position; /* most positions of one task; a power of two */
     uint64_t end;        /* of the call's blocks */
@@ -148,7 +150,7 @@ static uint32_t open_rows(const struct job *job, const struct piece *piece,
 {
     const struct attend_args *a = job->args;
     uint32_t n_row = (uint32_t)(piece->end - piece->position) * job->n_query;
-    size_t each = LANES_NAME(attend_rows_floats)(n_row, a->shape.d_head);
+    size_t each = LANES_NAME(attend_rows_floats)(n_row, a->shape);
     size_t room = POOL_SCRATCH_BYTES / sizeof(float) -
                   LANES_NAME(attend_group_floats)(a->shape);
     uint32_t n = piece->head + piece->n_head - head;
@@ -157,13 +159,14 @@ static uint32_t open_rows(const struct job *job, const struct piece *piece,
     n = (uint32_t)least(least(n, HEADS_AT_ONCE), room / each);
     for (uint32_t h = 0; h < n; h++) {
         rows[h] = (struct rows){.args = a,
+                                .kernel = job->kernel,
                                 .span = piece->span,
                                 .head = head + h,
                                 .n_query = job->n_query,
                                 .n_row = n_row,
                                 .position = piece->position};
         scratch = LANES_NAME(attend_place_rows)(&rows[h], scratch);
-        LANES_NAME(attend_scale)(&rows[h]);
+        job->kernel->scale(&rows[h]);
     }
     return n;
 }
@@ -543,10 +546,12 @@ static void run_few(struct pool *pool, struct job *job)
     }
 }
 
-void LANES_NAME(attend)(struct pool *pool, const struct attend_args *args)
+static void attend_with(struct pool *pool, const struct attend_args *args,
+                        const struct attend_kernel *kernel)
 {
     struct attend_shape shape = args->shape;
     struct job job = {.args = args,
+                      .kernel = kernel,
                       .n_query = shape.n_head / shape.n_kv_head,
                       .end = args->end_block ? args->end_block : UINT64_MAX};
     uint64_t n_fma = 0;
@@ -564,3 +569,23 @@ void LANES_NAME(attend)(struct pool *pool, const struct attend_args *args)
     run_few(pool, &job);
     run_many(pool, &job);
 }
+
+#define OPERATOR(name, f32, pair, tile)                                        \
+    void name(struct pool *pool, const struct attend_args *args)               \
+    {                                                                          \
+        static const struct attend_kernel *const KERNEL[N_ARITHMETIC] = {      \
+            [ARITHMETIC_FP32] = &(f32),                                        \
+            [ARITHMETIC_PAIR] = &(pair),                                       \
+            [ARITHMETIC_TILE] = &(tile)};                                      \
+        attend_with(pool, args, KERNEL[args->shape.arithmetic]);               \
+    }
+#if defined(LANES_AVX512)
+OPERATOR(attend_avx512, attend_f32_avx512, attend_pair_avx512,
+         attend_tile_avx512)
+OPERATOR(attend_avx512_bf16, attend_f32_avx512, attend_pair_avx512_bf16,
+         attend_tile_avx512)
+OPERATOR(attend_amx, attend_f32_avx512, attend_pair_avx512_bf16,
+         attend_tile_amx)
+#else
+OPERATOR(attend_avx2, attend_f32_avx2, attend_pair_avx2, attend_tile_avx2)
+#endif

@@ -15,17 +15,19 @@ bool cpu_has_avx512_bf16(void);
 /* Asks Linux for the tiles, which the process then keeps. */
 bool cpu_has_amx(void);
 
-/* Their products; all other operators are those of avx512. */
+/* Their operators with products; all others are those of avx512. */
 void linear_avx512_bf16(struct pool *pool, const struct linear_args *args);
 void linear_add_avx512_bf16(struct pool *pool, const struct linear_args *args);
 void expert_avx512_bf16(struct pool *pool, const struct expert_args *args);
 void ffn_avx512_bf16(struct pool *pool, const struct ffn_args *args);
 void ffn_add_avx512_bf16(struct pool *pool, const struct ffn_args *args);
+void attend_avx512_bf16(struct pool *pool, const struct attend_args *args);
 void linear_amx(struct pool *pool, const struct linear_args *args);
 void linear_add_amx(struct pool *pool, const struct linear_args *args);
 void expert_amx(struct pool *pool, const struct expert_args *args);
 void ffn_amx(struct pool *pool, const struct ffn_args *args);
 void ffn_add_amx(struct pool *pool, const struct ffn_args *args);
+void attend_amx(struct pool *pool, const struct attend_args *args);
 
 extern const struct backend backend_avx2, backend_avx512, backend_avx512_bf16,
     backend_amx;

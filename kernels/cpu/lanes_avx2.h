@@ -212,16 +212,41 @@ static inline v16 v16_difference(double g, const double *x)
     return v16_both(v8_difference(from, x), v8_difference(from, x + 8));
 }
 
-/* 16 words of two bf16 each: the low halves and the high halves. */
+/* 16 words of two bf16 each; a vector of words is no numbers. */
+static inline v16 v16_set1_word(const uint32_t *x)
+{
+    __m256 v = _mm256_castsi256_ps(_mm256_set1_epi32((int32_t)*x));
+    return v16_both(v, v);
+}
+
+static inline __m256 v8_low(__m256 words)
+{
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_castps_si256(words), 16));
+}
+
+static inline __m256 v8_high(__m256 words)
+{
+    __m256i top = _mm256_set1_epi32((int32_t)0xffff0000u);
+    return _mm256_and_ps(words, _mm256_castsi256_ps(top));
+}
+
+/* Their low halves as floats, and their high halves. */
+static inline v16 v16_low(v16 words)
+{
+    return v16_both(v8_low(words.a), v8_low(words.b));
+}
+
+static inline v16 v16_high(v16 words)
+{
+    return v16_both(v8_high(words.a), v8_high(words.b));
+}
+
 static inline v16 v16_load_bf16(const uint32_t *x, v16 *high)
 {
-    __m256i a = _mm256_loadu_si256((const __m256i *)x);
-    __m256i b = _mm256_loadu_si256((const __m256i *)(x + 8));
-    __m256i top = _mm256_set1_epi32((int32_t)0xffff0000u);
-    *high = v16_both(_mm256_castsi256_ps(_mm256_and_si256(a, top)),
-                     _mm256_castsi256_ps(_mm256_and_si256(b, top)));
-    return v16_both(_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
-                    _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)));
+    v16 words = v16_load((const float *)(const void *)x);
+    *high = v16_high(words);
+    return v16_low(words);
 }
 
 static inline __m256 v8_round_bf16(__m256 x)
@@ -248,6 +273,36 @@ static inline __m256 v8_round_bf16(__m256 x)
 static inline v16 v16_round_bf16(v16 x)
 {
     return v16_both(v8_round_bf16(x.a), v8_round_bf16(x.b));
+}
+
+/* As scalar_to_bf16(): words with low and high in their halves; 16 in a row;
+ * acc = fma(low halves, fma(high halves, acc)). */
+static inline __m256 v8_words(__m256 low, __m256 high)
+{
+    __m256i bits = _mm256_castps_si256(v8_round_bf16(low));
+    return _mm256_or_ps(v8_round_bf16(high),
+                        _mm256_castsi256_ps(_mm256_srli_epi32(bits, 16)));
+}
+
+static inline v16 v16_words(v16 low, v16 high)
+{
+    return v16_both(v8_words(low.a, high.a), v8_words(low.b, high.b));
+}
+
+static inline void v16_store_bf16(uint16_t *to, v16 x)
+{
+    __m256i a = _mm256_castps_si256(v8_round_bf16(x.a));
+    __m256i b = _mm256_castps_si256(v8_round_bf16(x.b));
+    __m256i all =
+        _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));
+    _mm256_storeu_si256((__m256i *)(void *)to,
+                        _mm256_permute4x64_epi64(all, 0xd8));
+}
+
+static inline v16 v16_dot(v16 a, v16 b, v16 acc)
+{
+    acc = v16_fma(v16_high(a), v16_high(b), acc);
+    return v16_fma(v16_low(a), v16_low(b), acc);
 }
 
 /* 16 signed bytes as floats. */

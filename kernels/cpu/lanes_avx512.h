@@ -6,7 +6,11 @@
 
 typedef __m512 v16;
 
+#if defined(LANES_BF16)
+#define LANES_NAME(name) name##_avx512_bf16
+#else
 #define LANES_NAME(name) name##_avx512
+#endif
 #define LANES_TITLE "avx512"
 #define LANES_ROWS 12u /* rows of the tallest register tile: 12 x 2 sums */
 
@@ -187,13 +191,31 @@ static inline v16 v16_difference(double g, const double *x)
     return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 
-/* 16 words of two bf16 each: the low halves and the high halves. */
+/* 16 words of two bf16 each; a vector of words is no numbers. */
+static inline v16 v16_set1_word(const uint32_t *x)
+{
+    return _mm512_castsi512_ps(_mm512_set1_epi32((int32_t)*x));
+}
+
+/* Their low halves as floats, and their high halves. */
+static inline v16 v16_low(v16 words)
+{
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_castps_si512(words), 16));
+}
+
+static inline v16 v16_high(v16 words)
+{
+    __m512i top = _mm512_set1_epi32((int32_t)0xffff0000u);
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_castps_si512(words), top));
+}
+
 static inline v16 v16_load_bf16(const uint32_t *x, v16 *high)
 {
-    __m512i word = _mm512_loadu_si512(x);
-    __m512i top = _mm512_set1_epi32((int32_t)0xffff0000u);
-    *high = _mm512_castsi512_ps(_mm512_and_si512(word, top));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(word, 16));
+    v16 words = _mm512_loadu_ps(x);
+    *high = v16_high(words);
+    return v16_low(words);
 }
 
 /* scalar_from_bf16(scalar_to_bf16(x)) */
@@ -218,6 +240,50 @@ static inline v16 v16_round_bf16(v16 x)
                                  _mm512_set1_epi32(INT32_MIN));
     return _mm512_castsi512_ps(near);
 }
+
+#if defined(LANES_BF16)
+/* As scalar_to_bf16(): words with low and high in their halves; 16 in a row;
+ * acc = fma(low halves, fma(high halves, acc)). */
+static inline v16 v16_words(v16 low, v16 high)
+{
+    const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11,
+                                         26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(zip, both));
+}
+
+static inline void v16_store_bf16(uint16_t *to, v16 x)
+{
+    _mm256_storeu_si256((__m256i *)(void *)to, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+static inline v16 v16_dot(v16 a, v16 b, v16 acc)
+{
+    return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+}
+#else
+static inline v16 v16_words(v16 low, v16 high)
+{
+    __m512i low_bits = _mm512_castps_si512(v16_round_bf16(low));
+    __m512i high_bits = _mm512_castps_si512(v16_round_bf16(high));
+    return _mm512_castsi512_ps(
+        _mm512_or_si512(high_bits, _mm512_srli_epi32(low_bits, 16)));
+}
+
+static inline void v16_store_bf16(uint16_t *to, v16 x)
+{
+    __m512i bits = _mm512_castps_si512(v16_round_bf16(x));
+    _mm256_storeu_si256((__m256i *)(void *)to,
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+}
+
+static inline v16 v16_dot(v16 a, v16 b, v16 acc)
+{
+    acc = v16_fma(v16_high(a), v16_high(b), acc);
+    return v16_fma(v16_low(a), v16_low(b), acc);
+}
+#endif
 
 /* 16 signed bytes as floats. */
 static inline v16 v16_load_i8(const int8_t *x)

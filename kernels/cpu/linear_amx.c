@@ -15,29 +15,21 @@
  * W8 weights become bf16, exactly, in the first-level cache; a group's sums
  * leave their tiles to be scaled.
  */
+#include "kernels/cpu/amx.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/product.h"
 
-#include <immintrin.h>
-
 #define INLINE static inline __attribute__((always_inline))
 #define PANEL 16u
-#define TILE_ROWS 16u
+#define TILE_ROWS AMX_ROWS
 #define DEPTH_BYTES 1024u /* of one panel: 32 steps of 16 outputs in bf16 */
-#define LINE 64u
+#define LINE AMX_LINE
 #define DEPTHS 8u /* of a panel between two visits of a tile of rows */
 #define GROUP_DEPTHS (LINEAR_GROUP / LINEAR_STEP)
 #define SCALE_STRIDE (sizeof(struct linear_group) / sizeof(float))
 #define UNIT_ROWS 256u
 #define UNIT_PANELS 16u
 #define FEW_PANELS 4u
-
-/* LDTILECFG's operand. Intel SDM, volume 1, 18.2. */
-struct tile_config {
-    uint8_t palette, start_row, zero[14];
-    uint16_t row_bytes[16];
-    uint8_t n_row[16];
-};
 
 /* Up to 2 x 2 or 1 x 4 tiles of sums, and what the micro-kernels share. */
 typedef float sums[4][TILE_ROWS][PANEL];
@@ -67,21 +59,6 @@ struct block {
 
 /* ------------------------------------------------------------------- tiles */
 
-/* The compiler knows of no memory that tiles read or write. */
-#define MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
-
-static void configure(uint32_t n_row)
-{
-    struct tile_config config = {.palette = 1};
-
-    for (uint32_t i = 0; i < 8; i++) {
-        config.row_bytes[i] = LINE;
-        config.n_row[i] = (uint8_t)(i < 6 ? n_row : TILE_ROWS);
-    }
-    /* The whole struct is an operand, or its stores would be dropped. */
-    __asm__ volatile("ldtilecfg %0" : : "m"(config));
-}
-
 INLINE void fetch(struct block *x)
 {
     for (uint32_t i = 0; i < x->next_lines; i++) {
@@ -99,7 +76,7 @@ INLINE void multiply_square(const struct work *w, struct block *x, bool has_a1,
 {
     const size_t stride = w->a_bytes;
 
-    MEMORY_BARRIER();
+    AMX_MEMORY_BARRIER();
     for (uint32_t k = 0; k < x->n_depth; k++) {
         _tile_loadd(6, x->b[0] + k * DEPTH_BYTES, LINE);
         _tile_loadd(4, x->a[0] + k * LINE, stride);
@@ -124,7 +101,7 @@ INLINE void multiply_few(const struct work *w, const struct block *x,
 {
     const size_t stride = w->a_bytes;
 
-    MEMORY_BARRIER();
+    AMX_MEMORY_BARRIER();
     for (uint32_t k = 0; k < x->n_depth; k++) {
         _tile_loadd(4, x->a[0] + k * LINE, stride);
         _tile_loadd(6, x->b[0] + k * DEPTH_BYTES, LINE);
@@ -144,17 +121,9 @@ INLINE void multiply_few(const struct work *w, const struct block *x,
     }
 }
 
-static void clear_sums(void)
-{
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-
 static void load_sums(sums *s)
 {
-    MEMORY_BARRIER();
+    AMX_MEMORY_BARRIER();
     _tile_loadd(0, (*s)[0], LINE);
     _tile_loadd(1, (*s)[1], LINE);
     _tile_loadd(2, (*s)[2], LINE);
@@ -167,7 +136,7 @@ static void store_sums(sums *s)
     _tile_stored(1, (*s)[1], LINE);
     _tile_stored(2, (*s)[2], LINE);
     _tile_stored(3, (*s)[3], LINE);
-    MEMORY_BARRIER();
+    AMX_MEMORY_BARRIER();
 }
 
 /* ------------------------------------------------------------------ weights */
@@ -279,7 +248,7 @@ INLINE void few_panels(struct work *w, uint32_t panel, uint32_t n_panel)
         struct block x = {.a = {rows_of_tile(w, 0, k)}};
 
         take_panels(w, &x, panel, n_panel, k, n_depth);
-        clear_sums();
+        amx_clear_sums();
         multiply_few(w, &x, n_panel);
         store_sums(w->group);
         for (uint32_t i = 0; i < n_panel && w->is_w8; i++)
@@ -311,7 +280,7 @@ INLINE void multiply_groups(struct work *w, struct block *x, sums *kept,
 
     part.n_depth = GROUP_DEPTHS;
     for (uint32_t g = 0; g < x->n_depth / GROUP_DEPTHS; g++) {
-        clear_sums();
+        amx_clear_sums();
         multiply_square(w, &part, has_a1, has_b1);
         store_sums(w->group);
         for (uint32_t i = 0; i < 4; i++)
@@ -342,7 +311,7 @@ INLINE void square(struct work *w, struct block *x, uint32_t tile,
         multiply_groups(w, x, kept, depth == 0, has_a1, has_b1);
     } else {
         if (depth == 0)
-            clear_sums();
+            amx_clear_sums();
         else
             load_sums(kept);
         multiply_square(w, x, has_a1, has_b1);
@@ -424,7 +393,7 @@ static void run(const struct product_tile *p, bool is_w8)
     w.tile_rows = (p->n_row + w.n_tile - 1) / w.n_tile;
     w.group = (void *)(w.wide + FEW_PANELS);
     w.kept = w.group + 1;
-    configure(w.tile_rows);
+    amx_configure(w.tile_rows);
     if (w.n_tile == 1)
         few_rows(&w);
     else

@@ -11,51 +11,98 @@ struct partial {
     float out[HEAD_DIM_MAX];
 };
 
-/* k of token j of a block, dimension d, rotated by its position. */
-static float rotated(const struct attend_args *a, const float *k,
-                     uint64_t block, size_t d, size_t j)
+/* What one row sees of one block. */
+struct seen {
+    const void *k, *v; /* of its KV head */
+    uint64_t block;    /* index */
+    uint32_t n_key;
+};
+
+static float to_bf16_and_back(float x)
+{
+    return scalar_from_bf16(scalar_to_bf16(x));
+}
+
+/* k of token j of a block, dimension d, as it lies there. */
+static float key_at(const struct attend_args *a, const void *k, size_t d,
+                    size_t j)
+{
+    if (a->shape.arithmetic == ARITHMETIC_FP32)
+        return ((const float *)k)[d * KV_BLOCK + j];
+    return scalar_from_bf16(
+        ((const uint16_t *)k)[(d / 2 * KV_BLOCK + j) * 2 + d % 2]);
+}
+
+static float value_at(const struct attend_args *a, const void *v, size_t j,
+                      size_t e)
+{
+    size_t d_head = a->shape.d_head;
+
+    if (a->shape.arithmetic == ARITHMETIC_FP32)
+        return ((const float *)v)[j * d_head + e];
+    return scalar_from_bf16(
+        ((const uint16_t *)v)[(j / 2 * d_head + e) * 2 + j % 2]);
+}
+
+/* The same key rotated by its position. */
+static float rotated(const struct attend_args *a, const struct seen *seen,
+                     size_t d, size_t j)
 {
     size_t n_pair = a->table->n_rot / 2;
 
     if (d >= 2 * n_pair)
-        return k[d * KV_BLOCK + j];
+        return key_at(a, seen->k, d, j);
     size_t i = d < n_pair ? d : d - n_pair;
-    size_t at = (block * n_pair + i) * KV_BLOCK + j;
+    size_t at = (seen->block * n_pair + i) * KV_BLOCK + j;
     float cosine = a->table->cos[at], sine = a->table->sin[at];
-    float x = k[i * KV_BLOCK + j], y = k[(i + n_pair) * KV_BLOCK + j];
+    float x = key_at(a, seen->k, i, j);
+    float y = key_at(a, seen->k, i + n_pair, j);
     return d < n_pair ? fmaf(x, cosine, -(y * sine))
                       : fmaf(y, cosine, x * sine);
 }
 
-/* What one row sees of one block. */
-struct seen {
-    const float *k, *v; /* of its KV head */
-    uint64_t block;     /* index */
-    uint32_t n_key;
-};
+/*
+ * The product of n steps. In PAIR and TILE its operands, with room for zeros
+ * up to a whole LINEAR_STEP, are rounded here, and -0 is made +0.
+ */
+static float product(enum arithmetic order, float *x, float *w, size_t n)
+{
+    if (order == ARITHMETIC_FP32)
+        return ref_products(x, w, n, order, 0.0f);
+    for (size_t k = 0; k < n; k++) {
+        x[k] = to_bf16_and_back(x[k]);
+        w[k] = to_bf16_and_back(w[k]);
+    }
+    for (; n % LINEAR_STEP; n++)
+        x[n] = w[n] = 0.0f;
+    return ref_products(x, w, n, order, 0.0f) + 0.0f;
+}
 
 /* One row against the tokens of one block that it sees. */
 static void attend_block(const struct attend_args *a, const float *q,
                          const struct seen *seen, struct partial *out)
 {
     size_t d_head = a->shape.d_head, n_key = seen->n_key;
-    float p[KV_BLOCK];
+    float p[KV_BLOCK], x[HEAD_DIM_MAX], w[HEAD_DIM_MAX];
 
     out->max = -INFINITY;
     for (size_t j = 0; j < n_key; j++) {
-        p[j] = 0.0f;
-        for (size_t d = 0; d < d_head; d++)
-            p[j] = fmaf(q[d] * a->scale, rotated(a, seen->k, seen->block, d, j),
-                        p[j]);
+        for (size_t d = 0; d < d_head; d++) {
+            x[d] = q[d] * a->scale;
+            w[d] = rotated(a, seen, d, j);
+        }
+        p[j] = product(a->shape.arithmetic, x, w, d_head);
         out->max = p[j] > out->max ? p[j] : out->max;
     }
     for (size_t j = 0; j < n_key; j++)
         p[j] = scalar_exp(p[j] - out->max);
     out->sum = scalar_sum(p, seen->n_key);
     for (size_t e = 0; e < d_head; e++) {
-        out->out[e] = 0.0f;
-        for (size_t j = 0; j < n_key; j++)
-            out->out[e] = fmaf(p[j], seen->v[j * d_head + e], out->out[e]);
+        for (size_t j = 0; j < n_key; j++) {
+            x[j] = p[j];
+            w[j] = value_at(a, seen->v, j, e);
+        }
+        out->out[e] = product(a->shape.arithmetic, x, w, n_key);
     }
 }
 
@@ -88,8 +135,8 @@ static float *stat_of(const struct attend_args *a, const struct row *row)
 static void attend_row(const struct attend_args *a, const struct row *row,
                        uint64_t end)
 {
-    size_t d_head = a->shape.d_head, n_kv = a->shape.n_kv_head;
-    size_t n_head = a->shape.n_head, kv_head = row->head / (n_head / n_kv);
+    size_t d_head = a->shape.d_head, n_head = a->shape.n_head;
+    size_t kv_head = row->head / (n_head / a->shape.n_kv_head);
     const float *q = a->q + row->index * a->q_stride + row->head * d_head;
     float *out = a->out + row->index * a->out_stride + row->head * d_head;
     uint64_t n_block = row->position / KV_BLOCK + 1;
@@ -102,11 +149,10 @@ static void attend_row(const struct attend_args *a, const struct row *row,
         memcpy(all.out, out, d_head * sizeof(float));
     }
     for (uint64_t b = a->first_block; b < n_block && b < end; b++) {
-        const float *k =
-            (const float *)row->span->block[b] + kv_head * d_head * KV_BLOCK;
+        const unsigned char *block = row->span->block[b];
         uint64_t left = row->position + 1 - b * KV_BLOCK;
-        struct seen seen = {.k = k,
-                            .v = k + n_kv * d_head * KV_BLOCK,
+        struct seen seen = {.k = block + kv_keys_at(a->shape, kv_head),
+                            .v = block + kv_values_at(a->shape, kv_head),
                             .block = b,
                             .n_key =
                                 left < KV_BLOCK ? (uint32_t)left : KV_BLOCK};

@@ -27,5 +27,12 @@ void ref_combine(struct pool *pool, const struct combine_args *args);
 uint32_t ref_draw(const struct draw_args *args);
 void ref_peaks(const struct peaks_args *args);
 
+/*
+ * The products of n steps summed onto acc, in the order of the arithmetic
+ * (kernels/linear.h). In PAIR and TILE n is a multiple of LINEAR_STEP.
+ */
+float ref_products(const float *x, const float *w, size_t n,
+                   enum arithmetic order, float acc);
+
 extern const struct backend backend_ref;
 #endif

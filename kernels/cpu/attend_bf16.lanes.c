@@ -1,0 +1,207 @@
+#include "kernels/cpu/attend_softmax.h"
+
+#include <string.h>
+
+/*
+ * Attention in PAIR and TILE. What enters a product is bf16: q when it is
+ * scaled, keys in their block or once more when they are rotated, weights when
+ * they are made. Only the rotated dimensions are copied; a product takes up the
+ * block itself behind them.
+ */
+
+/* Words in a row of k, and of those the ones that rotated has: whole steps of
+ * TILE, as long as there are any. */
+static uint32_t n_key_pair(const struct rows *rows)
+{
+    return (rows->args->shape.d_head + 1) / 2;
+}
+
+static uint32_t n_near_pair(const struct rows *rows)
+{
+    uint32_t n = rows->args->table->n_rot / 2, all = n_key_pair(rows);
+
+    n = (n + BF16_STEP_PAIRS - 1) / BF16_STEP_PAIRS * BF16_STEP_PAIRS;
+    return n < all ? n : all;
+}
+
+static void scale_rows(const struct rows *rows)
+{
+    const struct attend_args *a = rows->args;
+    uint32_t d_head = a->shape.d_head;
+    size_t stride = attend_q_stride(a->shape);
+    v16 scale = v16_set1(a->scale);
+
+    for (uint32_t r = 0; r < rows->n_row; r++) {
+        const float *q = a->q + attend_row_at(rows, r, a->q_stride);
+        uint16_t *to = (uint16_t *)rows->q + r * stride * 2;
+
+        for (uint32_t d = 0; d < stride * 2; d += LANES)
+            v16_store_bf16(
+                to + d, d < d_head ? v16_mul(v16_load_part(q, d, d_head), scale)
+                                   : v16_zero());
+    }
+}
+
+/* Dimension d of keys j to j + 15 as they lie in the block. */
+LANES_INLINE v16 keys_at(const uint32_t *k, size_t d, size_t j)
+{
+    v16 words = v16_load((const float *)(const void *)k + d / 2 * KV_BLOCK + j);
+
+    return d % 2 ? v16_high(words) : v16_low(words);
+}
+
+/* The same rotated; `angle` is the place of the keys' angles of pair 0. */
+LANES_INLINE v16 rotated_at(const struct rope_table *table, const uint32_t *k,
+                            size_t angle, size_t d, size_t j)
+{
+    size_t n_pair = table->n_rot / 2, i = d < n_pair ? d : d - n_pair;
+    v16 x = keys_at(k, i, j), y = keys_at(k, i + n_pair, j);
+    v16 c = v16_load(table->cos + angle + i * KV_BLOCK + j);
+    v16 s = v16_load(table->sin + angle + i * KV_BLOCK + j);
+
+    return d < n_pair ? v16_fms(x, c, v16_mul(y, s))
+                      : v16_fma(y, c, v16_mul(x, s));
+}
+
+static void rotate_keys(const struct group *g, uint64_t block)
+{
+    const struct rope_table *table = g->rows->args->table;
+    const size_t n_word = table->n_rot / 2, n_near = n_near_pair(g->rows);
+    const size_t angle = block * n_word * KV_BLOCK;
+    const uint32_t *k = g->k;
+    uint32_t *to = g->rotated;
+
+    for (size_t i = 0; i < n_word; i++)
+        for (size_t j = 0; j < KV_BLOCK; j += LANES)
+            v16_store((float *)(void *)(to + i * KV_BLOCK + j),
+                      v16_words(rotated_at(table, k, angle, 2 * i, j),
+                                rotated_at(table, k, angle, 2 * i + 1, j)));
+    memcpy(to + n_word * KV_BLOCK, k + n_word * KV_BLOCK,
+           (n_near - n_word) * KV_BLOCK * sizeof(*k));
+}
+
+/* Scores of n_col keys. */
+static void score(const struct group *g, uint32_t n_col)
+{
+    const struct rows *rows = g->rows;
+    const size_t stride = attend_q_stride(rows->args->shape);
+    const uint32_t n_near = n_near_pair(rows);
+
+    rows->kernel->product(&(struct bf16_tile){
+        .c = g->p,
+        .c_stride = KV_BLOCK,
+        .a = (const uint32_t *)rows->q + g->first * stride,
+        .a_stride = stride,
+        .b = g->rotated,
+        .b_stride = KV_BLOCK,
+        .far = (const uint32_t *)g->k + n_near * KV_BLOCK,
+        .n_row = g->n_row,
+        .n_col = n_col,
+        .n_pair = n_key_pair(rows),
+        .n_near = n_near,
+    });
+}
+
+/* Rows [first, first + n_row) of the group by the first n_pair pairs of v. */
+static void mix(const struct group *g, const uint32_t *v, uint32_t first,
+                uint32_t n_row, uint32_t n_pair)
+{
+    const struct rows *rows = g->rows;
+    const size_t d_head = rows->args->shape.d_head;
+
+    rows->kernel->product(&(struct bf16_tile){
+        .c = rows->out + (g->first + first) * d_head,
+        .c_stride = d_head,
+        .a = (const uint32_t *)(const void *)g->p + first * KV_BLOCK,
+        .a_stride = KV_BLOCK,
+        .b = v,
+        .b_stride = d_head,
+        .far = v,
+        .n_row = n_row,
+        .n_col = (uint32_t)d_head,
+        .n_pair = n_pair,
+        .n_near = n_pair,
+        .keep = g->is_start ? NULL : g->keep + first,
+        .take = g->is_start ? NULL : g->take + first,
+    });
+}
+
+/* Are the values of tokens [2 * first, 2 * end), and maybe of one before,
+ * numbers? Zero times anything else is none. */
+static bool are_finite(const uint32_t *v, size_t first, size_t end,
+                       uint32_t d_head)
+{
+    const float *bits = (const float *)(const void *)v;
+    v16 sum = v16_zero();
+
+    for (size_t i = first; i < end; i++)
+        for (uint32_t e = 0; e < d_head; e += LANES)
+            sum = v16_dot(v16_load_part(bits + i * d_head, e, d_head),
+                          v16_zero(), sum);
+    return v16_fold(sum) == 0.0f;
+}
+
+/* The first n_key values of a block with zeros behind. */
+static const uint32_t *clean_values(const struct group *g, uint32_t n_key)
+{
+    const size_t d_head = g->rows->args->shape.d_head;
+    uint32_t *to = g->clean;
+
+    memcpy(to, g->v, (n_key + 1) / 2 * d_head * sizeof(*to));
+    memset(to + (n_key + 1) / 2 * d_head, 0,
+           (KV_BLOCK - n_key) / 2 * d_head * sizeof(*to));
+    for (size_t e = 0; e < d_head && n_key % 2; e++)
+        to[n_key / 2 * d_head + e] &= 0xffffu;
+    return to;
+}
+
+/*
+ * Weighted values. Keys behind a row have a weight of zero, which leaves them
+ * out unless a value is not finite (kernels/backend.h): then each position of
+ * the group goes alone, by values that are zero behind it.
+ */
+static void mix_values(const struct group *g)
+{
+    const uint32_t n_query = g->rows->n_query;
+    const uint32_t n_pair = (g->n_seen + 2 * BF16_STEP_PAIRS - 1) /
+                            (2 * BF16_STEP_PAIRS) * BF16_STEP_PAIRS;
+
+    if (g->n_key == 2 * n_pair ||
+        are_finite(g->v, g->n_key / 2, n_pair, g->rows->args->shape.d_head)) {
+        mix(g, g->v, 0, g->n_row, n_pair);
+        return;
+    }
+    for (uint32_t r = 0; r < g->n_row; r += n_query)
+        mix(g, clean_values(g, keys_seen(g, r, g->is_whole)), r, n_query,
+            n_pair);
+}
+
+static void attend_group(struct group *g)
+{
+    score(g, (g->n_seen + LANES - 1) / LANES * LANES);
+    weigh_and_merge(g, true);
+    mix_values(g);
+}
+
+const struct attend_kernel LANES_NAME(attend_pair) = {
+    .scale = scale_rows,
+    .rotate = rotate_keys,
+    .group = attend_group,
+    .product = LANES_NAME(bf16_tile_pair),
+};
+
+#if defined(LANES_BF16)
+const struct attend_kernel attend_tile_amx = {
+    .scale = scale_rows,
+    .rotate = rotate_keys,
+    .group = attend_group,
+    .product = bf16_tile_tile_amx,
+};
+#else
+const struct attend_kernel LANES_NAME(attend_tile) = {
+    .scale = scale_rows,
+    .rotate = rotate_keys,
+    .group = attend_group,
+    .product = LANES_NAME(bf16_tile_tile),
+};
+#endif
