@@ -168,18 +168,18 @@ LANES_INLINE void put(const struct cell *cell, struct target to,
     }
 }
 
-LANES_INLINE void run_cell(struct cell *cell, struct target to,
+LANES_INLINE void run_cell(const struct cell *cell, struct target to,
                            struct shape shape)
 {
     const struct bf16_tile *t = cell->t;
-    const size_t first = (size_t)(cell->b - t->b);
+    struct cell at = *cell; /* a copy that may lie in registers */
     sums sum;
 
     clear(shape, sum);
-    run_steps(cell, t->n_near, shape, sum);
-    cell->b = t->far + first;
-    run_steps(cell, t->n_pair - t->n_near, shape, sum);
-    put(cell, to, shape, sum);
+    run_steps(&at, t->n_near, shape, sum);
+    at.b = t->far + (cell->b - t->b);
+    run_steps(&at, t->n_pair - t->n_near, shape, sum);
+    put(&at, to, shape, sum);
 }
 
 /* -------------------------------------------------------------- dispatch */
@@ -192,15 +192,17 @@ struct heights {
 static const struct heights PAIR = {{[8] = 3, [4] = 6, [2] = 12, [1] = 12}};
 #define CASES_PAIR(CASE)                                                       \
     CASE(1, 8)                                                                 \
-    CASE(2, 8) CASE(3, 8) CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4)          \
-        CASE(5, 4) CASE(6, 4) CASES_12(CASE, 2) CASES_12(CASE, 1)
+    CASE(2, 8)                                                                 \
+    CASE(3, 8) CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4) CASE(5, 4)          \
+        CASE(6, 4) CASES_12(CASE, 2) CASES_12(CASE, 1)
 #elif defined(LANES_AVX512)
 static const struct heights PAIR = {{[8] = 2, [4] = 5, [2] = 12, [1] = 12}};
 static const struct heights TILE = {{[8] = 1, [4] = 3, [2] = 6, [1] = 6}};
 #define CASES_PAIR(CASE)                                                       \
     CASE(1, 8)                                                                 \
-    CASE(2, 8) CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4) CASE(5, 4)          \
-        CASES_12(CASE, 2) CASES_12(CASE, 1)
+    CASE(2, 8)                                                                 \
+    CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4) CASE(5, 4) CASES_12(CASE, 2)   \
+        CASES_12(CASE, 1)
 #define CASES_TILE(CASE)                                                       \
     CASE(1, 8)                                                                 \
     CASE(1, 4) CASE(2, 4) CASE(3, 4) CASES_6(CASE, 2) CASES_6(CASE, 1)
@@ -228,8 +230,8 @@ static const struct heights TILE = {{[2] = 1, [1] = 2}};
         return;
 
 #define DISPATCH(name, fixed_order, cases, heights_cut)                        \
-    static void name(struct cell *cell, struct target to, uint32_t height,     \
-                     uint32_t width)                                           \
+    static void name(const struct cell *cell, struct target to,                \
+                     uint32_t height, uint32_t width)                          \
     {                                                                          \
         const enum arithmetic order = fixed_order;                             \
         if (cell->n_last < LANES) {                                            \
@@ -249,8 +251,8 @@ static const struct heights TILE = {{[2] = 1, [1] = 2}};
 #define CUT_TILE CUT(1, 1) CUT(2, 1)
 #endif
 
-typedef void cell_work(struct cell *cell, struct target to, uint32_t height,
-                       uint32_t width);
+typedef void cell_work(const struct cell *cell, struct target to,
+                       uint32_t height, uint32_t width);
 
 /* All rows against `width` vectors that start at column `first`. */
 static void run_columns(const struct bf16_tile *t, cell_work *work,
