@@ -37,6 +37,7 @@ struct group {
     bool is_whole;             /* all rows see all keys */
     bool is_start;             /* of a merge: out, max and sum begin here */
     const void *k, *v;         /* of the block */
+    const void *next;          /* keys that few rows meet next, or NULL */
     void *rotated;             /* keys of the block, rotated */
     void *clean;               /* room for its values, if the kernel wants it */
     float *p;                  /* [n_row, KV_BLOCK] scores, then weights */

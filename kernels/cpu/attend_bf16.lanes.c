@@ -9,18 +9,19 @@
  * block itself behind them.
  */
 
-/* Words in a row of k, and of those the ones that rotated has: whole steps of
- * TILE, as long as there are any. */
+/* Words in a row of k. */
 static uint32_t n_key_pair(const struct rows *rows)
 {
     return (rows->args->shape.d_head + 1) / 2;
 }
 
+/* Those that `rotated` has: in TILE whole steps, as long as there are any. */
 static uint32_t n_near_pair(const struct rows *rows)
 {
     uint32_t n = rows->args->table->n_rot / 2, all = n_key_pair(rows);
 
-    n = (n + BF16_STEP_PAIRS - 1) / BF16_STEP_PAIRS * BF16_STEP_PAIRS;
+    if (rows->args->shape.arithmetic == ARITHMETIC_TILE)
+        n = (n + BF16_STEP_PAIRS - 1) / BF16_STEP_PAIRS * BF16_STEP_PAIRS;
     return n < all ? n : all;
 }
 
@@ -42,40 +43,92 @@ static void scale_rows(const struct rows *rows)
     }
 }
 
+LANES_INLINE v16 load_words(const uint32_t *x)
+{
+    return v16_load((const float *)(const void *)x);
+}
+
+LANES_INLINE void store_words(uint32_t *x, v16 words)
+{
+    v16_store((float *)(void *)x, words);
+}
+
+/* Angles of one pair of dimensions, and that pair of 16 keys; rotated in place
+ * as rope does it. */
+LANES_INLINE void rotate_pair(const float *cosine, const float *sine, v16 *x,
+                              v16 *y)
+{
+    v16 c = v16_load(cosine), s = v16_load(sine), was = *x;
+
+    *x = v16_fms(was, c, v16_mul(*y, s));
+    *y = v16_fma(*y, c, v16_mul(was, s));
+}
+
+/* Two pairs lie in the halves of two words. */
+static void rotate_even(const struct rope_table *table, size_t block,
+                        const uint32_t *k, uint32_t *to)
+{
+    const size_t n_pair = table->n_rot / 2, apart = n_pair / 2 * KV_BLOCK;
+    const float *cosine = table->cos + block * n_pair * KV_BLOCK;
+    const float *sine = table->sin + block * n_pair * KV_BLOCK;
+
+    for (size_t i = 0; i < n_pair / 2; i++) {
+        for (size_t j = i * KV_BLOCK; j < (i + 1) * KV_BLOCK; j += LANES) {
+            const size_t low = j + i * KV_BLOCK, high = low + KV_BLOCK;
+            v16 x = load_words(k + j), x0 = v16_low(x), x1 = v16_high(x);
+            v16 y = load_words(k + j + apart);
+            v16 y0 = v16_low(y), y1 = v16_high(y);
+
+            rotate_pair(cosine + low, sine + low, &x0, &y0);
+            rotate_pair(cosine + high, sine + high, &x1, &y1);
+            store_words(to + j, v16_words(x0, x1));
+            store_words(to + j + apart, v16_words(y0, y1));
+        }
+    }
+}
+
 /* Dimension d of keys j to j + 15 as they lie in the block. */
 LANES_INLINE v16 keys_at(const uint32_t *k, size_t d, size_t j)
 {
-    v16 words = v16_load((const float *)(const void *)k + d / 2 * KV_BLOCK + j);
+    v16 words = load_words(k + d / 2 * KV_BLOCK + j);
 
     return d % 2 ? v16_high(words) : v16_low(words);
 }
 
-/* The same rotated; `angle` is the place of the keys' angles of pair 0. */
-LANES_INLINE v16 rotated_at(const struct rope_table *table, const uint32_t *k,
-                            size_t angle, size_t d, size_t j)
+/* The same rotated. */
+static v16 rotated_at(const struct rope_table *table, size_t block,
+                      const uint32_t *k, size_t d, size_t j)
 {
-    size_t n_pair = table->n_rot / 2, i = d < n_pair ? d : d - n_pair;
+    const size_t n_pair = table->n_rot / 2, i = d < n_pair ? d : d - n_pair;
+    const size_t at = (block * n_pair + i) * KV_BLOCK + j;
     v16 x = keys_at(k, i, j), y = keys_at(k, i + n_pair, j);
-    v16 c = v16_load(table->cos + angle + i * KV_BLOCK + j);
-    v16 s = v16_load(table->sin + angle + i * KV_BLOCK + j);
 
-    return d < n_pair ? v16_fms(x, c, v16_mul(y, s))
-                      : v16_fma(y, c, v16_mul(x, s));
+    rotate_pair(table->cos + at, table->sin + at, &x, &y);
+    return d < n_pair ? x : y;
+}
+
+/* An odd number of pairs: the halves of a word may be of both sorts. */
+static void rotate_odd(const struct rope_table *table, size_t block,
+                       const uint32_t *k, uint32_t *to)
+{
+    for (size_t d = 0; d < table->n_rot; d += 2)
+        for (size_t j = 0; j < KV_BLOCK; j += LANES)
+            store_words(to + d / 2 * KV_BLOCK + j,
+                        v16_words(rotated_at(table, block, k, d, j),
+                                  rotated_at(table, block, k, d + 1, j)));
 }
 
 static void rotate_keys(const struct group *g, uint64_t block)
 {
     const struct rope_table *table = g->rows->args->table;
     const size_t n_word = table->n_rot / 2, n_near = n_near_pair(g->rows);
-    const size_t angle = block * n_word * KV_BLOCK;
     const uint32_t *k = g->k;
     uint32_t *to = g->rotated;
 
-    for (size_t i = 0; i < n_word; i++)
-        for (size_t j = 0; j < KV_BLOCK; j += LANES)
-            v16_store((float *)(void *)(to + i * KV_BLOCK + j),
-                      v16_words(rotated_at(table, k, angle, 2 * i, j),
-                                rotated_at(table, k, angle, 2 * i + 1, j)));
+    if (n_word % 2)
+        rotate_odd(table, block, k, to);
+    else
+        rotate_even(table, block, k, to);
     memcpy(to + n_word * KV_BLOCK, k + n_word * KV_BLOCK,
            (n_near - n_word) * KV_BLOCK * sizeof(*k));
 }
@@ -99,6 +152,7 @@ static void score(const struct group *g, uint32_t n_col)
         .n_col = n_col,
         .n_pair = n_key_pair(rows),
         .n_near = n_near,
+        .next = rows->n_row < FEW_ROWS ? g->v : NULL,
     });
 }
 
@@ -121,6 +175,7 @@ static void mix(const struct group *g, const uint32_t *v, uint32_t first,
         .n_col = (uint32_t)d_head,
         .n_pair = n_pair,
         .n_near = n_pair,
+        .next = g->next,
         .keep = g->is_start ? NULL : g->keep + first,
         .take = g->is_start ? NULL : g->take + first,
     });

@@ -130,6 +130,20 @@ static bool is_fetching(const struct rows *rows, uint64_t block)
     return rows->n_row >= FEW_ROWS && block < last / KV_BLOCK;
 }
 
+/* Few rows go through all heads of a block, then through the next block. */
+static const void *next_keys(const struct rows *rows, uint64_t block)
+{
+    struct rows next = *rows;
+    uint64_t last = rows->position + rows->n_row / rows->n_query - 1;
+
+    next.head = (rows->head + 1) % rows->args->shape.n_kv_head;
+    if (next.head == 0)
+        block++;
+    return rows->n_row < FEW_ROWS && block <= last / KV_BLOCK
+               ? keys_of(&next, block)
+               : NULL;
+}
+
 void LANES_NAME(attend_block)(const struct rows *rows, struct group *g,
                               uint64_t block)
 {
@@ -147,6 +161,7 @@ void LANES_NAME(attend_block)(const struct rows *rows, struct group *g,
     g->rows = rows;
     g->k = keys_of(rows, block);
     g->v = values_of(rows, block);
+    g->next = next_keys(rows, block);
     if (fetches)
         fetch(rows, block + 1, 0, slice);
     rows->kernel->rotate(g, block);

@@ -27,6 +27,9 @@ struct bf16_tile {
     /* From pair n_near on, b lies here instead, with the same stride. */
     const uint32_t *far;
     uint32_t n_row, n_col, n_pair, n_near;
+    /* What is read next, as many bytes as b has or less: asked for meanwhile
+     * at the pace at which b is read. NULL: nothing. */
+    const unsigned char *next;
     /* NULL: c = sum. Or [n_row]: c = fma(c, keep, sum * take). */
     const float *keep, *take;
 };

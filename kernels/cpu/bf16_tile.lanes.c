@@ -15,6 +15,7 @@
 #define HEIGHT_MAX LANES_ROWS
 #define WIDTH_MAX 8u
 #define HEIGHT_BY_VECTOR 3u
+#define VECTOR_BYTES (LANES * sizeof(uint32_t))
 
 typedef v16 sums[HEIGHT_MAX][WIDTH_MAX];
 
@@ -31,7 +32,8 @@ struct cell {
     const uint32_t *a[4]; /* every third row: see ROW */
     size_t a_stride;
     const uint32_t *b;
-    uint32_t n_last; /* lanes of the last vector */
+    const unsigned char *next; /* to be fetched, or NULL */
+    uint32_t n_last;           /* lanes of the last vector */
 };
 
 /* Row r of a, from a base every third row: x86 addresses base + 2 * stride. */
@@ -90,11 +92,23 @@ LANES_INLINE void pair_by_row(const struct cell *cell, struct shape shape,
     }
 }
 
+/* As many bytes as one pair takes from b. */
+LANES_INLINE void fetch(struct cell *cell, uint32_t width)
+{
+    if (!cell->next)
+        return;
+#pragma GCC unroll 8
+    for (uint32_t p = 0; p < width; p++)
+        _mm_prefetch((const char *)cell->next + p * VECTOR_BYTES, _MM_HINT_T0);
+    cell->next += width * VECTOR_BYTES;
+}
+
 /* n pairs from where the cell stands. */
 LANES_INLINE void run_pairs(struct cell *cell, uint32_t n, struct shape shape,
                             sums even, sums odd)
 {
     for (uint32_t k = 0; k < n; k++) {
+        fetch(cell, shape.width);
         if (shape.height <= HEIGHT_BY_VECTOR)
             pair_by_vector(cell, shape, even, odd);
         else
@@ -193,16 +207,19 @@ static const struct heights PAIR = {{[8] = 3, [4] = 6, [2] = 12, [1] = 12}};
 #define CASES_PAIR(CASE)                                                       \
     CASE(1, 8)                                                                 \
     CASE(2, 8)                                                                 \
-    CASE(3, 8) CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4) CASE(5, 4)          \
-        CASE(6, 4) CASES_12(CASE, 2) CASES_12(CASE, 1)
+    CASE(3, 8)                                                                 \
+    CASE(1, 4)                                                                 \
+    CASE(2, 4) CASE(3, 4) CASE(4, 4) CASE(5, 4) CASE(6, 4) CASES_12(CASE, 2)   \
+        CASES_12(CASE, 1)
 #elif defined(LANES_AVX512)
 static const struct heights PAIR = {{[8] = 2, [4] = 5, [2] = 12, [1] = 12}};
 static const struct heights TILE = {{[8] = 1, [4] = 3, [2] = 6, [1] = 6}};
 #define CASES_PAIR(CASE)                                                       \
     CASE(1, 8)                                                                 \
     CASE(2, 8)                                                                 \
-    CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4) CASE(5, 4) CASES_12(CASE, 2)   \
-        CASES_12(CASE, 1)
+    CASE(1, 4)                                                                 \
+    CASE(2, 4)                                                                 \
+    CASE(3, 4) CASE(4, 4) CASE(5, 4) CASES_12(CASE, 2) CASES_12(CASE, 1)
 #define CASES_TILE(CASE)                                                       \
     CASE(1, 8)                                                                 \
     CASE(1, 4) CASE(2, 4) CASE(3, 4) CASES_6(CASE, 2) CASES_6(CASE, 1)
@@ -269,6 +286,10 @@ static void run_columns(const struct bf16_tile *t, cell_work *work,
         struct cell cell = {.t = t,
                             .a_stride = t->a_stride,
                             .b = t->b + first,
+                            .next = t->next
+                                        ? t->next + (size_t)first * t->n_pair *
+                                                        sizeof(uint32_t)
+                                        : NULL,
                             .n_last = left < LANES ? left : LANES};
 
         for (uint32_t k = 0; k < 4; k++)
