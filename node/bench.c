@@ -146,6 +146,7 @@ static double row_product_flops(const struct model *model)
     return 2.0 * ((double)model_n_active(model) - table);
 }
 
+/* Attention of one row per token of its past: products, too. */
 static double past_flops(const struct model *model)
 {
     double n = 0;
@@ -155,12 +156,12 @@ static double past_flops(const struct model *model)
     return n;
 }
 
-/* Attention and recurrences of one row behind `position` tokens. */
-static double row_other_flops(const struct model *model, double position)
+/* Recurrences of one row. */
+static double row_other_flops(const struct model *model)
 {
     const double n = model_row_flops(model) - row_product_flops(model);
 
-    return (n > 0 ? n : 0) + past_flops(model) * position;
+    return n > 0 ? n : 0;
 }
 
 /*
@@ -197,8 +198,10 @@ struct work bench_prefill_work(const struct model *model, uint64_t position,
     const uint32_t all = n_row < UINT32_MAX ? (uint32_t)n_row : UINT32_MAX;
 
     return (struct work){
-        .product_flops = n * (row_product_flops(model) - logit) + logit,
-        .other_flops = n * row_other_flops(model, middle),
+        .product_flops = n * (row_product_flops(model) - logit +
+                              past_flops(model) * middle) +
+                         logit,
+        .other_flops = n * row_other_flops(model),
         .bytes = (double)model_step_bytes(model, all) +
                  session_read_bytes(model, middle),
     };
@@ -210,8 +213,9 @@ struct work bench_decode_work(const struct model *model, uint64_t position,
     const double n = n_session;
 
     return (struct work){
-        .product_flops = n * row_product_flops(model),
-        .other_flops = n * row_other_flops(model, (double)position),
+        .product_flops = n * (row_product_flops(model) +
+                              past_flops(model) * (double)position),
+        .other_flops = n * row_other_flops(model),
         .bytes = (double)model_step_bytes(model, n_session) +
                  n * session_read_bytes(model, (double)position),
     };

@@ -34,6 +34,15 @@ struct bf16_tile {
     const float *keep, *take;
 };
 
+/* What columns from `first` on ask for. */
+static inline const unsigned char *bf16_tile_next(const struct bf16_tile *tile,
+                                                  uint32_t first)
+{
+    return tile->next
+               ? tile->next + (size_t)first * tile->n_pair * sizeof(*tile->b)
+               : NULL;
+}
+
 typedef void bf16_tile_work(const struct bf16_tile *tile);
 
 /* PAIR and TILE by each set of instructions. */

@@ -209,7 +209,8 @@ static const struct heights PAIR = {{[8] = 3, [4] = 6, [2] = 12, [1] = 12}};
     CASE(2, 8)                                                                 \
     CASE(3, 8)                                                                 \
     CASE(1, 4)                                                                 \
-    CASE(2, 4) CASE(3, 4) CASE(4, 4) CASE(5, 4) CASE(6, 4) CASES_12(CASE, 2)   \
+    CASE(2, 4)                                                                 \
+    CASE(3, 4) CASE(4, 4) CASE(5, 4) CASE(6, 4) CASES_12(CASE, 2)              \
         CASES_12(CASE, 1)
 #elif defined(LANES_AVX512)
 static const struct heights PAIR = {{[8] = 2, [4] = 5, [2] = 12, [1] = 12}};
@@ -286,10 +287,7 @@ static void run_columns(const struct bf16_tile *t, cell_work *work,
         struct cell cell = {.t = t,
                             .a_stride = t->a_stride,
                             .b = t->b + first,
-                            .next = t->next
-                                        ? t->next + (size_t)first * t->n_pair *
-                                                        sizeof(uint32_t)
-                                        : NULL,
+                            .next = bf16_tile_next(t, first),
                             .n_last = left < LANES ? left : LANES};
 
         for (uint32_t k = 0; k < 4; k++)

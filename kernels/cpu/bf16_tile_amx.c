@@ -77,6 +77,16 @@ INLINE void multiply_square(const struct work *w, uint32_t tile,
     }
 }
 
+/* As many lines of what is read next as a tile of words has. */
+INLINE const unsigned char *fetch(const unsigned char *next)
+{
+    if (!next)
+        return NULL;
+    for (uint32_t i = 0; i < AMX_ROWS; i++)
+        _mm_prefetch((const char *)next + i * AMX_LINE, _MM_HINT_T0);
+    return next + AMX_ROWS * AMX_LINE;
+}
+
 /* Sums are tiles 0 to 3 of one tile of rows. */
 INLINE void multiply_few(const struct work *w, uint32_t column)
 {
@@ -84,6 +94,7 @@ INLINE void multiply_few(const struct work *w, uint32_t column)
     const uint32_t *a = rows_at(w, 0);
     const size_t a_bytes = t->a_stride * sizeof(*t->a);
     const size_t b_bytes = t->b_stride * sizeof(*t->b);
+    const unsigned char *next = bf16_tile_next(t, column);
 
     for (uint32_t k = 0; k < t->n_pair; k += BF16_STEP_PAIRS) {
         const uint32_t *b = words_at(t, k, column);
@@ -91,12 +102,16 @@ INLINE void multiply_few(const struct work *w, uint32_t column)
         _tile_loadd(4, a + k, a_bytes);
         _tile_loadd(6, b, b_bytes);
         _tile_dpbf16ps(0, 4, 6);
+        next = fetch(next);
         _tile_loadd(7, b + COLUMNS, b_bytes);
         _tile_dpbf16ps(1, 4, 7);
+        next = fetch(next);
         _tile_loadd(6, b + 2 * COLUMNS, b_bytes);
         _tile_dpbf16ps(2, 4, 6);
+        next = fetch(next);
         _tile_loadd(7, b + 3 * COLUMNS, b_bytes);
         _tile_dpbf16ps(3, 4, 7);
+        next = fetch(next);
     }
 }
 
