@@ -18,9 +18,12 @@ struct seen {
     uint32_t n_key;
 };
 
-static float to_bf16_and_back(float x)
+/* As it enters a product. */
+static float operand(const struct attend_args *a, float x)
 {
-    return scalar_from_bf16(scalar_to_bf16(x));
+    return a->shape.arithmetic == ARITHMETIC_FP32
+               ? x
+               : scalar_from_bf16(scalar_to_bf16(x));
 }
 
 /* k of token j of a block, dimension d, as it lies there. */
@@ -57,22 +60,16 @@ static float rotated(const struct attend_args *a, const struct seen *seen,
     float cosine = a->table->cos[at], sine = a->table->sin[at];
     float x = key_at(a, seen->k, i, j);
     float y = key_at(a, seen->k, i + n_pair, j);
-    return d < n_pair ? fmaf(x, cosine, -(y * sine))
-                      : fmaf(y, cosine, x * sine);
+    return operand(a, d < n_pair ? fmaf(x, cosine, -(y * sine))
+                                 : fmaf(y, cosine, x * sine));
 }
 
-/*
- * The product of n steps. In PAIR and TILE its operands, with room for zeros
- * up to a whole LINEAR_STEP, are rounded here, and -0 is made +0.
- */
+/* The product of n steps. In PAIR and TILE there is room for zeros behind, up
+ * to a whole LINEAR_STEP, and -0 is made +0. */
 static float product(enum arithmetic order, float *x, float *w, size_t n)
 {
     if (order == ARITHMETIC_FP32)
         return ref_products(x, w, n, order, 0.0f);
-    for (size_t k = 0; k < n; k++) {
-        x[k] = to_bf16_and_back(x[k]);
-        w[k] = to_bf16_and_back(w[k]);
-    }
     for (; n % LINEAR_STEP; n++)
         x[n] = w[n] = 0.0f;
     return ref_products(x, w, n, order, 0.0f) + 0.0f;
@@ -86,22 +83,22 @@ static void attend_block(const struct attend_args *a, const float *q,
     float p[KV_BLOCK], x[HEAD_DIM_MAX], w[HEAD_DIM_MAX];
 
     out->max = -INFINITY;
+    for (size_t d = 0; d < d_head; d++)
+        x[d] = operand(a, q[d] * a->scale);
     for (size_t j = 0; j < n_key; j++) {
-        for (size_t d = 0; d < d_head; d++) {
-            x[d] = q[d] * a->scale;
+        for (size_t d = 0; d < d_head; d++)
             w[d] = rotated(a, seen, d, j);
-        }
         p[j] = product(a->shape.arithmetic, x, w, d_head);
         out->max = p[j] > out->max ? p[j] : out->max;
     }
     for (size_t j = 0; j < n_key; j++)
         p[j] = scalar_exp(p[j] - out->max);
     out->sum = scalar_sum(p, seen->n_key);
+    for (size_t j = 0; j < n_key; j++)
+        x[j] = operand(a, p[j]);
     for (size_t e = 0; e < d_head; e++) {
-        for (size_t j = 0; j < n_key; j++) {
-            x[j] = p[j];
+        for (size_t j = 0; j < n_key; j++)
             w[j] = value_at(a, seen->v, j, e);
-        }
         out->out[e] = product(a->shape.arithmetic, x, w, n_key);
     }
 }

@@ -17,7 +17,7 @@ static const struct shape SHAPES[] = {
     {{1, 1, 1, 0}, 0},   {{4, 2, 64, 0}, 16},  {{3, 3, 16, 0}, 16},
     {{8, 1, 64, 0}, 64}, {{6, 2, 63, 0}, 20},  {{7, 1, 128, 0}, 32},
     {{2, 1, 96, 0}, 0},  {{3, 1, 192, 0}, 64}, {{10, 2, 65, 0}, 2},
-    {{5, 1, 17, 0}, 16}, {{2, 2, 3, 0}, 2},    {{4, 1, 256, 0}, 64},
+    {{5, 1, 17, 0}, 16}, {{2, 2, 3, 0}, 2},    {{2, 1, 256, 0}, 64},
 };
 
 #define N_CASE (COUNT(SHAPES) * N_ARITHMETIC)
@@ -243,7 +243,7 @@ Test(attend, every_backend_cut_and_thread_count_gives_refs_bits)
         EACH_BACKEND(backend)
         {
             if (backend == backend_ref_found()) {
-                if (i % COUNT(SHAPES) < 3)
+                if (i < 3)
                     check_cuts(&s, backend, NULL, want);
                 continue;
             }
@@ -411,6 +411,13 @@ static void run_in_ranges(const struct backend *backend, struct pool *pool,
     drop(args.stat);
 }
 
+/* ref is slow. It knows no threads, and its calls know no arithmetic. */
+static bool is_skipped(const struct backend *backend, size_t i, uint32_t pool)
+{
+    return backend == backend_ref_found() &&
+           (i >= COUNT(SHAPES) || pool % N_POOL);
+}
+
 Test(attend, ranges_of_blocks_give_the_bits_of_one_call)
 {
     static const uint32_t N_ROW[] = {N_TOKEN, 130, 65, 9, 2, 1};
@@ -427,8 +434,8 @@ Test(attend, ranges_of_blocks_give_the_bits_of_one_call)
         for (uint32_t c = 0; c < COUNT(N_ROW) * N_POOL; c++) {
             uint32_t n = N_ROW[c / N_POOL], first = N_TOKEN - n;
             struct attend_span span = {first, n, first, s.block};
-            if (backend == backend_ref_found() && c % N_POOL)
-                continue; /* it knows no threads */
+            if (is_skipped(backend, i, c))
+                continue;
             float *out = constant(out_floats(&s), 0.0f);
             memcpy(out, want, first * s.q_stride * sizeof(float));
             for (uint32_t r = first; r < N_TOKEN; r++)
@@ -468,6 +475,8 @@ Test(attend, unequal_sessions_share_the_threads_and_keep_their_bits)
         }
         EACH_BACKEND(backend)
         for (uint32_t c = 0; c < 2 * N_POOL; c++) {
+            if (is_skipped(backend, i, c))
+                continue;
             float *out = constant(97 * s.q_stride, 0.0f);
             struct attend_args args = args_of(&s, span, out);
             args.q = q;
