@@ -523,7 +523,7 @@ static void run_few(struct pool *pool, struct job *job)
     size_t room = POOL_SHARED_BYTES / sizeof(float);
     size_t n_round = 0;
 
-    if (few.n_span && stat < room)
+    if (few.part && stat < room)
         n_round = (room - stat) / few.part;
     /* Unequal by less than a quarter is not worth two jobs. */
     if (n_round == 0 || few.most == 1 || few.longest * n_thread <= few.total ||

@@ -256,6 +256,24 @@ Test(attend, every_backend_cut_and_thread_count_gives_refs_bits)
     pools_destroy(pools);
 }
 
+/* Products that underflow leave zeros of either sign, of which a key that is
+ * left out and one with a weight of zero make different ones. */
+Test(attend, values_that_vanish_leave_the_same_zeros_in_each_backend)
+{
+    for (size_t i = 1; i < N_CASE; i += COUNT(SHAPES)) {
+        struct session s;
+        session_init(&s, case_of(i), 8);
+        for (size_t k = 0; k < N_TOKEN * s.v_stride; k++)
+            s.v[k] = copysignf(0x1p-126f, s.v[k]);
+        float *want = whole(&s);
+        EACH_BACKEND(backend)
+        if (backend != backend_ref_found())
+            check_cuts(&s, backend, NULL, want);
+        drop(want);
+        session_release(&s);
+    }
+}
+
 /* The second call begins at every place of a block and crosses blocks. */
 Test(attend, a_prompt_may_be_cut_at_every_position)
 {
