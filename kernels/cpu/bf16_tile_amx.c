@@ -58,6 +58,7 @@ INLINE void multiply_square(const struct work *w, uint32_t tile,
     const size_t a_bytes = t->a_stride * sizeof(*t->a);
     const size_t b_bytes = t->b_stride * sizeof(*t->b);
 
+    AMX_MEMORY_BARRIER();
     for (uint32_t k = 0; k < t->n_pair; k += BF16_STEP_PAIRS) {
         const uint32_t *b = words_at(t, k, column);
 
@@ -96,6 +97,7 @@ INLINE void multiply_few(const struct work *w, uint32_t column)
     const size_t b_bytes = t->b_stride * sizeof(*t->b);
     const unsigned char *next = bf16_tile_next(t, column);
 
+    AMX_MEMORY_BARRIER();
     for (uint32_t k = 0; k < t->n_pair; k += BF16_STEP_PAIRS) {
         const uint32_t *b = words_at(t, k, column);
 
@@ -180,7 +182,6 @@ void bf16_tile_tile_amx(const struct bf16_tile *t)
     w.n_tile = (t->n_row + AMX_ROWS - 1) / AMX_ROWS;
     w.tile_rows = (t->n_row + w.n_tile - 1) / w.n_tile;
     amx_configure(w.tile_rows);
-    AMX_MEMORY_BARRIER();
     if (w.n_tile == 1)
         for (; column + 4 * COLUMNS <= t->n_col; column += 4 * COLUMNS) {
             amx_clear_sums();
