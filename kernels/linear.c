@@ -29,8 +29,8 @@ const char *arithmetic_id(enum arithmetic arithmetic)
 {
     static const char *const ID[N_ARITHMETIC] = {
         [ARITHMETIC_FP32] = "fp32-chain-2",
-        [ARITHMETIC_PAIR] = "bf16-pair-1",
-        [ARITHMETIC_TILE] = "bf16-tile-1",
+        [ARITHMETIC_PAIR] = "bf16-pair-2",
+        [ARITHMETIC_TILE] = "bf16-tile-2",
     };
     return ID[arithmetic];
 }

@@ -49,7 +49,7 @@ enum arithmetic {
 };
 
 /* As a flag names it ("fp32", "bf16-pair", "bf16-tile"), and with the version
- * of its order of operations, which begins a numerics id ("bf16-pair-1"). */
+ * of its order of operations, which begins a numerics id ("bf16-pair-2"). */
 const char *arithmetic_name(enum arithmetic arithmetic);
 const char *arithmetic_id(enum arithmetic arithmetic);
 

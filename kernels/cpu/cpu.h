@@ -15,7 +15,11 @@ bool cpu_has_avx512_bf16(void);
 /* Asks Linux for the tiles, which the process then keeps. */
 bool cpu_has_amx(void);
 
-/* Their products; all other operators are those of avx512. */
+/* Their products; all other operators are those of avx512, which delta falls
+ * back to in FP32. */
+void delta_avx512(struct pool *pool, const struct delta_args *args);
+void delta_avx512_bf16(struct pool *pool, const struct delta_args *args);
+void delta_amx(struct pool *pool, const struct delta_args *args);
 void linear_avx512_bf16(struct pool *pool, const struct linear_args *args);
 void linear_add_avx512_bf16(struct pool *pool, const struct linear_args *args);
 void expert_avx512_bf16(struct pool *pool, const struct expert_args *args);

@@ -6,7 +6,11 @@
 
 typedef __m512 v16;
 
+#if defined(LANES_BF16)
+#define LANES_NAME(name) name##_avx512_bf16
+#else
 #define LANES_NAME(name) name##_avx512
+#endif
 #define LANES_TITLE "avx512"
 #define LANES_ROWS 12u /* rows of the tallest register tile: 12 x 2 sums */
 

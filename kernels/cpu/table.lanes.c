@@ -3,16 +3,15 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/move.h"
 
-/* All but the products of weights. */
+/* All but those that are products. */
 #define OPERATORS                                                              \
     .rms_norm = LANES_NAME(rms_norm), .gated_norm = LANES_NAME(gated_norm),    \
     .swiglu = LANES_NAME(swiglu), .gate = LANES_NAME(gate),                    \
     .embed = move_embed, .rope = LANES_NAME(rope),                             \
     .kv_append = move_kv_append, .attend = LANES_NAME(attend),                 \
     .conv = LANES_NAME(conv), .delta_gate = LANES_NAME(delta_gate),            \
-    .delta = LANES_NAME(delta), .route = LANES_NAME(route),                    \
-    .combine = LANES_NAME(combine), .draw = LANES_NAME(draw),                  \
-    .peaks = LANES_NAME(peaks)
+    .route = LANES_NAME(route), .combine = LANES_NAME(combine),                \
+    .draw = LANES_NAME(draw), .peaks = LANES_NAME(peaks)
 
 const struct backend LANES_NAME(backend) = {
     .name = LANES_TITLE,
@@ -22,6 +21,7 @@ const struct backend LANES_NAME(backend) = {
     .expert = LANES_NAME(expert),
     .ffn = LANES_NAME(ffn),
     .ffn_add = LANES_NAME(ffn_add),
+    .delta = LANES_NAME(delta),
     OPERATORS,
 };
 
@@ -35,6 +35,7 @@ const struct backend backend_avx512_bf16 = {
     .expert = expert_avx512_bf16,
     .ffn = ffn_avx512_bf16,
     .ffn_add = ffn_add_avx512_bf16,
+    .delta = delta_avx512_bf16,
     OPERATORS,
 };
 
@@ -47,6 +48,7 @@ const struct backend backend_amx = {
     .expert = expert_amx,
     .ffn = ffn_amx,
     .ffn_add = ffn_add_amx,
+    .delta = delta_amx,
     OPERATORS,
 };
 #endif

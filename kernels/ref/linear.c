@@ -47,24 +47,24 @@ static void read_weights(const struct linear *w, size_t o, size_t i,
     piece->scale = w->type == LINEAR_W8 ? group->scale[lane] : 1.0f;
 }
 
-/* The piece's products summed onto acc in the order of the arithmetic. */
-static float sum(const struct piece *p, enum arithmetic order, float acc)
+float ref_sum(const float *x, const float *w, size_t n, enum arithmetic order,
+              float acc)
 {
     if (order == ARITHMETIC_FP32) {
-        for (size_t k = 0; k < p->n; k++)
-            acc = fmaf(p->x[k], p->w[k], acc);
+        for (size_t k = 0; k < n; k++)
+            acc = fmaf(x[k], w[k], acc);
     } else if (order == ARITHMETIC_PAIR) {
-        for (size_t k = 0; k < p->n; k += 2) {
-            acc = fmaf(p->x[k + 1], p->w[k + 1], acc);
-            acc = fmaf(p->x[k], p->w[k], acc);
+        for (size_t k = 0; k < n; k += 2) {
+            acc = fmaf(x[k + 1], w[k + 1], acc);
+            acc = fmaf(x[k], w[k], acc);
         }
     } else {
-        for (size_t i = 0; i < p->n; i += LINEAR_STEP) {
+        for (size_t i = 0; i < n; i += LINEAR_STEP) {
             float even = 0.0f, odd = 0.0f;
 
             for (size_t k = i; k < i + LINEAR_STEP; k += 2) {
-                even = fmaf(p->x[k], p->w[k], even);
-                odd = fmaf(p->x[k + 1], p->w[k + 1], odd);
+                even = fmaf(x[k], w[k], even);
+                odd = fmaf(x[k + 1], w[k + 1], odd);
             }
             acc = acc + (even + odd);
         }
@@ -84,9 +84,10 @@ static float dot(const float *x, const struct linear *w, size_t o)
         read_inputs(x, w, i, &p);
         read_weights(w, o, i, &p);
         if (w->type == LINEAR_W8)
-            acc = fmaf(sum(&p, w->arithmetic, 0.0f), p.scale, acc);
+            acc =
+                fmaf(ref_sum(p.x, p.w, p.n, w->arithmetic, 0.0f), p.scale, acc);
         else
-            acc = sum(&p, w->arithmetic, acc);
+            acc = ref_sum(p.x, p.w, p.n, w->arithmetic, acc);
     }
     return acc;
 }

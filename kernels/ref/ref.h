@@ -27,5 +27,10 @@ void ref_combine(struct pool *pool, const struct combine_args *args);
 uint32_t ref_draw(const struct draw_args *args);
 void ref_peaks(const struct peaks_args *args);
 
+/* x times w summed up over n steps onto acc in the order of the arithmetic; n
+ * is even in PAIR, and a multiple of LINEAR_STEP in TILE. */
+float ref_sum(const float *x, const float *w, size_t n, enum arithmetic order,
+              float acc);
+
 extern const struct backend backend_ref;
 #endif

@@ -167,7 +167,7 @@ COMMANDS = [
     (["check", "--model", QWEN3, "--numerics", "fp32"], b"", 0,
      "fp32-chain-2/f32/kv-f32/rope-"),
     (["check", "--model", TINY, "--numerics", "bf16-tile", "--weight-format",
-      "w8"], b"", 0, "bf16-tile-1/w8-128/kv-f32/rope-"),
+      "w8"], b"", 0, "bf16-tile-2/w8-128/kv-f32/rope-"),
     (["check", "--model", QWEN3, "--numerics", "fp16"], b"", 2,
      "expected auto|fp32|bf16-pair|bf16-tile"),
     (["check", "--model", QWEN3, "--weight-format", "w4"], b"", 2,
