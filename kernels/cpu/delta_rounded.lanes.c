@@ -577,6 +577,12 @@ static void run_part(const struct part *p)
     }
 }
 
+/* One last row that fills no chunk. */
+static bool is_alone(const struct delta_span *span, uint32_t t)
+{
+    return t + 1 == span->n_row && (span->position + t) % GRID != GRID - 1;
+}
+
 struct job {
     const struct delta_args *args;
     struct product_kernel kernel;
@@ -601,6 +607,12 @@ static void task(void *arg, uint32_t task, void *scratch)
                                       LINEAR_STEP * LINEAR_STEP,
                             .n_panel = (a->shape.d_v + LANES - 1) / LANES};
 
+        if (is_alone(span, t)) {
+            LANES_NAME(delta_one)
+            (&(struct delta_one){a, &span->state, part.row, part.k_head, first},
+             scratch);
+            return;
+        }
         n_row = GRID - first < span->n_row - t ? GRID - first : span->n_row - t;
         part.n_row = n_row;
         part.end = first + n_row;

@@ -1,8 +1,11 @@
-# Products measured without a model; also the check of machines that lack the
-# libraries of the tests. Built always, so that it keeps building.
+# Products and the delta rule measured without a model; also the check of
+# machines that lack the libraries of the tests. Built always, so that they keep
+# building.
 if(TARGET kernels)
-  add_executable(bench_linear ${CMAKE_CURRENT_LIST_DIR}/linear.c
-    ${PROJECT_SOURCE_DIR}/node/peak.c)
-  target_link_libraries(bench_linear PRIVATE kernels)
-  target_compile_options(bench_linear PRIVATE ${STRICT_TESTS})
+  foreach(name linear delta)
+    add_executable(bench_${name} ${CMAKE_CURRENT_LIST_DIR}/${name}.c)
+    target_link_libraries(bench_${name} PRIVATE kernels)
+    target_compile_options(bench_${name} PRIVATE ${STRICT_TESTS})
+  endforeach()
+  target_sources(bench_linear PRIVATE ${PROJECT_SOURCE_DIR}/node/peak.c)
 endif()
