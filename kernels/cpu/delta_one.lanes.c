@@ -157,16 +157,23 @@ static void prepare(const struct shared *h, uint32_t *ring)
 
 /* ----------------------------------------------------------------- v-heads */
 
-/* Two rows of S0 from dim d on, rounded; what is not there is zero. */
-LANES_INLINE void load_state(const struct head *h, uint32_t d, uint32_t e,
-                             v16 to[2])
+/* 16 outputs from e on; of one panel alone some may not exist. */
+LANES_INLINE v16 load_at(const float *x, uint32_t e, uint32_t d_v,
+                         uint32_t width)
 {
-    const uint32_t d_v = h->of->d_v;
-    const float *s = h->s + (size_t)d * d_v;
+    return width > 1 ? v16_load(x + e) : v16_load_part(x, e, d_v);
+}
 
-    to[0] = pairs_round(v16_load_part(s, e, d_v));
-    to[1] = d + 1 < h->of->d_k ? pairs_round(v16_load_part(s + d_v, e, d_v))
-                               : v16_zero();
+/* Bytes of S0 ahead of those in use that are fetched: the processor itself
+ * foresees nothing beyond a page. */
+#ifndef AHEAD_BYTES
+#define AHEAD_BYTES 2048u
+#endif
+
+LANES_INLINE void fetch(const float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += LANES)
+        _mm_prefetch((const char *)(x + i) + AHEAD_BYTES, _MM_HINT_T0);
 }
 
 /* a and c of `width` panels from output e on. */
@@ -174,21 +181,29 @@ LANES_INLINE void read_state(const struct head *h, uint32_t e, uint32_t width,
                              enum arithmetic order, v16 *a, v16 *c)
 {
     const struct shared *of = h->of;
+    const uint32_t d_k = of->d_k, d_v = of->d_v;
+    const float *s = h->s;
     struct sums k, q;
 
     clear(&k, width);
     clear(&q, width);
-    for (uint32_t d = 0; d < of->d_k; d += 2) {
+    for (uint32_t d = 0; d < d_k; d += 2, s += 2 * (size_t)d_v) {
+        /* An odd last row stands for its partner, whose factors are 0. */
+        const float *next = d + 1 < d_k ? s + d_v : s;
         const v16 by_k[2] = {v16_set1(of->k[d]), v16_set1(of->k[d + 1])};
         const v16 by_q[2] = {v16_set1(of->q[d]), v16_set1(of->q[d + 1])};
+
+        if (e == 0)
+            fetch(s, 2 * d_v);
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++) {
-            v16 s[2];
-            load_state(h, d, e + p * LANES, s);
-            add_pair(&k, p, order, by_k, s);
-            add_pair(&q, p, order, by_q, s);
+            const uint32_t at = e + p * LANES;
+            const v16 two[2] = {pairs_round(load_at(s, at, d_v, width)),
+                                pairs_round(load_at(next, at, d_v, width))};
+            add_pair(&k, p, order, by_k, two);
+            add_pair(&q, p, order, by_q, two);
         }
-        if ((d + 2) % LINEAR_STEP == 0 || d + 2 >= of->d_k) {
+        if ((d + 2) % LINEAR_STEP == 0 || d + 2 >= d_k) {
             close(&k, width, order);
             close(&q, width, order);
         }
@@ -202,9 +217,9 @@ LANES_INLINE void read_state(const struct head *h, uint32_t e, uint32_t width,
 
 /* Token pair m of the ring, outputs from e on. */
 LANES_INLINE void load_u(const struct head *h, uint32_t m, uint32_t e,
-                         v16 to[2])
+                         uint32_t width, v16 to[2])
 {
-    const uint32_t d_v = h->of->d_v, n = d_v - e;
+    const uint32_t d_v = h->of->d_v, n = width > 1 ? LANES : d_v - e;
     const uint32_t *u = h->u + (size_t)m * d_v + e;
     uint32_t last[LANES] = {0};
 
@@ -256,7 +271,7 @@ LANES_INLINE void solve(const struct head *h, uint32_t e, uint32_t width,
         const v16 x[2] = {v16_set1(h->x[2 * m]), v16_set1(h->x[2 * m + 1])};
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++) {
-            load_u(h, m, e + p * LANES, pair);
+            load_u(h, m, e + p * LANES, width, pair);
             add_pair(&far, p, order, w, pair);
             add_pair(&all, p, order, x, pair);
         }
@@ -267,7 +282,7 @@ LANES_INLINE void solve(const struct head *h, uint32_t e, uint32_t width,
     }
 #pragma GCC unroll 8
     for (uint32_t p = 0; p < width; p++) {
-        v16 v = v16_load_part(h->v, e + p * LANES, d_v);
+        v16 v = load_at(h->v, e + p * LANES, d_v, width);
         r[p] = v16_fnma(decay, r[p], v);
         r[p] = v16_sub(r[p], total(&far, p, order));
     }
@@ -276,7 +291,7 @@ LANES_INLINE void solve(const struct head *h, uint32_t e, uint32_t width,
         const v16 x[2] = {v16_set1(h->x[2 * m]), v16_set1(h->x[2 * m + 1])};
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++) {
-            load_u(h, m, e + p * LANES, pair);
+            load_u(h, m, e + p * LANES, width, pair);
             if (2 * m < i)
                 r[p] = v16_fnma(w[0], pair[0], r[p]);
             if (2 * m + 1 < i)
