@@ -11,7 +11,8 @@
 #endif
 
 #define FETCH_AHEAD 6u /* rows */
-#define FOLD_ROWS 64u  /* dims of S0 at once */
+#define FOLD_ROWS 32u  /* dims of S0 at once */
+#define KEPT_BYTES ((size_t)1 << 20)
 #define WORDS (GRID / 2u)
 
 /*
@@ -28,6 +29,7 @@ struct part {
     const struct delta_span *span;
     struct product_kernel kernel;
     uint32_t k_head;
+    uint32_t n_each;     /* v-heads of a k-head */
     size_t row;          /* first row, of the whole batch */
     uint32_t first, end; /* indices in the grid chunk */
     uint32_t n_row;
@@ -36,14 +38,13 @@ struct part {
     void *kq;          /* [2 n_row][n_step]: keys, then queries */
     uint16_t *k;       /* [n_row][n_step]: keys again, as bf16 */
     uint32_t *key;     /* [GRID / 16][n_step / 2][16] */
-    uint32_t *s;       /* [n_panel][n_step / 2][16] */
+    uint32_t *s;       /* of each v-head [n_panel][n_step / 2][16] */
     uint32_t *u;       /* [n_panel][WORDS][16] */
     float *dot;        /* [2 n_row][GRID]: k_i . k_j, then q_i . k_j */
     float *read;       /* [2 n_row][d_v]: a, then c */
-    float *w;          /* [n_row][GRID] */
+    float *w;          /* [n_row][DELTA_BLOCK]: w_ij of its own block */
     void *far, *x;     /* [n_row][GRID]: ~w_ij of former blocks, ~x_ij */
     float *acc;        /* [DELTA_BLOCK][d_v] */
-    float *near;       /* [DELTA_BLOCK][n_panel][16]: u of this block */
     void *aged;        /* [FOLD_ROWS][GRID] exp(G_63 - G_j) k_j, for the fold */
     float *folded;     /* [FOLD_ROWS][d_v] */
     float *since_grid; /* [GRID] exp(G_j) */
@@ -52,12 +53,13 @@ struct part {
 
 /* One v-head of a part. */
 struct head {
-    float *s;       /* [d_k][d_v] */
-    uint32_t *u;    /* [WORDS][d_v] of its ring */
-    double *g;      /* [GRID] */
-    const float *v; /* rows of qkv_stride */
-    float *out;     /* rows of out_stride */
-    size_t at;      /* v-head, index into beta and log_decay */
+    float *s;         /* [d_k][d_v] */
+    uint32_t *panels; /* S0 as a right side */
+    uint32_t *u;      /* [WORDS][d_v] of its ring */
+    double *g;        /* [GRID] */
+    const float *v;   /* rows of qkv_stride */
+    float *out;       /* rows of out_stride */
+    size_t at;        /* v-head, index into beta and log_decay */
 };
 
 static void *take(char **scratch, size_t n, size_t element_bytes)
@@ -67,27 +69,38 @@ static void *take(char **scratch, size_t n, size_t element_bytes)
     return start;
 }
 
+/* Of one v-head's S0. */
+static size_t s_words(const struct part *p)
+{
+    return (size_t)p->n_panel * LANES * p->n_step / 2;
+}
+
+/* Do the panels of all v-heads stay from one part to the next? They lie in
+ * front, where the number of rows moves nothing. */
+static bool is_kept(const struct part *p)
+{
+    return p->n_each * s_words(p) * sizeof(*p->s) <= KEPT_BYTES;
+}
+
 static void place(struct part *p, char *scratch)
 {
     char *const start = scratch;
     const size_t n = p->n_row, element = p->kernel.element_bytes;
     const size_t d_v = p->args->shape.d_v, word = sizeof(uint32_t);
 
+    p->s = take(&scratch, (is_kept(p) ? p->n_each : 1) * s_words(p), word);
     p->kq = take(&scratch, 2 * n * p->n_step, element);
     p->k = element == sizeof(*p->k)
                ? p->kq
                : take(&scratch, n * p->n_step, sizeof(*p->k));
     p->key = take(&scratch, (size_t)GRID * p->n_step / 2, word);
-    p->s = take(&scratch, (size_t)p->n_panel * LANES * p->n_step / 2, word);
     p->u = take(&scratch, (size_t)p->n_panel * LANES * WORDS, word);
     p->dot = take(&scratch, 2 * n * GRID, sizeof(float));
     p->read = take(&scratch, 2 * n * d_v, sizeof(float));
-    p->w = take(&scratch, n * GRID, sizeof(float));
+    p->w = take(&scratch, n * DELTA_BLOCK, sizeof(float));
     p->far = take(&scratch, n * GRID, element);
     p->x = take(&scratch, n * GRID, element);
     p->acc = take(&scratch, DELTA_BLOCK * d_v, sizeof(float));
-    p->near =
-        take(&scratch, (size_t)DELTA_BLOCK * p->n_panel * LANES, sizeof(float));
     p->aged = take(&scratch, (size_t)FOLD_ROWS * GRID, element);
     p->folded = take(&scratch, FOLD_ROWS * d_v, sizeof(float));
     p->since_grid = take(&scratch, GRID, sizeof(float));
@@ -95,13 +108,19 @@ static void place(struct part *p, char *scratch)
     assert(scratch <= (char *)p->scratch);
 }
 
-/* Rounded, into a left side's elements from `at` on. */
-LANES_INLINE void put(const struct part *p, void *rows, size_t at, v16 v)
+/* Rounded, into a left side's elements from `at` on; halves are bf16, others
+ * floats. Who calls it in a loop makes is_half a constant. */
+LANES_INLINE void put(bool is_half, void *rows, size_t at, v16 v)
 {
-    if (p->kernel.element_bytes == sizeof(uint16_t))
+    if (is_half)
         pairs_store_row((uint16_t *)rows + at, v);
     else
         v16_store((float *)rows + at, pairs_round(v));
+}
+
+static bool has_halves(const struct part *p)
+{
+    return p->kernel.element_bytes == sizeof(uint16_t);
 }
 
 static const void *element_at(const struct part *p, const void *rows, size_t at)
@@ -213,9 +232,8 @@ static void fetch(const float *x, uint32_t n)
 static void fetch_row(const struct part *p, size_t r)
 {
     const struct delta_args *a = p->args;
-    const uint32_t per_k = a->shape.n_v_head / a->shape.n_k_head;
     const size_t row = (p->row + r) * a->qkv_stride;
-    const size_t n_v = (size_t)per_k * a->shape.d_v;
+    const size_t n_v = (size_t)p->n_each * a->shape.d_v;
 
     if (r >= p->n_row)
         return;
@@ -224,19 +242,42 @@ static void fetch_row(const struct part *p, size_t r)
     fetch(a->v + row + p->k_head * n_v, (uint32_t)n_v);
 }
 
-/* One row of k or q, normalised and scaled, in elements and, for keys that are
- * not that already, in bf16. */
-static void put_unit(const struct part *p, size_t at, const float *x,
-                     float scale, bool is_key)
+/* One row of k or q, normalised and scaled, in elements; a key whose elements
+ * are floats is wanted as bf16, too. */
+LANES_INLINE void put_unit(const struct part *p, size_t at, const float *x,
+                           float scale, bool is_half)
 {
     const uint32_t d_k = p->args->shape.d_k;
     const struct delta_unit by = delta_unit(x, d_k, scale);
+    const bool is_key = at < (size_t)p->n_row * p->n_step;
 
-    for (uint32_t d = 0; d < p->n_step; d += LANES) {
-        v16 v = d < d_k ? delta_unit_part(by, x, d, d_k) : v16_zero();
-        put(p, p->kq, at + d, v);
-        if (is_key && (void *)p->k != p->kq)
+    for (uint32_t d = 0; d < d_k; d += LANES) {
+        const v16 v = delta_unit_part(by, x, d, d_k);
+
+        put(is_half, p->kq, at + d, v);
+        if (!is_half && is_key)
             pairs_store_row(p->k + at + d, v);
+    }
+    for (uint32_t d = (d_k + LANES - 1) / LANES * LANES; d < p->n_step;
+         d += LANES) {
+        put(is_half, p->kq, at + d, v16_zero());
+        if (!is_half && is_key)
+            pairs_store_row(p->k + at + d, v16_zero());
+    }
+}
+
+LANES_INLINE void put_units(const struct part *p, bool is_half)
+{
+    const struct delta_args *a = p->args;
+    const float q_scale = 1.0f / sqrtf((float)a->shape.d_k);
+
+    for (size_t r = 0; r < p->n_row; r++) {
+        const size_t at =
+            (p->row + r) * a->qkv_stride + (size_t)p->k_head * a->shape.d_k;
+
+        fetch_row(p, r + FETCH_AHEAD);
+        put_unit(p, r * p->n_step, a->k + at, 1.0f, is_half);
+        put_unit(p, (p->n_row + r) * p->n_step, a->q + at, q_scale, is_half);
     }
 }
 
@@ -272,18 +313,11 @@ static uint32_t block_end(const struct part *p, uint32_t from)
  * dots. */
 static void prepare(const struct part *p)
 {
-    const struct delta_args *a = p->args;
-    const float q_scale = 1.0f / sqrtf((float)a->shape.d_k);
-
     load_keys(p);
-    for (size_t r = 0; r < p->n_row; r++) {
-        const size_t at =
-            (p->row + r) * a->qkv_stride + (size_t)p->k_head * a->shape.d_k;
-
-        fetch_row(p, r + FETCH_AHEAD);
-        put_unit(p, r * p->n_step, a->k + at, 1.0f, true);
-        put_unit(p, (p->n_row + r) * p->n_step, a->q + at, q_scale, false);
-    }
+    if (has_halves(p))
+        put_units(p, true);
+    else
+        put_units(p, false);
     turn_keys(p);
     if (p->end < GRID)
         store_keys(p);
@@ -293,68 +327,93 @@ static void prepare(const struct part *p)
     }
 }
 
-/* S0 as a right side; a and c of all rows out of it. */
-static void read_state(const struct part *p, const struct head *head)
+/* Word `pair` of a panel of S0. */
+static uint32_t *s_at(const struct part *p, const struct head *head,
+                      size_t panel, size_t pair)
+{
+    return head->panels + (panel * (p->n_step / 2) + pair) * LANES;
+}
+
+/* S0 as a right side, from memory. */
+static void take_state(const struct part *p, const struct head *head)
 {
     const uint32_t d_k = p->args->shape.d_k, d_v = p->args->shape.d_v;
 
-    for (uint32_t e = 0; e < d_v; e += LANES) {
-        uint32_t *to = p->s + (size_t)e * p->n_step / 2;
+    for (uint32_t d = 0; d < p->n_step; d += 2) {
+        const float *s = head->s + (size_t)d * d_v;
 
-        for (uint32_t d = 0; d < p->n_step; d += 2, to += LANES) {
-            const float *s = head->s + (size_t)d * d_v;
+        for (uint32_t e = 0; e < d_v; e += LANES) {
             v16 low = d < d_k ? v16_load_part(s, e, d_v) : v16_zero();
             v16 high =
                 d + 1 < d_k ? v16_load_part(s + d_v, e, d_v) : v16_zero();
-            pairs_store(to, low, high);
+            pairs_store(s_at(p, head, e / LANES, d / 2), low, high);
         }
     }
-    p->kernel.work(&(struct product_tile){.c = p->read,
-                                          .c_stride = d_v,
-                                          .a = p->kq,
-                                          .a_stride = p->n_step,
-                                          .b = p->s,
-                                          .b_stride = (size_t)p->n_step / 2 *
-                                                      LANES * sizeof(*p->s),
-                                          .n_row = 2 * p->n_row,
-                                          .n_col = d_v,
-                                          .n_in = p->n_step,
-                                          .n_step = p->n_step,
-                                          .scratch = p->scratch});
 }
 
-/* Decays and weights of every row. */
-static void weigh(const struct part *p, const struct head *head)
+/* a and c of all rows. */
+static void read_state(const struct part *p, const struct head *head)
 {
-    const struct delta_args *a = p->args;
+    const uint32_t d_v = p->args->shape.d_v;
 
-    for (uint32_t r = 0; r < p->n_row; r++) {
-        const uint32_t i = p->first + r, near = i / DELTA_BLOCK * DELTA_BLOCK;
-        const double before = i ? head->g[i - 1] : 0.0;
-        const float step =
-            a->log_decay[(p->row + r) * a->shape.n_v_head + head->at];
-        const size_t at = (size_t)r * GRID;
-        const float *qk = p->dot + (size_t)p->n_row * GRID + at;
+    p->kernel.work(&(struct product_tile){
+        .c = p->read,
+        .c_stride = d_v,
+        .a = p->kq,
+        .a_stride = p->n_step,
+        .b = head->panels,
+        .b_stride = (size_t)p->n_step / 2 * LANES * sizeof(*head->panels),
+        .n_row = 2 * p->n_row,
+        .n_col = d_v,
+        .n_in = p->n_step,
+        .n_step = p->n_step,
+        .scratch = p->scratch});
+}
 
-        head->g[i] = before + (double)step;
-        /* Tokens behind i hold anything; nobody reads their w. */
-        for (uint32_t j = 0; j < GRID; j += LANES) {
-            v16 w = v16_zero(), x = v16_zero();
-            if (j <= i) {
-                v16 decay = v16_exp(v16_difference(head->g[i], head->g + j));
-                w = v16_mul(decay, v16_load(p->dot + at + j));
-                x = v16_mul(decay, v16_load(qk + j));
-                x = v16_first(x, v16_zero(), i + 1 - j);
-                v16_store(p->w + at + j, w);
-            }
-            put(p, p->far, at + j, j < near ? w : v16_zero());
-            put(p, p->x, at + j, x);
-        }
+/* The rows' cumulative log decays, and the decays since the grid point. */
+static void add_decays(const struct part *p, const struct head *head)
+{
+    const uint32_t n_v_head = p->args->shape.n_v_head;
+    const float *step = p->args->log_decay + p->row * n_v_head + head->at;
+    double g = p->first ? head->g[p->first - 1] : 0.0;
+
+    for (uint32_t i = p->first; i < p->end; i++, step += n_v_head) {
+        g = g + (double)*step;
+        head->g[i] = g;
     }
     for (uint32_t j = 0; j < p->end; j += LANES) {
         /* -(0 - G) is G to the last bit. */
-        v16 g = v16_negate(v16_difference(0.0, head->g + j));
-        v16_store(p->since_grid + j, v16_exp(g));
+        v16 whole = v16_negate(v16_difference(0.0, head->g + j));
+        v16_store(p->since_grid + j, v16_exp(whole));
+    }
+}
+
+/* Weights of every row. Those of its own block stay floats. */
+LANES_INLINE void weigh(const struct part *p, const struct head *head,
+                        bool is_half)
+{
+    for (uint32_t r = 0; r < p->n_row; r++) {
+        const uint32_t i = p->first + r, near = i / DELTA_BLOCK * DELTA_BLOCK;
+        const size_t at = (size_t)r * GRID;
+        const float *kk = p->dot + at, *qk = kk + (size_t)p->n_row * GRID;
+        const double g = head->g[i];
+
+        for (uint32_t j = 0; j < near; j += LANES) {
+            v16 decay = v16_exp(v16_difference(g, head->g + j));
+            put(is_half, p->far, at + j, v16_mul(decay, v16_load(kk + j)));
+            put(is_half, p->x, at + j, v16_mul(decay, v16_load(qk + j)));
+        }
+        /* Tokens behind i hold anything; nobody reads their w. */
+        v16 decay = v16_exp(v16_difference(g, head->g + near));
+        v16 x = v16_mul(decay, v16_load(qk + near));
+        v16_store(p->w + (size_t)r * DELTA_BLOCK,
+                  v16_mul(decay, v16_load(kk + near)));
+        put(is_half, p->far, at + near, v16_zero());
+        put(is_half, p->x, at + near, v16_first(x, v16_zero(), i + 1 - near));
+        for (uint32_t j = near + LANES; j < GRID; j += LANES) {
+            put(is_half, p->far, at + j, v16_zero());
+            put(is_half, p->x, at + j, v16_zero());
+        }
     }
 }
 
@@ -382,92 +441,92 @@ static void sum_ring(const struct part *p, struct ring_sum sum)
         .scratch = p->scratch});
 }
 
-/* Vectors that go side by side down a row of the triangle. */
-#define SIDE 4u
+/* Rows [low, high) of the block that begins at token `near`. */
+struct block {
+    uint32_t near, low, high;
+};
 
-/* u of row i for `width` panels from `panel` on; that of the tokens from
- * `near` on lies in p->near. */
-LANES_INLINE void solve_panels(const struct part *p, const struct head *head,
-                               uint32_t i, uint32_t panel, uint32_t width)
+/* What of r of row i is known before its block: 16 outputs from e on. */
+LANES_INLINE v16 begin_row(const struct part *p, const struct head *head,
+                           struct block block, uint32_t i, uint32_t e)
 {
-    const struct delta_args *a = p->args;
-    const uint32_t d_v = a->shape.d_v, near = i / DELTA_BLOCK * DELTA_BLOCK;
-    const size_t r = i - p->first, row = p->row + r,
-                 stride = p->n_panel * LANES;
-    const float *w = p->w + r * GRID + near;
-    const v16 decay = v16_set1(p->since_grid[i]), zero = v16_zero();
-    const v16 beta = v16_set1(a->beta[row * a->shape.n_v_head + head->at]);
-    float *u = p->near + panel * LANES;
-    v16 sum[SIDE];
+    const uint32_t d_v = p->args->shape.d_v;
+    const size_t r = block.near + i - p->first;
+    const float *v = head->v + (p->row + r) * p->args->qkv_stride;
+    const v16 read = v16_load_part(p->read + r * d_v, e, d_v);
+    const v16 decay = v16_set1(p->since_grid[block.near + i]);
+    const v16 sum =
+        v16_fnma(decay, v16_add(read, v16_zero()), v16_load_part(v, e, d_v));
 
-#pragma GCC unroll 4
-    for (uint32_t k = 0; k < width; k++) {
-        const uint32_t e = (panel + k) * LANES;
-        v16 read = v16_load_part(p->read + r * d_v, e, d_v);
-        v16 acc = v16_load_part(p->acc + (i - near) * d_v, e, d_v);
-        v16 v = v16_load_part(head->v + row * a->qkv_stride, e, d_v);
-        sum[k] = v16_fnma(decay, v16_add(read, zero), v);
-        if (near)
-            sum[k] = v16_sub(sum[k], v16_add(acc, zero));
-    }
-    for (uint32_t j = 0; j < i - near; j++, u += stride) {
-        const v16 by = v16_set1(w[j]);
-#pragma GCC unroll 4
-        for (uint32_t k = 0; k < width; k++)
-            sum[k] = v16_fnma(by, v16_load(u + k * LANES), sum[k]);
-    }
-#pragma GCC unroll 4
-    for (uint32_t k = 0; k < width; k++) {
-        uint32_t *word = u_at(p, panel + k, i / 2);
-        v16 high, low = v16_load_bf16(word, &high);
+    if (!block.near)
+        return sum;
+    return v16_sub(
+        sum, v16_add(v16_load_part(p->acc + i * d_v, e, d_v), v16_zero()));
+}
 
-        sum[k] = pairs_round(v16_mul(beta, sum[k]));
-        v16_store(u + k * LANES, sum[k]);
-        if (i % 2)
-            pairs_store(word, low, sum[k]);
-        else
-            pairs_store(word, sum[k], high);
+/*
+ * u of a block's rows for one panel. Once u of a row is known it goes into all
+ * rows behind it, so that no row waits for a long chain; each still meets its
+ * predecessors in ascending order.
+ */
+LANES_INLINE void solve_panel(const struct part *p, const struct head *head,
+                              uint32_t panel, struct block block)
+{
+    const size_t n_v_head = p->args->shape.n_v_head;
+    const size_t first = p->row + block.near - p->first; /* its row 0 */
+    const float *beta = p->args->beta + first * n_v_head + head->at;
+    const float *w = p->w + ((size_t)block.near - p->first) * DELTA_BLOCK;
+    v16 r[DELTA_BLOCK], u[2];
+
+#pragma GCC unroll 16
+    for (uint32_t i = 0; i < DELTA_BLOCK; i++)
+        r[i] = i >= block.low && i < block.high
+                   ? begin_row(p, head, block, i, panel * LANES)
+                   : v16_zero();
+#pragma GCC unroll 16
+    for (uint32_t j = 0; j < DELTA_BLOCK; j++) {
+        uint32_t *word = u_at(p, panel, (block.near + j) / 2);
+
+        if (j >= block.high)
+            break;
+        if (j % 2 == 0)
+            u[0] = v16_load_bf16(word, &u[1]);
+        if (j >= block.low)
+            u[j % 2] = pairs_round(v16_mul(v16_set1(beta[j * n_v_head]), r[j]));
+        if (j >= block.low)
+            pairs_store(word, u[0], u[1]);
+#pragma GCC unroll 16
+        for (uint32_t i = j + 1; i < DELTA_BLOCK; i++)
+            if (i >= block.low && i < block.high)
+                r[i] =
+                    v16_fnma(v16_set1(w[i * DELTA_BLOCK + j]), u[j % 2], r[i]);
     }
 }
 
-/* u of a block's rows that the ring had before. */
-static void widen_near(const struct part *p, uint32_t near)
-{
-    float *u = p->near;
-
-    for (uint32_t j = near; j < p->first; j++)
-        for (uint32_t e = 0; e < p->n_panel; e++, u += LANES) {
-            v16 high, low = v16_load_bf16(u_at(p, e, j / 2), &high);
-            v16_store(u, j % 2 ? high : low);
-        }
-}
-
-/* u of all rows: forward substitution, former blocks by a product, the rows of
- * a block one by one. */
+/* u of all rows: forward substitution, former blocks by a product. */
 static void solve(const struct part *p, const struct head *head)
 {
-    widen_near(p, p->first / DELTA_BLOCK * DELTA_BLOCK);
+    const size_t d_v = p->args->shape.d_v;
+
     for (uint32_t from = p->first, end; from < p->end; from = end) {
         const uint32_t near = from / DELTA_BLOCK * DELTA_BLOCK;
-        const size_t d_v = p->args->shape.d_v;
 
         end = block_end(p, from);
+        const struct block block = {near, from - near, end - near};
+        const struct block whole = {near, 0, DELTA_BLOCK};
         if (near)
             sum_ring(p, (struct ring_sum){.weight = p->far,
                                           .r = from - p->first,
                                           .n_row = end - from,
                                           .n_step = (near + LINEAR_STEP - 1) /
                                                     LINEAR_STEP * LINEAR_STEP,
-                                          .c = p->acc + (from - near) * d_v,
+                                          .c = p->acc + block.low * d_v,
                                           .c_stride = d_v});
-        for (uint32_t i = from; i < end; i++) {
-            uint32_t e = 0;
-
-            for (; e + SIDE <= p->n_panel; e += SIDE)
-                solve_panels(p, head, i, e, SIDE);
-            for (; e < p->n_panel; e++)
-                solve_panels(p, head, i, e, 1);
-        }
+        for (uint32_t e = 0; e < p->n_panel; e++)
+            if (end - from == DELTA_BLOCK)
+                solve_panel(p, head, e, whole);
+            else
+                solve_panel(p, head, e, block);
     }
 }
 
@@ -506,19 +565,43 @@ static void answer(const struct part *p, const struct head *head)
 }
 
 /* Keys of dims [d, end), aged, as a left side. */
-static void age_keys(const struct part *p, const struct head *head, uint32_t d,
-                     uint32_t end)
+LANES_INLINE void age_keys(const struct part *p, const v16 *age, uint32_t d,
+                           uint32_t end, bool is_half)
 {
-    for (uint32_t j = 0; j < GRID; j += LANES) {
-        const v16 age = v16_exp(v16_difference(head->g[GRID - 1], head->g + j));
-
+    for (uint32_t j = 0; j < GRID; j += LANES)
         for (uint32_t k = d; k < end; k += 2) {
             v16 high, low = v16_load_bf16(key_at(p, k / 2, j), &high);
             const size_t at = (size_t)(k - d) * GRID + j;
 
-            put(p, p->aged, at, v16_mul(age, low));
-            put(p, p->aged, at + GRID, v16_mul(age, high));
+            low = v16_mul(age[j / LANES], low);
+            high = v16_mul(age[j / LANES], high);
+            put(is_half, p->aged, at, low);
+            put(is_half, p->aged, at + GRID, high);
         }
+}
+
+/* Dims [d, d + 2) of the state, d + 1 may not exist, go on by what the ring
+ * holds of them; also as the right side that the next chunk reads. */
+static void fold_pair(const struct part *p, const struct head *head, uint32_t d,
+                      const float *ring)
+{
+    const uint32_t d_v = p->args->shape.d_v;
+    const bool is_whole = d + 1 < p->args->shape.d_k;
+    const v16 whole = v16_set1(p->since_grid[GRID - 1]);
+    float *s = head->s + (size_t)d * d_v;
+
+    for (uint32_t e = 0; e < d_v; e += LANES) {
+        v16 low = v16_add(v16_load_part(ring, e, d_v), v16_zero());
+        v16 high = v16_zero();
+
+        low = v16_fma(whole, v16_load_part(s, e, d_v), low);
+        v16_store_part(s, low, e, d_v);
+        if (is_whole) {
+            high = v16_add(v16_load_part(ring + d_v, e, d_v), v16_zero());
+            high = v16_fma(whole, v16_load_part(s + d_v, e, d_v), high);
+            v16_store_part(s + d_v, high, e, d_v);
+        }
+        pairs_store(s_at(p, head, e / LANES, d / 2), low, high);
     }
 }
 
@@ -526,47 +609,53 @@ static void age_keys(const struct part *p, const struct head *head, uint32_t d,
 static void fold(const struct part *p, const struct head *head)
 {
     const uint32_t d_k = p->args->shape.d_k, d_v = p->args->shape.d_v;
-    const v16 whole = v16_set1(p->since_grid[GRID - 1]);
+    v16 age[GRID / LANES];
 
+    for (uint32_t j = 0; j < GRID; j += LANES)
+        age[j / LANES] =
+            v16_exp(v16_difference(head->g[GRID - 1], head->g + j));
     for (uint32_t d = 0, end; d < d_k; d = end) {
         end = d_k - d < FOLD_ROWS ? d_k : d + FOLD_ROWS;
-        age_keys(p, head, d, end);
+        if (has_halves(p))
+            age_keys(p, age, d, end, true);
+        else
+            age_keys(p, age, d, end, false);
         sum_ring(p,
                  (struct ring_sum){p->aged, 0, end - d, GRID, p->folded, d_v});
-        for (uint32_t k = d; k < end; k++) {
-            const float *sum = p->folded + (size_t)(k - d) * d_v;
-            float *s = head->s + (size_t)k * d_v;
-
-            for (uint32_t e = 0; e < d_v; e += LANES) {
-                v16 ring = v16_add(v16_load_part(sum, e, d_v), v16_zero());
-                v16 old = v16_load_part(s, e, d_v);
-                v16_store_part(s, v16_fma(whole, old, ring), e, d_v);
-            }
-        }
+        for (uint32_t k = d; k < end; k += 2)
+            fold_pair(p, head, k, p->folded + (size_t)(k - d) * d_v);
     }
 }
 
 /* ------------------------------------------------------------------- tasks */
 
-static void run_part(const struct part *p)
+/* is_next: its state stands in the panels where the last part left it. */
+static void run_part(const struct part *p, bool is_next)
 {
     const struct delta_args *a = p->args;
-    const struct delta_shape shape = a->shape;
     const struct delta_state *state = &p->span->state;
-    const size_t per_k = shape.n_v_head / shape.n_k_head;
-    const size_t d_k = shape.d_k, d_v = shape.d_v;
+    const size_t d_k = a->shape.d_k, d_v = a->shape.d_v;
 
     prepare(p);
-    for (size_t h = p->k_head * per_k; h < (p->k_head + 1) * per_k; h++) {
-        const struct head head = {.s = state->s + h * d_k * d_v,
-                                  .u = (uint32_t *)state->ring_u +
-                                       h * WORDS * d_v,
-                                  .g = state->ring_g + h * GRID,
-                                  .v = a->v + h * d_v,
-                                  .out = a->out + h * d_v,
-                                  .at = h};
+    for (uint32_t i = 0; i < p->n_each; i++) {
+        const size_t h = (size_t)p->k_head * p->n_each + i;
+        const struct head head = {
+            .s = state->s + h * d_k * d_v,
+            .panels = p->s + (is_kept(p) ? i * s_words(p) : 0),
+            .u = (uint32_t *)state->ring_u + h * WORDS * d_v,
+            .g = state->ring_g + h * GRID,
+            .v = a->v + h * d_v,
+            .out = a->out + h * d_v,
+            .at = h};
+
+        if (!is_next || !is_kept(p))
+            take_state(p, &head);
         read_state(p, &head);
-        weigh(p, &head);
+        add_decays(p, &head);
+        if (has_halves(p))
+            weigh(p, &head, true);
+        else
+            weigh(p, &head, false);
         load_u(p, &head);
         solve(p, &head);
         answer(p, &head);
@@ -601,6 +690,7 @@ static void task(void *arg, uint32_t task, void *scratch)
                             .span = span,
                             .kernel = job->kernel,
                             .k_head = task % a->shape.n_k_head,
+                            .n_each = a->shape.n_v_head / a->shape.n_k_head,
                             .row = (size_t)span->first_row + t,
                             .first = first,
                             .n_step = (a->shape.d_k + LINEAR_STEP - 1) /
@@ -617,7 +707,7 @@ static void task(void *arg, uint32_t task, void *scratch)
         part.n_row = n_row;
         part.end = first + n_row;
         place(&part, scratch);
-        run_part(&part);
+        run_part(&part, t > 0);
     }
 }
 

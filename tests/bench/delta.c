@@ -2,7 +2,7 @@
  * The delta rule and what stands around it, checked and measured without a
  * model:
  *     bench_delta check [BACKEND]
- *     bench_delta rates BACKEND fp32|pair|tile THREADS
+ *     bench_delta rates BACKEND fp32|pair|tile THREADS [MODEL]
  * It needs nothing but kernels/ and a C library, so that it also runs where the
  * instructions are and the node's libraries are not. Rates are the best of many
  * short runs, for one layer: a prompt of 512 rows, then decode of some sessions
@@ -196,7 +196,7 @@ static void measure(struct bench *b, struct delta_shape shape)
     free(b->tail);
 }
 
-static int rates(char **argv)
+static int rates(int argc, char **argv)
 {
     static struct bench b;
 
@@ -209,6 +209,8 @@ static int rates(char **argv)
     for (size_t i = 0; i < PRODUCT_COUNT(MODEL); i++) {
         struct delta_shape shape = MODEL[i];
 
+        if (argc > 5 && strtoul(argv[5], NULL, 10) != i)
+            continue;
         shape.arithmetic = strcmp(argv[3], "tile") == 0   ? ARITHMETIC_TILE
                            : strcmp(argv[3], "pair") == 0 ? ARITHMETIC_PAIR
                                                           : ARITHMETIC_FP32;
@@ -223,9 +225,9 @@ int main(int argc, char **argv)
     if (argc >= 2 && strcmp(argv[1], "check") == 0)
         return check(argv[2]);
     if (argc >= 5 && strcmp(argv[1], "rates") == 0)
-        return rates(argv);
+        return rates(argc, argv);
     fprintf(stderr, "usage: bench_delta check [BACKEND]\n"
                     "       bench_delta rates BACKEND fp32|pair|tile "
-                    "THREADS\n");
+                    "THREADS [MODEL]\n");
     return 2;
 }
