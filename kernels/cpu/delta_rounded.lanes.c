@@ -224,22 +224,37 @@ static void store_u(const struct part *p, const struct head *head)
 static void fetch(const float *x, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i += LANES)
-        _mm_prefetch((const char *)(x + i), _MM_HINT_T0);
+        _mm_prefetch((const char *)(x + i), _MM_HINT_T1);
 }
 
-/* Rows lie pages apart, where the processor foresees nothing: ask early for
- * what row r brings of this k-head and its v-heads. */
-static void fetch_row(const struct part *p, size_t r)
+/*
+ * Rows lie pages apart, where the processor foresees nothing, and all of a
+ * chunk's at once would wait for one another: what the next part brings is
+ * asked for row by row while this part computes. Part row r, which may be
+ * behind it.
+ */
+static bool is_brought(const struct part *p, size_t r)
+{
+    return p->row + r < (size_t)p->span->first_row + p->span->n_row;
+}
+
+static void fetch_keys(const struct part *p, size_t r)
 {
     const struct delta_args *a = p->args;
-    const size_t row = (p->row + r) * a->qkv_stride;
-    const size_t n_v = (size_t)p->n_each * a->shape.d_v;
+    const size_t at =
+        (p->row + r) * a->qkv_stride + (size_t)p->k_head * a->shape.d_k;
 
-    if (r >= p->n_row)
+    if (!is_brought(p, r))
         return;
-    fetch(a->k + row + (size_t)p->k_head * a->shape.d_k, a->shape.d_k);
-    fetch(a->q + row + (size_t)p->k_head * a->shape.d_k, a->shape.d_k);
-    fetch(a->v + row + p->k_head * n_v, (uint32_t)n_v);
+    fetch(a->k + at, a->shape.d_k);
+    fetch(a->q + at, a->shape.d_k);
+}
+
+static void fetch_values(const struct part *p, const struct head *head,
+                         size_t r)
+{
+    if (is_brought(p, r))
+        fetch(head->v + (p->row + r) * p->args->qkv_stride, p->args->shape.d_v);
 }
 
 /* One row of k or q, normalised and scaled, in elements; a key whose elements
@@ -275,7 +290,7 @@ LANES_INLINE void put_units(const struct part *p, bool is_half)
         const size_t at =
             (p->row + r) * a->qkv_stride + (size_t)p->k_head * a->shape.d_k;
 
-        fetch_row(p, r + FETCH_AHEAD);
+        fetch_keys(p, r + FETCH_AHEAD);
         put_unit(p, r * p->n_step, a->k + at, 1.0f, is_half);
         put_unit(p, (p->n_row + r) * p->n_step, a->q + at, q_scale, is_half);
     }
@@ -398,6 +413,8 @@ LANES_INLINE void weigh(const struct part *p, const struct head *head,
         const float *kk = p->dot + at, *qk = kk + (size_t)p->n_row * GRID;
         const double g = head->g[i];
 
+        if (head->at % p->n_each == 0)
+            fetch_keys(p, (size_t)p->n_row + r);
         for (uint32_t j = 0; j < near; j += LANES) {
             v16 decay = v16_exp(v16_difference(g, head->g + j));
             put(is_half, p->far, at + j, v16_mul(decay, v16_load(kk + j)));
@@ -543,6 +560,7 @@ static void answer_rows(const struct part *p, const struct head *head,
         const float *read = p->read + (size_t)(p->n_row + r) * d_v;
         const v16 decay = v16_set1(p->since_grid[p->first + r]);
 
+        fetch_values(p, head, (size_t)p->n_row + r);
         for (uint32_t e = 0; e < d_v; e += LANES) {
             v16 c = v16_add(v16_load_part(read, e, d_v), v16_zero());
             v16 ring = v16_add(v16_load_part(out, e, d_v), v16_zero());
