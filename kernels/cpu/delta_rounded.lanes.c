@@ -481,42 +481,81 @@ LANES_INLINE v16 begin_row(const struct part *p, const struct head *head,
         sum, v16_add(v16_load_part(p->acc + i * d_v, e, d_v), v16_zero()));
 }
 
+LANES_INLINE bool is_of(struct block block, uint32_t i)
+{
+    return i >= block.low && i < block.high;
+}
+
+/* Rows whose r are in registers, of SIDE panels. */
+#define ROWS (DELTA_BLOCK / 2u)
+#if defined(LANES_AVX512)
+#define SIDE 2u
+#else
+#define SIDE 1u
+#endif
+
 /*
- * u of a block's rows for one panel. Once u of a row is known it goes into all
- * rows behind it, so that no row waits for a long chain; each still meets its
- * predecessors in ascending order.
+ * u of rows [at, at + ROWS) of a block for `width` panels. Once u of a row is
+ * known it goes into all rows behind it, so that no row waits for a long chain;
+ * each still meets its predecessors in ascending order.
  */
-LANES_INLINE void solve_panel(const struct part *p, const struct head *head,
-                              uint32_t panel, struct block block)
+LANES_INLINE void solve_rows(const struct part *p, const struct head *head,
+                             uint32_t panel, uint32_t width, struct block block,
+                             uint32_t at)
 {
     const size_t n_v_head = p->args->shape.n_v_head;
     const size_t first = p->row + block.near - p->first; /* its row 0 */
     const float *beta = p->args->beta + first * n_v_head + head->at;
     const float *w = p->w + ((size_t)block.near - p->first) * DELTA_BLOCK;
-    v16 r[DELTA_BLOCK], u[2];
+    v16 r[ROWS][SIDE], u[2][SIDE];
 
+#pragma GCC unroll 8
+    for (uint32_t i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+        for (uint32_t k = 0; k < width; k++)
+            r[i][k] = is_of(block, at + i) ? begin_row(p, head, block, at + i,
+                                                       (panel + k) * LANES)
+                                           : v16_zero();
 #pragma GCC unroll 16
-    for (uint32_t i = 0; i < DELTA_BLOCK; i++)
-        r[i] = i >= block.low && i < block.high
-                   ? begin_row(p, head, block, i, panel * LANES)
-                   : v16_zero();
-#pragma GCC unroll 16
-    for (uint32_t j = 0; j < DELTA_BLOCK; j++) {
+    for (uint32_t j = 0; j < at + ROWS; j++) {
         uint32_t *word = u_at(p, panel, (block.near + j) / 2);
 
         if (j >= block.high)
             break;
-        if (j % 2 == 0)
-            u[0] = v16_load_bf16(word, &u[1]);
-        if (j >= block.low)
-            u[j % 2] = pairs_round(v16_mul(v16_set1(beta[j * n_v_head]), r[j]));
-        if (j >= block.low)
-            pairs_store(word, u[0], u[1]);
-#pragma GCC unroll 16
-        for (uint32_t i = j + 1; i < DELTA_BLOCK; i++)
-            if (i >= block.low && i < block.high)
-                r[i] =
-                    v16_fnma(v16_set1(w[i * DELTA_BLOCK + j]), u[j % 2], r[i]);
+#pragma GCC unroll 2
+        for (uint32_t k = 0; k < width; k++) {
+            if (j % 2 == 0)
+                u[0][k] = v16_load_bf16(word + k * WORDS * LANES, &u[1][k]);
+            if (j < at || !is_of(block, j))
+                continue;
+            u[j % 2][k] = pairs_round(
+                v16_mul(v16_set1(beta[j * n_v_head]), r[j - at][k]));
+            pairs_store(word + k * WORDS * LANES, u[0][k], u[1][k]);
+        }
+#pragma GCC unroll 8
+        for (uint32_t i = 0; i < ROWS; i++) {
+            if (at + i <= j || !is_of(block, at + i))
+                continue;
+            const v16 by = v16_set1(w[(at + i) * DELTA_BLOCK + j]);
+#pragma GCC unroll 2
+            for (uint32_t k = 0; k < width; k++)
+                r[i][k] = v16_fnma(by, u[j % 2][k], r[i][k]);
+        }
+    }
+}
+
+LANES_INLINE void solve_block(const struct part *p, const struct head *head,
+                              struct block block)
+{
+    uint32_t e = 0;
+
+    for (; e + SIDE <= p->n_panel; e += SIDE) {
+        solve_rows(p, head, e, SIDE, block, 0);
+        solve_rows(p, head, e, SIDE, block, ROWS);
+    }
+    for (; e < p->n_panel; e++) {
+        solve_rows(p, head, e, 1, block, 0);
+        solve_rows(p, head, e, 1, block, ROWS);
     }
 }
 
@@ -539,11 +578,10 @@ static void solve(const struct part *p, const struct head *head)
                                                     LINEAR_STEP * LINEAR_STEP,
                                           .c = p->acc + block.low * d_v,
                                           .c_stride = d_v});
-        for (uint32_t e = 0; e < p->n_panel; e++)
-            if (end - from == DELTA_BLOCK)
-                solve_panel(p, head, e, whole);
-            else
-                solve_panel(p, head, e, block);
+        if (end - from == DELTA_BLOCK)
+            solve_block(p, head, whole);
+        else
+            solve_block(p, head, block);
     }
 }
 
