@@ -24,6 +24,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   # Once more for AVX-512 that rounds to bf16 by instruction.
   add_library(kernels_avx512_bf16 OBJECT
     ${PROJECT_SOURCE_DIR}/kernels/cpu/delta_one.lanes.c
+    ${PROJECT_SOURCE_DIR}/kernels/cpu/delta_part.lanes.c
     ${PROJECT_SOURCE_DIR}/kernels/cpu/delta_rounded.lanes.c)
   target_include_directories(kernels_avx512_bf16 PRIVATE ${PROJECT_SOURCE_DIR})
   target_compile_options(kernels_avx512_bf16 PRIVATE ${STRICT} -O3

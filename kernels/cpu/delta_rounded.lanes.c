@@ -1,225 +1,14 @@
-#include "kernels/cpu/delta_rounded.h"
+#include "kernels/cpu/delta_part.h"
 #include "kernels/cpu/ops.h"
-#include "kernels/cpu/pairs.h"
 
 #include <assert.h>
 #include <math.h>
-#include <string.h>
 
 #if defined(LANES_BF16)
 #include "kernels/cpu/cpu.h"
 #endif
 
 #define FETCH_AHEAD 6u /* rows */
-#define FOLD_ROWS 32u  /* dims of S0 at once */
-#define KEPT_BYTES ((size_t)1 << 20)
-#define WORDS (GRID / 2u)
-
-/*
- * Task: one k-head of one span with its v-heads. Rows are taken in parts that
- * end at grid points, so that within a part the state S0 stands still and all
- * but the triangle next to the diagonal are products, given to the kernel that
- * multiplies activations with packed weights: left sides are rows of its
- * elements, right sides panels of words like LINEAR_BF16. The rings are such
- * right sides but for their panels; a part works on copies, whose steps
- * behind the part are zero, and a chunk that it fills never sees the rings.
- */
-struct part {
-    const struct delta_args *args;
-    const struct delta_span *span;
-    struct product_kernel kernel;
-    uint32_t k_head;
-    uint32_t n_each;     /* v-heads of a k-head */
-    size_t row;          /* first row, of the whole batch */
-    uint32_t first, end; /* indices in the grid chunk */
-    uint32_t n_row;
-    uint32_t n_step;   /* d_k with its padding */
-    uint32_t n_panel;  /* of d_v */
-    void *kq;          /* [2 n_row][n_step]: keys, then queries */
-    uint16_t *k;       /* [n_row][n_step]: keys again, as bf16 */
-    uint32_t *key;     /* [GRID / 16][n_step / 2][16] */
-    uint32_t *s;       /* of each v-head [n_panel][n_step / 2][16] */
-    uint32_t *u;       /* [n_panel][WORDS][16] */
-    float *dot;        /* [2 n_row][GRID]: k_i . k_j, then q_i . k_j */
-    float *read;       /* [2 n_row][d_v]: a, then c */
-    float *w;          /* [n_row][DELTA_BLOCK]: w_ij of its own block */
-    void *far, *x;     /* [n_row][GRID]: ~w_ij of former blocks, ~x_ij */
-    float *acc;        /* [DELTA_BLOCK][d_v] */
-    void *aged;        /* [FOLD_ROWS][GRID] exp(G_63 - G_j) k_j, for the fold */
-    float *folded;     /* [FOLD_ROWS][d_v] */
-    float *since_grid; /* [GRID] exp(G_j) */
-    void *scratch;     /* the kernel's */
-};
-
-/* One v-head of a part. */
-struct head {
-    float *s;         /* [d_k][d_v] */
-    uint32_t *panels; /* S0 as a right side */
-    uint32_t *u;      /* [WORDS][d_v] of its ring */
-    double *g;        /* [GRID] */
-    const float *v;   /* rows of qkv_stride */
-    float *out;       /* rows of out_stride */
-    size_t at;        /* v-head, index into beta and log_decay */
-};
-
-static void *take(char **scratch, size_t n, size_t element_bytes)
-{
-    char *start = *scratch;
-    *scratch += (n * element_bytes + 63) / 64 * 64;
-    return start;
-}
-
-/* Of one v-head's S0. */
-static size_t s_words(const struct part *p)
-{
-    return (size_t)p->n_panel * LANES * p->n_step / 2;
-}
-
-/* Do the panels of all v-heads stay from one part to the next? They lie in
- * front, where the number of rows moves nothing. */
-static bool is_kept(const struct part *p)
-{
-    return p->n_each * s_words(p) * sizeof(*p->s) <= KEPT_BYTES;
-}
-
-static void place(struct part *p, char *scratch)
-{
-    char *const start = scratch;
-    const size_t n = p->n_row, element = p->kernel.element_bytes;
-    const size_t d_v = p->args->shape.d_v, word = sizeof(uint32_t);
-
-    p->s = take(&scratch, (is_kept(p) ? p->n_each : 1) * s_words(p), word);
-    p->kq = take(&scratch, 2 * n * p->n_step, element);
-    p->k = element == sizeof(*p->k)
-               ? p->kq
-               : take(&scratch, n * p->n_step, sizeof(*p->k));
-    p->key = take(&scratch, (size_t)GRID * p->n_step / 2, word);
-    p->u = take(&scratch, (size_t)p->n_panel * LANES * WORDS, word);
-    p->dot = take(&scratch, 2 * n * GRID, sizeof(float));
-    p->read = take(&scratch, 2 * n * d_v, sizeof(float));
-    p->w = take(&scratch, n * DELTA_BLOCK, sizeof(float));
-    p->far = take(&scratch, n * GRID, element);
-    p->x = take(&scratch, n * GRID, element);
-    p->acc = take(&scratch, DELTA_BLOCK * d_v, sizeof(float));
-    p->aged = take(&scratch, (size_t)FOLD_ROWS * GRID, element);
-    p->folded = take(&scratch, FOLD_ROWS * d_v, sizeof(float));
-    p->since_grid = take(&scratch, GRID, sizeof(float));
-    p->scratch = start + POOL_SCRATCH_BYTES - PRODUCT_SCRATCH_BYTES;
-    assert(scratch <= (char *)p->scratch);
-}
-
-/* Rounded, into a left side's elements from `at` on; halves are bf16, others
- * floats. Who calls it in a loop makes is_half a constant. */
-LANES_INLINE void put(bool is_half, void *rows, size_t at, v16 v)
-{
-    if (is_half)
-        pairs_store_row((uint16_t *)rows + at, v);
-    else
-        v16_store((float *)rows + at, pairs_round(v));
-}
-
-static bool has_halves(const struct part *p)
-{
-    return p->kernel.element_bytes == sizeof(uint16_t);
-}
-
-static const void *element_at(const struct part *p, const void *rows, size_t at)
-{
-    return (const char *)rows + at * p->kernel.element_bytes;
-}
-
-/* ------------------------------------------------------------------- rings */
-
-/* Word `pair` of token j in the panels of keys. */
-static uint32_t *key_at(const struct part *p, size_t pair, size_t j)
-{
-    return p->key + (j / LANES * (p->n_step / 2) + pair) * LANES + j % LANES;
-}
-
-static uint32_t *u_at(const struct part *p, size_t panel, size_t word)
-{
-    return p->u + (panel * WORDS + word) * LANES;
-}
-
-static uint32_t *ring_of_keys(const struct part *p)
-{
-    const size_t n_pair = (p->args->shape.d_k + 1) / 2;
-
-    return (uint32_t *)p->span->state.ring_k + p->k_head * n_pair * GRID;
-}
-
-/* What the ring has of this chunk; the padding is zero. */
-static void load_keys(const struct part *p)
-{
-    const size_t n_pair = (p->args->shape.d_k + 1) / 2;
-    const uint32_t *ring = ring_of_keys(p);
-
-    for (size_t j = 0; j < GRID; j += LANES) {
-        for (size_t d = 0; d < n_pair && j < p->first; d++)
-            memcpy(key_at(p, d, j), ring + d * GRID + j, LANES * sizeof(*ring));
-        if (n_pair < p->n_step / 2)
-            memset(key_at(p, n_pair, j), 0,
-                   (p->n_step / 2 - n_pair) * LANES * sizeof(*ring));
-    }
-}
-
-/* The part's keys, whose lanes are tokens, four at a time where they stand
- * together. */
-static void turn_keys(const struct part *p)
-{
-    const uint32_t *k = (const uint32_t *)(const void *)p->k;
-    const uint32_t n_pair = p->n_step / 2;
-    uint32_t n;
-
-    for (uint32_t j = p->first; j < p->end; j += n, k += (size_t)n * n_pair) {
-        n = j % 4 || j + 4 > p->end ? 1 : 4;
-        if (n == 4)
-            for (uint32_t d = 0; d < n_pair; d += 4)
-                pairs_turn(key_at(p, d, j), LANES, k + d, n_pair);
-        else
-            for (uint32_t d = 0; d < n_pair; d++)
-                *key_at(p, d, j) = k[d];
-    }
-}
-
-static void store_keys(const struct part *p)
-{
-    const size_t n_pair = (p->args->shape.d_k + 1) / 2;
-    uint32_t *ring = ring_of_keys(p);
-
-    for (size_t d = 0; d < n_pair; d++)
-        for (size_t j = p->first, n; j < p->end; j += n) {
-            n = LANES - j % LANES < p->end - j ? LANES - j % LANES : p->end - j;
-            memcpy(ring + d * GRID + j, key_at(p, d, j), n * sizeof(*ring));
-        }
-}
-
-/* Words of known tokens, a half of the last perhaps; zero behind them. */
-static void load_u(const struct part *p, const struct head *head)
-{
-    const uint32_t d_v = p->args->shape.d_v, n_word = (p->first + 1) / 2;
-
-    memset(p->u, 0, (size_t)p->n_panel * WORDS * LANES * sizeof(*p->u));
-    for (uint32_t m = 0; m < n_word; m++) {
-        const uint32_t keep = 2 * m + 1 < p->first ? UINT32_MAX : UINT16_MAX;
-        const uint32_t *from = head->u + (size_t)m * d_v;
-
-        for (uint32_t e = 0; e < d_v; e++)
-            u_at(p, e / LANES, m)[e % LANES] = from[e] & keep;
-    }
-}
-
-static void store_u(const struct part *p, const struct head *head)
-{
-    const uint32_t d_v = p->args->shape.d_v;
-
-    for (uint32_t m = p->first / 2; m < (p->end + 1) / 2; m++)
-        for (uint32_t e = 0; e < d_v; e += LANES)
-            memcpy(head->u + (size_t)m * d_v + e, u_at(p, e / LANES, m),
-                   (d_v - e < LANES ? d_v - e : LANES) * sizeof(*head->u));
-}
-
-/* ------------------------------------------------------------------- steps */
 
 static void fetch(const float *x, uint32_t n)
 {
@@ -328,41 +117,17 @@ static uint32_t block_end(const struct part *p, uint32_t from)
  * dots. */
 static void prepare(const struct part *p)
 {
-    load_keys(p);
+    LANES_NAME(delta_load_keys)(p);
     if (has_halves(p))
         put_units(p, true);
     else
         put_units(p, false);
-    turn_keys(p);
+    LANES_NAME(delta_turn_keys)(p);
     if (p->end < GRID)
-        store_keys(p);
+        LANES_NAME(delta_store_keys)(p);
     for (uint32_t i = p->first, end; i < p->end; i = end) {
         end = block_end(p, i);
         dot_block(p, i, end);
-    }
-}
-
-/* Word `pair` of a panel of S0. */
-static uint32_t *s_at(const struct part *p, const struct head *head,
-                      size_t panel, size_t pair)
-{
-    return head->panels + (panel * (p->n_step / 2) + pair) * LANES;
-}
-
-/* S0 as a right side, from memory. */
-static void take_state(const struct part *p, const struct head *head)
-{
-    const uint32_t d_k = p->args->shape.d_k, d_v = p->args->shape.d_v;
-
-    for (uint32_t d = 0; d < p->n_step; d += 2) {
-        const float *s = head->s + (size_t)d * d_v;
-
-        for (uint32_t e = 0; e < d_v; e += LANES) {
-            v16 low = d < d_k ? v16_load_part(s, e, d_v) : v16_zero();
-            v16 high =
-                d + 1 < d_k ? v16_load_part(s + d_v, e, d_v) : v16_zero();
-            pairs_store(s_at(p, head, e / LANES, d / 2), low, high);
-        }
     }
 }
 
@@ -705,18 +470,18 @@ static void run_part(const struct part *p, bool is_next)
             .at = h};
 
         if (!is_next || !is_kept(p))
-            take_state(p, &head);
+            LANES_NAME(delta_take_state)(p, &head);
         read_state(p, &head);
         add_decays(p, &head);
         if (has_halves(p))
             weigh(p, &head, true);
         else
             weigh(p, &head, false);
-        load_u(p, &head);
+        LANES_NAME(delta_load_u)(p, &head);
         solve(p, &head);
         answer(p, &head);
         if (p->end < GRID)
-            store_u(p, &head);
+            LANES_NAME(delta_store_u)(p, &head);
         else
             fold(p, &head);
     }
@@ -762,7 +527,7 @@ static void task(void *arg, uint32_t task, void *scratch)
         n_row = GRID - first < span->n_row - t ? GRID - first : span->n_row - t;
         part.n_row = n_row;
         part.end = first + n_row;
-        place(&part, scratch);
+        LANES_NAME(delta_place)(&part, scratch);
         run_part(&part, t > 0);
     }
 }
