@@ -536,8 +536,9 @@ void LANES_NAME(delta_rounded)(struct pool *pool, const struct delta_args *args,
                                const struct product_kernels *kernels)
 {
     const struct delta_shape shape = args->shape;
-    struct job job = {
-        args, product_kernel_of(kernels, shape.arithmetic, LINEAR_BF16)};
+    const struct linear weights = {.type = LINEAR_BF16,
+                                   .arithmetic = shape.arithmetic};
+    struct job job = {args, *product_kernel_of(kernels, &weights)};
     uint64_t n_row = 0;
 
     assert(shape.d_k <= HEAD_DIM_MAX && shape.d_v <= HEAD_DIM_MAX);
