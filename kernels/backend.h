@@ -260,15 +260,39 @@ struct delta_gate_args {
  * the row's own index on are never read before they are written: rejecting a
  * draft inside a chunk is moving the position back.
  * Sum of k^2 by scalar_sum_squares; normalised as k * (1 / sqrtf(sum + 1e-6)).
+ *
+ * That is FP32. In PAIR and TILE k and q, once normalised (and q scaled), are
+ * rounded by scalar_to_bf16(), the rings keep bf16, and all but the triangle
+ * next to the diagonal are sums P of bf16 times bf16 in the order of the
+ * arithmetic (kernels/linear.h): from zero, both sides padded with +0 to
+ * LINEAR_STEP, and +0 added at the end, so that no zero weight shows in a bit
+ * whatever finite number it meets. ~ rounds to bf16, b = i - i % DELTA_BLOCK:
+ *   a[e] = P over d of k[d] ~S0[d][e];  c[e] same with q
+ *   w_ij = exp(G_i - G_j) * (P of k_i, k_j);  x_ij same with q_i
+ *   r = fma(-exp(G_i), a[e], v[e]);  r = r - (P over j < b of ~w_ij u_j[e])
+ *   then for j = b .. i - 1 ascending r = fma(-w_ij, u_j[e], r)
+ *   u_i[e] = ~(beta * r)
+ *   o[e] = fma(exp(G_i), c[e], P over j <= i of ~x_ij u_j[e])
+ * and the fold of a full chunk is
+ *   S0[d][e] = fma(exp(G_63), S0[d][e],
+ *                  P over j of ~(exp(G_63 - G_j) * k_j[d]) u_j[e])
  */
+#define DELTA_BLOCK 16u
+
 struct delta_shape {
     uint32_t n_k_head, n_v_head, d_k, d_v;
     enum arithmetic arithmetic; /* of its products; decides the rings */
 };
+/*
+ * The rings in FP32, as floats, and in PAIR and TILE, as bf16 with two inner
+ * steps side by side, as the right side of a product wants them:
+ *     ring_k  [n_k_head][d_k][GRID]   [n_k_head][d_k/2, rounded up][GRID][2]
+ *     ring_u  [n_v_head][GRID][d_v]   [n_v_head][GRID/2][d_v][2]
+ */
 struct delta_state {
-    float *s;     /* [n_v_head][d_k][d_v] S0 */
-    void *ring_k; /* [n_k_head][d_k][GRID] normalised keys, lanes are tokens */
-    void *ring_u; /* [n_v_head][GRID][d_v] */
+    float *s;       /* [n_v_head][d_k][d_v] S0 */
+    void *ring_k;   /* normalised keys, lanes are tokens */
+    void *ring_u;   /* lanes are outputs */
     double *ring_g; /* [n_v_head][GRID] */
 };
 struct delta_span {

@@ -29,6 +29,15 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     target_compile_options(kernels_${isa} PRIVATE ${STRICT} -O3 ${FLAGS_${isa}})
     target_sources(kernels PRIVATE $<TARGET_OBJECTS:kernels_${isa}>)
   endforeach()
+  # Once more for AVX-512 that rounds to bf16 by instruction.
+  add_library(kernels_avx512_bf16 OBJECT
+    ${PROJECT_SOURCE_DIR}/kernels/cpu/delta_one.lanes.c
+    ${PROJECT_SOURCE_DIR}/kernels/cpu/delta_part.lanes.c
+    ${PROJECT_SOURCE_DIR}/kernels/cpu/delta_rounded.lanes.c)
+  target_include_directories(kernels_avx512_bf16 PRIVATE ${PROJECT_SOURCE_DIR})
+  target_compile_options(kernels_avx512_bf16 PRIVATE ${STRICT} -O3
+    ${FLAGS_avx512} -DLANES_BF16 -mavx512bf16)
+  target_sources(kernels PRIVATE $<TARGET_OBJECTS:kernels_avx512_bf16>)
   # The sources of a backend that adds to avx512 are each compiled once.
   set(FLAGS_512 -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma)
   if(GODWIT_SANITIZE MATCHES "address|undefined")

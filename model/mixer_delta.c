@@ -68,7 +68,7 @@ static size_t work_floats(struct fused fused, uint32_t n_v_head)
 /* Append a field behind those that are there, on a cache line. */
 static void add_field(struct mixer_plan *plan, const char *name,
                       enum field_type type, uint32_t n_dim,
-                      const uint32_t dim[3])
+                      const uint32_t dim[4])
 {
     struct mixer_field *field = &plan->field[plan->n_field++];
     size_t size = field_element_bytes(type);
@@ -83,6 +83,21 @@ static void add_field(struct mixer_plan *plan, const char *name,
         size *= dim[i];
     }
     plan->state_bytes += (size + 63) / 64 * 64;
+}
+
+static void add_rings(struct mixer_plan *plan, struct delta_shape s)
+{
+    if (s.arithmetic == ARITHMETIC_FP32) {
+        add_field(plan, "ring_k", FIELD_F32, 3,
+                  (uint32_t[4]){s.n_k_head, s.d_k, GRID});
+        add_field(plan, "ring_u", FIELD_F32, 3,
+                  (uint32_t[4]){s.n_v_head, GRID, s.d_v});
+    } else {
+        add_field(plan, "ring_k", FIELD_BF16, 4,
+                  (uint32_t[4]){s.n_k_head, (s.d_k + 1) / 2, GRID, 2});
+        add_field(plan, "ring_u", FIELD_BF16, 4,
+                  (uint32_t[4]){s.n_v_head, GRID / 2, s.d_v, 2});
+    }
 }
 
 /*
@@ -110,15 +125,11 @@ static void plan(const struct config *config, enum arithmetic arithmetic,
                      recurrence_flops(s) +
                      2.0 * (double)fused.n_channel * (double)config->conv_width,
     };
-    add_field(out, "s", FIELD_F32, 3, (uint32_t[]){s.n_v_head, s.d_k, s.d_v});
-    add_field(out, "ring_k", FIELD_F32, 3,
-              (uint32_t[]){s.n_k_head, s.d_k, GRID});
-    add_field(out, "ring_u", FIELD_F32, 3,
-              (uint32_t[]){s.n_v_head, GRID, s.d_v});
-    add_field(out, "ring_g", FIELD_F64, 2, (uint32_t[]){s.n_v_head, GRID, 0});
-    add_field(
-        out, "conv", FIELD_F32, 2,
-        (uint32_t[]){config->conv_width - 1, (uint32_t)fused.n_channel, 0});
+    add_field(out, "s", FIELD_F32, 3, (uint32_t[4]){s.n_v_head, s.d_k, s.d_v});
+    add_rings(out, s);
+    add_field(out, "ring_g", FIELD_F64, 2, (uint32_t[4]){s.n_v_head, GRID});
+    add_field(out, "conv", FIELD_F32, 2,
+              (uint32_t[4]){config->conv_width - 1, (uint32_t)fused.n_channel});
 }
 
 static enum status bind_apart(const struct config *config,

@@ -2,7 +2,17 @@
 
 #include <assert.h>
 
-#define TASK_CHANNELS 64u
+/* Channels of one task, so that weights and the last few rows of them stay in
+ * the first-level cache, or fewer, so that all threads have some. */
+#define CHANNELS_MAX 512u
+#define CHANNELS_MIN 64u
+#define TASKS_A_THREAD 4u
+#define FETCH_AHEAD 4 /* rows */
+
+struct job {
+    const struct conv_args *args;
+    uint32_t n_part, channels; /* parts of a span, and channels of one */
+};
 
 /* Raw input at row t of the span; t < 0 is in the tail. */
 static const float *input(const struct conv_args *a,
@@ -13,33 +23,68 @@ static const float *input(const struct conv_args *a,
     return a->x + (span->first_row + (size_t)t) * a->x_stride;
 }
 
+/* What one row reads and writes. */
+struct row {
+    const float *x[CONV_WIDTH_MAX]; /* oldest first */
+    const float *next;              /* to be fetched */
+    float *y;
+};
+
+/* One vector of channels from c on; `end` cuts it. */
+static void cut_vector(const struct conv_args *a, const struct row *row,
+                       uint32_t c, uint32_t end)
+{
+    v16 sum = v16_zero();
+
+    for (uint32_t i = 0; i < a->width; i++) {
+        const float *w = a->weight + (size_t)i * a->n_channel;
+        sum = v16_fma(v16_load_part(w, c, end),
+                      v16_load_part(row->x[i], c, end), sum);
+    }
+    v16_store_part(row->y, v16_silu(sum), c, end);
+}
+
+/* Whole vectors; the number of taps may be known where this is inlined. */
+LANES_INLINE void vectors(const struct conv_args *a, const struct row *row,
+                          uint32_t first, uint32_t end, uint32_t width)
+{
+    for (uint32_t c = first; c < end; c += LANES) {
+        v16 sum = v16_zero();
+
+        _mm_prefetch((const char *)(row->next + c), _MM_HINT_T0);
+        for (uint32_t i = 0; i < width; i++)
+            sum = v16_fma(v16_load(a->weight + (size_t)i * a->n_channel + c),
+                          v16_load(row->x[i] + c), sum);
+        v16_store(row->y + c, v16_silu(sum));
+    }
+}
+
 static void conv_row(const struct conv_args *a, const struct conv_span *span,
                      int64_t t, uint32_t first, uint32_t end)
 {
-    float *y = a->y + (span->first_row + (size_t)t) * a->y_stride;
-    const float *x[CONV_WIDTH_MAX];
+    const int64_t last = (int64_t)span->n_row - 1, ahead = t + FETCH_AHEAD;
+    const uint32_t whole = first + (end - first) / LANES * LANES;
+    struct row row = {.next = input(a, span, ahead < last ? ahead : last),
+                      .y = a->y + (span->first_row + (size_t)t) * a->y_stride};
 
     for (uint32_t i = 0; i < a->width; i++)
-        x[i] = input(a, span, t - a->width + 1 + i);
-    for (uint32_t c = first; c < end; c += LANES) {
-        v16 sum = v16_zero();
-        for (uint32_t i = 0; i < a->width; i++) {
-            const float *w = a->weight + (size_t)i * a->n_channel;
-            sum = v16_fma(v16_load_part(w, c, end), v16_load_part(x[i], c, end),
-                          sum);
-        }
-        v16_store_part(y, v16_silu(sum), c, end);
-    }
+        row.x[i] = input(a, span, t - a->width + 1 + i);
+    if (a->width == 4)
+        vectors(a, &row, first, whole, 4);
+    else
+        vectors(a, &row, first, whole, a->width);
+    if (whole < end)
+        cut_vector(a, &row, whole, end);
 }
 
 /* Task: some channels of one span, all rows. */
 static void conv_task(void *arg, uint32_t task, void *scratch)
 {
-    const struct conv_args *a = arg;
-    uint32_t n_part = (a->n_channel + TASK_CHANNELS - 1) / TASK_CHANNELS;
-    const struct conv_span *span = &a->span[task / n_part];
-    uint32_t first = task % n_part * TASK_CHANNELS;
-    uint32_t end = first + TASK_CHANNELS;
+    const struct job *job = arg;
+    const struct conv_args *a = job->args;
+    const struct conv_span *span = &a->span[task / job->n_part];
+    uint32_t first = task % job->n_part * job->channels;
+    uint32_t end = first + job->channels;
 
     (void)scratch;
     if (end > a->n_channel)
@@ -58,12 +103,17 @@ static void conv_task(void *arg, uint32_t task, void *scratch)
 
 void LANES_NAME(conv)(struct pool *pool, const struct conv_args *args)
 {
-    uint32_t n_part = (args->n_channel + TASK_CHANNELS - 1) / TASK_CHANNELS;
+    struct job job = {args, 0, CHANNELS_MAX};
     uint64_t n_row = 0;
 
     assert(args->width >= 1 && args->width <= CONV_WIDTH_MAX);
     for (uint32_t i = 0; i < args->n_span; i++)
         n_row += args->span[i].n_row;
     pool = pool_for_floats(pool, n_row * args->n_channel);
-    pool_run(pool, args->n_span * n_part, conv_task, (void *)args);
+    while (job.channels > CHANNELS_MIN &&
+           (uint64_t)args->n_channel / job.channels * args->n_span <
+               (uint64_t)TASKS_A_THREAD * pool_n_thread(pool))
+        job.channels /= 2;
+    job.n_part = (args->n_channel + job.channels - 1) / job.channels;
+    pool_run(pool, args->n_span * job.n_part, conv_task, &job);
 }

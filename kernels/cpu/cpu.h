@@ -15,7 +15,11 @@ bool cpu_has_avx512_bf16(void);
 /* Asks Linux for the tiles, which the process then keeps. */
 bool cpu_has_amx(void);
 
-/* Their operators with products; all others are those of avx512. */
+/* Their operators with products, of which delta is avx512's in FP32; all others
+ * are those of avx512. */
+void delta_avx512(struct pool *pool, const struct delta_args *args);
+void delta_avx512_bf16(struct pool *pool, const struct delta_args *args);
+void delta_amx(struct pool *pool, const struct delta_args *args);
 void linear_avx512_bf16(struct pool *pool, const struct linear_args *args);
 void linear_add_avx512_bf16(struct pool *pool, const struct linear_args *args);
 void expert_avx512_bf16(struct pool *pool, const struct expert_args *args);

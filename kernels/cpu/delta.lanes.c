@@ -1,3 +1,4 @@
+#include "kernels/cpu/delta_rounded.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/tile.h"
 
@@ -377,6 +378,10 @@ void LANES_NAME(delta)(struct pool *pool, const struct delta_args *args)
     struct delta_shape shape = args->shape;
     uint64_t n_row = 0;
 
+    if (shape.arithmetic != ARITHMETIC_FP32) {
+        LANES_NAME(delta_rounded)(pool, args, &LANES_NAME(product_kernels));
+        return;
+    }
     assert(shape.d_k <= HEAD_DIM_MAX && shape.d_v <= HEAD_DIM_MAX);
     assert(shape.n_v_head % shape.n_k_head == 0);
     for (uint32_t i = 0; i < args->n_span; i++)

@@ -23,7 +23,9 @@ static size_t row_end(uint32_t task, uint32_t n_row)
     return end < n_row ? end : n_row;
 }
 
-static void norm_group(float *y, const float *x, const struct norm_args *a)
+/* z: what gates the group by its silu, or NULL. */
+LANES_INLINE void norm_group(float *y, const float *x, const float *z,
+                             const struct norm_args *a)
 {
     float sum = v16_sum_squares(x, a->dim);
     v16 scale = v16_set1(1.0f / sqrtf(sum / (float)a->dim + a->eps));
@@ -31,6 +33,8 @@ static void norm_group(float *y, const float *x, const struct norm_args *a)
     for (uint32_t i = 0; i < a->dim; i += LANES) {
         v16 v = v16_mul(v16_load_part(x, i, a->dim), scale);
         v = v16_mul(v, v16_load_part(a->weight, i, a->dim));
+        if (z)
+            v = v16_mul(v, v16_silu(v16_load_part(z, i, a->dim)));
         v16_store_part(y, v, i, a->dim);
     }
 }
@@ -43,7 +47,7 @@ static void norm_task(void *arg, uint32_t task, void *scratch)
     for (size_t r = row_first(task); r < row_end(task, a->n_row); r++)
         for (size_t g = 0; g < a->n_group; g++)
             norm_group(a->y + r * a->y_stride + g * a->dim,
-                       a->x + r * a->x_stride + g * a->dim, a);
+                       a->x + r * a->x_stride + g * a->dim, NULL, a);
 }
 
 void LANES_NAME(rms_norm)(struct pool *pool, const struct norm_args *args)
@@ -57,18 +61,13 @@ static void gated_norm_task(void *arg, uint32_t task, void *scratch)
 {
     const struct gated_norm_args *a = arg;
     const struct norm_args *n = &a->norm;
-    uint32_t dim = n->n_group * n->dim;
 
-    norm_task((void *)n, task, scratch);
-    for (size_t r = row_first(task); r < row_end(task, n->n_row); r++) {
-        float *y = n->y + r * n->y_stride;
-        const float *z = a->z + r * a->z_stride;
-        for (uint32_t i = 0; i < dim; i += LANES) {
-            v16 gate = v16_silu(v16_load_part(z, i, dim));
-            v16 v = v16_mul(v16_load_part(y, i, dim), gate);
-            v16_store_part(y, v, i, dim);
-        }
-    }
+    (void)scratch;
+    for (size_t r = row_first(task); r < row_end(task, n->n_row); r++)
+        for (size_t g = 0; g < n->n_group; g++)
+            norm_group(n->y + r * n->y_stride + g * n->dim,
+                       n->x + r * n->x_stride + g * n->dim,
+                       a->z + r * a->z_stride + g * n->dim, n);
 }
 
 void LANES_NAME(gated_norm)(struct pool *pool,

@@ -7,7 +7,8 @@
  * functions of kernels/scalar.h are repeated here step for step.
  *
  * Each *.lanes.c file is compiled once per instruction set, with LANES_AVX2
- * or LANES_AVX512 defined; LANES_NAME(f) keeps the symbols apart.
+ * or LANES_AVX512 defined, some a third time with LANES_AVX512 and LANES_BF16;
+ * LANES_NAME(f) keeps the symbols apart.
  */
 #include <immintrin.h>
 #include <stdint.h>

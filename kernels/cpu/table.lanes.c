@@ -3,15 +3,15 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/move.h"
 
-/* All but those with products of weights or keys. */
+/* All but those that are products. */
 #define OPERATORS                                                              \
     .rms_norm = LANES_NAME(rms_norm), .gated_norm = LANES_NAME(gated_norm),    \
     .swiglu = LANES_NAME(swiglu), .gate = LANES_NAME(gate),                    \
     .embed = move_embed, .rope = LANES_NAME(rope),                             \
     .kv_append = move_kv_append, .conv = LANES_NAME(conv),                     \
-    .delta_gate = LANES_NAME(delta_gate), .delta = LANES_NAME(delta),          \
-    .route = LANES_NAME(route), .combine = LANES_NAME(combine),                \
-    .draw = LANES_NAME(draw), .peaks = LANES_NAME(peaks)
+    .delta_gate = LANES_NAME(delta_gate), .route = LANES_NAME(route),          \
+    .combine = LANES_NAME(combine), .draw = LANES_NAME(draw),                  \
+    .peaks = LANES_NAME(peaks)
 
 const struct backend LANES_NAME(backend) = {
     .name = LANES_TITLE,
@@ -22,6 +22,7 @@ const struct backend LANES_NAME(backend) = {
     .ffn = LANES_NAME(ffn),
     .ffn_add = LANES_NAME(ffn_add),
     .attend = LANES_NAME(attend),
+    .delta = LANES_NAME(delta),
     OPERATORS,
 };
 
@@ -36,6 +37,7 @@ const struct backend backend_avx512_bf16 = {
     .ffn = ffn_avx512_bf16,
     .ffn_add = ffn_add_avx512_bf16,
     .attend = attend_avx512_bf16,
+    .delta = delta_avx512_bf16,
     OPERATORS,
 };
 
@@ -49,6 +51,7 @@ const struct backend backend_amx = {
     .ffn = ffn_amx,
     .ffn_add = ffn_add_amx,
     .attend = attend_amx,
+    .delta = delta_amx,
     OPERATORS,
 };
 #endif

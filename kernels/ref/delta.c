@@ -1,18 +1,9 @@
+#include "kernels/ref/delta.h"
 #include "kernels/ref/ref.h"
 #include "kernels/scalar.h"
 
 #include <assert.h>
 #include <math.h>
-
-/* One v-head's view of one row: pointers into args and state. */
-struct head {
-    size_t d_k, d_v, i; /* i: index in the grid chunk */
-    float *s, *ring_k, *ring_u;
-    double *ring_g;
-    const float *q, *v; /* q normalised and scaled */
-    float beta, log_decay;
-    float *out;
-};
 
 /* y = x / sqrt(sum x^2 + 1e-6) */
 static void normalise(float *y, const float *x, uint32_t n)
@@ -24,38 +15,39 @@ static void normalise(float *y, const float *x, uint32_t n)
 }
 
 /* fma chain over d of x[d] * (normalised key of ring token j)[d]. */
-static float dot_ring(const struct head *h, const float *x, size_t j)
+static float dot_ring(const struct ref_delta_row *h, const float *x, size_t j)
 {
+    const float *ring = h->ring_k;
     float dot = 0.0f;
 
     for (size_t d = 0; d < h->d_k; d++)
-        dot = fmaf(x[d], h->ring_k[d * GRID + j], dot);
+        dot = fmaf(x[d], ring[d * GRID + j], dot);
     return dot;
 }
 
-/* exp(G_i - G_j) */
-static float decay_since(const struct head *h, size_t j)
+float ref_delta_decay(const struct ref_delta_row *h, size_t j)
 {
     return scalar_exp((float)(h->ring_g[h->i] - h->ring_g[j]));
 }
 
-static void fold(const struct head *h)
+static void fold(const struct ref_delta_row *h)
 {
+    const float *k = h->ring_k, *u = h->ring_u;
     float whole = scalar_exp((float)h->ring_g[h->i]);
 
     for (size_t d = 0; d < h->d_k; d++) {
         for (size_t e = 0; e < h->d_v; e++) {
             float s = whole * h->s[d * h->d_v + e];
             for (size_t j = 0; j < GRID; j++)
-                s = fmaf(decay_since(h, j) * h->ring_k[d * GRID + j],
-                         h->ring_u[j * h->d_v + e], s);
+                s = fmaf(ref_delta_decay(h, j) * k[d * GRID + j],
+                         u[j * h->d_v + e], s);
             h->s[d * h->d_v + e] = s;
         }
     }
 }
 
 /* S0^T x for one value dimension. */
-static float read_state(const struct head *h, const float *x, size_t e)
+static float read_state(const struct ref_delta_row *h, const float *x, size_t e)
 {
     float y = 0.0f;
 
@@ -64,22 +56,21 @@ static float read_state(const struct head *h, const float *x, size_t e)
     return y;
 }
 
-static void step(const struct head *h)
+void ref_delta_plain(const struct ref_delta_row *h)
 {
     size_t i = h->i;
-    float k[HEAD_DIM_MAX], w[GRID], x[GRID];
+    float *ring = h->ring_k, w[GRID], x[GRID];
 
     for (size_t d = 0; d < h->d_k; d++)
-        k[d] = h->ring_k[d * GRID + i];
-    h->ring_g[i] = (i ? h->ring_g[i - 1] : 0.0) + (double)h->log_decay;
+        ring[d * GRID + i] = h->k[d];
     float since_grid = scalar_exp((float)h->ring_g[i]);
     for (size_t j = 0; j <= i; j++) {
-        w[j] = decay_since(h, j) * dot_ring(h, k, j);
-        x[j] = decay_since(h, j) * dot_ring(h, h->q, j);
+        w[j] = ref_delta_decay(h, j) * dot_ring(h, h->k, j);
+        x[j] = ref_delta_decay(h, j) * dot_ring(h, h->q, j);
     }
     for (size_t e = 0; e < h->d_v; e++) {
-        float *u = h->ring_u + e;
-        float r = fmaf(-since_grid, read_state(h, k, e), h->v[e]);
+        float *u = (float *)h->ring_u + e;
+        float r = fmaf(-since_grid, read_state(h, h->k, e), h->v[e]);
         for (size_t j = 0; j < i; j++)
             r = fmaf(-w[j], u[j * h->d_v], r);
         u[i * h->d_v] = h->beta * r;
@@ -92,6 +83,19 @@ static void step(const struct head *h)
         fold(h);
 }
 
+/* Dims of a key as its ring keeps them: whole pairs of bf16. */
+static size_t ring_width(enum arithmetic arithmetic, size_t d_k)
+{
+    return arithmetic == ARITHMETIC_FP32 ? d_k : (d_k + 1) / 2 * 2;
+}
+
+static void *ring_at(void *ring, enum arithmetic arithmetic, size_t element)
+{
+    return (char *)ring + element * (arithmetic == ARITHMETIC_FP32
+                                         ? sizeof(float)
+                                         : sizeof(uint16_t));
+}
+
 static void delta_row(const struct delta_args *a, const struct delta_span *span,
                       uint32_t t)
 {
@@ -99,35 +103,38 @@ static void delta_row(const struct delta_args *a, const struct delta_span *span,
     const struct delta_state *state = &span->state;
     size_t row = span->first_row + t, at = row * a->qkv_stride;
     size_t d_k = shape.d_k, d_v = shape.d_v;
-    uint32_t i = (uint32_t)((span->position + t) % GRID);
-    uint32_t per_k = shape.n_v_head / shape.n_k_head;
+    size_t per_k = shape.n_v_head / shape.n_k_head;
     float q[HEAD_DIM_MAX], k[HEAD_DIM_MAX];
     float q_scale = 1.0f / sqrtf((float)d_k);
 
     for (size_t h = 0; h < shape.n_v_head; h++) {
-        size_t g = h / per_k;
-        float *ring_k = (float *)state->ring_k + g * d_k * GRID;
+        size_t g = h / per_k, i = (span->position + t) % GRID;
         normalise(q, a->q + at + g * d_k, shape.d_k);
         normalise(k, a->k + at + g * d_k, shape.d_k);
-        for (size_t d = 0; d < d_k; d++) {
+        for (size_t d = 0; d < d_k; d++)
             q[d] *= q_scale;
-            ring_k[d * GRID + i] = k[d];
-        }
-        struct head head = {
-            .d_k = shape.d_k,
-            .d_v = shape.d_v,
+        struct ref_delta_row one = {
+            .arithmetic = shape.arithmetic,
+            .d_k = d_k,
+            .d_v = d_v,
             .i = i,
             .s = state->s + h * d_k * d_v,
-            .ring_k = ring_k,
-            .ring_u = (float *)state->ring_u + h * GRID * d_v,
+            .ring_k = ring_at(state->ring_k, shape.arithmetic,
+                              g * ring_width(shape.arithmetic, d_k) * GRID),
+            .ring_u = ring_at(state->ring_u, shape.arithmetic, h * GRID * d_v),
             .ring_g = state->ring_g + h * GRID,
             .q = q,
+            .k = k,
             .v = a->v + at + h * d_v,
             .beta = a->beta[row * shape.n_v_head + h],
             .log_decay = a->log_decay[row * shape.n_v_head + h],
             .out = a->out + row * a->out_stride + h * d_v,
         };
-        step(&head);
+        one.ring_g[i] = (i ? one.ring_g[i - 1] : 0.0) + (double)one.log_decay;
+        if (shape.arithmetic == ARITHMETIC_FP32)
+            ref_delta_plain(&one);
+        else
+            ref_delta_rounded(&one);
     }
 }
 

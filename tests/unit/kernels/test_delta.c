@@ -12,8 +12,28 @@ enum { N_TOKEN = 195 };
 static const struct delta_shape SHAPES[] = {
     {1, 1, 1, 1, 0},    {1, 2, 3, 16, 0},  {4, 8, 64, 64, 0},
     {3, 3, 96, 192, 0}, {2, 6, 63, 65, 0}, {1, 3, 16, 63, 0},
-    {2, 2, 128, 17, 0},
+    {2, 2, 128, 17, 0}, {1, 2, 17, 3, 0},  {1, 1, 256, 128, 0},
+    {1, 1, 65, 256, 0},
 };
+
+/* Relative to the largest output, of outputs and of the folded state: what one
+ * rounding to bf16 of every factor of every product may do, 2^-9 each. */
+static const double TOLERANCE[N_ARITHMETIC] = {
+    [ARITHMETIC_FP32] = 1e-5,
+    [ARITHMETIC_PAIR] = 5e-3,
+    [ARITHMETIC_TILE] = 5e-3,
+};
+
+/* Every shape in every arithmetic. */
+#define N_CASE (COUNT(SHAPES) * N_ARITHMETIC)
+
+static struct delta_shape shape_of(size_t i)
+{
+    struct delta_shape shape = SHAPES[i % COUNT(SHAPES)];
+
+    shape.arithmetic = (enum arithmetic)(i / COUNT(SHAPES));
+    return shape;
+}
 
 struct session {
     struct delta_shape shape;
@@ -28,14 +48,20 @@ static size_t state_floats(struct delta_shape s)
     return (size_t)s.n_v_head * s.d_k * s.d_v;
 }
 
+/* Both rings in floats; of two bf16 each in PAIR and TILE. */
 static size_t ring_k_floats(struct delta_shape s)
 {
-    return (size_t)s.n_k_head * s.d_k * GRID;
+    const size_t rows =
+        s.arithmetic == ARITHMETIC_FP32 ? s.d_k : (s.d_k + 1) / 2;
+
+    return s.n_k_head * rows * GRID;
 }
 
 static size_t ring_u_floats(struct delta_shape s)
 {
-    return (size_t)s.n_v_head * GRID * s.d_v;
+    const size_t rows = s.arithmetic == ARITHMETIC_FP32 ? GRID : GRID / 2;
+
+    return s.n_v_head * rows * s.d_v;
 }
 
 static void session_init(struct session *s, struct delta_shape shape,
@@ -67,7 +93,8 @@ static void session_init(struct session *s, struct delta_shape shape,
     cr_assert(s->state.ring_g != NULL);
 }
 
-/* Empty state; the ring holds `value`, which nobody may see. */
+/* Empty state; the ring holds `value`, which nobody may see. As two bf16 NAN is
+ * one of those that stay and a zero. */
 static void reset(struct session *s, float value)
 {
     memset(s->state.s, 0, state_floats(s->shape) * sizeof(float));
@@ -119,27 +146,58 @@ static void run(const struct session *s, const struct backend *backend,
     backend->delta(pool, &args);
 }
 
+/* The u of the first `used` tokens of one head, also of half a word. */
+static void keep_u(float *to, const float *from, struct delta_shape shape,
+                   size_t used)
+{
+    const size_t d_v = shape.d_v;
+
+    if (shape.arithmetic == ARITHMETIC_FP32) {
+        memcpy(to, from, used * d_v * sizeof(float));
+        return;
+    }
+    memcpy(to, from, used / 2 * d_v * sizeof(float));
+    for (size_t e = 0; e < d_v && used % 2; e++)
+        memcpy(to + used / 2 * d_v + e, from + used / 2 * d_v + e,
+               sizeof(uint16_t));
+}
+
 /* What a session keeps at its end, without the ring's unused entries. */
 static struct delta_state kept(const struct session *s)
 {
     struct delta_shape shape = s->shape;
-    size_t used = N_TOKEN % GRID;
+    size_t used = N_TOKEN % GRID, n_u = ring_u_floats(shape) / shape.n_v_head;
     struct delta_state copy = {copied(s->state.s, state_floats(shape)),
                                constant(ring_k_floats(shape), 0.0f),
                                constant(ring_u_floats(shape), 0.0f),
                                calloc((size_t)shape.n_v_head * GRID, 8)};
     cr_assert(copy.ring_g != NULL);
-    for (size_t d = 0; d < (size_t)shape.n_k_head * shape.d_k; d++)
-        memcpy(copy.ring_k + d * GRID, s->state.ring_k + d * GRID,
-               used * sizeof(float));
+    for (size_t d = 0; d < ring_k_floats(shape) / GRID; d++)
+        memcpy((float *)copy.ring_k + d * GRID,
+               (float *)s->state.ring_k + d * GRID, used * sizeof(float));
     for (size_t h = 0; h < shape.n_v_head; h++) {
-        memcpy(copy.ring_u + h * GRID * shape.d_v,
-               s->state.ring_u + h * GRID * shape.d_v,
-               used * shape.d_v * sizeof(float));
+        keep_u((float *)copy.ring_u + h * n_u,
+               (float *)s->state.ring_u + h * n_u, shape, used);
         memcpy(copy.ring_g + h * GRID, s->state.ring_g + h * GRID,
                used * sizeof(double));
     }
     return copy;
+}
+
+/* The same bits and no NaN among them, of floats or of pairs of bf16. */
+static void assert_same_ring(const struct session *s, const float *got,
+                             const float *want, size_t n, const char *what)
+{
+    const uint16_t *half = (const uint16_t *)(const void *)got;
+
+    if (s->shape.arithmetic == ARITHMETIC_FP32) {
+        assert_same(got, want, n, what);
+        return;
+    }
+    cr_assert(memcmp(got, want, n * sizeof(float)) == 0, "%s: rings differ",
+              what);
+    for (size_t i = 0; i < 2 * n; i++)
+        cr_assert(half[i] % 0x8000 <= 0x7f80, "%s: NaN in a ring", what);
 }
 
 static void assert_kept(const struct session *s, const struct delta_state *want,
@@ -148,8 +206,10 @@ static void assert_kept(const struct session *s, const struct delta_state *want,
     struct delta_state got = kept(s);
 
     assert_same(got.s, want->s, state_floats(s->shape), what);
-    assert_same(got.ring_k, want->ring_k, ring_k_floats(s->shape), what);
-    assert_same(got.ring_u, want->ring_u, ring_u_floats(s->shape), what);
+    assert_same_ring(s, got.ring_k, want->ring_k, ring_k_floats(s->shape),
+                     what);
+    assert_same_ring(s, got.ring_u, want->ring_u, ring_u_floats(s->shape),
+                     what);
     cr_assert(memcmp(got.ring_g, want->ring_g,
                      (size_t)s->shape.n_v_head * GRID * sizeof(double)) == 0,
               "%s: log decays differ", what);
@@ -207,9 +267,10 @@ static void oracle_step(const struct session *s, uint32_t t, size_t head,
 
 Test(delta, ref_is_the_papers_recurrence)
 {
-    for (size_t i = 0; i < COUNT(SHAPES); i++) {
+    for (size_t i = 0; i < N_CASE; i++) {
         struct session s;
-        session_init(&s, SHAPES[i], 10 * i);
+        session_init(&s, shape_of(i), 10 * i);
+        const double bound = TOLERANCE[s.shape.arithmetic];
         float *out = whole(&s);
         size_t d_v = s.shape.d_v;
         double *state = malloc(s.shape.d_k * d_v * sizeof(double));
@@ -218,11 +279,11 @@ Test(delta, ref_is_the_papers_recurrence)
             memset(state, 0, s.shape.d_k * d_v * sizeof(double));
             for (uint32_t t = 0; t < N_TOKEN; t++) {
                 oracle_step(&s, t, h, state, want);
-                assert_near(out + t * s.out_stride + h * d_v, want, d_v, 1e-5,
+                assert_near(out + t * s.out_stride + h * d_v, want, d_v, bound,
                             "delta");
                 if (t == N_TOKEN / GRID * GRID - 1)
                     assert_near(s.state.s + h * s.shape.d_k * d_v, state,
-                                s.shape.d_k * d_v, 1e-5, "state");
+                                s.shape.d_k * d_v, bound, "state");
             }
         }
         free(state);
@@ -236,7 +297,7 @@ static void check_cuts(struct session *s, const struct backend *backend,
                        const struct delta_state *want_kept)
 {
     static const uint32_t CUTS[] = {1, 2, 7, 63, 64, 65, 130, N_TOKEN};
-    char what[96];
+    char what[128];
 
     for (size_t c = 0; c < COUNT(CUTS); c++) {
         float *out = constant(out_floats(s), 0.0f);
@@ -248,9 +309,10 @@ static void check_cuts(struct session *s, const struct backend *backend,
             size_t done = end * s->out_stride;
             cr_assert(is_zero(out + done, out_floats(s) - done));
         }
-        snprintf(what, sizeof(what), "%s, %u/%u heads of %u x %u, cut %u",
-                 backend->name, s->shape.n_k_head, s->shape.n_v_head,
-                 s->shape.d_k, s->shape.d_v, CUTS[c]);
+        snprintf(what, sizeof(what),
+                 "%s, arithmetic %d, %u/%u heads of %u x %u, cut %u",
+                 backend->name, (int)s->shape.arithmetic, s->shape.n_k_head,
+                 s->shape.n_v_head, s->shape.d_k, s->shape.d_v, CUTS[c]);
         assert_same(out, want, out_floats(s), what);
         assert_kept(s, want_kept, what);
         drop(out);
@@ -262,15 +324,15 @@ Test(delta, every_backend_cut_and_thread_count_gives_refs_bits)
     struct pool *pools[N_POOL];
 
     pools_create(pools);
-    for (size_t i = 0; i < COUNT(SHAPES); i++) {
+    for (size_t i = 0; i < N_CASE; i++) {
         struct session s;
-        session_init(&s, SHAPES[i], 10 * i);
+        session_init(&s, shape_of(i), 10 * i);
         float *want = whole(&s);
         struct delta_state want_kept = kept(&s);
         EACH_BACKEND(backend)
         {
             if (backend == backend_ref_found()) {
-                if (i < 2)
+                if (i % COUNT(SHAPES) < 2)
                     check_cuts(&s, backend, NULL, want, &want_kept);
                 continue;
             }
@@ -285,10 +347,10 @@ Test(delta, every_backend_cut_and_thread_count_gives_refs_bits)
 }
 
 /* The second call begins at every place of the grid and crosses its points. */
-Test(delta, a_prompt_may_be_cut_at_every_position)
+static void check_every_cut(struct delta_shape shape)
 {
     struct session s;
-    session_init(&s, SHAPES[4], 3);
+    session_init(&s, shape, 3);
     float *want = whole(&s);
     struct delta_state want_kept = kept(&s);
 
@@ -308,13 +370,19 @@ Test(delta, a_prompt_may_be_cut_at_every_position)
     session_release(&s);
 }
 
+Test(delta, a_prompt_may_be_cut_at_every_position)
+{
+    for (size_t i = 4; i < N_CASE; i += COUNT(SHAPES))
+        check_every_cut(shape_of(i));
+}
+
 /* A draft writes records behind the cursor; going back is moving the cursor,
  * and the records of another future leave no trace. */
-Test(delta, a_rejected_draft_leaves_no_trace)
+static void check_draft(struct delta_shape shape)
 {
     struct session s, draft;
-    session_init(&s, SHAPES[4], 1);
-    session_init(&draft, SHAPES[4], 77);
+    session_init(&s, shape, 1);
+    session_init(&draft, shape, 77);
     float *want = whole(&s);
     struct delta_state want_kept = kept(&s);
 
@@ -341,8 +409,14 @@ Test(delta, a_rejected_draft_leaves_no_trace)
     session_release(&draft);
 }
 
+Test(delta, a_rejected_draft_leaves_no_trace)
+{
+    for (size_t i = 4; i < N_CASE; i += COUNT(SHAPES))
+        check_draft(shape_of(i));
+}
+
 /* Sessions at unlike places of the grid in one batch. */
-Test(delta, a_batch_gives_each_session_its_own_bits)
+static void check_batch(struct delta_shape shape)
 {
     static const uint32_t POSITION[] = {3, 60, 127}, N_ROW[] = {70, 1, 9};
     static const uint32_t FIRST_ROW[] = {10, 0, 1};
@@ -351,9 +425,9 @@ Test(delta, a_batch_gives_each_session_its_own_bits)
     float *want[3];
 
     pools_create(pools);
-    session_init(&batch, SHAPES[4], 9);
+    session_init(&batch, shape, 9);
     for (size_t i = 0; i < 3; i++) {
-        session_init(&s[i], SHAPES[4], 100 * (i + 1));
+        session_init(&s[i], shape, 100 * (i + 1));
         want[i] = whole(&s[i]);
         size_t n_v = s[i].shape.n_v_head;
         memcpy(batch.qkv + FIRST_ROW[i] * s[i].stride,
@@ -401,6 +475,12 @@ Test(delta, a_batch_gives_each_session_its_own_bits)
     }
     session_release(&batch);
     pools_destroy(pools);
+}
+
+Test(delta, a_batch_gives_each_session_its_own_bits)
+{
+    for (size_t i = 4; i < N_CASE; i += COUNT(SHAPES))
+        check_batch(shape_of(i));
 }
 
 /* Summed in float, many small decays lose a tenth of the whole; header. */

@@ -84,10 +84,11 @@ static uint64_t digest_attend(const struct backend *b, uint64_t hash,
     return hash;
 }
 
-static uint64_t digest_delta(const struct backend *b, uint64_t hash)
+static uint64_t digest_delta(const struct backend *b, enum arithmetic order,
+                             uint64_t hash)
 {
     enum { N_ROW = 130, D = 24, N = N_ROW * 4 * D };
-    struct delta_shape shape = {1, 2, D, D, ARITHMETIC_FP32};
+    struct delta_shape shape = {1, 2, D, D, order};
     float *qkv = filled(N, 5), *out = room(N_ROW * 2 * D);
     float *ab = filled(4 * N_ROW, 6), *gates = room(4 * N_ROW);
     float *tail = constant(3 * 4 * D, 0.0f), *y = room(N);
@@ -180,14 +181,17 @@ Test(numerics, the_bits_are_those_that_the_ids_were_given_for)
 {
     static const struct {
         const char *id;
-        uint64_t products, attend;
+        uint64_t products, attend, delta;
     } PIN[N_ARITHMETIC] = {
         [ARITHMETIC_FP32] = {"fp32-chain-2", UINT64_C(0xf44d7730215236c2),
-                             UINT64_C(0xb389026ea6799b63)},
+                             UINT64_C(0xb389026ea6799b63),
+                             UINT64_C(0x003423e66479d7ec)},
         [ARITHMETIC_PAIR] = {"bf16-pair-2", UINT64_C(0xb7801835f15cb7e4),
-                             UINT64_C(0xb39f9f25dc5c0d91)},
+                             UINT64_C(0xb39f9f25dc5c0d91),
+                             UINT64_C(0xff5daf145f10eb85)},
         [ARITHMETIC_TILE] = {"bf16-tile-2", UINT64_C(0x81725526048e64e0),
-                             UINT64_C(0x18c20b73a4e6053c)},
+                             UINT64_C(0x18c20b73a4e6053c),
+                             UINT64_C(0xf10c060b5a52dd8d)},
     };
 
     EACH_BACKEND(backend)
@@ -195,7 +199,7 @@ Test(numerics, the_bits_are_those_that_the_ids_were_given_for)
         uint64_t hash = digest_scalars(0xcbf29ce484222325u);
         hash = digest_linear(backend, hash);
         hash = digest_attend(backend, hash, ARITHMETIC_FP32, 0);
-        hash = digest_delta(backend, hash);
+        hash = digest_delta(backend, ARITHMETIC_FP32, hash);
         cr_assert(eq(u64, hash, UINT64_C(0xe0dd74862ac9c457)),
                   "%s: digest is %lx", backend->name, hash);
         hash = digest_experts(backend, 0xcbf29ce484222325u);
@@ -210,6 +214,11 @@ Test(numerics, the_bits_are_those_that_the_ids_were_given_for)
                                  (enum arithmetic)i, 20);
             cr_expect(eq(u64, hash, PIN[i].attend), "%s %s: attend's is %lx",
                       backend->name, PIN[i].id, hash);
+            hash =
+                digest_delta(backend, (enum arithmetic)i, 0xcbf29ce484222325u);
+            cr_expect(eq(u64, hash, PIN[i].delta),
+                      "%s %s: delta's digest is %lx", backend->name, PIN[i].id,
+                      hash);
         }
     }
 }

@@ -155,17 +155,22 @@ static void feed(struct bench *bench, struct pool *pool, struct memory *memory,
         memcpy(out, logit, (size_t)n * bench->n_vocab * sizeof(float));
 }
 
-/* Records of a ring behind the position are left over: their bytes are moot. */
+/*
+ * Records of a ring behind the position are left over: their bytes are moot.
+ * Two tokens of a rounded ring_u lie side by side.
+ */
 static void clear_stale(const struct mixer_field *field, uint64_t position,
                         char *bytes)
 {
-    const uint32_t axis = strcmp(field->name, "ring_k") == 0 ? 2 : 1;
-    const size_t element = field_element_bytes(field->type);
-    size_t outer = 1, inner = element;
+    const bool is_k = strcmp(field->name, "ring_k") == 0;
+    const bool is_paired = field->type == FIELD_BF16 && !is_k;
+    const uint32_t axis = is_k ? 2 : 1, n_side = is_paired ? 2 : 1;
+    size_t outer = 1, inner = field_element_bytes(field->type);
+    const size_t element = inner;
 
     if (strncmp(field->name, "ring_", 5) != 0)
         return;
-    cr_assert_eq(field->dim[axis], GRID);
+    cr_assert_eq(field->dim[axis] * n_side, GRID);
     for (uint32_t d = 0; d < field->n_dim; d++) {
         if (d < axis)
             outer *= field->dim[d];
@@ -173,8 +178,15 @@ static void clear_stale(const struct mixer_field *field, uint64_t position,
             inner *= field->dim[d];
     }
     for (size_t o = 0; o < outer; o++)
-        for (size_t t = position % GRID; t < GRID; t++)
-            memset(bytes + (o * GRID + t) * inner, 0, inner);
+        for (size_t t = position % GRID; t < GRID; t++) {
+            char *from = bytes + (o * GRID / n_side + t / n_side) * inner;
+
+            if (!is_paired)
+                memset(from, 0, inner);
+            else
+                for (size_t i = t % 2 * element; i < inner; i += 2 * element)
+                    memset(from + i, 0, element);
+        }
 }
 
 /* Digest of everything that the layers remember. */

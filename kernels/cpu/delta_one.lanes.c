@@ -1,0 +1,397 @@
+#include "kernels/cpu/delta_rounded.h"
+#include "kernels/cpu/pairs.h"
+
+#include <math.h>
+
+/*
+ * One row has nothing to share a right side with, so its products are fused
+ * multiply-adds in the arithmetic's order: S0 is rounded as it passes by, once
+ * for both a and c, and the ring once for both u and o.
+ */
+#if defined(LANES_AVX512)
+#define WIDTH_PAIR 8u /* panels side by side */
+#define WIDTH_TILE 4u
+#else
+#define WIDTH_PAIR 2u
+#define WIDTH_TILE 1u
+#endif
+#define WIDTH_MAX 8u
+#define STEP_PAIRS (LINEAR_STEP / 2u)
+
+/* What all heads of the row share. */
+struct shared {
+    const struct delta_one *one;
+    uint32_t d_k, d_v, i;
+    float *k, *q;   /* [n_step] rounded */
+    float *kk, *qk; /* [GRID] dots with the ring's keys */
+};
+
+/* One v-head. */
+struct head {
+    const struct shared *of;
+    const float *s;
+    uint32_t *u; /* [GRID / 2][d_v] */
+    const float *v;
+    float *out;
+    float w[GRID], far[GRID],
+        x[GRID]; /* w_ij, ~w_ij, ~x_ij with zeros behind */
+    float since_grid, beta;
+};
+
+/* Sums of a few panels. TILE has two chains for 32 steps, which then join the
+ * sum; in the other order `even` is the sum. */
+struct sums {
+    v16 even[WIDTH_MAX], odd[WIDTH_MAX], sum[WIDTH_MAX];
+};
+
+LANES_INLINE void clear(struct sums *s, uint32_t width)
+{
+#pragma GCC unroll 8
+    for (uint32_t p = 0; p < width; p++)
+        s->even[p] = s->odd[p] = s->sum[p] = v16_zero();
+}
+
+/* Two steps of panel p, of factors x. */
+LANES_INLINE void add_pair(struct sums *s, uint32_t p, enum arithmetic order,
+                           const v16 x[2], const v16 y[2])
+{
+    if (order == ARITHMETIC_PAIR) {
+        s->even[p] = v16_fma(x[1], y[1], s->even[p]);
+        s->even[p] = v16_fma(x[0], y[0], s->even[p]);
+    } else {
+        s->even[p] = v16_fma(x[0], y[0], s->even[p]);
+        s->odd[p] = v16_fma(x[1], y[1], s->odd[p]);
+    }
+}
+
+/* At the end of 32 steps, or of all. */
+LANES_INLINE void close(struct sums *s, uint32_t width, enum arithmetic order)
+{
+    if (order == ARITHMETIC_PAIR)
+        return;
+#pragma GCC unroll 8
+    for (uint32_t p = 0; p < width; p++) {
+        s->sum[p] = v16_add(s->sum[p], v16_add(s->even[p], s->odd[p]));
+        s->even[p] = s->odd[p] = v16_zero();
+    }
+}
+
+/* Padding would add products of +0, of which only the sign of a zero shows:
+ * and that is what the +0 at the end of every product is there for. */
+LANES_INLINE v16 total(const struct sums *s, uint32_t p, enum arithmetic order)
+{
+    return v16_add(order == ARITHMETIC_PAIR ? s->even[p] : s->sum[p],
+                   v16_zero());
+}
+
+/* -------------------------------------------------------------------- dots */
+
+/* k and q with the keys of tokens [at, at + 16 width) of the ring. */
+LANES_INLINE void dot_tokens(const struct shared *h, const uint32_t *ring,
+                             uint32_t at, uint32_t width, enum arithmetic order)
+{
+    const uint32_t n_pair = (h->d_k + 1) / 2;
+    struct sums k, q;
+
+    clear(&k, width);
+    clear(&q, width);
+    for (uint32_t d = 0; d < n_pair; d++) {
+        const v16 by_k[2] = {v16_set1(h->k[2 * d]), v16_set1(h->k[2 * d + 1])};
+        const v16 by_q[2] = {v16_set1(h->q[2 * d]), v16_set1(h->q[2 * d + 1])};
+#pragma GCC unroll 4
+        for (uint32_t p = 0; p < width; p++) {
+            v16 key[2];
+            key[0] = v16_load_bf16(ring + d * GRID + at + p * LANES, &key[1]);
+            add_pair(&k, p, order, by_k, key);
+            add_pair(&q, p, order, by_q, key);
+        }
+        if ((d + 1) % STEP_PAIRS == 0 || d + 1 == n_pair) {
+            close(&k, width, order);
+            close(&q, width, order);
+        }
+    }
+#pragma GCC unroll 4
+    for (uint32_t p = 0; p < width; p++) {
+        v16_store(h->kk + at + p * LANES, total(&k, p, order));
+        v16_store(h->qk + at + p * LANES, total(&q, p, order));
+    }
+}
+
+LANES_INLINE void dot_ring(const struct shared *h, const uint32_t *ring,
+                           enum arithmetic order)
+{
+    uint32_t at = 0;
+
+#if defined(LANES_AVX512)
+    for (; at + 2 * LANES <= h->i; at += 2 * LANES)
+        dot_tokens(h, ring, at, 2, order);
+#endif
+    for (; at <= h->i; at += LANES)
+        dot_tokens(h, ring, at, 1, order);
+}
+
+/* k and q rounded; the key joins the ring. */
+static void prepare(const struct shared *h, uint32_t *ring)
+{
+    const struct delta_args *a = h->one->args;
+    const uint32_t d_k = h->d_k;
+    const size_t at =
+        h->one->row * a->qkv_stride + (size_t)h->one->k_head * d_k;
+    const struct delta_unit of_k = delta_unit(a->k + at, d_k, 1.0f);
+    const struct delta_unit of_q =
+        delta_unit(a->q + at, d_k, 1.0f / sqrtf((float)d_k));
+    uint16_t row[HEAD_DIM_MAX + LANES];
+
+    for (uint32_t d = 0; d < d_k; d += LANES) {
+        const v16 k = delta_unit_part(of_k, a->k + at, d, d_k);
+        const v16 q = delta_unit_part(of_q, a->q + at, d, d_k);
+
+        pairs_store_row(row + d, k);
+        v16_store(h->k + d, pairs_round(k));
+        v16_store(h->q + d, pairs_round(q));
+    }
+    row[d_k] = d_k % LANES ? row[d_k] : 0; /* the other half of the last pair */
+    for (uint32_t d = 0; d < d_k; d += 2)
+        ring[d / 2 * GRID + h->i] = row[d] | (uint32_t)row[d + 1] << 16;
+}
+
+/* ----------------------------------------------------------------- v-heads */
+
+/* 16 outputs from e on; of one panel alone some may not exist. */
+LANES_INLINE v16 load_at(const float *x, uint32_t e, uint32_t d_v,
+                         uint32_t width)
+{
+    return width > 1 ? v16_load(x + e) : v16_load_part(x, e, d_v);
+}
+
+/* Bytes of S0 ahead of those in use that are fetched: the processor itself
+ * foresees nothing beyond a page. */
+#ifndef AHEAD_BYTES
+#define AHEAD_BYTES 2048u
+#endif
+
+LANES_INLINE void fetch(const float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += LANES)
+        _mm_prefetch((const char *)(x + i) + AHEAD_BYTES, _MM_HINT_T0);
+}
+
+/* a and c of `width` panels from output e on. */
+LANES_INLINE void read_state(const struct head *h, uint32_t e, uint32_t width,
+                             enum arithmetic order, v16 *a, v16 *c)
+{
+    const struct shared *of = h->of;
+    const uint32_t d_k = of->d_k, d_v = of->d_v;
+    const float *s = h->s;
+    struct sums k, q;
+
+    clear(&k, width);
+    clear(&q, width);
+    for (uint32_t d = 0; d < d_k; d += 2, s += 2 * (size_t)d_v) {
+        /* An odd last row stands for its partner, whose factors are 0. */
+        const float *next = d + 1 < d_k ? s + d_v : s;
+        const v16 by_k[2] = {v16_set1(of->k[d]), v16_set1(of->k[d + 1])};
+        const v16 by_q[2] = {v16_set1(of->q[d]), v16_set1(of->q[d + 1])};
+
+        if (e == 0)
+            fetch(s, 2 * d_v);
+#pragma GCC unroll 8
+        for (uint32_t p = 0; p < width; p++) {
+            const uint32_t at = e + p * LANES;
+            const v16 two[2] = {pairs_round(load_at(s, at, d_v, width)),
+                                pairs_round(load_at(next, at, d_v, width))};
+            add_pair(&k, p, order, by_k, two);
+            add_pair(&q, p, order, by_q, two);
+        }
+        if ((d + 2) % LINEAR_STEP == 0 || d + 2 >= d_k) {
+            close(&k, width, order);
+            close(&q, width, order);
+        }
+    }
+#pragma GCC unroll 8
+    for (uint32_t p = 0; p < width; p++) {
+        a[p] = total(&k, p, order);
+        c[p] = total(&q, p, order);
+    }
+}
+
+/* Token pair m of the ring, outputs from e on. */
+LANES_INLINE void load_u(const struct head *h, uint32_t m, uint32_t e,
+                         uint32_t width, v16 to[2])
+{
+    const uint32_t d_v = h->of->d_v, n = width > 1 ? LANES : d_v - e;
+    const uint32_t *u = h->u + (size_t)m * d_v + e;
+    uint32_t last[LANES] = {0};
+
+    if (n < LANES) {
+        for (uint32_t i = 0; i < n; i++)
+            last[i] = u[i];
+        u = last;
+    }
+    to[0] = v16_load_bf16(u, &to[1]);
+}
+
+LANES_INLINE void keep_u(const struct head *h, uint32_t e, const v16 of[2])
+{
+    const uint32_t d_v = h->of->d_v, n = d_v - e;
+    uint32_t *u = h->u + (size_t)(h->of->i / 2) * d_v + e;
+    uint32_t last[LANES];
+
+    pairs_store(n < LANES ? last : u, of[0], of[1]);
+    for (uint32_t i = 0; i < n && n < LANES; i++)
+        u[i] = last[i];
+}
+
+/* The row's own pair of tokens: its u, and the o that sees it. */
+LANES_INLINE void finish(const struct head *h, uint32_t e, v16 r, v16 pair[2])
+{
+    const v16 u = pairs_round(v16_mul(v16_set1(h->beta), r));
+
+    if (h->of->i % 2 == 0)
+        pair[1] = v16_zero();
+    pair[h->of->i % 2] = u;
+    keep_u(h, e, pair);
+}
+
+/* u and o of `width` panels from output e on. */
+LANES_INLINE void solve(const struct head *h, uint32_t e, uint32_t width,
+                        enum arithmetic order)
+{
+    const uint32_t d_v = h->of->d_v, i = h->of->i;
+    const uint32_t near = i / DELTA_BLOCK * DELTA_BLOCK;
+    const v16 decay = v16_set1(h->since_grid);
+    v16 r[WIDTH_MAX], c[WIDTH_MAX], pair[2];
+    struct sums far, all;
+
+    read_state(h, e, width, order, r, c);
+    clear(&far, width);
+    clear(&all, width);
+    for (uint32_t m = 0; m < near / 2; m++) {
+        const v16 w[2] = {v16_set1(h->far[2 * m]), v16_set1(h->far[2 * m + 1])};
+        const v16 x[2] = {v16_set1(h->x[2 * m]), v16_set1(h->x[2 * m + 1])};
+#pragma GCC unroll 8
+        for (uint32_t p = 0; p < width; p++) {
+            load_u(h, m, e + p * LANES, width, pair);
+            add_pair(&far, p, order, w, pair);
+            add_pair(&all, p, order, x, pair);
+        }
+        if ((m + 1) % STEP_PAIRS == 0)
+            close(&all, width, order);
+        if ((m + 1) % STEP_PAIRS == 0 || m + 1 == near / 2)
+            close(&far, width, order);
+    }
+#pragma GCC unroll 8
+    for (uint32_t p = 0; p < width; p++) {
+        v16 v = load_at(h->v, e + p * LANES, d_v, width);
+        r[p] = v16_fnma(decay, r[p], v);
+        r[p] = v16_sub(r[p], total(&far, p, order));
+    }
+    for (uint32_t m = near / 2; m <= i / 2; m++) {
+        const v16 w[2] = {v16_set1(h->w[2 * m]), v16_set1(h->w[2 * m + 1])};
+        const v16 x[2] = {v16_set1(h->x[2 * m]), v16_set1(h->x[2 * m + 1])};
+#pragma GCC unroll 8
+        for (uint32_t p = 0; p < width; p++) {
+            load_u(h, m, e + p * LANES, width, pair);
+            if (2 * m < i)
+                r[p] = v16_fnma(w[0], pair[0], r[p]);
+            if (2 * m + 1 < i)
+                r[p] = v16_fnma(w[1], pair[1], r[p]);
+            if (m == i / 2)
+                finish(h, e + p * LANES, r[p], pair);
+            add_pair(&all, p, order, x, pair);
+        }
+    }
+    close(&all, width, order);
+#pragma GCC unroll 8
+    for (uint32_t p = 0; p < width; p++)
+        v16_store_part(h->out, v16_fma(decay, c[p], total(&all, p, order)),
+                       e + p * LANES, d_v);
+}
+
+LANES_INLINE void solve_all(const struct head *h, enum arithmetic order,
+                            uint32_t width)
+{
+    const uint32_t d_v = h->of->d_v;
+    uint32_t e = 0;
+
+    for (; e + width * LANES <= d_v; e += width * LANES)
+        solve(h, e, width, order);
+    if (width > 4)
+        for (; e + 4 * LANES <= d_v; e += 4 * LANES)
+            solve(h, e, 4, order);
+    for (; e < d_v; e += LANES)
+        solve(h, e, 1, order);
+}
+
+/* Decays and weights. */
+static void weigh(struct head *h, double *g, float step)
+{
+    const struct shared *of = h->of;
+    const uint32_t i = of->i, near = i / DELTA_BLOCK * DELTA_BLOCK;
+
+    g[i] = (i ? g[i - 1] : 0.0) + (double)step;
+    for (uint32_t j = 0; j <= i; j += LANES) {
+        const v16 decay = v16_exp(v16_difference(g[i], g + j));
+        const v16 w = v16_mul(decay, v16_load(of->kk + j));
+        const v16 x = v16_mul(decay, v16_load(of->qk + j));
+
+        v16_store(h->w + j, w);
+        if (j < near)
+            v16_store(h->far + j, pairs_round(w));
+        v16_store(h->x + j, pairs_round(v16_first(x, v16_zero(), i + 1 - j)));
+    }
+    /* -(0 - G) is G to the last bit. */
+    const v16 since =
+        v16_exp(v16_negate(v16_difference(0.0, g + i / LANES * LANES)));
+    float lane[LANES];
+    v16_store(lane, since);
+    h->since_grid = lane[i % LANES];
+}
+
+LANES_INLINE void run(const struct shared *of, enum arithmetic order,
+                      uint32_t width)
+{
+    const struct delta_one *one = of->one;
+    const struct delta_args *a = one->args;
+    const struct delta_shape shape = a->shape;
+    const struct delta_state *state = one->state;
+    const size_t per_k = shape.n_v_head / shape.n_k_head;
+    const size_t d_k = shape.d_k, d_v = shape.d_v, n_pair = (d_k + 1) / 2;
+    uint32_t *ring = (uint32_t *)state->ring_k + one->k_head * n_pair * GRID;
+
+    prepare(of, ring);
+    dot_ring(of, ring, order);
+    for (size_t h = one->k_head * per_k; h < (one->k_head + 1) * per_k; h++) {
+        const size_t gate = one->row * shape.n_v_head + h;
+        struct head head = {.of = of,
+                            .s = state->s + h * d_k * d_v,
+                            .u = (uint32_t *)state->ring_u +
+                                 h * (GRID / 2) * d_v,
+                            .v = a->v + one->row * a->qkv_stride + h * d_v,
+                            .out = a->out + one->row * a->out_stride + h * d_v,
+                            .beta = a->beta[gate]};
+
+        weigh(&head, state->ring_g + h * GRID, a->log_decay[gate]);
+        solve_all(&head, order, width);
+    }
+}
+
+void LANES_NAME(delta_one)(const struct delta_one *one, float *scratch)
+{
+    const struct delta_shape shape = one->args->shape;
+    const uint32_t n_step =
+        (shape.d_k + LINEAR_STEP - 1) / LINEAR_STEP * LINEAR_STEP;
+    const struct shared of = {.one = one,
+                              .d_k = shape.d_k,
+                              .d_v = shape.d_v,
+                              .i = one->i,
+                              .k = scratch,
+                              .q = scratch + n_step,
+                              .kk = scratch + 2 * n_step,
+                              .qk = scratch + 2 * n_step + GRID};
+
+    if (shape.arithmetic == ARITHMETIC_PAIR)
+        run(&of, ARITHMETIC_PAIR, WIDTH_PAIR);
+    else
+        run(&of, ARITHMETIC_TILE, WIDTH_TILE);
+}

@@ -1,0 +1,569 @@
+#include "kernels/cpu/delta_part.h"
+#include "kernels/cpu/ops.h"
+
+#include <assert.h>
+#include <math.h>
+
+#if defined(LANES_BF16)
+#include "kernels/cpu/cpu.h"
+#endif
+
+#define FETCH_AHEAD 6u /* rows */
+
+static void fetch(const float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += LANES)
+        _mm_prefetch((const char *)(x + i), _MM_HINT_T1);
+}
+
+/*
+ * Rows lie pages apart, where the processor foresees nothing, and all of a
+ * chunk's at once would wait for one another: what the next part brings is
+ * asked for row by row while this part computes. Part row r, which may be
+ * behind it.
+ */
+static bool is_brought(const struct part *p, size_t r)
+{
+    return p->row + r < (size_t)p->span->first_row + p->span->n_row;
+}
+
+static void fetch_keys(const struct part *p, size_t r)
+{
+    const struct delta_args *a = p->args;
+    const size_t at =
+        (p->row + r) * a->qkv_stride + (size_t)p->k_head * a->shape.d_k;
+
+    if (!is_brought(p, r))
+        return;
+    fetch(a->k + at, a->shape.d_k);
+    fetch(a->q + at, a->shape.d_k);
+}
+
+static void fetch_values(const struct part *p, const struct head *head,
+                         size_t r)
+{
+    if (is_brought(p, r))
+        fetch(head->v + (p->row + r) * p->args->qkv_stride, p->args->shape.d_v);
+}
+
+/* One row of k or q, normalised and scaled, in elements; a key whose elements
+ * are floats is wanted as bf16, too. */
+LANES_INLINE void put_unit(const struct part *p, size_t at, const float *x,
+                           float scale, bool is_half)
+{
+    const uint32_t d_k = p->args->shape.d_k;
+    const struct delta_unit by = delta_unit(x, d_k, scale);
+    const bool is_key = at < (size_t)p->n_row * p->n_step;
+
+    for (uint32_t d = 0; d < d_k; d += LANES) {
+        const v16 v = delta_unit_part(by, x, d, d_k);
+
+        put(is_half, p->kq, at + d, v);
+        if (!is_half && is_key)
+            pairs_store_row(p->k + at + d, v);
+    }
+    for (uint32_t d = (d_k + LANES - 1) / LANES * LANES; d < p->n_step;
+         d += LANES) {
+        put(is_half, p->kq, at + d, v16_zero());
+        if (!is_half && is_key)
+            pairs_store_row(p->k + at + d, v16_zero());
+    }
+}
+
+LANES_INLINE void put_units(const struct part *p, bool is_half)
+{
+    const struct delta_args *a = p->args;
+    const float q_scale = 1.0f / sqrtf((float)a->shape.d_k);
+
+    for (size_t r = 0; r < p->n_row; r++) {
+        const size_t at =
+            (p->row + r) * a->qkv_stride + (size_t)p->k_head * a->shape.d_k;
+
+        fetch_keys(p, r + FETCH_AHEAD);
+        put_unit(p, r * p->n_step, a->k + at, 1.0f, is_half);
+        put_unit(p, (p->n_row + r) * p->n_step, a->q + at, q_scale, is_half);
+    }
+}
+
+/* Dots of the part's rows of one block with all tokens up to that block. */
+static void dot_block(const struct part *p, uint32_t from, uint32_t end)
+{
+    for (uint32_t side = 0; side < 2; side++) {
+        const size_t r = side * p->n_row + from - p->first;
+
+        p->kernel.work(&(struct product_tile){
+            .c = p->dot + r * GRID,
+            .c_stride = GRID,
+            .a = element_at(p, p->kq, r * p->n_step),
+            .a_stride = p->n_step,
+            .b = p->key,
+            .b_stride = (size_t)p->n_step / 2 * LANES * sizeof(*p->key),
+            .n_row = end - from,
+            .n_col = (end + LANES - 1) / LANES * LANES,
+            .n_in = p->n_step,
+            .n_step = p->n_step,
+            .scratch = p->scratch});
+    }
+}
+
+static uint32_t block_end(const struct part *p, uint32_t from)
+{
+    const uint32_t end = from / DELTA_BLOCK * DELTA_BLOCK + DELTA_BLOCK;
+
+    return end < p->end ? end : p->end;
+}
+
+/* Normalise keys and queries, turn the keys into a right side and take all
+ * dots. */
+static void prepare(const struct part *p)
+{
+    LANES_NAME(delta_load_keys)(p);
+    if (has_halves(p))
+        put_units(p, true);
+    else
+        put_units(p, false);
+    LANES_NAME(delta_turn_keys)(p);
+    if (p->end < GRID)
+        LANES_NAME(delta_store_keys)(p);
+    for (uint32_t i = p->first, end; i < p->end; i = end) {
+        end = block_end(p, i);
+        dot_block(p, i, end);
+    }
+}
+
+/* a and c of all rows. */
+static void read_state(const struct part *p, const struct head *head)
+{
+    const uint32_t d_v = p->args->shape.d_v;
+
+    p->kernel.work(&(struct product_tile){
+        .c = p->read,
+        .c_stride = d_v,
+        .a = p->kq,
+        .a_stride = p->n_step,
+        .b = head->panels,
+        .b_stride = (size_t)p->n_step / 2 * LANES * sizeof(*head->panels),
+        .n_row = 2 * p->n_row,
+        .n_col = d_v,
+        .n_in = p->n_step,
+        .n_step = p->n_step,
+        .scratch = p->scratch});
+}
+
+/* The rows' cumulative log decays, and the decays since the grid point. */
+static void add_decays(const struct part *p, const struct head *head)
+{
+    const uint32_t n_v_head = p->args->shape.n_v_head;
+    const float *step = p->args->log_decay + p->row * n_v_head + head->at;
+    double g = p->first ? head->g[p->first - 1] : 0.0;
+
+    for (uint32_t i = p->first; i < p->end; i++, step += n_v_head) {
+        g = g + (double)*step;
+        head->g[i] = g;
+    }
+    for (uint32_t j = 0; j < p->end; j += LANES) {
+        /* -(0 - G) is G to the last bit. */
+        v16 whole = v16_negate(v16_difference(0.0, head->g + j));
+        v16_store(p->since_grid + j, v16_exp(whole));
+    }
+}
+
+/* Weights of every row. Those of its own block stay floats. */
+LANES_INLINE void weigh(const struct part *p, const struct head *head,
+                        bool is_half)
+{
+    for (uint32_t r = 0; r < p->n_row; r++) {
+        const uint32_t i = p->first + r, near = i / DELTA_BLOCK * DELTA_BLOCK;
+        const size_t at = (size_t)r * GRID;
+        const float *kk = p->dot + at, *qk = kk + (size_t)p->n_row * GRID;
+        const double g = head->g[i];
+
+        if (head->at % p->n_each == 0)
+            fetch_keys(p, (size_t)p->n_row + r);
+        for (uint32_t j = 0; j < near; j += LANES) {
+            v16 decay = v16_exp(v16_difference(g, head->g + j));
+            put(is_half, p->far, at + j, v16_mul(decay, v16_load(kk + j)));
+            put(is_half, p->x, at + j, v16_mul(decay, v16_load(qk + j)));
+        }
+        /* Tokens behind i hold anything; nobody reads their w. */
+        v16 decay = v16_exp(v16_difference(g, head->g + near));
+        v16 x = v16_mul(decay, v16_load(qk + near));
+        v16_store(p->w + (size_t)r * DELTA_BLOCK,
+                  v16_mul(decay, v16_load(kk + near)));
+        put(is_half, p->far, at + near, v16_zero());
+        put(is_half, p->x, at + near, v16_first(x, v16_zero(), i + 1 - near));
+        for (uint32_t j = near + LANES; j < GRID; j += LANES) {
+            put(is_half, p->far, at + j, v16_zero());
+            put(is_half, p->x, at + j, v16_zero());
+        }
+    }
+}
+
+/* Part rows [r, r + n_row) of weights times u of the first n_step tokens. */
+struct ring_sum {
+    const void *weight;
+    uint32_t r, n_row, n_step;
+    float *c;
+    size_t c_stride;
+};
+
+static void sum_ring(const struct part *p, struct ring_sum sum)
+{
+    p->kernel.work(&(struct product_tile){
+        .c = sum.c,
+        .c_stride = sum.c_stride,
+        .a = element_at(p, sum.weight, (size_t)sum.r * GRID),
+        .a_stride = GRID,
+        .b = p->u,
+        .b_stride = WORDS * LANES * sizeof(*p->u),
+        .n_row = sum.n_row,
+        .n_col = p->args->shape.d_v,
+        .n_in = sum.n_step,
+        .n_step = sum.n_step,
+        .scratch = p->scratch});
+}
+
+/* Rows [low, high) of the block that begins at token `near`. */
+struct block {
+    uint32_t near, low, high;
+};
+
+/* What of r of row i is known before its block: 16 outputs from e on. */
+LANES_INLINE v16 begin_row(const struct part *p, const struct head *head,
+                           struct block block, uint32_t i, uint32_t e)
+{
+    const uint32_t d_v = p->args->shape.d_v;
+    const size_t r = block.near + i - p->first;
+    const float *v = head->v + (p->row + r) * p->args->qkv_stride;
+    const v16 read = v16_load_part(p->read + r * d_v, e, d_v);
+    const v16 decay = v16_set1(p->since_grid[block.near + i]);
+    const v16 sum =
+        v16_fnma(decay, v16_add(read, v16_zero()), v16_load_part(v, e, d_v));
+
+    if (!block.near)
+        return sum;
+    return v16_sub(
+        sum, v16_add(v16_load_part(p->acc + i * d_v, e, d_v), v16_zero()));
+}
+
+LANES_INLINE bool is_of(struct block block, uint32_t i)
+{
+    return i >= block.low && i < block.high;
+}
+
+/* Rows whose r are in registers, of SIDE panels. */
+#define ROWS (DELTA_BLOCK / 2u)
+#if defined(LANES_AVX512)
+#define SIDE 2u
+#else
+#define SIDE 1u
+#endif
+
+/*
+ * u of rows [at, at + ROWS) of a block for `width` panels. Once u of a row is
+ * known it goes into all rows behind it, so that no row waits for a long chain;
+ * each still meets its predecessors in ascending order.
+ */
+LANES_INLINE void solve_rows(const struct part *p, const struct head *head,
+                             uint32_t panel, uint32_t width, struct block block,
+                             uint32_t at)
+{
+    const size_t n_v_head = p->args->shape.n_v_head;
+    const size_t first = p->row + block.near - p->first; /* its row 0 */
+    const float *beta = p->args->beta + first * n_v_head + head->at;
+    const float *w = p->w + ((size_t)block.near - p->first) * DELTA_BLOCK;
+    v16 r[ROWS][SIDE], u[2][SIDE];
+
+#pragma GCC unroll 8
+    for (uint32_t i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+        for (uint32_t k = 0; k < width; k++)
+            r[i][k] = is_of(block, at + i) ? begin_row(p, head, block, at + i,
+                                                       (panel + k) * LANES)
+                                           : v16_zero();
+#pragma GCC unroll 16
+    for (uint32_t j = 0; j < at + ROWS; j++) {
+        uint32_t *word = u_at(p, panel, (block.near + j) / 2);
+
+        if (j >= block.high)
+            break;
+#pragma GCC unroll 2
+        for (uint32_t k = 0; k < width; k++) {
+            if (j % 2 == 0)
+                u[0][k] = v16_load_bf16(word + k * WORDS * LANES, &u[1][k]);
+            if (j < at || !is_of(block, j))
+                continue;
+            u[j % 2][k] = pairs_round(
+                v16_mul(v16_set1(beta[j * n_v_head]), r[j - at][k]));
+            pairs_store(word + k * WORDS * LANES, u[0][k], u[1][k]);
+        }
+#pragma GCC unroll 8
+        for (uint32_t i = 0; i < ROWS; i++) {
+            if (at + i <= j || !is_of(block, at + i))
+                continue;
+            const v16 by = v16_set1(w[(at + i) * DELTA_BLOCK + j]);
+#pragma GCC unroll 2
+            for (uint32_t k = 0; k < width; k++)
+                r[i][k] = v16_fnma(by, u[j % 2][k], r[i][k]);
+        }
+    }
+}
+
+LANES_INLINE void solve_block(const struct part *p, const struct head *head,
+                              struct block block)
+{
+    uint32_t e = 0;
+
+    for (; e + SIDE <= p->n_panel; e += SIDE) {
+        solve_rows(p, head, e, SIDE, block, 0);
+        solve_rows(p, head, e, SIDE, block, ROWS);
+    }
+    for (; e < p->n_panel; e++) {
+        solve_rows(p, head, e, 1, block, 0);
+        solve_rows(p, head, e, 1, block, ROWS);
+    }
+}
+
+/* u of all rows: forward substitution, former blocks by a product. */
+static void solve(const struct part *p, const struct head *head)
+{
+    const size_t d_v = p->args->shape.d_v;
+
+    for (uint32_t from = p->first, end; from < p->end; from = end) {
+        const uint32_t near = from / DELTA_BLOCK * DELTA_BLOCK;
+
+        end = block_end(p, from);
+        const struct block block = {near, from - near, end - near};
+        const struct block whole = {near, 0, DELTA_BLOCK};
+        if (near)
+            sum_ring(p, (struct ring_sum){.weight = p->far,
+                                          .r = from - p->first,
+                                          .n_row = end - from,
+                                          .n_step = (near + LINEAR_STEP - 1) /
+                                                    LINEAR_STEP * LINEAR_STEP,
+                                          .c = p->acc + block.low * d_v,
+                                          .c_stride = d_v});
+        if (end - from == DELTA_BLOCK)
+            solve_block(p, head, whole);
+        else
+            solve_block(p, head, block);
+    }
+}
+
+/* o of part rows [r, r + n_row), which see no token from n_step on. */
+static void answer_rows(const struct part *p, const struct head *head,
+                        uint32_t r, uint32_t n_row, uint32_t n_step)
+{
+    const struct delta_args *a = p->args;
+    const uint32_t d_v = a->shape.d_v;
+    float *out = head->out + (p->row + r) * a->out_stride;
+
+    sum_ring(p, (struct ring_sum){p->x, r, n_row, n_step, out, a->out_stride});
+    for (uint32_t end = r + n_row; r < end; r++, out += a->out_stride) {
+        const float *read = p->read + (size_t)(p->n_row + r) * d_v;
+        const v16 decay = v16_set1(p->since_grid[p->first + r]);
+
+        fetch_values(p, head, (size_t)p->n_row + r);
+        for (uint32_t e = 0; e < d_v; e += LANES) {
+            v16 c = v16_add(v16_load_part(read, e, d_v), v16_zero());
+            v16 ring = v16_add(v16_load_part(out, e, d_v), v16_zero());
+            v16_store_part(out, v16_fma(decay, c, ring), e, d_v);
+        }
+    }
+}
+
+/* o of all rows, now that every u is known; blocks of 32 steps that a row does
+ * not see are left out, which shows in no bit. */
+static void answer(const struct part *p, const struct head *head)
+{
+    const uint32_t half = p->first < LINEAR_STEP ? LINEAR_STEP - p->first : 0;
+    const uint32_t n = p->n_row < half ? p->n_row : half;
+
+    if (n)
+        answer_rows(p, head, 0, n, LINEAR_STEP);
+    if (n < p->n_row)
+        answer_rows(p, head, n, p->n_row - n, GRID);
+}
+
+/* Keys of dims [d, end), aged, as a left side. */
+LANES_INLINE void age_keys(const struct part *p, const v16 *age, uint32_t d,
+                           uint32_t end, bool is_half)
+{
+    for (uint32_t j = 0; j < GRID; j += LANES)
+        for (uint32_t k = d; k < end; k += 2) {
+            v16 high, low = v16_load_bf16(key_at(p, k / 2, j), &high);
+            const size_t at = (size_t)(k - d) * GRID + j;
+
+            low = v16_mul(age[j / LANES], low);
+            high = v16_mul(age[j / LANES], high);
+            put(is_half, p->aged, at, low);
+            put(is_half, p->aged, at + GRID, high);
+        }
+}
+
+/* Dims [d, d + 2) of the state, d + 1 may not exist, go on by what the ring
+ * holds of them; also as the right side that the next chunk reads. */
+static void fold_pair(const struct part *p, const struct head *head, uint32_t d,
+                      const float *ring)
+{
+    const uint32_t d_v = p->args->shape.d_v;
+    const bool is_whole = d + 1 < p->args->shape.d_k;
+    const v16 whole = v16_set1(p->since_grid[GRID - 1]);
+    float *s = head->s + (size_t)d * d_v;
+
+    for (uint32_t e = 0; e < d_v; e += LANES) {
+        v16 low = v16_add(v16_load_part(ring, e, d_v), v16_zero());
+        v16 high = v16_zero();
+
+        low = v16_fma(whole, v16_load_part(s, e, d_v), low);
+        v16_store_part(s, low, e, d_v);
+        if (is_whole) {
+            high = v16_add(v16_load_part(ring + d_v, e, d_v), v16_zero());
+            high = v16_fma(whole, v16_load_part(s + d_v, e, d_v), high);
+            v16_store_part(s + d_v, high, e, d_v);
+        }
+        pairs_store(s_at(p, head, e / LANES, d / 2), low, high);
+    }
+}
+
+/* The ring of a full chunk into the state, FOLD_ROWS dims at a time. */
+static void fold(const struct part *p, const struct head *head)
+{
+    const uint32_t d_k = p->args->shape.d_k, d_v = p->args->shape.d_v;
+    v16 age[GRID / LANES];
+
+    for (uint32_t j = 0; j < GRID; j += LANES)
+        age[j / LANES] =
+            v16_exp(v16_difference(head->g[GRID - 1], head->g + j));
+    for (uint32_t d = 0, end; d < d_k; d = end) {
+        end = d_k - d < FOLD_ROWS ? d_k : d + FOLD_ROWS;
+        if (has_halves(p))
+            age_keys(p, age, d, end, true);
+        else
+            age_keys(p, age, d, end, false);
+        sum_ring(p,
+                 (struct ring_sum){p->aged, 0, end - d, GRID, p->folded, d_v});
+        for (uint32_t k = d; k < end; k += 2)
+            fold_pair(p, head, k, p->folded + (size_t)(k - d) * d_v);
+    }
+}
+
+/* ------------------------------------------------------------------- tasks */
+
+/* is_next: its state stands in the panels where the last part left it. */
+static void run_part(const struct part *p, bool is_next)
+{
+    const struct delta_args *a = p->args;
+    const struct delta_state *state = &p->span->state;
+    const size_t d_k = a->shape.d_k, d_v = a->shape.d_v;
+
+    prepare(p);
+    for (uint32_t i = 0; i < p->n_each; i++) {
+        const size_t h = (size_t)p->k_head * p->n_each + i;
+        const struct head head = {
+            .s = state->s + h * d_k * d_v,
+            .panels = p->s + (is_kept(p) ? i * s_words(p) : 0),
+            .u = (uint32_t *)state->ring_u + h * WORDS * d_v,
+            .g = state->ring_g + h * GRID,
+            .v = a->v + h * d_v,
+            .out = a->out + h * d_v,
+            .at = h};
+
+        if (!is_next || !is_kept(p))
+            LANES_NAME(delta_take_state)(p, &head);
+        read_state(p, &head);
+        add_decays(p, &head);
+        if (has_halves(p))
+            weigh(p, &head, true);
+        else
+            weigh(p, &head, false);
+        LANES_NAME(delta_load_u)(p, &head);
+        solve(p, &head);
+        answer(p, &head);
+        if (p->end < GRID)
+            LANES_NAME(delta_store_u)(p, &head);
+        else
+            fold(p, &head);
+    }
+}
+
+/* One last row that fills no chunk. */
+static bool is_alone(const struct delta_span *span, uint32_t t)
+{
+    return t + 1 == span->n_row && (span->position + t) % GRID != GRID - 1;
+}
+
+struct job {
+    const struct delta_args *args;
+    struct product_kernel kernel;
+};
+
+static void task(void *arg, uint32_t task, void *scratch)
+{
+    const struct job *job = arg;
+    const struct delta_args *a = job->args;
+    const struct delta_span *span = &a->span[task / a->shape.n_k_head];
+    uint32_t n_row;
+
+    for (uint32_t t = 0; t < span->n_row; t += n_row) {
+        const uint32_t first = (uint32_t)((span->position + t) % GRID);
+        struct part part = {.args = a,
+                            .span = span,
+                            .kernel = job->kernel,
+                            .k_head = task % a->shape.n_k_head,
+                            .n_each = a->shape.n_v_head / a->shape.n_k_head,
+                            .row = (size_t)span->first_row + t,
+                            .first = first,
+                            .n_step = (a->shape.d_k + LINEAR_STEP - 1) /
+                                      LINEAR_STEP * LINEAR_STEP,
+                            .n_panel = (a->shape.d_v + LANES - 1) / LANES};
+
+        if (is_alone(span, t)) {
+            LANES_NAME(delta_one)
+            (&(struct delta_one){a, &span->state, part.row, part.k_head, first},
+             scratch);
+            return;
+        }
+        n_row = GRID - first < span->n_row - t ? GRID - first : span->n_row - t;
+        part.n_row = n_row;
+        part.end = first + n_row;
+        LANES_NAME(delta_place)(&part, scratch);
+        run_part(&part, t > 0);
+    }
+}
+
+void LANES_NAME(delta_rounded)(struct pool *pool, const struct delta_args *args,
+                               const struct product_kernels *kernels)
+{
+    const struct delta_shape shape = args->shape;
+    const struct linear weights = {.type = LINEAR_BF16,
+                                   .arithmetic = shape.arithmetic};
+    struct job job = {args, *product_kernel_of(kernels, &weights)};
+    uint64_t n_row = 0;
+
+    assert(shape.d_k <= HEAD_DIM_MAX && shape.d_v <= HEAD_DIM_MAX);
+    assert(shape.n_v_head % shape.n_k_head == 0);
+    for (uint32_t i = 0; i < args->n_span; i++)
+        n_row += args->span[i].n_row;
+    pool =
+        pool_for_fmas(pool, n_row * shape.n_v_head * shape.d_k * shape.d_v / 4);
+    pool_run(pool, args->n_span * shape.n_k_head, task, &job);
+}
+
+#if defined(LANES_BF16)
+void delta_avx512_bf16(struct pool *pool, const struct delta_args *args)
+{
+    if (args->shape.arithmetic == ARITHMETIC_FP32)
+        delta_avx512(pool, args);
+    else
+        delta_rounded_avx512_bf16(pool, args, &product_kernels_avx512_bf16);
+}
+
+void delta_amx(struct pool *pool, const struct delta_args *args)
+{
+    if (args->shape.arithmetic == ARITHMETIC_FP32)
+        delta_avx512(pool, args);
+    else
+        delta_rounded_avx512_bf16(pool, args, &product_kernels_amx);
+}
+#endif
