@@ -16,28 +16,22 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
       ${PROJECT_SOURCE_DIR}/kernels/cpu/bf16_tile.lanes.c
       PROPERTIES COMPILE_OPTIONS -fno-sanitize=all)
   endif()
-  # Those that gain by avx512-bf16 a third time.
-  set(FLAGS_avx512_bf16 ${FLAGS_avx512} -DLANES_BF16 -mavx512bf16)
-  set(lanes_bf16 ${lanes})
-  list(FILTER lanes_bf16 INCLUDE REGEX "bf16\\.lanes\\.c$|bf16_tile\\.lanes\\.c$")
-  foreach(isa avx2 avx512 avx512_bf16)
-    if(isa STREQUAL "avx512_bf16")
-      set(lanes ${lanes_bf16})
-    endif()
+  foreach(isa avx2 avx512)
     add_library(kernels_${isa} OBJECT ${lanes})
+    target_compile_options(kernels_${isa} PRIVATE ${FLAGS_${isa}})
+  endforeach()
+  # Those that gain by it once more for AVX-512 with bf16 instructions.
+  set(bf16 attend_bf16 bf16_tile delta_one delta_part delta_rounded)
+  list(TRANSFORM bf16 REPLACE
+    "(.+)" "${PROJECT_SOURCE_DIR}/kernels/cpu/\\1.lanes.c")
+  add_library(kernels_avx512_bf16 OBJECT ${bf16})
+  target_compile_options(kernels_avx512_bf16 PRIVATE
+    ${FLAGS_avx512} -DLANES_BF16 -mavx512bf16)
+  foreach(isa avx2 avx512 avx512_bf16)
     target_include_directories(kernels_${isa} PRIVATE ${PROJECT_SOURCE_DIR})
-    target_compile_options(kernels_${isa} PRIVATE ${STRICT} -O3 ${FLAGS_${isa}})
+    target_compile_options(kernels_${isa} PRIVATE ${STRICT} -O3)
     target_sources(kernels PRIVATE $<TARGET_OBJECTS:kernels_${isa}>)
   endforeach()
-  # Once more for AVX-512 that rounds to bf16 by instruction.
-  add_library(kernels_avx512_bf16 OBJECT
-    ${PROJECT_SOURCE_DIR}/kernels/cpu/delta_one.lanes.c
-    ${PROJECT_SOURCE_DIR}/kernels/cpu/delta_part.lanes.c
-    ${PROJECT_SOURCE_DIR}/kernels/cpu/delta_rounded.lanes.c)
-  target_include_directories(kernels_avx512_bf16 PRIVATE ${PROJECT_SOURCE_DIR})
-  target_compile_options(kernels_avx512_bf16 PRIVATE ${STRICT} -O3
-    ${FLAGS_avx512} -DLANES_BF16 -mavx512bf16)
-  target_sources(kernels PRIVATE $<TARGET_OBJECTS:kernels_avx512_bf16>)
   # The sources of a backend that adds to avx512 are each compiled once.
   set(FLAGS_512 -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma)
   if(GODWIT_SANITIZE MATCHES "address|undefined")

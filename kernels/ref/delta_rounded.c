@@ -19,7 +19,7 @@ static float product(const struct ref_delta_row *h, const struct operand *a,
                      const struct operand *b, size_t n)
 {
     n = (n + LINEAR_STEP - 1) / LINEAR_STEP * LINEAR_STEP;
-    return ref_sum(a->x, b->x, n, h->arithmetic, 0.0f) + 0.0f;
+    return ref_products(a->x, b->x, n, h->arithmetic, 0.0f) + 0.0f;
 }
 
 /* Dim d of ring token j's key, and output e of its u. */
