@@ -10,18 +10,28 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-/* Longer than the gap between two operators of a step (a few us), shorter
- * than what an idle machine would notice. */
-#define SPIN_NS 40000
+/* Longer than the gaps between operators and between steps, and than the
+ * journal's thread has a CPU for; shorter than what an idle machine notices. */
+#define SPIN_NS 100000
 #define SPINS_PER_LOOK 32 /* a look at the clock costs about 25 ns */
-/* After this long the other side may be waiting for this very CPU. */
-#define YIELD_AFTER_NS 2000
+/* A thread without work that has spun this long lets another program's thread,
+ * or the journal's, have its CPU. */
+#define YIELD_AFTER_NS 5000
+
+/* A job's number and how many tasks it has, as one word. */
+#define JOB(epoch, n) ((uint64_t)(n) << 32 | (epoch))
+#define JOB_EPOCH(job) ((uint32_t)(job))
+#define JOB_N(job) ((uint32_t)((job) >> 32))
 
 struct worker {
+    /* Of the tasks id, id + n_thread, ... of job JOB_EPOCH() the first
+     * JOB_N() are taken. */
+    _Alignas(64) _Atomic uint64_t taken;
     struct pool *pool;
     uint32_t id;
     void *scratch;
@@ -29,22 +39,30 @@ struct worker {
 };
 
 /*
- * A job is published by adding one to `epoch` and is over when `n_busy` is
- * zero again. Both words are futexes; `n_asleep` and `is_caller_asleep` say
- * whether a wake-up call is needed. Each is written before its word is read
- * by the kernel and read after the word was changed, all in one total order,
- * so that no wake-up is lost.
+ * A job is published by a new `job` and is over when `n_left` is zero. Who has
+ * done its own tasks takes those that others have not begun, so that nobody
+ * waits for a thread that has no CPU, only for one that lost it within a task.
+ *
+ * A thread takes a task by a compare-and-swap on the owner's `taken`, which
+ * names the job. So a thread that comes late to a job that is over takes
+ * nothing of the next one by mistake, and a task that was taken keeps its job,
+ * hence `work` and `arg`, from being over.
+ *
+ * The lower half of `job` and `n_left` are futexes; `n_asleep` and
+ * `is_caller_asleep` say whether a wake-up call is needed. Each is written
+ * before its word is read by the kernel and read after the word was changed,
+ * all in one total order, so that no wake-up is lost.
  */
 struct pool {
-    _Alignas(64) _Atomic uint32_t epoch;
-    _Atomic uint32_t n_asleep;
-    uint32_t n_thread, n_task; /* job: plain fields, ordered by epoch and */
-    pool_work *work;           /* n_busy, on the line that epoch wakes */
+    _Alignas(64) _Atomic uint64_t job;
+    pool_work *work; /* read only by who took a task of the job */
     void *arg;
+    _Atomic uint32_t n_asleep;
+    uint32_t n_thread;
     struct worker *worker; /* [n_thread]; worker 0 is the caller; owned */
     void *shared;          /* POOL_SHARED_BYTES; owned */
-    bool is_stopping;
-    _Alignas(64) _Atomic uint32_t n_busy;
+    _Atomic bool is_stopping;
+    _Alignas(64) _Atomic uint32_t n_left; /* tasks not done */
     _Atomic uint32_t is_caller_asleep;
 };
 
@@ -63,25 +81,68 @@ static int64_t now_ns(void)
     return ts.tv_sec * INT64_C(1000000000) + ts.tv_nsec;
 }
 
-static void futex_wait(_Atomic uint32_t *word, uint32_t value)
+static void futex_wait(const void *word, uint32_t value)
 {
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
 }
 
-static void futex_wake(_Atomic uint32_t *word)
+static void futex_wake(const void *word)
 {
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
 }
 
-/* Watch `word` for a while; true as soon as it differs from `value`. */
-static bool spin_while(_Atomic uint32_t *word, uint32_t value)
+/* -------------------------------------------------------------------- tasks */
+
+/* Take one of the owner's tasks; false if none is left. */
+static bool take(struct worker *owner, uint64_t job, uint32_t *out_task)
+{
+    const uint32_t n_thread = owner->pool->n_thread;
+    uint64_t taken = atomic_load_explicit(&owner->taken, memory_order_acquire);
+
+    for (;;) {
+        const uint64_t task = owner->id + (uint64_t)JOB_N(taken) * n_thread;
+
+        if (JOB_EPOCH(taken) != JOB_EPOCH(job) || task >= JOB_N(job))
+            return false;
+        if (atomic_compare_exchange_weak_explicit(
+                &owner->taken, &taken, taken + JOB(0, 1), memory_order_acq_rel,
+                memory_order_acquire)) {
+            *out_task = (uint32_t)task;
+            return true;
+        }
+    }
+}
+
+/* Own tasks first: their data are in this CPU's cache. How many were done. */
+static uint32_t run_tasks(struct pool *pool, const struct worker *self,
+                          uint64_t job)
+{
+    uint32_t n_done = 0, task;
+
+    for (uint32_t i = 0; i < pool->n_thread; i++) {
+        struct worker *owner = &pool->worker[(self->id + i) % pool->n_thread];
+
+        while (take(owner, job, &task)) {
+            pool->work(pool->arg, task, self->scratch);
+            n_done++;
+        }
+    }
+    return n_done;
+}
+
+/* ------------------------------------------------------------------ workers */
+
+/* The next job, or the same one when there was none for a while. */
+static uint64_t spin_for_job(struct pool *pool, uint32_t seen)
 {
     int64_t start = 0, passed = 0;
+    uint64_t job = 0;
 
     while (passed < SPIN_NS) {
         for (int i = 0; i < SPINS_PER_LOOK; i++) {
-            if (atomic_load_explicit(word, memory_order_acquire) != value)
-                return true;
+            job = atomic_load_explicit(&pool->job, memory_order_acquire);
+            if (JOB_EPOCH(job) != seen)
+                return job;
             relax();
         }
         int64_t now = now_ns();
@@ -90,74 +151,84 @@ static bool spin_while(_Atomic uint32_t *word, uint32_t value)
         if (passed > YIELD_AFTER_NS)
             sched_yield();
     }
-    return false;
+    return job;
 }
 
-static void await_job(struct pool *pool, uint32_t seen)
+static uint64_t await_job(struct pool *pool, uint32_t seen)
 {
-    if (spin_while(&pool->epoch, seen))
-        return;
+    uint64_t job = spin_for_job(pool, seen);
+
+    if (JOB_EPOCH(job) != seen)
+        return job;
     atomic_fetch_add(&pool->n_asleep, 1);
-    while (atomic_load(&pool->epoch) == seen)
-        futex_wait(&pool->epoch, seen);
+    while (JOB_EPOCH(job = atomic_load(&pool->job)) == seen)
+        futex_wait(&pool->job, seen);
     atomic_fetch_sub(&pool->n_asleep, 1);
-}
-
-static void await_workers(struct pool *pool)
-{
-    uint32_t n = atomic_load_explicit(&pool->n_busy, memory_order_acquire);
-
-    while (n && spin_while(&pool->n_busy, n))
-        n = atomic_load_explicit(&pool->n_busy, memory_order_acquire);
-    if (!n)
-        return;
-    atomic_store(&pool->is_caller_asleep, 1);
-    while ((n = atomic_load(&pool->n_busy)))
-        futex_wait(&pool->n_busy, n);
-    atomic_store(&pool->is_caller_asleep, 0);
-}
-
-/* Thread i takes tasks i, i + n, i + 2n, ...: causal tiles grow with their
- * index, so that neighbours cost the same. */
-static void run_share(const struct pool *pool, const struct worker *worker)
-{
-    for (uint64_t i = worker->id; i < pool->n_task; i += pool->n_thread)
-        pool->work(pool->arg, (uint32_t)i, worker->scratch);
+    return job;
 }
 
 static void *worker_main(void *arg)
 {
     struct worker *worker = arg;
     struct pool *pool = worker->pool;
-    uint32_t seen = 0;
+    uint64_t job = 0;
 
     (void)flush_begin(); /* for its whole life */
     for (;;) {
-        await_job(pool, seen);
-        seen++;
-        if (pool->is_stopping)
+        job = await_job(pool, JOB_EPOCH(job));
+        if (atomic_load(&pool->is_stopping))
             return NULL;
-        run_share(pool, worker);
-        if (atomic_fetch_sub(&pool->n_busy, 1) == 1 &&
+        const uint32_t n_done = run_tasks(pool, worker, job);
+        if (n_done && atomic_fetch_sub(&pool->n_left, n_done) == n_done &&
             atomic_load(&pool->is_caller_asleep))
-            futex_wake(&pool->n_busy);
+            futex_wake(&pool->n_left);
     }
 }
 
-static void publish(struct pool *pool)
+/* ------------------------------------------------------------------- caller */
+
+static void await_workers(struct pool *pool)
 {
-    atomic_store_explicit(&pool->n_busy, pool->n_thread - 1,
-                          memory_order_relaxed);
-    atomic_fetch_add(&pool->epoch, 1);
+    int64_t start = 0, passed = 0;
+    uint32_t n;
+
+    while (passed < SPIN_NS) {
+        for (int i = 0; i < SPINS_PER_LOOK; i++) {
+            if (!atomic_load_explicit(&pool->n_left, memory_order_acquire))
+                return;
+            relax();
+        }
+        int64_t now = now_ns();
+        start = start ? start : now;
+        passed = now - start;
+    }
+    atomic_store(&pool->is_caller_asleep, 1);
+    while ((n = atomic_load(&pool->n_left)))
+        futex_wait(&pool->n_left, n);
+    atomic_store(&pool->is_caller_asleep, 0);
+}
+
+static uint64_t publish(struct pool *pool, uint32_t n_task)
+{
+    const uint64_t before =
+        atomic_load_explicit(&pool->job, memory_order_relaxed);
+    const uint64_t job = JOB(JOB_EPOCH(before) + 1, n_task);
+
+    atomic_store_explicit(&pool->n_left, n_task, memory_order_relaxed);
+    for (uint32_t i = 0; i < pool->n_thread && i < n_task; i++)
+        atomic_store_explicit(&pool->worker[i].taken, JOB(JOB_EPOCH(job), 0),
+                              memory_order_release);
+    atomic_store(&pool->job, job);
     if (atomic_load(&pool->n_asleep))
-        futex_wake(&pool->epoch);
+        futex_wake(&pool->job);
+    return job;
 }
 
 /* Stop and free a pool of which workers 1 .. n_started - 1 run. */
 static void pool_stop(struct pool *pool, uint32_t n_started)
 {
-    pool->is_stopping = true;
-    publish(pool);
+    atomic_store(&pool->is_stopping, true);
+    (void)publish(pool, 0);
     for (uint32_t i = 1; i < n_started; i++)
         pthread_join(pool->worker[i].thread, NULL);
     for (uint32_t i = 0; i < pool->n_thread; i++)
@@ -177,7 +248,7 @@ enum status pool_create(uint32_t n_thread, struct pool **out)
     if (!pool)
         return status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for a pool");
     *pool = (struct pool){.n_thread = n_thread};
-    pool->worker = calloc(n_thread, sizeof(*pool->worker));
+    pool->worker = aligned_alloc(64, n_thread * sizeof(*pool->worker));
     pool->shared = aligned_alloc(64, POOL_SHARED_BYTES);
     if (!pool->worker || !pool->shared) {
         free(pool->worker);
@@ -186,6 +257,7 @@ enum status pool_create(uint32_t n_thread, struct pool **out)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for %u kernel threads", n_thread);
     }
+    memset(pool->worker, 0, n_thread * sizeof(*pool->worker));
     for (uint32_t i = 0; i < n_thread; i++) {
         struct worker *worker = &pool->worker[i];
         worker->pool = pool;
@@ -254,12 +326,15 @@ static void run_alone(struct pool *pool, uint32_t n_task, pool_work *work,
 static void run_shared(struct pool *pool, uint32_t n_task, pool_work *work,
                        void *arg)
 {
+    uint64_t job;
+    uint32_t n_done;
+
     pool->work = work;
     pool->arg = arg;
-    pool->n_task = n_task;
-    publish(pool);
-    run_share(pool, &pool->worker[0]);
-    await_workers(pool);
+    job = publish(pool, n_task);
+    n_done = run_tasks(pool, &pool->worker[0], job);
+    if (atomic_fetch_sub(&pool->n_left, n_done) != n_done)
+        await_workers(pool);
 }
 
 void pool_run(struct pool *pool, uint32_t n_task, pool_work *work, void *arg)

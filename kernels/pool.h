@@ -1,9 +1,12 @@
 #ifndef KERNELS_POOL_H
 #define KERNELS_POOL_H
 /*
- * Worker threads for kernels, with a fixed partition: task i always belongs to
- * the same thread for a given n_task and n_thread. No result depends on it
- * (E7): tasks write disjoint outputs and never share a reduction.
+ * Worker threads for kernels. Task i belongs to thread i % n_thread, so that
+ * the same thread meets the same rows and heads again, but a thread that is
+ * done takes over what others have not begun: the CPUs are not ours alone, and
+ * one thread that lost its own would hold up all others. No result depends on
+ * who does what (E7): tasks write disjoint outputs and never share a
+ * reduction.
  *
  * Workers spin for some microseconds after a job, because the next operator of
  * the same step follows at once, and then sleep on a futex, so that an idle

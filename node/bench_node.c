@@ -1,6 +1,7 @@
 #include "node/bench_node.h"
 
 #include "base/arena.h"
+#include "base/thread.h"
 #include "node/node.h"
 #include "scheduler/sampler.h"
 
@@ -112,36 +113,44 @@ static uint32_t some_token(uint64_t prompt, uint64_t i)
     return (uint32_t)(x >> 33);
 }
 
+/* One turn of each session, all at once. */
+struct turns {
+    uint32_t n_session;
+    uint64_t n_input;
+    uint32_t n_output;
+};
+
 /* Replies are numbered from 1, so that 0 stays "nobody". */
-static enum status push_prompt(struct bench_node *bench, uint32_t i,
-                               uint64_t n_prompt, uint32_t n_output)
+static enum status push_turn(struct bench_node *bench, uint32_t i,
+                             const struct turns *turns)
 {
     const uint32_t n_vocab = model_config(node_model(bench->node))->n_vocab;
     struct arena *arena;
     struct command *command;
     uint32_t *token;
-    enum status st = arena_create(n_prompt * sizeof(*token) + 65536, &arena);
+    enum status st =
+        arena_create(turns->n_input * sizeof(*token) + 65536, &arena);
 
     if (st)
         return st;
     command = arena_take(arena, sizeof(*command));
-    token = arena_take(arena, n_prompt * sizeof(*token));
+    token = arena_take(arena, turns->n_input * sizeof(*token));
     if (!command || !token) {
         arena_destroy(arena);
         return STATUS_RESOURCE_EXHAUSTED;
     }
-    for (uint64_t t = 0; t < n_prompt; t++)
+    for (uint64_t t = 0; t < turns->n_input; t++)
         token[t] = some_token(bench->n_run * SESSION_MAX + i, t) % n_vocab;
     command->kind = COMMAND_GENERATE;
     command->arena = arena;
     command->reply = i + 1;
     command->generate.token = token;
-    command->generate.n_token = n_prompt;
+    command->generate.n_token = turns->n_input;
     command->generate.creates = true;
     command->generate.has_seed = true;
     sampling_init(&command->generate.sampling);
     command->generate.sampling.temperature = 0;
-    command->generate.sampling.max_tokens = n_output;
+    command->generate.sampling.max_tokens = turns->n_output;
     command->generate.sampling.ignore_eos = true;
     (void)snprintf(command->generate.session, sizeof(command->generate.session),
                    "bench-%lu-%u", bench->n_run, i);
@@ -152,33 +161,35 @@ static enum status push_prompt(struct bench_node *bench, uint32_t i,
     return STATUS_OK;
 }
 
-/* What is known of the run from the events so far. */
+/* What is known of the turns from the events so far. */
 struct tally {
-    struct bench_node_result *result;
     uint64_t start_us;
     uint64_t n_all;    /* tokens of all sessions */
     uint64_t first_us; /* when the last session had its first token */
     uint64_t n_before; /* tokens sent up to then */
     uint32_t n_done;
+    double *ttft_us;  /* [n_session], where they are wanted */
+    double *token_us; /* likewise, between two tokens of a session */
+    size_t n_first, n_next;
     uint64_t last_us[SESSION_MAX]; /* 0: nothing was sent yet */
     enum status status;
 };
 
 static void count_tokens(struct tally *tally, uint32_t i, uint64_t n)
 {
-    struct bench_node_result *result = tally->result;
     const uint64_t us = now_us();
 
     tally->n_all += n;
     if (!tally->last_us[i]) {
-        result->ttft_us[result->n_session++] = (double)(us - tally->start_us);
+        if (tally->ttft_us)
+            tally->ttft_us[tally->n_first++] = (double)(us - tally->start_us);
         tally->first_us = us;
         tally->n_before = tally->n_all;
         n--;
     }
     /* Tokens of one event come together: one gap, then none. */
-    for (uint64_t t = 0; t < n; t++)
-        result->token_us[result->n_token++] =
+    for (uint64_t t = 0; t < n && tally->token_us; t++)
+        tally->token_us[tally->n_next++] =
             t || !tally->last_us[i] ? 0 : (double)(us - tally->last_us[i]);
     tally->last_us[i] = us;
 }
@@ -224,6 +235,35 @@ static void wait_for_all(struct bench_node *bench, struct tally *tally,
     }
 }
 
+static enum status run_turns(struct bench_node *bench,
+                             const struct turns *turns, struct tally *tally)
+{
+    uint32_t n_pushed = 0;
+
+    tally->start_us = now_us();
+    for (; n_pushed < turns->n_session && !tally->status; n_pushed++)
+        tally->status = push_turn(bench, n_pushed, turns);
+    wait_for_all(bench, tally, tally->status ? 0 : n_pushed);
+    return tally->status;
+}
+
+/* Tokens per second of sessions that all have a prompt behind them. */
+static enum status run_decode(struct bench_node *bench, uint32_t n_session,
+                              uint32_t n_output,
+                              struct bench_node_result *result)
+{
+    struct tally tally = {.token_us = result->token_us};
+    enum status st =
+        run_turns(bench, &(struct turns){n_session, 1, n_output + 1}, &tally);
+
+    if (st)
+        return st;
+    result->n_token = tally.n_next;
+    result->decode = 1e6 * (double)(tally.n_all - tally.n_before) /
+                     (double)(now_us() - tally.first_us + 1);
+    return STATUS_OK;
+}
+
 enum status bench_node_run(struct bench_node *bench, uint32_t n_session,
                            uint64_t n_prompt, uint32_t n_output,
                            struct bench_node_result *out)
@@ -231,27 +271,27 @@ enum status bench_node_run(struct bench_node *bench, uint32_t n_session,
     struct bench_node_result result = {
         .ttft_us = calloc(n_session, sizeof(double)),
         .token_us = calloc((size_t)n_session * n_output, sizeof(double))};
-    struct tally tally = {.result = &result, .start_us = now_us()};
-    uint32_t n_pushed = 0;
-    uint64_t end_us;
+    struct tally tally = {.ttft_us = result.ttft_us};
+    enum status st;
 
     assert(n_session <= SESSION_MAX);
-    if (!result.ttft_us || !result.token_us)
-        tally.status = status_fail(STATUS_RESOURCE_EXHAUSTED,
-                                   "no memory for %u sessions", n_session);
-    bench->n_run++;
-    for (; n_pushed < n_session && !tally.status; n_pushed++)
-        tally.status = push_prompt(bench, n_pushed, n_prompt, n_output);
-    wait_for_all(bench, &tally, tally.status ? 0 : n_pushed);
-    end_us = now_us();
-    if (tally.status) {
+    thread_is_brief(); /* as the thread that takes replies in a server */
+    if (!result.ttft_us || !result.token_us) {
         bench_node_result_release(&result);
-        return tally.status;
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for %u sessions", n_session);
     }
+    bench->n_run++;
+    st = run_turns(bench, &(struct turns){n_session, n_prompt, 1}, &tally);
+    if (!st)
+        st = run_decode(bench, n_session, n_output, &result);
+    if (st) {
+        bench_node_result_release(&result);
+        return st;
+    }
+    result.n_session = tally.n_first;
     result.prefill = 1e6 * (double)(n_session * n_prompt) /
                      (double)(tally.first_us - tally.start_us + 1);
-    result.decode = 1e6 * (double)(tally.n_all - tally.n_before) /
-                    (double)(end_us - tally.first_us + 1);
     qsort(result.ttft_us, result.n_session, sizeof(double), compare_doubles);
     qsort(result.token_us, result.n_token, sizeof(double), compare_doubles);
     *out = result;

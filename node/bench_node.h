@@ -36,7 +36,7 @@ const struct model *bench_node_model(const struct bench_node *bench);
 
 struct bench_node_result {
     double prefill; /* tokens per second up to the last session's first token */
-    double decode;  /* from there; committed and sent tokens */
+    double decode;  /* of all sessions at once; committed and sent tokens */
     double *ttft_us;  /* [n_session], ascending; owned, as is: */
     double *token_us; /* [n_token] between tokens of a session, ascending */
     size_t n_session, n_token;
@@ -45,7 +45,9 @@ void bench_node_result_release(struct bench_node_result *result);
 
 /*
  * n_session new sessions at once, each with n_prompt input tokens, unlike those
- * of any session before, and n_output sampled ones.
+ * of any session before, and one sampled token; then a second turn of all of
+ * them, with one input token, of which the n_output tokens behind the first
+ * are the decode.
  *   RESOURCE_EXHAUSTED  no memory; as the engine's errors
  */
 MUST_CHECK enum status bench_node_run(struct bench_node *bench,

@@ -1,6 +1,7 @@
 #include "rpc/server.h"
 
 #include "base/log.h"
+#include "base/thread.h"
 #include "rpc/reply.h"
 #include "rpc/server_parts.h"
 
@@ -36,6 +37,7 @@ static void *queue_thread(void *argument)
 {
     struct server *server = argument;
 
+    thread_is_brief();
     for (;;) {
         grpc_event event = grpc_completion_queue_next(
             server->queue, gpr_inf_future(GPR_CLOCK_REALTIME), NULL);

@@ -4,6 +4,7 @@
  * a batch may run a system call inline (2 to 3 % take 0.1 to 1 ms).
  */
 #include "base/log.h"
+#include "base/thread.h"
 #include "rpc/reply.h"
 #include "rpc/server_parts.h"
 
@@ -192,6 +193,7 @@ void *reply_thread(void *argument)
     struct server *server = argument;
     struct event *event;
 
+    thread_is_brief();
     for (;;) {
         /* Read before the outbox, so that what came before it is sent. */
         bool is_stopping = atomic_load(&server->is_stopping);

@@ -38,32 +38,72 @@ void jobs_delete(struct engine *engine, struct uid uid)
     engine->deleted[engine->n_deleted++] = uid;
 }
 
+/* A snapshot must never be ahead of the journal, and a restore needs one more
+ * token to make logits from. A loose one has no log. */
+static bool is_due(const struct resident *resident)
+{
+    const struct session *session = resident->session;
+
+    return !uid_equal(resident->image_uid, session->uid) ||
+           (!session->is_upgrading &&
+            session->n_committed > resident->image_position);
+}
+
+/* Whoever would miss it has the journal; other prompts, a checkpoint's caller
+ * and who needs the room have not. */
+static bool can_wait(const struct resident *resident)
+{
+    return !resident->image_label.is_shared && resident->n_checkpoint == 0 &&
+           !resident->leaves;
+}
+
+/* One at a time, and with rests while replies run that want the CPU. */
+static bool is_time(const struct engine *engine)
+{
+    if (engine->next_save_us == UINT64_MAX)
+        return false;
+    return engine->n_running == 0 ||
+           engine_now_us(engine) >= engine->next_save_us;
+}
+
+/* False while the store thread takes no more. */
+static bool send_image(struct engine *engine, struct resident **at)
+{
+    struct resident *resident = *at;
+    struct store_job *job =
+        jobs_create(STORE_SAVE, resident->image_uid, resident);
+
+    job->image = resident->image;
+    prefix_job_sent(engine, job, image_bytes(resident->image));
+    if (!jobs_push(engine, job))
+        return false;
+    resident->is_saving = true;
+    *at = resident->next_image;
+    resident->next_image = NULL;
+    engine->n_image--;
+    return true;
+}
+
+/* Those that can wait go one by one, the oldest first. */
 static void send_images(struct engine *engine)
 {
-    struct resident **at = &engine->images;
+    struct resident **at = &engine->images, **oldest = NULL;
+    const bool may_send = is_time(engine);
 
     while (*at) {
-        struct resident *resident = *at;
-        struct session *session = resident->session;
-        struct store_job *job;
-        /* A snapshot must never be ahead of the journal, and a restore needs
-         * one more token to make logits from. A loose one has no log. */
-        bool is_own = uid_equal(resident->image_uid, session->uid);
-        if (is_own && (session->is_upgrading ||
-                       session->n_committed <= resident->image_position)) {
-            at = &resident->next_image;
+        const bool waits = can_wait(*at);
+
+        if (!waits && is_due(*at)) {
+            if (!send_image(engine, at))
+                return;
             continue;
         }
-        job = jobs_create(STORE_SAVE, resident->image_uid, resident);
-        job->image = resident->image;
-        prefix_job_sent(engine, job, image_bytes(resident->image));
-        if (!jobs_push(engine, job))
-            return;
-        resident->is_saving = true;
-        *at = resident->next_image;
-        resident->next_image = NULL;
-        engine->n_image--;
+        if (waits && may_send && is_due(*at))
+            oldest = at;
+        at = &(*at)->next_image;
     }
+    if (oldest && send_image(engine, oldest))
+        engine->next_save_us = UINT64_MAX;
 }
 
 /* False while there is no room for it. */
@@ -211,6 +251,8 @@ void jobs_receive(struct engine *engine)
         prefix_job_done(engine, job);
         switch (job->kind) {
         case STORE_SAVE:
+            engine->next_save_us =
+                engine_now_us(engine) + SAVE_REST * job->elapsed_us;
             resident_saved(engine, job);
             break;
         case STORE_LOAD:

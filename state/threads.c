@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/thread.h"
 
 #include <assert.h>
 #include <pthread.h>
@@ -22,6 +23,7 @@ struct journal_thread {
     _Atomic bool is_stopping;
     _Atomic uint32_t n_waiting; /* pushed, not yet durable or lost */
     /* the thread's own */
+    uint64_t synced_us;  /* when the last write with a sync began */
     uint64_t epoch;      /* failed writes so far */
     struct cause lost;   /* of the last one */
     bool is_outbox_dead; /* its consumer is gone: wait no more */
@@ -46,7 +48,9 @@ void commit_destroy(struct commit *commit)
 
 static void sleep_us(uint64_t us)
 {
-    (void)nanosleep(&(struct timespec){.tv_nsec = (long)us * 1000}, NULL);
+    (void)nanosleep(&(struct timespec){.tv_sec = (long)(us / 1000000),
+                                       .tv_nsec = (long)(us % 1000000) * 1000},
+                    NULL);
 }
 
 static uint64_t now_us(void)
@@ -149,6 +153,8 @@ static void write_group(struct journal_thread *thread, struct commit **commit,
         finish(thread, commit, n, NULL, 0);
         return;
     }
+    if (needs_sync)
+        thread->synced_us = begin_us;
     if (!journal_commit(thread->options.journal, batch, n_batch, needs_sync)) {
         finish(thread, commit, n, NULL, now_us() - begin_us);
         return;
@@ -174,16 +180,27 @@ static void take_group(struct journal_thread *thread, struct commit **commit,
         write_group(thread, commit + n_stale, n - n_stale);
 }
 
+static void wait_for_turn(const struct journal_thread *thread)
+{
+    const uint64_t next_us = thread->synced_us + thread->options.sync_every_us;
+    const uint64_t us = now_us();
+
+    if (us < next_us)
+        sleep_us(next_us - us);
+}
+
 static void *journal_run(void *argument)
 {
     struct journal_thread *thread = argument;
 
     (void)pthread_setname_np(pthread_self(), "journal");
+    thread_is_brief();
     for (;;) {
         struct commit *commit[GROUP_MAX];
         uint32_t n = 0;
         bool is_stopping = atomic_load(&thread->is_stopping);
 
+        wait_for_turn(thread);
         while (n < GROUP_MAX && ring_pop(thread->ring, &commit[n]))
             n++;
         if (n > 0)

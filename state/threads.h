@@ -59,9 +59,11 @@ struct journal_report {
 struct journal_thread;
 struct journal_thread_options {
     struct journal *journal;
-    struct ring *outbox;  /* of void *: messages of durable commits */
-    struct ring *reports; /* of struct journal_report; engine kicks below */
-    struct ring *engine;  /* kicked after each report */
+    struct ring *outbox;    /* of void *: messages of durable commits */
+    struct ring *reports;   /* of struct journal_report; engine kicks below */
+    struct ring *engine;    /* kicked after each report */
+    uint64_t sync_every_us; /* between the beginnings of two syncs: commits
+                               that come faster share one; 0: at once */
     /* Called by the journal thread for each message of a lost commit; it owns
        the message then, and may push another to the outbox. */
     void (*drop)(void *message, const struct cause *cause, struct ring *outbox);

@@ -1,12 +1,13 @@
 /*
- * A pool must run every task exactly once, each with a scratch of its own,
- * and the same tasks on the same threads every time.
+ * A pool must run every task exactly once, each with its thread's scratch, and
+ * wait for no thread that has not begun one.
  */
 #include "kernels/pool.h"
 
 #include "tests/unit/kernels/fixture.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 
 enum { N_TASK_MAX = 300 };
@@ -46,22 +47,79 @@ Test(pool, every_task_runs_once_whatever_the_numbers)
     }
 }
 
-Test(pool, scratch_is_aligned_and_partition_fixed)
+struct meeting {
+    _Atomic uint32_t n_here;
+    bool has_met[2];
+    void *scratch[2];
+};
+
+static void meet(void *arg, uint32_t task, void *scratch)
 {
-    struct record first = {0}, again = {0};
+    struct meeting *meeting = arg;
+
+    meeting->scratch[task] = scratch;
+    atomic_fetch_add(&meeting->n_here, 1);
+    for (long i = 0; !meeting->has_met[task] && i < 100000000; i++) {
+        meeting->has_met[task] = atomic_load(&meeting->n_here) == 2;
+        sched_yield();
+    }
+}
+
+Test(pool, scratch_is_aligned_and_no_two_threads_have_the_same)
+{
     struct pool *pool = NULL;
 
-    must(pool_create(3, &pool));
-    pool_run(pool, 10, note, &first);
-    pool_run(pool, 10, note, &again);
-    for (uint32_t t = 0; t < 10; t++) {
-        cr_assert(eq(sz, (uintptr_t)first.scratch[t] % 64, 0));
-        cr_assert(eq(ptr, first.scratch[t], again.scratch[t]));
-        cr_assert(eq(ptr, first.scratch[t], first.scratch[t % 3]));
+    must(pool_create(2, &pool));
+    for (int run = 0; run < 100; run++) {
+        struct meeting meeting = {0};
+
+        pool_run(pool, 2, meet, &meeting);
+        cr_assert(meeting.has_met[0] && meeting.has_met[1]);
+        for (uint32_t t = 0; t < 2; t++)
+            cr_assert(eq(sz, (uintptr_t)meeting.scratch[t] % 64, 0));
+        cr_assert(ne(ptr, meeting.scratch[0], meeting.scratch[1]));
     }
-    cr_assert(ne(ptr, first.scratch[0], first.scratch[1]));
-    cr_assert(ne(ptr, first.scratch[1], first.scratch[2]));
     pool_destroy(pool);
+}
+
+/* Tasks of which one lasts until all others are done. */
+struct held_up {
+    uint32_t held, n_task;
+    _Atomic uint32_t n_done;
+    bool has_seen_all;
+};
+
+static void hold_up(void *arg, uint32_t task, void *scratch)
+{
+    struct held_up *job = arg;
+
+    (void)scratch;
+    for (long i = 0; task == job->held && i < 100000000; i++) {
+        job->has_seen_all = atomic_load(&job->n_done) == job->n_task - 1;
+        if (job->has_seen_all)
+            break;
+        sched_yield();
+    }
+    atomic_fetch_add(&job->n_done, 1);
+}
+
+Test(pool, a_task_that_is_held_up_holds_up_no_other)
+{
+    static const uint32_t THREADS[] = {2, 3, 8};
+
+    for (size_t i = 0; i < COUNT(THREADS); i++) {
+        struct pool *pool = NULL;
+
+        must(pool_create(THREADS[i], &pool));
+        for (uint32_t held = 0; held < THREADS[i] + 1; held++) {
+            struct held_up job = {.held = held, .n_task = 40};
+
+            pool_run(pool, job.n_task, hold_up, &job);
+            cr_assert(job.has_seen_all);
+            cr_assert(eq(u32, job.n_done, job.n_task));
+        }
+        pool_destroy(pool);
+    }
 }
 
 static void *run_without_pool(void *arg)

@@ -8,6 +8,7 @@
 #include "base/log.h"
 
 #include <criterion/criterion.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,7 @@ static struct journal_thread *thread;
 static struct digest chain;
 static uint32_t n_token;
 static _Atomic uint64_t n_dropped, last_dropped;
+static uint64_t sync_every_us;
 
 static void drop(void *message, const struct cause *cause, struct ring *to)
 {
@@ -35,7 +37,8 @@ static void drop(void *message, const struct cause *cause, struct ring *to)
 
 static void begin_rings(uint32_t n_outbox, uint32_t n_reports)
 {
-    struct journal_thread_options options = {.drop = drop};
+    struct journal_thread_options options = {.drop = drop,
+                                             .sync_every_us = sync_every_us};
 
     log_set_level(LOG_ERROR + 1);
     cr_assert_eq(store_open_memory(&store), STATUS_OK);
@@ -151,6 +154,35 @@ Test(journal_thread, sends_in_order_and_only_what_is_durable)
         cr_assert_eq(report_of(step, STATUS_OK).epoch, 0);
     }
     cr_assert_eq(n_dropped, 0);
+}
+
+static void begin_paced(void)
+{
+    sync_every_us = 500000;
+    begin();
+}
+
+/* The first step is written at once; then there is half a second for two more,
+ * far longer than anything here takes but for the wait itself. */
+Test(journal_thread, steps_faster_than_its_pace_share_a_sync,
+     .init = begin_paced)
+{
+    struct journal_report report;
+
+    push(1, 0, 1);
+    cr_assert_eq(report_of(1, STATUS_OK).step, 1);
+    push(2, 0, 1);
+    for (int i = 0; i < 20000; i++) {
+        cr_assert_not(ring_pop(reports, &report), "step 2 was not held");
+        (void)sched_yield();
+    }
+    cr_assert_eq(ring_count(outbox), 1);
+    push(3, 0, 1);
+    wait_for(reports, &report);
+    cr_assert_eq(report.step, 3);
+    cr_assert_eq(n_stored(), 3);
+    for (uint64_t step = 1; step <= 3; step++)
+        cr_assert_eq(next_message(), step * 1000 + 1);
 }
 
 Test(journal_thread, messages_without_tokens_keep_their_place)
