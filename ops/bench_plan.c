@@ -113,8 +113,10 @@ enum status bench_plan_draw(const struct bench_mix *mix, struct bench_plan *out)
         double gap = -log(1 - uniform(&state));
         double shed = uniform(&state);
 
-        if (plan.n > 0)
-            at_s += (mix->is_even ? 1 : gap) / mix->rate;
+        if (mix->is_even)
+            at_s = plan.n / mix->rate;
+        else if (plan.n > 0)
+            at_s += gap / mix->rate;
         if (at_s > mix->seconds)
             break;
         request->arrive_us = (uint64_t)(at_s * 1e6);
