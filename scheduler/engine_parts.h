@@ -184,6 +184,9 @@ struct schedule {
     struct plan_pace pace;
     struct admit_pace place;
     uint64_t decode_us; /* of the last step's decode rows; 0: there are none */
+    double expected_us; /* what they were to take: a slow pass is no measure */
+    uint64_t step_us, slice_us; /* when that began, its slice as planned */
+    double lag_us;              /* of a step beyond both, lately */
     uint32_t n_request_max;
     struct plan_request *work; /* [n_request_max] scratch, and so on */
     struct request **request;
@@ -532,7 +535,9 @@ void schedule_blocked(struct engine *engine);
 void schedule_entrant(struct engine *engine, struct request *request);
 uint32_t schedule_prompt(struct engine *engine);
 /* How long prompts may run on before the next rows of replies. */
-uint64_t schedule_slice_us(const struct engine *engine);
+uint64_t schedule_slice_us(struct engine *engine);
+/* A step with these decode rows begins. */
+void schedule_step(struct engine *engine, const struct lane *lane);
 /* A lane's pass is done; rows of a request were computed in it. */
 void schedule_observe(struct engine *engine, const struct lane *lane);
 void schedule_charge(struct engine *engine, const struct request *request,

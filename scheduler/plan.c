@@ -200,6 +200,16 @@ double plan_slice_us(const struct plan_pace *pace, double decode_us)
     return us > pace->least_us ? us : pace->least_us;
 }
 
+double plan_step_slice_us(const struct plan_pace *pace, double decode_us,
+                          double took_us, double lag_us)
+{
+    double slice_us = plan_slice_us(pace, decode_us);
+    double us = slice_us + decode_us - took_us - lag_us;
+
+    us = us > slice_us / 4 ? us : slice_us / 4;
+    return us > pace->least_us ? us : pace->least_us;
+}
+
 double plan_prompt_share(const struct plan_pace *pace, double decode_us)
 {
     double us;

@@ -106,6 +106,14 @@ struct plan_pace {
 };
 /* How long a slice may be beside decode passes of decode_us. */
 double plan_slice_us(const struct plan_pace *pace, double decode_us);
+/*
+ * The same for one step, so that the step, not the slice, is as long as it
+ * should be: a decode pass that was to take decode_us took took_us, and steps
+ * have lately been lag_us longer than their pass and their slice (a slice ends
+ * with a part of its work). A quarter of a slice it is in any case.
+ */
+double plan_step_slice_us(const struct plan_pace *pace, double decode_us,
+                          double took_us, double lag_us);
 /* Share of the time that prompts get then; 1 for decode_us 0. */
 double plan_prompt_share(const struct plan_pace *pace, double decode_us);
 #endif

@@ -18,6 +18,7 @@
 #define PATIENCE 4.0      /* plan_rules.patience_us in waits let in */
 #define STRETCH 0.7       /* plan_pace.stretch */
 #define SLICE_LEAST_US 200.0
+#define LAG_NEW 0.0625 /* share of the newest step in schedule.lag_us */
 
 static struct cost_prior prior_of(const struct engine *engine)
 {
@@ -202,15 +203,6 @@ uint32_t schedule_prompt(struct engine *engine)
     return plan_prompt(s->work, engine->n_entrant, &rules, s->rank, s->chunk);
 }
 
-uint64_t schedule_slice_us(const struct engine *engine)
-{
-    const struct schedule *s = &engine->schedule;
-
-    return s->decode_us == 0
-               ? SLICE_IDLE_US
-               : (uint64_t)plan_slice_us(&s->pace, (double)s->decode_us);
-}
-
 static struct cost_pass pass_of(const struct engine *engine,
                                 const struct lane *lane)
 {
@@ -223,6 +215,35 @@ static struct cost_pass pass_of(const struct engine *engine,
         pass.n_attended +=
             cost_attended(lane->span[i].position, lane->span[i].n_row);
     return pass;
+}
+
+void schedule_step(struct engine *engine, const struct lane *lane)
+{
+    struct schedule *s = &engine->schedule;
+    struct cost_pass pass = pass_of(engine, lane);
+    uint64_t now_us = engine_now_us(engine);
+    double lag_us = (double)(now_us - s->step_us) - (double)s->decode_us -
+                    (double)s->slice_us;
+
+    if (s->decode_us && s->slice_us) {
+        lag_us = lag_us > 0 ? lag_us : 0;
+        lag_us = lag_us < (double)s->slice_us ? lag_us : (double)s->slice_us;
+        s->lag_us += LAG_NEW * (lag_us - s->lag_us);
+    }
+    s->expected_us = cost_us(&s->cost, &pass);
+    s->step_us = now_us;
+    s->slice_us = 0;
+}
+
+uint64_t schedule_slice_us(struct engine *engine)
+{
+    struct schedule *s = &engine->schedule;
+
+    if (s->decode_us == 0)
+        return SLICE_IDLE_US;
+    s->slice_us = (uint64_t)plan_step_slice_us(&s->pace, s->expected_us,
+                                               (double)s->decode_us, s->lag_us);
+    return s->slice_us;
 }
 
 void schedule_observe(struct engine *engine, const struct lane *lane)

@@ -211,6 +211,22 @@ Test(plan, slices_keep_the_pace)
     cr_assert_float_eq(plan_prompt_share(&pace, 20), 1.0 / 3, 1e-9);
 }
 
+Test(plan, a_step_is_as_long_as_planned_whatever_its_decode_pass_took)
+{
+    struct plan_pace pace = {.stretch = 0.5, .token_us = 1e9, .least_us = 1};
+
+    /* 100 and its slice of 50 are the step; what is spent is not there. */
+    cr_assert_float_eq(plan_step_slice_us(&pace, 100, 100, 0), 50, 1e-9);
+    cr_assert_float_eq(plan_step_slice_us(&pace, 100, 120, 0), 30, 1e-9);
+    cr_assert_float_eq(plan_step_slice_us(&pace, 100, 90, 0), 60, 1e-9);
+    cr_assert_float_eq(plan_step_slice_us(&pace, 100, 110, 15), 25, 1e-9);
+    /* But prompts never stop. */
+    cr_assert_float_eq(plan_step_slice_us(&pace, 100, 1000, 0), 12.5, 1e-9);
+    cr_assert_float_eq(plan_step_slice_us(&pace, 100, 100, 1000), 12.5, 1e-9);
+    pace.least_us = 20;
+    cr_assert_float_eq(plan_step_slice_us(&pace, 100, 1000, 0), 20, 1e-9);
+}
+
 Test(plan, targets_are_length_aware)
 {
     struct fixture f;
