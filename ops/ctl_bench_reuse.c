@@ -182,14 +182,20 @@ enum status ctl_bench_reuse(struct ctl *ctl)
 {
     struct duel duel = {.ctl = ctl, .seed = 1};
     struct output *output = NULL;
-    enum status st = prepare(&duel);
+    struct cause cause;
+    enum status st = prepare(&duel), shown = STATUS_OK;
+    uint32_t n_done = 0;
 
     if (!st)
         st = output_create(ctl_format(ctl), "BenchReuseList", true, &output);
-    for (uint32_t i = 0; !st && i < duel.n_prefix; i++)
-        st = run_length(&duel, duel.prefix[i], output);
-    if (!st)
-        st = output_write(output);
+    while (!st && n_done < duel.n_prefix) {
+        st = run_length(&duel, duel.prefix[n_done], output);
+        n_done += !st;
+    }
+    cause = *status_cause();
+    if (n_done > 0) /* also what was measured before it broke off */
+        shown = output_write(output);
+    st = st ? status_adopt(&cause) : shown;
     output_destroy(output);
     bench_words_release(&duel.words);
     return st;
