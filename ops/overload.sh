@@ -52,10 +52,15 @@ rss() { # KiB
     awk '/^VmRSS:/ { print $2 }' "/proc/$node/status"
 }
 
-# As many at a time as there are places: what the node can do at most. Another
-# seed, so that nothing of it is found again later.
-bench "${mix[@]}" --requests 200 --at-once 16 --seed 9000001 >"$out/capacity.tsv"
-capacity=$(column "$out/capacity.tsv" all ok_per_s)
+# As many at a time as there are places: what the node can do at most, in the
+# best of three runs, for a disturbed one would make the load too light. Other
+# seeds, so that nothing of them is found again later.
+capacity=0
+for seed in 9000001 9000002 9000003; do
+    bench "${mix[@]}" --requests 150 --at-once 16 --seed $seed >"$out/capacity.tsv"
+    capacity=$(awk -v a="$capacity" -v b="$(column "$out/capacity.tsv" all ok_per_s)" \
+        'BEGIN { print (a > b ? a : b) }')
+done
 rate=$(awk -v c="$capacity" -v f="$factor" 'BEGIN { print c * f }')
 requests=$(awk -v r="$rate" -v s="$seconds" 'BEGIN { printf "%d", r * s + 1 }')
 echo "capacity $capacity requests/s; sending $rate/s for $seconds s" >&2

@@ -123,8 +123,10 @@ struct request {
     bool is_in_pass;   /* of a lane: its memory is nobody else's */
     bool is_preempted; /* and has not come further than preempt_position */
     uint64_t preempt_position;
-    uint64_t reply; /* 0: nobody listens */
-    uint64_t deadline_us;
+    uint64_t reply;       /* 0: nobody listens */
+    uint64_t deadline_us; /* of the whole reply; 0: none */
+    uint64_t n_reply;     /* tokens that it may have, when it was admitted */
+    uint64_t reply_us;    /* that they were expected to take then */
     int32_t priority;
     uint32_t tenant;         /* number: scheduler/fair.h */
     uint64_t begin;          /* position, where its work began */
@@ -192,6 +194,8 @@ struct schedule {
     struct request **request;
     struct plan_rank *rank;
     struct plan_chunk *chunk;
+    struct plan_claim *claim;
+    double reply_share; /* of the tokens that replies may have, lately used */
     struct admit_share *share; /* [fair_places()] */
     struct admit_load load;    /* of the last arrival */
 };
@@ -525,6 +529,11 @@ MUST_CHECK enum status schedule_admit(struct engine *engine,
 /* Its prompt is in memory: it has no claim on the time of prompts any more. */
 void schedule_prefilled(struct engine *engine, struct request *request);
 void schedule_leave(struct engine *engine, const struct request *request);
+/* Its reply came to its own end after so many tokens. */
+void schedule_replied(struct engine *engine, const struct request *request,
+                      uint64_t n_token);
+/* Those that may be shed and cannot be in time any more need wait no longer. */
+void schedule_shed_late(struct engine *engine);
 /* Who gets the next free place; NULL: nobody waits. */
 struct request *schedule_next(struct engine *engine);
 /* It got it; and then, once per step: no more can be started. */
