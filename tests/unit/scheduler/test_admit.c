@@ -218,21 +218,23 @@ Test(admit, who_is_let_in_with_a_deadline_is_in_time)
     f.rules.claim = claim;
     f.rules.prompt_share = 1;
     f.rules.pass_us = 64;
+    f.rules.base_us = 50; /* short ones see little before them */
     f.rules.cut_grid = 4096;
     f.limits = (struct admit_limits){
         .max_queue = LIVE, .margin = 1.2, .max_bytes = 100};
     f.load.request = live;
     while (n_arrived < N || n > 0) {
         for (; n_arrived < N && next_us <= f.rules.now_us; n_arrived++) {
-            struct plan_request r = {.arrive_us = next_us,
-                                     .target_us = next_us + 5000};
+            struct plan_request r = {.arrive_us = next_us};
             state = state * 6364136223846793005u + 1442695040888963407u;
-            r.n_pending = 2 + (state >> 33) % 1000;
-            r.priority = (int32_t)(state >> 55) % 3;
-            r.deadline_us = state >> 60 & 3 ? next_us + 3 * r.n_pending +
-                                                  (state >> 45) % 6000
-                                            : 0;
-            next_us += (state >> 21) % 600;
+            bool is_long = state >> 62 == 0; /* and not pressed for time */
+            r.n_pending = 2 + (state >> 33) % (is_long ? 3000 : 200);
+            r.target_us = next_us + 1000 + 4 * r.n_pending;
+            r.priority = (int32_t)(state >> 55) % 8 == 0;
+            if (state >> 59 & 7)
+                r.deadline_us = next_us + (is_long ? 5 * r.n_pending / 4 + 600
+                                                   : 500 + (state >> 45) % 500);
+            next_us += (state >> 21) % 250; /* four times what fits */
             f.request.work = r;
             f.load.n_request = n;
             if (n < LIVE && judged(&f).reason == ADMIT_OK)
