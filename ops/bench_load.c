@@ -45,50 +45,33 @@ static enum status send_one(struct ctl *ctl, const struct bench_load *load,
     return st;
 }
 
-/* What is under way: replies [first, next) of the run, in any state. */
+/* A run on its way. */
 struct drive {
     struct ctl *ctl;
     const struct bench_load *load;
     struct bench_run *run;
-    uint32_t first; /* all before it are over */
-    uint32_t next;  /* to be sent */
-    bool has_lost;  /* the node, or the wish to go on */
+    struct bench_flight flight;
+    uint32_t next; /* to be sent */
 };
 
-/* Counts what is under way, and sees whether a call found no node. */
-static uint32_t look(struct drive *drive)
-{
-    const struct bench_reply *reply = drive->run->reply;
-    uint32_t n = 0;
-
-    while (drive->first < drive->next && !reply[drive->first].exchange)
-        drive->has_lost |= reply[drive->first++].status == STATUS_UNAVAILABLE;
-    for (uint32_t i = drive->first; i < drive->next; i++) {
-        n += reply[i].exchange != NULL;
-        drive->has_lost |= reply[i].status == STATUS_UNAVAILABLE;
-    }
-    drive->has_lost |= client_is_cancelled(drive->ctl->client);
-    return n;
-}
-
 /* When the next request is to be sent; UINT64_MAX: not before one ends. */
-static uint64_t next_us(const struct drive *drive, uint32_t n_flight)
+static uint64_t next_us(const struct drive *drive)
 {
     const struct bench_load *load = drive->load;
 
     if (load->at_once)
-        return n_flight < load->at_once ? 0 : UINT64_MAX;
+        return drive->flight.n < load->at_once ? 0 : UINT64_MAX;
     return drive->run->begin_us + load->plan->request[drive->next].arrive_us;
 }
 
-static enum status send_next(struct drive *drive, uint32_t n_flight,
-                             uint64_t due_us)
+static enum status send_next(struct drive *drive, uint64_t due_us)
 {
     struct bench_reply *reply = &drive->run->reply[drive->next];
     enum status st;
 
+    reply->flight = &drive->flight;
     reply->begin_us = due_us ? due_us : now_us();
-    if (n_flight >= drive->load->max_flight) {
+    if (drive->flight.n >= drive->load->max_flight) {
         reply->outcome = BENCH_SKIPPED;
         drive->next++;
         return STATUS_OK;
@@ -101,18 +84,17 @@ static enum status send_next(struct drive *drive, uint32_t n_flight,
 
 static enum status send_all(struct drive *drive)
 {
+    struct client *client = drive->ctl->client;
     enum status st = STATUS_OK;
 
-    while (!st && drive->next < drive->load->plan->n) {
-        uint32_t n_flight = look(drive);
-        uint64_t now = now_us(), due = next_us(drive, n_flight);
+    while (!st && drive->next < drive->load->plan->n &&
+           !drive->flight.has_lost && !client_is_cancelled(client)) {
+        uint64_t now = now_us(), due = next_us(drive);
 
-        if (drive->has_lost)
-            break;
         if (due <= now)
-            st = send_next(drive, n_flight, due);
+            st = send_next(drive, due);
         else
-            (void)client_poll(drive->ctl->client,
+            (void)client_poll(client,
                               due - now < LOOK_US ? due - now : LOOK_US);
     }
     return st;
@@ -124,9 +106,9 @@ static void drain(struct drive *drive)
     uint64_t until_us = now_us() + (uint64_t)(drive->load->drain_s * 1e6);
     bool is_stopped = false;
 
-    while (look(drive) > 0) {
+    while (drive->flight.n > 0) {
         if (now_us() >= until_us && !is_stopped) {
-            for (uint32_t i = drive->first; i < drive->next; i++)
+            for (uint32_t i = 0; i < drive->next; i++)
                 bench_reply_stop(&drive->run->reply[i]);
             is_stopped = true;
         }

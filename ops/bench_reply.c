@@ -96,6 +96,10 @@ static void on_end(void *context, enum status st)
 
     reply->outcome = outcome_of(reply, st);
     reply->exchange = NULL;
+    if (reply->flight) {
+        reply->flight->n--;
+        reply->flight->has_lost |= st == STATUS_UNAVAILABLE;
+    }
     reply->end_us = now_us();
     reply->status = st;
     if (!st)
@@ -163,6 +167,8 @@ enum status bench_reply_begin(struct client *client,
     reply->outcome = BENCH_RUNNING;
     st = exchange_begin(client, &call, &reply->exchange);
     free(bytes);
+    if (!st && reply->flight)
+        reply->flight->n++;
     return st;
 }
 

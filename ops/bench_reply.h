@@ -31,8 +31,15 @@ struct bench_ask {
     uint32_t timeout_ms; /* of the call, > 0 */
 };
 
+/* Of all replies that share it. */
+struct bench_flight {
+    uint32_t n;    /* under way */
+    bool has_lost; /* one found no node, or a node that goes away */
+};
+
 struct bench_reply {
-    struct exchange *exchange; /* NULL: not under way */
+    struct exchange *exchange;   /* NULL: not under way */
+    struct bench_flight *flight; /* borrowed, or NULL */
     struct samples gaps; /* between chunks of tokens; of the capacity that the
                             caller gave it, who releases it */
     enum bench_outcome outcome;

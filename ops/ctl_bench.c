@@ -104,7 +104,9 @@ static enum status make_load(struct ctl *ctl, struct bench *bench)
         .n_shared = (uint32_t)options->shared_tokens,
         .is_text = strcmp(options->input, "text") == 0,
         .temperature = *options->temperature ? &bench->temperature : NULL,
-        .at_once = (uint32_t)options->at_once,
+        .at_once = (uint32_t)(options->at_once < options->max_flight
+                                  ? options->at_once
+                                  : options->max_flight),
         .max_flight = (uint32_t)options->max_flight,
         .drain_s = options->drain};
     return st;

@@ -67,7 +67,7 @@ echo "capacity $capacity requests/s; sending $rate/s for $seconds s" >&2
 
 rss_before=$(rss)
 while sleep 0.5; do
-    echo "$(date +%s.%N) $(rss)"
+    echo "$(date +%s.%N) $(rss) $(cut -d" " -f14,15 "/proc/$node/stat")"
 done >"$out/rss.txt" 2>/dev/null &
 sampler=$!
 status=0
