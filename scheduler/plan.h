@@ -33,9 +33,9 @@
 #include <stdint.h>
 
 #define PLAN_DUE 0.5
-#define PLAN_HASTE                                                             \
-    1.3 /* above admit_limits.margin: urgent when just let in                  \
-         */
+/* Above admit_limits.margin, so that who was just let in is urgent when full.
+ */
+#define PLAN_HASTE 1.6
 #define PLAN_SHARE_LEAST 0.5
 /* A pass may cost so many times its fixed part, whatever pass_us says. */
 #define PLAN_WORTH 8.0

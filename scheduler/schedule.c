@@ -14,9 +14,10 @@
 #define PASS_US 200000.0  /* else it is planned to take so long at most */
 #define TARGET_FACTOR 4.0 /* of what a prompt takes alone, beside base_us */
 #define TENANT_FREE 4u    /* admit_limits.tenant_free */
-#define MARGIN 1.2        /* admit_limits.margin */
-#define PATIENCE 4.0      /* plan_rules.patience_us in waits let in */
-#define STRETCH 0.7       /* plan_pace.stretch */
+/* admit_limits.margin: a neighbour on the machine may take a third of it. */
+#define MARGIN 1.5
+#define PATIENCE 4.0 /* plan_rules.patience_us in waits let in */
+#define STRETCH 0.7  /* plan_pace.stretch */
 #define SLICE_LEAST_US 200.0
 #define REPLY_NEW 0.03125 /* of the newest reply in schedule.reply_share */
 #define LATE_RETRY_MS 1000u

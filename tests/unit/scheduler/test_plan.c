@@ -209,9 +209,9 @@ Test(plan, full_time_before_a_deadline_makes_all_up_to_it_due)
     cr_assert_eq(claim[0].entry, 2);
     cr_assert_eq(claim[1].entry, 1);
     cr_assert_float_eq(claim[1].us, 2000, 1e-6);
-    /* 1.3 times 4000 do not fit: neither can wait, the earlier one first. */
-    r[1].deadline_us = 100000 + 5100;
-    r[2].deadline_us = 100000 + 5000;
+    /* 1.6 times 4000 do not fit: neither can wait, the earlier one first. */
+    r[1].deadline_us = 100000 + 6300;
+    r[2].deadline_us = 100000 + 6000;
     cr_assert_eq(first(&f, r, 4), 2);
     f.rules.prompt_share = 1;
     cr_assert_eq(first(&f, r, 4), 0);
