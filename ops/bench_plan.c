@@ -55,7 +55,7 @@ enum status bench_range_parse(const char *name, const char *text,
                               struct bench_range limits,
                               struct bench_range *out)
 {
-    struct bench_range range;
+    struct bench_range range = {0};
     const char *at = text;
     bool is_good = parse_count(&at, &range.least);
 

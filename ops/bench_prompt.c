@@ -14,7 +14,7 @@ static const char *const WORD[] = {
     " great", " river", " under",  " stars", " but",   " no",    " light",
     " could", " be",    " seen",   " until", " their", " hands", " were",
     " cold",  " again", " before", " they",  " knew",  " it"};
-#define N_WORD (sizeof(WORD) / sizeof(WORD[0]))
+enum { N_WORD = sizeof(WORD) / sizeof(WORD[0]) };
 
 enum status bench_words_fetch(struct ctl *ctl, struct bench_words *out)
 {
