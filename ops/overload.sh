@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/bin/sh
 # Overload a node of its own: measure what it can take, send four times that for
 # a minute, and judge. A third of the requests may be shed; each has a deadline.
 # Every reply that came whole is asked for again on the idle node afterwards and
@@ -8,14 +8,14 @@
 # GODWIT_BUILD        release build directory
 # GODWIT_OVERLOAD_OUT where the rows and the node's log go; a temporary
 #                     directory if not given
-set -euo pipefail
+set -eu
 cd "$(dirname "$0")/.."
 
 seconds=${1:-60}
 build=${GODWIT_BUILD:-build}
 out=${GODWIT_OVERLOAD_OUT:-$(mktemp -d)}
 mkdir -p "$out"
-mix=(--prompt-tokens 32-1024 --reply-tokens 16-64 --tenants 4)
+mix="--prompt-tokens 32-1024 --reply-tokens 16-64 --tenants 4" # words
 factor=4
 deadline_ms=5000
 rss_slack=64 # MiB that a minute of overload may add to what a full node has
@@ -57,7 +57,7 @@ rss() { # KiB
 # seeds, so that nothing of them is found again later.
 capacity=0
 for seed in 9000001 9000002 9000003; do
-    bench "${mix[@]}" --requests 150 --at-once 16 --seed $seed >"$out/capacity.tsv"
+    bench $mix --requests 150 --at-once 16 --seed $seed >"$out/capacity.tsv"
     capacity=$(awk -v a="$capacity" -v b="$(column "$out/capacity.tsv" all ok_per_s)" \
         'BEGIN { print (a > b ? a : b) }')
 done
@@ -71,7 +71,7 @@ while sleep 0.5; do
 done >"$out/rss.txt" 2>/dev/null &
 sampler=$!
 status=0
-bench "${mix[@]}" --requests "$requests" --rate "$rate" --seconds "$seconds" \
+bench $mix --requests "$requests" --rate "$rate" --seconds "$seconds" \
     --deadline-ms "$deadline_ms" --sheddable 0.333 --verify \
     --replies "$out/replies.tsv" >"$out/overload.tsv" || status=$?
 kill "$sampler" && sampler=
