@@ -118,7 +118,7 @@ static enum status poll(struct held *held, uint64_t us,
     return st;
 }
 
-/* Gaps that end in this window. */
+/* Gaps that end in this window, also when it breaks off. */
 static enum status measure(struct held *held, struct window *window,
                            uint64_t us,
                            bool (*is_done)(const struct held *held))
@@ -133,9 +133,9 @@ static enum status measure(struct held *held, struct window *window,
     window->us = now_us() - begin_us;
     for (uint32_t i = 0; i < held->n_stream; i++)
         n += held->stream[i].gaps.n;
-    if (!st)
-        st = samples_init(&window->gaps, n);
-    for (uint32_t i = 0; !st && i < held->n_stream; i++)
+    if (samples_init(&window->gaps, n))
+        return STATUS_RESOURCE_EXHAUSTED;
+    for (uint32_t i = 0; i < held->n_stream; i++)
         for (size_t k = 0; k < held->stream[i].gaps.n; k++)
             samples_add(&window->gaps, held->stream[i].gaps.us[k]);
     samples_sort(&window->gaps);
@@ -215,7 +215,7 @@ static enum status report(const struct held *held)
 
     if (st)
         return st;
-    for (size_t i = 0; i < 3; i++)
+    for (size_t i = 0; i < 3 && held->window[i].us > 0; i++)
         put_window(output, &held->window[i], &held->window[0]);
     st = output_write(output);
     output_destroy(output);
@@ -251,13 +251,15 @@ enum status ctl_bench_streams(struct ctl *ctl)
         .n_stream = (uint32_t)ctl->options.streams,
         .window = {{.name = "before"}, {.name = "prefill"}, {.name = "after"}}};
     struct cause cause;
-    enum status st = prepare(&held);
+    enum status st = prepare(&held), shown = STATUS_OK;
 
     if (!st)
         st = run(&held);
     cause = *status_cause();
     stop(&held);
-    st = st ? status_adopt(&cause) : report(&held);
+    if (held.window[0].us > 0)
+        shown = report(&held);
+    st = st ? status_adopt(&cause) : shown;
     for (uint32_t i = 0; held.stream && i < held.n_stream; i++)
         samples_release(&held.stream[i].gaps);
     for (size_t i = 0; i < 3; i++)

@@ -146,6 +146,7 @@ class Bench(NodeTests, unittest.TestCase):
                   "--stream-tokens", "3", "--window", "30")
         self.assertEqual(run.code, 7)
         self.assertRegex(run.err, "more --stream-tokens")
+        self.assertRegex(run.out, "\nbefore ")  # what there is, is shown
 
     def test_reuse_finds_what_is_shared(self):
         run = ctl(self.node.endpoint, "bench", "reuse", "--prefixes", "0,512",
