@@ -46,6 +46,18 @@ static const struct ctl_command COMMAND[] = {
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_session_checkpoint},
     {"node get", "[NODE]", 0, 1, "show the node",
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_node_get},
+    {"bench streams", "", 0, 0,
+     "hold replies open, send one long prompt, and show the time between their "
+     "tokens before, during and after it",
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_STREAMS, true,
+     ctl_bench_streams},
+    {"bench reuse", "", 0, 0,
+     "time prompts that begin alike against prompts that are new",
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_REUSE, true, ctl_bench_reuse},
+    {"bench", "", 0, 0,
+     "put a running node under load by requests that come at their own times, "
+     "and show what became of them",
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_LOAD, true, ctl_bench},
     {"version", "", 0, 0, "print this program's version",
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT, false, ctl_version},
 };
@@ -187,8 +199,9 @@ static enum status connect_client(struct ctl *ctl, bool is_long)
 static enum status run_calling(const struct ctl_command *command,
                                struct ctl *ctl)
 {
-    bool is_long =
-        command->run == ctl_generate || command->run == ctl_session_checkpoint;
+    bool is_long = command->run == ctl_generate ||
+                   command->run == ctl_session_checkpoint ||
+                   (command->groups & CTL_ROWS_BENCH) != 0;
     pthread_t thread;
     enum status st;
 

@@ -47,6 +47,16 @@ struct ctl_options {
     uint64_t ttl; /* seconds; 0: never */
     uint64_t from, limit;
     bool allows_missing;
+
+    /* bench */
+    double rate, seconds, drain, sheddable, window;
+    uint64_t requests, at_once, max_flight, shared_tokens, tenants;
+    const char *prompt_tokens, *reply_tokens, *deadline_ms;
+    const char *arrivals, *input, *trace, *replies;
+    bool verifies;
+    uint64_t streams, stream_tokens, long_tokens;
+    const char *prefixes;
+    uint64_t repeats, tail_tokens, answer_tokens;
 };
 
 struct ctl {
@@ -76,12 +86,16 @@ struct ctl_command {
 #define CTL_ROWS_RANGE 64u
 #define CTL_ROWS_DELETE 128u
 #define CTL_ROWS_SPECIAL 256u
+#define CTL_ROWS_LOAD 512u /* of the three benches */
+#define CTL_ROWS_STREAMS 1024u
+#define CTL_ROWS_REUSE 2048u
+#define CTL_ROWS_BENCH (CTL_ROWS_LOAD | CTL_ROWS_STREAMS | CTL_ROWS_REUSE)
 
 /*
  * The rows of these groups, `help` included, in an array of at least
  * CTL_ROW_MAX; returns how many.
  */
-#define CTL_ROW_MAX 48u
+#define CTL_ROW_MAX 80u
 size_t ctl_rows(unsigned groups, struct setting out[CTL_ROW_MAX]);
 
 /* Commands, one file per noun. */
@@ -96,6 +110,9 @@ enum status ctl_session_tokens(struct ctl *ctl);
 enum status ctl_session_delete(struct ctl *ctl);
 enum status ctl_session_checkpoint(struct ctl *ctl);
 enum status ctl_node_get(struct ctl *ctl);
+enum status ctl_bench(struct ctl *ctl);
+enum status ctl_bench_streams(struct ctl *ctl);
+enum status ctl_bench_reuse(struct ctl *ctl);
 enum status ctl_version(struct ctl *ctl);
 
 /*
@@ -115,6 +132,15 @@ MUST_CHECK enum status ctl_unary(struct ctl *ctl, const char *method,
                                  const ProtobufCMessage *request,
                                  const ProtobufCMessageDescriptor *answer,
                                  ProtobufCMessage **out);
+
+/*
+ * The value of an option that is text because it may be absent.
+ *   INVALID_ARGUMENT  no such number
+ */
+MUST_CHECK enum status ctl_parse_u64(const char *name, const char *text,
+                                     uint64_t *out);
+MUST_CHECK enum status ctl_parse_float(const char *name, const char *text,
+                                       float *out);
 
 /* As --output says. */
 enum output_format ctl_format(const struct ctl *ctl);

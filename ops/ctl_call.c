@@ -2,6 +2,7 @@
 #include "ops/ctl.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -207,6 +208,35 @@ enum status ctl_read_prompt(const struct ctl *ctl, const char *word,
         return st;
     }
     *out = text;
+    return STATUS_OK;
+}
+
+enum status ctl_parse_u64(const char *name, const char *text, uint64_t *out)
+{
+    char *end;
+    unsigned long long value;
+
+    errno = 0;
+    value = strtoull(text, &end, 10);
+    if (errno || *end || end == text || *text < '0' || *text > '9')
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "--%s is '%s', expected 0 to %" PRIu64, name, text,
+                           UINT64_MAX);
+    *out = value;
+    return STATUS_OK;
+}
+
+enum status ctl_parse_float(const char *name, const char *text, float *out)
+{
+    char *end;
+    float value;
+
+    errno = 0;
+    value = strtof(text, &end);
+    if (errno || *end || end == text)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "--%s is '%s', expected a number", name, text);
+    *out = value;
     return STATUS_OK;
 }
 

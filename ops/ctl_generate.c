@@ -53,35 +53,6 @@ struct asked {
     char request_id[ID_SIZE];
 };
 
-static enum status parse_u64(const char *name, const char *text, uint64_t *out)
-{
-    char *end;
-    unsigned long long value;
-
-    errno = 0;
-    value = strtoull(text, &end, 10);
-    if (errno || *end || end == text || *text < '0' || *text > '9')
-        return status_fail(STATUS_INVALID_ARGUMENT,
-                           "--%s is '%s', expected 0 to %" PRIu64, name, text,
-                           UINT64_MAX);
-    *out = value;
-    return STATUS_OK;
-}
-
-static enum status parse_float(const char *name, const char *text, float *out)
-{
-    char *end;
-    float value;
-
-    errno = 0;
-    value = strtof(text, &end);
-    if (errno || *end || end == text)
-        return status_fail(STATUS_INVALID_ARGUMENT,
-                           "--%s is '%s', expected a number", name, text);
-    *out = value;
-    return STATUS_OK;
-}
-
 static enum status fill_reals(const struct ctl_options *options,
                               Godwit__V1__SamplingParams *sampling)
 {
@@ -89,16 +60,16 @@ static enum status fill_reals(const struct ctl_options *options,
 
     if (*options->temperature) {
         sampling->has_temperature_case = FLAG(TEMPERATURE_TEMPERATURE);
-        st = parse_float("temperature", options->temperature,
-                         &sampling->temperature);
+        st = ctl_parse_float("temperature", options->temperature,
+                             &sampling->temperature);
     }
     if (!st && *options->top_p) {
         sampling->has_top_p_case = FLAG(TOP_P_TOP_P);
-        st = parse_float("top-p", options->top_p, &sampling->top_p);
+        st = ctl_parse_float("top-p", options->top_p, &sampling->top_p);
     }
     if (!st && *options->min_p) {
         sampling->has_min_p_case = FLAG(MIN_P_MIN_P);
-        st = parse_float("min-p", options->min_p, &sampling->min_p);
+        st = ctl_parse_float("min-p", options->min_p, &sampling->min_p);
     }
     return st;
 }
@@ -112,7 +83,7 @@ static enum status fill_sampling(const struct ctl_options *options,
     size_t bad;
 
     if (!st && *options->top_k) {
-        st = parse_u64("top-k", options->top_k, &top_k);
+        st = ctl_parse_u64("top-k", options->top_k, &top_k);
         if (!st && top_k > INT32_MAX)
             st = status_fail(STATUS_INVALID_ARGUMENT,
                              "--top-k is '%s', expected 0 to %d",
@@ -122,7 +93,7 @@ static enum status fill_sampling(const struct ctl_options *options,
     }
     if (!st && *options->seed) {
         sampling->has_seed_case = FLAG(SEED_SEED);
-        st = parse_u64("seed", options->seed, &sampling->seed);
+        st = ctl_parse_u64("seed", options->seed, &sampling->seed);
     }
     if (st)
         return st;
@@ -228,8 +199,8 @@ static enum status fill_request(struct ctl *ctl, struct asked *asked)
     if (!st && *options->resume_from) {
         request->has_resume_from_position_case =
             GODWIT__V1__GENERATE_REQUEST__HAS_RESUME_FROM_POSITION_RESUME_FROM_POSITION;
-        st = parse_u64("resume-from", options->resume_from,
-                       &request->resume_from_position);
+        st = ctl_parse_u64("resume-from", options->resume_from,
+                           &request->resume_from_position);
     }
     return st ? st : fill_input(ctl, asked);
 }

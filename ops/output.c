@@ -4,6 +4,7 @@
 #include "base/json.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -82,6 +83,14 @@ void output_number(struct output *output, const char *name, uint64_t value)
     put(output, name, json_string(text));
 }
 
+void output_real(struct output *output, const char *name, double value,
+                 unsigned n_digit)
+{
+    double unit = pow(10, n_digit);
+
+    put(output, name, json_real(round(value * unit) / unit));
+}
+
 void output_flag(struct output *output, const char *name, bool value)
 {
     put(output, name, json_boolean(value));
@@ -135,6 +144,10 @@ static const char *cell(const json_t *value, char buffer[CELL_SIZE])
     if (json_is_integer(value)) {
         (void)snprintf(buffer, CELL_SIZE, "%lld",
                        (long long)json_integer_value(value));
+        return buffer;
+    }
+    if (json_is_real(value)) {
+        (void)snprintf(buffer, CELL_SIZE, "%.10g", json_real_value(value));
         return buffer;
     }
     if (json_is_boolean(value))
@@ -229,23 +242,28 @@ static void write_wide_table(const struct output *output)
     }
 }
 
-/* One line per value. */
+/* One line per value, one column per row. */
 static void write_tall_table(const struct output *output)
 {
-    json_t *row = json_array_get(output->rows, 0), *value;
+    json_t *head = json_array_get(output->rows, 0), *row, *value;
     char buffer[CELL_SIZE];
     const char *name;
-    size_t width = 0;
+    size_t width = 0, i;
 
-    json_object_foreach(row, name, value)
+    json_object_foreach(head, name, value)
     {
         if (strlen(name) > width)
             width = strlen(name);
     }
-    json_object_foreach(row, name, value)
+    json_object_foreach(head, name, value)
     {
         write_upper(name, (int)width + 2);
-        (void)printf("%s\n", cell(value, buffer));
+        json_array_foreach(output->rows, i, row)
+        {
+            (void)printf(i + 1 < json_array_size(output->rows) ? "%-12s" : "%s",
+                         cell(json_object_get(row, name), buffer));
+        }
+        (void)putchar('\n');
     }
 }
 
@@ -261,7 +279,8 @@ static void write_json(struct output *output)
     if (!output->is_list &&
         json_object_update(root, json_array_get(output->rows, 0)))
         output->is_short = true;
-    if (!output->is_short && json_dumpf(root, stdout, JSON_INDENT(2)) == 0)
+    if (!output->is_short &&
+        json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(10)) == 0)
         (void)putchar('\n');
     json_decref(root);
 }
@@ -272,10 +291,11 @@ enum status output_write(struct output *output)
         write_json(output);
     else if (output->format == OUTPUT_TSV)
         write_tsv(output);
-    else if (output->is_list && json_array_size(output->rows) > 0)
-        write_wide_table(output);
-    else if (!output->is_list)
+    else if (!output->is_list || json_object_size(json_array_get(
+                                     output->rows, 0)) > OUTPUT_WIDE_MAX)
         write_tall_table(output);
+    else if (json_array_size(output->rows) > 0)
+        write_wide_table(output);
     if (output->is_short)
         return status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for output");
     if (fflush(stdout) || ferror(stdout))

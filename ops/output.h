@@ -13,11 +13,14 @@
 
 enum output_format { OUTPUT_TABLE, OUTPUT_TSV, OUTPUT_JSON };
 
+#define OUTPUT_WIDE_MAX 12u
+
 struct output;
 
 /*
  * kind: the JSON member "kind", "Session"; of a list "SessionList", whose rows
- * are then its "items". A single row's table has one line per value.
+ * are then its "items". The table of a single row, or of rows with more than
+ * OUTPUT_WIDE_MAX values, has one line per value.
  *   RESOURCE_EXHAUSTED  no memory
  */
 MUST_CHECK enum status output_create(enum output_format format,
@@ -33,6 +36,9 @@ void output_destroy(struct output *output);
 void output_row(struct output *output);
 void output_text(struct output *output, const char *name, const char *value);
 void output_number(struct output *output, const char *name, uint64_t value);
+/* With at most n_digit digits behind the point. */
+void output_real(struct output *output, const char *name, double value,
+                 unsigned n_digit);
 void output_flag(struct output *output, const char *name, bool value);
 /* Seconds since 1970; ISO 8601 in UTC. 0: no time, null in JSON, else empty. */
 void output_time(struct output *output, const char *name, int64_t seconds);

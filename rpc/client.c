@@ -26,28 +26,35 @@ struct client {
     grpc_channel *channel;
     grpc_completion_queue *queue;
     pthread_mutex_t lock; /* of the two fields below */
-    grpc_call *running;   /* NULL between calls */
+    struct exchange *running;
     bool is_cancelled;
+};
+
+/* What gRPC gives back when a batch is done. */
+struct tag {
+    struct exchange *exchange;
+    bool is_message;
 };
 
 /* One call: what gRPC writes into, and what is still on its way. */
 struct exchange {
     struct client *client;
+    struct exchange *before, *after; /* in client->running */
     grpc_call *call;
+    uint32_t timeout_ms;
     client_each *each;
+    client_end *end;
     void *context;
     enum status each_status; /* non-zero: `each` wanted to stop */
     unsigned n_pending;      /* batches whose tag has not come back */
     uint64_t n_message;
+    struct tag other_tag, message_tag;
 
     grpc_byte_buffer *message;
     grpc_metadata_array initial, trailing;
     grpc_status_code code;
     grpc_slice text;
 };
-
-/* Tags: only the message's batch needs work when it completes. */
-static char tag_other, tag_message;
 
 static bool has_text(const char *text)
 {
@@ -216,7 +223,7 @@ void client_destroy(struct client *client)
 }
 
 static void start_batch(struct exchange *exchange, const grpc_op *op, size_t n,
-                        void *tag)
+                        struct tag *tag)
 {
     grpc_call_error error =
         grpc_call_start_batch(exchange->call, op, n, tag, NULL);
@@ -231,7 +238,7 @@ static void start_receive(struct exchange *exchange)
     grpc_op op = {.op = GRPC_OP_RECV_MESSAGE};
 
     op.data.recv_message.recv_message = &exchange->message;
-    start_batch(exchange, &op, 1, &tag_message);
+    start_batch(exchange, &op, 1, &exchange->message_tag);
 }
 
 /*
@@ -250,14 +257,14 @@ static void start(struct exchange *exchange, const void *request,
     grpc_op status = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT};
 
     send[1].data.send_message.send_message = body;
-    start_batch(exchange, send, 3, &tag_other);
+    start_batch(exchange, send, 3, &exchange->other_tag);
     initial.data.recv_initial_metadata.recv_initial_metadata =
         &exchange->initial;
-    start_batch(exchange, &initial, 1, &tag_other);
+    start_batch(exchange, &initial, 1, &exchange->other_tag);
     status.data.recv_status_on_client.trailing_metadata = &exchange->trailing;
     status.data.recv_status_on_client.status = &exchange->code;
     status.data.recv_status_on_client.status_details = &exchange->text;
-    start_batch(exchange, &status, 1, &tag_other);
+    start_batch(exchange, &status, 1, &exchange->other_tag);
     start_receive(exchange);
     grpc_byte_buffer_destroy(body); /* the batch holds its own reference */
     grpc_slice_unref(slice);
@@ -296,19 +303,6 @@ static void on_message(struct exchange *exchange)
     grpc_byte_buffer_destroy(exchange->message);
     exchange->message = NULL;
     start_receive(exchange);
-}
-
-static void run(struct exchange *exchange)
-{
-    while (exchange->n_pending > 0) {
-        grpc_event event = grpc_completion_queue_next(
-            exchange->client->queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
-
-        GPR_ASSERT(event.type == GRPC_OP_COMPLETE);
-        exchange->n_pending--;
-        if (event.tag == &tag_message)
-            on_message(exchange);
-    }
 }
 
 static bool is_type(const Google__Protobuf__Any *any, const char *name)
@@ -390,9 +384,9 @@ static enum status own_cause(const struct exchange *exchange, enum status code,
 {
     const struct client *client = exchange->client;
 
-    if (code == STATUS_DEADLINE_EXCEEDED && client->timeout_ms > 0)
+    if (code == STATUS_DEADLINE_EXCEEDED && exchange->timeout_ms > 0)
         return status_fail(code, "no answer from %s within %u ms",
-                           client->endpoint, client->timeout_ms);
+                           client->endpoint, exchange->timeout_ms);
     if (code != STATUS_UNAVAILABLE)
         return status_fail(code, "%s",
                            text[0] ? text : "the server gives no cause");
@@ -431,62 +425,177 @@ static gpr_timespec deadline(uint32_t timeout_ms)
                         gpr_time_from_millis(timeout_ms, GPR_TIMESPAN));
 }
 
-/* Publish the call for client_cancel(), or withdraw it. False: cancelled. */
-static bool set_running(struct client *client, grpc_call *call)
+/* Publish the call for client_cancel(). False: that was called before. */
+static bool add_running(struct client *client, struct exchange *exchange)
 {
     bool is_wanted;
 
     pthread_mutex_lock(&client->lock);
-    client->running = call;
+    exchange->after = client->running;
+    if (client->running)
+        client->running->before = exchange;
+    client->running = exchange;
     is_wanted = !client->is_cancelled;
     pthread_mutex_unlock(&client->lock);
     return is_wanted;
+}
+
+/* Withdraw it. False: client_cancel() was called. */
+static bool remove_running(struct client *client, struct exchange *exchange)
+{
+    bool is_wanted;
+
+    pthread_mutex_lock(&client->lock);
+    if (exchange->before)
+        exchange->before->after = exchange->after;
+    else
+        client->running = exchange->after;
+    if (exchange->after)
+        exchange->after->before = exchange->before;
+    is_wanted = !client->is_cancelled;
+    pthread_mutex_unlock(&client->lock);
+    return is_wanted;
+}
+
+enum status exchange_begin(struct client *client,
+                           const struct client_request *request,
+                           struct exchange **out)
+{
+    struct exchange *exchange = calloc(1, sizeof(*exchange));
+    grpc_slice path;
+
+    if (!exchange)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for a call");
+    exchange->client = client;
+    exchange->timeout_ms =
+        request->timeout_ms ? request->timeout_ms : client->timeout_ms;
+    exchange->each = request->each;
+    exchange->end = request->end;
+    exchange->context = request->context;
+    exchange->other_tag.exchange = exchange->message_tag.exchange = exchange;
+    exchange->message_tag.is_message = true;
+    exchange->text = grpc_empty_slice();
+    grpc_metadata_array_init(&exchange->initial);
+    grpc_metadata_array_init(&exchange->trailing);
+    path = grpc_slice_from_copied_string(request->method);
+    exchange->call = grpc_channel_create_call(
+        client->channel, NULL, GRPC_PROPAGATE_DEFAULTS, client->queue, path,
+        NULL, deadline(exchange->timeout_ms), NULL);
+    grpc_slice_unref(path);
+    if (!add_running(client, exchange))
+        grpc_call_cancel(exchange->call, NULL);
+    start(exchange, request->bytes, request->n_bytes);
+    *out = exchange;
+    return STATUS_OK;
+}
+
+void exchange_cancel(struct exchange *exchange)
+{
+    grpc_call_cancel(exchange->call, NULL);
+}
+
+/* All its batches are back. */
+static void finish(struct exchange *exchange)
+{
+    bool is_wanted = remove_running(exchange->client, exchange);
+    enum status st =
+        exchange->each_status ? exchange->each_status : judge(exchange);
+
+    if (st == STATUS_CANCELLED && !is_wanted)
+        st = status_fail(STATUS_CANCELLED, "the call was cancelled here");
+    exchange->end(exchange->context, st);
+    grpc_metadata_array_destroy(&exchange->initial);
+    grpc_metadata_array_destroy(&exchange->trailing);
+    grpc_slice_unref(exchange->text);
+    grpc_call_unref(exchange->call);
+    free(exchange);
+}
+
+static gpr_timespec wait_until(uint64_t wait_us)
+{
+    if (wait_us == UINT64_MAX)
+        return gpr_inf_future(GPR_CLOCK_MONOTONIC);
+    return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                        gpr_time_from_micros((int64_t)wait_us, GPR_TIMESPAN));
+}
+
+bool client_poll(struct client *client, uint64_t wait_us)
+{
+    grpc_event event =
+        grpc_completion_queue_next(client->queue, wait_until(wait_us), NULL);
+    const struct tag *tag = event.tag;
+
+    if (event.type == GRPC_QUEUE_TIMEOUT)
+        return false;
+    GPR_ASSERT(event.type == GRPC_OP_COMPLETE);
+    tag->exchange->n_pending--;
+    if (tag->is_message)
+        on_message(tag->exchange);
+    if (tag->exchange->n_pending == 0)
+        finish(tag->exchange);
+    return true;
+}
+
+/* A call whose caller waits for its end. */
+struct waiting {
+    client_each *each;
+    void *context;
+    enum status status;
+    bool is_over;
+};
+
+static void note_end(void *context, enum status st)
+{
+    struct waiting *waiting = context;
+
+    waiting->status = st;
+    waiting->is_over = true;
+}
+
+static enum status pass_on(void *context, const void *message, size_t n_bytes)
+{
+    const struct waiting *waiting = context;
+
+    return waiting->each ? waiting->each(waiting->context, message, n_bytes)
+                         : STATUS_OK;
 }
 
 enum status client_call(struct client *client, const char *method,
                         const void *request, size_t n_bytes, client_each *each,
                         void *context)
 {
-    struct exchange exchange = {
-        .client = client, .each = each, .context = context};
-    grpc_slice path = grpc_slice_from_copied_string(method);
-    bool is_wanted;
-    enum status st;
+    struct waiting waiting = {.each = each, .context = context};
+    struct client_request asked = {.method = method,
+                                   .bytes = request,
+                                   .n_bytes = n_bytes,
+                                   .each = pass_on,
+                                   .end = note_end,
+                                   .context = &waiting};
+    struct exchange *exchange;
+    enum status st = exchange_begin(client, &asked, &exchange);
 
-    exchange.text = grpc_empty_slice();
-    grpc_metadata_array_init(&exchange.initial);
-    grpc_metadata_array_init(&exchange.trailing);
-    exchange.call = grpc_channel_create_call(
-        client->channel, NULL, GRPC_PROPAGATE_DEFAULTS, client->queue, path,
-        NULL, deadline(client->timeout_ms), NULL);
-    is_wanted = set_running(client, exchange.call);
-    if (!is_wanted)
-        grpc_call_cancel(exchange.call, NULL);
-    start(&exchange, request, n_bytes);
-    run(&exchange);
-    is_wanted = set_running(client, NULL);
-
-    if (exchange.each_status)
-        st = exchange.each_status;
-    else
-        st = judge(&exchange);
-    if (st == STATUS_CANCELLED && !is_wanted)
-        st = status_fail(STATUS_CANCELLED, "the call was cancelled here");
-    grpc_metadata_array_destroy(&exchange.initial);
-    grpc_metadata_array_destroy(&exchange.trailing);
-    grpc_slice_unref(exchange.text);
-    grpc_slice_unref(path);
-    grpc_call_unref(exchange.call);
-    return st;
+    while (!st && !waiting.is_over)
+        (void)client_poll(client, UINT64_MAX);
+    return st ? st : waiting.status;
 }
 
 void client_cancel(struct client *client)
 {
     pthread_mutex_lock(&client->lock);
     client->is_cancelled = true;
-    if (client->running)
-        grpc_call_cancel(client->running, NULL);
+    for (struct exchange *e = client->running; e; e = e->after)
+        grpc_call_cancel(e->call, NULL);
     pthread_mutex_unlock(&client->lock);
+}
+
+bool client_is_cancelled(struct client *client)
+{
+    bool is_cancelled;
+
+    pthread_mutex_lock(&client->lock);
+    is_cancelled = client->is_cancelled;
+    pthread_mutex_unlock(&client->lock);
+    return is_cancelled;
 }
 
 static void drop_line(gpr_log_func_args *args)

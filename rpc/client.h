@@ -1,14 +1,15 @@
 #ifndef RPC_CLIENT_H
 #define RPC_CLIENT_H
 /*
- * A small blocking gRPC client for godwitctl and tests: unary calls and server
- * streams of raw message bytes. It connects at the first call, keeps the
- * connection for later ones, and never goes through a proxy that the
- * environment names: nodes are addressed directly. One thread per client,
- * client_cancel() excepted.
+ * A small gRPC client for godwitctl and tests: unary calls and server streams
+ * of raw message bytes, one that blocks or many at a time from one thread. It
+ * connects at the first call, keeps the connection for later ones, and never
+ * goes through a proxy that the environment names: nodes are addressed
+ * directly. One thread per client, client_cancel() excepted.
  */
 #include "base/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #define CLIENT_MESSAGE_MAX (64u << 20) /* bytes of one received message */
@@ -54,10 +55,44 @@ MUST_CHECK enum status client_call(struct client *client, const char *method,
                                    client_each *each, void *context);
 
 /*
- * Cancel the running call and refuse later ones with CANCELLED, so that it does
- * not matter when the wish to stop comes. Any thread, but no signal handler.
+ * One call of many: begun, then served by client_poll() until its end, with
+ * which it is gone. `end` is called once, with what client_call() would have
+ * returned and this thread's cause set; both callbacks may begin and cancel
+ * calls, but neither poll nor block in client_call().
+ */
+struct exchange;
+typedef void client_end(void *context, enum status st);
+struct client_request {
+    const char *method;
+    const void *bytes; /* of the message; copied */
+    size_t n_bytes;
+    uint32_t timeout_ms; /* 0: the client's own */
+    client_each *each;   /* NULL: drop them */
+    client_end *end;
+    void *context; /* of both */
+};
+/* RESOURCE_EXHAUSTED  no memory; `end` is not called */
+MUST_CHECK enum status exchange_begin(struct client *client,
+                                      const struct client_request *request,
+                                      struct exchange **out);
+/* It ends soon, with CANCELLED unless it had ended otherwise already. */
+void exchange_cancel(struct exchange *exchange);
+
+/*
+ * Wait for one thing to happen in one of the calls, and let their callbacks
+ * know. False: nothing did within wait_us (UINT64_MAX: no limit; there must be
+ * a call then).
+ */
+bool client_poll(struct client *client, uint64_t wait_us);
+
+/*
+ * Cancel all running calls and refuse later ones with CANCELLED, so that it
+ * does not matter when the wish to stop comes. Any thread, but no signal
+ * handler.
  */
 void client_cancel(struct client *client);
+/* Was it called? Any thread. */
+bool client_is_cancelled(struct client *client);
 
 /*
  * Drop gRPC's own log lines: for programs whose stderr is for people. Acts on

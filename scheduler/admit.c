@@ -133,6 +133,52 @@ static bool has_tenant_room(const struct admit_request *request,
     return n == 0 || n < left * limits->tenant_free;
 }
 
+static double claim_us(const struct plan_claim *claim,
+                       const struct admit_load *load)
+{
+    bool waits_longer =
+        claim->entry < load->n_waiting && claim->us < load->place_us;
+
+    return waits_longer ? load->place_us : claim->us;
+}
+
+/* What is too much of so much work to be done by then; not above 0: it fits. */
+static double excess_of(double us, uint64_t deadline_us, double margin,
+                        const struct plan_rules *rules)
+{
+    return margin * us + (double)rules->now_us - (double)deadline_us;
+}
+
+/*
+ * What is too much of the work by some deadline if the new one comes among them
+ * and each is served before those with later ones: that of the new one, or of
+ * one behind it that would be in time without it.
+ */
+static double deadline_excess(const struct admit_request *request,
+                              const struct admit_load *load,
+                              const struct admit_limits *limits,
+                              const struct plan_rules *rules)
+{
+    const struct plan_request *self = &request->work;
+    double self_us = left_us(self, rules) / load->prompt_share;
+    double us = load->pass_us / load->prompt_share, most, excess;
+    uint32_t n = plan_claims(load->request, load->n_request, rules), i;
+
+    self_us = self_us > load->place_us ? self_us : load->place_us;
+    for (i = 0; i < n && rules->claim[i].deadline_us <= self->deadline_us; i++)
+        us += claim_us(&rules->claim[i], load);
+    most = excess_of(us + self_us, self->deadline_us, limits->margin, rules);
+    for (; i < n; i++) {
+        const struct plan_claim *claim = &rules->claim[i];
+        us += claim_us(claim, load);
+        excess =
+            excess_of(us + self_us, claim->deadline_us, limits->margin, rules);
+        if (excess > most && excess_of(us, claim->deadline_us, 1, rules) <= 0)
+            most = excess;
+    }
+    return most;
+}
+
 /* The first reason there is; *out_excess_us: how much too long the wait is. */
 static enum admit_reason
 reason_of(const struct admit_request *request, const struct admit_load *load,
@@ -157,6 +203,11 @@ reason_of(const struct admit_request *request, const struct admit_load *load,
         *out_excess_us = us - most;
         if (us > most)
             return ADMIT_DEADLINE;
+        if (!is_sheddable && rules->claim) {
+            *out_excess_us = deadline_excess(request, load, limits, rules);
+            if (*out_excess_us > 0)
+                return ADMIT_DEADLINE;
+        }
     }
     us = predicted->wait_us * limits->margin;
     most = is_sheddable ? limits->shed_wait_us : limits->max_wait_us;

@@ -17,7 +17,8 @@ enum admit_reason {
     ADMIT_QUEUE_FULL,   /* too many wait, or it would wait too long */
     ADMIT_KV_MEMORY,    /* would not fit even alone */
     ADMIT_TENANT_QUOTA, /* its tenant's share of the queue is full */
-    ADMIT_DEADLINE,     /* its first token would come after its deadline */
+    ADMIT_DEADLINE,     /* its first token would come after its deadline, or
+                           another one's because of it */
     ADMIT_SHED,         /* sheddable, and others need the node */
 };
 

@@ -289,9 +289,11 @@ bool batch_decode(struct engine *engine)
 
     start_waiting(engine);
     gather(engine);
-    engine->schedule.decode_us = 0;
-    if (lane->batch.n_span == 0)
+    if (lane->batch.n_span == 0) {
+        engine->schedule.decode_us = 0;
         return false;
+    }
+    schedule_step(engine, lane);
     lane_begin(lane);
     (void)lane_run(lane, engine->options.pool, engine->options.clock,
                    UINT64_MAX);

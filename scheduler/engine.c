@@ -251,6 +251,7 @@ bool engine_step(struct engine *engine)
     control_release(engine);
     drain_inbox(engine);
     check_deadlines(engine);
+    schedule_shed_late(engine);
     sweep(engine);
     /* One step may be computed while the one before it syncs, but not more
      * than the journal's ring can take. A slice of a prompt commits nothing

@@ -127,8 +127,10 @@ struct request {
     bool is_in_pass;   /* of a lane: its memory is nobody else's */
     bool is_preempted; /* and has not come further than preempt_position */
     uint64_t preempt_position;
-    uint64_t reply; /* 0: nobody listens */
-    uint64_t deadline_us;
+    uint64_t reply;       /* 0: nobody listens */
+    uint64_t deadline_us; /* of the whole reply; 0: none */
+    uint64_t n_reply;     /* tokens that it may have, when it was admitted */
+    uint64_t reply_us;    /* that they were expected to take then */
     int32_t priority;
     uint32_t tenant;         /* number: scheduler/fair.h */
     uint64_t begin;          /* position, where its work began */
@@ -188,11 +190,16 @@ struct schedule {
     struct plan_pace pace;
     struct admit_pace place;
     uint64_t decode_us; /* of the last step's decode rows; 0: there are none */
+    double expected_us; /* what they were to take: a slow pass is no measure */
+    uint64_t step_us, slice_us; /* when that began, its slice as planned */
+    double lag_us;              /* of a step beyond both, lately */
     uint32_t n_request_max;
     struct plan_request *work; /* [n_request_max] scratch, and so on */
     struct request **request;
     struct plan_rank *rank;
     struct plan_chunk *chunk;
+    struct plan_claim *claim;
+    double reply_share; /* of the tokens that replies may have, lately used */
     struct admit_share *share; /* [fair_places()] */
     struct admit_load load;    /* of the last arrival */
 };
@@ -528,6 +535,11 @@ MUST_CHECK enum status schedule_admit(struct engine *engine,
 /* Its prompt is in memory: it has no claim on the time of prompts any more. */
 void schedule_prefilled(struct engine *engine, struct request *request);
 void schedule_leave(struct engine *engine, const struct request *request);
+/* Its reply came to its own end after so many tokens. */
+void schedule_replied(struct engine *engine, const struct request *request,
+                      uint64_t n_token);
+/* Those that may be shed and cannot be in time any more need wait no longer. */
+void schedule_shed_late(struct engine *engine);
 /* Who gets the next free place; NULL: nobody waits. */
 struct request *schedule_next(struct engine *engine);
 /* It got it; and then, once per step: no more can be started. */
@@ -538,7 +550,9 @@ void schedule_blocked(struct engine *engine);
 void schedule_entrant(struct engine *engine, struct request *request);
 uint32_t schedule_prompt(struct engine *engine);
 /* How long prompts may run on before the next rows of replies. */
-uint64_t schedule_slice_us(const struct engine *engine);
+uint64_t schedule_slice_us(struct engine *engine);
+/* A step with these decode rows begins. */
+void schedule_step(struct engine *engine, const struct lane *lane);
 /* A lane's pass is done; rows of a request were computed in it. */
 void schedule_observe(struct engine *engine, const struct lane *lane);
 void schedule_charge(struct engine *engine, const struct request *request,

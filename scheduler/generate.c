@@ -454,6 +454,7 @@ static enum status arrive(struct engine *engine, struct command *command)
                             .deadline_us = command->deadline_us,
                             .priority = g->priority,
                             .wants_progress = g->wants_progress,
+                            .n_reply = g->is_append ? 0 : max_tokens,
                             .command = command};
     struct session *session;
     struct request *request;
@@ -466,8 +467,8 @@ static enum status arrive(struct engine *engine, struct command *command)
     if (session->request)
         return meet(engine, session->request, command);
     asked.session = session;
-    asked.promise = request_promise(engine, session->n_token + g->n_token,
-                                    g->is_append ? 0 : max_tokens);
+    asked.promise =
+        request_promise(engine, session->n_token + g->n_token, asked.n_reply);
     st = schedule_admit(engine, &asked, g->tenant);
     if (st) {
         session_put(session);

@@ -5,7 +5,9 @@
 #include <assert.h>
 #include <stdlib.h>
 
-#define TARGET_MAX 1e15 /* microseconds: 30 years */
+#define NOT_DUE UINT64_MAX
+#define PATIENT (UINT64_MAX - 1) /* behind all that have a deadline */
+#define TARGET_MAX 1e15          /* microseconds: 30 years */
 
 static int by_entry(const void *a, const void *b)
 {
@@ -60,31 +62,94 @@ double plan_slack(const struct plan_request *request,
     return slack_of(&work);
 }
 
-/* It has waited so long that a promise would be broken: see the header. */
-static bool is_due(const struct plan_request *r, const struct work *work,
-                   const struct plan_rules *rules)
+/* Has it a deadline that can be kept by so much work? */
+static bool has_promise(const struct plan_request *r, double us,
+                        const struct plan_rules *rules)
 {
-    double spent = work->wait + work->left, given;
+    return r->priority >= 0 && r->deadline_us > r->arrive_us &&
+           (double)rules->now_us + us < (double)r->deadline_us;
+}
 
-    if (r->priority < 0)
-        return false;
-    if (rules->patience_us > 0 &&
-        work->wait > rules->patience_us + work->target)
-        return true;
-    if (r->deadline_us <= r->arrive_us)
-        return false;
-    given = (double)(r->deadline_us - r->arrive_us);
-    return spent > PLAN_DUE * given && spent < given;
+static int by_deadline(const void *a, const void *b)
+{
+    const struct plan_claim *x = a, *y = b;
+
+    if (x->deadline_us != y->deadline_us)
+        return x->deadline_us > y->deadline_us ? 1 : -1;
+    return x->entry > y->entry ? 1 : -1;
+}
+
+uint32_t plan_claims(const struct plan_request *request, uint32_t n,
+                     const struct plan_rules *rules)
+{
+    uint32_t n_claim = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        const struct plan_request *r = &request[i];
+        double us =
+            cost_prefill_us(rules->cost, r->position,
+                            r->position + r->n_pending, rules->pass_rows) /
+            rules->prompt_share;
+        if (has_promise(r, us, rules))
+            rules->claim[n_claim++] = (struct plan_claim){
+                .deadline_us = r->deadline_us, .us = us, .entry = i};
+    }
+    qsort(rules->claim, n_claim, sizeof(*rules->claim), by_deadline);
+    return n_claim;
+}
+
+/*
+ * The last deadline before which the time is nearly full; 0: there is none.
+ * All up to it are due: one of them alone would come too late behind another.
+ */
+static uint64_t urgent_us(const struct plan_request *request, uint32_t n,
+                          const struct plan_rules *rules)
+{
+    uint32_t n_claim = rules->claim ? plan_claims(request, n, rules) : 0;
+    uint64_t until_us = 0;
+    double us = 0;
+
+    for (uint32_t i = 0; i < n_claim; i++) {
+        const struct plan_claim *claim = &rules->claim[i];
+        us += claim->us > rules->place_us ? claim->us : rules->place_us;
+        if ((double)rules->now_us + PLAN_HASTE * us >=
+            (double)claim->deadline_us)
+            until_us = claim->deadline_us;
+    }
+    return until_us;
+}
+
+/*
+ * By when a request that goes before the others has to be done; NOT_DUE: it
+ * does not. See the header.
+ */
+static uint64_t due_us(const struct plan_request *r, const struct work *work,
+                       uint64_t until_us, const struct plan_rules *rules)
+{
+    bool is_late = work->wait + work->left >
+                   PLAN_DUE * ((double)r->deadline_us - (double)r->arrive_us);
+
+    if (has_promise(r, work->left, rules) &&
+        (is_late || r->deadline_us <= until_us))
+        return r->deadline_us;
+    return r->priority >= 0 && rules->patience_us > 0 &&
+                   work->wait > rules->patience_us + work->target
+               ? PATIENT
+               : NOT_DUE;
 }
 
 static void rank_all(const struct plan_request *request, uint32_t n,
                      const struct plan_rules *rules, struct plan_rank *out)
 {
+    uint64_t until_us = urgent_us(request, n, rules);
+
     for (uint32_t i = 0; i < n; i++) {
         const struct plan_request *r = &request[i];
         struct work work = work_of(r, rules);
+        uint64_t us = due_us(r, &work, until_us, rules);
         out[i] = (struct plan_rank){
-            .priority = is_due(r, &work, rules) ? INT32_MAX : r->priority,
+            .priority = us < NOT_DUE ? INT32_MAX : r->priority,
+            .due_us = us,
             .counter = rules->fair ? fair_counter(rules->fair, r->tenant) : 0,
             .slack = slack_of(&work)};
     }
@@ -95,6 +160,8 @@ static bool goes_before(const struct plan_request *request,
 {
     if (rank[a].priority != rank[b].priority)
         return rank[a].priority > rank[b].priority;
+    if (rank[a].due_us != rank[b].due_us)
+        return rank[a].due_us < rank[b].due_us;
     if (rank[a].counter != rank[b].counter)
         return rank[a].counter < rank[b].counter;
     if (rank[a].slack < rank[b].slack || rank[a].slack > rank[b].slack)
@@ -197,6 +264,16 @@ double plan_slice_us(const struct plan_pace *pace, double decode_us)
     double us = pace->stretch * decode_us, room = pace->token_us - decode_us;
 
     us = us < room ? us : room;
+    return us > pace->least_us ? us : pace->least_us;
+}
+
+double plan_step_slice_us(const struct plan_pace *pace, double decode_us,
+                          double took_us, double lag_us)
+{
+    double slice_us = plan_slice_us(pace, decode_us);
+    double us = slice_us + decode_us - took_us - lag_us;
+
+    us = us > slice_us / 4 ? us : slice_us / 4;
     return us > pace->least_us ? us : pace->least_us;
 }
 

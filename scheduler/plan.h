@@ -17,10 +17,14 @@
  * does so to the end; of two equals one is done before the other is begun; and
  * the slack of whatever waits falls without end, so nobody starves (relative
  * slack: Agrawal et al. 2024, Medha, arXiv:2409.17264; response ratio: Brinch
- * Hansen 1971). Unless it is sheddable (below 0), a request counts as of the
- * highest priority when PLAN_DUE of its caller's deadline is spent and it can
- * still be kept: it was admitted to be in time; and when it has waited for
- * patience_us beyond its target, whatever others there are.
+ * Hansen 1971). Two kinds of request count as of the highest priority, unless
+ * they are sheddable (below 0). First, by deadline, those whose deadline can be
+ * kept and is near: PLAN_DUE of the time is spent, or PLAN_HASTE times all
+ * prompts with deadlines up to some later one, or its own, fill the time until
+ * then. So who was admitted is in time, because admit() lets nobody in with
+ * whom this order could not keep every deadline (earliest deadline first: Liu
+ * and Layland 1973). Then those that have waited for patience_us beyond their
+ * target.
  */
 #include "scheduler/cost.h"
 #include "scheduler/fair.h"
@@ -29,6 +33,9 @@
 #include <stdint.h>
 
 #define PLAN_DUE 0.5
+/* Above admit_limits.margin, so that who was just let in is urgent when full.
+ */
+#define PLAN_HASTE 1.6
 #define PLAN_SHARE_LEAST 0.5
 /* A pass may cost so many times its fixed part, whatever pass_us says. */
 #define PLAN_WORTH 8.0
@@ -45,9 +52,15 @@ struct plan_request {   /* one request with something to consume, or waiting */
     uint64_t arrive_us;
     uint64_t target_us;   /* when its first token should be there, > arrive_us:
                              plan_target_us(), or its caller's earlier deadline */
-    uint64_t deadline_us; /* its caller's; 0: none */
+    uint64_t deadline_us; /* for its first token; 0: none */
     int32_t priority;     /* below 0: sheddable */
     uint32_t tenant;      /* of rules->fair */
+};
+
+struct plan_claim { /* of one request with a deadline that can be kept */
+    uint64_t deadline_us;
+    double us; /* what it takes, at the share of time that prompts get */
+    uint32_t entry;
 };
 
 struct plan_rules {
@@ -60,6 +73,10 @@ struct plan_rules {
     double base_us;      /* part of a target that all have: plan_target_us() */
     double patience_us;  /* later than its target by this, a request goes before
                             those of higher priority; 0: never */
+    double prompt_share; /* of the time is prompts': plan_prompt_share(), > 0 */
+    double place_us; /* beside that, one starts every so often; 0: at once */
+    struct plan_claim *claim; /* scratch of as many as there are requests; NULL:
+                                 a deadline alone says when it is due */
     const struct cost *cost;
     const struct fair *fair; /* NULL: tenants do not matter */
 };
@@ -68,6 +85,7 @@ struct plan_rank { /* scratch of one request */
     int32_t priority;
     uint64_t counter;
     double slack;
+    uint64_t due_us; /* of those that are due: by when; else UINT64_MAX */
     bool is_taken;
 };
 
@@ -81,6 +99,13 @@ uint64_t plan_target_us(const struct cost *cost, uint64_t begin, uint64_t end,
 /* 1: just arrived and tiny; 0: has to run alone from now on; below: late. */
 double plan_slack(const struct plan_request *request,
                   const struct plan_rules *rules);
+
+/*
+ * Fills rules->claim with those of n requests that are not sheddable and whose
+ * deadline can be kept, by deadline; returns how many.
+ */
+uint32_t plan_claims(const struct plan_request *request, uint32_t n,
+                     const struct plan_rules *rules);
 
 /*
  * The first n_start of n waiting requests, in order: who gets a place in the
@@ -106,6 +131,14 @@ struct plan_pace {
 };
 /* How long a slice may be beside decode passes of decode_us. */
 double plan_slice_us(const struct plan_pace *pace, double decode_us);
+/*
+ * The same for one step, so that the step, not the slice, is as long as it
+ * should be: a decode pass that was to take decode_us took took_us, and steps
+ * have lately been lag_us longer than their pass and their slice (a slice ends
+ * with a part of its work). A quarter of a slice it is in any case.
+ */
+double plan_step_slice_us(const struct plan_pace *pace, double decode_us,
+                          double took_us, double lag_us);
 /* Share of the time that prompts get then; 1 for decode_us 0. */
 double plan_prompt_share(const struct plan_pace *pace, double decode_us);
 #endif

@@ -395,6 +395,8 @@ void request_sampled(struct engine *engine, struct request *request,
      * apart by a crash, the turn would go on behind its end. */
     flight_tokens(engine, session, session->n_token - 1, before);
     if (finish) {
+        schedule_replied(engine, request,
+                         session->n_token - request->output_start);
         close_turn(engine, session, finish);
         text_lost(engine, text_finish(&request->text, &text));
     }

@@ -14,10 +14,14 @@
 #define PASS_US 200000.0  /* else it is planned to take so long at most */
 #define TARGET_FACTOR 4.0 /* of what a prompt takes alone, beside base_us */
 #define TENANT_FREE 4u    /* admit_limits.tenant_free */
-#define MARGIN 1.2        /* admit_limits.margin */
-#define PATIENCE 4.0      /* plan_rules.patience_us in waits let in */
-#define STRETCH 0.7       /* plan_pace.stretch */
+/* admit_limits.margin: a neighbour on the machine may take a third of it. */
+#define MARGIN 1.5
+#define PATIENCE 4.0 /* plan_rules.patience_us in waits let in */
+#define STRETCH 0.7  /* plan_pace.stretch */
 #define SLICE_LEAST_US 200.0
+#define REPLY_NEW 0.03125 /* of the newest reply in schedule.reply_share */
+#define LATE_RETRY_MS 1000u
+#define LAG_NEW 0.0625 /* share of the newest step in schedule.lag_us */
 
 static struct cost_prior prior_of(const struct engine *engine)
 {
@@ -50,7 +54,8 @@ enum status schedule_init(struct engine *engine)
     s->request = calloc(s->n_request_max, sizeof(struct request *));
     s->rank = calloc(s->n_request_max, sizeof(*s->rank));
     s->chunk = calloc(s->n_request_max, sizeof(*s->chunk));
-    if (!s->work || !s->request || !s->rank || !s->chunk)
+    s->claim = calloc(s->n_request_max, sizeof(*s->claim));
+    if (!s->work || !s->request || !s->rank || !s->chunk || !s->claim)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for a queue of %u requests",
                            o->max_queue);
@@ -78,6 +83,7 @@ void schedule_release(struct engine *engine)
     free(s->request);
     free(s->rank);
     free(s->chunk);
+    free(s->claim);
     free(s->share);
     fair_destroy(s->fair);
     memset(s, 0, sizeof(*s));
@@ -95,6 +101,8 @@ static struct plan_rules rules_of(const struct engine *engine)
         .cut_grid = SNAPSHOT_GRID,
         .base_us = (double)engine->options.first_token_us,
         .patience_us = PATIENCE * (double)engine->options.max_wait_us,
+        .prompt_share = plan_prompt_share(&s->pace, (double)s->decode_us),
+        .claim = s->claim,
         .cost = &s->cost,
         .fair = s->fair};
 }
@@ -119,6 +127,16 @@ static void extent_of(const struct request *r, uint64_t *position,
         *end = *position + 1;
 }
 
+/* The deadline is the whole reply's: when its first token has to be there. */
+static uint64_t first_by_us(const struct request *r)
+{
+    if (!r->deadline_us)
+        return 0;
+    return r->deadline_us > r->arrive_us + r->reply_us
+               ? r->deadline_us - r->reply_us
+               : r->arrive_us + 1;
+}
+
 static struct plan_request work_of(const struct request *r)
 {
     uint64_t position, end;
@@ -130,7 +148,7 @@ static struct plan_request work_of(const struct request *r)
                                  .n_pending = end - position,
                                  .arrive_us = r->arrive_us,
                                  .target_us = r->target_us,
-                                 .deadline_us = r->deadline_us,
+                                 .deadline_us = first_by_us(r),
                                  .priority = r->priority,
                                  .tenant = r->tenant};
 }
@@ -169,6 +187,7 @@ struct request *schedule_next(struct engine *engine)
             return r;
     }
     rules = rules_of(engine);
+    rules.place_us = s->place.is_blocked ? s->place.mean_us : 0;
     return plan_start(s->work, n, &rules, s->rank, 1, &first)
                ? s->request[first]
                : NULL;
@@ -202,15 +221,6 @@ uint32_t schedule_prompt(struct engine *engine)
     return plan_prompt(s->work, engine->n_entrant, &rules, s->rank, s->chunk);
 }
 
-uint64_t schedule_slice_us(const struct engine *engine)
-{
-    const struct schedule *s = &engine->schedule;
-
-    return s->decode_us == 0
-               ? SLICE_IDLE_US
-               : (uint64_t)plan_slice_us(&s->pace, (double)s->decode_us);
-}
-
 static struct cost_pass pass_of(const struct engine *engine,
                                 const struct lane *lane)
 {
@@ -223,6 +233,35 @@ static struct cost_pass pass_of(const struct engine *engine,
         pass.n_attended +=
             cost_attended(lane->span[i].position, lane->span[i].n_row);
     return pass;
+}
+
+void schedule_step(struct engine *engine, const struct lane *lane)
+{
+    struct schedule *s = &engine->schedule;
+    struct cost_pass pass = pass_of(engine, lane);
+    uint64_t now_us = engine_now_us(engine);
+    double lag_us = (double)(now_us - s->step_us) - (double)s->decode_us -
+                    (double)s->slice_us;
+
+    if (s->decode_us && s->slice_us) {
+        lag_us = lag_us > 0 ? lag_us : 0;
+        lag_us = lag_us < (double)s->slice_us ? lag_us : (double)s->slice_us;
+        s->lag_us += LAG_NEW * (lag_us - s->lag_us);
+    }
+    s->expected_us = cost_us(&s->cost, &pass);
+    s->step_us = now_us;
+    s->slice_us = 0;
+}
+
+uint64_t schedule_slice_us(struct engine *engine)
+{
+    struct schedule *s = &engine->schedule;
+
+    if (s->decode_us == 0)
+        return SLICE_IDLE_US;
+    s->slice_us = (uint64_t)plan_step_slice_us(&s->pace, s->expected_us,
+                                               (double)s->decode_us, s->lag_us);
+    return s->slice_us;
 }
 
 void schedule_observe(struct engine *engine, const struct lane *lane)
@@ -293,6 +332,16 @@ static struct admit_load load_of(struct engine *engine)
     return load;
 }
 
+/* With the cause as it was just given. */
+static void shed(struct engine *engine, struct request *request,
+                 uint32_t retry_ms)
+{
+    status_because(admit_reason_text(ADMIT_SHED));
+    status_retry(retry_ms);
+    gauges_reject(engine, status_cause());
+    request_fail(engine, request, FINISH_ERROR, status_cause());
+}
+
 /* In favour of somebody who is not sheddable; the load is as it was judged. */
 static void shed_one(struct engine *engine, uint32_t retry_ms)
 {
@@ -302,10 +351,7 @@ static void shed_one(struct engine *engine, uint32_t retry_ms)
 
     status_fail(STATUS_RESOURCE_EXHAUSTED,
                 "sheddable request made room for another in the queue");
-    status_because(admit_reason_text(ADMIT_SHED));
-    status_retry(retry_ms);
-    gauges_reject(engine, status_cause());
-    request_fail(engine, s->request[victim], FINISH_ERROR, status_cause());
+    shed(engine, s->request[victim], retry_ms);
 }
 
 static enum status refuse(const struct engine *engine,
@@ -365,6 +411,62 @@ static struct admit_limits limits_of(const struct engine *engine,
     return limits;
 }
 
+/* Of a reply as full as replies have lately been, in a batch as full as it can
+ * get, beside prompts. */
+static uint64_t reply_us(const struct engine *engine,
+                         const struct request *request, uint64_t end)
+{
+    const struct schedule *s = &engine->schedule;
+    uint64_t n_row = engine->n_request < engine->options.max_running
+                         ? engine->n_request + 1
+                         : engine->options.max_running;
+    struct cost_pass pass = {.kind = COST_DECODE,
+                             .n_row = (uint32_t)n_row,
+                             .n_logit = (uint32_t)n_row,
+                             .n_attended = (double)n_row * (double)end};
+    double us = cost_us(&s->cost, &pass);
+
+    us += plan_slice_us(&s->pace, us);
+    return (uint64_t)(s->reply_share * (double)request->n_reply * us);
+}
+
+void schedule_replied(struct engine *engine, const struct request *request,
+                      uint64_t n_token)
+{
+    struct schedule *s = &engine->schedule;
+
+    if (request->n_reply > 0)
+        s->reply_share +=
+            REPLY_NEW *
+            ((double)n_token / (double)request->n_reply - s->reply_share);
+}
+
+/* Also who has a place in the batch, for no token of it was sent. */
+void schedule_shed_late(struct engine *engine)
+{
+    struct plan_rules rules = rules_of(engine);
+
+    for (struct request *r = engine->first, *after; r; r = after) {
+        struct plan_request work;
+        double us;
+
+        after = r->after;
+        if (!r->deadline_us || r->priority >= 0 || r->prefilled_us ||
+            r->is_in_pass || r->is_paused)
+            continue;
+        work = work_of(r);
+        us = cost_prefill_us(&engine->schedule.cost, work.position,
+                             work.position + work.n_pending, rules.pass_rows) /
+             rules.prompt_share;
+        if ((double)rules.now_us + us <= (double)work.deadline_us)
+            continue;
+        status_fail(STATUS_RESOURCE_EXHAUSTED,
+                    "sheddable request waited until its deadline could not be "
+                    "met any more");
+        shed(engine, r, LATE_RETRY_MS);
+    }
+}
+
 static enum status check(struct engine *engine, struct request *request,
                          const char *tenant)
 {
@@ -382,10 +484,11 @@ static enum status check(struct engine *engine, struct request *request,
     request->arrive_us = rules.now_us;
     request->target_us = rules.now_us + plan_target_us(&s->cost, position, end,
                                                        &rules, TARGET_FACTOR);
-    if (request->deadline_us > rules.now_us &&
-        request->deadline_us < request->target_us)
-        request->target_us = request->deadline_us;
+    request->reply_us = reply_us(engine, request, end);
     asked.work = work_of(request);
+    if (asked.work.deadline_us > rules.now_us &&
+        asked.work.deadline_us < request->target_us)
+        request->target_us = asked.work.target_us = asked.work.deadline_us;
     s->load = load_of(engine);
     limits = limits_of(engine, &s->load);
     if (is_alone(&s->load))

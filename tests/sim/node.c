@@ -42,11 +42,14 @@ struct node {
     struct plan_rank rank[LIVE_MAX];
     struct plan_chunk chunk[LIVE_MAX];
     struct admit_share share[2 * LIVE_MAX];
+    struct plan_claim claim[LIVE_MAX];
     double prompt_error, decode_error;
     uint64_t n_prompt_error, n_decode_error;
 };
 
-static struct plan_rules rules_of(const struct node *node)
+static double decode_us(const struct node *node);
+
+static struct plan_rules rules_of(struct node *node)
 {
     const struct node_options *o = node->options;
 
@@ -57,6 +60,9 @@ static struct plan_rules rules_of(const struct node *node)
                                .cut_grid = CUT_GRID,
                                .base_us = o->base_us,
                                .patience_us = 4 * o->limits.max_wait_us,
+                               .prompt_share =
+                                   plan_prompt_share(&o->pace, decode_us(node)),
+                               .claim = node->claim,
                                .cost = &node->cost,
                                .fair = node->fair};
 }
@@ -385,6 +391,7 @@ static void start_all(struct node *node)
     uint32_t n = gather(node, true), n_started = 0, n_order;
     bool needs_victim = false;
 
+    rules.place_us = node->pace.is_blocked ? node->pace.mean_us : 0;
     n_order = plan_start(node->request, n, &rules, node->rank, room ? room : 1,
                          node->picked);
     for (uint32_t i = 0; i < n_order; i++) {

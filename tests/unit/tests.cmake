@@ -8,6 +8,27 @@ if(TARGET test_state_nomem)
     -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc)
 endif()
 
+# Parts of godwitctl that need no node; the program's main() stays out.
+if(TARGET godwitctl AND CRITERION_FOUND AND NOT GODWIT_SANITIZE STREQUAL "thread")
+  file(GLOB ops_files CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/ops/*.c)
+  list(FILTER ops_files EXCLUDE REGEX "/ctl\\.c$")
+  add_library(ops_parts STATIC ${ops_files})
+  target_link_libraries(ops_parts PUBLIC rpc)
+  file(GLOB ops_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/ops/test_*.c)
+  foreach(file IN LISTS ops_tests)
+    get_filename_component(stem ${file} NAME_WE)
+    string(REPLACE "test_" "" stem ${stem})
+    add_executable(test_ops_${stem} ${file})
+    target_link_libraries(test_ops_${stem} PRIVATE ops_parts PkgConfig::CRITERION)
+    target_compile_options(test_ops_${stem} PRIVATE ${STRICT_TESTS})
+    add_test(NAME unit.ops.${stem} COMMAND test_ops_${stem}
+      WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+    set_tests_properties(unit.ops.${stem} PROPERTIES LABELS unit TIMEOUT 300
+      ENVIRONMENT "${SANITIZER_ENVIRONMENT}"
+      FAIL_REGULAR_EXPRESSION "Tested: 0 ;LeakSanitizer;runtime error:")
+  endforeach()
+endif()
+
 # The C protos are the public ones on the wire.
 if(TARGET proto)
   add_test(NAME unit.proto.wire

@@ -227,6 +227,118 @@ Test(client, another_thread_cancels_for_good)
     peer_stop(&peer);
 }
 
+/* One call of many, and how it ended. */
+struct call {
+    struct seen seen;
+    struct exchange *exchange;
+    enum status status;
+    struct cause cause;
+    unsigned n_end;
+};
+
+static enum status see_call(void *context, const void *message, size_t n_bytes)
+{
+    return see(&((struct call *)context)->seen, message, n_bytes);
+}
+
+static void end_call(void *context, enum status st)
+{
+    struct call *call = context;
+
+    call->status = st;
+    call->cause = *status_cause();
+    call->n_end++;
+}
+
+static void begin(struct client *client, struct call *call, const char *method,
+                  const char *request, uint32_t timeout_ms)
+{
+    struct client_request asked = {.method = method,
+                                   .bytes = request,
+                                   .n_bytes = strlen(request),
+                                   .timeout_ms = timeout_ms,
+                                   .each = see_call,
+                                   .end = end_call,
+                                   .context = call};
+
+    cr_assert(exchange_begin(client, &asked, &call->exchange) == STATUS_OK);
+}
+
+#define N_CALL 20u
+
+Test(client, many_calls_run_at_a_time_and_each_ends_once)
+{
+    struct peer peer;
+    struct client *client;
+    struct call call[N_CALL] = {0}, slow = {0}, refused = {0}, endless = {0};
+    unsigned n_over = 0, n_event = 0;
+
+    peer_start(&peer, NULL);
+    client = connect_to(peer.port, 20000);
+    cr_expect(!client_poll(client, 0), "nothing can happen without a call");
+    begin(client, &slow, "/test.Peer/Silent", "", 300);
+    begin(client, &endless, "/test.Peer/Forever", "", 0);
+    begin(client, &refused, "/test.Peer/Fail", "", 0);
+    for (unsigned i = 0; i < N_CALL; i++) {
+        char text[8];
+
+        snprintf(text, sizeof(text), "%u", i * 10);
+        begin(client, &call[i], "/test.Peer/Count", text, 0);
+    }
+    for (; n_over < N_CALL + 2 && n_event < 100000; n_event++) {
+        cr_assert(client_poll(client, 20000000));
+        n_over = slow.n_end + refused.n_end;
+        for (unsigned i = 0; i < N_CALL; i++)
+            n_over += call[i].n_end;
+    }
+    cr_expect(endless.n_end == 0, "one that goes on holds up no other");
+    exchange_cancel(endless.exchange);
+    for (n_event = 0; endless.n_end == 0 && n_event < 100000; n_event++)
+        cr_assert(client_poll(client, 20000000));
+    cr_expect(!client_poll(client, 0), "nothing is left");
+
+    for (unsigned i = 0; i < N_CALL; i++) {
+        cr_expect(call[i].n_end == 1 && call[i].status == STATUS_OK);
+        cr_expect(call[i].seen.n == i * 10 &&
+                  (i == 0 || call[i].seen.is_in_order));
+        free(call[i].seen.last);
+    }
+    cr_expect(slow.n_end == 1 && slow.status == STATUS_DEADLINE_EXCEEDED);
+    cr_expect(strstr(slow.cause.text, "within 300 ms") != NULL, "%s",
+              slow.cause.text);
+    cr_expect(refused.n_end == 1 && refused.cause.retry_ms == 1500);
+    cr_expect(endless.n_end == 1 && endless.status == STATUS_CANCELLED);
+    free(endless.seen.last);
+    client_destroy(client);
+    peer_stop(&peer);
+}
+
+Test(client, cancelling_it_ends_all_its_calls)
+{
+    struct peer peer;
+    struct client *client;
+    struct call call[3] = {0};
+    unsigned n_over = 0;
+
+    peer_start(&peer, NULL);
+    client = connect_to(peer.port, 20000);
+    for (unsigned i = 0; i < 3; i++)
+        begin(client, &call[i], "/test.Peer/Forever", "", 0);
+    cr_expect(!client_is_cancelled(client));
+    client_cancel(client);
+    cr_expect(client_is_cancelled(client));
+    for (unsigned n_event = 0; n_over < 3 && n_event < 100000; n_event++) {
+        cr_assert(client_poll(client, 20000000));
+        n_over = call[0].n_end + call[1].n_end + call[2].n_end;
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        cr_expect(call[i].n_end == 1 && call[i].status == STATUS_CANCELLED);
+        free(call[i].seen.last);
+    }
+    client_destroy(client);
+    peer_stop(&peer);
+}
+
 Test(client, its_deadline_ends_a_silent_call)
 {
     struct peer peer;

@@ -155,6 +155,119 @@ Test(admit, a_deadline_that_will_be_missed_is_refused_at_once)
     cr_assert_eq(judged(&f).reason, ADMIT_DEADLINE);
 }
 
+Test(admit, nobody_is_let_in_whom_anothers_deadline_cannot_bear)
+{
+    struct fixture f;
+    struct plan_claim claim[8];
+
+    init(&f);
+    f.rules.claim = claim;
+    f.rules.prompt_share = 1;
+    f.other[0] = prompt(300, 0);
+    f.other[0].deadline_us = 1000 + 340;
+    f.load.n_request = 1;
+    f.request.work.deadline_us = 1000 + 3000; /* behind it: 350 */
+    cr_assert_eq(judged(&f).reason, ADMIT_OK);
+    f.request.work.deadline_us = 1000 + 200; /* it would go before */
+    cr_assert_eq(judged(&f).reason, ADMIT_DEADLINE);
+    cr_assert(judged(&f).retry_ms > 0);
+    f.other[0].deadline_us = 1000 + 350;
+    cr_assert_eq(judged(&f).reason, ADMIT_OK);
+    f.other[0].deadline_us = 1000 + 290; /* it is late already */
+    cr_assert_eq(judged(&f).reason, ADMIT_OK);
+    f.other[0].deadline_us = 1000 + 340;
+    f.other[0].priority = -1; /* nothing was promised */
+    cr_assert_eq(judged(&f).reason, ADMIT_OK);
+    /* Behind many with earlier deadlines, who by other rules come later. */
+    for (uint32_t i = 0; i < 4; i++) {
+        f.other[i] = prompt(300, 0);
+        f.other[i].deadline_us = 1000 + 2000;
+    }
+    f.load.n_request = 4;
+    f.request.work.deadline_us = 1000 + 2001;
+    cr_assert_eq(judged(&f).reason, ADMIT_OK);
+    f.request.work.n_pending = 801;
+    cr_assert_eq(judged(&f).reason, ADMIT_OK);
+    f.request.work.n_pending = 802;
+    cr_assert_eq(judged(&f).reason, ADMIT_DEADLINE);
+    f.request.work.n_pending = 50;
+    f.load.n_waiting = 4;
+    f.load.place_us = 400;
+    f.request.work.deadline_us = 1000 + 1900;
+    f.limits.max_queue = 8;
+    cr_assert_eq(judged(&f).reason, ADMIT_DEADLINE, "five starts take 2000");
+}
+
+/*
+ * The oracle is a clock: whoever arrives, in whatever order, with whatever
+ * priority, a server that computes what plan_prompt() says is in time with all
+ * whom admit() let in with a deadline.
+ */
+Test(admit, who_is_let_in_with_a_deadline_is_in_time)
+{
+    enum { N = 4000, LIVE = 64 };
+    struct fixture f;
+    struct plan_claim claim[LIVE + 1];
+    struct plan_rank rank[LIVE];
+    struct plan_chunk chunk[LIVE];
+    struct plan_request live[LIVE];
+    uint64_t state = 99, next_us = 1000, n_due = 0, n_refused = 0;
+    uint32_t n = 0, n_arrived = 0;
+
+    init(&f);
+    f.rules.claim = claim;
+    f.rules.prompt_share = 1;
+    f.rules.pass_us = 64;
+    f.rules.base_us = 50; /* short ones see little before them */
+    f.rules.cut_grid = 4096;
+    f.limits = (struct admit_limits){
+        .max_queue = LIVE, .margin = 1.2, .max_bytes = 100};
+    f.load.request = live;
+    while (n_arrived < N || n > 0) {
+        for (; n_arrived < N && next_us <= f.rules.now_us; n_arrived++) {
+            struct plan_request r = {.arrive_us = next_us};
+            state = state * 6364136223846793005u + 1442695040888963407u;
+            bool is_long = state >> 62 == 0; /* and not pressed for time */
+            r.n_pending = 2 + (state >> 33) % (is_long ? 3000 : 200);
+            r.target_us = next_us + 1000 + 4 * r.n_pending;
+            r.priority = (int32_t)(state >> 55) % 8 == 0;
+            if (state >> 59 & 7)
+                r.deadline_us = next_us + (is_long ? 5 * r.n_pending / 4 + 600
+                                                   : 500 + (state >> 45) % 500);
+            next_us += (state >> 21) % 250; /* four times what fits */
+            f.request.work = r;
+            f.load.n_request = n;
+            if (n < LIVE && judged(&f).reason == ADMIT_OK)
+                live[n++] = r;
+            else
+                n_refused++;
+        }
+        if (n == 0) {
+            f.rules.now_us = next_us;
+            continue;
+        }
+        uint32_t n_chunk = plan_prompt(live, n, &f.rules, rank, chunk);
+        cr_assert(n_chunk > 0);
+        for (uint32_t i = n_chunk; i-- > 0;) {
+            struct plan_request *r = &live[chunk[i].entry];
+            f.rules.now_us += chunk[i].n_token;
+            r->position += chunk[i].n_token;
+            r->n_pending -= chunk[i].n_token;
+        }
+        for (uint32_t i = n; i-- > 0;) {
+            if (live[i].n_pending > 1) /* the last one is a decode row */
+                continue;
+            n_due += live[i].deadline_us > 0;
+            cr_assert(!live[i].deadline_us ||
+                          f.rules.now_us <= live[i].deadline_us,
+                      "late by %lu", f.rules.now_us - live[i].deadline_us);
+            live[i] = live[--n];
+        }
+    }
+    cr_assert(n_due > N / 8 && n_refused > N / 8, "%lu in time, %lu refused",
+              n_due, n_refused);
+}
+
 Test(admit, sheddable_work_is_refused_first_and_makes_room)
 {
     struct fixture f;

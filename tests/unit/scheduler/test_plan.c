@@ -166,6 +166,61 @@ Test(plan, promises_go_before_priority)
     cr_assert_eq(first(&f, r, 2), 1);
 }
 
+Test(plan, who_is_due_goes_by_deadline_and_patience_comes_behind)
+{
+    struct fixture f;
+    struct plan_request r[3] = {prompt(0, 500), prompt(0, 500), prompt(0, 500)};
+
+    init(&f);
+    for (uint32_t i = 0; i < 3; i++) {
+        r[i].arrive_us = 90000;
+        r[i].target_us = 92000;
+    }
+    f.rules.patience_us = 1000; /* all are */
+    r[1].deadline_us = 109000;
+    r[2].deadline_us = 108000;
+    cr_assert_eq(first(&f, r, 3), 2);
+    r[2].deadline_us = 110000;
+    cr_assert_eq(first(&f, r, 3), 1);
+    r[1].deadline_us = r[2].deadline_us = 100400; /* they cannot be kept */
+    r[0].priority = 1;                            /* patience counts alike */
+    r[0].target_us = 91999;
+    cr_assert_eq(first(&f, r, 3), 0);
+}
+
+Test(plan, full_time_before_a_deadline_makes_all_up_to_it_due)
+{
+    struct fixture f;
+    struct plan_claim claim[4];
+    struct plan_request r[4] = {prompt(0, 10), prompt(0, 1000), prompt(0, 1000),
+                                prompt(0, 1000)};
+
+    init(&f);
+    f.rules.claim = claim;
+    f.rules.prompt_share = 0.5; /* so each of the long ones takes 2000 */
+    r[0].priority = 100;
+    r[1].deadline_us = 100000 + 9000;
+    r[2].deadline_us = 100000 + 8000;
+    r[3].deadline_us = 100000 + 60000;
+    for (uint32_t i = 1; i < 4; i++)
+        r[i].target_us = r[i].deadline_us;
+    cr_assert_eq(first(&f, r, 4), 0);
+    cr_assert_eq(plan_claims(r, 4, &f.rules), 3);
+    cr_assert_eq(claim[0].entry, 2);
+    cr_assert_eq(claim[1].entry, 1);
+    cr_assert_float_eq(claim[1].us, 2000, 1e-6);
+    /* 1.6 times 4000 do not fit: neither can wait, the earlier one first. */
+    r[1].deadline_us = 100000 + 6300;
+    r[2].deadline_us = 100000 + 6000;
+    cr_assert_eq(first(&f, r, 4), 2);
+    f.rules.prompt_share = 1;
+    cr_assert_eq(first(&f, r, 4), 0);
+    f.rules.place_us = 2000; /* nor can two starts */
+    cr_assert_eq(first(&f, r, 4), 2);
+    r[2].priority = -1; /* to whom nothing was promised */
+    cr_assert_eq(first(&f, r, 4), 0);
+}
+
 /* Of two equals the one under way goes on; a short one passes both. */
 Test(plan, equals_one_by_one_and_short_ones_at_once)
 {
@@ -209,6 +264,22 @@ Test(plan, slices_keep_the_pace)
     cr_assert_float_eq(plan_slice_us(&pace, 200), 4, 1e-9);
     cr_assert_float_eq(plan_prompt_share(&pace, 0), 1, 0);
     cr_assert_float_eq(plan_prompt_share(&pace, 20), 1.0 / 3, 1e-9);
+}
+
+Test(plan, a_step_is_as_long_as_planned_whatever_its_decode_pass_took)
+{
+    struct plan_pace pace = {.stretch = 0.5, .token_us = 1e9, .least_us = 1};
+
+    /* 100 and its slice of 50 are the step; what is spent is not there. */
+    cr_assert_float_eq(plan_step_slice_us(&pace, 100, 100, 0), 50, 1e-9);
+    cr_assert_float_eq(plan_step_slice_us(&pace, 100, 120, 0), 30, 1e-9);
+    cr_assert_float_eq(plan_step_slice_us(&pace, 100, 90, 0), 60, 1e-9);
+    cr_assert_float_eq(plan_step_slice_us(&pace, 100, 110, 15), 25, 1e-9);
+    /* But prompts never stop. */
+    cr_assert_float_eq(plan_step_slice_us(&pace, 100, 1000, 0), 12.5, 1e-9);
+    cr_assert_float_eq(plan_step_slice_us(&pace, 100, 100, 1000), 12.5, 1e-9);
+    pace.least_us = 20;
+    cr_assert_float_eq(plan_step_slice_us(&pace, 100, 1000, 0), 20, 1e-9);
 }
 
 Test(plan, targets_are_length_aware)
