@@ -210,8 +210,8 @@ static const struct heights PAIR = {{[8] = 3, [4] = 6, [2] = 12, [1] = 12}};
     CASE(3, 8)                                                                 \
     CASE(1, 4)                                                                 \
     CASE(2, 4)                                                                 \
-    CASE(3, 4) CASE(4, 4) CASE(5, 4) CASE(6, 4) CASES_12(CASE, 2)              \
-        CASES_12(CASE, 1)
+    CASE(3, 4)                                                                 \
+    CASE(4, 4) CASE(5, 4) CASE(6, 4) CASES_12(CASE, 2) CASES_12(CASE, 1)
 #elif defined(LANES_AVX512)
 static const struct heights PAIR = {{[8] = 2, [4] = 5, [2] = 12, [1] = 12}};
 static const struct heights TILE = {{[8] = 1, [4] = 3, [2] = 6, [1] = 6}};
