@@ -201,6 +201,20 @@ Test(linear, every_backend_cut_and_thread_count_gives_refs_bits)
     pools_destroy(pools);
 }
 
+/* Micro-kernels have a case for every number of rows up to some: past that. */
+#define HEIGHTS 26u
+
+Test(linear, every_number_of_rows_gives_refs_bits)
+{
+    struct pool *pools[N_POOL];
+
+    pools_create(pools);
+    for (uint32_t n_row = 1; n_row <= HEIGHTS; n_row++)
+        EACH_KIND(type, order)
+    compare_backends(290, 70 + n_row, n_row, type, order, pools);
+    pools_destroy(pools);
+}
+
 Test(linear, an_infinite_input_stays_in_its_row)
 {
     float x[2 * 17], y[2 * 17], plain[17 * 17];
