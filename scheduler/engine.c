@@ -262,6 +262,9 @@ bool engine_step(struct engine *engine)
         (void)flight_send(engine); /* nobody's token waits for the slice */
     }
     has_run = batch_prompt(engine, may_commit && !engine->is_parked);
+    if (may_commit)
+        (void)flight_send(engine); /* nor for the images of turns that ended */
+    resident_save_later(engine);
     if (may_commit) {
         check_drain(engine); /* may add images to send */
         jobs_send(engine);

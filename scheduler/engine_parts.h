@@ -92,7 +92,7 @@ struct session {
     uint64_t n_token;    /* length of the log */
     uint64_t n_committed;
     uint32_t n_flight; /* commits under way that carry records of it */
-    uint32_t n_hold;   /* flights and jobs that point here */
+    uint32_t n_hold;   /* flights, jobs and lists that point here */
     bool is_listed;    /* in the table */
     bool is_failed;    /* its log could not be read */
     bool is_upgrading; /* what was only in memory is not yet committed */
@@ -102,7 +102,9 @@ struct session {
     uint64_t scope;    /* of its last turn */
     struct resident *resident;
     struct request *request;
-    size_t charge; /* bytes counted for what of it is in memory */
+    size_t charge;         /* bytes counted for what of it is in memory */
+    bool has_ended;        /* its turn, in this step: resident_later() */
+    struct session *later; /* the next of those */
     bool is_in_lru;
     struct session *older, *newer; /* idle resident ones, by last use */
 };
@@ -246,6 +248,7 @@ struct engine {
     uint32_t n_job;          /* with the store thread */
     struct resident *images; /* whose image waits to be sent */
     uint32_t n_image;
+    struct session *first_later, *last_later; /* to be saved in this step */
     uint64_t next_save_us; /* no snapshot that can wait before; UINT64_MAX:
                               one is being saved */
     struct log_limit store_log;
@@ -336,6 +339,13 @@ size_t resident_bytes(const struct engine *engine, uint64_t n_token);
  */
 bool resident_save(struct engine *engine, struct session *session,
                    bool is_wanted);
+/*
+ * The same for a turn that has ended, when resident_save_later() is called
+ * behind the step's commits: an image is copied for up to a millisecond, and
+ * the last tokens of all turns that end together would wait for all of them.
+ */
+void resident_later(struct engine *engine, struct session *session);
+void resident_save_later(struct engine *engine);
 /* Answer the reply by a snapshot of all that memory has consumed. */
 void resident_checkpoint(struct engine *engine, struct session *session,
                          uint64_t reply);

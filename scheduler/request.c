@@ -327,7 +327,7 @@ static void leave(struct engine *engine, struct request *request,
     measure(engine, request, finish);
     if (resident_position(resident) >=
         resident->snapshot_position + SNAPSHOT_TURN_MIN)
-        resident_save(engine, session, false);
+        resident_later(engine, session);
     request_free(engine, request);
 }
 

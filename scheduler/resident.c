@@ -259,6 +259,34 @@ bool resident_save(struct engine *engine, struct session *session,
                       resident->snapshot_position / KV_BLOCK, false);
 }
 
+void resident_later(struct engine *engine, struct session *session)
+{
+    if (session->has_ended)
+        return;
+    session->has_ended = true;
+    session->n_hold++;
+    if (engine->last_later)
+        engine->last_later->later = session;
+    else
+        engine->first_later = session;
+    engine->last_later = session;
+}
+
+void resident_save_later(struct engine *engine)
+{
+    struct session *session = engine->first_later, *next;
+
+    for (; session; session = next) {
+        next = session->later;
+        (void)resident_save(engine, session, false);
+        session->has_ended = false;
+        session->later = NULL;
+        session->n_hold--;
+        session_put(session);
+    }
+    engine->first_later = engine->last_later = NULL;
+}
+
 /* Back to its log alone. */
 static void forget(struct engine *engine, struct session *session)
 {
