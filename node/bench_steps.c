@@ -262,14 +262,30 @@ enum status bench_prefills(struct bench *bench)
 
 /* ----------------------------------------------------------------- decode */
 
-/* One greedy token for each of the first n sessions. */
+struct choice {
+    const float *logit; /* [n][n_vocab] */
+    uint32_t n_vocab;
+    uint32_t *said;
+};
+
+static void choose(void *arg, uint32_t task, void *scratch)
+{
+    const struct choice *c = arg;
+
+    (void)scratch;
+    c->said[task] =
+        solo_argmax(c->logit + (size_t)task * c->n_vocab, c->n_vocab);
+}
+
+/* One greedy token for each of the first n sessions, all threads choosing as
+ * they do for the scheduler. */
 static enum status decode(struct steps *steps, uint32_t n)
 {
     const struct bench *bench = steps->bench;
-    const uint32_t n_vocab = model_config(bench->model)->n_vocab;
+    struct choice choice = {.n_vocab = model_config(bench->model)->n_vocab,
+                            .said = steps->said};
     struct span span[BENCH_BATCH_MAX];
     uint32_t row[BENCH_BATCH_MAX];
-    const float *logit;
 
     for (uint32_t i = 0; i < n; i++) {
         struct memory *memory = steps->memory[i];
@@ -284,17 +300,16 @@ static enum status decode(struct steps *steps, uint32_t n)
                                 .position = position,
                                 .layer = memory_layers(memory)};
     }
-    logit = model_forward(bench->model, bench->pool, steps->workspace,
-                          &(struct batch){.token = steps->said,
-                                          .n_row = n,
-                                          .span = span,
-                                          .n_span = n,
-                                          .logit_row = row,
-                                          .n_logit = n});
-    for (uint32_t i = 0; i < n; i++) {
-        steps->said[i] = solo_argmax(logit + (size_t)i * n_vocab, n_vocab);
+    choice.logit = model_forward(bench->model, bench->pool, steps->workspace,
+                                 &(struct batch){.token = steps->said,
+                                                 .n_row = n,
+                                                 .span = span,
+                                                 .n_span = n,
+                                                 .logit_row = row,
+                                                 .n_logit = n});
+    pool_run(bench->pool, n, choose, &choice);
+    for (uint32_t i = 0; i < n; i++)
         memory_advance(steps->memory[i], 1);
-    }
     return STATUS_OK;
 }
 

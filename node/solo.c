@@ -102,10 +102,13 @@ enum status solo_feed_all(struct solo *solo, const uint32_t *token, uint64_t n,
 
 uint32_t solo_argmax(const float *logit, uint32_t n_vocab)
 {
+    float most = logit[0]; /* loaded anew each time it takes 5 times as long */
     uint32_t best = 0;
 
     for (uint32_t i = 1; i < n_vocab; i++)
-        if (logit[i] > logit[best])
+        if (logit[i] > most) {
+            most = logit[i];
             best = i;
+        }
     return best;
 }
