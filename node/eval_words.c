@@ -224,7 +224,7 @@ void eval_write_essay(const struct draw *draw, uint32_t number, FILE *to)
                 PICK(VERB, 3), PICK(ADJECTIVE, 4), PICK(NOUN, 5));
         break;
     case 2:
-        fprintf(to, "There was a %s %s %s, and nobody %s it.",
+        fprintf(to, "I knew the %s %s %s, but nobody %s it.",
                 PICK(ADJECTIVE, 1), PICK(NOUN, 2), PICK(PLACE, 3),
                 PICK(VERB, 4));
         break;
@@ -233,7 +233,7 @@ void eval_write_essay(const struct draw *draw, uint32_t number, FILE *to)
                 PICK(NOUN, 1), PICK(VERB, 2), PICK(NOUN, 3), PICK(NOUN, 4));
         break;
     default:
-        fprintf(to, "%s we %s a %s, %s and %s, %s.", PICK(TIME, 1),
+        fprintf(to, "%s we %s the %s, %s and %s, %s.", PICK(TIME, 1),
                 PICK(VERB, 2), PICK(NOUN, 3), PICK(ADJECTIVE, 4),
                 PICK(ADJECTIVE, 5), PICK(PLACE, 6));
         break;
