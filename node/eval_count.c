@@ -9,7 +9,7 @@
 
 #define N_COMMON 10u
 #define N_FREQUENT 3u
-#define LONG_LENGTH 4096u /* from here on words are repeated more often */
+#define LONG_LENGTH 8192u /* from here on words are repeated more often */
 #define ORDER_SHOWN 0xe5548u
 #define ORDER_ASKED 0xe5549u
 #define VOCABULARY_SHARE 50u

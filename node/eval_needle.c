@@ -123,7 +123,7 @@ static void write_haystack(const struct eval_item *item,
             eval_write_form(
                 form->needle,
                 &(struct eval_filling){
-                    key, value, form->value == EVAL_UUID ? "uuid" : "number"},
+                    key, value, form->value == EVAL_UUID ? "uuids" : "numbers"},
                 to);
             (void)fputs(gap, to);
         }
