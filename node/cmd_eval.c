@@ -18,7 +18,8 @@
 #define LENGTH_LIMIT (1u << 24)
 
 struct eval_options {
-    const char *model, *tasks, *lengths, *policy, *out, *plot, *answers, *show;
+    const char *model, *tasks, *lengths, *policy;
+    const char *out, *plot, *answers, *rows, *show;
     struct model_choice choice;
     uint64_t depths, samples, seed, threads;
     bool share, json, list;
@@ -105,6 +106,14 @@ static const struct setting ROW[] = {
      .unit = "FILE",
      .help = "write each sample's answer there, as JSON lines",
      .offset = offsetof(struct eval_options, answers)},
+    {.name = "rows",
+     .kind = SETTING_TEXT,
+     .preset = "",
+     .unit = "FILES",
+     .help =
+         "TSV files of earlier runs, divided by commas: plot them together, "
+         "run nothing",
+     .offset = offsetof(struct eval_options, rows)},
     {.name = "list",
      .kind = SETTING_SWITCH,
      .preset = "false",
@@ -207,7 +216,7 @@ static enum status read_options(struct eval *eval)
     eval->n_depth = (uint32_t)options->depths;
     if (!options->model[0])
         return status_fail(STATUS_INVALID_ARGUMENT,
-                           "--model is required, but for --list");
+                           "--model is required, but for --list and --rows");
     if (options->json && !options->show[0])
         return status_fail(STATUS_INVALID_ARGUMENT, "--json is of --show");
     st = read_tasks(options->show[0] ? options->show : options->tasks, eval);
@@ -287,6 +296,54 @@ static enum status show(const struct eval *eval)
 
                 st = show_sample(eval, &item);
             }
+    return st;
+}
+
+/* ----------------------------------------------------------- earlier runs */
+
+static enum status read_files(const char *list, struct eval_table *table)
+{
+    enum status st = STATUS_OK;
+
+    for (const char *at = list; !st;) {
+        const size_t n = strcspn(at, ",");
+        char path[4096];
+        FILE *file;
+
+        (void)snprintf(path, sizeof(path), "%.*s", (int)n, at);
+        file = n < sizeof(path) ? fopen(path, "re") : NULL;
+        if (!file)
+            return status_fail(STATUS_INVALID_ARGUMENT, "cannot read '%s'",
+                               path);
+        st = eval_read_rows(path, file, table);
+        (void)fclose(file);
+        if (!at[n])
+            break;
+        at += n + 1;
+    }
+    return st;
+}
+
+static enum status plot_rows(struct eval *eval)
+{
+    struct eval_table table = {.row = calloc(EVAL_ROW_MAX, sizeof(*table.row))};
+    enum status st;
+
+    if (!eval->options->plot[0])
+        st = status_fail(STATUS_INVALID_ARGUMENT, "--rows needs --plot");
+    else if (!table.row)
+        st = status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for the rows");
+    else
+        st = read_files(eval->options->rows, &table);
+    if (!st && !table.n_row)
+        st = status_fail(STATUS_INVALID_ARGUMENT, "no row in '%.256s'",
+                         eval->options->rows);
+    if (!st)
+        st = open_file(eval->options->plot, &eval->plot);
+    if (!st)
+        eval_plot(&table.about, table.row, table.n_row, eval->plot);
+    st = close_file(eval->plot, st);
+    free(table.row);
     return st;
 }
 
@@ -501,8 +558,11 @@ int cmd_eval(int argc, char **argv)
         settings_release(store);
         return code;
     }
-    st = read_options(&eval);
-    if (!st)
+    if (options.rows[0])
+        st = plot_rows(&eval);
+    else
+        st = read_options(&eval);
+    if (!st && !options.rows[0])
         st = options.show[0] ? show(&eval) : load_and_run(&eval);
     if (st)
         code =

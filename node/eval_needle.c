@@ -143,7 +143,7 @@ void eval_write_needle(const struct eval_item *item, uint32_t n_unit, FILE *to,
     const struct form *form = &FORM[item->task->variant];
     const bool is_plural = form->n_asked * form->n_value > 1;
     const struct draw own = eval_draw_own(item);
-    char asked[NEEDLE_MAX * EVAL_WORD_SIZE];
+    char asked[NEEDLE_MAX * EVAL_WORD_SIZE] = "";
     struct eval_filling filling = {asked, "", "numbers"};
 
     if (form->value == EVAL_UUID)

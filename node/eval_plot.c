@@ -12,7 +12,9 @@
 #define FOOT_HEIGHT 40u
 #define MARGIN 12u
 #define STRIP_HEIGHT 10u
+#define WIDTH_MIN 480u
 #define LENGTH_MAX 64u
+#define TASK_MAX 64u
 
 /* White to dark blue; the middle is a light blue. */
 static void format_colour(double share, char out[8])
@@ -86,24 +88,32 @@ static void write_cell(const struct eval_about *about,
                colour, to);
 }
 
-/* Where a length has its column: n when it is new. */
-static uint32_t column_of(const uint32_t *length, uint32_t n, uint32_t wanted)
+/* Rows and columns, in the order in which tallies first name them. */
+struct axes {
+    const struct eval_task *task[TASK_MAX];
+    uint32_t length[LENGTH_MAX];
+    uint32_t n_task, n_length;
+};
+
+/* Where a tally has its row and column; those that are new are added. */
+static bool locate(struct axes *axes, const struct eval_tally *tally,
+                   uint32_t *out_row, uint32_t *out_column)
 {
-    uint32_t i = 0;
+    uint32_t row = 0, column = 0;
 
-    while (i < n && length[i] != wanted)
-        i++;
-    return i;
-}
-
-/* Columns and rows, in the order in which they first come. */
-static uint32_t count_rows(const struct eval_tally *tally, uint32_t n_tally)
-{
-    uint32_t n = 0;
-
-    for (uint32_t i = 0; i < n_tally; i++)
-        n += !i || tally[i].task != tally[i - 1].task;
-    return n;
+    while (row < axes->n_task && axes->task[row] != tally->task)
+        row++;
+    while (column < axes->n_length && axes->length[column] != tally->length)
+        column++;
+    if (row == TASK_MAX || column == LENGTH_MAX)
+        return false;
+    if (row == axes->n_task)
+        axes->task[axes->n_task++] = tally->task;
+    if (column == axes->n_length)
+        axes->length[axes->n_length++] = tally->length;
+    *out_row = row;
+    *out_column = column;
+    return true;
 }
 
 static void write_head(const struct eval_about *about, uint32_t width,
@@ -127,35 +137,27 @@ static void write_head(const struct eval_about *about, uint32_t width,
 void eval_plot(const struct eval_about *about, const struct eval_tally *tally,
                uint32_t n_tally, FILE *to)
 {
-    uint32_t length[LENGTH_MAX], n_length = 0, row = 0, width, height;
+    struct axes axes = {.n_task = 0};
+    uint32_t row, column, width, height;
 
     for (uint32_t i = 0; i < n_tally; i++)
-        if (n_length < LENGTH_MAX &&
-            column_of(length, n_length, tally[i].length) == n_length)
-            length[n_length++] = tally[i].length;
-    width = 2 * MARGIN + NAME_WIDTH + n_length * CELL_WIDTH;
-    height =
-        HEAD_HEIGHT + count_rows(tally, n_tally) * CELL_HEIGHT + FOOT_HEIGHT;
-    write_head(about, width > 480 ? width : 480, height, to);
-    for (uint32_t i = 0; i < n_length; i++)
+        (void)locate(&axes, &tally[i], &row, &column);
+    width = 2 * MARGIN + NAME_WIDTH + axes.n_length * CELL_WIDTH;
+    height = HEAD_HEIGHT + axes.n_task * CELL_HEIGHT + FOOT_HEIGHT;
+    write_head(about, width > WIDTH_MIN ? width : WIDTH_MIN, height, to);
+    for (uint32_t i = 0; i < axes.n_length; i++)
         fprintf(to,
                 "<text x=\"%u\" y=\"%u\" text-anchor=\"middle\">%u</text>"
                 "\n",
                 MARGIN + NAME_WIDTH + i * CELL_WIDTH + CELL_WIDTH / 2,
-                HEAD_HEIGHT - 10, length[i]);
-    for (uint32_t i = 0; i < n_tally; i++) {
-        const uint32_t column = column_of(length, n_length, tally[i].length);
-        const bool is_new = !i || tally[i].task != tally[i - 1].task;
-        uint32_t y;
-
-        row += i && is_new;
-        y = HEAD_HEIGHT + row * CELL_HEIGHT;
-        if (is_new)
-            fprintf(to, "<text x=\"%u\" y=\"%u\">%s</text>\n", MARGIN, y + 18,
-                    tally[i].task->name);
-        if (column < n_length)
+                HEAD_HEIGHT - 10, axes.length[i]);
+    for (uint32_t i = 0; i < axes.n_task; i++)
+        fprintf(to, "<text x=\"%u\" y=\"%u\">%s</text>\n", MARGIN,
+                HEAD_HEIGHT + i * CELL_HEIGHT + 18, axes.task[i]->name);
+    for (uint32_t i = 0; i < n_tally; i++)
+        if (locate(&axes, &tally[i], &row, &column))
             write_cell(about, &tally[i],
-                       MARGIN + NAME_WIDTH + column * CELL_WIDTH, y, to);
-    }
+                       MARGIN + NAME_WIDTH + column * CELL_WIDTH,
+                       HEAD_HEIGHT + row * CELL_HEIGHT, to);
     fprintf(to, "</svg>\n");
 }

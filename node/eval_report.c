@@ -4,6 +4,10 @@
 
 #include <string.h>
 
+const char eval_row_header[] =
+    "version\tmodel\tnumerics\tpolicy\tseed\tdepths\ttask\tlength\tdepth\t"
+    "samples\thits\tof\tscore\tlow\thigh\tprompt_tokens";
+
 void eval_tally_add(struct eval_tally *tally,
                     const struct eval_outcome *outcome)
 {
@@ -37,8 +41,7 @@ void eval_format_depth(uint32_t depth, uint32_t n_depth, char out[16])
 
 void eval_report_header(FILE *to)
 {
-    fprintf(to, "version\tmodel\tnumerics\tpolicy\tseed\ttask\tlength\tdepth\t"
-                "samples\tscore\tlow\thigh\ttrials\tprompt_tokens\n");
+    fprintf(to, "%s\n", eval_row_header);
 }
 
 void eval_report_row(const struct eval_about *about,
@@ -50,14 +53,12 @@ void eval_report_row(const struct eval_about *about,
     char depth[16];
 
     eval_format_depth(tally->depth, about->n_depth, depth);
-    fprintf(to,
-            "%s\t%s\t%s\t%s\t%lu\t%s\t%u\t%s\t%u\t%.3f\t%.3f\t%.3f\t%lu\t"
-            "%.1f\n",
-            GODWIT_VERSION, about->model, about->numerics, about->policy,
-            about->seed, tally->task->name, tally->length, depth,
-            tally->n_sample, share, interval.low, interval.high,
-            eval_trials(tally),
-            tally->n_sample ? (double)tally->n_token / tally->n_sample : 0);
+    fprintf(to, "%s\t%s\t%s\t%s\t%lu\t%u\t", GODWIT_VERSION, about->model,
+            about->numerics, about->policy, about->seed, about->n_depth);
+    fprintf(to, "%s\t%u\t%s\t%u\t%u\t%u\t%.3f\t%.3f\t%.3f\t%lu\n",
+            tally->task->name, tally->length, depth, tally->n_sample,
+            tally->n_hit, tally->n_expected, share, interval.low, interval.high,
+            tally->n_token);
 }
 
 /* ------------------------------------------------------------------ samples */

@@ -38,9 +38,27 @@ uint64_t eval_trials(const struct eval_tally *tally);
 /* "0.25", or "-" for EVAL_DEPTH_ALL. */
 void eval_format_depth(uint32_t depth, uint32_t n_depth, char out[16]);
 
+/* Hits and of are what scores are made of, so rows can be added up later. */
+extern const char eval_row_header[]; /* without its newline */
 void eval_report_header(FILE *to);
 void eval_report_row(const struct eval_about *about,
                      const struct eval_tally *tally, FILE *to);
+
+/*
+ * Read rows back, behind those that `table` has, to draw runs together.
+ *   INVALID_ARGUMENT    no such header, a line that is no row, an unknown task,
+ *                       rows of another model, policy or number of depths, too
+ *                       many: "x.tsv line 3: ..."; table keeps what it has
+ */
+#define EVAL_ROW_MAX 8192u
+struct eval_table {
+    struct eval_about about; /* of the first row; its texts are below */
+    char model[128], numerics[128], policy[32];
+    struct eval_tally *row; /* [EVAL_ROW_MAX], the caller's */
+    uint32_t n_row;
+};
+MUST_CHECK enum status eval_read_rows(const char *name, FILE *from,
+                                      struct eval_table *table);
 
 /* A sample for people, and as one line of JSON; one line for each answer.
  *   RESOURCE_EXHAUSTED  no memory; INTERNAL  the file cannot be written */

@@ -1,6 +1,7 @@
 /*
  * godwitd: serves by default; `check`, `bench`, `eval` and `tokenize` look at
- * a model without a network. Each subcommand is node/cmd_<name>.c and one row here.
+ * a model without a network. Each subcommand is node/cmd_<name>.c and one row
+ * here.
  */
 #include "node/commands.h"
 

@@ -21,8 +21,8 @@ import xml.etree.ElementTree as ET
 TASKS = "needle,needle_multikey,passkey,kv,niah_single_2,cwe,mqar"
 RUN = ["--tasks", TASKS, "--lengths", "1024,1536", "--depths", "3", "--samples",
        "6", "--seed", "3"]
-COLUMNS = ("version model numerics policy seed task length depth samples score "
-           "low high trials prompt_tokens").split()
+COLUMNS = ("version model numerics policy seed depths task length depth samples "
+           "hits of score low high prompt_tokens").split()
 
 
 def same(a, b, what):
@@ -86,8 +86,8 @@ def check_rows(tsv, answers):
               and (depth == "-" or a["depth_step"] == step)]
         same(int(row["samples"]), len(of), "samples")
         n_hit, n_of = (sum(a[k] for a in of) for k in ("hits", "of"))
+        same((int(row["hits"]), int(row["of"])), (n_hit, n_of), "hits")
         trials = n_of if task == "mqar" else len(of)
-        same(int(row["trials"]), trials, "trials")
         numbers = (n_hit / n_of, *bounds(n_hit / n_of, trials))
         for name, number in zip(("score", "low", "high"), numbers):
             want(abs(float(row[name]) - number) < 0.00051,
@@ -144,11 +144,39 @@ def check_refusals(godwitd, model):
             (["--model", model, "--samples", "0"], "--samples"),
             (["--model", model, "--json"], "--json"),
             (["--model", model, "--show", "nadel"], "no task 'nadel'"),
+            (["--rows", "/nowhere/x", "--plot", "y"], "cannot read"),
+            (["--rows", "/dev/null", "--plot", "y"], "no row"),
+            (["--rows", "/dev/null"], "--rows needs --plot"),
             (["--model", model, "--out", "/nowhere/x"], "/nowhere/x"),
             (["--nonsense"], "nonsense")):
         done = run(godwitd, *options)
         same((done.returncode, done.stdout), (2, ""), options)
         want(reason in done.stderr, "%s: %s" % (options, done.stderr))
+
+
+def check_rows_again(godwitd, folder, tsv, svg):
+    """Rows in two files give the picture of the run that made them."""
+    lines = tsv.splitlines(keepends=True)
+    paths = [os.path.join(folder, name) for name in ("a", "b", "again.svg")]
+    for path, part in zip(paths, (lines[1:20], lines[20:])):
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines([lines[0], *part])
+    rows = ["--rows", ",".join(paths[:2]), "--plot", paths[2]]
+    done = run(godwitd, *rows)
+    same((done.returncode, done.stderr), (0, ""), "rows")
+    with open(paths[2], encoding="utf-8") as file:
+        same(file.read(), svg, "plot of rows")
+    for old, new, reason in (("needle", "nadel", "a line 2: no task 'nadel"),
+                             ("full", "window", "a line 3: another model"),
+                             ("\t2\t", "\t-2\t", "a line 2: no row"),
+                             ("version", "", "a line 1: not the header")):
+        text = lines[0] + lines[1] + lines[2]
+        at = text.rindex(old) if old == "full" else text.index(old)
+        with open(paths[0], "w", encoding="utf-8") as file:
+            file.write(text[:at] + new + text[at + len(old):])
+        done = run(godwitd, *rows)
+        same((done.returncode, done.stdout), (2, ""), new)
+        want(reason in done.stderr, done.stderr)
 
 
 def main():
@@ -161,6 +189,7 @@ def main():
         check_answers(answers)
         check_scores(check_rows(texts[0], answers))
         check_plot(texts[1])
+        check_rows_again(godwitd, folder, texts[0], texts[1])
         want(n_shared < 0.8 * n_all, "%d of %d computed" % (n_shared, n_all))
         plain, n_all, n_each = measure(godwitd, model, folder, "two",
                                        "--threads", "2", "--share=false")
