@@ -21,7 +21,7 @@ static enum status write_units(const struct tokenizer *tokenizer,
     uint32_t n_opening;
     const uint32_t *opening = tokenizer_opening(tokenizer, &n_opening);
     FILE *to = open_memstream(&prompt.text, &prompt.n_text);
-    enum status st;
+    enum status st = STATUS_OK;
     bool is_written;
 
     if (!to)
@@ -31,7 +31,7 @@ static enum status write_units(const struct tokenizer *tokenizer,
     is_written = !fclose(to) && is_written;
     if (!is_written)
         st = status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for a prompt");
-    else
+    else if (n_opening)
         st = ids_append(&prompt.ids, opening, n_opening, TOKENIZER_TEXT_MAX);
     /* All of the text is ours, and some forms speak in turns. */
     if (!st)
