@@ -112,8 +112,26 @@ def check_plot(svg):
              if x.tag.endswith("}text")]
     for name in TASKS.split(",") + ["1024", "1536"]:
         want(texts.count(name) == 1, "%s in the plot" % name)
-    rects = [x for x in root.iter() if x.tag.endswith("}rect")]
-    same(len(rects), 1 + 2 * (5 * 4 + 2), "rectangles")
+    rects = [x.attrib for x in root.iter() if x.tag.endswith("}rect")][1:]
+    same(len(rects), 2 * (5 * 4 + 2), "rectangles")
+    # Strips tile the width of their cell, from depth 0 on the left.
+    cells = [r for r in rects if int(r["height"]) > 10]
+    strips = [r for r in rects if int(r["height"]) == 10]
+    same((len(cells), len(strips)), (14, 30), "cells and strips")
+    for i in range(0, len(strips), 3):
+        x, width = ([int(r[k]) for r in strips[i:i + 3]] for k in ("x", "width"))
+        want(x[1] == x[0] + width[0] and x[2] == x[1] + width[1], "strips")
+        of = [c for c in cells if int(c["x"]) == x[0] and int(c["width"]) ==
+              sum(width) and int(c["y"]) < int(strips[i]["y"]) <=
+              int(c["y"]) + int(c["height"])]
+        same(len(of), 1, "cells over a strip")
+    return sorted(r["fill"] for r in rects)
+
+
+def check_colours(fills, rows):
+    """As many of the two ends as there are scores 0 and 1."""
+    for fill, score in (("#f7f7f7", 0.0), ("#08306b", 1.0)):
+        same(fills.count(fill), list(rows.values()).count(score), fill)
 
 
 def check_scores(score):
@@ -187,8 +205,9 @@ def main():
                                          "--threads", "1")
         answers = [json.loads(line) for line in texts[2].splitlines()]
         check_answers(answers)
-        check_scores(check_rows(texts[0], answers))
-        check_plot(texts[1])
+        rows = check_rows(texts[0], answers)
+        check_scores(rows)
+        check_colours(check_plot(texts[1]), rows)
         check_rows_again(godwitd, folder, texts[0], texts[1])
         want(n_shared < 0.8 * n_all, "%d of %d computed" % (n_shared, n_all))
         plain, n_all, n_each = measure(godwitd, model, folder, "two",

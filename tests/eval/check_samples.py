@@ -346,6 +346,12 @@ def check_task(godwitd, model, tokens, task):
         globals()["check_" + task](sample)
     same(len({json.dumps(s["expected"] or s["values"]) for s in lines[24:]}),
          12, "different answers")
+    if task in ("kv", "niah_multikey_2", "niah_multikey_3"):
+        # Five depths ask one text, the next five another.
+        texts = [s["prompt"].rsplit("\n", 2 if task == "kv" else 1)[0]
+                 for s in lines[24:]]
+        same([texts.index(t) for t in texts], [i // 5 * 5 for i in range(12)],
+             "shared texts")
     again = run(godwitd, model, "--show", task, "--json", "--depths",
                 str(N_DEPTH), "--samples", "3", "--lengths", "1500", "--seed",
                 "7").decode().splitlines()
