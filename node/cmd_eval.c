@@ -9,6 +9,7 @@
 #include "node/eval_report.h"
 #include "node/subcommand.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -418,10 +419,13 @@ static enum status run_cell(struct eval *eval, struct eval_runner *runner,
                             const struct eval_item *item)
 {
     const uint32_t n = eval->n_sample;
-    struct eval_prompt *prompt = calloc(n, sizeof(*prompt));
-    struct eval_outcome *outcome = calloc(n, sizeof(*outcome));
+    struct eval_prompt *prompt;
+    struct eval_outcome *outcome;
     enum status st = STATUS_OK;
 
+    assert(n >= 1);
+    prompt = calloc(n, sizeof(*prompt));
+    outcome = calloc(n, sizeof(*outcome));
     if (!prompt || !outcome)
         st = status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for %u samples",
                          n);
@@ -431,6 +435,8 @@ static enum status run_cell(struct eval *eval, struct eval_runner *runner,
         st = eval_run(runner, item[0].task, prompt, n, outcome);
     for (uint32_t i = 0; i < n && !st && eval->answers; i++)
         st = eval_show_answer(&item[i], &prompt[i], &outcome[i], eval->answers);
+    if (!st && eval->answers)
+        (void)fflush(eval->answers);
     if (!st)
         count(eval, about, item, outcome);
     for (uint32_t i = 0; i < n; i++) {
@@ -495,6 +501,8 @@ static enum status run(struct eval *eval, const struct engine_parts *parts)
     struct solo solo = {0};
     struct eval_runner runner = {
         .solo = &solo, .tokenizer = eval->tokenizer, .shares = options->share};
+    const size_t n_row =
+        (size_t)eval->n_task * eval->n_length * ((size_t)eval->n_depth + 1);
     enum status st = solo_init(parts->model, parts->pool, &solo);
 
     eval->tally =

@@ -6,9 +6,9 @@
 
 #define QUANTILE 1.959963984540054 /* of the normal distribution at 97.5 % */
 
-static char lower(char c)
+static int lower(char c)
 {
-    return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+    return c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c;
 }
 
 static bool contains(const char *answer, size_t n_answer, const char *text)
