@@ -505,9 +505,8 @@ static enum status run(struct eval *eval, const struct engine_parts *parts)
         (size_t)eval->n_task * eval->n_length * ((size_t)eval->n_depth + 1);
     enum status st = solo_init(parts->model, parts->pool, &solo);
 
-    eval->tally =
-        calloc((size_t)eval->n_task * eval->n_length * (eval->n_depth + 1),
-               sizeof(*eval->tally));
+    assert(n_row >= 1);
+    eval->tally = calloc(n_row, sizeof(*eval->tally));
     if (!st && !eval->tally)
         st = status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for the rows");
     if (!st) {
