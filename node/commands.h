@@ -16,6 +16,9 @@ int cmd_check(int argc, char **argv);
 /* Tokens per second beside the machine's bounds, as TSV. */
 int cmd_bench(int argc, char **argv);
 
+/* What a model finds again in its context, as TSV by task, length, depth. */
+int cmd_eval(int argc, char **argv);
+
 /* JSON lines {"text":...} to {"ids":[...],"decoded":...}. */
 int cmd_tokenize(int argc, char **argv);
 #endif

@@ -1,6 +1,7 @@
 /*
- * godwitd: serves by default; `check`, `bench` and `tokenize` look at a model
- * without a network. Each subcommand is node/cmd_<name>.c and one row here.
+ * godwitd: serves by default; `check`, `bench`, `eval` and `tokenize` look at
+ * a model without a network. Each subcommand is node/cmd_<name>.c and one row
+ * here.
  */
 #include "node/commands.h"
 
@@ -15,6 +16,7 @@ static const struct command_row {
     {"serve", cmd_serve, "serve a model over gRPC (the default)"},
     {"check", cmd_check, "load a model and compare it with golden vectors"},
     {"bench", cmd_bench, "measure prefill and decode beside their bounds"},
+    {"eval", cmd_eval, "ask a model for what its context holds"},
     {"tokenize", cmd_tokenize, "JSON lines of text to JSON lines of ids"},
 };
 

@@ -100,6 +100,34 @@ enum status solo_feed_all(struct solo *solo, const uint32_t *token, uint64_t n,
     return STATUS_OK;
 }
 
+enum status solo_fork(const struct solo *solo, struct memory **out)
+{
+    const uint64_t position = memory_position(solo->memory);
+    const struct layer_memory *from = memory_layers(solo->memory), *to;
+    const uint64_t n_block = (position + KV_BLOCK - 1) / KV_BLOCK;
+    struct memory *memory = NULL;
+    enum status st = memory_create(solo->model, &memory);
+
+    if (!st)
+        st = memory_reserve(memory, position);
+    if (st) {
+        memory_destroy(memory);
+        return st;
+    }
+    to = memory_layers(memory);
+    for (uint32_t i = 0; i < model_config(solo->model)->n_layer; i++) {
+        const struct mixer_plan *plan = model_plan(solo->model, i);
+
+        if (plan->state_bytes)
+            memcpy(to[i].state, from[i].state, plan->state_bytes);
+        for (uint64_t b = 0; b < n_block && plan->block_bytes; b++)
+            memcpy(to[i].block[b], from[i].block[b], plan->block_bytes);
+    }
+    memory_advance(memory, position);
+    *out = memory;
+    return STATUS_OK;
+}
+
 uint32_t solo_argmax(const float *logit, uint32_t n_vocab)
 {
     float most = logit[0]; /* loaded anew each time it takes 5 times as long */

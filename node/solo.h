@@ -1,8 +1,8 @@
 #ifndef NODE_SOLO_H
 #define NODE_SOLO_H
 /*
- * One model, one session, no scheduler and no journal: what `check` and
- * `bench` need of an engine. Prompts go in chunks of SOLO_CHUNK rows. One
+ * One model, one session, no scheduler and no journal: what `check`, `bench`
+ * and `eval` need of an engine. Prompts go in chunks of SOLO_CHUNK rows. One
  * thread.
  */
 #include "kernels/pool.h"
@@ -42,6 +42,13 @@ typedef void solo_take(void *arg, uint64_t first_token, uint32_t n_row,
                        const float *logit);
 MUST_CHECK enum status solo_feed_all(struct solo *solo, const uint32_t *token,
                                      uint64_t n, solo_take *take, void *arg);
+
+/*
+ * A second memory that has consumed what the first has, for the caller to
+ * memory_destroy(): who continues from it continues as from the first.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status solo_fork(const struct solo *solo, struct memory **out);
 
 /* Index of the largest logit; the lowest index among equals. */
 uint32_t solo_argmax(const float *logit, uint32_t n_vocab);
