@@ -131,7 +131,7 @@ static size_t n_stored(void)
     struct ids ids = {0};
     struct digest end_chain;
 
-    cr_assert_eq(journal_read_tokens(journal, alice, &ids, &end_chain),
+    cr_assert_eq(journal_read_tokens(journal, &(struct log_path){1, {{alice, UINT64_MAX}}}, &ids, &end_chain),
                  STATUS_OK, "%s", status_reason());
     free(ids.id);
     return ids.n;
@@ -417,9 +417,12 @@ static void save_at(uint64_t position)
     struct memory *memory = memory_at(position);
 
     cr_assert_eq(
-        image_create(model, alice, memory,
-                     digest_tokens(model_fingerprint(model), token, position),
-                     0, &job.image),
+        image_create(model,
+                     &(struct image_source){.log = alice,
+                                            .memory = memory,
+                                            .token = token,
+                                            .chain = model_fingerprint(model)},
+                     &job.image),
         STATUS_OK);
     finish(&job);
     cr_assert_eq(job.status, STATUS_OK);
@@ -522,8 +525,11 @@ Test(store_thread, stop_gives_every_job_back_and_does_every_save)
 
     put_session();
     cr_assert_eq(
-        image_create(model, alice, memory,
-                     digest_tokens(model_fingerprint(model), token, 64), 0,
+        image_create(model,
+                     &(struct image_source){.log = alice,
+                                            .memory = memory,
+                                            .token = token,
+                                            .chain = model_fingerprint(model)},
                      &save.image),
         STATUS_OK);
     for (int i = 0; i < 3; i++) {
