@@ -404,7 +404,8 @@ static enum status provide(struct engine *engine,
                            const struct generate_command *g,
                            struct session **out)
 {
-    struct session_meta meta = {.durability = DURABILITY_NONE};
+    struct session_meta meta = {.durability = DURABILITY_NONE,
+                                .path = log_path_alone((struct uid){0, 0})};
     enum status st = STATUS_OK;
 
     if (g->session[0]) {

@@ -419,7 +419,9 @@ Test(snapshot, an_older_one_may_use_blocks_that_a_newer_one_wrote)
     cr_assert_eq(save(alice, 100, 0), STATUS_OK);
     cr_assert_eq(save(alice, 300, 0), STATUS_OK); /* block 0 again */
     expect(299, 100, RESTORE_HIT);
-    token[250] ^= 1; /* unless that one was of other tokens */
+    token[250] ^= 1; /* a block says nothing of the tokens behind it ... */
+    expect(299, 100, RESTORE_HIT);
+    token[63] ^= 1; /* ... and all of those before its end */
     expect(299, 0, RESTORE_CHAIN);
 }
 
