@@ -159,8 +159,8 @@ enum status convert_truncate(struct job *job, const ProtobufCMessage *message)
 {
     const Godwit__V1__TruncateSessionRequest *request =
         (const Godwit__V1__TruncateSessionRequest *)message;
-    enum status st = take_target(job, COMMAND_TRUNCATE_SESSION,
-                                 request->session, "session");
+    enum status st =
+        take_target(job, COMMAND_TRUNCATE_SESSION, request->session, "session");
 
     if (!st)
         st = take_etag(request->etag, "etag", job->command->target.etag);

@@ -74,7 +74,8 @@ struct fork_command {
     char session[SESSION_NAME_SIZE];
     char name[SESSION_NAME_SIZE]; /* of the new one; "": the engine makes one */
     bool has_position;
-    uint64_t position; /* tokens that both begin with; else all committed ones */
+    uint64_t
+        position; /* tokens that both begin with; else all committed ones */
 };
 
 struct update_command {

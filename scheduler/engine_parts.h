@@ -100,7 +100,7 @@ struct session {
     struct uid parent;       /* whom it was forked from; 0: nobody ... */
     char *parent_name;       /* ... and its name then, or NULL; owned */
     uint64_t fork_position;
-    uint64_t n_token;    /* length of the log */
+    uint64_t n_token; /* length of the log */
     uint64_t n_committed;
     uint32_t n_flight; /* commits under way that carry records of it */
     uint32_t n_hold;   /* flights and jobs that point here */
@@ -170,14 +170,15 @@ struct effect {
         EFFECT_DELETE,
         EFFECT_UPDATE,
         EFFECT_LINEAGE, /* it goes on in another log, or without ancestors */
-        EFFECT_UPGRADE /* of a session that was not durable */
+        EFFECT_UPGRADE  /* of a session that was not durable */
     } kind;
     struct session *session;
-    uint64_t n_token;             /* TOKENS, UPGRADE: committed with it */
-    struct uid log;               /* TOKENS: where they stand */
-    uint64_t n_committed;         /* LINEAGE: of the log that was left */
-    struct session_meta *earlier; /* UPDATE, LINEAGE, UPGRADE: what was; owned */
-    struct turn *turn;            /* UPGRADE: the last one, or NULL; owned */
+    uint64_t n_token;     /* TOKENS, UPGRADE: committed with it */
+    struct uid log;       /* TOKENS: where they stand */
+    uint64_t n_committed; /* LINEAGE: of the log that was left */
+    struct session_meta
+        *earlier;      /* UPDATE, LINEAGE, UPGRADE: what was; owned */
+    struct turn *turn; /* UPGRADE: the last one, or NULL; owned */
 };
 struct flight {
     struct flight *next;   /* sent later */
@@ -243,7 +244,7 @@ struct engine {
     uint64_t n_session, table_capacity;
     struct session *oldest, *newest; /* idle resident sessions */
     size_t charged, leaving;         /* bytes of memories; to be evicted */
-    size_t shared_bytes; /* of blocks in several memories, counted once */
+    size_t shared_bytes;    /* of blocks in several memories, counted once */
     struct lineage lineage; /* of durable sessions, as the journal may have
                                them: before and after what is under way */
     uint64_t n_resident;
@@ -567,8 +568,7 @@ MUST_CHECK enum status logs_sweep(struct engine *engine);
  * What of the memory's blocks is stored: *out_base by other logs; returns the
  * position up to which, by them and by the session's own log.
  */
-uint64_t logs_stored(const struct engine *engine,
-                     const struct session *session,
+uint64_t logs_stored(const struct engine *engine, const struct session *session,
                      struct log_path *out_base);
 
 /* --- batch.c --- */

@@ -35,9 +35,8 @@ static void inherit_stored(struct engine *engine, const struct resident *from,
     log_pieces_add(&resident->base, log, stored / KV_BLOCK * KV_BLOCK);
     if (log_path_keeps(&path, &resident->base) <
         log_pieces_end(&resident->base)) {
-        log_pieces_cut(&resident->base,
-                       log_path_keeps(&path, &resident->base) / KV_BLOCK *
-                           KV_BLOCK);
+        log_pieces_cut(&resident->base, log_path_keeps(&path, &resident->base) /
+                                            KV_BLOCK * KV_BLOCK);
         stored = log_pieces_end(&resident->base);
     }
     resident->snapshot_position = stored;
@@ -49,8 +48,7 @@ static void inherit_stored(struct engine *engine, const struct resident *from,
 
 /* Its parent's memory, if that has not gone further than the fork. */
 static enum status inherit_memory(struct engine *engine,
-                                  struct session *session,
-                                  struct session *fork)
+                                  struct session *session, struct session *fork)
 {
     struct resident *from = session->resident, *resident = fork->resident;
     uint64_t position = resident_position(from);
@@ -81,11 +79,10 @@ static enum status inherit_tokens(struct engine *engine,
 
     if (st)
         return st;
-    resident->chain =
-        fork->n_token == from->tokens.n
-            ? from->chain
-            : digest_tokens(engine->empty_chain, from->tokens.id,
-                            fork->n_token);
+    resident->chain = fork->n_token == from->tokens.n
+                          ? from->chain
+                          : digest_tokens(engine->empty_chain, from->tokens.id,
+                                          fork->n_token);
     return STATUS_OK;
 }
 

@@ -79,8 +79,8 @@ static void extend(const struct engine *engine, const struct session *session,
     }
 }
 
-uint64_t logs_stored(const struct engine *engine,
-                     const struct session *session, struct log_path *out_base)
+uint64_t logs_stored(const struct engine *engine, const struct session *session,
+                     struct log_path *out_base)
 {
     const struct resident *resident = session->resident;
     uint64_t stored = resident->snapshot_position, kept;

@@ -409,7 +409,7 @@ static void take(struct engine *engine, struct session *session,
         resident->n_restored = source->position;
         if (word == REUSE_NONE)
             word = uid_equal(source->uid, session_log(session)) ? REUSE_RESTORED
-                                                        : REUSE_PREFIX;
+                                                                : REUSE_PREFIX;
     }
     if (!resident || word == REUSE_NONE)
         return;

@@ -228,8 +228,8 @@ static struct image_source source_of(const struct engine *engine,
     source.from = logs_stored(engine, session, base);
     source.chain = source.from == resident->snapshot_position
                        ? resident->snapshot_chain
-                       : digest_tokens(engine->empty_chain,
-                                       resident->tokens.id, source.from);
+                       : digest_tokens(engine->empty_chain, resident->tokens.id,
+                                       source.from);
     return source;
 }
 

@@ -95,8 +95,8 @@ void session_etag(const struct session *session, char out[24])
 {
     static const char digits[] = "0123456789abcdef";
     uint64_t number[] = {session_log(session).hi, session_log(session).lo,
-                         session->update_ms,  session->expire_ms,
-                         session->durability, session->n_token};
+                         session->update_ms,      session->expire_ms,
+                         session->durability,     session->n_token};
     struct digest d = digest_bytes(number, sizeof(number));
 
     for (uint32_t i = 0; i < session->n_label; i++) {

@@ -286,10 +286,9 @@ static enum status next_log(struct journal *journal, struct key from,
 {
     struct store_scan *scan;
     struct row row;
-    enum status st =
-        store_scan_open(journal->store,
-                        &(struct store_range){from.bytes, from.n, "l", 1},
-                        false, &scan);
+    enum status st = store_scan_open(
+        journal->store, &(struct store_range){from.bytes, from.n, "l", 1},
+        false, &scan);
 
     if (st)
         return st;

@@ -70,11 +70,11 @@ MUST_CHECK enum status journal_commit(struct journal *journal,
 
 /*
  * Call visit for every session, in order of uid, with the number of its tokens
- * (one seek each, of its own log). A record that fails its digest is logged, counted in
- * *out_n_bad and skipped; if it was the last of a session's tokens, n_token
- * ends at the last sound one and reading the session will say DATA_LOSS. Stops
- * when visit returns non-zero and returns that.
- *   as store_scan_open() and store_scan_status()
+ * (one seek each, of its own log). A record that fails its digest is logged,
+ * counted in *out_n_bad and skipped; if it was the last of a session's tokens,
+ * n_token ends at the last sound one and reading the session will say
+ * DATA_LOSS. Stops when visit returns non-zero and returns that. as
+ * store_scan_open() and store_scan_status()
  */
 typedef enum status
 journal_visit(void *context, const struct session_meta *meta, uint64_t n_token);

@@ -1,11 +1,11 @@
 #ifndef STATE_LINEAGE_H
 #define STATE_LINEAGE_H
 /*
- * Who reads whose log. A fork writes nothing but its own path (state/session.h),
- * so a log must stay for as long as a path leads through it, also when the
- * session that wrote it is gone; and no longer, nor more of it. The index of all
- * paths says how much: it is rebuilt from the sessions at start, so no count of
- * references is ever stored that could be wrong.
+ * Who reads whose log. A fork writes nothing but its own path
+ * (state/session.h), so a log must stay for as long as a path leads through it,
+ * also when the session that wrote it is gone; and no longer, nor more of it.
+ * The index of all paths says how much: it is rebuilt from the sessions at
+ * start, so no count of references is ever stored that could be wrong.
  *
  * Invariant of a path: ends rise strictly, and the log of piece i begins where
  * piece i - 1 ends.

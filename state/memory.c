@@ -23,7 +23,7 @@ struct memory {
     uint64_t n_slab;
     uint64_t capacity; /* slabs that the tables can name */
     size_t bytes;
-    uint64_t n_shared; /* of the slabs */
+    uint64_t n_shared;          /* of the slabs */
     void *state;                /* of all layers, one behind the other; owned */
     void **table;               /* [1 + n_layer][capacity]: slabs, then the
                                     layers' blocks in them; owned, and slabs */
@@ -217,9 +217,8 @@ static struct slab *lend(struct memory *memory, uint64_t b,
 
 static enum status reserve_table(struct memory *memory, uint64_t n_slab)
 {
-    return n_slab > memory->capacity
-               ? widen_table(memory, capacity_for(n_slab))
-               : STATUS_OK;
+    return n_slab > memory->capacity ? widen_table(memory, capacity_for(n_slab))
+                                     : STATUS_OK;
 }
 
 enum status memory_reserve(struct memory *memory, uint64_t n_token)
@@ -248,9 +247,9 @@ enum status memory_fork(struct memory *memory, size_t *shared_bytes,
                         struct memory **out)
 {
     const struct model *model = memory->model;
-    const uint64_t n_sealed = slabs_for(model, memory->position) -
-                              (memory->position % KV_BLOCK &&
-                               slab_bytes(model));
+    const uint64_t n_sealed =
+        slabs_for(model, memory->position) -
+        (memory->position % KV_BLOCK && slab_bytes(model));
     struct memory *fork;
     enum status st = memory_create(model, &fork);
 
@@ -282,8 +281,7 @@ enum status memory_fork(struct memory *memory, size_t *shared_bytes,
 void memory_share(struct memory *memory, struct memory *from, uint64_t n_token,
                   size_t *shared_bytes)
 {
-    const uint64_t n_slab =
-        slab_bytes(memory->model) ? n_token / KV_BLOCK : 0;
+    const uint64_t n_slab = slab_bytes(memory->model) ? n_token / KV_BLOCK : 0;
 
     assert(n_token <= memory->position && n_token <= from->position);
     for (uint64_t b = 0; b < n_slab; b++) {

@@ -52,8 +52,9 @@ void memory_advance(struct memory *memory, uint64_t n_token);
 /* [n_layer], for struct span; valid until the next reserve or destroy. */
 const struct layer_memory *memory_layers(const struct memory *memory);
 
-/* Bytes held now; of them, those of shared blocks; and what a session of n_token tokens would hold: the same,
-   for a session that grew to n_token in any number of reserves. */
+/* Bytes held now; of them, those of shared blocks; and what a session of
+   n_token tokens would hold: the same, for a session that grew to n_token in
+   any number of reserves. */
 size_t memory_bytes(const struct memory *memory);
 size_t memory_shared_bytes(const struct memory *memory);
 size_t memory_bytes_for(const struct model *model, uint64_t n_token);

@@ -62,14 +62,14 @@ struct log_path {
 
 struct session_meta {
     struct uid uid;
-    char name[SESSION_NAME_SIZE];  /* without "sessions/" */
-    struct log_path path;          /* the log of a session that was neither
-                                      forked nor rewound has the uid's name */
-    struct uid parent;             /* whom it was forked from; 0: nobody */
+    char name[SESSION_NAME_SIZE]; /* without "sessions/" */
+    struct log_path path;         /* the log of a session that was neither
+                                     forked nor rewound has the uid's name */
+    struct uid parent;            /* whom it was forked from; 0: nobody */
     char parent_name[SESSION_NAME_SIZE]; /* its name then */
-    uint64_t fork_position;        /* tokens that both began with */
-    uint64_t create_ms, update_ms; /* wall time */
-    uint64_t expire_ms;            /* 0: never */
+    uint64_t fork_position;              /* tokens that both began with */
+    uint64_t create_ms, update_ms;       /* wall time */
+    uint64_t expire_ms;                  /* 0: never */
     enum durability durability;
     uint32_t n_label;
     struct label label[LABEL_MAX];

@@ -310,7 +310,8 @@ static void delete_log(struct snapshots *snapshots, struct uid uid)
                      key_after(key_of(letters[i], uid)));
 }
 
-/* What is of another model or numerics id goes. A manifest without snapshots stays: it says that there are blocks. */
+/* What is of another model or numerics id goes. A manifest without snapshots
+ * stays: it says that there are blocks. */
 static enum status cut_log(struct snapshots *snapshots, struct uid uid,
                            uint64_t n_token)
 {
@@ -776,8 +777,8 @@ static enum status load_log(struct loading *loading, uint32_t piece,
             st = try_entries(loading->snapshots, &manifest, &loading->chains,
                              limit, loading->memory, &refusal);
         if (!st && memory_position(loading->memory) > 0)
-            out->base = base_from(&manifest, is_own,
-                                  memory_position(loading->memory));
+            out->base =
+                base_from(&manifest, is_own, memory_position(loading->memory));
     }
     if (loading->refusal.reason == RESTORE_NONE)
         loading->refusal = refusal;
@@ -785,9 +786,9 @@ static enum status load_log(struct loading *loading, uint32_t piece,
 }
 
 enum status snapshot_load(struct snapshots *snapshots,
-                          const struct log_path *path,
-                          const struct ids *tokens, uint64_t limit,
-                          struct memory *memory, struct restore *out)
+                          const struct log_path *path, const struct ids *tokens,
+                          uint64_t limit, struct memory *memory,
+                          struct restore *out)
 {
     struct loading loading = {.snapshots = snapshots,
                               .path = path,

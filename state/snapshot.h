@@ -21,7 +21,8 @@
  * has the same tokens up to there.
  *
  * The uid is that of a log (state/session.h). A fork writes no block that its
- * ancestors have stored: its manifest names their logs, and its path keeps them.
+ * ancestors have stored: its manifest names their logs, and its path keeps
+ * them.
  *
  * Values of a save that no manifest came to name stay until that position is
  * saved again or the session is deleted.

@@ -316,8 +316,8 @@ static enum status save(struct store_thread *thread, struct store_job *job)
 
 static enum status trim(struct store_thread *thread, struct store_job *job)
 {
-    enum status st = snapshot_trim(thread->options.snapshots, job->uid,
-                                   job->n_needed);
+    enum status st =
+        snapshot_trim(thread->options.snapshots, job->uid, job->n_needed);
 
     if (!st)
         list(thread, job);

@@ -101,7 +101,7 @@ struct store_job {
     enum store_job_kind kind;
     struct uid uid;       /* of the log */
     struct log_path path; /* LOAD, TOKENS: that ends in it */
-    void *owner; /* the engine's; untouched here */
+    void *owner;          /* the engine's; untouched here */
 
     struct image *image;   /* SAVE: owned by the job, released by the engine */
     struct memory *memory; /* LOAD: fresh, from the engine; back to it */
@@ -118,8 +118,8 @@ struct store_job {
     struct cause cause;
     struct ids tokens; /* LOAD, TOKENS, FETCH: ids_release() by the engine */
     struct digest chain;
-    struct turn turn; /* LOAD: the last one ... */
-    bool has_turn;    /* ... if there is one */
+    struct turn turn;       /* LOAD: the last one ... */
+    bool has_turn;          /* ... if there is one */
     struct restore restore; /* LOAD */
     enum restore_reason refused[SNAPSHOT_SOURCE_MAX]; /* FETCH: of source[i] */
     uint32_t n_entry; /* SAVE, LOAD, DELETE: what the owner has, newest first */

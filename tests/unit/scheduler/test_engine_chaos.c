@@ -1,8 +1,8 @@
 /*
  * Everything at once, from a seed: sessions in a memory too small for them,
  * readers that pause and vanish, a journal and a store that fail for a while,
- * kills in mid-step, damaged snapshots, sessions that are rewound by a turn, and
- * forks of them and of forks that are rewound and deleted. Clients send a
+ * kills in mid-step, damaged snapshots, sessions that are rewound by a turn,
+ * and forks of them and of forks that are rewound and deleted. Clients send a
  * request again until it is complete. The oracle: each session's log is that of
  * the same turns alone on an undisturbed node, whatever the seed did (E1, E2,
  * E3, E5 together); a fork's is the beginning of one, and goes on as alone.
@@ -18,9 +18,9 @@
 #define N_FORK 4u
 
 struct client {
-    uint32_t turn;  /* to be done next */
-    uint64_t reply; /* 0: none is open */
-    bool is_begun;  /* that turn was sent before */
+    uint32_t turn;          /* to be done next */
+    uint64_t reply;         /* 0: none is open */
+    bool is_begun;          /* that turn was sent before */
     uint64_t begin[N_TURN]; /* positions of turns that were completed */
 };
 

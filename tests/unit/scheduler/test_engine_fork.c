@@ -254,10 +254,10 @@ static uint32_t blocks_of(struct node *node, struct uid log)
     size_t key_bytes, value_bytes;
     uint32_t n = 0;
 
-    must(store_scan_open(node->bulk_store,
-                         &(struct store_range){from.bytes, from.n, to.bytes,
-                                               to.n},
-                         false, &scan));
+    must(store_scan_open(
+        node->bulk_store,
+        &(struct store_range){from.bytes, from.n, to.bytes, to.n}, false,
+        &scan));
     while (store_scan_next(scan, &key, &key_bytes, &value, &value_bytes))
         n++;
     store_scan_close(scan);

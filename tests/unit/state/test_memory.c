@@ -286,8 +286,8 @@ static void assert_marked(struct model *model, const struct memory *memory,
         if (layer->state)
             cr_assert(is_all(layer->state, plan->state_bytes, (int)(100 + i)));
         for (uint64_t b = 0; plan->block_bytes && b * KV_BLOCK < position; b++)
-            cr_assert(is_all(layer->block[b], plan->block_bytes,
-                             (int)(10 * i + b)));
+            cr_assert(
+                is_all(layer->block[b], plan->block_bytes, (int)(10 * i + b)));
     }
 }
 
@@ -295,8 +295,8 @@ Test(memory, a_fork_shares_sealed_blocks_and_nothing_else)
 {
     static const uint64_t POSITION[] = {1, 63, 64, 65, 200, 256};
     struct model *model = open_model(DIR_MIXED, 0);
-    const size_t one = memory_bytes_for(model, KV_BLOCK) -
-                       memory_bytes_for(model, 0);
+    const size_t one =
+        memory_bytes_for(model, KV_BLOCK) - memory_bytes_for(model, 0);
     const uint32_t n_layer = model_config(model)->n_layer;
 
     for (size_t p = 0; p < sizeof(POSITION) / sizeof(POSITION[0]); p++) {

@@ -201,7 +201,8 @@ static enum status read_log(void)
     struct digest chain = {0};
     struct turn turn;
     uint64_t n_bad;
-    enum status st = journal_read_tokens(journal, &(struct log_path){1, {{alice, UINT64_MAX}}}, &ids, &chain);
+    enum status st = journal_read_tokens(
+        journal, &(struct log_path){1, {{alice, UINT64_MAX}}}, &ids, &chain);
 
     if (!st) {
         cr_assert_eq(ids.n, N_TOKEN);
@@ -242,13 +243,12 @@ Test(nomem, to_write_read_and_delete_a_log)
 static enum status save(void)
 {
     struct image *image;
-    enum status st =
-        image_create(model,
-                     &(struct image_source){.log = alice,
-                                            .memory = filled,
-                                            .token = tokens.id,
-                                            .chain = chain_at(0)},
-                     &image);
+    enum status st = image_create(model,
+                                  &(struct image_source){.log = alice,
+                                                         .memory = filled,
+                                                         .token = tokens.id,
+                                                         .chain = chain_at(0)},
+                                  &image);
 
     if (st)
         return st;

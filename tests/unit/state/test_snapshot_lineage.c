@@ -72,10 +72,10 @@ static struct memory *memory_at(uint64_t position, bool of_parent)
         const struct layer_memory *layer = &memory_layers(memory)[i];
 
         if (layer->state)
-            memset(layer->state,
-                   value_of(1000 + position, i,
-                            is_parents(position, of_parent)),
-                   plan->state_bytes);
+            memset(
+                layer->state,
+                value_of(1000 + position, i, is_parents(position, of_parent)),
+                plan->state_bytes);
         for (uint64_t b = 0; plan->block_bytes && b * KV_BLOCK < position; b++)
             memset(layer->block[b],
                    value_of(b, i,
@@ -154,11 +154,11 @@ static uint32_t count(char letter, struct uid log)
     size_t key_bytes, value_bytes;
     uint32_t n = 0;
 
-    cr_assert_eq(
-        store_scan_open(
-            store, &(struct store_range){from.bytes, from.n, to.bytes, to.n},
-            false, &scan),
-        STATUS_OK);
+    cr_assert_eq(store_scan_open(
+                     store,
+                     &(struct store_range){from.bytes, from.n, to.bytes, to.n},
+                     false, &scan),
+                 STATUS_OK);
     while (store_scan_next(scan, &key, &key_bytes, &value, &value_bytes))
         n++;
     store_scan_close(scan);

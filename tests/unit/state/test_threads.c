@@ -132,7 +132,9 @@ static size_t n_stored(void)
     struct ids ids = {0};
     struct digest end_chain;
 
-    cr_assert_eq(journal_read_tokens(journal, &(struct log_path){1, {{alice, UINT64_MAX}}}, &ids, &end_chain),
+    cr_assert_eq(journal_read_tokens(
+                     journal, &(struct log_path){1, {{alice, UINT64_MAX}}},
+                     &ids, &end_chain),
                  STATUS_OK, "%s", status_reason());
     free(ids.id);
     return ids.n;
@@ -484,11 +486,10 @@ Test(store_thread, saves_loads_and_deletes)
 
 Test(store_thread, of_an_unknown_session_gives_no_tokens)
 {
-    struct store_job job = {
-        .kind = STORE_LOAD,
-        .uid = {9, 9},
-        .path = log_path_alone((struct uid){9, 9}),
-        .memory = memory_at(0)};
+    struct store_job job = {.kind = STORE_LOAD,
+                            .uid = {9, 9},
+                            .path = log_path_alone((struct uid){9, 9}),
+                            .memory = memory_at(0)};
 
     finish(&job);
     cr_assert_eq(job.status, STATUS_OK);
@@ -505,11 +506,10 @@ Test(store_thread, hands_back_the_cause_of_a_failure)
     put_session();
     save_at(120);
     for (;;) {
-        struct store_job job = {
-            .kind = STORE_LOAD,
-            .uid = alice,
-            .path = log_path_alone(alice),
-            .memory = memory_at(0)};
+        struct store_job job = {.kind = STORE_LOAD,
+                                .uid = alice,
+                                .path = log_path_alone(alice),
+                                .memory = memory_at(0)};
 
         store_memory_faults(store)->fail_at = ++n;
         finish(&job);
@@ -542,11 +542,10 @@ Test(store_thread, stop_gives_every_job_back_and_does_every_save)
                      &save.image),
         STATUS_OK);
     for (int i = 0; i < 3; i++) {
-        load[i] = (struct store_job){
-            .kind = STORE_LOAD,
-            .uid = alice,
-            .path = log_path_alone(alice),
-            .memory = memory_at(0)};
+        load[i] = (struct store_job){.kind = STORE_LOAD,
+                                     .uid = alice,
+                                     .path = log_path_alone(alice),
+                                     .memory = memory_at(0)};
         cr_assert(store_thread_push(store_thread, &load[i]));
     }
     cr_assert(store_thread_push(store_thread, &save));
