@@ -46,10 +46,7 @@ static void put_brief(struct output *output, const session_message *session)
     output_number(output, "committed", session->committed_position);
     output_time(output, "active", seconds_of(session->last_active_time));
     output_text(output, "parent", short_name(session->parent_session));
-    if (session->parent_session[0])
-        output_number(output, "forked_at", session->fork_position);
-    else
-        output_text(output, "forked_at", "");
+    output_number(output, "forked_at", session->fork_position);
 }
 
 static void put_whole(struct output *output, const session_message *session)
