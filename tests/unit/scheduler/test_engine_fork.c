@@ -111,6 +111,32 @@ Test(engine_fork, a_long_lineage_is_flattened, .timeout = 120)
     node_destroy(node);
 }
 
+/* Blocks that it once found with its ancestors are not counted on. */
+Test(engine_fork, what_was_flattened_stores_all_its_blocks)
+{
+    struct node *node = fork_node();
+    char name[16] = "g0", before[16];
+    struct reply *reply;
+
+    log_set_level(LOG_ERROR);
+    make_parent(node, name);
+    for (uint32_t i = 1; i <= LOG_PATH_MAX; i++) {
+        fork_settle(node);
+        strcpy(before, name);
+        snprintf(name, sizeof(name), "g%u", i);
+        node_call(node, fork_of(node, before, name));
+        go_on(node, name, 1, 1, i);
+        erase(node, before);
+    }
+    cr_assert_lt(table_find(node->engine, name)->n_piece, LOG_PATH_MAX);
+    go_on(node, name, 100, 1, 1);
+    fork_settle(node);
+    restart(node, false);
+    reply = go_on(node, name, 1, 1, 9);
+    cr_assert_gt(reply->end->complete.n_restored, N_PARENT + 100);
+    node_destroy(node);
+}
+
 Test(engine_fork, a_session_that_generates_is_forked_where_it_is)
 {
     struct node *node = fork_node(), *judge = judge_create();
@@ -290,8 +316,8 @@ Test(engine_fork, writes_no_block_that_its_ancestor_has)
     cr_assert_gt(reply->end->complete.n_restored, 240);
     cr_assert(judge_agrees(judge, node, "child", 3, 2));
     erase(node, "parent");
-    restart(node, true);
     fork_settle(node);
+    restart(node, false);
     reply = go_on(node, "child", 3, 3, 5);
     cr_assert_gt(reply->end->complete.n_restored, 240);
     cr_assert(judge_agrees(judge, node, "child", 3, 5));
@@ -340,6 +366,16 @@ Test(engine_fork, forks_in_memory_cost_what_they_differ_in)
     node_destroy(node);
 }
 
+static struct command *again_without_input(struct node *node,
+                                           const char *session)
+{
+    struct command *command = generate(node, session, "", 0, 5);
+
+    command->generate.sampling.max_tokens = 3;
+    command->generate.sampling.ignore_eos = true;
+    return command;
+}
+
 Test(engine_fork, of_what_is_not_durable_is_not_durable_either)
 {
     struct node *node = fork_node(), *judge = judge_create();
@@ -349,7 +385,13 @@ Test(engine_fork, of_what_is_not_durable_is_not_durable_either)
     cr_assert_eq(fork_at(node, "parent", "early", 90)->last, EVENT_SESSION);
     cr_assert_eq(fork_at(node, "parent", "child", N_PARENT)->last,
                  EVENT_SESSION);
+    /* where the parent's memory stands: nothing would be left to compute */
+    cr_assert_eq(fork_at(node, "parent", "late", N_PARENT - 1)->last,
+                 EVENT_SESSION);
     erase(node, "parent");
+    cr_assert(reply_completed(node_call(node, again_without_input(node, "late")),
+                              FINISH_LENGTH));
+    cr_assert(judge_agrees(judge, node, "late", 3, 5));
     for (uint64_t p = 140; p > 100; p -= 13) {
         cr_assert_eq(rewind_to(node, "child", p)->end->session.position, p);
         go_on(node, "child", 2, 3, (uint32_t)p);
@@ -383,6 +425,9 @@ Test(engine_fork, a_lost_commit_takes_fork_and_rewind_back)
     store_memory_faults(node->journal_store)->is_read_only = false;
     cr_assert_null(table_find(node->engine, "lost"));
     cr_assert_eq(node->engine->lineage.n, 3, "parent, child and its ancestor");
+    cr_assert_eq(node_call(node, about(node, COMMAND_GET_SESSION, "parent"))
+                     ->end->session.committed_position,
+                 N_PARENT);
     cr_assert_eq(node_read(node, "parent")->n_token, N_PARENT);
     go_on(node, "parent", 2, 3, 5);
     cr_assert(judge_agrees(judge, node, "parent", 3, 5));
