@@ -4,6 +4,7 @@
  * Forks, rewinds, and the judge of them: another node, undisturbed and without
  * shared prefixes, that gets a branch's tokens as one prompt of a new session.
  */
+#include "scheduler/engine_parts.h"
 #include "state/store_key.h"
 #include "tests/unit/scheduler/fixture.h"
 
@@ -135,10 +136,15 @@ static inline void restart(struct node *node, bool is_kill)
 /* Until nothing is under way: commits, saves and deletions are done. */
 static inline void fork_settle(struct node *node)
 {
-    for (int i = 0; i < 50; i++) {
+    const struct engine *engine = node->engine;
+
+    for (uint32_t i = 0; i < STEP_LIMIT; i++) {
         node_until(node, 0);
-        ring_wait(node->inbox, 1);
+        if (engine->n_job == 0 && engine->n_image == 0 &&
+            engine->n_deleted == 0 && !engine->oldest_flight)
+            return;
+        ring_wait(node->inbox, 20);
     }
-    node_until(node, 0);
+    need(!"all is done");
 }
 #endif

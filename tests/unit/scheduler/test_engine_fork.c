@@ -129,6 +129,7 @@ Test(engine_fork, what_was_flattened_stores_all_its_blocks)
         erase(node, before);
     }
     cr_assert_lt(table_find(node->engine, name)->n_piece, LOG_PATH_MAX);
+    fork_settle(node); /* one image at a time */
     go_on(node, name, 100, 1, 1);
     fork_settle(node);
     restart(node, false);
