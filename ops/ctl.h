@@ -44,6 +44,7 @@ struct ctl_options {
     bool is_chat, has_special, creates, ignores_eos, wants_stats;
 
     const char *labels, *durability, *prefix, *etag;
+    const char *fork_name, *fork_at, *rewind_to;
     uint64_t ttl; /* seconds; 0: never */
     uint64_t from, limit;
     bool allows_missing;
@@ -89,6 +90,8 @@ struct ctl_command {
 #define CTL_ROWS_LOAD 512u /* of the three benches */
 #define CTL_ROWS_STREAMS 1024u
 #define CTL_ROWS_REUSE 2048u
+#define CTL_ROWS_FORK 4096u
+#define CTL_ROWS_REWIND 8192u
 #define CTL_ROWS_BENCH (CTL_ROWS_LOAD | CTL_ROWS_STREAMS | CTL_ROWS_REUSE)
 
 /*
@@ -108,6 +111,8 @@ enum status ctl_session_get(struct ctl *ctl);
 enum status ctl_session_update(struct ctl *ctl);
 enum status ctl_session_tokens(struct ctl *ctl);
 enum status ctl_session_delete(struct ctl *ctl);
+enum status ctl_session_fork(struct ctl *ctl);
+enum status ctl_session_rewind(struct ctl *ctl);
 enum status ctl_session_checkpoint(struct ctl *ctl);
 enum status ctl_node_get(struct ctl *ctl);
 enum status ctl_bench(struct ctl *ctl);

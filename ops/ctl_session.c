@@ -1,4 +1,5 @@
-/* session create, list, get, update, tokens, delete, checkpoint. */
+/* session create, list, get, update, tokens, fork, rewind, delete, checkpoint.
+ */
 #include "ops/ctl.h"
 
 #include "godwit/v1/admin.pb-c.h"
@@ -44,6 +45,8 @@ static void put_brief(struct output *output, const session_message *session)
     output_number(output, "position", session->position);
     output_number(output, "committed", session->committed_position);
     output_time(output, "active", seconds_of(session->last_active_time));
+    output_text(output, "parent", short_name(session->parent_session));
+    output_number(output, "forked_at", session->fork_position);
 }
 
 static void put_whole(struct output *output, const session_message *session)
@@ -315,6 +318,52 @@ enum status ctl_session_tokens(struct ctl *ctl)
                     &printing);
     if (printing.format == OUTPUT_JSON && !st)
         (void)printf("]}\n");
+    free(name);
+    return st;
+}
+
+enum status ctl_session_fork(struct ctl *ctl)
+{
+    const struct ctl_options *options = &ctl->options;
+    Godwit__V1__ForkSessionRequest request;
+    char *name = ctl_session_name(ctl->word[0]);
+    enum status st = STATUS_OK;
+
+    if (!name)
+        return STATUS_RESOURCE_EXHAUSTED;
+    godwit__v1__fork_session_request__init(&request);
+    request.session = name;
+    request.session_id = (char *)short_name(options->fork_name);
+    if (*options->fork_at) {
+        request.has_position_case =
+            GODWIT__V1__FORK_SESSION_REQUEST__HAS_POSITION_POSITION;
+        st = ctl_parse_u64("at", options->fork_at, &request.position);
+    }
+    if (!st)
+        st = show_session(ctl, SERVICE "ForkSession", &request.base);
+    free(name);
+    return st;
+}
+
+enum status ctl_session_rewind(struct ctl *ctl)
+{
+    Godwit__V1__TruncateSessionRequest request;
+    char *name;
+    enum status st;
+
+    if (!*ctl->options.rewind_to)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "--to says how many tokens stay, and is missing");
+    godwit__v1__truncate_session_request__init(&request);
+    st = ctl_parse_u64("to", ctl->options.rewind_to, &request.position);
+    if (st)
+        return st;
+    name = ctl_session_name(ctl->word[0]);
+    if (!name)
+        return STATUS_RESOURCE_EXHAUSTED;
+    request.session = name;
+    request.etag = (char *)ctl->options.etag;
+    st = show_session(ctl, SERVICE "TruncateSession", &request.base);
     free(name);
     return st;
 }

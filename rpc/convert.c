@@ -284,6 +284,10 @@ static const struct {
                               convert_list},
     [METHOD_UPDATE_SESSION] = {&godwit__v1__update_session_request__descriptor,
                                convert_update},
+    [METHOD_FORK_SESSION] = {&godwit__v1__fork_session_request__descriptor,
+                             convert_fork},
+    [METHOD_TRUNCATE_SESSION] =
+        {&godwit__v1__truncate_session_request__descriptor, convert_truncate},
     [METHOD_DELETE_SESSION] = {&godwit__v1__delete_session_request__descriptor,
                                convert_delete},
     [METHOD_CHECKPOINT_SESSION] =

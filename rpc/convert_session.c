@@ -140,6 +140,34 @@ enum status convert_delete(struct job *job, const ProtobufCMessage *message)
     return st;
 }
 
+enum status convert_fork(struct job *job, const ProtobufCMessage *message)
+{
+    const Godwit__V1__ForkSessionRequest *request =
+        (const Godwit__V1__ForkSessionRequest *)message;
+    struct fork_command *fork = &job->command->fork;
+    enum status st = take_session(request->session, "session", fork->session);
+
+    job->command->kind = COMMAND_FORK_SESSION;
+    if (!st && request->session_id[0])
+        st = take_id(request->session_id, "session_id", fork->name);
+    fork->has_position = request->has_position_case;
+    fork->position = fork->has_position ? request->position : 0;
+    return st;
+}
+
+enum status convert_truncate(struct job *job, const ProtobufCMessage *message)
+{
+    const Godwit__V1__TruncateSessionRequest *request =
+        (const Godwit__V1__TruncateSessionRequest *)message;
+    enum status st =
+        take_target(job, COMMAND_TRUNCATE_SESSION, request->session, "session");
+
+    if (!st)
+        st = take_etag(request->etag, "etag", job->command->target.etag);
+    job->command->target.from = request->position;
+    return st;
+}
+
 enum status convert_read(struct job *job, const ProtobufCMessage *message)
 {
     const Godwit__V1__ReadTokensRequest *request =

@@ -8,7 +8,6 @@
 #define OPERATIONS "/google.longrunning.Operations/"
 #define HEALTH "/grpc.health.v1.Health/"
 
-#define NO_FORKS "comes with session forks"
 #define NO_EXPORT "comes with session export"
 #define NO_CLUSTER "comes with clusters"
 #define NO_OPERATIONS "comes with long-running operations"
@@ -27,9 +26,10 @@ static const struct method METHODS[] = {
     {SESSION "DeleteSession", METHOD_DELETE_SESSION, false, NULL},
     {SESSION "AppendTokens", METHOD_APPEND_TOKENS, false, NULL},
     {SESSION "ReadTokens", METHOD_READ_TOKENS, true, NULL},
-    {SESSION "ForkSession", METHOD_UNIMPLEMENTED, false, NO_FORKS},
-    {SESSION "TruncateSession", METHOD_UNIMPLEMENTED, false, NO_FORKS},
-    {SESSION "ListCheckpoints", METHOD_UNIMPLEMENTED, false, NO_FORKS},
+    {SESSION "ForkSession", METHOD_FORK_SESSION, false, NULL},
+    {SESSION "TruncateSession", METHOD_TRUNCATE_SESSION, false, NULL},
+    {SESSION "ListCheckpoints", METHOD_UNIMPLEMENTED, false,
+     "comes with session inspection"},
     {SESSION "ExportSession", METHOD_UNIMPLEMENTED, true, NO_EXPORT},
     {SESSION "ImportSession", METHOD_UNIMPLEMENTED, false, NO_EXPORT},
 

@@ -267,11 +267,17 @@ static Godwit__V1__Session *session_of(struct arena *arena,
     char *name = arena_take(arena, FULL_NAME_SIZE);
     char *uid = arena_take(arena, UID_TEXT_SIZE);
     char *chain = arena_take(arena, DIGEST_TEXT_SIZE);
+    char *parent = arena_take(arena, FULL_NAME_SIZE);
 
-    if (!to || !name || !uid || !chain)
+    if (!to || !name || !uid || !chain || !parent)
         return NULL;
     godwit__v1__session__init(to);
     full_name(meta->name, name);
+    if (meta->parent_name[0]) {
+        full_name(meta->parent_name, parent);
+        to->parent_session = parent;
+        to->fork_position = meta->fork_position;
+    }
     uid_format(meta->uid, uid);
     if (info->has_chain)
         digest_format(info->chain, chain);
@@ -476,6 +482,8 @@ static enum status pack(const struct reply_to *to, const struct event *event,
     case METHOD_CREATE_SESSION:
     case METHOD_GET_SESSION:
     case METHOD_UPDATE_SESSION:
+    case METHOD_FORK_SESSION:
+    case METHOD_TRUNCATE_SESSION:
         return pack_session(to, event, arena, out);
     case METHOD_LIST_SESSIONS:
         return pack_sessions(to, event, arena, out);

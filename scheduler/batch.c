@@ -57,13 +57,14 @@ static bool claim(struct engine *engine, struct request *request)
     size_t bytes = resident_bytes(engine, n + engine->room_tokens);
 
     if (request->phase == REQUEST_RUNNING &&
-        (least <= session->charge || request->promise <= session->charge))
+        (least <= resident_holds(session) ||
+         request->promise <= resident_holds(session)))
         return true;
     if (bytes > request->promise)
         bytes = request->promise;
     if (!resident_room(engine, session, bytes))
         return false;
-    if (bytes > session->charge)
+    if (bytes > resident_holds(session))
         resident_charge(engine, session, bytes);
     return true;
 }

@@ -23,6 +23,8 @@ enum command_kind {
     COMMAND_LIST_SESSIONS,
     COMMAND_UPDATE_SESSION,
     COMMAND_DELETE_SESSION,
+    COMMAND_FORK_SESSION,
+    COMMAND_TRUNCATE_SESSION,
     COMMAND_CHECKPOINT_SESSION,
     COMMAND_GET_NODE,
     /* about a reply; not answered */
@@ -68,6 +70,14 @@ struct list_command {
     char prefix[SESSION_NAME_SIZE]; /* only names that begin so */
 };
 
+struct fork_command {
+    char session[SESSION_NAME_SIZE];
+    char name[SESSION_NAME_SIZE]; /* of the new one; "": the engine makes one */
+    bool has_position;
+    uint64_t
+        position; /* tokens that both begin with; else all committed ones */
+};
+
 struct update_command {
     char session[SESSION_NAME_SIZE];
     bool sets_labels, sets_expire, sets_durability;
@@ -88,14 +98,16 @@ struct command {
         struct generate_command generate;
         struct {
             char session[SESSION_NAME_SIZE];
-            uint64_t from;  /* READ_TOKENS: first position */
+            uint64_t from;  /* READ_TOKENS: first position; TRUNCATE: the
+                               new end */
             uint64_t limit; /* READ_TOKENS: at most so many; 0: all */
             char request_id[REQUEST_ID_SIZE]; /* CANCEL: or by request */
-            char etag[24];                    /* DELETE */
+            char etag[24];                    /* DELETE, TRUNCATE */
             bool allows_missing;              /* DELETE */
         } target;
         struct session_meta create; /* name, labels, expire_ms, durability;
                                        name "": the engine makes one */
+        struct fork_command fork;
         struct list_command list;
         struct update_command update;
         uint64_t subject; /* PAUSE, RESUME, DETACH: the reply meant */

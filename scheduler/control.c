@@ -45,7 +45,7 @@ enum status control_find(struct engine *engine, const char *name,
     return STATUS_OK;
 }
 
-static enum status check_etag(const struct session *session, const char *etag)
+enum status control_check_etag(const struct session *session, const char *etag)
 {
     char now[24];
 
@@ -56,7 +56,7 @@ static enum status check_etag(const struct session *session, const char *etag)
     return status_because("ETAG_MISMATCH");
 }
 
-static enum status check_draining(const struct engine *engine)
+enum status control_check_draining(const struct engine *engine)
 {
     if (!engine->is_draining)
         return STATUS_OK;
@@ -65,8 +65,8 @@ static enum status check_draining(const struct engine *engine)
     return status_retry(1000);
 }
 
-static void send_session(struct engine *engine, const struct session *session,
-                         uint64_t reply)
+void control_send(struct engine *engine, const struct session *session,
+                  uint64_t reply)
 {
     struct event *event =
         engine_need(event_create(EVENT_SESSION, reply, 0, NULL));
@@ -76,16 +76,12 @@ static void send_session(struct engine *engine, const struct session *session,
     flight_event(engine, event);
 }
 
-static enum status create(struct engine *engine, const struct command *command)
+enum status control_check_new(struct engine *engine, const char *name)
 {
-    struct session_meta meta = command->create;
     struct session *session;
-    enum status st = check_draining(engine);
 
-    if (st)
-        return st;
-    if (meta.name[0] && control_find(engine, meta.name, &session) == 0) {
-        status_fail(STATUS_ALREADY_EXISTS, "session %s exists", meta.name);
+    if (name[0] && control_find(engine, name, &session) == 0) {
+        status_fail(STATUS_ALREADY_EXISTS, "session %s exists", name);
         return status_because("SESSION_EXISTS");
     }
     if (engine->n_session >= engine->options.max_sessions) {
@@ -94,13 +90,25 @@ static enum status create(struct engine *engine, const struct command *command)
                     engine->options.max_sessions);
         return status_because("STATE_SLOTS");
     }
-    st = generate_meta(engine, &meta);
+    return STATUS_OK;
+}
+
+static enum status create(struct engine *engine, const struct command *command)
+{
+    struct session_meta meta = command->create;
+    struct session *session;
+    enum status st = control_check_draining(engine);
+
+    if (!st)
+        st = control_check_new(engine, meta.name);
+    if (!st)
+        st = generate_meta(engine, &meta);
     if (st)
         return st;
     session = session_create(&meta);
     table_add(engine, session);
     flight_create(engine, session);
-    send_session(engine, session, command->reply);
+    control_send(engine, session, command->reply);
     return STATUS_OK;
 }
 
@@ -110,7 +118,7 @@ static enum status get(struct engine *engine, const struct command *command)
     enum status st = control_find(engine, command->target.session, &session);
 
     if (!st)
-        send_session(engine, session, command->reply);
+        control_send(engine, session, command->reply);
     return st;
 }
 
@@ -158,10 +166,10 @@ static enum status check_update(const struct engine *engine,
                                 const struct session *session,
                                 const struct update_command *u)
 {
-    enum status st = check_draining(engine);
+    enum status st = control_check_draining(engine);
 
     if (!st)
-        st = check_etag(session, u->etag);
+        st = control_check_etag(session, u->etag);
     if (st || !u->sets_durability || u->durability == session->durability)
         return st;
     if (u->durability == DURABILITY_NONE) {
@@ -207,7 +215,7 @@ static enum status update(struct engine *engine, const struct command *command)
         flight_upgrade(engine, session, &earlier);
     else
         flight_update(engine, session, &earlier);
-    send_session(engine, session, command->reply);
+    control_send(engine, session, command->reply);
     return STATUS_OK;
 }
 
@@ -222,7 +230,7 @@ static enum status remove_session(struct engine *engine,
         return STATUS_OK;
     }
     if (!st)
-        st = check_etag(session, command->target.etag);
+        st = control_check_etag(session, command->target.etag);
     if (st)
         return st;
     delete_session(engine, session);
@@ -264,7 +272,7 @@ static enum status checkpoint(struct engine *engine,
     enum status st = control_find(engine, command->target.session, &session);
 
     if (!st)
-        st = check_draining(engine);
+        st = control_check_draining(engine);
     if (st)
         return st;
     if (session->durability == DURABILITY_NONE) {
@@ -399,7 +407,7 @@ static void node(struct engine *engine, const struct command *command)
     info->n_waiting = engine->n_request - engine->n_running;
     info->n_resident = engine->n_resident;
     info->weight_bytes = model_weight_bytes(o->model);
-    info->session_bytes = engine->charged;
+    info->session_bytes = resident_total(engine);
     info->session_bytes_max = o->session_bytes;
     info->session_fixed_bytes = resident_bytes(engine, 0);
     info->token_bytes =
@@ -459,6 +467,10 @@ static enum status answer(struct engine *engine, const struct command *command)
         return update(engine, command);
     case COMMAND_DELETE_SESSION:
         return remove_session(engine, command);
+    case COMMAND_FORK_SESSION:
+        return fork_session(engine, command);
+    case COMMAND_TRUNCATE_SESSION:
+        return fork_rewind(engine, command);
     case COMMAND_CHECKPOINT_SESSION:
         return checkpoint(engine, command);
     case COMMAND_GET_NODE:

@@ -35,6 +35,7 @@ static enum status read_session(void *context, const struct session_meta *meta,
     struct session *session = session_create(meta);
 
     session->n_token = session->n_committed = n_token;
+    logs_hold(engine, &meta->path);
     table_load(engine, session);
     return STATUS_OK;
 }
@@ -90,6 +91,9 @@ enum status engine_create(const struct engine_options *options,
     }
     table_sort(engine);
     st = prefix_open(engine);
+    /* A session that cannot be read now may be again: its log stays. */
+    if (!st && n_bad == 0)
+        st = logs_sweep(engine);
     if (st) {
         engine_destroy(engine);
         return st;
@@ -136,6 +140,7 @@ void engine_destroy(struct engine *engine)
     while (engine->n_held > 0)
         arena_destroy(engine->held[--engine->n_held]->arena);
     prefix_destroy(engine->prefix);
+    lineage_release(&engine->lineage);
     free(engine->table);
     free(engine->deleted);
     free(engine->held);

@@ -12,7 +12,9 @@
  *   flight.c     commits under construction and under way, and their loss
  *   request.c    one Generate or AppendTokens call: begin, replay, end
  *   generate.c   its arrival and admission
- *   control.c    all other commands
+ *   control.c    all other commands, but
+ *   fork.c       fork and rewind
+ *   logs.c       which logs are kept, how much of them, and where blocks lie
  *   batch.c      one step: start, plan, run the lanes, sample
  *   schedule.c   what plan, fair, cost and admit are told, and what they say
  *   preempt.c    who makes room for whom
@@ -28,6 +30,7 @@
 #include "scheduler/lane.h"
 #include "scheduler/sampler.h"
 #include "scheduler/text.h"
+#include "state/lineage.h"
 #include "state/prefix.h"
 
 #define COMMAND_STEP_MAX 256u /* commands taken in one step */
@@ -68,7 +71,8 @@ struct resident {
     struct image *image;     /* of memory at image_position, or NULL */
     uint64_t image_position; /* saved when that is committed */
     struct digest image_chain;
-    struct uid image_uid; /* its owner: the session, or a loose one */
+    struct uid image_uid; /* its owner: the session's log, or a loose one */
+    struct log_path image_base; /* of its blocks */
     struct snapshot_label image_label;
     bool is_forsaken; /* the session was deleted while it is being saved */
     bool is_saving;   /* the store thread has the image */
@@ -76,6 +80,8 @@ struct resident {
     uint64_t snapshot_position; /* of the newest stored one */
     uint64_t snapshot_bytes, snapshot_ms;
     struct digest snapshot_chain;
+    struct log_path base; /* blocks before snapshot_position that lie with other
+                             logs; the others lie with the session's own */
     struct {
         uint64_t reply, position; /* answered by a snapshot at or after it */
     } checkpoint[CHECKPOINT_WAIT_MAX];
@@ -89,7 +95,12 @@ struct session {
     enum durability durability;
     uint32_t n_label;
     struct label *label; /* [n_label]; owned */
-    uint64_t n_token;    /* length of the log */
+    uint32_t n_piece;
+    struct log_piece *piece; /* [n_piece] its path; owned */
+    struct uid parent;       /* whom it was forked from; 0: nobody ... */
+    char *parent_name;       /* ... and its name then, or NULL; owned */
+    uint64_t fork_position;
+    uint64_t n_token; /* length of the log */
     uint64_t n_committed;
     uint32_t n_flight; /* commits under way that carry records of it */
     uint32_t n_hold;   /* flights, jobs and lists that point here */
@@ -160,12 +171,16 @@ struct effect {
         EFFECT_CREATE,
         EFFECT_DELETE,
         EFFECT_UPDATE,
-        EFFECT_UPGRADE /* of a session that was not durable */
+        EFFECT_LINEAGE, /* it goes on in another log, or without ancestors */
+        EFFECT_UPGRADE  /* of a session that was not durable */
     } kind;
     struct session *session;
-    uint64_t n_token;             /* TOKENS, UPGRADE: committed with it */
-    struct session_meta *earlier; /* UPDATE, UPGRADE: what was; owned */
-    struct turn *turn;            /* UPGRADE: the last one, or NULL; owned */
+    uint64_t n_token;     /* TOKENS, UPGRADE: committed with it */
+    struct uid log;       /* TOKENS: where they stand */
+    uint64_t n_committed; /* LINEAGE: of the log that was left */
+    struct session_meta
+        *earlier;      /* UPDATE, LINEAGE, UPGRADE: what was; owned */
+    struct turn *turn; /* UPGRADE: the last one, or NULL; owned */
 };
 struct flight {
     struct flight *next;   /* sent later */
@@ -231,6 +246,9 @@ struct engine {
     uint64_t n_session, table_capacity;
     struct session *oldest, *newest; /* idle resident sessions */
     size_t charged, leaving;         /* bytes of memories; to be evicted */
+    size_t shared_bytes;    /* of blocks in several memories, counted once */
+    struct lineage lineage; /* of durable sessions, as the journal may have
+                               them: before and after what is under way */
     uint64_t n_resident;
     uint64_t room_tokens;    /* counted ahead of what a turn has generated */
     uint64_t next_expire_ms; /* no session expires before it */
@@ -252,7 +270,7 @@ struct engine {
     uint64_t next_save_us; /* no snapshot that can wait before; UINT64_MAX:
                               one is being saved */
     struct log_limit store_log;
-    struct uid *deleted; /* [n_deleted] whose snapshots are to be deleted */
+    struct uid *deleted; /* [n_deleted] whose snapshots are not all needed */
     uint32_t n_deleted, deleted_capacity;
 
     bool is_draining, is_parked, is_done;
@@ -296,6 +314,9 @@ struct session *session_create(const struct session_meta *meta);
 void session_put(struct session *session);
 void session_meta_get(const struct session *session, struct session_meta *out);
 void session_meta_set(struct session *session, const struct session_meta *meta);
+/* Its log: what it appends to; and all that it reads. */
+struct uid session_log(const struct session *session);
+void session_path(const struct session *session, struct log_path *out);
 void session_etag(const struct session *session, char out[24]);
 void session_info_get(const struct engine *engine,
                       const struct session *session, struct session_info *out);
@@ -316,8 +337,13 @@ void resident_answer(struct engine *engine, struct resident *resident);
 bool session_is_in_pass(const struct session *session);
 /* Move a session into or out of the list of evictable ones, as it is now. */
 void resident_touch(struct engine *engine, struct session *session);
+/* Count so many bytes, of which those it shares are nobody's. */
 void resident_charge(struct engine *engine, struct session *session,
                      size_t bytes);
+/* What it has been charged with, and what it shares. */
+size_t resident_holds(const struct session *session);
+/* Bytes of all memories, shared blocks counted once. */
+size_t resident_total(const struct engine *engine);
 /* Back to the first n_token tokens of the log; images of more are dropped. */
 void resident_truncate(struct engine *engine, struct session *session,
                        uint64_t n_token);
@@ -384,6 +410,8 @@ void prefix_measure(struct engine *engine, const struct request *request);
 void prefix_job_sent(struct engine *engine, struct store_job *job,
                      uint64_t n_byte);
 void prefix_job_done(struct engine *engine, const struct store_job *job);
+/* A DELETE is over. */
+void prefix_trimmed(struct engine *engine, const struct store_job *job);
 void prefix_saved(struct engine *engine, const struct store_job *job);
 void prefix_fetched(struct engine *engine, struct store_job *job);
 void prefix_deleted(struct engine *engine, const struct session *session);
@@ -398,7 +426,7 @@ MUST_CHECK struct store_job *jobs_create(enum store_job_kind kind,
                                          struct uid uid, void *owner);
 /* False when too many are out; the job is freed then. */
 bool jobs_push(struct engine *engine, struct store_job *job);
-/* Its snapshots are to be deleted. */
+/* Its snapshots are to be deleted, so far as its log is not needed. */
 void jobs_delete(struct engine *engine, struct uid uid);
 /* Send images that have become durable, loads and deletes that wait. */
 void jobs_send(struct engine *engine);
@@ -425,6 +453,11 @@ void flight_create(struct engine *engine, struct session *session);
 void flight_update(struct engine *engine, struct session *session,
                    const struct session_meta *earlier);
 void flight_delete(struct engine *engine, struct session *session);
+/* It has another path, and nothing of it in memory that is not in the log. */
+void flight_lineage(struct engine *engine, struct session *session,
+                    const struct session_meta *earlier, uint64_t n_committed);
+/* Nobody appends to this log, and only so many of its positions are read. */
+void flight_trim(struct engine *engine, struct uid log, uint64_t n_token);
 /* Its durability has just become more than NONE: journal all there is. */
 void flight_upgrade(struct engine *engine, struct session *session,
                     const struct session_meta *earlier);
@@ -510,6 +543,43 @@ void control_release(struct engine *engine);
 /* Find a session that has not expired.  NOT_FOUND  SESSION_NOT_FOUND */
 MUST_CHECK enum status control_find(struct engine *engine, const char *name,
                                     struct session **out);
+
+/* Has the etag the session's value?  ABORTED  ETAG_MISMATCH */
+MUST_CHECK enum status control_check_etag(const struct session *session,
+                                          const char *etag);
+/* UNAVAILABLE  NODE_DRAINING */
+MUST_CHECK enum status control_check_draining(const struct engine *engine);
+/* May a session of this name ("": any) be made?
+ *   ALREADY_EXISTS SESSION_EXISTS, RESOURCE_EXHAUSTED STATE_SLOTS */
+MUST_CHECK enum status control_check_new(struct engine *engine,
+                                         const char *name);
+/* Answer with the session as it is. */
+void control_send(struct engine *engine, const struct session *session,
+                  uint64_t reply);
+
+/* --- fork.c --- */
+MUST_CHECK enum status fork_session(struct engine *engine,
+                                    const struct command *command);
+MUST_CHECK enum status fork_rewind(struct engine *engine,
+                                   const struct command *command);
+/* A path that can take no more pieces: copy the log before tokens are added. */
+void fork_flatten(struct engine *engine, struct session *session);
+/* What was read into memory need not be there twice. */
+void fork_share(struct engine *engine, struct session *session);
+
+/* --- logs.c --- */
+/* Count the path of a durable session, and take it back: what no path leads
+ * through any more is deleted. */
+void logs_hold(struct engine *engine, const struct log_path *path);
+void logs_release(struct engine *engine, const struct log_path *path);
+/* At start: delete what no session reads.  As journal_each_log() */
+MUST_CHECK enum status logs_sweep(struct engine *engine);
+/*
+ * What of the memory's blocks is stored: *out_base by other logs; returns the
+ * position up to which, by them and by the session's own log.
+ */
+uint64_t logs_stored(const struct engine *engine, const struct session *session,
+                     struct log_path *out_base);
 
 /* --- batch.c --- */
 /* Buffers for the limits in options.  RESOURCE_EXHAUSTED */

@@ -53,6 +53,7 @@ static struct effect *effect_add(struct engine *engine, enum effect_kind kind,
     effect->kind = kind;
     effect->session = session;
     effect->n_token = session->n_token;
+    effect->log = session_log(session);
     session->n_flight++;
     session->n_hold++;
     flight->commit->needs_sync = true;
@@ -123,9 +124,25 @@ static void put_tokens(struct engine *engine, const struct session *session,
         if (n > LOG_PIECE_MAX)
             n = LOG_PIECE_MAX;
         chain = digest_tokens(chain, token, n);
-        journal_put_tokens(engine->flight->commit->batch, session->uid, from,
-                           token, (uint32_t)n, chain);
+        journal_put_tokens(engine->flight->commit->batch, session_log(session),
+                           from, token, (uint32_t)n, chain);
     }
+}
+
+static void hold_path(struct engine *engine, const struct session *session)
+{
+    struct log_path path;
+
+    session_path(session, &path);
+    logs_hold(engine, &path);
+}
+
+static void release_path(struct engine *engine, const struct session *session)
+{
+    struct log_path path;
+
+    session_path(session, &path);
+    logs_release(engine, &path);
 }
 
 void flight_create(struct engine *engine, struct session *session)
@@ -133,6 +150,7 @@ void flight_create(struct engine *engine, struct session *session)
     if (!is_durable(session))
         return;
     effect_add(engine, EFFECT_CREATE, session);
+    hold_path(engine, session);
     put_meta(engine, session);
 }
 
@@ -163,10 +181,11 @@ void flight_upgrade(struct engine *engine, struct session *session,
         *effect->turn = resident->turn;
     }
     session->is_upgrading = true;
+    hold_path(engine, session);
     put_meta(engine, session);
     put_tokens(engine, session, 0, chain);
     if (resident && resident->has_turn)
-        journal_put_turn(engine->flight->commit->batch, session->uid,
+        journal_put_turn(engine->flight->commit->batch, session_log(session),
                          &resident->turn);
 }
 
@@ -176,6 +195,23 @@ void flight_delete(struct engine *engine, struct session *session)
         return;
     effect_add(engine, EFFECT_DELETE, session);
     journal_delete_session(engine->flight->commit->batch, session->uid);
+}
+
+void flight_lineage(struct engine *engine, struct session *session,
+                    const struct session_meta *earlier, uint64_t n_committed)
+{
+    struct effect *effect = effect_add(engine, EFFECT_LINEAGE, session);
+
+    effect->n_committed = n_committed;
+    effect->earlier = engine_need(malloc(sizeof(*effect->earlier)));
+    *effect->earlier = *earlier;
+    hold_path(engine, session);
+    put_meta(engine, session);
+}
+
+void flight_trim(struct engine *engine, struct uid log, uint64_t n_token)
+{
+    journal_trim_log(flight_open(engine)->commit->batch, log, n_token);
 }
 
 void flight_tokens(struct engine *engine, struct session *session,
@@ -194,7 +230,7 @@ void flight_turn(struct engine *engine, struct session *session)
     if (!is_durable(session))
         return;
     effect_add(engine, EFFECT_TOKENS, session);
-    journal_put_turn(engine->flight->commit->batch, session->uid,
+    journal_put_turn(engine->flight->commit->batch, session_log(session),
                      &session->resident->turn);
 }
 
@@ -220,16 +256,46 @@ static void effect_release(struct effect *effect)
     free(effect->turn);
 }
 
+/* Tokens of a log that the session has left already: were that lost, it would
+ * be the session's log again, with them. */
+static void keep_left(struct engine *engine, const struct effect *tokens)
+{
+    for (struct flight *f = engine->oldest_flight; f; f = f->next)
+        for (uint32_t i = 0; i < f->n_effect; i++) {
+            struct effect *effect = &f->effect[i];
+
+            if (effect->kind == EFFECT_LINEAGE &&
+                effect->session == tokens->session &&
+                uid_equal(log_path_own(&effect->earlier->path), tokens->log) &&
+                effect->n_committed < tokens->n_token)
+                effect->n_committed = tokens->n_token;
+        }
+}
+
 static void keep(struct engine *engine, struct effect *effect)
 {
     struct session *session = effect->session;
 
-    if (effect->kind == EFFECT_TOKENS && session->n_committed < effect->n_token)
-        session->n_committed = effect->n_token;
-    if (effect->kind == EFFECT_UPGRADE)
+    switch (effect->kind) {
+    case EFFECT_TOKENS:
+        if (!uid_equal(effect->log, session_log(session)))
+            keep_left(engine, effect);
+        else if (session->n_committed < effect->n_token)
+            session->n_committed = effect->n_token;
+        break;
+    case EFFECT_UPGRADE:
         session->is_upgrading = false;
-    if (effect->kind == EFFECT_DELETE)
-        jobs_delete(engine, session->uid);
+        break;
+    case EFFECT_DELETE:
+        release_path(engine, session);
+        break;
+    case EFFECT_LINEAGE:
+        logs_release(engine, &effect->earlier->path);
+        break;
+    case EFFECT_CREATE:
+    case EFFECT_UPDATE:
+        break;
+    }
 }
 
 /* Its tokens were never anywhere but in memory, unless a delete dropped it. */
@@ -240,6 +306,7 @@ static void take_back_upgrade(struct engine *engine,
     struct resident *resident = session->resident;
 
     session->is_upgrading = false;
+    release_path(engine, session);
     session_meta_set(session, effect->earlier);
     if (resident) {
         resident_truncate(engine, session, effect->n_token);
@@ -272,7 +339,14 @@ static void take_back(struct engine *engine, struct effect *effect,
     if (effect->kind == EFFECT_TOKENS && session->is_upgrading)
         return; /* the upgrade, older, takes them back */
     resident_drop(engine, session);
+    if (effect->kind == EFFECT_LINEAGE) {
+        release_path(engine, session);
+        session_meta_set(session, effect->earlier);
+        session->n_committed = effect->n_committed;
+    }
     session->n_token = session->n_committed;
+    if (effect->kind == EFFECT_CREATE)
+        release_path(engine, session);
     if (effect->kind == EFFECT_CREATE && session->is_listed)
         table_remove(engine, session);
     if (effect->kind == EFFECT_DELETE && !table_find(engine, session->name))

@@ -131,8 +131,8 @@ void gauges_set(struct engine *engine)
 
     metric_set(m->running, engine->n_running);
     metric_set(m->waiting, engine->n_request - engine->n_running);
-    metric_set(m->cache_usage,
-               (double)engine->charged / (double)engine->options.session_bytes);
+    metric_set(m->cache_usage, (double)resident_total(engine) /
+                                   (double)engine->options.session_bytes);
     metric_set(m->slots_used, (double)engine->n_resident);
     metric_set(m->sessions, (double)engine->n_session);
     metric_set(m->prefix_entries, stats.n_entry);

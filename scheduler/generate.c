@@ -61,6 +61,7 @@ enum status generate_meta(struct engine *engine, struct session_meta *meta)
 
     meta->create_ms = meta->update_ms = engine_wall_ms(engine);
     st = uid_make(meta->create_ms, &meta->uid);
+    meta->path = log_path_alone(meta->uid);
     if (!st && !meta->name[0])
         uid_format(meta->uid, meta->name);
     return st;
@@ -259,6 +260,7 @@ static enum status accept(struct engine *engine, struct request *request)
         flight_create(engine, session);
     }
     generate_close(engine, session);
+    fork_flatten(engine, session);
     resident->turn = turn;
     resident->has_turn = true;
     session->n_token += g->n_token;
@@ -402,7 +404,8 @@ static enum status provide(struct engine *engine,
                            const struct generate_command *g,
                            struct session **out)
 {
-    struct session_meta meta = {.durability = DURABILITY_NONE};
+    struct session_meta meta = {.durability = DURABILITY_NONE,
+                                .path = log_path_alone((struct uid){0, 0})};
     enum status st = STATUS_OK;
 
     if (g->session[0]) {

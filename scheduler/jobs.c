@@ -44,7 +44,7 @@ static bool is_due(const struct resident *resident)
 {
     const struct session *session = resident->session;
 
-    return !uid_equal(resident->image_uid, session->uid) ||
+    return !uid_equal(resident->image_uid, session_log(session)) ||
            (!session->is_upgrading &&
             session->n_committed > resident->image_position);
 }
@@ -116,7 +116,8 @@ static bool send_load(struct engine *engine, struct request *request)
 
     if (!resident_room(engine, session, bytes))
         return false;
-    job = jobs_create(STORE_LOAD, session->uid, session);
+    job = jobs_create(STORE_LOAD, session_log(session), session);
+    session_path(session, &job->path);
     job->keep_back = 1;
     st = memory_create(engine->options.model, &job->memory);
     if (st) {
@@ -137,6 +138,22 @@ static bool send_load(struct engine *engine, struct request *request)
     return true;
 }
 
+/* False while the store thread takes no more. */
+static bool send_delete(struct engine *engine, struct uid uid)
+{
+    uint64_t need = lineage_need(&engine->lineage, uid);
+    struct store_job *job;
+
+    if (need < UINT64_MAX) { /* else its deletion was taken back */
+        job = jobs_create(STORE_DELETE, uid, NULL);
+        job->n_needed = need;
+        if (!jobs_push(engine, job))
+            return false;
+    }
+    engine->n_deleted--;
+    return true;
+}
+
 void jobs_send(struct engine *engine)
 {
     send_images(engine);
@@ -147,12 +164,9 @@ void jobs_send(struct engine *engine)
             !send_load(engine, r))
             break;
     }
-    while (engine->n_deleted > 0) {
-        struct uid uid = engine->deleted[engine->n_deleted - 1];
-        if (!jobs_push(engine, jobs_create(STORE_DELETE, uid, NULL)))
+    while (engine->n_deleted > 0)
+        if (!send_delete(engine, engine->deleted[engine->n_deleted - 1]))
             return;
-        engine->n_deleted--;
-    }
 }
 
 static void receive_load(struct engine *engine, struct store_job *job)
@@ -189,9 +203,12 @@ enum status jobs_read(struct engine *engine, struct session *session,
                       uint64_t reply, uint64_t from, uint64_t limit)
 {
     struct reader *reader = engine_need(malloc(sizeof(*reader)));
+    struct store_job *job =
+        jobs_create(STORE_TOKENS, session_log(session), reader);
 
     *reader = (struct reader){session, reply, from, limit};
-    if (!jobs_push(engine, jobs_create(STORE_TOKENS, session->uid, reader))) {
+    session_path(session, &job->path);
+    if (!jobs_push(engine, job)) {
         free(reader);
         status_fail(STATUS_RESOURCE_EXHAUSTED,
                     "%u reads and saves wait already", ENGINE_JOB_MAX);
@@ -202,12 +219,22 @@ enum status jobs_read(struct engine *engine, struct session *session,
     return STATUS_OK;
 }
 
+/* Deleted or rewound while its log was read. */
+static const struct cause *was_cut(void)
+{
+    status_fail(STATUS_ABORTED, "the log was cut while it was read");
+    status_because("OPERATION_ABORTED");
+    return status_cause();
+}
+
 static void receive_tokens(struct engine *engine, struct store_job *job)
 {
     struct reader *reader = job->owner;
 
     if (job->status)
         flight_error(engine, reader->reply, &job->cause);
+    else if (job->tokens.n < reader->from)
+        flight_error(engine, reader->reply, was_cut());
     else
         jobs_log(engine, reader->reply, job->tokens.id, job->tokens.n,
                  reader->from, reader->limit);
@@ -267,9 +294,9 @@ void jobs_receive(struct engine *engine)
         case STORE_DELETE:
             if (job->status)
                 log_limited(&engine->store_log, LOG_WARN, "engine", "",
-                            "snapshots of a deleted session stay: %s",
+                            "snapshots that nobody needs stay: %s",
                             job->cause.text);
-            prefix_remove(engine->prefix, job->uid); /* of a save before it */
+            prefix_trimmed(engine, job);
             break;
         }
         free(job);

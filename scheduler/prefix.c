@@ -102,12 +102,15 @@ static enum status list(void *context, const struct snapshot_owned *owned)
 {
     struct listing *listing = context;
     struct engine *engine = listing->engine;
-    struct session *session = find_live(listing, owned->session);
     bool is_loose = !uid_equal(owned->uid, owned->session);
-    bool stays = session || (is_loose && is_nobody(owned->session));
+    struct session *session =
+        is_loose ? find_live(listing, owned->session) : NULL;
+    uint64_t need = lineage_need(&engine->lineage, owned->uid);
+    bool stays = need > 0;
 
     if (is_loose)
-        stays = stays && engine->options.prefix_bytes > 0 && owned->is_usable;
+        stays = (session || is_nobody(owned->session)) &&
+                engine->options.prefix_bytes > 0 && owned->is_usable;
     if (!stays) {
         jobs_delete(engine, owned->uid);
         listing->n_deleted++;
@@ -115,8 +118,12 @@ static enum status list(void *context, const struct snapshot_owned *owned)
     }
     if (is_loose && session)
         session->has_loose = true;
-    put(engine, owned->uid, owned->session, owned->is_usable, owned->entry,
-        owned->n);
+    if (!is_loose && owned->is_usable && owned->n > 0 &&
+        owned->entry[0].position > need)
+        jobs_delete(engine, owned->uid); /* what is behind; then it is put */
+    else
+        put(engine, owned->uid, owned->session, owned->is_usable, owned->entry,
+            owned->n);
     return STATUS_OK;
 }
 
@@ -161,13 +168,22 @@ void prefix_saved(struct engine *engine, const struct store_job *job)
         jobs_delete(engine, job->uid);
 }
 
+void prefix_trimmed(struct engine *engine, const struct store_job *job)
+{
+    if (job->n_needed == 0)
+        prefix_remove(engine->prefix, job->uid); /* of a save before it */
+    else if (!job->status)
+        put(engine, job->uid, job->uid, true, job->entry, job->n_entry);
+}
+
 void prefix_deleted(struct engine *engine, const struct session *session)
 {
     struct uid loose;
 
     if (session->resident && session->resident->is_saving)
         session->resident->is_forsaken = true;
-    prefix_remove(engine->prefix, session->uid);
+    if (lineage_lent(&engine->lineage, session_log(session)) == 0)
+        prefix_remove(engine->prefix, session_log(session));
     while (session->has_loose &&
            prefix_take_loose(engine->prefix, session->uid, &loose))
         jobs_delete(engine, loose);
@@ -253,13 +269,13 @@ static bool send_fetch(struct engine *engine, struct session *session,
 {
     uint64_t to = answer->hit[0].position;
     struct store_job *job;
-    size_t bytes = session->charge;
+    size_t bytes = resident_holds(session);
 
     if (from > 0) /* the memory that it has is held until then */
         bytes += resident_bytes(engine, to);
     if (!resident_room(engine, session, bytes))
         return false;
-    job = jobs_create(STORE_FETCH, session->uid, session);
+    job = jobs_create(STORE_FETCH, session_log(session), session);
     if (memory_create(engine->options.model, &job->memory) ||
         tokens_append(&job->tokens, session->resident->tokens.id, to)) {
         memory_destroy(job->memory);
@@ -277,7 +293,7 @@ static bool send_fetch(struct engine *engine, struct session *session,
         ids_release(&tokens);
         return false;
     }
-    if (bytes > session->charge)
+    if (bytes > resident_holds(session))
         resident_charge(engine, session, bytes);
     session->is_fetching = true;
     session->n_hold++;
@@ -392,8 +408,8 @@ static void take(struct engine *engine, struct session *session,
         resident->memory_chain = source->chain;
         resident->n_restored = source->position;
         if (word == REUSE_NONE)
-            word = uid_equal(source->uid, session->uid) ? REUSE_RESTORED
-                                                        : REUSE_PREFIX;
+            word = uid_equal(source->uid, session_log(session)) ? REUSE_RESTORED
+                                                                : REUSE_PREFIX;
     }
     if (!resident || word == REUSE_NONE)
         return;

@@ -36,6 +36,15 @@ size_t resident_bytes(const struct engine *engine, uint64_t n_token)
            memory_bytes_for(engine->options.model, n_token);
 }
 
+/* Of its memory, those that others may have, too. */
+static size_t shared_bytes(const struct session *session)
+{
+    const struct resident *resident = session->resident;
+
+    return resident && resident->memory ? memory_shared_bytes(resident->memory)
+                                        : 0;
+}
+
 static size_t bytes_now(const struct session *session)
 {
     const struct resident *resident = session->resident;
@@ -49,8 +58,23 @@ static size_t bytes_now(const struct session *session)
 void resident_charge(struct engine *engine, struct session *session,
                      size_t bytes)
 {
+    const size_t shared = shared_bytes(session);
+
+    bytes = bytes > shared ? bytes - shared : 0;
     engine->charged += bytes - session->charge;
+    if (session->resident && session->resident->leaves)
+        engine->leaving += bytes - session->charge;
     session->charge = bytes;
+}
+
+size_t resident_holds(const struct session *session)
+{
+    return session->charge + shared_bytes(session);
+}
+
+size_t resident_total(const struct engine *engine)
+{
+    return engine->charged + engine->shared_bytes;
 }
 
 void resident_settle(struct engine *engine, struct session *session)
@@ -186,14 +210,39 @@ static bool is_kept(const struct session *session)
     return session->durability != DURABILITY_NONE && session->is_listed;
 }
 
+/* What of its memory a snapshot of this owner has to write. */
+static struct image_source source_of(const struct engine *engine,
+                                     const struct session *session,
+                                     struct uid owner, struct log_path *base)
+{
+    const struct resident *resident = session->resident;
+    struct image_source source = {.log = owner,
+                                  .memory = resident->memory,
+                                  .token = resident->tokens.id,
+                                  .chain = engine->empty_chain,
+                                  .base = base};
+
+    *base = (struct log_path){0};
+    if (!uid_equal(owner, session_log(session)))
+        return source;
+    source.from = logs_stored(engine, session, base);
+    source.chain = source.from == resident->snapshot_position
+                       ? resident->snapshot_chain
+                       : digest_tokens(engine->empty_chain, resident->tokens.id,
+                                       source.from);
+    return source;
+}
+
 static bool take_image(struct engine *engine, struct session *session,
-                       struct uid owner, uint64_t first_block, bool is_shared)
+                       struct uid owner, bool is_shared)
 {
     struct resident *resident = session->resident;
     uint64_t position = resident_position(resident);
+    const bool is_own = uid_equal(owner, session_log(session));
+    struct image_source source =
+        source_of(engine, session, owner, &resident->image_base);
 
-    if (image_create(engine->options.model, owner, resident->memory,
-                     resident->memory_chain, first_block, &resident->image)) {
+    if (image_create(engine->options.model, &source, &resident->image)) {
         log_limited(&engine->store_log, LOG_WARN, "engine", session->name,
                     "no snapshot at token %lu, a resume will recompute: %s",
                     position, status_reason());
@@ -203,7 +252,7 @@ static bool take_image(struct engine *engine, struct session *session,
     resident->image_chain = resident->memory_chain;
     resident->image_uid = owner;
     resident->image_label =
-        (struct snapshot_label){.session = session->uid,
+        (struct snapshot_label){.session = is_own ? owner : session->uid,
                                 .scope = session->scope,
                                 .create_ms = engine_wall_ms(engine),
                                 .is_shared = is_shared};
@@ -217,15 +266,14 @@ static bool take_image(struct engine *engine, struct session *session,
 void resident_save_shared(struct engine *engine, struct session *session)
 {
     struct resident *resident = session->resident;
-    uint64_t position = resident_position(resident), first_block = 0;
-    struct uid owner = session->uid;
+    uint64_t position = resident_position(resident);
+    struct uid owner = session_log(session);
 
     if (resident->image || engine->n_image >= IMAGE_WAIT_MAX)
         return;
     if (is_kept(session)) {
         if (position <= resident->snapshot_position)
             return;
-        first_block = resident->snapshot_position / KV_BLOCK;
     } else if (snapshot_bytes(engine->options.model, position) >
                    engine->options.prefix_bytes ||
                uid_make(engine_wall_ms(engine), &owner)) {
@@ -235,7 +283,7 @@ void resident_save_shared(struct engine *engine, struct session *session)
     }
     if (!prefix_expect(engine->prefix, resident->memory_chain, session->scope))
         return;
-    if (!take_image(engine, session, owner, first_block, true))
+    if (!take_image(engine, session, owner, true))
         prefix_expect_over(engine->prefix, resident->memory_chain,
                            session->scope);
 }
@@ -255,8 +303,7 @@ bool resident_save(struct engine *engine, struct session *session,
         return false;
     if (!is_wanted && engine->n_image >= IMAGE_WAIT_MAX)
         return false;
-    return take_image(engine, session, session->uid,
-                      resident->snapshot_position / KV_BLOCK, false);
+    return take_image(engine, session, session_log(session), false);
 }
 
 void resident_later(struct engine *engine, struct session *session)
@@ -421,14 +468,14 @@ bool resident_room(struct engine *engine, struct session *session, size_t bytes)
     bool is_running = own && own->phase == REQUEST_RUNNING;
     size_t limit = engine->options.session_bytes;
 
-    if (bytes <= session->charge)
+    if (bytes <= resident_holds(session))
         return true;
-    bytes -= session->charge;
-    while (engine->charged - engine->leaving + bytes > limit)
+    bytes -= resident_holds(session);
+    while (resident_total(engine) - engine->leaving + bytes > limit)
         if (!evict_one(engine) && !park_one(engine, own) &&
             !(own && preempt_one(engine, own)))
             break;
-    if (engine->charged + bytes <= limit)
+    if (resident_total(engine) + bytes <= limit)
         return true;
     /* Each fits alone, so this only guards against a wait that nothing would
      * ever end. */
@@ -512,7 +559,7 @@ static const char *reason_text(enum restore_reason reason)
 void resident_install(struct engine *engine, struct session *session,
                       struct store_job *job)
 {
-    const char *why = reason_text(job->reason);
+    const char *why = reason_text(job->restore.reason);
     struct resident *resident;
     uint64_t position;
 
@@ -523,6 +570,7 @@ void resident_install(struct engine *engine, struct session *session,
     resident->chain = job->chain;
     resident->turn = job->turn;
     resident->has_turn = job->has_turn;
+    resident->base = job->restore.base;
     job->memory = NULL;
     memset(&job->tokens, 0, sizeof(job->tokens));
     session->n_token = session->n_committed = resident->tokens.n;
@@ -539,12 +587,13 @@ void resident_install(struct engine *engine, struct session *session,
     resident->n_restored = position;
     resident->reuse = position ? REUSE_RESTORED : REUSE_NONE;
     if (why) {
-        resident->reuse = prefix_word(job->reason);
+        resident->reuse = prefix_word(job->restore.reason);
         metric_add(engine->metrics.refused[resident->reuse], 1);
         log_line(LOG_WARN, "engine", session->name,
                  "newest snapshot %s, recomputing %lu of %lu tokens", why,
                  session->n_token - position, session->n_token);
     }
+    fork_share(engine, session);
     resident_charge(engine, session, bytes_now(session));
 }
 
@@ -552,13 +601,14 @@ void resident_saved(struct engine *engine, const struct store_job *job)
 {
     struct resident *resident = job->owner;
     struct session *session = resident->session;
-    bool is_own = session && uid_equal(job->uid, session->uid);
+    bool is_own = session && uid_equal(job->uid, session_log(session));
 
     resident->is_saving = false;
     prefix_saved(engine, job);
     if (!job->status && session && is_own) {
         resident->snapshot_position = resident->image_position;
         resident->snapshot_chain = resident->image_chain;
+        resident->base = resident->image_base;
         resident->snapshot_ms = resident->image_label.create_ms;
         resident->snapshot_bytes = image_bytes(resident->image);
     }

@@ -11,6 +11,9 @@ struct session *session_create(const struct session_meta *meta)
     session->uid = meta->uid;
     session->scope = NO_SCOPE;
     memcpy(session->name, meta->name, sizeof(session->name));
+    session->parent = meta->parent;
+    if (meta->parent_name[0])
+        session->parent_name = engine_need(strdup(meta->parent_name));
     session->last_active_ms = meta->update_ms;
     session_meta_set(session, meta);
     return session;
@@ -22,6 +25,8 @@ void session_put(struct session *session)
         return;
     assert(!session->resident && !session->is_in_lru);
     free(session->label);
+    free(session->piece);
+    free(session->parent_name);
     free(session);
 }
 
@@ -34,10 +39,37 @@ void session_meta_get(const struct session *session, struct session_meta *out)
     out->update_ms = session->update_ms;
     out->expire_ms = session->expire_ms;
     out->durability = session->durability;
+    session_path(session, &out->path);
+    out->parent = session->parent;
+    if (session->parent_name)
+        memcpy(out->parent_name, session->parent_name,
+               strlen(session->parent_name) + 1);
+    out->fork_position = session->fork_position;
     out->n_label = session->n_label;
     if (session->n_label)
         memcpy(out->label, session->label,
                session->n_label * sizeof(*session->label));
+}
+
+struct uid session_log(const struct session *session)
+{
+    return session->piece[session->n_piece - 1].log;
+}
+
+void session_path(const struct session *session, struct log_path *out)
+{
+    out->n = session->n_piece;
+    memcpy(out->piece, session->piece, out->n * sizeof(*out->piece));
+}
+
+static void set_path(struct session *session, const struct log_path *path)
+{
+    size_t n_bytes = path->n * sizeof(*path->piece);
+
+    assert(log_path_is_sound(path));
+    session->piece = engine_need(realloc(session->piece, n_bytes));
+    memcpy(session->piece, path->piece, n_bytes);
+    session->n_piece = path->n;
 }
 
 void session_meta_set(struct session *session, const struct session_meta *meta)
@@ -55,14 +87,16 @@ void session_meta_set(struct session *session, const struct session_meta *meta)
     session->update_ms = meta->update_ms;
     session->expire_ms = meta->expire_ms;
     session->durability = meta->durability;
+    session->fork_position = meta->fork_position;
+    set_path(session, &meta->path);
 }
 
 void session_etag(const struct session *session, char out[24])
 {
     static const char digits[] = "0123456789abcdef";
-    uint64_t number[] = {session->uid.hi,     session->uid.lo,
-                         session->update_ms,  session->expire_ms,
-                         session->durability, session->n_token};
+    uint64_t number[] = {session_log(session).hi, session_log(session).lo,
+                         session->update_ms,      session->expire_ms,
+                         session->durability,     session->n_token};
     struct digest d = digest_bytes(number, sizeof(number));
 
     for (uint32_t i = 0; i < session->n_label; i++) {

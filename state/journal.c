@@ -2,6 +2,7 @@
 
 #include "base/log.h"
 #include "state/journal_record.h"
+#include "state/lineage.h"
 #include "state/store_key.h"
 
 #include <stdio.h>
@@ -104,27 +105,33 @@ void journal_put_session(struct journal_batch *batch,
 void journal_delete_session(struct journal_batch *batch, struct uid uid)
 {
     struct key meta = key_of('m', uid);
-    struct key tokens = key_of('k', uid), turns = key_of('t', uid);
 
     store_batch_delete(batch->rows, meta.bytes, meta.n);
-    delete_range(batch, tokens, key_after(tokens));
+}
+
+void journal_trim_log(struct journal_batch *batch, struct uid log,
+                      uint64_t n_token)
+{
+    struct key turns = key_of('t', log);
+
+    delete_range(batch, key_at('k', log, n_token), key_after(key_of('k', log)));
     delete_range(batch, turns, key_after(turns));
 }
 
-void journal_put_tokens(struct journal_batch *batch, struct uid uid,
+void journal_put_tokens(struct journal_batch *batch, struct uid log,
                         uint64_t position, const uint32_t *token,
                         uint32_t n_token, struct digest chain)
 {
-    struct key key = key_at('k', uid, position);
+    struct key key = key_at('k', log, position);
 
     put_row(batch, &key,
             record_put_tokens(&batch->frame, token, n_token, chain));
 }
 
-void journal_put_turn(struct journal_batch *batch, struct uid uid,
+void journal_put_turn(struct journal_batch *batch, struct uid log,
                       const struct turn *turn)
 {
-    struct key key = key_at('t', uid, turn->position);
+    struct key key = key_at('t', log, turn->position);
 
     put_row(batch, &key, record_put_turn(&batch->frame, turn));
 }
@@ -208,17 +215,20 @@ static void log_bad(struct uid uid, const char *what, uint64_t position)
              position, status_reason());
 }
 
-/* Where the last sound row of tokens ends. */
-static enum status count_tokens(struct journal *journal, struct uid uid,
-                                uint64_t *out, uint64_t *n_bad)
+/* Where the last sound row of tokens ends; if there is none, what it begins
+ * with. */
+static enum status count_tokens(struct journal *journal,
+                                const struct log_path *path, uint64_t *out,
+                                uint64_t *n_bad)
 {
+    struct uid log = log_path_own(path);
     struct store_scan *scan;
     struct row row;
-    enum status st = open_scan(journal, key_of('k', uid), true, &scan);
+    enum status st = open_scan(journal, key_of('k', log), true, &scan);
 
     if (st)
         return st;
-    *out = 0;
+    *out = log_path_inherited(path);
     while (next_row(scan, &row)) {
         struct record_tokens tokens;
 
@@ -227,7 +237,7 @@ static enum status count_tokens(struct journal *journal, struct uid uid,
             *out = row.position + tokens.n_token;
             break;
         }
-        log_bad(uid, "token", row.position);
+        log_bad(log, "token", row.position);
         ++*n_bad;
     }
     st = store_scan_status(scan);
@@ -258,7 +268,7 @@ enum status journal_each_session(struct journal *journal, journal_visit *visit,
             n_bad++;
             continue;
         }
-        st = count_tokens(journal, row.uid, &n_token, &n_bad);
+        st = count_tokens(journal, &meta.path, &n_token, &n_bad);
         if (!st)
             st = visit(context, &meta, n_token);
     }
@@ -268,6 +278,48 @@ enum status journal_each_session(struct journal *journal, journal_visit *visit,
     if (!st)
         *out_n_bad = n_bad;
     return st;
+}
+
+/* The first log whose key is not below `from`. NOT_FOUND: there is none. */
+static enum status next_log(struct journal *journal, struct key from,
+                            struct uid *out)
+{
+    struct store_scan *scan;
+    struct row row;
+    enum status st = store_scan_open(
+        journal->store, &(struct store_range){from.bytes, from.n, "l", 1},
+        false, &scan);
+
+    if (st)
+        return st;
+    if (next_row(scan, &row)) {
+        *out = row.uid;
+    } else {
+        st = store_scan_status(scan);
+        if (!st)
+            st = status_fail(STATUS_NOT_FOUND, "no more logs");
+    }
+    store_scan_close(scan);
+    return st;
+}
+
+enum status journal_each_log(struct journal *journal, journal_visit_log *visit,
+                             void *context)
+{
+    struct key from = {.n = 1, .bytes = {'k'}};
+    struct uid log;
+    enum status st = next_log(journal, from, &log);
+
+    while (!st) {
+        st = visit(context, log);
+        if (st)
+            return st;
+        from = key_after(key_of('k', log));
+        if (from.n == 1)
+            return STATUS_OK; /* that was the greatest uid there can be */
+        st = next_log(journal, from, &log);
+    }
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
 }
 
 static enum status append(struct ids *ids, const struct record_tokens *tokens)
@@ -303,12 +355,22 @@ static enum status log_lost(uint64_t position, const char *why)
     return status_because("SESSION_LOG_LOST");
 }
 
-/* Take one row that begins at `end`, the number of tokens so far. */
-static enum status take_row(const struct row *row, uint64_t end,
-                            struct ids *out, struct digest *chain)
+/* Tokens of a path as they come. */
+struct reading {
+    struct ids *out;
+    uint64_t end;        /* tokens so far ... */
+    struct digest chain; /* ... and their chain */
+    size_t n_before_row; /* of `out`, before the last row */
+    struct digest chain_before_row;
+};
+
+/* Take one row, which must begin where the tokens end. */
+static enum status take_row(const struct row *row, struct reading *reading)
 {
+    struct ids *out = reading->out;
+    uint64_t end = reading->end;
     struct record_tokens tokens;
-    struct digest mine;
+    struct digest chain;
     size_t n_before = out->n;
     enum status st;
 
@@ -324,9 +386,12 @@ static enum status take_row(const struct row *row, uint64_t end,
     st = append(out, &tokens);
     if (st)
         return st;
-    mine = digest_tokens(*chain, out->id + n_before, tokens.n_token);
-    if (digest_equal(mine, tokens.chain)) {
-        *chain = mine;
+    chain = digest_tokens(reading->chain, out->id + n_before, tokens.n_token);
+    if (digest_equal(chain, tokens.chain)) {
+        reading->n_before_row = n_before;
+        reading->chain_before_row = reading->chain;
+        reading->chain = chain;
+        reading->end = end + tokens.n_token;
         return STATUS_OK;
     }
     out->n = n_before;
@@ -338,39 +403,65 @@ static enum status take_row(const struct row *row, uint64_t end,
     return status_because("MODEL_FINGERPRINT_MISMATCH");
 }
 
-enum status journal_read_tokens(struct journal *journal, struct uid uid,
-                                struct ids *out, struct digest *out_chain)
+/* A piece's last row may go on behind it: that is nobody's business here. */
+static void cut_piece(const struct log_piece *piece, struct reading *reading)
 {
-    struct digest chain = journal->fingerprint;
+    uint64_t n_excess = reading->end - piece->end;
+    uint64_t n = reading->out->n - reading->n_before_row - n_excess;
+
+    reading->chain = digest_tokens(reading->chain_before_row,
+                                   reading->out->id + reading->n_before_row, n);
+    reading->out->n -= n_excess;
+    reading->end = piece->end;
+}
+
+static enum status read_piece(struct journal *journal,
+                              const struct log_piece *piece,
+                              struct reading *reading)
+{
     struct store_scan *scan;
     struct row row;
-    uint64_t end = 0;
-    size_t n_first = out->n;
-    enum status st = open_scan(journal, key_of('k', uid), false, &scan);
+    enum status st = open_scan(journal, key_of('k', piece->log), false, &scan);
 
     if (st)
         return st;
-    while (!st && next_row(scan, &row)) {
-        st = take_row(&row, end, out, &chain);
-        end = out->n - n_first;
-    }
+    while (!st && reading->end < piece->end && next_row(scan, &row))
+        st = take_row(&row, reading);
     if (!st)
         st = store_scan_status(scan);
-    if (st == STATUS_DATA_LOSS && status_cause()->reason[0] == 0)
-        st = log_lost(end, status_reason());
     store_scan_close(scan);
+    if (st == STATUS_DATA_LOSS && status_cause()->reason[0] == 0)
+        return log_lost(reading->end, status_reason());
+    if (st)
+        return st;
+    if (reading->end > piece->end)
+        cut_piece(piece, reading);
+    if (reading->end < piece->end && piece->end != UINT64_MAX)
+        return log_lost(reading->end, "the log that it was forked from ends");
+    return STATUS_OK;
+}
+
+enum status journal_read_tokens(struct journal *journal,
+                                const struct log_path *path, struct ids *out,
+                                struct digest *out_chain)
+{
+    struct reading reading = {.out = out, .chain = journal->fingerprint};
+    enum status st = STATUS_OK;
+
+    for (uint32_t i = 0; !st && i < path->n; i++)
+        st = read_piece(journal, &path->piece[i], &reading);
     if (!st)
-        *out_chain = chain;
+        *out_chain = reading.chain;
     return st;
 }
 
-enum status journal_last_turn(struct journal *journal, struct uid uid,
+enum status journal_last_turn(struct journal *journal, struct uid log,
                               struct turn *out)
 {
     struct turn turn;
     struct store_scan *scan;
     struct row row;
-    enum status st = open_scan(journal, key_of('t', uid), true, &scan);
+    enum status st = open_scan(journal, key_of('t', log), true, &scan);
 
     if (st)
         return st;

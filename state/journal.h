@@ -3,12 +3,15 @@
 /*
  * The truth: for every session its meta data, its tokens in order and its
  * turns. Records are framed (proto/frame.h: magic, version, digest) under keys
- * that start with the session's uid, big-endian, so that one session is one
- * range and one seek finds its end.
+ * that start with a uid, big-endian, so that one log is one range and one seek
+ * finds its end.
  *
- *   'm' uid             session_meta
- *   'k' uid be64(pos)   tokens [pos, pos + n) and the chain hash after them
- *   't' uid be64(pos)   turn that begins at pos; written again at its end
+ *   'm' session         session_meta; its path says which logs it reads
+ *   'k' log be64(pos)   tokens [pos, pos + n) and the chain hash after them
+ *   't' log be64(pos)   turn that begins at pos; written again at its end
+ *
+ * A log begins where its path leaves the logs before it, so its positions are
+ * the session's. Turns are never inherited.
  *
  * Records of one engine step are gathered in a journal_batch by the engine
  * thread and written by the journal thread with one sync (group commit):
@@ -42,12 +45,19 @@ bool journal_batch_is_empty(const struct journal_batch *batch);
 
 void journal_put_session(struct journal_batch *batch,
                          const struct session_meta *meta);
+/* The session is gone; its log stays. */
 void journal_delete_session(struct journal_batch *batch, struct uid uid);
+/*
+ * Nobody appends to this log any more, and only its positions below n_token are
+ * read: forget its turns, and the rows of tokens behind.
+ */
+void journal_trim_log(struct journal_batch *batch, struct uid log,
+                      uint64_t n_token);
 /* chain: digest_tokens() of everything up to and including these. */
-void journal_put_tokens(struct journal_batch *batch, struct uid uid,
+void journal_put_tokens(struct journal_batch *batch, struct uid log,
                         uint64_t position, const uint32_t *token,
                         uint32_t n_token, struct digest chain);
-void journal_put_turn(struct journal_batch *batch, struct uid uid,
+void journal_put_turn(struct journal_batch *batch, struct uid log,
                       const struct turn *turn);
 
 /*
@@ -60,11 +70,11 @@ MUST_CHECK enum status journal_commit(struct journal *journal,
 
 /*
  * Call visit for every session, in order of uid, with the number of its tokens
- * (one seek each). A record that fails its digest is logged, counted in
- * *out_n_bad and skipped; if it was the last of a session's tokens, n_token
- * ends at the last sound one and reading the session will say DATA_LOSS. Stops
- * when visit returns non-zero and returns that.
- *   as store_scan_open() and store_scan_status()
+ * (one seek each, of its own log). A record that fails its digest is logged,
+ * counted in *out_n_bad and skipped; if it was the last of a session's tokens,
+ * n_token ends at the last sound one and reading the session will say
+ * DATA_LOSS. Stops when visit returns non-zero and returns that. as
+ * store_scan_open() and store_scan_status()
  */
 typedef enum status
 journal_visit(void *context, const struct session_meta *meta, uint64_t n_token);
@@ -73,20 +83,32 @@ MUST_CHECK enum status journal_each_session(struct journal *journal,
                                             uint64_t *out_n_bad);
 
 /*
- * Append all tokens of a session to *out and give their chain hash, checked
- * record by record. No tokens, and the fingerprint, for an unknown uid.
- *   DATA_LOSS            a gap or a bad record: names the last good position
- *                        (reason SESSION_LOG_LOST); *out holds what was good
+ * Call visit for every log that has tokens, in order of uid. Stops when visit
+ * returns non-zero and returns that.
+ *   as store_scan_open() and store_scan_status()
+ */
+typedef enum status journal_visit_log(void *context, struct uid log);
+MUST_CHECK enum status journal_each_log(struct journal *journal,
+                                        journal_visit_log *visit,
+                                        void *context);
+
+/*
+ * Append all tokens of a path to *out and give their chain hash, checked
+ * record by record. No tokens, and the fingerprint, for unknown logs.
+ *   DATA_LOSS            a gap, a bad record or a piece that ends too early:
+ *                        names the last good position (reason
+ *                        SESSION_LOG_LOST); *out holds what was good
  *   FAILED_PRECONDITION  another model's chain (MODEL_FINGERPRINT_MISMATCH):
  *                        the first record is sound but its chain is not ours
  *   RESOURCE_EXHAUSTED   no memory
  *   INTERNAL             the disk failed
  */
 MUST_CHECK enum status journal_read_tokens(struct journal *journal,
-                                           struct uid uid, struct ids *out,
+                                           const struct log_path *path,
+                                           struct ids *out,
                                            struct digest *out_chain);
 
-/* NOT_FOUND: the session has no turn yet.  DATA_LOSS: its record is bad. */
+/* NOT_FOUND: the log has no turn yet.  DATA_LOSS: its record is bad. */
 MUST_CHECK enum status journal_last_turn(struct journal *journal,
-                                         struct uid uid, struct turn *out);
+                                         struct uid log, struct turn *out);
 #endif

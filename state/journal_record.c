@@ -1,5 +1,7 @@
 #include "state/journal_record.h"
 
+#include "state/lineage.h"
+
 #include <assert.h>
 #include <stdlib.h>
 
@@ -9,14 +11,62 @@ static enum status bad_field(const char *row)
                        row);
 }
 
+/* Neither forked nor rewound: such a record has no lineage. */
+static bool is_plain(const struct session_meta *meta)
+{
+    return meta->path.n == 1 && uid_equal(meta->path.piece[0].log, meta->uid) &&
+           meta->parent_name[0] == 0;
+}
+
+static void put_uid(struct writer *writer, struct uid uid)
+{
+    writer_u64(writer, uid.hi);
+    writer_u64(writer, uid.lo);
+}
+
+static struct uid get_uid(struct reader *reader)
+{
+    struct uid uid = {.hi = reader_u64(reader)};
+
+    uid.lo = reader_u64(reader);
+    return uid;
+}
+
+static void put_lineage(struct writer *writer, const struct session_meta *meta)
+{
+    put_uid(writer, meta->parent);
+    writer_text(writer, meta->parent_name);
+    writer_u64(writer, meta->fork_position);
+    writer_u8(writer, (uint8_t)meta->path.n);
+    for (uint32_t i = 0; i < meta->path.n; i++) {
+        put_uid(writer, meta->path.piece[i].log);
+        writer_u64(writer, meta->path.piece[i].end);
+    }
+}
+
+/* False when a field is out of its range. */
+static bool get_lineage(struct reader *reader, struct session_meta *meta)
+{
+    meta->parent = get_uid(reader);
+    reader_text(reader, meta->parent_name, sizeof(meta->parent_name));
+    meta->fork_position = reader_u64(reader);
+    meta->path.n = reader_u8(reader);
+    if (meta->path.n > LOG_PATH_MAX)
+        return false;
+    for (uint32_t i = 0; i < meta->path.n; i++) {
+        meta->path.piece[i].log = get_uid(reader);
+        meta->path.piece[i].end = reader_u64(reader);
+    }
+    return log_path_is_sound(&meta->path) && !is_plain(meta);
+}
+
 enum status record_put_session(struct writer *writer,
                                const struct session_meta *meta)
 {
     size_t begin = frame_begin(writer, FRAME_SESSION, RECORD_VERSION);
 
-    assert(meta->n_label <= LABEL_MAX);
-    writer_u64(writer, meta->uid.hi);
-    writer_u64(writer, meta->uid.lo);
+    assert(meta->n_label <= LABEL_MAX && log_path_is_sound(&meta->path));
+    put_uid(writer, meta->uid);
     writer_text(writer, meta->name);
     writer_u64(writer, meta->create_ms);
     writer_u64(writer, meta->update_ms);
@@ -27,6 +77,8 @@ enum status record_put_session(struct writer *writer,
         writer_text(writer, meta->label[i].key);
         writer_text(writer, meta->label[i].value);
     }
+    if (!is_plain(meta))
+        put_lineage(writer, meta);
     return frame_end(writer, begin);
 }
 
@@ -41,8 +93,8 @@ enum status record_get_session(const void *bytes, size_t n_bytes,
 
     if (st)
         return st;
-    meta.uid.hi = reader_u64(&reader);
-    meta.uid.lo = reader_u64(&reader);
+    meta.uid = get_uid(&reader);
+    meta.path = log_path_alone(meta.uid);
     reader_text(&reader, meta.name, sizeof(meta.name));
     meta.create_ms = reader_u64(&reader);
     meta.update_ms = reader_u64(&reader);
@@ -56,6 +108,8 @@ enum status record_get_session(const void *bytes, size_t n_bytes,
         reader_text(&reader, meta.label[i].key, sizeof(meta.label[i].key));
         reader_text(&reader, meta.label[i].value, sizeof(meta.label[i].value));
     }
+    if (!reader_is_done(&reader) && !get_lineage(&reader, &meta))
+        return bad_field("session");
     if (!reader_is_done(&reader) || meta.name[0] == 0)
         return bad_field("session");
     *out = meta;

@@ -9,14 +9,21 @@
 
 /*
  * Blocks come as slabs: one allocation holds the block of every layer for the
- * same KV_BLOCK tokens, so that growth succeeds or fails as a whole.
+ * same KV_BLOCK tokens, so that growth succeeds or fails as a whole. The blocks
+ * lie behind this head.
  */
+struct slab {
+    uint32_t n_holder;    /* memories that it is part of */
+    size_t *shared_bytes; /* counts it; NULL: it was never shared */
+};
+
 struct memory {
     const struct model *model;
     uint64_t position;
     uint64_t n_slab;
     uint64_t capacity; /* slabs that the tables can name */
     size_t bytes;
+    uint64_t n_shared;          /* of the slabs */
     void *state;                /* of all layers, one behind the other; owned */
     void **table;               /* [1 + n_layer][capacity]: slabs, then the
                                     layers' blocks in them; owned, and slabs */
@@ -61,7 +68,7 @@ static size_t slab_bytes(const struct model *model)
 
     for (uint32_t i = 0; i < count_layers(model); i++)
         n += rounded(model_plan(model, i)->block_bytes);
-    return n;
+    return n ? n + rounded(sizeof(struct slab)) : 0;
 }
 
 static size_t fixed_bytes(const struct model *model)
@@ -119,12 +126,21 @@ enum status memory_create(const struct model *model, struct memory **out)
     return STATUS_OK;
 }
 
+static void slab_put(const struct model *model, struct slab *slab)
+{
+    if (--slab->n_holder > 0)
+        return;
+    if (slab->shared_bytes)
+        *slab->shared_bytes -= slab_bytes(model);
+    free(slab);
+}
+
 void memory_destroy(struct memory *memory)
 {
     if (!memory)
         return;
     for (uint64_t b = 0; b < memory->n_slab; b++)
-        free(memory->table[b]);
+        slab_put(memory->model, memory->table[b]);
     free(memory->table);
     free(memory->layer);
     free(memory->state);
@@ -152,49 +168,131 @@ static enum status widen_table(struct memory *memory, uint64_t capacity)
     return STATUS_OK;
 }
 
-static enum status add_slab(struct memory *memory)
+/* Where it belongs in the tables. */
+static void set_slab(struct memory *memory, uint64_t b, struct slab *slab)
 {
-    const uint64_t b = memory->n_slab;
-    char *slab = take(slab_bytes(memory->model));
+    char *block = (char *)slab + rounded(sizeof(*slab));
 
-    if (!slab)
-        return STATUS_RESOURCE_EXHAUSTED;
     memory->table[b] = slab;
     for (uint32_t i = 0; i < count_layers(memory->model); i++) {
         const size_t n = model_plan(memory->model, i)->block_bytes;
 
         if (n)
-            memory->table[(1 + i) * memory->capacity + b] = slab;
-        slab += rounded(n);
+            memory->table[(1 + i) * memory->capacity + b] = block;
+        block += rounded(n);
     }
+}
+
+static void append_slab(struct memory *memory, struct slab *slab)
+{
+    set_slab(memory, memory->n_slab++, slab);
     memory->bytes += slab_bytes(memory->model);
-    memory->n_slab++;
+}
+
+static enum status add_slab(struct memory *memory)
+{
+    struct slab *slab = take(slab_bytes(memory->model));
+
+    if (!slab)
+        return STATUS_RESOURCE_EXHAUSTED;
+    slab->n_holder = 1;
+    append_slab(memory, slab);
     return STATUS_OK;
+}
+
+/* Slab b, for one more holder. */
+static struct slab *lend(struct memory *memory, uint64_t b,
+                         size_t *shared_bytes)
+{
+    struct slab *slab = memory->table[b];
+
+    if (!slab->shared_bytes) {
+        slab->shared_bytes = shared_bytes;
+        *shared_bytes += slab_bytes(memory->model);
+        memory->n_shared++;
+    }
+    slab->n_holder++;
+    return slab;
+}
+
+static enum status reserve_table(struct memory *memory, uint64_t n_slab)
+{
+    return n_slab > memory->capacity ? widen_table(memory, capacity_for(n_slab))
+                                     : STATUS_OK;
 }
 
 enum status memory_reserve(struct memory *memory, uint64_t n_token)
 {
     const uint64_t limit = model_n_context(memory->model);
     uint64_t n_slab;
+    enum status st;
 
     if (n_token > limit)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "session of %lu tokens, the model's context has %lu",
                            n_token, limit);
     n_slab = slabs_for(memory->model, n_token);
-    if (n_slab > memory->capacity) {
-        const enum status st = widen_table(memory, capacity_for(n_slab));
-
-        if (st)
-            return st;
-    }
+    st = reserve_table(memory, n_slab);
+    if (st)
+        return st;
     while (memory->n_slab < n_slab) {
-        const enum status st = add_slab(memory);
-
+        st = add_slab(memory);
         if (st)
             return st;
     }
     return STATUS_OK;
+}
+
+enum status memory_fork(struct memory *memory, size_t *shared_bytes,
+                        struct memory **out)
+{
+    const struct model *model = memory->model;
+    const uint64_t n_sealed =
+        slabs_for(model, memory->position) -
+        (memory->position % KV_BLOCK && slab_bytes(model));
+    struct memory *fork;
+    enum status st = memory_create(model, &fork);
+
+    if (st)
+        return st;
+    st = reserve_table(fork, slabs_for(model, memory->position));
+    for (uint64_t b = 0; !st && b < n_sealed; b++) {
+        append_slab(fork, lend(memory, b, shared_bytes));
+        fork->n_shared++;
+    }
+    if (!st && n_sealed < slabs_for(model, memory->position)) {
+        st = add_slab(fork);
+        if (!st)
+            memcpy((char *)fork->table[n_sealed] + rounded(sizeof(struct slab)),
+                   (char *)memory->table[n_sealed] +
+                       rounded(sizeof(struct slab)),
+                   slab_bytes(model) - rounded(sizeof(struct slab)));
+    }
+    if (st) {
+        memory_destroy(fork);
+        return st;
+    }
+    memcpy(fork->state, memory->state, state_bytes(model));
+    fork->position = memory->position;
+    *out = fork;
+    return STATUS_OK;
+}
+
+void memory_share(struct memory *memory, struct memory *from, uint64_t n_token,
+                  size_t *shared_bytes)
+{
+    const uint64_t n_slab = slab_bytes(memory->model) ? n_token / KV_BLOCK : 0;
+
+    assert(n_token <= memory->position && n_token <= from->position);
+    for (uint64_t b = 0; b < n_slab; b++) {
+        struct slab *own = memory->table[b];
+
+        if (own == from->table[b])
+            continue;
+        memory->n_shared += !own->shared_bytes;
+        set_slab(memory, b, lend(from, b, shared_bytes));
+        slab_put(memory->model, own);
+    }
 }
 
 uint64_t memory_position(const struct memory *memory)
@@ -218,6 +316,11 @@ const struct layer_memory *memory_layers(const struct memory *memory)
 size_t memory_bytes(const struct memory *memory)
 {
     return memory->bytes;
+}
+
+size_t memory_shared_bytes(const struct memory *memory)
+{
+    return memory->n_shared * slab_bytes(memory->model);
 }
 
 size_t memory_bytes_for(const struct model *model, uint64_t n_token)

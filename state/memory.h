@@ -21,6 +21,24 @@ MUST_CHECK enum status memory_create(const struct model *model,
 void memory_destroy(struct memory *memory);
 
 /*
+ * A second memory of the same tokens, at the same position, that shares the
+ * first one's sealed blocks and has copies of its states and of its open block.
+ * Bytes of blocks that are, or once were, shared belong to no memory: they are
+ * counted in *shared_bytes, once, until their last holder is destroyed.
+ * Memories that share are touched by one thread.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status memory_fork(struct memory *memory, size_t *shared_bytes,
+                                   struct memory **out);
+/*
+ * Give up the blocks of the first n_token tokens, which both have consumed from
+ * the same tokens, for those of `from`: the same bits by the arithmetic of the
+ * model. No image has borrowed them. Accounts as memory_fork().
+ */
+void memory_share(struct memory *memory, struct memory *from, uint64_t n_token,
+                  size_t *shared_bytes);
+
+/*
  * Make room for tokens [0, n_token), zeroed; never gives room back. On failure
  * what was there stays valid, and a later call goes on from there.
  *   RESOURCE_EXHAUSTED  no memory, or more tokens than model_n_context()
@@ -34,8 +52,10 @@ void memory_advance(struct memory *memory, uint64_t n_token);
 /* [n_layer], for struct span; valid until the next reserve or destroy. */
 const struct layer_memory *memory_layers(const struct memory *memory);
 
-/* Bytes held now; and what a session of n_token tokens would hold: the same,
-   for a session that grew to n_token in any number of reserves. */
+/* Bytes held now; of them, those of shared blocks; and what a session of
+   n_token tokens would hold: the same, for a session that grew to n_token in
+   any number of reserves. */
 size_t memory_bytes(const struct memory *memory);
+size_t memory_shared_bytes(const struct memory *memory);
 size_t memory_bytes_for(const struct model *model, uint64_t n_token);
 #endif

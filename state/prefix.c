@@ -329,6 +329,21 @@ void prefix_put(struct prefix_index *index, const struct prefix_owner *owner,
         entry_add(index, i, &entry[e]);
 }
 
+uint64_t prefix_newest(const struct prefix_index *index, struct uid uid)
+{
+    uint32_t i = owner_find(index, uid);
+    uint64_t newest = 0;
+
+    if (i == NONE || !index->owner[i].is_usable ||
+        index->owner[i].kind != KIND_LIVE)
+        return 0;
+    for (uint32_t e = index->owner[i].entry; e != NONE;
+         e = index->entry[e].sibling)
+        if (index->entry[e].position > newest)
+            newest = index->entry[e].position;
+    return newest;
+}
+
 void prefix_remove(struct prefix_index *index, struct uid uid)
 {
     uint32_t i = owner_find(index, uid);

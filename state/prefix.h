@@ -56,6 +56,8 @@ struct prefix_owner {
  * prefix_take_excess() until it says false. */
 void prefix_put(struct prefix_index *index, const struct prefix_owner *owner,
                 const struct snapshot_entry *entry, uint32_t n);
+/* Position of the owner's newest usable snapshot that is known; 0: none. */
+uint64_t prefix_newest(const struct prefix_index *index, struct uid uid);
 /* Forget an owner that is live or loose. */
 void prefix_remove(struct prefix_index *index, struct uid uid);
 /* Forget one snapshot that turned out to be unusable. */

@@ -43,11 +43,33 @@ struct label {
     char value[LABEL_VALUE_SIZE];
 };
 
+/*
+ * Where a session's tokens lie: piece i holds those from the end of the piece
+ * before it up to its own end, in the log of this uid; the last piece is the
+ * log that the session appends to, and has no end. Logs are only ever appended
+ * to, so that any number of sessions may read the same piece: a fork, and a
+ * rewind, is a new log behind a piece of an old one.
+ */
+#define LOG_PATH_MAX 32u
+struct log_piece {
+    struct uid log;
+    uint64_t end; /* UINT64_MAX for the last one */
+};
+struct log_path {
+    uint32_t n; /* 1 or more */
+    struct log_piece piece[LOG_PATH_MAX];
+};
+
 struct session_meta {
     struct uid uid;
-    char name[SESSION_NAME_SIZE];  /* without "sessions/" */
-    uint64_t create_ms, update_ms; /* wall time */
-    uint64_t expire_ms;            /* 0: never */
+    char name[SESSION_NAME_SIZE]; /* without "sessions/" */
+    struct log_path path;         /* the log of a session that was neither
+                                     forked nor rewound has the uid's name */
+    struct uid parent;            /* whom it was forked from; 0: nobody */
+    char parent_name[SESSION_NAME_SIZE]; /* its name then */
+    uint64_t fork_position;              /* tokens that both began with */
+    uint64_t create_ms, update_ms;       /* wall time */
+    uint64_t expire_ms;                  /* 0: never */
     enum durability durability;
     uint32_t n_label;
     struct label label[LABEL_MAX];

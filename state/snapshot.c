@@ -1,6 +1,7 @@
 #include "state/snapshot.h"
 
 #include "base/log.h"
+#include "state/lineage.h"
 #include "state/snapshot_image.h"
 #include "state/snapshot_value.h"
 #include "state/store_key.h"
@@ -109,16 +110,27 @@ static enum status save_value(struct snapshots *snapshots,
 }
 
 static struct value_head head_of(const struct snapshots *snapshots,
-                                 const struct image *image, uint64_t place,
-                                 uint32_t layer, uint32_t n_token)
+                                 const struct image *image, uint32_t layer)
 {
-    return (struct value_head){.uid = image->uid,
+    return (struct value_head){.uid = image->log,
                                .numerics = snapshots->numerics,
                                .position = image->position,
                                .chain = image->chain,
-                               .place = place,
-                               .layer = layer,
-                               .n_token = n_token};
+                               .place = image->position,
+                               .layer = layer};
+}
+
+static struct value_head head_of_block(const struct snapshots *snapshots,
+                                       const struct image *image, uint64_t b,
+                                       uint32_t layer)
+{
+    struct value_head head = head_of(snapshots, image, layer);
+
+    head.position = (b + 1) * KV_BLOCK;
+    head.chain = image->end_chain[b - image->first_block];
+    head.place = b;
+    head.n_token = KV_BLOCK;
+    return head;
 }
 
 /* Blocks in the order of their keys, then the layers' own values. */
@@ -130,8 +142,8 @@ static enum status save_values(struct snapshots *snapshots,
     for (uint64_t b = image->first_block; !st && b < image->n_block; b++)
         for (uint32_t i = 0; !st && i < image->n_layer; i++) {
             size_t n = model_plan(snapshots->model, i)->block_bytes;
-            struct key key = value_key('b', image->uid, b, i);
-            struct value_head head = head_of(snapshots, image, b, i, KV_BLOCK);
+            struct key key = value_key('b', image->log, b, i);
+            struct value_head head = head_of_block(snapshots, image, b, i);
 
             if (n > 0)
                 st = save_value(snapshots, &key, FRAME_BLOCK, &head,
@@ -142,9 +154,9 @@ static enum status save_values(struct snapshots *snapshots,
         const struct mixer_plan *plan = model_plan(snapshots->model, i);
         const struct image_layer *layer = &image->layer[i];
         uint64_t position = image->position;
-        struct key state = value_key('s', image->uid, position, i);
-        struct key open = value_key('o', image->uid, position, i);
-        struct value_head head = head_of(snapshots, image, position, i, 0);
+        struct key state = value_key('s', image->log, position, i);
+        struct key open = value_key('o', image->log, position, i);
+        struct value_head head = head_of(snapshots, image, i);
 
         if (layer->state)
             st = save_value(snapshots, &state, FRAME_STATE, &head, layer->state,
@@ -230,20 +242,21 @@ static void add_entry(struct snapshots *snapshots, struct manifest *manifest,
 static enum status save_manifest(struct snapshots *snapshots,
                                  const struct image *image)
 {
-    struct key key = key_of('v', image->uid);
+    struct key key = key_of('v', image->log);
     struct manifest manifest;
-    enum status st = read_manifest(snapshots, image->uid, &manifest);
+    enum status st = read_manifest(snapshots, image->log, &manifest);
 
     if (st == STATUS_DATA_LOSS || st == STATUS_FAILED_PRECONDITION ||
         (!st && !numerics_equal(manifest.numerics, snapshots->numerics))) {
-        manifest = (struct manifest){.uid = image->uid,
+        manifest = (struct manifest){.uid = image->log,
                                      .numerics = snapshots->numerics};
-        drop_positions(snapshots, image->uid, 0, image->position);
-        drop_positions(snapshots, image->uid, image->position + 1, UINT64_MAX);
+        drop_positions(snapshots, image->log, 0, image->position);
+        drop_positions(snapshots, image->log, image->position + 1, UINT64_MAX);
     } else if (st) {
         return st;
     }
     manifest.session = image->label.session;
+    manifest.base = image->base;
     add_entry(snapshots, &manifest, image);
     writer_clear(&snapshots->frame);
     st = manifest_put(&snapshots->frame, &manifest);
@@ -286,17 +299,61 @@ enum status snapshot_list(struct snapshots *snapshots, struct uid uid,
     return STATUS_OK;
 }
 
-enum status snapshot_delete(struct snapshots *snapshots, struct uid uid)
+static void delete_log(struct snapshots *snapshots, struct uid uid)
 {
     static const char letters[] = {'s', 'o', 'b'};
     struct key manifest = key_of('v', uid);
 
-    store_batch_clear(snapshots->batch);
     store_batch_delete(snapshots->batch, manifest.bytes, manifest.n);
     for (size_t i = 0; i < sizeof(letters); i++)
         delete_range(snapshots->batch, key_of(letters[i], uid),
                      key_after(key_of(letters[i], uid)));
-    return store_write(snapshots->store, snapshots->batch, false);
+}
+
+/* What is of another model or numerics id goes. A manifest without snapshots
+ * stays: it says that there are blocks. */
+static enum status cut_log(struct snapshots *snapshots, struct uid uid,
+                           uint64_t n_token)
+{
+    struct key key = key_of('v', uid);
+    struct manifest manifest;
+    enum status st = read_manifest(snapshots, uid, &manifest);
+
+    if (st == STATUS_DATA_LOSS || st == STATUS_FAILED_PRECONDITION)
+        manifest = (struct manifest){
+            .uid = uid, .session = uid, .numerics = snapshots->numerics};
+    else if (st)
+        return st;
+    if (!numerics_equal(manifest.numerics, snapshots->numerics)) {
+        delete_log(snapshots, uid);
+        return STATUS_OK;
+    }
+    while (manifest.n > 0 && manifest.entry[0].position > n_token)
+        remove_entry(snapshots, &manifest, 0);
+    delete_range(snapshots->batch, key_at('b', uid, n_token / KV_BLOCK),
+                 key_after(key_of('b', uid)));
+    writer_clear(&snapshots->frame);
+    st = manifest_put(&snapshots->frame, &manifest);
+    if (!st)
+        store_batch_put(snapshots->batch, key.bytes, key.n,
+                        snapshots->frame.bytes, snapshots->frame.n);
+    return st;
+}
+
+enum status snapshot_trim(struct snapshots *snapshots, struct uid uid,
+                          uint64_t n_token)
+{
+    enum status st = STATUS_OK;
+
+    store_batch_clear(snapshots->batch);
+    if (n_token > 0)
+        st = cut_log(snapshots, uid, n_token);
+    else
+        delete_log(snapshots, uid);
+    if (!st)
+        st = store_write(snapshots->store, snapshots->batch, false);
+    store_batch_clear(snapshots->batch);
+    return st;
 }
 
 /* Chain hashes of a session's tokens, looked up anywhere after one pass. */
@@ -346,7 +403,7 @@ static bool chains_match(struct chains *chains, uint64_t position,
 struct attempt {
     struct snapshots *snapshots;
     struct chains *chains;
-    struct uid uid;
+    const struct manifest *manifest;
     uint64_t position;
     const struct layer_memory *layer;
 };
@@ -373,6 +430,7 @@ static enum restore_reason other_numerics(const struct snapshots *snapshots,
 
 /* What a value must say of itself; its bytes then go to `to`. */
 struct wanted {
+    struct uid owner;
     enum frame_kind kind;
     const char *what; /* for messages */
     uint64_t place;
@@ -399,7 +457,7 @@ static enum restore_reason take_value(struct attempt *attempt,
                           wanted->what, wanted->place, wanted->layer);
         return other_numerics(attempt->snapshots, head.numerics);
     }
-    if (!uid_equal(head.uid, attempt->uid) || head.place != wanted->place ||
+    if (!uid_equal(head.uid, wanted->owner) || head.place != wanted->place ||
         head.layer != wanted->layer || head.n_token != wanted->n_token ||
         data_bytes != wanted->data_bytes) {
         (void)status_fail(STATUS_DATA_LOSS,
@@ -424,7 +482,7 @@ static enum restore_reason fetch_value(struct attempt *attempt, char letter,
                                        const struct wanted *wanted)
 {
     struct key key =
-        value_key(letter, attempt->uid, wanted->place, wanted->layer);
+        value_key(letter, wanted->owner, wanted->place, wanted->layer);
     enum restore_reason reason;
     void *bytes;
     size_t n_bytes;
@@ -445,7 +503,8 @@ static enum restore_reason load_layers(struct attempt *attempt)
     for (uint32_t i = 0; !reason && i < attempt->snapshots->n_layer; i++) {
         const struct mixer_plan *plan =
             model_plan(attempt->snapshots->model, i);
-        struct wanted wanted = {.kind = FRAME_STATE,
+        struct wanted wanted = {.owner = attempt->manifest->uid,
+                                .kind = FRAME_STATE,
                                 .what = "state",
                                 .place = position,
                                 .layer = i,
@@ -472,7 +531,8 @@ static enum restore_reason scan_value(struct attempt *attempt,
                                       struct store_scan *scan,
                                       const struct wanted *wanted)
 {
-    struct key key = value_key('b', attempt->uid, wanted->place, wanted->layer);
+    struct key key =
+        value_key('b', wanted->owner, wanted->place, wanted->layer);
     const void *its_key, *bytes;
     size_t its_key_bytes, n_bytes;
 
@@ -488,11 +548,12 @@ static enum restore_reason scan_value(struct attempt *attempt,
     return take_value(attempt, wanted, bytes, n_bytes);
 }
 
-static enum restore_reason load_blocks(struct attempt *attempt)
+/* Blocks [first, n) of one owner. */
+static enum restore_reason load_piece(struct attempt *attempt, struct uid owner,
+                                      uint64_t first, uint64_t n)
 {
-    uint64_t n_block = attempt->position / KV_BLOCK;
-    struct key from = key_at('b', attempt->uid, 0);
-    struct key to = key_at('b', attempt->uid, n_block);
+    struct key from = key_at('b', owner, first);
+    struct key to = key_at('b', owner, n);
     struct store_scan *scan;
     enum restore_reason reason = RESTORE_HIT;
 
@@ -500,12 +561,13 @@ static enum restore_reason load_blocks(struct attempt *attempt)
             attempt->snapshots->store,
             &(struct store_range){from.bytes, from.n, to.bytes, to.n}, false,
             &scan))
-        return damaged("block", 0, 0);
-    for (uint64_t b = 0; !reason && b < n_block; b++)
+        return damaged("block", first, 0);
+    for (uint64_t b = first; !reason && b < n; b++)
         for (uint32_t i = 0; !reason && i < attempt->snapshots->n_layer; i++) {
             const struct mixer_plan *plan =
                 model_plan(attempt->snapshots->model, i);
-            struct wanted wanted = {.kind = FRAME_BLOCK,
+            struct wanted wanted = {.owner = owner,
+                                    .kind = FRAME_BLOCK,
                                     .what = "block",
                                     .place = b,
                                     .layer = i,
@@ -519,6 +581,25 @@ static enum restore_reason load_blocks(struct attempt *attempt)
             reason = scan_value(attempt, scan, &wanted);
         }
     store_scan_close(scan);
+    return reason;
+}
+
+/* Those of other logs, then its own. */
+static enum restore_reason load_blocks(struct attempt *attempt)
+{
+    const struct log_path *base = &attempt->manifest->base;
+    uint64_t first = 0, n_block = attempt->position / KV_BLOCK;
+    enum restore_reason reason = RESTORE_HIT;
+
+    for (uint32_t i = 0; !reason && i < base->n && first < n_block; i++) {
+        uint64_t n = base->piece[i].end / KV_BLOCK;
+
+        n = n < n_block ? n : n_block;
+        reason = load_piece(attempt, base->piece[i].log, first, n);
+        first = n;
+    }
+    if (!reason && first < n_block)
+        reason = load_piece(attempt, attempt->manifest->uid, first, n_block);
     return reason;
 }
 
@@ -547,7 +628,7 @@ static enum status try_entry(struct snapshots *snapshots,
 {
     struct attempt attempt = {.snapshots = snapshots,
                               .chains = chains,
-                              .uid = manifest->uid,
+                              .manifest = manifest,
                               .position = entry->position};
     enum status st;
 
@@ -642,43 +723,95 @@ static enum status check_log(const struct manifest *manifest, uint64_t n_token)
     return STATUS_OK;
 }
 
-enum status snapshot_load(struct snapshots *snapshots, struct uid uid,
-                          const struct ids *tokens, uint64_t limit,
-                          struct memory *memory, enum restore_reason *out)
+/* Where the blocks lie of what the manifest's snapshot gave to the memory,
+ * seen from a log behind piece. */
+static struct log_path base_from(const struct manifest *manifest, bool is_own,
+                                 uint64_t position)
 {
-    struct manifest manifest;
-    struct refusal refusal;
-    struct chains chains;
-    enum status st;
+    struct log_path base = manifest->base;
 
-    assert(memory_position(memory) == 0 && limit <= tokens->n);
-    if (read_manifest(snapshots, uid, &manifest)) {
+    if (is_own)
+        return base;
+    position = position / KV_BLOCK * KV_BLOCK;
+    log_pieces_cut(&base, position);
+    log_pieces_add(&base, manifest->uid, position);
+    return base;
+}
+
+/* What a load works on. */
+struct loading {
+    struct snapshots *snapshots;
+    const struct log_path *path;
+    const struct ids *tokens;
+    uint64_t limit;
+    struct memory *memory;
+    struct chains chains;
+    struct refusal refusal; /* of the newest snapshot */
+};
+
+/* The snapshots of one log of the path, if there are any. */
+static enum status load_log(struct loading *loading, uint32_t piece,
+                            struct restore *out)
+{
+    const struct log_piece *from = &loading->path->piece[piece];
+    const bool is_own = piece + 1 == loading->path->n;
+    uint64_t limit = from->end < loading->limit ? from->end : loading->limit;
+    struct refusal refusal = {.reason = RESTORE_NONE};
+    struct manifest manifest;
+    enum status st = STATUS_OK;
+
+    if (read_manifest(loading->snapshots, from->log, &manifest)) {
         refusal.cause = *status_cause();
         (void)status_fail(STATUS_DATA_LOSS,
                           "list of snapshots is not used: %.300s",
                           refusal.cause.text);
-        log_refused(uid, 0, tokens->n, status_reason());
-        *out = RESTORE_DAMAGED;
-        return STATUS_OK;
+        refusal = (struct refusal){RESTORE_DAMAGED, *status_cause()};
+    } else if (manifest.n > 0) {
+        if (is_own)
+            st = check_log(&manifest, loading->tokens->n);
+        if (!st && !loading->chains.at)
+            st = chains_init(&loading->chains,
+                             loading->snapshots->numerics.fingerprint,
+                             loading->tokens);
+        if (!st)
+            st = try_entries(loading->snapshots, &manifest, &loading->chains,
+                             limit, loading->memory, &refusal);
+        if (!st && memory_position(loading->memory) > 0)
+            out->base =
+                base_from(&manifest, is_own, memory_position(loading->memory));
     }
-    if (manifest.n == 0) {
-        *out = RESTORE_NONE;
-        return STATUS_OK;
-    }
-    st = check_log(&manifest, tokens->n);
+    if (loading->refusal.reason == RESTORE_NONE)
+        loading->refusal = refusal;
+    return st;
+}
+
+enum status snapshot_load(struct snapshots *snapshots,
+                          const struct log_path *path, const struct ids *tokens,
+                          uint64_t limit, struct memory *memory,
+                          struct restore *out)
+{
+    struct loading loading = {.snapshots = snapshots,
+                              .path = path,
+                              .tokens = tokens,
+                              .limit = limit,
+                              .memory = memory,
+                              .refusal = {.reason = RESTORE_NONE}};
+    enum restore_reason reason;
+    struct restore restore = {0};
+    enum status st = STATUS_OK;
+
+    assert(memory_position(memory) == 0 && limit <= tokens->n);
+    for (uint32_t i = path->n; !st && i-- > 0 && !memory_position(memory);)
+        st = load_log(&loading, i, &restore);
+    free(loading.chains.at);
     if (st)
         return st;
-    st = chains_init(&chains, snapshots->numerics.fingerprint, tokens);
-    if (!st)
-        st =
-            try_entries(snapshots, &manifest, &chains, limit, memory, &refusal);
-    free(chains.at);
-    if (st)
-        return st;
-    if (refusal.reason != RESTORE_HIT && refusal.reason != RESTORE_NONE)
-        log_refused(uid, memory_position(memory), tokens->n,
-                    refusal.cause.text);
-    *out = refusal.reason;
+    reason = loading.refusal.reason;
+    if (reason != RESTORE_HIT && reason != RESTORE_NONE)
+        log_refused(log_path_own(path), memory_position(memory), tokens->n,
+                    loading.refusal.cause.text);
+    restore.reason = reason;
+    *out = restore;
     return STATUS_OK;
 }
 

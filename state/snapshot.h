@@ -7,8 +7,9 @@
  * before it, the model's fingerprint, the numerics id and a digest of its
  * bytes, and any mismatch means "not used, counted, logged, replayed".
  *
- *   'v' uid                            manifest: whose tokens, and a list of
- *                                      (position, chain, scope, ...)
+ *   'v' uid                            manifest: whose tokens, a list of
+ *                                      (position, chain, scope, ...), and where
+ *                                      the blocks lie that it did not write
  *   's' uid be64(position) be16(layer) state of one layer
  *   'o' uid be64(position) be16(layer) its open KV block, with its tokens
  *   'b' uid be64(block) be16(layer)    sealed KV block
@@ -16,8 +17,12 @@
  * Values are written first, unsynced; then the manifest in one synced batch,
  * which is the commit point. Sealed blocks never change, so all snapshots
  * share them; the block that is not full belongs to its snapshot. A block's
- * value carries position and chain of the snapshot that wrote it: those tokens
- * include the block's.
+ * value carries position and chain of its own end, so that it serves whoever
+ * has the same tokens up to there.
+ *
+ * The uid is that of a log (state/session.h). A fork writes no block that its
+ * ancestors have stored: its manifest names their logs, and its path keeps
+ * them.
  *
  * Values of a save that no manifest came to name stay until that position is
  * saved again or the session is deleted.
@@ -49,15 +54,20 @@ void snapshots_close(struct snapshots *snapshots);
  * destroyed; it may grow meanwhile.
  */
 struct image;
-/*
- * first_block: blocks below it are stored already: position / KV_BLOCK of the
- * last snapshot that was saved or loaded by this process; 0 saves all.
- * chain: of tokens [0, memory_position()).
- *   RESOURCE_EXHAUSTED  no memory for the copy
- */
-MUST_CHECK enum status image_create(const struct model *model, struct uid uid,
-                                    const struct memory *memory,
-                                    struct digest chain, uint64_t first_block,
+struct image_source {
+    struct uid log; /* owner of the snapshot */
+    const struct memory *memory;
+    const uint32_t *token; /* [memory_position()] */
+    /* What is stored already, in full blocks of the tokens [0, from): by the
+       last snapshot that was saved or loaded by this process; 0 saves all. */
+    uint64_t from;
+    struct digest chain;         /* of tokens [0, from) */
+    const struct log_path *base; /* leading blocks that lie with other logs,
+                                    not behind `from`; NULL: none */
+};
+/* RESOURCE_EXHAUSTED  no memory for the copy */
+MUST_CHECK enum status image_create(const struct model *model,
+                                    const struct image_source *source,
                                     struct image **out);
 void image_destroy(struct image *image); /* accepts NULL */
 /* Bytes of the copies, without what is borrowed. */
@@ -99,22 +109,28 @@ enum restore_reason {
     RESTORE_DAMAGED,  /* bytes failed their digest, or were missing */
 };
 
+struct restore {
+    enum restore_reason reason; /* of the newest snapshot */
+    struct log_path base; /* where leading blocks of the memory lie that its own
+                             log does not have; as struct image_source */
+};
 /*
  * Load the newest usable snapshot of at most `limit` tokens into `memory`
- * (fresh, position 0), trying older ones in turn. `tokens` are all that the
- * session has; a snapshot whose chain differs from theirs is not used. On OK
- * the memory stands at the snapshot's position, 0 if none could be used; *out
- * says why the first refused one was refused. Bad values are never an error:
- * the journal is replayed instead.
+ * (fresh, position 0), trying older ones in turn: the own ones of the path's
+ * log first, then those of the logs before it. `tokens` are all that the path
+ * has; a snapshot whose chain differs from theirs is not used. On OK the memory
+ * stands at the snapshot's position, 0 if none could be used; *out says why the
+ * first refused one was refused. Bad values are never an error: the journal is
+ * replayed instead.
  *   DATA_LOSS           a snapshot stands behind the last token: the journal
  *                       lost its end (SESSION_LOG_LOST)
- *   RESOURCE_EXHAUSTED  no memory, or as
- * memory_reserve()
+ *   RESOURCE_EXHAUSTED  no memory, or as memory_reserve()
  */
 MUST_CHECK enum status snapshot_load(struct snapshots *snapshots,
-                                     struct uid uid, const struct ids *tokens,
-                                     uint64_t limit, struct memory *memory,
-                                     enum restore_reason *out);
+                                     const struct log_path *path,
+                                     const struct ids *tokens, uint64_t limit,
+                                     struct memory *memory,
+                                     struct restore *out);
 
 #define SNAPSHOT_SOURCE_MAX 4u /* alternatives of one fetch */
 /* A snapshot of any owner, as state/prefix.h names it. */
@@ -171,7 +187,11 @@ MUST_CHECK enum status snapshots_each(struct snapshots *snapshots,
                                       snapshot_visit *visit, void *context,
                                       uint64_t *out_n_bad);
 
-/* Forget everything of a session.  As store_write(); not synced. */
-MUST_CHECK enum status snapshot_delete(struct snapshots *snapshots,
-                                       struct uid uid);
+/*
+ * Only the first n_token tokens of this log are needed any more: forget the
+ * snapshots and blocks behind; all of it, if that is 0. Not synced.
+ *   as store_get() and store_write()
+ */
+MUST_CHECK enum status snapshot_trim(struct snapshots *snapshots,
+                                     struct uid uid, uint64_t n_token);
 #endif

@@ -1,5 +1,8 @@
 #include "state/snapshot_image.h"
 
+#include "state/lineage.h"
+
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,30 +41,53 @@ static void copy_layer(struct image *image, const struct model *model,
         out->block[b - image->first_block] = memory->block[b];
 }
 
-enum status image_create(const struct model *model, struct uid uid,
-                         const struct memory *memory, struct digest chain,
-                         uint64_t first_block, struct image **out)
+/* One pass over the tokens that are not stored yet. */
+static void chain_blocks(struct image *image, const struct image_source *source)
 {
+    uint64_t at = source->from;
+
+    image->chain = source->chain;
+    for (uint64_t b = image->first_block; b < image->n_block; b++) {
+        uint64_t end = (b + 1) * KV_BLOCK;
+
+        image->chain =
+            digest_tokens(image->chain, source->token + at, end - at);
+        image->end_chain[b - image->first_block] = image->chain;
+        at = end;
+    }
+    image->chain =
+        digest_tokens(image->chain, source->token + at, image->position - at);
+}
+
+enum status image_create(const struct model *model,
+                         const struct image_source *source, struct image **out)
+{
+    const struct memory *memory = source->memory;
     uint32_t n_layer = model_config(model)->n_layer;
     struct image *image =
         calloc(1, sizeof(*image) + n_layer * sizeof(image->layer[0]));
+    uint64_t n_save;
     unsigned char *room;
 
     if (!image)
         goto no_memory;
-    image->uid = image->label.session = uid;
-    image->chain = chain;
+    image->log = image->label.session = source->log;
     image->position = memory_position(memory);
+    assert(source->from <= image->position);
     image->n_block = image->position / KV_BLOCK;
-    image->first_block =
-        first_block < image->n_block ? first_block : image->n_block;
+    image->first_block = source->from / KV_BLOCK;
+    n_save = image->n_block - image->first_block;
+    if (source->base)
+        image->base = *source->base;
+    assert(log_pieces_end(&image->base) <= image->first_block * KV_BLOCK);
     image->n_layer = n_layer;
     image->copy_bytes = copy_bytes(model, image->position);
     image->copy = malloc(image->copy_bytes + 1);
-    image->block = calloc((image->n_block - image->first_block) * n_layer + 1,
-                          sizeof(float *));
-    if (!image->copy || !image->block)
+    image->block = calloc(n_save * n_layer + 1, sizeof(float *));
+    image->end_chain = calloc(n_save + 1, sizeof(*image->end_chain));
+    if (!image->copy || !image->block || !image->end_chain)
         goto no_memory;
+    chain_blocks(image, source);
     room = image->copy;
     for (uint32_t i = 0; i < n_layer; i++)
         copy_layer(image, model, i, &memory_layers(memory)[i], &room);
@@ -80,6 +106,7 @@ void image_destroy(struct image *image)
         return;
     free(image->copy);
     free(image->block);
+    free(image->end_chain);
     free(image);
 }
 

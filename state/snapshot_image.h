@@ -13,11 +13,13 @@ struct image_layer {
 };
 
 struct image {
-    struct uid uid;
+    struct uid log; /* its owner */
     struct snapshot_label label;
     uint64_t position;
     struct digest chain;           /* of tokens [0, position) */
     uint64_t first_block, n_block; /* sealed ones to save */
+    struct digest *end_chain; /* [n_block - first_block] at their ends; owned */
+    struct log_path base;     /* of blocks before them */
     uint32_t n_layer;
     size_t copy_bytes;
     unsigned char *copy; /* [copy_bytes] states and open blocks; owned */

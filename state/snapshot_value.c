@@ -1,5 +1,7 @@
 #include "state/snapshot_value.h"
 
+#include "state/lineage.h"
+
 bool numerics_equal(struct numerics a, struct numerics b)
 {
     return digest_equal(a.fingerprint, b.fingerprint) &&
@@ -24,6 +26,36 @@ static void get_owner(struct reader *reader, struct uid *uid,
     numerics->id = reader_digest(reader);
 }
 
+static void put_base(struct writer *writer, const struct log_path *base)
+{
+    writer_u32(writer, base->n);
+    for (uint32_t i = 0; i < base->n; i++) {
+        writer_u64(writer, base->piece[i].log.hi);
+        writer_u64(writer, base->piece[i].log.lo);
+        writer_u64(writer, base->piece[i].end);
+    }
+}
+
+/* False when it is not made of whole blocks that follow each other. */
+static bool get_base(struct reader *reader, struct log_path *base)
+{
+    bool is_sound = true;
+
+    base->n = reader_u32(reader);
+    if (base->n >= LOG_PATH_MAX)
+        return false;
+    for (uint32_t i = 0; i < base->n; i++) {
+        struct log_piece *piece = &base->piece[i];
+
+        piece->log.hi = reader_u64(reader);
+        piece->log.lo = reader_u64(reader);
+        piece->end = reader_u64(reader);
+        is_sound &= piece->end % KV_BLOCK == 0 &&
+                    piece->end > (i > 0 ? piece[-1].end : 0);
+    }
+    return is_sound;
+}
+
 enum status manifest_put(struct writer *writer, const struct manifest *manifest)
 {
     size_t begin = frame_begin(writer, FRAME_MANIFEST, MANIFEST_VERSION);
@@ -31,6 +63,7 @@ enum status manifest_put(struct writer *writer, const struct manifest *manifest)
     put_owner(writer, manifest->uid, manifest->numerics);
     writer_u64(writer, manifest->session.hi);
     writer_u64(writer, manifest->session.lo);
+    put_base(writer, &manifest->base);
     writer_u32(writer, manifest->n);
     for (uint32_t i = 0; i < manifest->n; i++) {
         const struct snapshot_entry *entry = &manifest->entry[i];
@@ -58,6 +91,9 @@ enum status manifest_get(const void *bytes, size_t n_bytes,
     get_owner(&reader, &manifest.uid, &manifest.numerics);
     manifest.session.hi = reader_u64(&reader);
     manifest.session.lo = reader_u64(&reader);
+    if (!get_base(&reader, &manifest.base))
+        return status_fail(STATUS_DATA_LOSS,
+                           "manifest has a field out of range");
     manifest.n = reader_u32(&reader);
     if (manifest.n > SNAPSHOT_KEEP_MAX)
         return status_fail(STATUS_DATA_LOSS,

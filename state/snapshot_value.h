@@ -9,7 +9,7 @@
 #include "state/snapshot.h"
 
 #define SNAPSHOT_VERSION 1u /* of values */
-#define MANIFEST_VERSION 2u
+#define MANIFEST_VERSION 3u
 #define SNAPSHOT_VALUE_MAX (256u << 20) /* bytes of one value */
 
 /* What two memories must share to be exchangeable. */
@@ -22,6 +22,7 @@ bool numerics_equal(struct numerics a, struct numerics b);
 struct manifest {
     struct uid uid, session; /* as struct snapshot_owned */
     struct numerics numerics;
+    struct log_path base; /* leading blocks that lie with other logs */
     uint32_t n;
     struct snapshot_entry entry[SNAPSHOT_KEEP_MAX]; /* newest first */
 };
@@ -30,8 +31,8 @@ struct manifest {
 struct value_head {
     struct uid uid;
     struct numerics numerics;
-    uint64_t position;   /* of the snapshot that wrote it ... */
-    struct digest chain; /* ... and of its tokens */
+    uint64_t position;   /* of the snapshot; of a block: of its end ... */
+    struct digest chain; /* ... and of the tokens before that */
     uint64_t place;      /* state, open: the position; block: its index */
     uint32_t layer;
     uint32_t n_token; /* in this block; 0 for a state */

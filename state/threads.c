@@ -280,7 +280,7 @@ void journal_thread_stop(struct journal_thread *thread)
 static enum status load(struct store_thread *thread, struct store_job *job)
 {
     uint64_t limit;
-    enum status st = journal_read_tokens(thread->options.journal, job->uid,
+    enum status st = journal_read_tokens(thread->options.journal, &job->path,
                                          &job->tokens, &job->chain);
 
     if (st || job->kind == STORE_TOKENS)
@@ -293,18 +293,34 @@ static enum status load(struct store_thread *thread, struct store_job *job)
                       SNAPSHOT_KEEP_MAX, &job->n_entry))
         job->n_entry = 0; /* snapshot_load() says what is wrong */
     limit = job->tokens.n > job->keep_back ? job->tokens.n - job->keep_back : 0;
-    return snapshot_load(thread->options.snapshots, job->uid, &job->tokens,
-                         limit, job->memory, &job->reason);
+    return snapshot_load(thread->options.snapshots, &job->path, &job->tokens,
+                         limit, job->memory, &job->restore);
 }
 
 /* The engine's index follows what is stored, so it gets the list as it is. */
+static void list(struct store_thread *thread, struct store_job *job)
+{
+    if (snapshot_list(thread->options.snapshots, job->uid, job->entry,
+                      SNAPSHOT_KEEP_MAX, &job->n_entry))
+        job->n_entry = 0; /* it is stored, but nobody will find it */
+}
+
 static enum status save(struct store_thread *thread, struct store_job *job)
 {
     enum status st = snapshot_save(thread->options.snapshots, job->image);
 
-    if (!st && snapshot_list(thread->options.snapshots, job->uid, job->entry,
-                             SNAPSHOT_KEEP_MAX, &job->n_entry))
-        job->n_entry = 0; /* it is stored, but nobody will find it */
+    if (!st)
+        list(thread, job);
+    return st;
+}
+
+static enum status trim(struct store_thread *thread, struct store_job *job)
+{
+    enum status st =
+        snapshot_trim(thread->options.snapshots, job->uid, job->n_needed);
+
+    if (!st)
+        list(thread, job);
     return st;
 }
 
@@ -314,7 +330,7 @@ static enum status do_job(struct store_thread *thread, struct store_job *job)
     case STORE_SAVE:
         return save(thread, job);
     case STORE_DELETE:
-        return snapshot_delete(thread->options.snapshots, job->uid);
+        return trim(thread, job);
     case STORE_LOAD:
     case STORE_TOKENS:
         if (atomic_load(&thread->is_stopping))

@@ -95,17 +95,19 @@ enum store_job_kind {
     STORE_LOAD,   /* journal's tokens and turn, then the best snapshot */
     STORE_FETCH,  /* the best of some snapshots, of any owner */
     STORE_TOKENS, /* journal's tokens only */
-    STORE_DELETE, /* snapshots of a deleted session */
+    STORE_DELETE, /* snapshots of a log that is not needed, or not all of it */
 };
 struct store_job {
     enum store_job_kind kind;
-    struct uid uid;
-    void *owner; /* the engine's; untouched here */
+    struct uid uid;       /* of the log */
+    struct log_path path; /* LOAD, TOKENS: that ends in it */
+    void *owner;          /* the engine's; untouched here */
 
     struct image *image;   /* SAVE: owned by the job, released by the engine */
     struct memory *memory; /* LOAD: fresh, from the engine; back to it */
     uint64_t keep_back;    /* LOAD: use no snapshot of the last so many tokens;
                               1 if the engine needs the last token's logits */
+    uint64_t n_needed;     /* DELETE: tokens of the log that somebody needs */
     uint32_t n_source;     /* FETCH: best first; its `tokens` are given and
                               `memory` as for LOAD */
     struct snapshot_source source[SNAPSHOT_SOURCE_MAX];
@@ -116,11 +118,11 @@ struct store_job {
     struct cause cause;
     struct ids tokens; /* LOAD, TOKENS, FETCH: ids_release() by the engine */
     struct digest chain;
-    struct turn turn; /* LOAD: the last one ... */
-    bool has_turn;    /* ... if there is one */
-    enum restore_reason reason;
+    struct turn turn;       /* LOAD: the last one ... */
+    bool has_turn;          /* ... if there is one */
+    struct restore restore; /* LOAD */
     enum restore_reason refused[SNAPSHOT_SOURCE_MAX]; /* FETCH: of source[i] */
-    uint32_t n_entry; /* SAVE, LOAD: what the owner has, newest first */
+    uint32_t n_entry; /* SAVE, LOAD, DELETE: what the owner has, newest first */
     struct snapshot_entry entry[SNAPSHOT_KEEP_MAX];
     uint64_t elapsed_us;
 };

@@ -272,7 +272,8 @@ class Commands(NodeTests, unittest.TestCase):
             self.good("session", "create", "list-%d" % i)
         table = self.good("session", "list", "--prefix", "list-").splitlines()
         self.assertEqual(table[0].split(),
-                         ["ID", "STATE", "POSITION", "COMMITTED", "ACTIVE"])
+                         ["ID", "STATE", "POSITION", "COMMITTED", "ACTIVE",
+                          "PARENT", "FORKED_AT"])
         self.assertEqual([l.split()[0] for l in table[1:]],
                          ["list-0", "list-1", "list-2"])
         answer = json.loads(self.good("session", "list", "--prefix", "list-",

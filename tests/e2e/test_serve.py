@@ -464,8 +464,6 @@ class Node_(NodeTests, unittest.TestCase):
     def test_what_is_not_there_yet_says_so(self):
         session, admin = self.client.session, self.client.admin
         calls = [
-            lambda: session.ForkSession(session_pb2.ForkSessionRequest()),
-            lambda: session.TruncateSession(session_pb2.TruncateSessionRequest()),
             lambda: session.ListCheckpoints(session_pb2.ListCheckpointsRequest()),
             lambda: list(session.ExportSession(
                 session_pb2.ExportSessionRequest())),

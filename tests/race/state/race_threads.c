@@ -141,8 +141,10 @@ static void settle(struct engine *engine)
     for (uint32_t i = 0; i < N_SESSION; i++) {
         struct ids ids = {0};
 
-        check(!journal_read_tokens(engine->journal, engine->uid[i], &ids,
-                                   &engine->chain[i]),
+        check(!journal_read_tokens(
+                  engine->journal,
+                  &(struct log_path){1, {{engine->uid[i], UINT64_MAX}}}, &ids,
+                  &engine->chain[i]),
               "read back");
         engine->n[i] = (uint32_t)ids.n;
         ids_release(&ids);

@@ -258,7 +258,7 @@ def test_errors(server):
     fails(invalid, "EMPTY_INPUT", generate, gen.GenerateRequest(),
           field="input")
     fails(grpc.StatusCode.UNIMPLEMENTED, "NOT_IN_THIS_BUILD",
-          server.session.ForkSession, session_pb2.ForkSessionRequest())
+          server.session.ListCheckpoints, session_pb2.ListCheckpointsRequest())
     fails(grpc.StatusCode.UNIMPLEMENTED, "NOT_IN_THIS_BUILD",
           server.session.ImportSession, iter([session_pb2.SessionChunk()]))
     fails(grpc.StatusCode.UNIMPLEMENTED, "NOT_IN_THIS_BUILD",

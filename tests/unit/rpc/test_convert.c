@@ -739,3 +739,50 @@ Test(convert, a_node_without_tokenizer_takes_ids_alone)
         STATUS_OK);
     arena_destroy(command->arena);
 }
+
+Test(convert, a_fork_tells_the_start_from_no_position)
+{
+    struct command *command;
+
+    write_text(&w, 1, "sessions/old");
+    write_text(&w, 3, "new");
+    command = converts(METHOD_FORK_SESSION, NULL);
+    cr_expect_eq(command->kind, COMMAND_FORK_SESSION);
+    cr_expect_str_eq(command->fork.session, "old");
+    cr_expect_str_eq(command->fork.name, "new");
+    cr_expect_not(command->fork.has_position);
+    arena_destroy(command->arena);
+    w.n = 0;
+    write_text(&w, 1, "sessions/old");
+    write_number(&w, 2, 0);
+    command = converts(METHOD_FORK_SESSION, NULL);
+    cr_expect(command->fork.has_position && command->fork.position == 0);
+    cr_expect_str_eq(command->fork.name, "", "the engine makes one");
+    arena_destroy(command->arena);
+    w.n = 0;
+    write_text(&w, 1, "old");
+    INVALID(FORK_SESSION, "session");
+    write_text(&w, 1, "sessions/old");
+    write_text(&w, 3, "no/name");
+    INVALID(FORK_SESSION, "session_id");
+}
+
+Test(convert, a_rewind_says_what_stays)
+{
+    struct command *command;
+
+    write_text(&w, 1, "sessions/s");
+    write_number(&w, 2, 77);
+    write_text(&w, 3, "0123456789abcdef");
+    command = converts(METHOD_TRUNCATE_SESSION, NULL);
+    cr_expect_eq(command->kind, COMMAND_TRUNCATE_SESSION);
+    cr_expect_str_eq(command->target.session, "s");
+    cr_expect_eq(command->target.from, 77);
+    cr_expect_str_eq(command->target.etag, "0123456789abcdef");
+    arena_destroy(command->arena);
+    w.n = 0;
+    INVALID(TRUNCATE_SESSION, "session");
+    write_text(&w, 1, "sessions/s");
+    write_text(&w, 3, "0123456789abcdef01234567");
+    INVALID(TRUNCATE_SESSION, "etag");
+}

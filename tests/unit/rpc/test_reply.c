@@ -180,6 +180,9 @@ Test(reply, a_full_page_of_full_sessions_packs)
         struct session_meta *meta = &info[i].meta;
         snprintf(meta->name, sizeof(meta->name), "s%04u", i);
         meta->expire_ms = 1000 * i;
+        meta->fork_position = i;
+        if (i % 2)
+            snprintf(meta->parent_name, sizeof(meta->parent_name), "p%u", i);
         meta->n_label = LABEL_MAX;
         for (uint32_t j = 0; j < LABEL_MAX; j++) {
             snprintf(meta->label[j].key, LABEL_KEY_SIZE, "k%u", j);
@@ -199,6 +202,10 @@ Test(reply, a_full_page_of_full_sessions_packs)
     cr_expect_eq(page->total_size, 5000);
     cr_expect_str_eq(page->sessions[999]->name, "sessions/s0999");
     cr_expect_eq(page->sessions[999]->expire_time->seconds, 999);
+    cr_expect_str_eq(page->sessions[999]->parent_session, "sessions/p999");
+    cr_expect_eq(page->sessions[999]->fork_position, 999);
+    cr_expect_str_eq(page->sessions[998]->parent_session, "");
+    cr_expect_eq(page->sessions[998]->fork_position, 0, "of nobody");
     cr_expect_eq(page->sessions[0]->expiration_case,
                  GODWIT__V1__SESSION__EXPIRATION__NOT_SET);
     cr_expect_eq(strlen(page->sessions[999]->labels[15]->value), 255);

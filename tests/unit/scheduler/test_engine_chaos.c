@@ -1,21 +1,27 @@
 /*
  * Everything at once, from a seed: sessions in a memory too small for them,
  * readers that pause and vanish, a journal and a store that fail for a while,
- * kills in mid-step, damaged snapshots. Clients send a request again until it
- * is complete. The oracle: each session's log is that of the same turns alone
- * on an undisturbed node, whatever the seed did (E1, E2, E3, E5 together).
+ * kills in mid-step, damaged snapshots, sessions that are rewound by a turn,
+ * and forks of them and of forks that are rewound and deleted. Clients send a
+ * request again until it is complete. The oracle: each session's log is that of
+ * the same turns alone on an undisturbed node, whatever the seed did (E1, E2,
+ * E3, E5 together); a fork's is the beginning of one, and goes on as alone.
  */
 #include "base/log.h"
-#include "tests/unit/scheduler/fixture.h"
+#include "state/lineage.h"
+#include "tests/unit/scheduler/fork_fixture.h"
 
 #include <criterion/criterion.h>
 
 #define N_SESSION 6u
 #define N_TURN 4u
+#define N_FORK 4u
 
 struct client {
-    uint32_t turn;  /* to be done next */
-    uint64_t reply; /* 0: none is open */
+    uint32_t turn;          /* to be done next */
+    uint64_t reply;         /* 0: none is open */
+    bool is_begun;          /* that turn was sent before */
+    uint64_t begin[N_TURN]; /* positions of turns that were completed */
 };
 
 static uint64_t draw(uint64_t *seed, uint64_t n)
@@ -72,7 +78,8 @@ static enum status check_snapshots(void *context,
     struct snapshot_entry entry[16];
     uint32_t n = 0;
 
-    if (snapshot_list(node->snapshots, meta->uid, entry, 16, &n))
+    if (snapshot_list(node->snapshots, log_path_own(&meta->path), entry, 16,
+                      &n))
         return STATUS_OK; /* damaged by an earlier restart */
     for (uint32_t i = 0; i < n; i++)
         cr_assert_lt(entry[i].position, n_token);
@@ -85,7 +92,7 @@ static void set_faults(struct node *node, bool is_journal, bool is_bulk)
     store_memory_faults(node->bulk_store)->is_read_only = is_bulk;
 }
 
-static void restart(struct node *node, struct client *client, uint64_t *seed)
+static void disturb(struct node *node, struct client *client, uint64_t *seed)
 {
     uint64_t n_bad;
 
@@ -105,6 +112,47 @@ static void restart(struct node *node, struct client *client, uint64_t *seed)
     must(journal_each_session(node->journal, check_snapshots, node, &n_bad));
 }
 
+/* Should the rewind fail, the turn is there and is replayed. */
+static void step_back(struct node *node, struct client *one, uint32_t s)
+{
+    char name[16];
+    struct command *command;
+
+    snprintf(name, sizeof(name), "s%u", s);
+    command = about(node, COMMAND_TRUNCATE_SESSION, name);
+    command->target.from = one->begin[--one->turn];
+    one->is_begun = true;
+    node_send(node, command);
+}
+
+/* Whatever comes of it: the end only asks what is there. */
+static void branch(struct node *node, uint64_t *seed)
+{
+    char from[16], name[16];
+    struct command *command;
+
+    snprintf(name, sizeof(name), "f%lu", draw(seed, N_FORK));
+    if (draw(seed, 4) == 0)
+        snprintf(from, sizeof(from), "f%lu", draw(seed, N_FORK));
+    else
+        snprintf(from, sizeof(from), "s%lu", draw(seed, N_SESSION));
+    switch (draw(seed, 4)) {
+    case 0:
+        command = about(node, COMMAND_DELETE_SESSION, name);
+        break;
+    case 1:
+        command = about(node, COMMAND_TRUNCATE_SESSION, name);
+        command->target.from = draw(seed, 300);
+        break;
+    default:
+        command = fork_of(node, from, name);
+        command->fork.has_position = draw(seed, 2) == 0;
+        command->fork.position = draw(seed, 300);
+        break;
+    }
+    node_send(node, command);
+}
+
 static void act(struct node *node, struct client *client, uint64_t *seed)
 {
     struct client *one = &client[draw(seed, N_SESSION)];
@@ -112,12 +160,20 @@ static void act(struct node *node, struct client *client, uint64_t *seed)
 
     if (one->reply && node->reply[one->reply].is_over) {
         const struct reply *reply = &node->reply[one->reply];
-        one->turn += reply->last == EVENT_COMPLETE;
+        if (reply->last == EVENT_COMPLETE) {
+            one->begin[one->turn++] = reply->accepted_position;
+            one->is_begun = false;
+        }
         one->reply = 0;
+    }
+    if (!one->reply && one->turn > 0 && !one->is_begun && draw(seed, 12) == 0) {
+        step_back(node, one, s);
+        return;
     }
     if (!one->reply && one->turn < N_TURN) {
         struct command *command = turn_of(node, s, one->turn);
         one->reply = command->reply;
+        one->is_begun = true;
         node_send(node, command);
         return;
     }
@@ -165,6 +221,35 @@ static void expect_alone(struct node *node, uint32_t s, uint64_t seed)
     node_destroy(alone);
 }
 
+static bool begins_with(const struct reply *log, const struct reply *start)
+{
+    return log->n_token >= start->n_token &&
+           memcmp(log->token, start->token, start->n_token * 4) == 0;
+}
+
+/* True if there is such a fork. */
+static bool expect_fork(struct node *node, struct node *judge, uint32_t f,
+                        uint64_t seed)
+{
+    char name[16], source[16];
+    const struct reply *log;
+    bool is_found = false;
+
+    snprintf(name, sizeof(name), "f%u", f);
+    log = node_read(node, name);
+    if (log->last == EVENT_ERROR)
+        return false;
+    for (uint32_t s = 0; s < N_SESSION; s++) {
+        snprintf(source, sizeof(source), "s%u", s);
+        is_found |= begins_with(node_read(node, source), log);
+    }
+    cr_assert(is_found, "seed %lu: %s is nobody's beginning", seed, name);
+    go_on(node, name, 3, 4, 99);
+    cr_assert(judge_agrees(judge, node, name, 4, 99), "seed %lu: %s", seed,
+              name);
+    return true;
+}
+
 static bool is_done(const struct client *client)
 {
     for (uint32_t s = 0; s < N_SESSION; s++)
@@ -173,9 +258,11 @@ static bool is_done(const struct client *client)
     return true;
 }
 
-static void run(uint64_t number)
+/* How many forks there were at its end. */
+static uint32_t run(uint64_t number)
 {
-    struct node *node = node_create(NULL);
+    struct node *node = node_create(NULL), *judge = judge_create();
+    uint32_t n_fork = 0;
     struct client client[N_SESSION] = {0};
     uint64_t seed = number * 7919 + 1;
     uint32_t i;
@@ -189,29 +276,39 @@ static void run(uint64_t number)
     for (i = 0; i < 20000 && !is_done(client); i++) {
         uint64_t dice = draw(&seed, 300);
         if (dice == 0 || node->last_reply + 20 > REPLY_MAX)
-            restart(node, client, &seed);
+            disturb(node, client, &seed);
         else if (dice == 1)
             set_faults(node, true, draw(&seed, 2));
         else if (dice == 2)
             set_faults(node, false, true);
         else if (dice < 20)
             set_faults(node, false, false);
-        else if (dice < 120)
+        else if (dice < 110)
             act(node, client, &seed);
+        else if (dice < 120)
+            branch(node, &seed);
         else if (!node_step(node))
             ring_wait(node->inbox, 1);
     }
     cr_assert(is_done(client), "seed %lu hangs", number);
     set_faults(node, false, false);
     node_until(node, 0);
+    forget_replies(node);
     for (uint32_t s = 0; s < N_SESSION; s++)
         expect_alone(node, s, number);
+    for (uint32_t f = 0; f < N_FORK; f++)
+        n_fork += expect_fork(node, judge, f, number);
+    node_destroy(judge);
     node_destroy(node);
+    return n_fork;
 }
 
 Test(engine_chaos, every_log_is_that_of_an_undisturbed_node)
 {
     log_set_level(LOG_ERROR + 1); /* faults are planned here */
+    uint32_t n_fork = 0;
+
     for (uint64_t number = 1; number <= 8; number++)
-        run(number);
+        n_fork += run(number);
+    cr_assert_gt(n_fork, 8, "forks are not what was tried");
 }

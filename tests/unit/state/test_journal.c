@@ -4,6 +4,7 @@
  * in one call. Then every kind of damage, which is done to the stored rows.
  */
 #include "state/journal.h"
+#include "state/lineage.h"
 
 #include "base/log.h"
 #include "state/journal_record.h"
@@ -63,8 +64,10 @@ static void check_tokens(struct uid uid, uint32_t n)
     struct ids ids = {0};
     struct digest chain;
 
-    cr_assert_eq(journal_read_tokens(journal, uid, &ids, &chain), STATUS_OK,
-                 "%s", status_reason());
+    cr_assert_eq(journal_read_tokens(journal,
+                                     &(struct log_path){1, {{uid, UINT64_MAX}}},
+                                     &ids, &chain),
+                 STATUS_OK, "%s", status_reason());
     cr_assert_eq(ids.n, n);
     if (n > 0)
         cr_assert_arr_eq(ids.id, token, n * sizeof(token[0]));
@@ -102,7 +105,9 @@ Test(journal, appends_behind_what_the_list_holds)
     put(alice, 0, 10);
     commit();
     for (int i = 0; i < 200; i++)
-        cr_assert_eq(journal_read_tokens(journal, alice, &ids, &chain),
+        cr_assert_eq(journal_read_tokens(
+                         journal, &(struct log_path){1, {{alice, UINT64_MAX}}},
+                         &ids, &chain),
                      STATUS_OK);
     cr_assert_eq(ids.n, 2000);
     cr_assert_arr_eq(ids.id + 1990, token, 10 * sizeof(token[0]));
@@ -176,6 +181,7 @@ static struct session_meta meta_of(struct uid uid, const char *name)
 
     memset(&meta, 0, sizeof(meta));
     meta.uid = uid;
+    meta.path = log_path_alone(uid);
     strcpy(meta.name, name);
     meta.create_ms = 1;
     meta.update_ms = UINT64_MAX;
@@ -259,6 +265,8 @@ Test(journal, deletes_one_session_whole_and_no_other)
     commit();
     journal_delete_session(batch, alice);
     journal_delete_session(batch, carol);
+    journal_trim_log(batch, alice, 0);
+    journal_trim_log(batch, carol, 0);
     commit();
     cr_assert_eq(visit_all(), 0);
     cr_assert_eq(n_seen, 1);
@@ -295,7 +303,9 @@ static void check_lost(const char *position)
     struct ids ids = {0};
     struct digest chain;
 
-    cr_assert_eq(journal_read_tokens(journal, alice, &ids, &chain),
+    cr_assert_eq(journal_read_tokens(
+                     journal, &(struct log_path){1, {{alice, UINT64_MAX}}},
+                     &ids, &chain),
                  STATUS_DATA_LOSS);
     cr_assert_str_eq(status_cause()->reason, "SESSION_LOG_LOST");
     cr_assert(strstr(status_reason(), position), "%s", status_reason());
@@ -342,8 +352,10 @@ Test(journal, of_another_model_is_refused_at_use_and_kept)
 
     put_three();
     cr_assert_eq(journal_open(store, (struct digest){3, 4}, &other), STATUS_OK);
-    cr_assert_eq(journal_read_tokens(other, alice, &ids, &chain),
-                 STATUS_FAILED_PRECONDITION);
+    cr_assert_eq(
+        journal_read_tokens(other, &(struct log_path){1, {{alice, UINT64_MAX}}},
+                            &ids, &chain),
+        STATUS_FAILED_PRECONDITION);
     cr_assert_str_eq(status_cause()->reason, "MODEL_FINGERPRINT_MISMATCH");
     cr_assert_eq(ids.n, 0);
     cr_assert_eq(chain.lo, 7);
@@ -518,7 +530,9 @@ static enum status read_it_all(void)
     n_seen = 0;
     st = journal_each_session(journal, see, NULL, &n_bad);
     if (!st)
-        st = journal_read_tokens(journal, alice, &ids, &chain);
+        st = journal_read_tokens(journal,
+                                 &(struct log_path){1, {{alice, UINT64_MAX}}},
+                                 &ids, &chain);
     if (!st)
         st = journal_last_turn(journal, alice, &turn);
     free(ids.id);

@@ -250,3 +250,145 @@ Test(memory, a_reserve_that_fails_keeps_what_was_there_and_can_go_on)
     memory_destroy(memory);
     model_destroy(model);
 }
+
+/* Every byte of blocks and states is that of its place. */
+static void mark(struct model *model, struct memory *memory, uint64_t position)
+{
+    cr_assert_eq(memory_reserve(memory, position), STATUS_OK);
+    for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
+        const struct mixer_plan *plan = model_plan(model, i);
+        const struct layer_memory *layer = &memory_layers(memory)[i];
+
+        if (layer->state)
+            memset(layer->state, (int)(100 + i), plan->state_bytes);
+        for (uint64_t b = 0; plan->block_bytes && b * KV_BLOCK < position; b++)
+            memset(layer->block[b], (int)(10 * i + b), plan->block_bytes);
+    }
+    memory_advance(memory, position);
+}
+
+static bool is_all(const void *bytes, size_t n, int value)
+{
+    for (size_t i = 0; i < n; i++)
+        if (((const char *)bytes)[i] != value)
+            return false;
+    return true;
+}
+
+static void assert_marked(struct model *model, const struct memory *memory,
+                          uint64_t position)
+{
+    cr_assert_eq(memory_position(memory), position);
+    for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
+        const struct mixer_plan *plan = model_plan(model, i);
+        const struct layer_memory *layer = &memory_layers(memory)[i];
+
+        if (layer->state)
+            cr_assert(is_all(layer->state, plan->state_bytes, (int)(100 + i)));
+        for (uint64_t b = 0; plan->block_bytes && b * KV_BLOCK < position; b++)
+            cr_assert(
+                is_all(layer->block[b], plan->block_bytes, (int)(10 * i + b)));
+    }
+}
+
+Test(memory, a_fork_shares_sealed_blocks_and_nothing_else)
+{
+    static const uint64_t POSITION[] = {1, 63, 64, 65, 200, 256};
+    struct model *model = open_model(DIR_MIXED, 0);
+    const size_t one =
+        memory_bytes_for(model, KV_BLOCK) - memory_bytes_for(model, 0);
+    const uint32_t n_layer = model_config(model)->n_layer;
+
+    for (size_t p = 0; p < sizeof(POSITION) / sizeof(POSITION[0]); p++) {
+        struct memory *memory, *fork, *second;
+        size_t shared = 0, slab;
+        uint64_t n = POSITION[p] / KV_BLOCK;
+
+        cr_assert_eq(memory_create(model, &memory), STATUS_OK);
+        mark(model, memory, POSITION[p]);
+        cr_assert_eq(memory_fork(memory, &shared, &fork), STATUS_OK);
+        cr_assert_eq(memory_fork(fork, &shared, &second), STATUS_OK);
+        assert_marked(model, fork, POSITION[p]);
+        assert_marked(model, second, POSITION[p]);
+        slab = n ? shared / n : 0;
+        cr_assert_leq(slab, one);
+        cr_assert_eq(memory_bytes(fork), memory_bytes(memory));
+        cr_assert_eq(memory_shared_bytes(fork), shared, "counted once");
+        cr_assert_eq(memory_shared_bytes(memory), shared);
+        for (uint32_t i = 0; i < n_layer; i++) {
+            size_t bytes = model_plan(model, i)->block_bytes;
+
+            for (uint64_t b = 0; bytes && b * KV_BLOCK < POSITION[p]; b++)
+                cr_assert_eq(memory_layers(memory)[i].block[b] ==
+                                 memory_layers(fork)[i].block[b],
+                             b < n);
+            /* what the one writes on, the other does not see */
+            if (bytes && POSITION[p] % KV_BLOCK)
+                memset(memory_layers(memory)[i].block[n], 77, bytes);
+            if (memory_layers(memory)[i].state)
+                memset(memory_layers(memory)[i].state, 77,
+                       model_plan(model, i)->state_bytes);
+        }
+        assert_marked(model, fork, POSITION[p]);
+        memory_destroy(memory);
+        assert_marked(model, fork, POSITION[p]);
+        cr_assert_eq(shared, n * slab, "two hold them yet");
+        memory_destroy(second);
+        cr_assert_eq(memory_reserve(fork, 1000), STATUS_OK);
+        assert_marked(model, fork, POSITION[p]);
+        memory_destroy(fork);
+        cr_assert_eq(shared, 0);
+    }
+    model_destroy(model);
+}
+
+Test(memory, what_is_there_twice_is_shared_afterwards)
+{
+    struct model *model = open_model(DIR_MIXED, 0);
+    struct memory *a, *b;
+    size_t shared = 0;
+
+    cr_assert_eq(memory_create(model, &a), STATUS_OK);
+    cr_assert_eq(memory_create(model, &b), STATUS_OK);
+    mark(model, a, 300);
+    mark(model, b, 200);
+    memory_share(b, a, 150, &shared);
+    cr_assert_eq(memory_layers(a)[3].block[1], memory_layers(b)[3].block[1]);
+    cr_assert_neq(memory_layers(a)[3].block[2], memory_layers(b)[3].block[2]);
+    cr_assert_eq(memory_shared_bytes(a), shared);
+    memory_share(b, a, 150, &shared); /* once more changes nothing */
+    cr_assert_eq(memory_shared_bytes(b), shared);
+    assert_marked(model, a, 300);
+    memory_destroy(a);
+    assert_marked(model, b, 200);
+    memory_destroy(b);
+    cr_assert_eq(shared, 0);
+    model_destroy(model);
+}
+
+Test(memory, every_failing_allocation_of_a_fork_is_reported)
+{
+    struct model *model = open_model(DIR_MIXED, 0);
+    struct memory *memory, *fork = NULL;
+    size_t shared = 0;
+    unsigned n = 0;
+    enum status st;
+
+    fail_at = 0;
+    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
+    mark(model, memory, 200);
+    do {
+        fail_at = ++n;
+        n_taken = 0;
+        st = memory_fork(memory, &shared, &fork);
+    } while (st == STATUS_RESOURCE_EXHAUSTED && !fork && n < 20);
+    fail_at = 0;
+    cr_assert_eq(st, STATUS_OK);
+    cr_assert_eq(n, 6); /* struct, layers, state, table, open slab; success */
+    assert_marked(model, memory, 200);
+    memory_destroy(memory);
+    assert_marked(model, fork, 200);
+    memory_destroy(fork);
+    cr_assert_eq(shared, 0);
+    model_destroy(model);
+}

@@ -5,6 +5,7 @@
  * functions between our code and libc; RocksDB's own memory is not reached.
  */
 #include "base/log.h"
+#include "state/lineage.h"
 #include "state/threads.h"
 
 #include <criterion/criterion.h>
@@ -175,7 +176,8 @@ static void check_log(uint32_t n)
 
 static enum status write_log(void)
 {
-    struct session_meta meta = {.uid = alice, .name = "alice"};
+    struct session_meta meta = {
+        .uid = alice, .name = "alice", .path = log_path_alone(alice)};
     struct turn turn = {.n_input = 7};
     struct journal_batch *batch = journal_batch_create(journal);
     enum status st;
@@ -199,7 +201,8 @@ static enum status read_log(void)
     struct digest chain = {0};
     struct turn turn;
     uint64_t n_bad;
-    enum status st = journal_read_tokens(journal, alice, &ids, &chain);
+    enum status st = journal_read_tokens(
+        journal, &(struct log_path){1, {{alice, UINT64_MAX}}}, &ids, &chain);
 
     if (!st) {
         cr_assert_eq(ids.n, N_TOKEN);
@@ -220,6 +223,7 @@ static enum status delete_log(void)
     if (!batch)
         return STATUS_RESOURCE_EXHAUSTED;
     journal_delete_session(batch, alice);
+    journal_trim_log(batch, alice, 0);
     st = journal_commit(journal, &batch, 1, true);
     journal_batch_destroy(batch);
     if (st)
@@ -239,8 +243,12 @@ Test(nomem, to_write_read_and_delete_a_log)
 static enum status save(void)
 {
     struct image *image;
-    enum status st =
-        image_create(model, alice, filled, chain_at(200), 0, &image);
+    enum status st = image_create(model,
+                                  &(struct image_source){.log = alice,
+                                                         .memory = filled,
+                                                         .token = tokens.id,
+                                                         .chain = chain_at(0)},
+                                  &image);
 
     if (st)
         return st;
@@ -259,16 +267,17 @@ static enum status save(void)
 /* A value for which there is no memory is one that is not used. */
 static enum status load(void)
 {
-    enum restore_reason reason;
+    const struct log_path path = log_path_alone(alice);
+    struct restore restore;
     struct memory *memory;
     enum status st = memory_create(model, &memory);
 
     if (st)
         return st;
-    st = snapshot_load(snapshots, alice, &tokens, N_TOKEN, memory, &reason);
-    cr_assert_eq(memory_position(memory), st || reason ? 0 : 200);
-    if (!st && reason) {
-        cr_assert_eq(reason, RESTORE_DAMAGED);
+    st = snapshot_load(snapshots, &path, &tokens, N_TOKEN, memory, &restore);
+    cr_assert_eq(memory_position(memory), st || restore.reason ? 0 : 200);
+    if (!st && restore.reason) {
+        cr_assert_eq(restore.reason, RESTORE_DAMAGED);
         st = status_fail(STATUS_RESOURCE_EXHAUSTED, "replay");
     }
     memory_destroy(memory);

@@ -5,6 +5,7 @@
  * at, or all zero at position 0. Plans (sizes, which layers have what) are
  * those of a real model.
  */
+#include "state/lineage.h"
 #include "state/snapshot.h"
 
 #include "base/log.h"
@@ -139,8 +140,14 @@ static enum status save(struct uid uid, uint64_t position, uint64_t first_block)
 
     cr_assert_eq(memory_create(model, &memory), STATUS_OK);
     fill_memory(memory, position);
-    cr_assert_eq(image_create(model, uid, memory, chain_at(position),
-                              first_block, &image),
+    cr_assert_eq(image_create(model,
+                              &(struct image_source){
+                                  .log = uid,
+                                  .memory = memory,
+                                  .token = tokens.id,
+                                  .from = first_block * KV_BLOCK,
+                                  .chain = chain_at(first_block * KV_BLOCK)},
+                              &image),
                  STATUS_OK);
     if (label.create_ms)
         image_label(image, &label);
@@ -158,9 +165,14 @@ static uint64_t load(struct uid uid, uint64_t limit, enum restore_reason *out,
     struct memory *memory;
     uint64_t position;
 
+    struct log_path path = log_path_alone(uid);
+    struct restore restore;
+
     cr_assert_eq(memory_create(model, &memory), STATUS_OK);
-    cr_assert_eq(snapshot_load(snapshots, uid, &tokens, limit, memory, out),
-                 STATUS_OK, "%s", status_reason());
+    cr_assert_eq(
+        snapshot_load(snapshots, &path, &tokens, limit, memory, &restore),
+        STATUS_OK, "%s", status_reason());
+    *out = restore.reason;
     cr_assert_eq(memory_reserve(memory, n_wiped), STATUS_OK);
     check_memory(memory, n_wiped);
     position = memory_position(memory);
@@ -186,7 +198,7 @@ Test(snapshot, comes_back_byte_for_byte_at_odd_positions)
     for (size_t i = 0; i < sizeof(at) / sizeof(at[0]); i++) {
         cr_assert_eq(save(alice, at[i], 0), STATUS_OK);
         expect(N_TOKEN, at[i], RESTORE_HIT);
-        cr_assert_eq(snapshot_delete(snapshots, alice), STATUS_OK);
+        cr_assert_eq(snapshot_trim(snapshots, alice, 0), STATUS_OK);
         expect(N_TOKEN, 0, RESTORE_NONE);
     }
 }
@@ -209,7 +221,7 @@ Test(snapshot, of_one_session_share_sealed_blocks)
     expect(10, 10, RESTORE_HIT);
     expect(9, 0, RESTORE_NONE);
     expect(0, 0, RESTORE_NONE);
-    cr_assert_eq(snapshot_delete(snapshots, bob), STATUS_OK);
+    cr_assert_eq(snapshot_trim(snapshots, bob, 0), STATUS_OK);
     expect(N_TOKEN, 300, RESTORE_HIT);
 }
 
@@ -261,7 +273,7 @@ Test(snapshot, the_newest_stay_and_blocks_all)
     cr_assert_eq(save(alice, 5, 0), STATUS_OK);
     expect(39, 5, RESTORE_HIT);
     expect(49, 5, RESTORE_HIT);
-    cr_assert_eq(snapshot_delete(snapshots, alice), STATUS_OK);
+    cr_assert_eq(snapshot_trim(snapshots, alice, 0), STATUS_OK);
     cr_assert_eq(count_keys('a', 'z'), 0);
 }
 
@@ -273,7 +285,12 @@ Test(snapshot, an_image_is_of_its_moment)
 
     cr_assert_eq(memory_create(model, &memory), STATUS_OK);
     fill_memory(memory, 100);
-    cr_assert_eq(image_create(model, alice, memory, chain_at(100), 0, &image),
+    cr_assert_eq(image_create(model,
+                              &(struct image_source){.log = alice,
+                                                     .memory = memory,
+                                                     .token = tokens.id,
+                                                     .chain = chain_at(0)},
+                              &image),
                  STATUS_OK);
     fill_memory(memory, N_TOKEN); /* new tables, new states, new blocks */
     for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
@@ -402,7 +419,9 @@ Test(snapshot, an_older_one_may_use_blocks_that_a_newer_one_wrote)
     cr_assert_eq(save(alice, 100, 0), STATUS_OK);
     cr_assert_eq(save(alice, 300, 0), STATUS_OK); /* block 0 again */
     expect(299, 100, RESTORE_HIT);
-    token[250] ^= 1; /* unless that one was of other tokens */
+    token[250] ^= 1; /* a block says nothing of the tokens behind it ... */
+    expect(299, 100, RESTORE_HIT);
+    token[63] ^= 1; /* ... and all of those before its end */
     expect(299, 0, RESTORE_CHAIN);
 }
 
@@ -482,17 +501,18 @@ static void fewer(struct value_head *head)
 Test(snapshot, behind_the_last_token_tells_of_a_lost_log)
 {
     const struct ids shorter = {.id = tokens.id, .n = 150};
-    enum restore_reason reason = 99;
+    const struct log_path path = log_path_alone(alice);
+    struct restore restore = {.reason = 99};
     struct memory *memory;
 
     cr_assert_eq(save(alice, 100, 0), STATUS_OK);
     cr_assert_eq(save(alice, 151, 0), STATUS_OK);
     cr_assert_eq(memory_create(model, &memory), STATUS_OK);
     cr_assert_eq(
-        snapshot_load(snapshots, alice, &shorter, 120, memory, &reason),
+        snapshot_load(snapshots, &path, &shorter, 120, memory, &restore),
         STATUS_DATA_LOSS);
     cr_assert_str_eq(status_cause()->reason, "SESSION_LOG_LOST");
-    cr_assert_eq(reason, 99);
+    cr_assert_eq(restore.reason, 99);
     cr_assert_eq(memory_position(memory), 0);
     memory_destroy(memory);
     expect(150, 100, RESTORE_HIT); /* all tokens, an older limit */
@@ -584,7 +604,7 @@ static void fail_saves(bool crashes)
         enum status st;
         uint64_t position;
 
-        cr_assert_eq(snapshot_delete(snapshots, alice), STATUS_OK);
+        cr_assert_eq(snapshot_trim(snapshots, alice, 0), STATUS_OK);
         cr_assert_eq(save(alice, 100, 0), STATUS_OK);
         store_memory_faults(store)->fail_at = ++n;
         st = save(alice, N_TOKEN, 1);
@@ -618,7 +638,7 @@ Test(snapshot, a_save_on_a_full_disk_leaves_the_old_one)
     cr_assert_eq(save(alice, 100, 0), STATUS_OK);
     store_memory_faults(store)->is_read_only = true;
     cr_assert_eq(save(alice, 200, 1), STATUS_RESOURCE_EXHAUSTED);
-    cr_assert_eq(snapshot_delete(snapshots, alice), STATUS_RESOURCE_EXHAUSTED);
+    cr_assert_eq(snapshot_trim(snapshots, alice, 0), STATUS_RESOURCE_EXHAUSTED);
     expect(N_TOKEN, 100, RESTORE_HIT);
     store_memory_faults(store)->is_read_only = false;
     cr_assert_eq(save(alice, 200, 1), STATUS_OK);
@@ -722,7 +742,7 @@ Test(snapshot, a_fetch_takes_the_first_usable_one_of_anybody)
     source[0].chain.lo ^= 1;
     cr_assert_eq(fetch(source, 4, 200, reason), 130);
     cr_assert_eq(reason[0], RESTORE_NONE, "no such snapshot");
-    cr_assert_eq(snapshot_delete(snapshots, bob), STATUS_OK);
+    cr_assert_eq(snapshot_trim(snapshots, bob, 0), STATUS_OK);
     cr_assert_eq(fetch(source, 4, 200, reason), 100);
     cr_assert_eq(reason[1], RESTORE_NONE);
     cr_assert_eq(reason[2], RESTORE_HIT);

@@ -3,6 +3,7 @@
  * Oracle of durability: when a message comes out, the store is made to forget
  * what was not synced, and the journal must still hold the message's tokens.
  */
+#include "state/lineage.h"
 #include "state/threads.h"
 
 #include "base/log.h"
@@ -131,7 +132,9 @@ static size_t n_stored(void)
     struct ids ids = {0};
     struct digest end_chain;
 
-    cr_assert_eq(journal_read_tokens(journal, alice, &ids, &end_chain),
+    cr_assert_eq(journal_read_tokens(
+                     journal, &(struct log_path){1, {{alice, UINT64_MAX}}},
+                     &ids, &end_chain),
                  STATUS_OK, "%s", status_reason());
     free(ids.id);
     return ids.n;
@@ -417,9 +420,12 @@ static void save_at(uint64_t position)
     struct memory *memory = memory_at(position);
 
     cr_assert_eq(
-        image_create(model, alice, memory,
-                     digest_tokens(model_fingerprint(model), token, position),
-                     0, &job.image),
+        image_create(model,
+                     &(struct image_source){.log = alice,
+                                            .memory = memory,
+                                            .token = token,
+                                            .chain = model_fingerprint(model)},
+                     &job.image),
         STATUS_OK);
     finish(&job);
     cr_assert_eq(job.status, STATUS_OK);
@@ -431,6 +437,7 @@ static void check_load(uint64_t keep_back, uint64_t position)
 {
     struct store_job job = {.kind = STORE_LOAD,
                             .uid = alice,
+                            .path = log_path_alone(alice),
                             .owner = &job,
                             .keep_back = keep_back,
                             .memory = memory_at(0)};
@@ -446,8 +453,8 @@ static void check_load(uint64_t keep_back, uint64_t position)
     cr_assert_eq(job.turn.n_input, 150);
     cr_assert_eq(memory_position(job.memory), position,
                  "at %lu, expected %lu, reason %d", memory_position(job.memory),
-                 position, (int)job.reason);
-    cr_assert_eq(job.reason, position ? RESTORE_HIT : RESTORE_NONE);
+                 position, (int)job.restore.reason);
+    cr_assert_eq(job.restore.reason, position ? RESTORE_HIT : RESTORE_NONE);
     ids_release(&job.tokens);
     memory_destroy(job.memory);
 }
@@ -455,7 +462,8 @@ static void check_load(uint64_t keep_back, uint64_t position)
 Test(store_thread, saves_loads_and_deletes)
 {
     struct store_job erase = {.kind = STORE_DELETE, .uid = alice};
-    struct store_job list = {.kind = STORE_TOKENS, .uid = alice};
+    struct store_job list = {
+        .kind = STORE_TOKENS, .uid = alice, .path = log_path_alone(alice)};
 
     put_session();
     check_load(0, 0);
@@ -478,14 +486,16 @@ Test(store_thread, saves_loads_and_deletes)
 
 Test(store_thread, of_an_unknown_session_gives_no_tokens)
 {
-    struct store_job job = {
-        .kind = STORE_LOAD, .uid = {9, 9}, .memory = memory_at(0)};
+    struct store_job job = {.kind = STORE_LOAD,
+                            .uid = {9, 9},
+                            .path = log_path_alone((struct uid){9, 9}),
+                            .memory = memory_at(0)};
 
     finish(&job);
     cr_assert_eq(job.status, STATUS_OK);
     cr_assert_eq(job.tokens.n, 0);
     cr_assert_not(job.has_turn);
-    cr_assert_eq(job.reason, RESTORE_NONE);
+    cr_assert_eq(job.restore.reason, RESTORE_NONE);
     memory_destroy(job.memory);
 }
 
@@ -496,8 +506,10 @@ Test(store_thread, hands_back_the_cause_of_a_failure)
     put_session();
     save_at(120);
     for (;;) {
-        struct store_job job = {
-            .kind = STORE_LOAD, .uid = alice, .memory = memory_at(0)};
+        struct store_job job = {.kind = STORE_LOAD,
+                                .uid = alice,
+                                .path = log_path_alone(alice),
+                                .memory = memory_at(0)};
 
         store_memory_faults(store)->fail_at = ++n;
         finish(&job);
@@ -522,13 +534,18 @@ Test(store_thread, stop_gives_every_job_back_and_does_every_save)
 
     put_session();
     cr_assert_eq(
-        image_create(model, alice, memory,
-                     digest_tokens(model_fingerprint(model), token, 64), 0,
+        image_create(model,
+                     &(struct image_source){.log = alice,
+                                            .memory = memory,
+                                            .token = token,
+                                            .chain = model_fingerprint(model)},
                      &save.image),
         STATUS_OK);
     for (int i = 0; i < 3; i++) {
-        load[i] = (struct store_job){
-            .kind = STORE_LOAD, .uid = alice, .memory = memory_at(0)};
+        load[i] = (struct store_job){.kind = STORE_LOAD,
+                                     .uid = alice,
+                                     .path = log_path_alone(alice),
+                                     .memory = memory_at(0)};
         cr_assert(store_thread_push(store_thread, &load[i]));
     }
     cr_assert(store_thread_push(store_thread, &save));
