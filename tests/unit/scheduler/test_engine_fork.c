@@ -393,8 +393,8 @@ Test(engine_fork, of_what_is_not_durable_is_not_durable_either)
     cr_assert_eq(fork_at(node, "parent", "late", N_PARENT - 1)->last,
                  EVENT_SESSION);
     erase(node, "parent");
-    cr_assert(reply_completed(node_call(node, again_without_input(node, "late")),
-                              FINISH_LENGTH));
+    cr_assert(reply_completed(
+        node_call(node, again_without_input(node, "late")), FINISH_LENGTH));
     cr_assert(judge_agrees(judge, node, "late", 3, 5));
     for (uint64_t p = 140; p > 100; p -= 13) {
         cr_assert_eq(rewind_to(node, "child", p)->end->session.position, p);

@@ -1,0 +1,31 @@
+#ifndef STATE_SNAPSHOT_PARTS_H
+#define STATE_SNAPSHOT_PARTS_H
+/*
+ * What snapshot.c, which stores and deletes, and snapshot_load.c, which reads,
+ * share.
+ */
+#include "state/snapshot_value.h"
+#include "state/store_key.h"
+
+struct snapshots {
+    struct store *store;       /* borrowed */
+    const struct model *model; /* borrowed */
+    uint32_t n_layer;
+    struct numerics numerics;
+    struct writer frame;       /* scratch of one value; owned */
+    struct store_batch *batch; /* owned */
+};
+
+static inline struct key value_key(char letter, struct uid uid, uint64_t place,
+                                   uint32_t layer)
+{
+    struct key key = key_at(letter, uid, place);
+
+    key_add_number(&key, layer, 2);
+    return key;
+}
+
+/* As store_get() and manifest_get(); NOT_FOUND is n = 0. */
+MUST_CHECK enum status read_manifest(struct snapshots *snapshots,
+                                     struct uid uid, struct manifest *out);
+#endif
