@@ -490,11 +490,14 @@ class Node_(NodeTests, unittest.TestCase):
 
 class Streams(NodeTests, unittest.TestCase):
 
+    def assertNobodyRunsSoon(self):
+        await_true(lambda: self.client.admin.GetNode(
+            admin_pb2.GetNodeRequest()).running_requests == 0, "nobody runs")
+
     def assertIdleSoon(self, session):
         await_true(lambda: get(self.client, session).state in
                    (Session.IDLE, Session.PARKED), session + " is idle")
-        await_true(lambda: self.client.admin.GetNode(
-            admin_pb2.GetNodeRequest()).running_requests == 0, "all are")
+        self.assertNobodyRunsSoon()
 
     def test_a_cancelled_call_frees_the_engine(self):
         stream = self.client.generation.Generate(request_for(
@@ -519,6 +522,7 @@ class Streams(NodeTests, unittest.TestCase):
         self.assertIdleSoon("prefill")
 
     def test_a_deadline_ends_the_call_and_the_work(self):
+        self.assertNobodyRunsSoon()  # or it could be refused: too late anyway
         with self.assertRaises(grpc.RpcError) as caught:
             self.client.generate(request_for(
                 "deadline", sampling_params=greedy(100000)), timeout=0.5)
