@@ -59,8 +59,8 @@ def delete(client, session):
 
 
 def names(client):
-    page = client.session.ListSessions(session_pb2.ListSessionsRequest(),
-                                       timeout=60)
+    page = client.session.ListSessions(
+        session_pb2.ListSessionsRequest(page_size=1000), timeout=60)
     return [s.name[len("sessions/"):] for s in page.sessions]
 
 
