@@ -10,51 +10,14 @@
  */
 #include "base/clock.h"
 #include "node/peak.h"
+#include "tests/bench/check.h"
 #include "tests/unit/kernels/product_check.h"
 
-#define N_POOL 4u
 #define N_RUN 5u
 #define RUN_US 8000u
 #define ROWS_MAX 512u
 #define N_ROWS 8
 #define N_COPY_MAX 512u
-
-static int fail(const char *what)
-{
-    fprintf(stderr, "%s: %s\n", what, status_reason());
-    return 1;
-}
-
-/* ------------------------------------------------------------------- check */
-
-static int check(const char *only)
-{
-    const struct backend *ref = NULL;
-    struct pool *pool[N_POOL] = {NULL};
-    size_t n_bad = 0;
-
-    if (backend_find("ref", &ref))
-        return fail("ref");
-    for (uint32_t i = 1; i < N_POOL; i++)
-        if (pool_create(i, &pool[i]))
-            return fail("pool");
-    for (const struct backend *const *b = backend_all(); *b; b++) {
-        size_t n;
-
-        if (only && strcmp((*b)->name, only) != 0)
-            continue;
-        if (!(*b)->is_supported()) {
-            printf("this machine lacks %s: not checked\n", (*b)->name);
-            continue;
-        }
-        n = *b == ref ? 0 : product_check_all(*b, ref, pool, N_POOL);
-        printf("%s: %zu products differ from ref\n", (*b)->name, n);
-        n_bad += n;
-    }
-    for (uint32_t i = 1; i < N_POOL; i++)
-        pool_destroy(pool[i]);
-    return n_bad != 0;
-}
 
 /* ------------------------------------------------------------------- rates */
 
@@ -214,7 +177,7 @@ static int rates(int argc, char **argv)
 int main(int argc, char **argv)
 {
     if (argc >= 2 && strcmp(argv[1], "check") == 0)
-        return check(argv[2]);
+        return check(argv[2], product_check_all, "products");
     if (argc >= 5 && strcmp(argv[1], "rates") == 0)
         return rates(argc, argv);
     fprintf(stderr, "usage: bench_linear check [BACKEND]\n"
