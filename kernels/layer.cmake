@@ -33,7 +33,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     target_sources(kernels PRIVATE $<TARGET_OBJECTS:kernels_${isa}>)
   endforeach()
   # The sources of a backend that adds to avx512 are each compiled once.
-  set(FLAGS_512 -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma)
+  set(FLAGS_512 -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16
+    -mavx512vbmi -mfma)
   if(GODWIT_SANITIZE MATCHES "address|undefined")
     list(APPEND FLAGS_512 -fno-sanitize=all)
   endif()

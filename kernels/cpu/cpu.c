@@ -27,9 +27,12 @@ bool cpu_has_avx512(void)
            __builtin_cpu_supports("avx512dq");
 }
 
+/* Permutations of bytes widen W8; only Cooper Lake has one without the other.
+ */
 bool cpu_has_avx512_bf16(void)
 {
-    return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16");
+    return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16") &&
+           __builtin_cpu_supports("avx512vbmi");
 }
 
 bool cpu_has_amx(void)

@@ -6,7 +6,8 @@
  *
  * Register tiles of up to 12 rows by 2 panels or 24 by 1: 24 sums, the weights
  * and a broadcast of 32 registers. W8 weights become bf16 pairs in registers,
- * exactly, for 3 % of a tall tile's time.
+ * exactly: whole numbers below 128 have few bf16, which permutations of bytes
+ * look up, 64 at a time.
  *
  * Weights are asked for some KiB ahead, because what a tile of several rows
  * does with a weight lets the core look no further ahead than the latency of
@@ -27,10 +28,11 @@
 #define UNIT_ROWS 48u
 #define GROUP_PAIRS (LINEAR_GROUP / 2u)
 #define PAIR_BYTES (2 * PANEL * sizeof(uint16_t)) /* of a panel's bf16 */
-/* Bytes ahead in each panel: of bf16, by width, and of W8 (two groups). The
- * best of 2, 2.5, 3 ... 16 KiB on Zen 5; one step less or more costs 5 %. */
+/* Bytes ahead in each panel: of bf16, by width, the best of 2, 2.5, 3 ... 16
+ * KiB on Zen 5; one step less or more costs 5 %. Groups ahead of W8: up to 3
+ * rows lose a tenth by two, more rows as much by one. */
 #define AHEAD_BF16(width) ((width) == 4 ? 3072u : (width) == 2 ? 5120u : 8192u)
-#define AHEAD_W8 (2 * sizeof(struct linear_group))
+#define AHEAD_W8(height) ((height) <= 3 ? 1u : 2u)
 #define AHEAD_HEIGHT_BF16 5u
 
 typedef __m512 sums[HEIGHT_MAX][WIDTH_MAX];
@@ -48,17 +50,56 @@ struct cell {
     bool is_add;
 };
 
-/* Two inner steps of W8, one of 16 lanes behind the other, as bf16 pairs. A
- * whole number below 128 fills the upper half of its float, the lower is 0. */
-INLINE __m512i pairs_of_q(const unsigned char *q)
-{
-    const __m128i *at = (const __m128i *)(const void *)q;
-    __m512i even = _mm512_cvtepi8_epi32(_mm_loadu_si128(at));
-    __m512i odd = _mm512_cvtepi8_epi32(_mm_loadu_si128(at + 1));
+/*
+ * The bf16 of a whole number below 128, in two bytes: one table for each, and
+ * the byte itself is the index. The exponent is that of its highest bit.
+ */
+#define EXPONENT(m)                                                            \
+    ((m) < 2    ? 127u                                                         \
+     : (m) < 4  ? 128u                                                         \
+     : (m) < 8  ? 129u                                                         \
+     : (m) < 16 ? 130u                                                         \
+     : (m) < 32 ? 131u                                                         \
+     : (m) < 64 ? 132u                                                         \
+                : 133u)
+#define BITS(m) ((EXPONENT(m) << 7) | ((m) << (134u - EXPONENT(m)) & 0x7fu))
+#define LOW(m) (uint8_t)((m) ? BITS(m) : 0u)
+#define HIGH(m) (uint8_t)((m) ? BITS(m) >> 8 : 0u)
+#define EIGHT(of, m)                                                           \
+    of(m), of((m) + 1u), of((m) + 2u), of((m) + 3u), of((m) + 4u),             \
+        of((m) + 5u), of((m) + 6u), of((m) + 7u)
+#define HALF(of, m)                                                            \
+    EIGHT(of, m), EIGHT(of, (m) + 8u), EIGHT(of, (m) + 16u),                   \
+        EIGHT(of, (m) + 24u), EIGHT(of, (m) + 32u), EIGHT(of, (m) + 40u),      \
+        EIGHT(of, (m) + 48u), EIGHT(of, (m) + 56u)
+/* Bytes of a pair: low and high (from 64 on) of one step, then of the next. */
+#define WORD(i) (i), (i) + 64u, (i) + 16u, (i) + 80u
+#define FOUR(i) WORD(i), WORD((i) + 1u), WORD((i) + 2u), WORD((i) + 3u)
+#define WORDS(i) FOUR(i), FOUR((i) + 4u), FOUR((i) + 8u), FOUR((i) + 12u)
 
-    even = _mm512_castps_si512(_mm512_cvtepi32_ps(even));
-    odd = _mm512_castps_si512(_mm512_cvtepi32_ps(odd));
-    return _mm512_or_si512(odd, _mm512_srli_epi32(even, 16));
+static const _Alignas(64) struct {
+    uint8_t low[2][64], high[2][64], first[64], second[64];
+} WIDEN = {.low = {{HALF(LOW, 0u)}, {HALF(LOW, 64u)}},
+           .high = {{HALF(HIGH, 0u)}, {HALF(HIGH, 64u)}},
+           .first = {WORDS(0u)},
+           .second = {WORDS(32u)}};
+
+/* Four inner steps of W8, each of 16 lanes, as two times 16 bf16 pairs. */
+INLINE void pairs_of_q(const unsigned char *at, __m512i pair[2])
+{
+    const __m512i q = _mm512_loadu_si512(at);
+    const __m512i m = _mm512_abs_epi8(q);
+    const __m512i sign = _mm512_set1_epi8(INT8_MIN);
+    const __m512i low = _mm512_permutex2var_epi8(
+        _mm512_load_si512(WIDEN.low[0]), m, _mm512_load_si512(WIDEN.low[1]));
+    __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(WIDEN.high[0]), m,
+                                            _mm512_load_si512(WIDEN.high[1]));
+
+    high = _mm512_ternarylogic_epi32(high, q, sign, 0xf8); /* | (q & sign) */
+    pair[0] =
+        _mm512_permutex2var_epi8(low, _mm512_load_si512(WIDEN.first), high);
+    pair[1] =
+        _mm512_permutex2var_epi8(low, _mm512_load_si512(WIDEN.second), high);
 }
 
 /* Row r of x, from a base every third row: x86 addresses base + 2 * stride. */
@@ -70,18 +111,25 @@ struct pairs {
     const unsigned char *b;
     uint32_t first, n;
     size_t ahead; /* bytes from a weight to one that is asked for */
-    bool is_w8;
 };
 
-/* Ask for what the weights of pair k have ahead; W8 has two in a line. */
-INLINE void fetch(const struct cell *cell, const struct pairs *pairs,
-                  uint32_t k, uint32_t width)
-{
-    const unsigned char *at =
-        pairs->b + pairs->ahead + k * PAIR_BYTES / (pairs->is_w8 ? 2 : 1);
+/* Rows of x for a cell, as ROW() wants them. */
+struct rows {
+    const uint32_t *at[HEIGHT_MAX / 3];
+};
 
-    if (pairs->is_w8 && k % 2)
-        return;
+INLINE struct rows rows_of(const struct cell *cell, uint32_t first)
+{
+    struct rows rows;
+
+    for (uint32_t i = 0; i < HEIGHT_MAX / 3; i++)
+        rows.at[i] = cell->x + 3 * i * cell->x_stride + first;
+    return rows;
+}
+
+INLINE void fetch(const struct cell *cell, const unsigned char *at,
+                  uint32_t width)
+{
 #pragma GCC unroll 4
     for (uint32_t p = 0; p < width; p++)
         _mm_prefetch(at + p * cell->b_stride, _MM_HINT_T0);
@@ -95,36 +143,63 @@ INLINE size_t ahead_of_end(const struct cell *cell, size_t ahead,
     return ahead + (width - 1) * cell->b_stride;
 }
 
-/* sum += those pairs. height and width are constants where this is inlined. */
-INLINE void add_pairs(const struct cell *cell, struct pairs pairs,
-                      uint32_t height, uint32_t width, sums sum)
+/* sum += pair k. height and width are constants where this is inlined. */
+INLINE void add_pair(const struct cell *cell, const struct rows *x, uint32_t k,
+                     const __m512i *w, uint32_t height, uint32_t width,
+                     sums sum)
 {
-    const bool is_ahead = pairs.is_w8 || height >= AHEAD_HEIGHT_BF16;
-    const unsigned char *b = pairs.b;
-    const size_t stride = cell->x_stride, b_stride = cell->b_stride;
-    const uint32_t *x[HEIGHT_MAX / 3];
+#pragma GCC unroll 24
+    for (uint32_t r = 0; r < height; r++) {
+        const __m512i pair =
+            _mm512_set1_epi32((int)ROW(x->at, r, cell->x_stride)[k]);
 
-    for (uint32_t i = 0; i < HEIGHT_MAX / 3; i++)
-        x[i] = cell->x + 3 * i * stride + pairs.first;
-    for (uint32_t k = 0; k < pairs.n; k++) {
-        __m512i w[WIDTH_MAX];
-
-        if (is_ahead)
-            fetch(cell, &pairs, k, width);
 #pragma GCC unroll 4
         for (uint32_t p = 0; p < width; p++)
-            w[p] = pairs.is_w8
-                       ? pairs_of_q(b + p * b_stride + k * PAIR_BYTES / 2)
-                       : _mm512_load_si512(b + p * b_stride + k * PAIR_BYTES);
-#pragma GCC unroll 24
-        for (uint32_t r = 0; r < height; r++) {
-            const __m512i pair = _mm512_set1_epi32((int)ROW(x, r, stride)[k]);
+            sum[r][p] =
+                _mm512_dpbf16_ps(sum[r][p], (__m512bh)pair, (__m512bh)w[p]);
+    }
+}
 
+/* sum += those pairs of bf16. */
+INLINE void add_bf16(const struct cell *cell, struct pairs pairs,
+                     uint32_t height, uint32_t width, sums sum)
+{
+    const struct rows x = rows_of(cell, pairs.first);
+    const unsigned char *b = pairs.b;
+
+    for (uint32_t k = 0; k < pairs.n; k++, b += PAIR_BYTES) {
+        __m512i w[WIDTH_MAX];
+
+        if (height >= AHEAD_HEIGHT_BF16)
+            fetch(cell, b + pairs.ahead, width);
 #pragma GCC unroll 4
-            for (uint32_t p = 0; p < width; p++)
-                sum[r][p] =
-                    _mm512_dpbf16_ps(sum[r][p], (__m512bh)pair, (__m512bh)w[p]);
+        for (uint32_t p = 0; p < width; p++)
+            w[p] = _mm512_load_si512(b + p * cell->b_stride);
+        add_pair(cell, &x, k, w, height, width, sum);
+    }
+}
+
+/* The same of W8, of which a line holds two pairs. */
+INLINE void add_w8(const struct cell *cell, struct pairs pairs, uint32_t height,
+                   uint32_t width, sums sum)
+{
+    const struct rows x = rows_of(cell, pairs.first);
+    const unsigned char *b = pairs.b;
+
+    for (uint32_t k = 0; k < pairs.n; k += 2, b += PAIR_BYTES) {
+        __m512i w[2][WIDTH_MAX];
+
+        fetch(cell, b + pairs.ahead, width);
+#pragma GCC unroll 4
+        for (uint32_t p = 0; p < width; p++) {
+            __m512i two[2];
+
+            pairs_of_q(b + p * cell->b_stride, two);
+            w[0][p] = two[0];
+            w[1][p] = two[1];
         }
+        add_pair(cell, &x, k, w[0], height, width, sum);
+        add_pair(cell, &x, k + 1, w[1], height, width, sum);
     }
 }
 
@@ -165,7 +240,7 @@ INLINE void cell_bf16(const struct cell *cell, uint32_t height, uint32_t width)
 
     clear(height, width, sum);
     for (uint32_t i = 0; i < 2; i++) {
-        add_pairs(cell, pairs, height, width, sum);
+        add_bf16(cell, pairs, height, width, sum);
         pairs.b += pairs.n * PAIR_BYTES;
         pairs.first = pairs.n;
         pairs.n = n_last;
@@ -176,19 +251,21 @@ INLINE void cell_bf16(const struct cell *cell, uint32_t height, uint32_t width)
 
 INLINE void cell_w8(const struct cell *cell, uint32_t height, uint32_t width)
 {
+    const uint32_t n_ahead = AHEAD_W8(height);
     const unsigned char *b = cell->b;
     sums sum, acc;
 
     clear(height, width, acc);
     for (uint32_t k = 0; k < cell->n_pair; k += GROUP_PAIRS) {
         struct pairs pairs = {b + offsetof(struct linear_group, q), k,
-                              GROUP_PAIRS, AHEAD_W8, true};
+                              GROUP_PAIRS,
+                              n_ahead * sizeof(struct linear_group)};
 
-        if (k + 2 * GROUP_PAIRS >= cell->n_pair)
-            pairs.ahead = ahead_of_end(cell, AHEAD_W8, width);
-
+        if (k + n_ahead * GROUP_PAIRS >= cell->n_pair)
+            pairs.ahead = ahead_of_end(cell, pairs.ahead, width);
+        fetch(cell, b + pairs.ahead, width); /* scales */
         clear(height, width, sum);
-        add_pairs(cell, pairs, height, width, sum);
+        add_w8(cell, pairs, height, width, sum);
 #pragma GCC unroll 24
         for (uint32_t r = 0; r < height; r++)
 #pragma GCC unroll 4
@@ -204,7 +281,7 @@ INLINE void cell_w8(const struct cell *cell, uint32_t height, uint32_t width)
 /* Few rows take more panels: chains in flight hide the latency. */
 static uint32_t width_of(uint32_t height)
 {
-    if (height <= 6)
+    if (height <= 5)
         return 4;
     return height <= 12 ? 2 : 1;
 }

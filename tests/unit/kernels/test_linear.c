@@ -307,6 +307,29 @@ Test(linear, each_order_is_the_one_that_linear_h_states)
     }
 }
 
+/* Each with 127 beside it, which makes the scale 1. */
+Test(linear, every_whole_number_of_w8_is_multiplied_as_it_is)
+{
+    enum { N = 255 };
+    const float x[2] = {0.0f, 1.0f};
+    float weight[N][2], y[N];
+    struct linear w;
+
+    for (int i = 0; i < N; i++) {
+        weight[i][0] = 127.0f;
+        weight[i][1] = (float)(i - 127);
+    }
+    EACH_BACKEND(backend)
+    for (enum arithmetic order = 0; order < N_ARITHMETIC; order++) {
+        must(linear_init(2, N, LINEAR_W8, order, &w));
+        linear_pack_f32(&w, 0, N, weight);
+        backend->linear(NULL, &(struct linear_args){y, N, x, 2, 1, &w});
+        for (int i = 0; i < N; i++)
+            cr_assert(eq(flt, y[i], weight[i][1]), "%s", backend->name);
+        linear_release(&w);
+    }
+}
+
 /* One weight and one input: what becomes of their product. */
 static float product_of(const struct backend *backend, enum arithmetic order,
                         float x, float weight)
