@@ -4,9 +4,9 @@
 #include <math.h>
 
 /*
- * One row has nothing to share a right side with, so its products are fused
- * multiply-adds in the arithmetic's order: S0 is rounded as it passes by, once
- * for both a and c, and the ring once for both u and o.
+ * One row has nothing to share a right side with, so its products are made
+ * where their operands pass by, in words of two bf16: S0 is rounded once for
+ * both a and c, the ring read once for both u and o.
  */
 #if defined(LANES_AVX512)
 #define WIDTH_PAIR 8u /* panels side by side */
@@ -17,13 +17,14 @@
 #endif
 #define WIDTH_MAX 8u
 #define STEP_PAIRS (LINEAR_STEP / 2u)
+#define WORDS (GRID / 2u)
 
 /* What all heads of the row share. */
 struct shared {
     const struct delta_one *one;
     uint32_t d_k, d_v, i;
-    float *k, *q;   /* [n_step] rounded */
-    float *kk, *qk; /* [GRID] dots with the ring's keys */
+    uint32_t *k, *q; /* [n_pair] words */
+    float *kk, *qk;  /* [GRID] dots with the ring's keys */
 };
 
 /* One v-head. */
@@ -33,8 +34,8 @@ struct head {
     uint32_t *u; /* [GRID / 2][d_v] */
     const float *v;
     float *out;
-    float w[GRID], far[GRID],
-        x[GRID]; /* w_ij, ~w_ij, ~x_ij with zeros behind */
+    float w[GRID];                 /* w_ij */
+    uint32_t far[WORDS], x[WORDS]; /* ~w_ij, ~x_ij with zeros behind */
     float since_grid, beta;
 };
 
@@ -51,17 +52,21 @@ LANES_INLINE void clear(struct sums *s, uint32_t width)
         s->even[p] = s->odd[p] = s->sum[p] = v16_zero();
 }
 
-/* Two steps of panel p, of factors x. */
+/* Two steps of panel p: words x of factors by words y. */
 LANES_INLINE void add_pair(struct sums *s, uint32_t p, enum arithmetic order,
-                           const v16 x[2], const v16 y[2])
+                           v16 x, v16 y)
 {
     if (order == ARITHMETIC_PAIR) {
-        s->even[p] = v16_fma(x[1], y[1], s->even[p]);
-        s->even[p] = v16_fma(x[0], y[0], s->even[p]);
+        s->even[p] = v16_dot(x, y, s->even[p]);
     } else {
-        s->even[p] = v16_fma(x[0], y[0], s->even[p]);
-        s->odd[p] = v16_fma(x[1], y[1], s->odd[p]);
+        s->even[p] = v16_fma(v16_low(x), v16_low(y), s->even[p]);
+        s->odd[p] = v16_fma(v16_high(x), v16_high(y), s->odd[p]);
     }
+}
+
+LANES_INLINE v16 load_words(const uint32_t *x)
+{
+    return v16_load((const float *)(const void *)x);
 }
 
 /* At the end of 32 steps, or of all. */
@@ -96,12 +101,12 @@ LANES_INLINE void dot_tokens(const struct shared *h, const uint32_t *ring,
     clear(&k, width);
     clear(&q, width);
     for (uint32_t d = 0; d < n_pair; d++) {
-        const v16 by_k[2] = {v16_set1(h->k[2 * d]), v16_set1(h->k[2 * d + 1])};
-        const v16 by_q[2] = {v16_set1(h->q[2 * d]), v16_set1(h->q[2 * d + 1])};
+        const v16 by_k = v16_set1_word(h->k + d);
+        const v16 by_q = v16_set1_word(h->q + d);
 #pragma GCC unroll 4
         for (uint32_t p = 0; p < width; p++) {
-            v16 key[2];
-            key[0] = v16_load_bf16(ring + d * GRID + at + p * LANES, &key[1]);
+            const v16 key = load_words(ring + d * GRID + at + p * LANES);
+
             add_pair(&k, p, order, by_k, key);
             add_pair(&q, p, order, by_q, key);
         }
@@ -130,6 +135,17 @@ LANES_INLINE void dot_ring(const struct shared *h, const uint32_t *ring,
         dot_tokens(h, ring, at, 1, order);
 }
 
+/* Normalised and scaled, as words; the other half of an odd last one is +0. */
+LANES_INLINE void round_unit(const float *x, uint32_t d_k, float scale,
+                             uint32_t *to)
+{
+    const struct delta_unit by = delta_unit(x, d_k, scale);
+    uint16_t *half = (uint16_t *)to;
+
+    for (uint32_t d = 0; d < d_k; d += LANES)
+        pairs_store_row(half + d, delta_unit_part(by, x, d, d_k));
+}
+
 /* k and q rounded; the key joins the ring. */
 static void prepare(const struct shared *h, uint32_t *ring)
 {
@@ -137,22 +153,11 @@ static void prepare(const struct shared *h, uint32_t *ring)
     const uint32_t d_k = h->d_k;
     const size_t at =
         h->one->row * a->qkv_stride + (size_t)h->one->k_head * d_k;
-    const struct delta_unit of_k = delta_unit(a->k + at, d_k, 1.0f);
-    const struct delta_unit of_q =
-        delta_unit(a->q + at, d_k, 1.0f / sqrtf((float)d_k));
-    uint16_t row[HEAD_DIM_MAX + LANES];
 
-    for (uint32_t d = 0; d < d_k; d += LANES) {
-        const v16 k = delta_unit_part(of_k, a->k + at, d, d_k);
-        const v16 q = delta_unit_part(of_q, a->q + at, d, d_k);
-
-        pairs_store_row(row + d, k);
-        v16_store(h->k + d, pairs_round(k));
-        v16_store(h->q + d, pairs_round(q));
-    }
-    row[d_k] = d_k % LANES ? row[d_k] : 0; /* the other half of the last pair */
-    for (uint32_t d = 0; d < d_k; d += 2)
-        ring[d / 2 * GRID + h->i] = row[d] | (uint32_t)row[d + 1] << 16;
+    round_unit(a->k + at, d_k, 1.0f, h->k);
+    round_unit(a->q + at, d_k, 1.0f / sqrtf((float)d_k), h->q);
+    for (uint32_t d = 0; d < (d_k + 1) / 2; d++)
+        ring[d * GRID + h->i] = h->k[d];
 }
 
 /* ----------------------------------------------------------------- v-heads */
@@ -190,16 +195,17 @@ LANES_INLINE void read_state(const struct head *h, uint32_t e, uint32_t width,
     for (uint32_t d = 0; d < d_k; d += 2, s += 2 * (size_t)d_v) {
         /* An odd last row stands for its partner, whose factors are 0. */
         const float *next = d + 1 < d_k ? s + d_v : s;
-        const v16 by_k[2] = {v16_set1(of->k[d]), v16_set1(of->k[d + 1])};
-        const v16 by_q[2] = {v16_set1(of->q[d]), v16_set1(of->q[d + 1])};
+        const v16 by_k = v16_set1_word(of->k + d / 2);
+        const v16 by_q = v16_set1_word(of->q + d / 2);
 
         if (e == 0)
             fetch(s, 2 * d_v);
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++) {
             const uint32_t at = e + p * LANES;
-            const v16 two[2] = {pairs_round(load_at(s, at, d_v, width)),
-                                pairs_round(load_at(next, at, d_v, width))};
+            const v16 two = v16_words(load_at(s, at, d_v, width),
+                                      load_at(next, at, d_v, width));
+
             add_pair(&k, p, order, by_k, two);
             add_pair(&q, p, order, by_q, two);
         }
@@ -216,8 +222,8 @@ LANES_INLINE void read_state(const struct head *h, uint32_t e, uint32_t width,
 }
 
 /* Token pair m of the ring, outputs from e on. */
-LANES_INLINE void load_u(const struct head *h, uint32_t m, uint32_t e,
-                         uint32_t width, v16 to[2])
+LANES_INLINE v16 load_u(const struct head *h, uint32_t m, uint32_t e,
+                        uint32_t width)
 {
     const uint32_t d_v = h->of->d_v, n = width > 1 ? LANES : d_v - e;
     const uint32_t *u = h->u + (size_t)m * d_v + e;
@@ -228,29 +234,22 @@ LANES_INLINE void load_u(const struct head *h, uint32_t m, uint32_t e,
             last[i] = u[i];
         u = last;
     }
-    to[0] = v16_load_bf16(u, &to[1]);
-}
-
-LANES_INLINE void keep_u(const struct head *h, uint32_t e, const v16 of[2])
-{
-    const uint32_t d_v = h->of->d_v, n = d_v - e;
-    uint32_t *u = h->u + (size_t)(h->of->i / 2) * d_v + e;
-    uint32_t last[LANES];
-
-    pairs_store(n < LANES ? last : u, of[0], of[1]);
-    for (uint32_t i = 0; i < n && n < LANES; i++)
-        u[i] = last[i];
+    return load_words(u);
 }
 
 /* The row's own pair of tokens: its u, and the o that sees it. */
-LANES_INLINE void finish(const struct head *h, uint32_t e, v16 r, v16 pair[2])
+LANES_INLINE v16 finish(const struct head *h, uint32_t e, v16 r, v16 pair)
 {
-    const v16 u = pairs_round(v16_mul(v16_set1(h->beta), r));
+    const uint32_t d_v = h->of->d_v, n = d_v - e, i = h->of->i;
+    uint32_t *to = h->u + (size_t)(i / 2) * d_v + e;
+    const v16 u = v16_mul(v16_set1(h->beta), r);
+    uint32_t last[LANES];
 
-    if (h->of->i % 2 == 0)
-        pair[1] = v16_zero();
-    pair[h->of->i % 2] = u;
-    keep_u(h, e, pair);
+    pair = i % 2 ? v16_words(v16_low(pair), u) : v16_words(u, v16_zero());
+    v16_store((float *)(void *)(n < LANES ? last : to), pair);
+    for (uint32_t j = 0; j < n && n < LANES; j++)
+        to[j] = last[j];
+    return pair;
 }
 
 /* u and o of `width` panels from output e on. */
@@ -260,18 +259,18 @@ LANES_INLINE void solve(const struct head *h, uint32_t e, uint32_t width,
     const uint32_t d_v = h->of->d_v, i = h->of->i;
     const uint32_t near = i / DELTA_BLOCK * DELTA_BLOCK;
     const v16 decay = v16_set1(h->since_grid);
-    v16 r[WIDTH_MAX], c[WIDTH_MAX], pair[2];
+    v16 r[WIDTH_MAX], c[WIDTH_MAX], pair;
     struct sums far, all;
 
     read_state(h, e, width, order, r, c);
     clear(&far, width);
     clear(&all, width);
     for (uint32_t m = 0; m < near / 2; m++) {
-        const v16 w[2] = {v16_set1(h->far[2 * m]), v16_set1(h->far[2 * m + 1])};
-        const v16 x[2] = {v16_set1(h->x[2 * m]), v16_set1(h->x[2 * m + 1])};
+        const v16 w = v16_set1_word(h->far + m);
+        const v16 x = v16_set1_word(h->x + m);
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++) {
-            load_u(h, m, e + p * LANES, width, pair);
+            pair = load_u(h, m, e + p * LANES, width);
             add_pair(&far, p, order, w, pair);
             add_pair(&all, p, order, x, pair);
         }
@@ -288,16 +287,16 @@ LANES_INLINE void solve(const struct head *h, uint32_t e, uint32_t width,
     }
     for (uint32_t m = near / 2; m <= i / 2; m++) {
         const v16 w[2] = {v16_set1(h->w[2 * m]), v16_set1(h->w[2 * m + 1])};
-        const v16 x[2] = {v16_set1(h->x[2 * m]), v16_set1(h->x[2 * m + 1])};
+        const v16 x = v16_set1_word(h->x + m);
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++) {
-            load_u(h, m, e + p * LANES, width, pair);
+            pair = load_u(h, m, e + p * LANES, width);
             if (2 * m < i)
-                r[p] = v16_fnma(w[0], pair[0], r[p]);
+                r[p] = v16_fnma(w[0], v16_low(pair), r[p]);
             if (2 * m + 1 < i)
-                r[p] = v16_fnma(w[1], pair[1], r[p]);
+                r[p] = v16_fnma(w[1], v16_high(pair), r[p]);
             if (m == i / 2)
-                finish(h, e + p * LANES, r[p], pair);
+                pair = finish(h, e + p * LANES, r[p], pair);
             add_pair(&all, p, order, x, pair);
         }
     }
@@ -337,8 +336,9 @@ static void weigh(struct head *h, double *g, float step)
 
         v16_store(h->w + j, w);
         if (j < near)
-            v16_store(h->far + j, pairs_round(w));
-        v16_store(h->x + j, pairs_round(v16_first(x, v16_zero(), i + 1 - j)));
+            pairs_store_row((uint16_t *)h->far + j, w);
+        pairs_store_row((uint16_t *)h->x + j,
+                        v16_first(x, v16_zero(), i + 1 - j));
     }
     /* -(0 - G) is G to the last bit. */
     const v16 since =
@@ -376,19 +376,19 @@ LANES_INLINE void run(const struct shared *of, enum arithmetic order,
     }
 }
 
-void LANES_NAME(delta_one)(const struct delta_one *one, float *scratch)
+void LANES_NAME(delta_one)(const struct delta_one *one)
 {
     const struct delta_shape shape = one->args->shape;
-    const uint32_t n_step =
-        (shape.d_k + LINEAR_STEP - 1) / LINEAR_STEP * LINEAR_STEP;
+    uint32_t word[2][HEAD_DIM_MAX / 2];
+    float dot[2][GRID];
     const struct shared of = {.one = one,
                               .d_k = shape.d_k,
                               .d_v = shape.d_v,
                               .i = one->i,
-                              .k = scratch,
-                              .q = scratch + n_step,
-                              .kk = scratch + 2 * n_step,
-                              .qk = scratch + 2 * n_step + GRID};
+                              .k = word[0],
+                              .q = word[1],
+                              .kk = dot[0],
+                              .qk = dot[1]};
 
     if (shape.arithmetic == ARITHMETIC_PAIR)
         run(&of, ARITHMETIC_PAIR, WIDTH_PAIR);

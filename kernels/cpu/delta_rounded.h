@@ -39,5 +39,5 @@ struct delta_one {
     size_t row; /* of the whole batch */
     uint32_t k_head, i;
 };
-void LANES_NAME(delta_one)(const struct delta_one *one, float *scratch);
+void LANES_NAME(delta_one)(const struct delta_one *one);
 #endif

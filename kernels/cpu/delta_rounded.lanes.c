@@ -520,8 +520,8 @@ static void task(void *arg, uint32_t task, void *scratch)
 
         if (is_alone(span, t)) {
             LANES_NAME(delta_one)
-            (&(struct delta_one){a, &span->state, part.row, part.k_head, first},
-             scratch);
+            (&(struct delta_one){a, &span->state, part.row, part.k_head,
+                                 first});
             return;
         }
         n_row = GRID - first < span->n_row - t ? GRID - first : span->n_row - t;
