@@ -15,6 +15,8 @@
 #define WIDTH_PAIR 2u
 #define WIDTH_TILE 1u
 #endif
+/* Rows of S0, of 4 KiB, from those in use to those that are asked for. */
+#define AHEAD_ROWS(d_v) ((1024u + (d_v)-1) / (d_v))
 #define WIDTH_MAX 8u
 #define STEP_PAIRS (LINEAR_STEP / 2u)
 #define WORDS (GRID / 2u)
@@ -27,16 +29,28 @@ struct shared {
     float *kk, *qk;  /* [GRID] dots with the ring's keys */
 };
 
+/* What a session remembers of one v-head. */
+struct place {
+    const float *s;
+    uint32_t *key; /* [n_pair][GRID], of its k-head */
+    uint32_t *u;   /* [GRID / 2][d_v] */
+    double *g;     /* [GRID] */
+};
+
+struct weights {
+    float w[GRID];                 /* w_ij */
+    uint32_t far[WORDS], x[WORDS]; /* ~w_ij, ~x_ij with zeros behind */
+    float since_grid;
+};
+
 /* One v-head. */
 struct head {
     const struct shared *of;
-    const float *s;
-    uint32_t *u; /* [GRID / 2][d_v] */
+    struct place at, next; /* and the one that this thread reads next */
+    const struct weights *by;
     const float *v;
     float *out;
-    float w[GRID];                 /* w_ij */
-    uint32_t far[WORDS], x[WORDS]; /* ~w_ij, ~x_ij with zeros behind */
-    float since_grid, beta;
+    float beta;
 };
 
 /* Sums of a few panels. TILE has two chains for 32 steps, which then join the
@@ -87,6 +101,12 @@ LANES_INLINE v16 total(const struct sums *s, uint32_t p, enum arithmetic order)
 {
     return v16_add(order == ARITHMETIC_PAIR ? s->even[p] : s->sum[p],
                    v16_zero());
+}
+
+LANES_INLINE void fetch(const void *at, uint32_t n_word)
+{
+    for (uint32_t i = 0; i < n_word; i += LANES)
+        _mm_prefetch((const char *)at + i * sizeof(uint32_t), _MM_HINT_T0);
 }
 
 /* -------------------------------------------------------------------- dots */
@@ -146,8 +166,9 @@ LANES_INLINE void round_unit(const float *x, uint32_t d_k, float scale,
         pairs_store_row(half + d, delta_unit_part(by, x, d, d_k));
 }
 
-/* k and q rounded; the key joins the ring. */
-static void prepare(const struct shared *h, uint32_t *ring)
+/* k and q rounded, and all their dots; the key joins the ring. */
+LANES_INLINE void prepare(const struct shared *h, uint32_t *ring,
+                          enum arithmetic order)
 {
     const struct delta_args *a = h->one->args;
     const uint32_t d_k = h->d_k;
@@ -158,6 +179,7 @@ static void prepare(const struct shared *h, uint32_t *ring)
     round_unit(a->q + at, d_k, 1.0f / sqrtf((float)d_k), h->q);
     for (uint32_t d = 0; d < (d_k + 1) / 2; d++)
         ring[d * GRID + h->i] = h->k[d];
+    dot_ring(h, ring, order);
 }
 
 /* ----------------------------------------------------------------- v-heads */
@@ -169,16 +191,27 @@ LANES_INLINE v16 load_at(const float *x, uint32_t e, uint32_t d_v,
     return width > 1 ? v16_load(x + e) : v16_load_part(x, e, d_v);
 }
 
-/* Bytes of S0 ahead of those in use that are fetched: the processor itself
- * foresees nothing beyond a page. */
-#ifndef AHEAD_BYTES
-#define AHEAD_BYTES 2048u
-#endif
-
-LANES_INLINE void fetch(const float *x, uint32_t n)
+/*
+ * While two rows s of S0 pass by, dims d on: what is needed some KiB later, of
+ * the next head at last; the head's ring of u; the next ring of keys. Asking
+ * for these in the loops that read them leaves S0's time unused; asking for all
+ * of the next head is too early. Lines in bursts, because one for each panel as
+ * it passes by takes a fifth longer.
+ */
+LANES_INLINE void fetch_early(const struct head *h, uint32_t d, const float *s)
 {
-    for (uint32_t i = 0; i < n; i += LANES)
-        _mm_prefetch((const char *)(x + i) + AHEAD_BYTES, _MM_HINT_T0);
+    const uint32_t d_k = h->of->d_k, d_v = h->of->d_v, i = h->of->i;
+    const uint32_t to = d + AHEAD_ROWS(d_v);
+
+    fetch(to < d_k ? s + (size_t)(to - d) * d_v
+                   : h->next.s + (size_t)(to - d_k) * d_v,
+          2 * d_v);
+    if (d <= i)
+        fetch(h->at.u + d / 2 * (size_t)d_v, d_v);
+    if (h->next.key != h->at.key)
+        fetch(h->next.key + d / 2 * GRID, i + 1);
+    if (d < GRID && d % 8 == 0)
+        fetch(h->next.g + d, 1);
 }
 
 /* a and c of `width` panels from output e on. */
@@ -187,7 +220,7 @@ LANES_INLINE void read_state(const struct head *h, uint32_t e, uint32_t width,
 {
     const struct shared *of = h->of;
     const uint32_t d_k = of->d_k, d_v = of->d_v;
-    const float *s = h->s;
+    const float *s = h->at.s;
     struct sums k, q;
 
     clear(&k, width);
@@ -199,7 +232,7 @@ LANES_INLINE void read_state(const struct head *h, uint32_t e, uint32_t width,
         const v16 by_q = v16_set1_word(of->q + d / 2);
 
         if (e == 0)
-            fetch(s, 2 * d_v);
+            fetch_early(h, d, s);
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++) {
             const uint32_t at = e + p * LANES;
@@ -226,7 +259,7 @@ LANES_INLINE v16 load_u(const struct head *h, uint32_t m, uint32_t e,
                         uint32_t width)
 {
     const uint32_t d_v = h->of->d_v, n = width > 1 ? LANES : d_v - e;
-    const uint32_t *u = h->u + (size_t)m * d_v + e;
+    const uint32_t *u = h->at.u + (size_t)m * d_v + e;
     uint32_t last[LANES] = {0};
 
     if (n < LANES) {
@@ -241,7 +274,7 @@ LANES_INLINE v16 load_u(const struct head *h, uint32_t m, uint32_t e,
 LANES_INLINE v16 finish(const struct head *h, uint32_t e, v16 r, v16 pair)
 {
     const uint32_t d_v = h->of->d_v, n = d_v - e, i = h->of->i;
-    uint32_t *to = h->u + (size_t)(i / 2) * d_v + e;
+    uint32_t *to = h->at.u + (size_t)(i / 2) * d_v + e;
     const v16 u = v16_mul(v16_set1(h->beta), r);
     uint32_t last[LANES];
 
@@ -258,7 +291,7 @@ LANES_INLINE void solve(const struct head *h, uint32_t e, uint32_t width,
 {
     const uint32_t d_v = h->of->d_v, i = h->of->i;
     const uint32_t near = i / DELTA_BLOCK * DELTA_BLOCK;
-    const v16 decay = v16_set1(h->since_grid);
+    const v16 decay = v16_set1(h->by->since_grid);
     v16 r[WIDTH_MAX], c[WIDTH_MAX], pair;
     struct sums far, all;
 
@@ -266,8 +299,8 @@ LANES_INLINE void solve(const struct head *h, uint32_t e, uint32_t width,
     clear(&far, width);
     clear(&all, width);
     for (uint32_t m = 0; m < near / 2; m++) {
-        const v16 w = v16_set1_word(h->far + m);
-        const v16 x = v16_set1_word(h->x + m);
+        const v16 w = v16_set1_word(h->by->far + m);
+        const v16 x = v16_set1_word(h->by->x + m);
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++) {
             pair = load_u(h, m, e + p * LANES, width);
@@ -286,8 +319,9 @@ LANES_INLINE void solve(const struct head *h, uint32_t e, uint32_t width,
         r[p] = v16_sub(r[p], total(&far, p, order));
     }
     for (uint32_t m = near / 2; m <= i / 2; m++) {
-        const v16 w[2] = {v16_set1(h->w[2 * m]), v16_set1(h->w[2 * m + 1])};
-        const v16 x = v16_set1_word(h->x + m);
+        const v16 w[2] = {v16_set1(h->by->w[2 * m]),
+                          v16_set1(h->by->w[2 * m + 1])};
+        const v16 x = v16_set1_word(h->by->x + m);
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++) {
             pair = load_u(h, m, e + p * LANES, width);
@@ -323,10 +357,11 @@ LANES_INLINE void solve_all(const struct head *h, enum arithmetic order,
 }
 
 /* Decays and weights. */
-static void weigh(struct head *h, double *g, float step)
+static void weigh(const struct head *h, float step, struct weights *out)
 {
     const struct shared *of = h->of;
     const uint32_t i = of->i, near = i / DELTA_BLOCK * DELTA_BLOCK;
+    double *const g = h->at.g;
 
     g[i] = (i ? g[i - 1] : 0.0) + (double)step;
     for (uint32_t j = 0; j <= i; j += LANES) {
@@ -334,10 +369,10 @@ static void weigh(struct head *h, double *g, float step)
         const v16 w = v16_mul(decay, v16_load(of->kk + j));
         const v16 x = v16_mul(decay, v16_load(of->qk + j));
 
-        v16_store(h->w + j, w);
+        v16_store(out->w + j, w);
         if (j < near)
-            pairs_store_row((uint16_t *)h->far + j, w);
-        pairs_store_row((uint16_t *)h->x + j,
+            pairs_store_row((uint16_t *)out->far + j, w);
+        pairs_store_row((uint16_t *)out->x + j,
                         v16_first(x, v16_zero(), i + 1 - j));
     }
     /* -(0 - G) is G to the last bit. */
@@ -345,7 +380,20 @@ static void weigh(struct head *h, double *g, float step)
         v16_exp(v16_negate(v16_difference(0.0, g + i / LANES * LANES)));
     float lane[LANES];
     v16_store(lane, since);
-    h->since_grid = lane[i % LANES];
+    out->since_grid = lane[i % LANES];
+}
+
+static struct place place_of(struct delta_shape shape,
+                             const struct delta_state *state, size_t head)
+{
+    const size_t d_k = shape.d_k, d_v = shape.d_v;
+    const size_t k_head = head / (shape.n_v_head / shape.n_k_head);
+
+    return (struct place){.s = state->s + head * d_k * d_v,
+                          .key = (uint32_t *)state->ring_k +
+                                 k_head * ((d_k + 1) / 2) * GRID,
+                          .u = (uint32_t *)state->ring_u + head * WORDS * d_v,
+                          .g = state->ring_g + head * GRID};
 }
 
 LANES_INLINE void run(const struct shared *of, enum arithmetic order,
@@ -354,24 +402,25 @@ LANES_INLINE void run(const struct shared *of, enum arithmetic order,
     const struct delta_one *one = of->one;
     const struct delta_args *a = one->args;
     const struct delta_shape shape = a->shape;
-    const struct delta_state *state = one->state;
     const size_t per_k = shape.n_v_head / shape.n_k_head;
-    const size_t d_k = shape.d_k, d_v = shape.d_v, n_pair = (d_k + 1) / 2;
-    uint32_t *ring = (uint32_t *)state->ring_k + one->k_head * n_pair * GRID;
+    const size_t first = one->k_head * per_k, end = first + per_k;
+    struct weights by;
 
-    prepare(of, ring);
-    dot_ring(of, ring, order);
-    for (size_t h = one->k_head * per_k; h < (one->k_head + 1) * per_k; h++) {
+    prepare(of, place_of(shape, one->state, first).key, order);
+    for (size_t h = first; h < end; h++) {
         const size_t gate = one->row * shape.n_v_head + h;
-        struct head head = {.of = of,
-                            .s = state->s + h * d_k * d_v,
-                            .u = (uint32_t *)state->ring_u +
-                                 h * (GRID / 2) * d_v,
-                            .v = a->v + one->row * a->qkv_stride + h * d_v,
-                            .out = a->out + one->row * a->out_stride + h * d_v,
-                            .beta = a->beta[gate]};
+        const struct head head = {
+            .of = of,
+            .at = place_of(shape, one->state, h),
+            .next = h + 1 < end
+                        ? place_of(shape, one->state, h + 1)
+                        : place_of(shape, one->next, one->next_k_head * per_k),
+            .by = &by,
+            .v = a->v + one->row * a->qkv_stride + h * of->d_v,
+            .out = a->out + one->row * a->out_stride + h * of->d_v,
+            .beta = a->beta[gate]};
 
-        weigh(&head, state->ring_g + h * GRID, a->log_decay[gate]);
+        weigh(&head, a->log_decay[gate], &by);
         solve_all(&head, order, width);
     }
 }

@@ -38,6 +38,9 @@ struct delta_one {
     const struct delta_state *state;
     size_t row; /* of the whole batch */
     uint32_t k_head, i;
+    /* Whose turn it is next on this thread, perhaps the same again. */
+    const struct delta_state *next;
+    uint32_t next_k_head;
 };
 void LANES_NAME(delta_one)(const struct delta_one *one);
 #endif

@@ -150,6 +150,17 @@ static void read_state(const struct part *p, const struct head *head)
         .scratch = p->scratch});
 }
 
+/* Decays from the grid point to tokens [from, end). */
+static void since_grid(const struct part *p, const struct head *head,
+                       uint32_t from)
+{
+    for (uint32_t j = from; j < p->end; j += LANES) {
+        /* -(0 - G) is G to the last bit. */
+        v16 whole = v16_negate(v16_difference(0.0, head->g + j));
+        v16_store(p->since_grid + j, v16_exp(whole));
+    }
+}
+
 /* The rows' cumulative log decays, and the decays since the grid point. */
 static void add_decays(const struct part *p, const struct head *head)
 {
@@ -161,11 +172,7 @@ static void add_decays(const struct part *p, const struct head *head)
         g = g + (double)*step;
         head->g[i] = g;
     }
-    for (uint32_t j = 0; j < p->end; j += LANES) {
-        /* -(0 - G) is G to the last bit. */
-        v16 whole = v16_negate(v16_difference(0.0, head->g + j));
-        v16_store(p->since_grid + j, v16_exp(whole));
-    }
+    since_grid(p, head, 0);
 }
 
 /* Weights of every row. Those of its own block stay floats. */
@@ -450,24 +457,28 @@ static void fold(const struct part *p, const struct head *head)
 
 /* ------------------------------------------------------------------- tasks */
 
-/* is_next: its state stands in the panels where the last part left it. */
-static void run_part(const struct part *p, bool is_next)
+static struct head head_of(const struct part *p, uint32_t i)
 {
     const struct delta_args *a = p->args;
     const struct delta_state *state = &p->span->state;
+    const size_t h = (size_t)p->k_head * p->n_each + i;
     const size_t d_k = a->shape.d_k, d_v = a->shape.d_v;
 
+    return (struct head){.s = state->s + h * d_k * d_v,
+                         .panels = p->s + (is_kept(p) ? i * s_words(p) : 0),
+                         .u = (uint32_t *)state->ring_u + h * WORDS * d_v,
+                         .g = state->ring_g + h * GRID,
+                         .v = a->v + h * d_v,
+                         .out = a->out + h * d_v,
+                         .at = h};
+}
+
+/* is_next: its state stands in the panels where the last part left it. */
+static void run_part(const struct part *p, bool is_next)
+{
     prepare(p);
     for (uint32_t i = 0; i < p->n_each; i++) {
-        const size_t h = (size_t)p->k_head * p->n_each + i;
-        const struct head head = {
-            .s = state->s + h * d_k * d_v,
-            .panels = p->s + (is_kept(p) ? i * s_words(p) : 0),
-            .u = (uint32_t *)state->ring_u + h * WORDS * d_v,
-            .g = state->ring_g + h * GRID,
-            .v = a->v + h * d_v,
-            .out = a->out + h * d_v,
-            .at = h};
+        const struct head head = head_of(p, i);
 
         if (!is_next || !is_kept(p))
             LANES_NAME(delta_take_state)(p, &head);
@@ -487,16 +498,43 @@ static void run_part(const struct part *p, bool is_next)
     }
 }
 
-/* One last row that fills no chunk. */
-static bool is_alone(const struct delta_span *span, uint32_t t)
+/* What run_part() leaves out when a row of its own filled the chunk. */
+static void fold_rings(const struct part *p)
 {
-    return t + 1 == span->n_row && (span->position + t) % GRID != GRID - 1;
+    LANES_NAME(delta_load_keys)(p);
+    for (uint32_t i = 0; i < p->n_each; i++) {
+        const struct head head = head_of(p, i);
+
+        since_grid(p, &head, GRID - LANES);
+        LANES_NAME(delta_load_u)(p, &head);
+        fold(p, &head);
+    }
 }
 
 struct job {
     const struct delta_args *args;
     struct product_kernel kernel;
+    uint32_t n_task, n_thread;
 };
+
+static void run_one(const struct job *job, uint32_t task,
+                    const struct delta_span *span, uint32_t row)
+{
+    const uint32_t n_k_head = job->args->shape.n_k_head;
+    const uint32_t next =
+        job->n_task - task > job->n_thread ? task + job->n_thread : task;
+
+    LANES_NAME(delta_one)
+    (&(struct delta_one){
+        .args = job->args,
+        .state = &span->state,
+        .row = (size_t)span->first_row + row,
+        .k_head = task % n_k_head,
+        .i = (uint32_t)((span->position + row) % GRID),
+        .next = &job->args->span[next / n_k_head].state,
+        .next_k_head = next % n_k_head,
+    });
+}
 
 static void task(void *arg, uint32_t task, void *scratch)
 {
@@ -518,17 +556,20 @@ static void task(void *arg, uint32_t task, void *scratch)
                                       LINEAR_STEP * LINEAR_STEP,
                             .n_panel = (a->shape.d_v + LANES - 1) / LANES};
 
-        if (is_alone(span, t)) {
-            LANES_NAME(delta_one)
-            (&(struct delta_one){a, &span->state, part.row, part.k_head,
-                                 first});
-            return;
-        }
         n_row = GRID - first < span->n_row - t ? GRID - first : span->n_row - t;
         part.n_row = n_row;
         part.end = first + n_row;
-        LANES_NAME(delta_place)(&part, scratch);
-        run_part(&part, t > 0);
+        if (t + 1 == span->n_row) {
+            run_one(job, task, span, t);
+            if (part.end < GRID)
+                return;
+            part.first = GRID;
+            LANES_NAME(delta_place)(&part, scratch);
+            fold_rings(&part);
+        } else {
+            LANES_NAME(delta_place)(&part, scratch);
+            run_part(&part, t > 0);
+        }
     }
 }
 
@@ -538,7 +579,9 @@ void LANES_NAME(delta_rounded)(struct pool *pool, const struct delta_args *args,
     const struct delta_shape shape = args->shape;
     const struct linear weights = {.type = LINEAR_BF16,
                                    .arithmetic = shape.arithmetic};
-    struct job job = {args, *product_kernel_of(kernels, &weights)};
+    struct job job = {.args = args,
+                      .kernel = *product_kernel_of(kernels, &weights),
+                      .n_task = args->n_span * shape.n_k_head};
     uint64_t n_row = 0;
 
     assert(shape.d_k <= HEAD_DIM_MAX && shape.d_v <= HEAD_DIM_MAX);
@@ -547,7 +590,8 @@ void LANES_NAME(delta_rounded)(struct pool *pool, const struct delta_args *args,
         n_row += args->span[i].n_row;
     pool =
         pool_for_fmas(pool, n_row * shape.n_v_head * shape.d_k * shape.d_v / 4);
-    pool_run(pool, args->n_span * shape.n_k_head, task, &job);
+    job.n_thread = pool_n_thread(pool);
+    pool_run(pool, job.n_task, task, &job);
 }
 
 #if defined(LANES_BF16)
