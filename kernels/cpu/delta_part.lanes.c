@@ -89,19 +89,28 @@ void LANES_NAME(delta_store_keys)(const struct part *p)
         }
 }
 
+/* 16 words of a row of u, or as many as there are; whole rows go fast. */
+static void copy_words(uint32_t *to, const uint32_t *from, uint32_t n)
+{
+    if (n >= LANES)
+        memcpy(to, from, LANES * sizeof(*to));
+    else
+        memcpy(to, from, n * sizeof(*to));
+}
+
 /* Words of known tokens, a half of the last perhaps; zero behind them. */
 void LANES_NAME(delta_load_u)(const struct part *p, const struct head *head)
 {
     const uint32_t d_v = p->args->shape.d_v, n_word = (p->first + 1) / 2;
 
-    memset(p->u, 0, (size_t)p->n_panel * WORDS * LANES * sizeof(*p->u));
-    for (uint32_t m = 0; m < n_word; m++) {
-        const uint32_t keep = 2 * m + 1 < p->first ? UINT32_MAX : UINT16_MAX;
-        const uint32_t *from = head->u + (size_t)m * d_v;
-
-        for (uint32_t e = 0; e < d_v; e++)
-            u_at(p, e / LANES, m)[e % LANES] = from[e] & keep;
-    }
+    if (n_word < WORDS || d_v % LANES)
+        memset(p->u, 0, (size_t)p->n_panel * WORDS * LANES * sizeof(*p->u));
+    for (uint32_t m = 0; m < n_word; m++)
+        for (uint32_t e = 0; e < d_v; e += LANES)
+            copy_words(u_at(p, e / LANES, m), head->u + (size_t)m * d_v + e,
+                       d_v - e);
+    for (uint32_t e = 0; e < d_v && p->first % 2; e++)
+        u_at(p, e / LANES, n_word - 1)[e % LANES] &= UINT16_MAX;
 }
 
 void LANES_NAME(delta_store_u)(const struct part *p, const struct head *head)
@@ -110,8 +119,8 @@ void LANES_NAME(delta_store_u)(const struct part *p, const struct head *head)
 
     for (uint32_t m = p->first / 2; m < (p->end + 1) / 2; m++)
         for (uint32_t e = 0; e < d_v; e += LANES)
-            memcpy(head->u + (size_t)m * d_v + e, u_at(p, e / LANES, m),
-                   (d_v - e < LANES ? d_v - e : LANES) * sizeof(*head->u));
+            copy_words(head->u + (size_t)m * d_v + e, u_at(p, e / LANES, m),
+                       d_v - e);
 }
 
 /* S0 as a right side, from memory. */
