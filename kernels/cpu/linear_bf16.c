@@ -28,10 +28,14 @@
 #define UNIT_ROWS 48u
 #define GROUP_PAIRS (LINEAR_GROUP / 2u)
 #define PAIR_BYTES (2 * PANEL * sizeof(uint16_t)) /* of a panel's bf16 */
-/* Bytes ahead in each panel: of bf16, by width, the best of 2, 2.5, 3 ... 16
- * KiB on Zen 5; one step less or more costs 5 %. Groups ahead of W8: up to 3
- * rows lose a tenth by two, more rows as much by one. */
-#define AHEAD_BF16(width) ((width) == 4 ? 3072u : (width) == 2 ? 5120u : 8192u)
+/* Bytes ahead in each panel: of bf16 the best of 2, 2.5, 3 ... 8 KiB on Zen 5,
+ * one KiB less or more costs 3 %; and groups ahead of W8: up to 3 rows lose a
+ * tenth by two, more rows as much by one. */
+#define AHEAD_BF16(height, width)                                              \
+    ((width) == 4    ? 3072u                                                   \
+     : (height) <= 8 ? 4096u                                                   \
+     : (width) == 2  ? 5120u                                                   \
+                     : 8192u)
 #define AHEAD_W8(height) ((height) <= 3 ? 1u : 2u)
 #define AHEAD_HEIGHT_BF16 5u
 
@@ -232,10 +236,11 @@ INLINE void finish(const struct cell *cell, uint32_t height, uint32_t width,
 
 INLINE void cell_bf16(const struct cell *cell, uint32_t height, uint32_t width)
 {
-    const uint32_t n_ahead = AHEAD_BF16(width) / PAIR_BYTES;
+    const uint32_t n_ahead = AHEAD_BF16(height, width) / PAIR_BYTES;
     const uint32_t n_last = cell->n_pair < n_ahead ? cell->n_pair : n_ahead;
-    struct pairs pairs = {
-        .b = cell->b, .n = cell->n_pair - n_last, .ahead = AHEAD_BF16(width)};
+    struct pairs pairs = {.b = cell->b,
+                          .n = cell->n_pair - n_last,
+                          .ahead = AHEAD_BF16(height, width)};
     sums sum;
 
     clear(height, width, sum);
