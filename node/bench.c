@@ -90,18 +90,13 @@ void bench_print(struct bench *bench, const struct point *point)
 
 void bench_measure_peaks(struct bench *bench)
 {
-    const char *backend = model_backend(bench->model)->name;
-    const enum peak_kind other = peak_kind_of(backend, ARITHMETIC_FP32);
-
-    bench->kind = peak_kind_of(backend, model_arithmetic(bench->model));
-    bench->peak = peak_flops(bench->pool, other);
-    bench->product_peak = bench->kind == other
-                              ? bench->peak
-                              : peak_flops(bench->pool, bench->kind);
+    bench->kind = peak_kind_of(model_backend(bench->model)->name,
+                               model_arithmetic(bench->model));
+    bench->peak = peak_flops(bench->pool, bench->kind);
     bench->read_bytes = 0;
-    fprintf(stderr, "godwitd bench: %u threads: %s %.1f, %s %.1f GFLOP/s\n",
+    fprintf(stderr, "godwitd bench: %u threads: %s %.1f GFLOP/s\n",
             pool_n_thread(bench->pool), peak_name(bench->kind),
-            bench->product_peak / 1e9, peak_name(other), bench->peak / 1e9);
+            bench->peak / 1e9);
 }
 
 static enum status read_rate(struct bench *bench, double bytes, double *out)
@@ -120,20 +115,25 @@ static enum status read_rate(struct bench *bench, double bytes, double *out)
     return st;
 }
 
+double bench_seconds(const struct bench *bench, const struct work *work,
+                     double bandwidth, const char **out_kind)
+{
+    const double flops = work->flops / bench->peak;
+    const double bytes = work->bytes / bandwidth;
+
+    *out_kind = bytes > flops ? "memory" : "arithmetic";
+    return bytes > flops ? bytes : flops;
+}
+
 enum status bench_bound(struct bench *bench, const struct work *work,
                         double *out_seconds, const char **out_kind)
 {
-    const double flops = work->product_flops / bench->product_peak +
-                         work->other_flops / bench->peak;
-    double bandwidth, bytes;
+    double bandwidth;
     const enum status st = read_rate(bench, work->bytes, &bandwidth);
 
-    if (st)
-        return st;
-    bytes = work->bytes / bandwidth;
-    *out_seconds = bytes > flops ? bytes : flops;
-    *out_kind = bytes > flops ? "memory" : "arithmetic";
-    return STATUS_OK;
+    if (!st)
+        *out_seconds = bench_seconds(bench, work, bandwidth, out_kind);
+    return st;
 }
 
 /* Two for each weight of a product that one row meets. */
@@ -156,12 +156,13 @@ static double past_flops(const struct model *model)
     return n;
 }
 
-/* Recurrences of one row. */
-static double row_other_flops(const struct model *model)
+/* Weights and recurrences of one row. */
+static double row_flops(const struct model *model)
 {
-    const double n = model_row_flops(model) - row_product_flops(model);
+    const double weights = row_product_flops(model);
+    const double all = model_row_flops(model);
 
-    return n > 0 ? n : 0;
+    return all > weights ? all : weights;
 }
 
 /*
@@ -198,10 +199,8 @@ struct work bench_prefill_work(const struct model *model, uint64_t position,
     const uint32_t all = n_row < UINT32_MAX ? (uint32_t)n_row : UINT32_MAX;
 
     return (struct work){
-        .product_flops = n * (row_product_flops(model) - logit +
-                              past_flops(model) * middle) +
-                         logit,
-        .other_flops = n * row_other_flops(model),
+        .flops =
+            n * (row_flops(model) - logit + past_flops(model) * middle) + logit,
         .bytes = (double)model_step_bytes(model, all) +
                  session_read_bytes(model, middle),
     };
@@ -213,9 +212,7 @@ struct work bench_decode_work(const struct model *model, uint64_t position,
     const double n = n_session;
 
     return (struct work){
-        .product_flops = n * (row_product_flops(model) +
-                              past_flops(model) * (double)position),
-        .other_flops = n * row_other_flops(model),
+        .flops = n * (row_flops(model) + past_flops(model) * (double)position),
         .bytes = (double)model_step_bytes(model, n_session) +
                  n * session_read_bytes(model, (double)position),
     };
@@ -226,7 +223,7 @@ void point_add_parts(struct point *point, const struct bench *bench,
                      double product_bytes)
 {
     const double products = watch->seconds[STOPWATCH_PRODUCTS];
-    const double by_flops = watch->product_flops / bench->product_peak;
+    const double by_flops = watch->product_flops / bench->peak;
     const double by_bytes = product_bytes / bench->bandwidth;
     double all = 0;
 

@@ -33,10 +33,10 @@ struct bench {
         is_loaded; /* what fails from here on is not the command line's fault */
     bool has_header;
     char machine[128];
-    enum peak_kind kind;       /* of the products */
-    double product_peak, peak; /* flops per second: products, all else */
-    size_t read_bytes;         /* for which `bandwidth` was measured */
-    double bandwidth;          /* bytes per second */
+    enum peak_kind kind; /* of the products */
+    double peak;         /* flops per second of it */
+    size_t read_bytes;   /* for which `bandwidth` was measured */
+    double bandwidth;    /* bytes per second */
     uint64_t context[BENCH_LIST_MAX], batch[BENCH_LIST_MAX],
         session[BENCH_LIST_MAX];
     uint32_t n_context, n_batch, n_session;
@@ -74,14 +74,16 @@ void bench_print(struct bench *bench, const struct point *point);
 void bench_measure_peaks(struct bench *bench);
 
 /*
- * Time that no program could go below, in seconds: the products at the peak of
- * their instruction and the rest at that of the float fma, one behind the other
- * as in every implementation known to us; or reading all weights and memories
- * once, if that takes longer.
+ * Time that no program could go below, in seconds: all products, those of
+ * attention and of recurrences too, at the peak of their instruction; or
+ * reading all weights and memories once, if that takes longer.
  */
 struct work {
-    double product_flops, other_flops, bytes;
+    double flops, bytes;
 };
+double bench_seconds(const struct bench *bench, const struct work *work,
+                     double bandwidth, const char **out_kind);
+/* With the bandwidth measured now, or lately for as many bytes. */
 MUST_CHECK enum status bench_bound(struct bench *bench, const struct work *work,
                                    double *out_seconds, const char **out_kind);
 

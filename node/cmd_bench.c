@@ -277,8 +277,7 @@ static enum status bench_session(struct bench *bench, struct bench_node *node,
     double bound;
     enum status st = run_node(bench, node, n_session, &runs);
 
-    work.product_flops *= n_session;
-    work.other_flops *= n_session;
+    work.flops *= n_session;
     if (!st)
         st = bench_bound(bench, &work, &bound, &prefill.bound_kind);
     if (st)

@@ -195,9 +195,8 @@ double peak_flops(struct pool *pool, enum peak_kind kind)
 /* ------------------------------------------------------------------ reads */
 
 struct read_job {
-    const uint64_t *word; /* [n_task][n_word] */
-    size_t n_word;
-    uint32_t n_round, n_stream;
+    const struct peak_reader *reader;
+    uint32_t n_stream;
     uint64_t *out; /* one line per task */
 };
 
@@ -232,47 +231,75 @@ sum_words(const uint64_t *word, size_t n_word, uint32_t n_stream)
 static void run_read(void *arg, uint32_t task, void *scratch)
 {
     const struct read_job *job = arg;
+    const struct peak_reader *reader = job->reader;
     uint64_t sum = 0;
 
     (void)scratch;
-    for (uint32_t i = 0; i < job->n_round; i++)
-        sum += sum_words(job->word + task * job->n_word, job->n_word,
+    for (uint32_t i = 0; i < reader->n_round; i++)
+        sum += sum_words(reader->word + task * reader->n_word, reader->n_word,
                          job->n_stream);
     job->out[task * (LINE_BYTES / sizeof(uint64_t))] = sum;
 }
 
-enum status peak_read_bytes(struct pool *pool, size_t n_bytes, double *out)
+enum status peak_reader_init(struct pool *pool, size_t n_bytes,
+                             struct peak_reader *out)
 {
-    const struct clock *clock = clock_real();
     const uint32_t n_thread = pool_n_thread(pool);
     const size_t n_read = n_bytes < READ_BYTES_MAX ? n_bytes : READ_BYTES_MAX;
     const size_t each = (n_read / n_thread + 1023) / 1024 * 1024;
     const size_t room =
         (each * n_thread + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    uint64_t line[POOL_THREAD_MAX * (LINE_BYTES / sizeof(uint64_t))];
-    uint64_t *word = aligned_alloc(HUGE_PAGE, room);
-    struct read_job job = {.word = word,
-                           .n_word = each / sizeof(uint64_t),
-                           .n_round = (uint32_t)(READ_BYTES_MIN / n_read + 1),
-                           .out = line};
-    double best = 0;
+    struct peak_reader reader = {.pool = pool,
+                                 .word = aligned_alloc(HUGE_PAGE, room),
+                                 .n_word = each / sizeof(*reader.word),
+                                 .n_round =
+                                     (uint32_t)(READ_BYTES_MIN / n_read + 1)};
 
-    if (!word)
+    if (!reader.word)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for %zu bytes to read", room);
-    (void)madvise(word, room, MADV_HUGEPAGE); /* as weights have them */
-    memset(word, 1, room);
-    for (uint32_t i = 0; i < 2 * N_RUN; i++) {
+    (void)madvise(reader.word, room, MADV_HUGEPAGE); /* as weights have them */
+    memset(reader.word, 1, room);
+    *out = reader;
+    return STATUS_OK;
+}
+
+void peak_reader_release(struct peak_reader *reader)
+{
+    free(reader->word);
+    *reader = (struct peak_reader){0};
+}
+
+double peak_reader_rate(const struct peak_reader *reader, uint32_t n_run)
+{
+    const struct clock *clock = clock_real();
+    const uint32_t n_thread = pool_n_thread(reader->pool);
+    const double bytes = (double)reader->n_word * sizeof(*reader->word) *
+                         n_thread * reader->n_round;
+    uint64_t line[POOL_THREAD_MAX * (LINE_BYTES / sizeof(uint64_t))];
+    struct read_job job = {.reader = reader, .out = line};
+    double best = 0;
+
+    for (uint32_t i = 0; i < 2 * n_run; i++) {
         const uint64_t start = clock->now_us(clock);
-        double seconds, rate;
+        double rate;
 
         job.n_stream = i % 2 ? STREAM_MAX : 1;
-        pool_run(pool, n_thread, run_read, &job);
-        seconds = (double)(clock->now_us(clock) - start + 1) / 1e6;
-        rate = (double)each * n_thread * job.n_round / seconds;
+        pool_run(reader->pool, n_thread, run_read, &job);
+        rate = bytes * 1e6 / (double)(clock->now_us(clock) - start + 1);
         best = rate > best ? rate : best;
     }
-    free(word);
-    *out = best;
+    return best;
+}
+
+enum status peak_read_bytes(struct pool *pool, size_t n_bytes, double *out)
+{
+    struct peak_reader reader;
+    const enum status st = peak_reader_init(pool, n_bytes, &reader);
+
+    if (st)
+        return st;
+    *out = peak_reader_rate(&reader, N_RUN);
+    peak_reader_release(&reader);
     return STATUS_OK;
 }

@@ -9,6 +9,7 @@
 #include "kernels/pool.h"
 
 #include <stddef.h>
+#include <stdint.h>
 
 /* The instruction that a loop of multiply-adds can be made of. */
 enum peak_kind {
@@ -32,11 +33,25 @@ const char *peak_name(enum peak_kind kind); /* "fma avx512" */
 double peak_flops(struct pool *pool, enum peak_kind kind);
 
 /*
- * Bytes per second when all threads together read n_bytes again and again, as
- * a decode step reads its weights: from the cache that holds them, or memory.
- * No more than 1 GiB is taken: behind every cache the size makes no difference.
- *   RESOURCE_EXHAUSTED  no memory
+ * Bytes that all threads together read again and again, as a decode step reads
+ * its weights: from the cache that holds them, or memory. No more than 1 GiB is
+ * taken: behind every cache the size makes no difference.
  */
+struct peak_reader {
+    struct pool *pool;
+    uint64_t *word; /* [n_thread][n_word]; owned */
+    size_t n_word;
+    uint32_t n_round;
+};
+
+/* RESOURCE_EXHAUSTED  no memory */
+MUST_CHECK enum status peak_reader_init(struct pool *pool, size_t n_bytes,
+                                        struct peak_reader *out);
+void peak_reader_release(struct peak_reader *reader);
+/* Bytes per second, the best of 2 n_run times. */
+double peak_reader_rate(const struct peak_reader *reader, uint32_t n_run);
+
+/* All of that at once.  as peak_reader_init() */
 MUST_CHECK enum status peak_read_bytes(struct pool *pool, size_t n_bytes,
                                        double *out);
 #endif
