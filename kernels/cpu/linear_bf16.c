@@ -120,11 +120,12 @@ struct pairs {
 /* Rows of x for a cell, as ROW() wants them. */
 struct rows {
     const uint32_t *at[HEIGHT_MAX / 3];
+    size_t stride;
 };
 
 INLINE struct rows rows_of(const struct cell *cell, uint32_t first)
 {
-    struct rows rows;
+    struct rows rows = {.stride = cell->x_stride};
 
     for (uint32_t i = 0; i < HEIGHT_MAX / 3; i++)
         rows.at[i] = cell->x + 3 * i * cell->x_stride + first;
@@ -148,14 +149,13 @@ INLINE size_t ahead_of_end(const struct cell *cell, size_t ahead,
 }
 
 /* sum += pair k. height and width are constants where this is inlined. */
-INLINE void add_pair(const struct cell *cell, const struct rows *x, uint32_t k,
-                     const __m512i *w, uint32_t height, uint32_t width,
-                     sums sum)
+INLINE void add_pair(const struct rows *x, uint32_t k, const __m512i *w,
+                     uint32_t height, uint32_t width, sums sum)
 {
 #pragma GCC unroll 24
     for (uint32_t r = 0; r < height; r++) {
         const __m512i pair =
-            _mm512_set1_epi32((int)ROW(x->at, r, cell->x_stride)[k]);
+            _mm512_set1_epi32((int)ROW(x->at, r, x->stride)[k]);
 
 #pragma GCC unroll 4
         for (uint32_t p = 0; p < width; p++)
@@ -179,7 +179,7 @@ INLINE void add_bf16(const struct cell *cell, struct pairs pairs,
 #pragma GCC unroll 4
         for (uint32_t p = 0; p < width; p++)
             w[p] = _mm512_load_si512(b + p * cell->b_stride);
-        add_pair(cell, &x, k, w, height, width, sum);
+        add_pair(&x, k, w, height, width, sum);
     }
 }
 
@@ -202,8 +202,8 @@ INLINE void add_w8(const struct cell *cell, struct pairs pairs, uint32_t height,
             w[0][p] = two[0];
             w[1][p] = two[1];
         }
-        add_pair(cell, &x, k, w[0], height, width, sum);
-        add_pair(cell, &x, k + 1, w[1], height, width, sum);
+        add_pair(&x, k, w[0], height, width, sum);
+        add_pair(&x, k + 1, w[1], height, width, sum);
     }
 }
 
