@@ -3,9 +3,10 @@
 /*
  * An ordered, durable map from bytes to bytes: the only thing that sessions
  * need of a database. Two implementations: RocksDB (store_rocksdb.c, the only
- * file that knows it) and memory (store_memory.c, for tests: it can also fail
+ * file that knows it; large values of STORE_BULK lie in files beside it,
+ * store_segments.c) and memory (store_memory.c, for tests: it can also fail
  * the n-th call, lose what was not synced, and flip bits). Calls of different
- * threads may overlap.
+ * threads may overlap, but for STORE_BULK.
  */
 #include "base/status.h"
 
@@ -22,7 +23,7 @@ struct store_scan;  /* a range read from one moment's view */
 
 enum store_kind {
     STORE_JOURNAL, /* tiny values, synced every step, point-in-time recovery */
-    STORE_BULK,    /* large values with XXH3 block checksums */
+    STORE_BULK,    /* large values, which carry their own digests */
 };
 
 /*
