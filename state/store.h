@@ -18,6 +18,7 @@
 #define STORE_BATCH_MAX (512u << 20) /* bytes of one batch */
 
 struct store;
+struct writer;
 struct store_batch; /* writes that become visible together or not at all */
 struct store_scan;  /* a range read from one moment's view */
 
@@ -64,6 +65,11 @@ void store_batch_destroy(struct store_batch *batch);
 void store_batch_clear(struct store_batch *batch);
 void store_batch_put(struct store_batch *batch, const void *key,
                      size_t key_bytes, const void *value, size_t value_bytes);
+/* The same for a value that the caller writes, behind what the writer has, up
+ * to the end of the put: so that large ones are copied once. */
+struct writer *store_batch_begin_put(struct store_batch *batch, const void *key,
+                                     size_t key_bytes);
+void store_batch_end_put(struct store_batch *batch);
 void store_batch_delete(struct store_batch *batch, const void *key,
                         size_t key_bytes);
 /* Every key in [from, to). */
