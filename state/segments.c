@@ -9,12 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #define SEGMENT_BYTES (64u << 20) /* a file is full when it has as many */
-#define PAGE_BYTES 4096u          /* holes are made of whole ones */
-#define PIECE_MAX 64u             /* of one write */
+#define PAGE_BYTES 4096u /* holes and direct writes are made of whole ones */
+/* Of one write. Larger ones take less time of the disk, but each has to be
+ * gathered first, best in a cache. */
+#define GATHER_BYTES (2u << 20)
 #define SUFFIX ".segment"
 
 struct segment {
@@ -28,10 +29,12 @@ struct segments {
     struct segment *segment; /* [n_segment] by number, ascending; owned */
     size_t n_segment, capacity;
     int write_fd; /* of the last one, or -1: the next append makes a new one */
-    uint64_t written; /* bytes of it */
-    bool is_dirty;    /* it has bytes that are not synced ... */
-    bool is_new;      /* ... nor is its name */
-    int read_fd;      /* of read_number, or -1 */
+    uint64_t written;      /* bytes of it; whole pages */
+    unsigned char *gather; /* [GATHER_BYTES] aligned to pages; owned */
+    size_t n_gathered;
+    bool is_dirty; /* it has bytes that are not synced ... */
+    bool is_new;   /* ... nor is its name */
+    int read_fd;   /* of read_number, or -1 */
     uint64_t read_number;
 };
 
@@ -139,6 +142,11 @@ enum status segments_open(const char *path, struct segments **out)
     if (!segments)
         return no_memory();
     segments->directory = segments->write_fd = segments->read_fd = -1;
+    segments->gather = aligned_alloc(PAGE_BYTES, GATHER_BYTES);
+    if (!segments->gather) {
+        segments_close(segments);
+        return no_memory();
+    }
     (void)snprintf(segments->path, sizeof(segments->path), "%s", path);
     if ((mkdir(path, 0700) != 0 && errno != EEXIST) ||
         access(path, R_OK | W_OK | X_OK) != 0 ||
@@ -173,6 +181,7 @@ void segments_close(struct segments *segments)
     shut(&segments->write_fd);
     shut(&segments->read_fd);
     shut(&segments->directory);
+    free(segments->gather);
     free(segments->segment);
     free(segments);
 }
@@ -224,6 +233,7 @@ void segments_sweep(struct segments *segments)
 
 static enum status begin_file(struct segments *segments)
 {
+    const int flags = O_WRONLY | O_CREAT | O_CLOEXEC;
     const size_t n = segments->n_segment;
     const uint64_t number = n ? segments->segment[n - 1].number + 1 : 1;
     char name[32];
@@ -232,8 +242,10 @@ static enum status begin_file(struct segments *segments)
     if (st)
         return st;
     name_of(number, name);
-    segments->write_fd = openat(segments->directory, name,
-                                O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    segments->write_fd =
+        openat(segments->directory, name, flags | O_EXCL | O_DIRECT, 0600);
+    if (segments->write_fd < 0 && errno == EINVAL) /* there is none here */
+        segments->write_fd = openat(segments->directory, name, flags, 0600);
     if (segments->write_fd < 0)
         return status_fail(STATUS_PERMISSION_DENIED,
                            "cannot make segment %lu: %s", number,
@@ -243,61 +255,82 @@ static enum status begin_file(struct segments *segments)
     return STATUS_OK;
 }
 
-/* Up to PIECE_MAX values behind each other; a short write goes on. */
-static enum status write_pieces(struct segments *segments, struct iovec *piece,
-                                uint32_t n, uint64_t offset)
+static enum status write_gathered(struct segments *segments)
 {
-    while (n > 0) {
-        ssize_t n_done =
-            pwritev(segments->write_fd, piece, (int)n, (off_t)offset);
+    const size_t n_page = (segments->n_gathered + PAGE_BYTES - 1) / PAGE_BYTES;
+    const size_t n = n_page * PAGE_BYTES;
+    size_t n_done = 0;
 
-        if (n_done < 0 && errno == EINTR)
+    memset(segments->gather + segments->n_gathered, 0,
+           n - segments->n_gathered);
+    segments->n_gathered = 0;
+    segments->is_dirty = true;
+    while (n_done < n) {
+        ssize_t n_now = pwrite(segments->write_fd, segments->gather + n_done,
+                               n - n_done, (off_t)(segments->written + n_done));
+
+        if (n_now < 0 && errno == EINTR)
             continue;
-        if (n_done <= 0)
+        if (n_now <= 0)
             return fail("write",
                         segments->segment[segments->n_segment - 1].number);
-        offset += (uint64_t)n_done;
-        while (n > 0 && (size_t)n_done >= piece->iov_len) {
-            n_done -= (ssize_t)piece->iov_len;
-            piece++;
-            n--;
-        }
-        if (n > 0) {
-            piece->iov_base = (char *)piece->iov_base + n_done;
-            piece->iov_len -= (size_t)n_done;
+        /* Only whole pages can be written directly. */
+        n_done += n_now < (ssize_t)PAGE_BYTES
+                      ? (size_t)n_now
+                      : (size_t)n_now / PAGE_BYTES * PAGE_BYTES;
+    }
+    segments->written += n;
+    return STATUS_OK;
+}
+
+static enum status gather(struct segments *segments, const struct bytes *value)
+{
+    size_t n_done = 0;
+
+    while (n_done < value->n) {
+        const size_t room = GATHER_BYTES - segments->n_gathered;
+        const size_t n_left = value->n - n_done;
+        const size_t n_now = n_left < room ? n_left : room;
+
+        memcpy(segments->gather + segments->n_gathered,
+               (const char *)value->at + n_done, n_now);
+        segments->n_gathered += n_now;
+        n_done += n_now;
+        if (segments->n_gathered == GATHER_BYTES) {
+            enum status st = write_gathered(segments);
+
+            if (st)
+                return st;
         }
     }
     return STATUS_OK;
 }
 
-static enum status append_some(struct segments *segments,
-                               const struct bytes *value, uint32_t n,
-                               struct extent *out)
+/* The values one behind the other, then up to the end of a page. */
+static enum status append_all(struct segments *segments,
+                              const struct bytes *value, uint32_t n,
+                              struct extent *out)
 {
-    struct segment *last = &segments->segment[segments->n_segment - 1];
-    struct iovec piece[PIECE_MAX];
+    const uint64_t number = segments->segment[segments->n_segment - 1].number;
     uint64_t at = segments->written;
-    enum status st;
+    enum status st = STATUS_OK;
 
-    for (uint32_t i = 0; i < n; i++) {
-        piece[i] = (struct iovec){(void *)(uintptr_t)value[i].at, value[i].n};
-        out[i] = (struct extent){last->number, at, value[i].n};
+    segments->n_gathered = 0;
+    for (uint32_t i = 0; i < n && !st; i++) {
+        out[i] = (struct extent){number, at, value[i].n};
         at += value[i].n;
+        st = gather(segments, &value[i]);
     }
-    segments->is_dirty = true;
-    st = write_pieces(segments, piece, n, segments->written);
-    if (st)
-        return st;
-    last->needed += at - segments->written;
-    segments->written = at;
-    return STATUS_OK;
+    if (!st && segments->n_gathered > 0)
+        st = write_gathered(segments);
+    return st;
 }
 
 enum status segments_append(struct segments *segments,
                             const struct bytes *value, uint32_t n,
                             struct extent *out)
 {
-    uint32_t n_done = 0;
+    uint64_t written;
     enum status st = STATUS_OK;
 
     if (segments->write_fd >= 0 && segments->written >= SEGMENT_BYTES) {
@@ -306,15 +339,17 @@ enum status segments_append(struct segments *segments,
     }
     if (!st && segments->write_fd < 0)
         st = begin_file(segments);
-    while (!st && n_done < n) {
-        uint32_t n_now = n - n_done < PIECE_MAX ? n - n_done : PIECE_MAX;
-
-        st = append_some(segments, value + n_done, n_now, out + n_done);
-        n_done += st ? 0 : n_now;
+    if (st)
+        return st;
+    written = segments->written;
+    st = append_all(segments, value, n, out);
+    if (st) { /* it is written over by the next one */
+        segments->written = written;
+        return st;
     }
-    if (st && n_done > 0)
-        segments_drop(segments, out, n_done);
-    return st;
+    for (uint32_t i = 0; i < n; i++)
+        segments->segment[segments->n_segment - 1].needed += value[i].n;
+    return STATUS_OK;
 }
 
 enum status segments_sync(struct segments *segments)

@@ -7,6 +7,11 @@
  * hole, and a file without any needed byte is deleted; so there is nothing to
  * rewrite and no room for dead values.
  *
+ * What is appended goes past the system's cache, whose pages would have to be
+ * found, filled and written back: 2 MB take 0.15 ms of a CPU, measured, where
+ * buffered they take 0.6 to 3 ms. Few values are read again soon; those that
+ * are read are in the cache from then on.
+ *
  * Each run of the program writes to files of its own, so that nothing that a
  * crash left behind is ever written over. Bytes are as good as the disk: who
  * reads must check them (proto/frame.h). One thread at a time.
