@@ -13,8 +13,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Steps of a decode run, at most: whole chunks of the recurrent layers, in whose
- * second half a step costs more than in the first. */
+/* Steps of a decode run, at most: whole chunks of the recurrent layers, in
+ * whose second half a step costs more than in the first. */
 #define N_DECODE GRID
 #define N_DECODE_MIN 2u
 #define CHUNK_MIN 128u   /* rows of a frontier's chunk on a slow machine */
