@@ -464,9 +464,21 @@ static void drop_from(struct segments *segments, const struct extent *extent,
     }
 }
 
+/* In order of place, each once; how many. */
+static uint32_t sort(struct extent *extent, uint32_t n)
+{
+    uint32_t n_kept = 0;
+
+    qsort(extent, n, sizeof(*extent), compare_extents);
+    for (uint32_t i = 0; i < n; i++)
+        if (n_kept == 0 || compare_extents(&extent[n_kept - 1], &extent[i]))
+            extent[n_kept++] = extent[i];
+    return n_kept;
+}
+
 void segments_drop(struct segments *segments, struct extent *extent, uint32_t n)
 {
-    qsort(extent, n, sizeof(*extent), compare_extents);
+    n = sort(extent, n);
     for (uint32_t i = 0, end; i < n; i = end) {
         end = i + 1;
         while (end < n && extent[end].file == extent[i].file)

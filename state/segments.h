@@ -70,7 +70,8 @@ MUST_CHECK enum status segments_sync(struct segments *segments);
 MUST_CHECK enum status segments_read(struct segments *segments,
                                      const struct extent *extent, void *out);
 
-/* These n are not needed any more; puts them in order of place. */
+/* These n are not needed any more, each counted once however often it is named;
+ * puts them in order of place. */
 void segments_drop(struct segments *segments, struct extent *extent,
                    uint32_t n);
 #endif

@@ -163,9 +163,9 @@ static enum status list_value(struct store_segments *store,
     return STATUS_OK;
 }
 
-/* Which values are large, and which extents will have no name any more. A key
- * that one write puts twice is seen as it was before it: its first value stays
- * in its segment until that goes. */
+/* Which values are large, and which extents will have no name any more; some
+ * may be found twice. A key that one write puts twice is seen as it was before:
+ * its first value stays in its segment until the store is opened again. */
 static enum status list_op(struct store_segments *store,
                            const struct store_op *op)
 {

@@ -219,6 +219,28 @@ Test(segments, are_never_written_over)
     cr_assert_eq(segments_read(segments, &missing, found), STATUS_DATA_LOSS);
 }
 
+Test(segments, count_what_is_dropped_once)
+{
+    struct extent extent[3], twice[2];
+    uint64_t bytes;
+
+    open_here();
+    cr_assert_eq(append(60, &extent[0]), STATUS_OK);
+    cr_assert_eq(append(60, &extent[1]), STATUS_OK);
+    open_here();
+    for (int i = 0; i < 2; i++)
+        cr_assert_eq(segments_need(segments, &extent[i]), STATUS_OK);
+    segments_sweep(segments);
+    cr_assert_eq(append(61, &extent[2]), STATUS_OK); /* in another file */
+    twice[0] = twice[1] = extent[0];
+    segments_drop(segments, twice, 2);
+    cr_assert_eq(count_files(&bytes), 2);
+    check(60, &extent[1]);
+    segments_drop(segments, &extent[1], 1);
+    cr_assert_eq(count_files(&bytes), 1);
+    check(61, &extent[2]);
+}
+
 Test(segments, report_a_shorter_file_as_data_loss)
 {
     struct extent extent;
