@@ -478,7 +478,7 @@ static uint32_t sort(struct extent *extent, uint32_t n)
 
 void segments_drop(struct segments *segments, struct extent *extent, uint32_t n)
 {
-    n = sort(extent, n);
+    n = n > 0 ? sort(extent, n) : 0; /* of none there may be no array */
     for (uint32_t i = 0, end; i < n; i = end) {
         end = i + 1;
         while (end < n && extent[end].file == extent[i].file)
