@@ -163,7 +163,7 @@ static enum status push_turn(struct bench_node *bench, uint32_t i,
 
 /* What is known of the turns from the events so far. */
 struct tally {
-    uint64_t start_us;
+    uint64_t start_us, end_us;
     uint64_t n_all;    /* tokens of all sessions */
     uint64_t first_us; /* when the last session had its first token */
     uint64_t n_before; /* tokens sent up to then */
@@ -236,14 +236,20 @@ static void wait_for_all(struct bench_node *bench, struct tally *tally,
 }
 
 static enum status run_turns(struct bench_node *bench,
-                             const struct turns *turns, struct tally *tally)
+                             const struct turns *turns, struct tally *tally,
+                             struct thread_times *times)
 {
+    struct thread_times begin, end;
     uint32_t n_pushed = 0;
 
+    thread_times_read(&begin);
     tally->start_us = now_us();
     for (; n_pushed < turns->n_session && !tally->status; n_pushed++)
         tally->status = push_turn(bench, n_pushed, turns);
     wait_for_all(bench, tally, tally->status ? 0 : n_pushed);
+    tally->end_us = now_us();
+    thread_times_read(&end);
+    thread_times_add(times, &begin, &end);
     return tally->status;
 }
 
@@ -254,13 +260,14 @@ static enum status run_decode(struct bench_node *bench, uint32_t n_session,
 {
     struct tally tally = {.token_us = result->token_us};
     enum status st =
-        run_turns(bench, &(struct turns){n_session, 1, n_output + 1}, &tally);
+        run_turns(bench, &(struct turns){n_session, 1, n_output + 1}, &tally,
+                  &result->decode_times);
 
     if (st)
         return st;
     result->n_token = tally.n_next;
     result->decode = 1e6 * (double)(tally.n_all - tally.n_before) /
-                     (double)(now_us() - tally.first_us + 1);
+                     (double)(tally.end_us - tally.first_us + 1);
     return STATUS_OK;
 }
 
@@ -282,7 +289,8 @@ enum status bench_node_run(struct bench_node *bench, uint32_t n_session,
                            "no memory for %u sessions", n_session);
     }
     bench->n_run++;
-    st = run_turns(bench, &(struct turns){n_session, n_prompt, 1}, &tally);
+    st = run_turns(bench, &(struct turns){n_session, n_prompt, 1}, &tally,
+                   &result.prefill_times);
     if (!st)
         st = run_decode(bench, n_session, n_output, &result);
     if (st) {

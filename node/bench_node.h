@@ -8,6 +8,7 @@
  */
 #include "base/status.h"
 #include "model/model.h"
+#include "node/thread_times.h"
 
 #include <stdint.h>
 
@@ -40,6 +41,7 @@ struct bench_node_result {
     double *ttft_us;  /* [n_session], ascending; owned, as is: */
     double *token_us; /* [n_token] between tokens of a session, ascending */
     size_t n_session, n_token;
+    struct thread_times prefill_times, decode_times; /* of the two turns */
 };
 void bench_node_result_release(struct bench_node_result *result);
 

@@ -13,7 +13,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#define N_DECODE 32u /* steps of a decode run, at most */
+/* Steps of a decode run, at most: whole chunks of the recurrent layers, in
+ * whose second half a step costs more than in the first. */
+#define N_DECODE GRID
 #define N_DECODE_MIN 2u
 #define N_READ 2u        /* pairs of readings beside a run */
 #define CHUNK_MIN 128u   /* rows of a frontier's chunk on a slow machine */

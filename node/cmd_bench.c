@@ -231,7 +231,21 @@ struct node_runs {
     double fill[BENCH_RUN_MAX], rate[BENCH_RUN_MAX];
     double ttft[2][BENCH_RUN_MAX], token[2][BENCH_RUN_MAX]; /* p50, p99 in us */
     uint32_t n;
+    struct thread_times prefill_times, decode_times; /* of all runs */
 };
+
+/* Talk: who used the processors, per token. */
+static void say_times(const char *what, uint32_t n_session,
+                      const struct thread_times *times, double n_token)
+{
+    (void)fprintf(stderr, "godwitd bench: %s, %u sessions, us/token:", what,
+                  n_session);
+    for (uint32_t i = 0; i < times->n; i++)
+        if ((double)times->of[i].ns > n_token) /* not for a nanosecond */
+            (void)fprintf(stderr, " %s %.2f", times->of[i].name,
+                          (double)times->of[i].ns / n_token / 1e3);
+    (void)fputc('\n', stderr);
+}
 
 static enum status run_node(const struct bench *bench, struct bench_node *node,
                             uint32_t n_session, struct node_runs *runs)
@@ -260,9 +274,19 @@ static enum status run_node(const struct bench *bench, struct bench_node *node,
                 bench_percentile(result.token_us, result.n_token, share);
         }
         runs->n++;
+        thread_times_add(&runs->prefill_times, &(struct thread_times){0},
+                         &result.prefill_times);
+        thread_times_add(&runs->decode_times, &(struct thread_times){0},
+                         &result.decode_times);
         bench_node_result_release(&result);
     }
-    return st;
+    if (st)
+        return st;
+    say_times("prefill", n_session, &runs->prefill_times,
+              (double)n_session * NODE_CONTEXT * runs->n);
+    say_times("decode", n_session, &runs->decode_times,
+              (double)n_session * (N_NODE_DECODE + 1) * runs->n);
+    return STATUS_OK;
 }
 
 static enum status bench_session(struct bench *bench, struct bench_node *node,

@@ -3,6 +3,11 @@
  * is the time between two messages with tokens of one reply, as its client sees
  * them; a message of several tokens, which a client gets that lags behind,
  * counts once.
+ *
+ * A reply that has had its tokens is followed by the next one, so that replies
+ * are as long in one window as in another: what a reply grows by costs pace,
+ * too, and that is not the long prompt's doing. The first ones have different
+ * lengths, or all would begin anew at once.
  */
 #include "ops/bench_report.h"
 
@@ -28,7 +33,7 @@ struct held {
     uint64_t seed;
     const float *temperature;
     float temperature_value;
-    uint32_t n_stream;
+    uint32_t n_stream, n_sent;
     struct bench_reply *stream; /* [n_stream]; owned */
     struct bench_reply long_one;
     struct window window[3];
@@ -39,22 +44,24 @@ static uint64_t now_us(void)
     return clock_real()->now_us(clock_real());
 }
 
-static enum status send(struct held *held, uint32_t number, uint32_t n_prompt,
-                        uint32_t n_reply, struct bench_reply *reply)
+/* Behind the gaps that the reply has. No two prompts are the same. */
+static enum status send(struct held *held, uint32_t n_prompt, uint32_t n_reply,
+                        struct bench_reply *reply)
 {
     struct bench_prompt prompt = {
-        .seed = held->seed, .number = number, .n_token = n_prompt};
+        .seed = held->seed, .number = held->n_sent++, .n_token = n_prompt};
     struct bench_ask ask = {.id = bench_prompt_ids(&held->words, &prompt),
                             .n_id = n_prompt,
                             .tenant = "",
                             .n_reply = n_reply,
                             .temperature = held->temperature,
-                            .seed = held->seed + number};
-    enum status st = STATUS_OK;
+                            .seed = held->seed + prompt.number};
+    enum status st;
 
     if (!ask.id)
         return status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for a prompt");
-    st = samples_init(&reply->gaps, n_reply);
+    *reply = (struct bench_reply){.gaps = reply->gaps};
+    st = samples_reserve(&reply->gaps, reply->gaps.n + n_reply);
     reply->begin_us = now_us();
     if (!st)
         st = bench_reply_begin(held->ctl->client, &ask, reply);
@@ -62,22 +69,22 @@ static enum status send(struct held *held, uint32_t number, uint32_t n_prompt,
     return st;
 }
 
-/* A stream that is over cannot be measured. */
-static enum status check_streams(const struct held *held)
+/* One that is over is followed by the next. */
+static enum status check_streams(struct held *held)
 {
-    for (uint32_t i = 0; i < held->n_stream; i++) {
-        const struct bench_reply *stream = &held->stream[i];
+    enum status st = STATUS_OK;
+
+    for (uint32_t i = 0; i < held->n_stream && !st; i++) {
+        struct bench_reply *stream = &held->stream[i];
 
         if (stream->exchange)
             continue;
-        if (stream->outcome == BENCH_OK)
-            return status_fail(STATUS_FAILED_PRECONDITION,
-                               "a stream ended after %u tokens, before the "
-                               "bench; give more --stream-tokens",
-                               stream->n_token);
-        return bench_reply_judge(stream);
+        st = bench_reply_judge(stream);
+        if (!st)
+            st = send(held, STREAM_PROMPT,
+                      (uint32_t)held->ctl->options.stream_tokens, stream);
     }
-    return STATUS_OK;
+    return st;
 }
 
 static bool have_all_begun(const struct held *held)
@@ -142,15 +149,16 @@ static enum status measure(struct held *held, struct window *window,
     return st;
 }
 
-static enum status run(struct held *held)
+static enum status begin(struct held *held)
 {
-    const struct ctl_options *options = &held->ctl->options;
-    uint64_t window_us = (uint64_t)(options->window * 1e6);
+    const uint64_t n_token = held->ctl->options.stream_tokens;
     enum status st = STATUS_OK;
 
-    for (uint32_t i = 0; !st && i < held->n_stream; i++)
-        st = send(held, i, STREAM_PROMPT, (uint32_t)options->stream_tokens,
-                  &held->stream[i]);
+    for (uint32_t i = 0; !st && i < held->n_stream; i++) {
+        uint64_t n = n_token * (i + 1) / held->n_stream;
+
+        st = send(held, STREAM_PROMPT, (uint32_t)(n ? n : 1), &held->stream[i]);
+    }
     if (!st)
         st = poll(held, FIRST_WAIT_US, have_all_begun);
     if (!st && !have_all_begun(held))
@@ -158,11 +166,19 @@ static enum status run(struct held *held)
                          "not all streams began within %u s; has the node "
                          "places for %u?",
                          (unsigned)(FIRST_WAIT_US / 1000000), held->n_stream);
+    return st;
+}
+
+static enum status run(struct held *held)
+{
+    const struct ctl_options *options = &held->ctl->options;
+    uint64_t window_us = (uint64_t)(options->window * 1e6);
+    enum status st = begin(held);
+
     if (!st)
         st = measure(held, &held->window[0], window_us, never);
     if (!st)
-        st = send(held, held->n_stream, (uint32_t)options->long_tokens, 1,
-                  &held->long_one);
+        st = send(held, (uint32_t)options->long_tokens, 1, &held->long_one);
     if (!st)
         st = measure(held, &held->window[1], LONG_WAIT_US, has_long_begun);
     if (!st && !held->long_one.first_us)

@@ -15,6 +15,21 @@ enum status samples_init(struct samples *samples, size_t capacity)
     return STATUS_OK;
 }
 
+enum status samples_reserve(struct samples *samples, size_t capacity)
+{
+    uint64_t *us;
+
+    if (capacity <= samples->capacity)
+        return STATUS_OK;
+    us = realloc(samples->us, capacity * sizeof(*us));
+    if (!us)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for %zu samples", capacity);
+    samples->us = us;
+    samples->capacity = capacity;
+    return STATUS_OK;
+}
+
 void samples_release(struct samples *samples)
 {
     free(samples->us);

@@ -16,6 +16,10 @@ struct samples {
 
 /* RESOURCE_EXHAUSTED  no memory for so many */
 MUST_CHECK enum status samples_init(struct samples *samples, size_t capacity);
+/* Room for so many in all, of one that may be zeroed; keeps what it has.
+ *   RESOURCE_EXHAUSTED  no memory for so many */
+MUST_CHECK enum status samples_reserve(struct samples *samples,
+                                       size_t capacity);
 /* Accepts a zeroed one. */
 void samples_release(struct samples *samples);
 

@@ -31,6 +31,7 @@ enum frame_kind {
     FRAME_STATE = 5,    /* state/snapshot.c: of a recurrent layer */
     FRAME_BLOCK = 6,    /* state/snapshot.c: sealed KV block */
     FRAME_OPEN = 7,     /* state/snapshot.c: KV block that is not full */
+    FRAME_SEGMENT = 8,  /* state/store_segments.c: where a value lies */
 };
 
 /*

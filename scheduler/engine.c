@@ -79,7 +79,9 @@ enum status engine_create(const struct engine_options *options,
     engine->room_tokens = ROOM_TOKENS;
     engine->start_ms = engine_wall_ms(engine);
     gauges_init(engine);
-    st = batch_init(engine);
+    st = image_pool_create(options->model, &engine->image_pool);
+    if (!st)
+        st = batch_init(engine);
     if (!st)
         st = schedule_init(engine);
     if (!st)
@@ -139,6 +141,7 @@ void engine_destroy(struct engine *engine)
     schedule_release(engine);
     while (engine->n_held > 0)
         arena_destroy(engine->held[--engine->n_held]->arena);
+    image_pool_destroy(engine->image_pool);
     prefix_destroy(engine->prefix);
     lineage_release(&engine->lineage);
     free(engine->table);

@@ -44,8 +44,7 @@
 #define CHECKPOINT_WAIT_MAX 8u
 #define IMAGE_WAIT_MAX 16u /* images that wait, unless someone asked */
 /* Behind a snapshot that nobody waits for the store thread rests so many times
- * as long as that took: saving a turn of 512 tokens takes a third of what
- * computing them does, from the CPUs of the replies that run. */
+ * as long as it had a CPU for that, which are those of the replies that run. */
 #define SAVE_REST 9u
 #define SWEEP_US 1000000u    /* between two looks for expired sessions */
 #define PROGRESS_US 500000u  /* between two progress events ... */
@@ -266,6 +265,7 @@ struct engine {
     uint32_t n_job;          /* with the store thread */
     struct resident *images; /* whose image waits to be sent */
     uint32_t n_image;
+    struct image_pool *image_pool;
     struct session *first_later, *last_later; /* to be saved in this step */
     uint64_t next_save_us; /* no snapshot that can wait before; UINT64_MAX:
                               one is being saved */

@@ -220,7 +220,8 @@ static struct image_source source_of(const struct engine *engine,
                                   .memory = resident->memory,
                                   .token = resident->tokens.id,
                                   .chain = engine->empty_chain,
-                                  .base = base};
+                                  .base = base,
+                                  .pool = engine->image_pool};
 
     *base = (struct log_path){0};
     if (!uid_equal(owner, session_log(session)))

@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define ALIGN_BYTES 64u
 #define TABLE_FIRST 16u /* blocks that the first tables can name */
@@ -62,6 +63,33 @@ static size_t state_bytes(const struct model *model)
     return n;
 }
 
+/*
+ * Zeroed, of whole pages that the system finds when they are first touched: by
+ * the kernels' threads, each those of its heads, and not by the one thread that
+ * starts the session while the others wait. Rings that a prompt never needs
+ * are never touched.
+ */
+static void *take_states(const struct model *model)
+{
+    const size_t n_bytes = state_bytes(model);
+    void *room = mmap(NULL, n_bytes ? n_bytes : 1, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (room != MAP_FAILED)
+        return room;
+    (void)status_fail(STATUS_RESOURCE_EXHAUSTED,
+                      "no memory for %zu bytes of a session", n_bytes);
+    return NULL;
+}
+
+static void put_states(const struct model *model, void *states)
+{
+    const size_t n_bytes = state_bytes(model);
+
+    if (states)
+        (void)munmap(states, n_bytes ? n_bytes : 1);
+}
+
 static size_t slab_bytes(const struct model *model)
 {
     size_t n = 0;
@@ -111,7 +139,7 @@ enum status memory_create(const struct model *model, struct memory **out)
     memory->model = model;
     memory->bytes = fixed_bytes(model);
     if (!(memory->layer = take(n_layer * sizeof(*memory->layer))) ||
-        !(memory->state = take(state_bytes(model)))) {
+        !(memory->state = take_states(model))) {
         memory_destroy(memory);
         return STATUS_RESOURCE_EXHAUSTED;
     }
@@ -143,7 +171,7 @@ void memory_destroy(struct memory *memory)
         slab_put(memory->model, memory->table[b]);
     free(memory->table);
     free(memory->layer);
-    free(memory->state);
+    put_states(memory->model, memory->state);
     free(memory);
 }
 

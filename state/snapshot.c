@@ -24,7 +24,7 @@ enum status snapshots_open(struct store *store, const struct model *model,
     snapshots->n_layer = model_config(model)->n_layer;
     snapshots->numerics.fingerprint = model_fingerprint(model);
     snapshots->numerics.id = digest_bytes(numerics, strlen(numerics));
-    writer_init(&snapshots->frame, SNAPSHOT_VALUE_MAX);
+    writer_init(&snapshots->frame, MANIFEST_BYTES_MAX);
     snapshots->batch = store_batch_create(store);
     if (!snapshots->batch)
         goto no_memory;
@@ -74,14 +74,13 @@ static enum status save_value(struct snapshots *snapshots,
                               const struct value_head *head, const void *data,
                               size_t data_bytes)
 {
-    enum status st;
+    struct writer *value =
+        store_batch_begin_put(snapshots->batch, key->bytes, key->n);
+    enum status st = value_put(value, kind, head, data, data_bytes);
 
-    writer_clear(&snapshots->frame);
-    st = value_put(&snapshots->frame, kind, head, data, data_bytes);
+    store_batch_end_put(snapshots->batch);
     if (st)
         return st;
-    store_batch_put(snapshots->batch, key->bytes, key->n,
-                    snapshots->frame.bytes, snapshots->frame.n);
     if (store_batch_bytes(snapshots->batch) < BATCH_BYTES)
         return STATUS_OK;
     st = store_write(snapshots->store, snapshots->batch, false);

@@ -54,6 +54,7 @@ void snapshots_close(struct snapshots *snapshots);
  * destroyed; it may grow meanwhile.
  */
 struct image;
+struct image_pool;
 struct image_source {
     struct uid log; /* owner of the snapshot */
     const struct memory *memory;
@@ -64,7 +65,19 @@ struct image_source {
     struct digest chain;         /* of tokens [0, from) */
     const struct log_path *base; /* leading blocks that lie with other logs,
                                     not behind `from`; NULL: none */
+    struct image_pool *pool;     /* where room for the copy comes from, and goes
+                                    back to; NULL: it is allocated */
 };
+/*
+ * Rooms of images that are gone, for the next ones: fresh memory is given page
+ * by page, which takes four times as long as the copy. Keeps up to 64 MiB. The
+ * thread that makes images also destroys them.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status image_pool_create(const struct model *model,
+                                         struct image_pool **out);
+/* Behind all its images; accepts NULL. */
+void image_pool_destroy(struct image_pool *pool);
 /* RESOURCE_EXHAUSTED  no memory for the copy */
 MUST_CHECK enum status image_create(const struct model *model,
                                     const struct image_source *source,

@@ -6,6 +6,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define SPARE_BYTES (64u << 20) /* kept in a pool */
+#define SPARE_MAX 16u
+
+struct image_pool {
+    size_t room_bytes;              /* for the largest copy of this model */
+    unsigned char *room[SPARE_MAX]; /* [n] owned */
+    uint32_t n;
+};
+
 static size_t copy_bytes(const struct model *model, uint64_t position)
 {
     size_t n = 0;
@@ -16,6 +25,46 @@ static size_t copy_bytes(const struct model *model, uint64_t position)
             n += model_plan(model, i)->block_bytes;
     }
     return n;
+}
+
+enum status image_pool_create(const struct model *model,
+                              struct image_pool **out)
+{
+    struct image_pool *pool = calloc(1, sizeof(*pool));
+
+    if (!pool)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for a pool of images");
+    pool->room_bytes = copy_bytes(model, 1);
+    *out = pool;
+    return STATUS_OK;
+}
+
+void image_pool_destroy(struct image_pool *pool)
+{
+    if (!pool)
+        return;
+    while (pool->n > 0)
+        free(pool->room[--pool->n]);
+    free(pool);
+}
+
+static unsigned char *take_room(struct image_pool *pool, size_t n_bytes)
+{
+    if (!pool)
+        return malloc(n_bytes + 1);
+    if (pool->n > 0)
+        return pool->room[--pool->n];
+    return malloc(pool->room_bytes + 1);
+}
+
+static void put_room(struct image_pool *pool, unsigned char *room)
+{
+    if (pool && room && pool->n < SPARE_MAX &&
+        (pool->n + 1) * pool->room_bytes <= SPARE_BYTES)
+        pool->room[pool->n++] = room;
+    else
+        free(room);
 }
 
 static void copy_layer(struct image *image, const struct model *model,
@@ -82,7 +131,8 @@ enum status image_create(const struct model *model,
     assert(log_pieces_end(&image->base) <= image->first_block * KV_BLOCK);
     image->n_layer = n_layer;
     image->copy_bytes = copy_bytes(model, image->position);
-    image->copy = malloc(image->copy_bytes + 1);
+    image->pool = source->pool;
+    image->copy = take_room(image->pool, image->copy_bytes);
     image->block = calloc(n_save * n_layer + 1, sizeof(float *));
     image->end_chain = calloc(n_save + 1, sizeof(*image->end_chain));
     if (!image->copy || !image->block || !image->end_chain)
@@ -104,7 +154,7 @@ void image_destroy(struct image *image)
 {
     if (!image)
         return;
-    free(image->copy);
+    put_room(image->pool, image->copy);
     free(image->block);
     free(image->end_chain);
     free(image);

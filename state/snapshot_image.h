@@ -22,8 +22,9 @@ struct image {
     struct log_path base;     /* of blocks before them */
     uint32_t n_layer;
     size_t copy_bytes;
-    unsigned char *copy; /* [copy_bytes] states and open blocks; owned */
-    const float **block; /* the layers' tables; owned */
+    unsigned char *copy;     /* [copy_bytes] states and open blocks; owned */
+    struct image_pool *pool; /* that gave it, or NULL */
+    const float **block;     /* the layers' tables; owned */
     struct image_layer layer[];
 };
 #endif

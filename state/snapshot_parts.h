@@ -12,7 +12,7 @@ struct snapshots {
     const struct model *model; /* borrowed */
     uint32_t n_layer;
     struct numerics numerics;
-    struct writer frame;       /* scratch of one value; owned */
+    struct writer frame;       /* scratch of a manifest; owned */
     struct store_batch *batch; /* owned */
 };
 

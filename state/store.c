@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 void store_close(struct store *store)
 {
@@ -16,8 +17,10 @@ struct store_batch *store_batch_create(struct store *store)
     struct store_batch *batch = malloc(sizeof(*batch));
 
     (void)store; /* a batch is bytes; any store can apply it */
-    if (batch)
+    if (batch) {
         writer_init(&batch->log, STORE_BATCH_MAX);
+        batch->value_at = 0;
+    }
     return batch;
 }
 
@@ -34,14 +37,21 @@ void store_batch_clear(struct store_batch *batch)
     writer_clear(&batch->log);
 }
 
-static void add_op(struct store_batch *batch, const struct store_op *op)
+/* All but the value, whose length is the last number before it. */
+static void add_head(struct store_batch *batch, const struct store_op *op)
 {
     assert(op->key_bytes > 0 && op->key_bytes <= STORE_KEY_MAX);
     assert(*(const unsigned char *)op->key != 0);
+    assert(batch->value_at == 0);
     writer_u8(&batch->log, (uint8_t)op->kind);
     writer_u32(&batch->log, (uint32_t)op->key_bytes);
-    writer_u64(&batch->log, op->value_bytes);
     writer_bytes(&batch->log, op->key, op->key_bytes);
+    writer_u64(&batch->log, op->value_bytes);
+}
+
+static void add_op(struct store_batch *batch, const struct store_op *op)
+{
+    add_head(batch, op);
     writer_bytes(&batch->log, op->value, op->value_bytes);
 }
 
@@ -50,6 +60,24 @@ void store_batch_put(struct store_batch *batch, const void *key,
 {
     add_op(batch,
            &(struct store_op){STORE_PUT, key, key_bytes, value, value_bytes});
+}
+
+struct writer *store_batch_begin_put(struct store_batch *batch, const void *key,
+                                     size_t key_bytes)
+{
+    add_head(batch, &(struct store_op){STORE_PUT, key, key_bytes, NULL, 0});
+    batch->value_at = batch->log.n;
+    return &batch->log;
+}
+
+void store_batch_end_put(struct store_batch *batch)
+{
+    const uint64_t value_bytes = batch->log.n - batch->value_at;
+
+    if (!batch->log.is_failed)
+        memcpy(batch->log.bytes + batch->value_at - sizeof(value_bytes),
+               &value_bytes, sizeof(value_bytes));
+    batch->value_at = 0;
 }
 
 void store_batch_delete(struct store_batch *batch, const void *key,
@@ -82,8 +110,8 @@ bool store_batch_next(const struct store_batch *batch, size_t *at,
     reader_init(&reader, batch->log.bytes + *at, batch->log.n - *at);
     out->kind = (enum store_op_kind)reader_u8(&reader);
     out->key_bytes = reader_u32(&reader);
-    out->value_bytes = reader_u64(&reader);
     out->key = reader_bytes(&reader, out->key_bytes);
+    out->value_bytes = reader_u64(&reader);
     out->value = reader_bytes(&reader, out->value_bytes);
     assert(!reader.is_failed);
     *at = batch->log.n - reader.left;

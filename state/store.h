@@ -3,9 +3,10 @@
 /*
  * An ordered, durable map from bytes to bytes: the only thing that sessions
  * need of a database. Two implementations: RocksDB (store_rocksdb.c, the only
- * file that knows it) and memory (store_memory.c, for tests: it can also fail
+ * file that knows it; large values of STORE_BULK lie in files beside it,
+ * store_segments.c) and memory (store_memory.c, for tests: it can also fail
  * the n-th call, lose what was not synced, and flip bits). Calls of different
- * threads may overlap.
+ * threads may overlap, but for STORE_BULK.
  */
 #include "base/status.h"
 
@@ -17,12 +18,13 @@
 #define STORE_BATCH_MAX (512u << 20) /* bytes of one batch */
 
 struct store;
+struct writer;
 struct store_batch; /* writes that become visible together or not at all */
 struct store_scan;  /* a range read from one moment's view */
 
 enum store_kind {
     STORE_JOURNAL, /* tiny values, synced every step, point-in-time recovery */
-    STORE_BULK,    /* large values with XXH3 block checksums */
+    STORE_BULK,    /* large values, which carry their own digests */
 };
 
 /*
@@ -63,6 +65,11 @@ void store_batch_destroy(struct store_batch *batch);
 void store_batch_clear(struct store_batch *batch);
 void store_batch_put(struct store_batch *batch, const void *key,
                      size_t key_bytes, const void *value, size_t value_bytes);
+/* The same for a value that the caller writes, behind what the writer has, up
+ * to the end of the put: so that large ones are copied once. */
+struct writer *store_batch_begin_put(struct store_batch *batch, const void *key,
+                                     size_t key_bytes);
+void store_batch_end_put(struct store_batch *batch);
 void store_batch_delete(struct store_batch *batch, const void *key,
                         size_t key_bytes);
 /* Every key in [from, to). */

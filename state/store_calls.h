@@ -24,6 +24,7 @@ struct store_op {
 
 struct store_batch {
     struct writer log;
+    size_t value_at; /* of a put that has begun: where its value begins */
 };
 
 /* The next operation; *at starts at 0. False at the end. */

@@ -4,11 +4,11 @@
  * Journal and bulk are two databases: a synced write flushes every unsynced
  * byte of its own database, so bulk data beside the journal would stall tokens.
  *
- * Bulk values lie in SST files, not in BlobDB: measured with RocksDB 7.8.3 on
- * 2 cores and a virtual disk, 256 MB of values of 64 KiB to 1 MiB, both write
- * 200 to 340 MB/s (the log's CRC32C is computed in software), but SST blocks
- * carry XXH3 and read back at 4,600 to 7,000 MB/s warm by scan and 2,300 by
- * get, blobs at 600 to 1,300.
+ * Large bulk values lie in segment files beside the database, which has rows
+ * that name them (state/store_segments.h): in SST files as in BlobDB they were
+ * written at 200 to 340 MB/s, measured with RocksDB 7.8.3 on 2 cores and a
+ * virtual disk, 256 MB of values of 64 KiB to 1 MiB. Each byte is copied eight
+ * times there, and the log's CRC32C is computed in software.
  *
  * The journal's log must not lose a committed row in silence. Point-in-time
  * recovery reads a log that is damaged in the middle as one that ends there, so
@@ -21,6 +21,7 @@
 #include "state/store_calls.h"
 
 #include "base/log.h"
+#include "state/store_segments.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -39,9 +40,8 @@
                 */
 #define JOURNAL_BUFFER_BYTES (4u << 20)
 #define JOURNAL_WAL_BYTES (16u << 20)
-#define BULK_BUFFER_BYTES (32u << 20)
-#define BULK_WAL_BYTES (128u << 20)
-#define BULK_FILE_BYTES (64u << 20)
+#define BULK_BUFFER_BYTES (8u << 20)
+#define BULK_WAL_BYTES (32u << 20)
 #define LOG_FILE_BYTES (1u << 20)
 #define LOG_FILE_MAX 2u
 #define LOG_LEVEL_WARN 2
@@ -59,7 +59,6 @@ struct store_rocksdb {
     rocksdb_t *db;
     rocksdb_writeoptions_t *write_synced, *write_plain;
     rocksdb_readoptions_t *read;
-    bool fills_cache;
 };
 
 struct scan_rocksdb {
@@ -219,7 +218,6 @@ static enum status rocks_scan_open(struct store *store,
     memcpy(scan->bounds, range->from, range->from_bytes);
     memcpy(scan->bounds + range->from_bytes, range->to, range->to_bytes);
     scan->read = rocksdb_readoptions_create();
-    rocksdb_readoptions_set_fill_cache(scan->read, rocks->fills_cache);
     rocksdb_readoptions_set_iterate_lower_bound(scan->read, scan->bounds,
                                                 scan->from_bytes);
     rocksdb_readoptions_set_iterate_upper_bound(
@@ -325,10 +323,8 @@ static rocksdb_options_t *options_of(enum store_kind kind, int recovery)
     /* Nothing wakes up while nothing is written. */
     rocksdb_options_set_stats_dump_period_sec(options, 0);
     rocksdb_options_set_stats_persist_period_sec(options, 0);
-    if (is_bulk) {
+    if (is_bulk)
         rocksdb_options_set_wal_bytes_per_sync(options, WAL_SYNC_BYTES);
-        rocksdb_options_set_target_file_size_base(options, BULK_FILE_BYTES);
-    }
     rocksdb_block_based_options_set_checksum(table, CHECKSUM_XXH3);
     rocksdb_block_based_options_set_block_cache(table, cache);
     rocksdb_options_set_block_based_table_factory(options, table);
@@ -467,6 +463,20 @@ static rocksdb_t *open_journal(const char *path, char **error)
                      error);
 }
 
+/* The store of these rows, or none. */
+static enum status add_segments(struct store *rows, const char *path,
+                                struct store **out)
+{
+    char segments[PATH_BYTES_MAX + sizeof("/segments")];
+    enum status st;
+
+    (void)snprintf(segments, sizeof(segments), "%s/segments", path);
+    st = store_segments_adopt(rows, segments, out);
+    if (st)
+        rocks_close(rows);
+    return st;
+}
+
 enum status store_open_rocksdb(const char *path, enum store_kind kind,
                                struct store **out)
 {
@@ -480,17 +490,17 @@ enum status store_open_rocksdb(const char *path, enum store_kind kind,
     if (!rocks)
         return no_memory();
     rocks->base.calls = &calls;
-    rocks->fills_cache = kind == STORE_JOURNAL;
     rocks->write_plain = rocksdb_writeoptions_create();
     rocks->write_synced = rocksdb_writeoptions_create();
     rocksdb_writeoptions_set_sync(rocks->write_synced, 1);
     rocks->read = rocksdb_readoptions_create();
-    rocksdb_readoptions_set_fill_cache(rocks->read, rocks->fills_cache);
     rocks->db =
         kind == STORE_JOURNAL
             ? open_journal(path, &error)
             : open_with(path, kind, rocksdb_point_in_time_recovery, &error);
     st = error ? fail_open(error, path) : check_format(rocks, kind, path);
+    if (!st && kind == STORE_BULK)
+        return add_segments(&rocks->base, path, out);
     if (st) {
         rocks_close(&rocks->base);
         return st;

@@ -347,6 +347,15 @@ static enum status do_job(struct store_thread *thread, struct store_job *job)
                        (int)job->kind);
 }
 
+/* Of the calling thread. */
+static uint64_t cpu_us(void)
+{
+    struct timespec ts = {0};
+
+    (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+    return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
+}
+
 static void *store_run(void *argument)
 {
     struct store_thread *thread = argument;
@@ -355,7 +364,7 @@ static void *store_run(void *argument)
     for (;;) {
         struct store_job *job;
         bool is_stopping = atomic_load(&thread->is_stopping);
-        uint64_t begin_us = now_us();
+        uint64_t begin_us = now_us(), begin_cpu_us = cpu_us();
         bool is_back;
 
         if (!ring_pop(thread->ring, &job)) {
@@ -367,6 +376,7 @@ static void *store_run(void *argument)
         job->status = do_job(thread, job);
         job->cause = job->status ? *status_cause() : (struct cause){STATUS_OK};
         job->elapsed_us = now_us() - begin_us;
+        job->cpu_us = cpu_us() - begin_cpu_us;
         is_back =
             push_patiently(thread->options.done, &job, &thread->is_stopping, 0);
         assert(is_back); /* the engine gave `done` fewer places than jobs */

@@ -125,6 +125,7 @@ struct store_job {
     uint32_t n_entry; /* SAVE, LOAD, DELETE: what the owner has, newest first */
     struct snapshot_entry entry[SNAPSHOT_KEEP_MAX];
     uint64_t elapsed_us;
+    uint64_t cpu_us; /* of that, the time that its thread had a CPU for */
 };
 
 struct store_thread;

@@ -30,6 +30,10 @@ class Bench(NodeTests, unittest.TestCase):
         self.assertEqual((run.code, run.err), (DONE, ""), words)
         return rows(run.out)
 
+    def is_idle(self):
+        node = self.client.admin.GetNode(admin_pb2.GetNodeRequest())
+        return node.running_requests + node.waiting_requests == 0
+
     def counters(self):
         node = self.client.admin.GetNode(admin_pb2.GetNodeRequest())
         self.assertEqual(node.running_requests + node.waiting_requests, 0)
@@ -141,12 +145,21 @@ class Bench(NodeTests, unittest.TestCase):
             self.assertLessEqual(row["gap_p50_ms"], row["gap_p99_ms"])
             self.assertLessEqual(row["gap_p99_ms"], row["gap_max_ms"])
         self.assertEqual(before["p99_ratio"], 1)
-        await_true(lambda: self.counters() is not None, "nothing is left running")
+        await_true(self.is_idle, "nothing is left running")
+
+    def test_streams_that_end_are_followed_by_the_next(self):
+        run = ctl(self.node.endpoint, "bench", "streams", "--streams", "2",
+                  "--stream-tokens", "4", "--long-tokens", "3000",
+                  "--window", "0.3", "--output", "json")
+        self.assertEqual((run.code, run.err), (DONE, ""))
+        # The first two replies have 2 and 4 tokens, so 4 gaps, and no more.
+        self.assertGreater(sum(r["gaps"] for r in json.loads(run.out)["items"]), 8)
+        await_true(self.is_idle, "nothing is left running")
         run = ctl(self.node.endpoint, "bench", "streams", "--streams", "1",
-                  "--stream-tokens", "3", "--window", "30")
-        self.assertEqual(run.code, 7)
-        self.assertRegex(run.err, "more --stream-tokens")
+                  "--long-tokens", "1048576", "--window", "0.3")
+        self.assertNotEqual(run.code, DONE)  # its reply has no room behind it
         self.assertRegex(run.out, "\nbefore ")  # what there is, is shown
+        await_true(self.is_idle, "nothing is left running")
 
     def test_reuse_finds_what_is_shared(self):
         run = ctl(self.node.endpoint, "bench", "reuse", "--prefixes", "0,512",

@@ -299,10 +299,29 @@ class Damage(unittest.TestCase):
         return {name: client.log(name) for name in ("one", "two")}
 
     def values(self, store):
-        """Files that hold values: tables, blobs and the write-ahead log."""
-        names = [os.path.join(store, n) for n in sorted(os.listdir(store))
-                 if n.rsplit(".", 1)[-1] in ("sst", "blob", "log")]
+        """Files that hold values, or name them: segments, tables and the
+        write-ahead log."""
+        names = [os.path.join(at, n) for at, _, files in sorted(os.walk(store))
+                 for n in sorted(files)
+                 if n.rsplit(".", 1)[-1] in ("segment", "sst", "log")]
         return [n for n in names if os.path.getsize(n) > 0]
+
+    def segments(self, store):
+        found = [n for n in self.values(store) if n.endswith(".segment")]
+        self.assertTrue(found, "large values lie in segments")
+        return found
+
+    def flip_segments(self, store):
+        for name in self.segments(store):
+            flip(name, 50000)
+
+    def truncate_segments(self, store):
+        for name in self.segments(store):
+            os.truncate(name, os.path.getsize(name) // 2)
+
+    def delete_segments(self, store):
+        for name in self.segments(store):
+            os.unlink(name)
 
     def flip_few(self, store):
         """The database opens; a few values have lost their meaning, and not
@@ -348,7 +367,7 @@ class Damage(unittest.TestCase):
                             admin_pb2.CheckpointSessionRequest(
                                 session="sessions/" + name), timeout=30)
                 self.assertEqual(node.stop(), 0)
-                # All values are in the store's write-ahead log now.
+                # All rows are in the store's write-ahead log now.
                 with self.subTest(damage="flip_many in the log"):
                     self.continue_with(stored, "-log", wanted, self.flip_many,
                                        is_logged=False)
@@ -358,7 +377,9 @@ class Damage(unittest.TestCase):
                 node.kill()
             self.continue_with(stored, "-whole", wanted, None)
             for damage in (self.flip_few, self.flip_some, self.flip_many,
-                           self.truncate, self.delete_values, self.delete_all):
+                           self.flip_segments, self.truncate_segments,
+                           self.delete_segments, self.truncate,
+                           self.delete_values, self.delete_all):
                 with self.subTest(damage=damage.__name__):
                     self.continue_with(stored, "-" + damage.__name__, wanted,
                                        damage, damage != self.delete_all)

@@ -5,7 +5,8 @@ if(TARGET test_base_nomem)
 endif()
 if(TARGET test_state_nomem)
   target_link_options(test_state_nomem PRIVATE
-    -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc)
+    -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
+    -Wl,--wrap=mmap)
 endif()
 
 # Parts of godwitctl that need no node; the program's main() stays out.

@@ -62,3 +62,18 @@ Test(samples, none_have_the_quantile_0_and_too_many_are_dropped)
     samples_release(&samples);
     samples_release(&samples);
 }
+
+Test(samples, more_room_keeps_what_is_there)
+{
+    struct samples samples = {0};
+
+    for (size_t n = 1; n < 5000; n *= 3) {
+        cr_assert(samples_reserve(&samples, n) == STATUS_OK);
+        cr_assert_geq(samples.capacity, n);
+        while (samples.n < n)
+            samples_add(&samples, samples.n);
+    }
+    for (size_t i = 0; i < samples.n; i++)
+        cr_assert_eq(samples.us[i], i);
+    samples_release(&samples);
+}

@@ -9,26 +9,41 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define DIR_MIXED "tests/golden/qwen3_5_text" /* both kinds of layer */
 #define DIR_SOFTMAX "tests/golden/llama"
 
-/* The n-th aligned allocation from now on fails; 0: none does. */
+/* The n-th aligned allocation or mapping from now on fails; 0: none does. */
 static unsigned fail_at;
 static unsigned n_taken;
 static size_t n_taken_bytes;
+
+/* Counts it; true when it is to fail. */
+static bool fails(size_t bytes)
+{
+    n_taken++;
+    n_taken_bytes += bytes;
+    errno = ENOMEM;
+    return fail_at && n_taken == fail_at;
+}
 
 void *aligned_alloc(size_t alignment, size_t bytes)
 {
     void *room = NULL;
 
-    n_taken++;
-    n_taken_bytes += bytes;
-    if (fail_at && n_taken == fail_at) {
-        errno = ENOMEM;
+    if (fails(bytes))
         return NULL;
-    }
     return posix_memalign(&room, alignment, bytes) ? NULL : room;
+}
+
+void *mmap(void *at, size_t bytes, int prot, int flags, int fd, off_t from)
+{
+    if (fails(bytes))
+        return MAP_FAILED;
+    return (void *)syscall(SYS_mmap, at, bytes, prot, flags, fd, from);
 }
 
 static struct model *open_model(const char *dir, uint64_t n_context)
