@@ -50,6 +50,11 @@ static const struct ctl_command COMMAND[] = {
      CTL_ROWS_CALL | CTL_ROWS_DELETE, true, ctl_session_delete},
     {"session checkpoint", "ID", 1, 1, "store its state at its end now",
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_session_checkpoint},
+    {"session verify", "ID", 1, 1,
+     "check all that is stored of it; what is bad is dropped and computed "
+     "again, and the exit code is 1",
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_VERIFY, true,
+     ctl_session_verify},
     {"node get", "[NODE]", 0, 1, "show the node",
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_node_get},
     {"bench streams", "", 0, 0,
@@ -207,6 +212,7 @@ static enum status run_calling(const struct ctl_command *command,
 {
     bool is_long = command->run == ctl_generate ||
                    command->run == ctl_session_checkpoint ||
+                   command->run == ctl_session_verify ||
                    (command->groups & CTL_ROWS_BENCH) != 0;
     pthread_t thread;
     enum status st;

@@ -45,6 +45,7 @@ struct ctl_options {
 
     const char *labels, *durability, *prefix, *etag;
     const char *fork_name, *fork_at, *rewind_to;
+    bool replays;
     uint64_t ttl; /* seconds; 0: never */
     uint64_t from, limit;
     bool allows_missing;
@@ -92,6 +93,7 @@ struct ctl_command {
 #define CTL_ROWS_REUSE 2048u
 #define CTL_ROWS_FORK 4096u
 #define CTL_ROWS_REWIND 8192u
+#define CTL_ROWS_VERIFY 16384u
 #define CTL_ROWS_BENCH (CTL_ROWS_LOAD | CTL_ROWS_STREAMS | CTL_ROWS_REUSE)
 
 /*
@@ -114,6 +116,7 @@ enum status ctl_session_delete(struct ctl *ctl);
 enum status ctl_session_fork(struct ctl *ctl);
 enum status ctl_session_rewind(struct ctl *ctl);
 enum status ctl_session_checkpoint(struct ctl *ctl);
+enum status ctl_session_verify(struct ctl *ctl);
 enum status ctl_node_get(struct ctl *ctl);
 enum status ctl_bench(struct ctl *ctl);
 enum status ctl_bench_streams(struct ctl *ctl);

@@ -14,8 +14,8 @@ static const struct grouped TABLE[] = {
       "the node to call; or unix:/path", AT(endpoint)}},
     {CTL_ROWS_CALL,
      {"timeout", SETTING_REAL, "0", 0, 1e6, NULL, "seconds",
-      "give up after this; 0: 30, and never for generate, checkpoint and "
-      "bench",
+      "give up after this; 0: 30, and never for generate, checkpoint, "
+      "verify and bench",
       AT(timeout)}},
     {CTL_ROWS_CALL,
      {"tls-ca", SETTING_TEXT, "", 0, 0, NULL, "FILE",
@@ -126,6 +126,10 @@ static const struct grouped TABLE[] = {
     {CTL_ROWS_REWIND,
      {"to", SETTING_TEXT, "", 0, 0, NULL, "POSITION", "tokens that stay",
       AT(rewind_to)}},
+    {CTL_ROWS_VERIFY,
+     {"replay", SETTING_SWITCH, "false", 0, 0, NULL, "",
+      "also compute its log again and compare all states bit for bit",
+      AT(replays)}},
     {CTL_ROWS_DELETE | CTL_ROWS_SETTINGS | CTL_ROWS_REWIND,
      {"etag", SETTING_TEXT, "", 0, 0, NULL, "ETAG",
       "only if the session has not changed since", AT(etag)}},

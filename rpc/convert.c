@@ -293,6 +293,8 @@ static const struct {
     [METHOD_CHECKPOINT_SESSION] =
         {&godwit__v1__checkpoint_session_request__descriptor,
          convert_checkpoint},
+    [METHOD_VERIFY_SESSION] = {&godwit__v1__verify_session_request__descriptor,
+                               convert_verify},
     [METHOD_GET_NODE] = {&godwit__v1__get_node_request__descriptor,
                          convert_get_node},
     [METHOD_COUNT_TOKENS] = {&godwit__v1__count_tokens_request__descriptor,

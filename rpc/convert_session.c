@@ -187,6 +187,20 @@ enum status convert_checkpoint(struct job *job, const ProtobufCMessage *message)
                        "session");
 }
 
+enum status convert_verify(struct job *job, const ProtobufCMessage *message)
+{
+    const Godwit__V1__VerifySessionRequest *request =
+        (const Godwit__V1__VerifySessionRequest *)message;
+
+    enum status st =
+        take_target(job, COMMAND_VERIFY_SESSION, request->session, "session");
+
+    job->command->target.replays = request->replay;
+    memcpy(job->note->session, job->command->target.session,
+           sizeof(job->note->session));
+    return st;
+}
+
 enum status convert_cancel(struct job *job, const ProtobufCMessage *message)
 {
     const Godwit__V1__CancelGenerationRequest *request =

@@ -28,6 +28,7 @@ static const struct method METHODS[] = {
     {SESSION "ReadTokens", METHOD_READ_TOKENS, true, NULL},
     {SESSION "ForkSession", METHOD_FORK_SESSION, false, NULL},
     {SESSION "TruncateSession", METHOD_TRUNCATE_SESSION, false, NULL},
+    {SESSION "VerifySession", METHOD_VERIFY_SESSION, false, NULL},
     {SESSION "ListCheckpoints", METHOD_UNIMPLEMENTED, false,
      "comes with session inspection"},
     {SESSION "ExportSession", METHOD_UNIMPLEMENTED, true, NO_EXPORT},

@@ -407,6 +407,60 @@ static enum status pack_checkpoint(const struct event *event,
     return wire_pack(&checkpoint.base, out);
 }
 
+static bool add_kinds(struct arena *arena, const struct scrub_report *report,
+                      Godwit__V1__SessionVerification *to)
+{
+    to->kinds = arena_take(arena, SCRUB_KIND_COUNT * sizeof(*to->kinds));
+    if (!to->kinds)
+        return false;
+    for (uint32_t i = 0; i < SCRUB_KIND_COUNT; i++) {
+        const struct scrub_count *count = &report->count[i];
+        Godwit__V1__SessionVerification__Kind *kind =
+            arena_take(arena, sizeof(*kind));
+
+        if (!kind)
+            return false;
+        godwit__v1__session_verification__kind__init(kind);
+        kind->kind = (char *)scrub_kind_name((enum scrub_kind)i);
+        kind->count = count->n;
+        kind->size_bytes = count->bytes;
+        kind->bad = count->n_bad;
+        kind->missing = count->n_missing;
+        to->kinds[to->n_kinds++] = kind;
+    }
+    return true;
+}
+
+static enum status pack_verified(const struct reply_to *to,
+                                 const struct event *event, struct arena *arena,
+                                 struct packed *out)
+{
+    Godwit__V1__SessionVerification verification =
+        GODWIT__V1__SESSION_VERIFICATION__INIT;
+    const struct scrub_report *report = event->verified.report;
+    char name[FULL_NAME_SIZE], chain[DIGEST_TEXT_SIZE];
+    char *finding[SCRUB_FINDING_MAX];
+
+    if (event->kind != EVENT_VERIFIED)
+        return wrong_event(event);
+    full_name(to->note->session, name);
+    digest_format(report->chain, chain);
+    verification.session = name;
+    verification.position = report->n_token;
+    verification.chain_hash = chain;
+    for (uint32_t i = 0; i < report->n_finding; i++)
+        finding[i] = (char *)report->finding[i];
+    verification.findings = finding;
+    verification.n_findings = report->n_finding;
+    verification.dropped_snapshots = report->n_drop;
+    verification.replayed = event->verified.is_replayed;
+    verification.compared_values = report->n_compared;
+    verification.different_values = report->n_different;
+    return add_kinds(arena, report, &verification)
+               ? wire_pack(&verification.base, out)
+               : status_cause()->code;
+}
+
 static enum status pack_node(const struct reply_to *to,
                              const struct event *event, struct arena *arena,
                              struct packed *out)
@@ -489,6 +543,8 @@ static enum status pack(const struct reply_to *to, const struct event *event,
         return pack_sessions(to, event, arena, out);
     case METHOD_CHECKPOINT_SESSION:
         return pack_checkpoint(event, out);
+    case METHOD_VERIFY_SESSION:
+        return pack_verified(to, event, arena, out);
     case METHOD_GET_NODE:
         return pack_node(to, event, arena, out);
     case METHOD_DELETE_SESSION:

@@ -147,6 +147,10 @@ static void end_prefill(struct engine *engine, struct request *request)
         request_finish(engine, request, FINISH_STOP);
         return;
     }
+    if (request->errand) {
+        verify_replayed(engine, request);
+        return;
+    }
     resident_checkpoint(engine, session, request->reply);
     request_free(engine, request);
 }

@@ -26,6 +26,7 @@ enum command_kind {
     COMMAND_FORK_SESSION,
     COMMAND_TRUNCATE_SESSION,
     COMMAND_CHECKPOINT_SESSION,
+    COMMAND_VERIFY_SESSION,
     COMMAND_GET_NODE,
     /* about a reply; not answered */
     COMMAND_PAUSE,  /* its reader is slow: make no more tokens for it */
@@ -104,6 +105,7 @@ struct command {
             char request_id[REQUEST_ID_SIZE]; /* CANCEL: or by request */
             char etag[24];                    /* DELETE, TRUNCATE */
             bool allows_missing;              /* DELETE */
+            bool replays;                     /* VERIFY: compute it again */
         } target;
         struct session_meta create; /* name, labels, expire_ms, durability;
                                        name "": the engine makes one */

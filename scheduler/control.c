@@ -261,20 +261,16 @@ static enum status read_tokens(struct engine *engine,
     return STATUS_OK;
 }
 
-static enum status checkpoint(struct engine *engine,
-                              const struct command *command)
+enum status control_checkpoint(struct engine *engine, struct session *session,
+                               uint64_t reply, uint64_t deadline_us)
 {
     struct request asked = {.kind = REQUEST_CHECKPOINT,
-                            .reply = command->reply,
-                            .deadline_us = command->deadline_us};
-    struct session *session;
+                            .reply = reply,
+                            .deadline_us = deadline_us,
+                            .session = session};
     struct request *request;
-    enum status st = control_find(engine, command->target.session, &session);
+    enum status st;
 
-    if (!st)
-        st = control_check_draining(engine);
-    if (st)
-        return st;
     if (session->durability == DURABILITY_NONE) {
         status_fail(STATUS_FAILED_PRECONDITION,
                     "session %s is not durable, so it has no snapshots",
@@ -286,7 +282,7 @@ static enum status checkpoint(struct engine *engine,
     if (session->resident &&
         (session->request || session->n_token < 2 ||
          resident_position(session->resident) + 1 >= session->n_token)) {
-        resident_checkpoint(engine, session, command->reply);
+        resident_checkpoint(engine, session, reply);
         if (!session->request)
             resident_touch(engine, session);
         return STATUS_OK;
@@ -295,7 +291,6 @@ static enum status checkpoint(struct engine *engine,
         status_fail(STATUS_ABORTED, "session %s is busy", session->name);
         return status_because("OPERATION_IN_PROGRESS");
     }
-    asked.session = session;
     asked.promise = request_promise(engine, session->n_token, 0);
     st = schedule_admit(engine, &asked, "");
     if (st)
@@ -306,6 +301,19 @@ static enum status checkpoint(struct engine *engine,
     return STATUS_OK;
 }
 
+static enum status checkpoint(struct engine *engine,
+                              const struct command *command)
+{
+    struct session *session;
+    enum status st = control_find(engine, command->target.session, &session);
+
+    if (!st)
+        st = control_check_draining(engine);
+    return st ? st
+              : control_checkpoint(engine, session, command->reply,
+                                   command->deadline_us);
+}
+
 static struct request *find_request(const struct engine *engine,
                                     const struct command *command)
 {
@@ -313,7 +321,7 @@ static struct request *find_request(const struct engine *engine,
 
     for (struct request *r = engine->first; r; r = r->after) {
         const char *own;
-        if (r->kind == REQUEST_CHECKPOINT)
+        if (!request_is_turn(r))
             continue;
         own = r->command ? r->command->generate.request_id
                          : r->session->resident->turn.request_id;
@@ -439,7 +447,10 @@ static void drain(struct engine *engine, const struct command *command)
 static void subject(struct engine *engine, const struct command *command)
 {
     struct request *request = request_by_reply(engine, command->subject);
+    struct errand *errand = errand_by_reply(engine, command->subject);
 
+    if (errand && command->kind == COMMAND_DETACH)
+        errand_end(errand);
     if (!request)
         return;
     if (command->kind == COMMAND_PAUSE)
@@ -473,6 +484,8 @@ static enum status answer(struct engine *engine, const struct command *command)
         return fork_rewind(engine, command);
     case COMMAND_CHECKPOINT_SESSION:
         return checkpoint(engine, command);
+    case COMMAND_VERIFY_SESSION:
+        return verify_session(engine, command);
     case COMMAND_GET_NODE:
         node(engine, command);
         return STATUS_OK;

@@ -134,6 +134,7 @@ void engine_destroy(struct engine *engine)
     take_jobs(engine);
     flight_destroy_all(engine);
     batch_release(engine);
+    errands_destroy(engine);
     destroy_sessions(engine);
     flight_destroy_all(engine);
     schedule_release(engine);
@@ -208,10 +209,10 @@ static void sweep(struct engine *engine)
 /* Running turns end here and stay open; what is in memory is saved. */
 static void park_all(struct engine *engine)
 {
+    errands_drain(engine);
     while (engine->first) {
         struct request *request = engine->first;
-        if (request->phase == REQUEST_LOADING ||
-            request->kind == REQUEST_CHECKPOINT) {
+        if (request->phase == REQUEST_LOADING || !request_is_turn(request)) {
             status_fail(STATUS_UNAVAILABLE, "node is draining");
             status_because("NODE_DRAINING");
             status_retry(1000);
@@ -238,8 +239,9 @@ static void check_drain(struct engine *engine)
         park_all(engine);
         jobs_send(engine); /* or nothing would wake this thread again */
     }
-    if (!engine->is_parked || engine->n_job || engine->images ||
-        engine->oldest_flight || engine->flight || engine->n_deleted)
+    if (!engine->is_parked || engine->n_job || engine->errands ||
+        engine->images || engine->oldest_flight || engine->flight ||
+        engine->n_deleted)
         return;
     log_line(LOG_INFO, "engine", "", "drained, all is committed");
     flight_done(engine, engine->drain_reply);

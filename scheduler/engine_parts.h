@@ -15,6 +15,8 @@
  *   control.c    all other commands, but
  *   fork.c       fork and rewind
  *   logs.c       which logs are kept, how much of them, and where blocks lie
+ *   errand.c     calls that take the store thread many jobs
+ *   verify.c     one of them: is what is stored of a session what it should be?
  *   batch.c      one step: start, plan, run the lanes, sample
  *   schedule.c   what plan, fair, cost and admit are told, and what they say
  *   preempt.c    who makes room for whom
@@ -49,10 +51,13 @@
 #define SAVE_REST 9u
 #define SWEEP_US 1000000u    /* between two looks for expired sessions */
 #define PROGRESS_US 500000u  /* between two progress events ... */
+#define ERRAND_MAX 16u       /* at once */
+#define ERRAND_REST 3u       /* behind a job of an errand, as SAVE_REST */
 #define NO_SCOPE UINT64_MAX  /* a session whose tenant is not known */
 #define PROGRESS_TOKENS 256u /* ... unless a step consumed so many */
 
 struct engine;
+struct errand;
 struct session;
 
 /* What of one session is in memory. */
@@ -129,6 +134,7 @@ enum request_kind {
     REQUEST_GENERATE,
     REQUEST_APPEND,
     REQUEST_CHECKPOINT, /* bring memory up to the log, then save it */
+    REQUEST_REPLAY, /* the same, of a session without a name, for an errand */
 };
 
 struct request {
@@ -154,9 +160,10 @@ struct request {
     uint64_t output_start;   /* position of its first sampled token */
     uint64_t n_cached, n_restored;
     enum restore_reason_code reuse;
-    bool has_sought;      /* a stored prefix, for the memory as it is */
-    uint64_t n_shared;    /* as in its command; 0: none, or looked at */
-    uint64_t shared_stop; /* a snapshot is taken here on the way; 0: none */
+    bool has_sought;       /* a stored prefix, for the memory as it is */
+    uint64_t n_shared;     /* as in its command; 0: none, or looked at */
+    uint64_t shared_stop;  /* a snapshot is taken here on the way; 0: none */
+    struct errand *errand; /* REPLAY: whose */
     uint32_t end[CONFIG_EOS_MAX + STOP_ID_MAX], n_end;
     struct text text;
     uint64_t message_step; /* the last commit that carried an event for it */
@@ -189,6 +196,34 @@ struct flight {
     bool is_lost;          /* its effects are already taken back */
     uint32_t n_effect, effect_capacity, message_capacity;
     struct effect *effect;
+};
+
+/*
+ * A call that takes the store thread many jobs, one after the other. It ends
+ * when its reply was answered and nothing of it is out.
+ */
+struct errand {
+    struct errand *next;
+    enum errand_kind { ERRAND_VERIFY } kind;
+    uint64_t reply;          /* 0: its caller is gone, or was answered */
+    struct session *session; /* held ... */
+    struct log_path path;    /* ... as what it reads, when it is durable */
+    bool is_out;             /* its job is with the store thread */
+    bool is_over;            /* to be freed */
+    uint64_t next_us;        /* it rests until then while replies run */
+    /* VERIFY */
+    struct scrub *scrub;
+    enum verify_stage {
+        VERIFY_SCRUB,
+        VERIFY_REPLAY,  /* its request is in the queue or runs ... */
+        VERIFY_COMPARE, /* ... or waits, since its image is to be compared */
+        VERIFY_HEAL
+    } stage;
+    bool wants_replay;
+    struct request *replay;     /* NULL: over, or not begun */
+    struct resident *compared;  /* whose image is with us; NULL: none */
+    uint64_t compared_position; /* blocks before it were */
+    struct digest compared_chain;
 };
 
 /* One row of logits and the token that they become. */
@@ -263,7 +298,9 @@ struct engine {
     uint64_t epoch; /* of the newest report: state/threads.h */
     struct log_limit journal_log;
 
-    uint32_t n_job;          /* with the store thread */
+    uint32_t n_job; /* with the store thread */
+    struct errand *errands;
+    uint32_t n_errand;
     struct resident *images; /* whose image waits to be sent */
     uint32_t n_image;
     struct session *first_later, *last_later; /* to be saved in this step */
@@ -380,6 +417,8 @@ void resident_install(struct engine *engine, struct session *session,
                       struct store_job *job);
 /* A SAVE is over, well or not. */
 void resident_saved(struct engine *engine, const struct store_job *job);
+/* The store thread needs its image, which was no snapshot, no more. */
+void resident_compared(struct engine *engine, struct resident *resident);
 
 /*
  * A snapshot for others, at the point where the memory is now: the session's
@@ -503,6 +542,8 @@ void request_fail(struct engine *engine, struct request *request,
 /* When its reader goes or its time is over: has it no turn to close, or one
  * that a retry can name? */
 bool request_stays_open(const struct request *request);
+/* Is it a turn that its session's log knows of, or will? */
+bool request_is_turn(const struct request *request);
 /* The commit that carried its tokens is lost: tell the reader, write nothing.
  */
 void request_lose(struct engine *engine, struct request *request,
@@ -553,6 +594,11 @@ MUST_CHECK enum status control_check_draining(const struct engine *engine);
  *   ALREADY_EXISTS SESSION_EXISTS, RESOURCE_EXHAUSTED STATE_SLOTS */
 MUST_CHECK enum status control_check_new(struct engine *engine,
                                          const char *name);
+/* Bring its memory up to its log and store it; the reply gets a checkpoint.
+ *   as schedule_admit(); FAILED_PRECONDITION, ABORTED */
+MUST_CHECK enum status control_checkpoint(struct engine *engine,
+                                          struct session *session,
+                                          uint64_t reply, uint64_t deadline_us);
 /* Answer with the session as it is. */
 void control_send(struct engine *engine, const struct session *session,
                   uint64_t reply);
@@ -580,6 +626,47 @@ MUST_CHECK enum status logs_sweep(struct engine *engine);
  */
 uint64_t logs_stored(const struct engine *engine, const struct session *session,
                      struct log_path *out_base);
+/* Something of what a log has stored is gone: sessions in memory that count on
+ * it store it again. */
+void logs_lose(struct engine *engine, const struct scrub_loss *loss);
+
+/* --- errand.c --- */
+/*
+ * A new one of a session (NULL: none), which it holds.
+ *   RESOURCE_EXHAUSTED  QUEUE_FULL: ERRAND_MAX are under way
+ */
+MUST_CHECK enum status errand_create(struct engine *engine,
+                                     enum errand_kind kind,
+                                     struct session *session, uint64_t reply,
+                                     struct errand **out);
+struct errand *errand_by_reply(const struct engine *engine, uint64_t reply);
+/* It is answered: it goes once nothing of it is out. */
+void errand_end(struct errand *errand);
+/* The same with an error; only the first of several is told. */
+void errand_fail(struct engine *engine, struct errand *errand,
+                 const struct cause *cause);
+/* Send jobs of those whose turn it is; free those that are over. */
+void errands_send(struct engine *engine);
+/* One of its jobs is back: it may send another one after a rest. */
+void errand_rest(struct engine *engine, struct errand *errand,
+                 const struct store_job *job);
+void errands_drain(struct engine *engine);
+void errands_destroy(struct engine *engine);
+
+/* --- verify.c --- */
+MUST_CHECK enum status verify_session(struct engine *engine,
+                                      const struct command *command);
+/* Send its next job; false while the store thread takes no more. */
+bool verify_send(struct engine *engine, struct errand *errand);
+/* A SCRUB, COMPARE or HEAL is over. */
+void verify_received(struct engine *engine, const struct store_job *job);
+/* The memory of a replay stands where it is to be compared; it is at its end;
+ * its request goes. */
+void verify_passed(struct engine *engine, struct request *request);
+void verify_replayed(struct engine *engine, struct request *request);
+void verify_left(struct engine *engine, const struct request *request);
+/* Let go of what an errand of this kind has. */
+void verify_release(struct engine *engine, struct errand *errand);
 
 /* --- batch.c --- */
 /* Buffers for the limits in options.  RESOURCE_EXHAUSTED */

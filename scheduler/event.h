@@ -7,6 +7,7 @@
  * holder; payload arrays lie behind the struct in the same block.
  */
 #include "base/status.h"
+#include "state/scrub_report.h"
 #include "state/session.h"
 
 #include <stddef.h>
@@ -20,6 +21,7 @@ enum event_kind {
     EVENT_SESSION,    /* last */
     EVENT_SESSIONS,   /* last */
     EVENT_CHECKPOINT, /* last */
+    EVENT_VERIFIED,   /* last */
     EVENT_NODE,       /* last */
     EVENT_DONE,       /* last, without payload */
     EVENT_ERROR,      /* last */
@@ -152,6 +154,10 @@ struct event {
             struct digest chain;
             uint64_t bytes, create_ms; /* wall time */
         } checkpoint;
+        struct {
+            const struct scrub_report *report;
+            bool is_replayed;
+        } verified;
         struct node_info node;
         struct cause cause; /* ERROR */
     };

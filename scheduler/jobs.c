@@ -164,6 +164,7 @@ void jobs_send(struct engine *engine)
             !send_load(engine, r))
             break;
     }
+    errands_send(engine);
     while (engine->n_deleted > 0)
         if (!send_delete(engine, engine->deleted[engine->n_deleted - 1]))
             return;
@@ -297,6 +298,11 @@ void jobs_receive(struct engine *engine)
                             "snapshots that nobody needs stay: %s",
                             job->cause.text);
             prefix_trimmed(engine, job);
+            break;
+        case STORE_SCRUB:
+        case STORE_COMPARE:
+        case STORE_HEAL:
+            verify_received(engine, job);
             break;
         }
         free(job);

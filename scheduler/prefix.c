@@ -455,6 +455,10 @@ void prefix_passed(struct engine *engine, struct request *request,
     if (position == 0 || position != request->shared_stop)
         return;
     request->shared_stop = 0;
+    if (request->errand) {
+        verify_passed(engine, request);
+        return;
+    }
     resident_save_shared(engine, request->session);
 }
 

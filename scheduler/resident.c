@@ -538,6 +538,14 @@ void resident_checkpoint(struct engine *engine, struct session *session,
     resident_answer(engine, resident);
 }
 
+void resident_compared(struct engine *engine, struct resident *resident)
+{
+    resident->is_saving = false;
+    drop_image(engine, resident);
+    if (!resident->session)
+        destroy(engine, resident);
+}
+
 static const char *reason_text(enum restore_reason reason)
 {
     switch (reason) {

@@ -336,6 +336,38 @@ enum status snapshot_trim(struct snapshots *snapshots, struct uid uid,
     return st;
 }
 
+static bool is_among(uint64_t value, const uint64_t *list, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (list[i] == value)
+            return true;
+    return false;
+}
+
+enum status snapshot_drop(struct snapshots *snapshots, struct uid uid,
+                          const uint64_t *position, uint32_t n)
+{
+    struct key key = key_of('v', uid);
+    struct manifest manifest;
+    enum status st = read_manifest(snapshots, uid, &manifest);
+
+    if (st)
+        return st;
+    store_batch_clear(snapshots->batch);
+    for (uint32_t i = manifest.n; i-- > 0;)
+        if (is_among(manifest.entry[i].position, position, n))
+            remove_entry(snapshots, &manifest, i);
+    writer_clear(&snapshots->frame);
+    st = manifest_put(&snapshots->frame, &manifest);
+    if (!st) {
+        store_batch_put(snapshots->batch, key.bytes, key.n,
+                        snapshots->frame.bytes, snapshots->frame.n);
+        st = store_write(snapshots->store, snapshots->batch, true);
+    }
+    store_batch_clear(snapshots->batch);
+    return st;
+}
+
 static enum status visit_manifest(struct snapshots *snapshots,
                                   const void *bytes, size_t n_bytes,
                                   snapshot_visit *visit, void *context,

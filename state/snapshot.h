@@ -194,4 +194,12 @@ MUST_CHECK enum status snapshots_each(struct snapshots *snapshots,
  */
 MUST_CHECK enum status snapshot_trim(struct snapshots *snapshots,
                                      struct uid uid, uint64_t n_token);
+/*
+ * Forget those of these snapshots that the owner's manifest names, with their
+ * states and open blocks; synced. Blocks stay: others may read them.
+ *   as store_get() and store_write()
+ */
+MUST_CHECK enum status snapshot_drop(struct snapshots *snapshots,
+                                     struct uid uid, const uint64_t *position,
+                                     uint32_t n);
 #endif

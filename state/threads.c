@@ -331,6 +331,15 @@ static enum status do_job(struct store_thread *thread, struct store_job *job)
         return save(thread, job);
     case STORE_DELETE:
         return trim(thread, job);
+    case STORE_SCRUB:
+        if (atomic_load(&thread->is_stopping))
+            return status_fail(STATUS_CANCELLED, "the node is stopping");
+        return scrub_step(job->scrub, &job->is_done);
+    case STORE_COMPARE:
+        scrub_compare(job->scrub, job->image);
+        return STATUS_OK;
+    case STORE_HEAL:
+        return scrub_heal(job->scrub);
     case STORE_LOAD:
     case STORE_TOKENS:
         if (atomic_load(&thread->is_stopping))

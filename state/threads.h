@@ -15,6 +15,7 @@
  */
 #include "base/ring.h"
 #include "state/journal.h"
+#include "state/scrub.h"
 #include "state/snapshot.h"
 
 #define COMMIT_MESSAGE_MAX 1024u
@@ -91,11 +92,14 @@ uint32_t journal_thread_backlog(const struct journal_thread *thread);
 void journal_thread_stop(struct journal_thread *thread);
 
 enum store_job_kind {
-    STORE_SAVE,   /* image -> snapshot */
-    STORE_LOAD,   /* journal's tokens and turn, then the best snapshot */
-    STORE_FETCH,  /* the best of some snapshots, of any owner */
-    STORE_TOKENS, /* journal's tokens only */
-    STORE_DELETE, /* snapshots of a log that is not needed, or not all of it */
+    STORE_SAVE,    /* image -> snapshot */
+    STORE_LOAD,    /* journal's tokens and turn, then the best snapshot */
+    STORE_FETCH,   /* the best of some snapshots, of any owner */
+    STORE_TOKENS,  /* journal's tokens only */
+    STORE_DELETE,  /* snapshots of a log that is not needed, or not all of it */
+    STORE_SCRUB,   /* one step of verifying a session */
+    STORE_COMPARE, /* its image beside what is stored */
+    STORE_HEAL,    /* drop what was found bad */
 };
 struct store_job {
     enum store_job_kind kind;
@@ -103,7 +107,9 @@ struct store_job {
     struct log_path path; /* LOAD, TOKENS: that ends in it */
     void *owner;          /* the engine's; untouched here */
 
-    struct image *image;   /* SAVE: owned by the job, released by the engine */
+    struct image *image;   /* SAVE, COMPARE: owned by the job, released by the
+                              engine */
+    struct scrub *scrub;   /* SCRUB, COMPARE, HEAL: the engine's */
     struct memory *memory; /* LOAD: fresh, from the engine; back to it */
     uint64_t keep_back;    /* LOAD: use no snapshot of the last so many tokens;
                               1 if the engine needs the last token's logits */
@@ -114,6 +120,7 @@ struct store_job {
     uint64_t n_byte, expected_us; /* the engine's estimates; untouched here */
 
     /* results */
+    bool is_done; /* SCRUB: that was the last step */
     enum status status;
     struct cause cause;
     struct ids tokens; /* LOAD, TOKENS, FETCH: ids_release() by the engine */
