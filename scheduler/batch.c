@@ -1,4 +1,4 @@
-#include "scheduler/engine_parts.h"
+#include "scheduler/errand_parts.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -27,6 +27,13 @@ enum command_kind {
     COMMAND_TRUNCATE_SESSION,
     COMMAND_CHECKPOINT_SESSION,
     COMMAND_VERIFY_SESSION,
+    COMMAND_PARK_SESSION,
+    /* answered by pieces, each of which is asked for by a RESUME; the last event
+       is DONE or ERROR */
+    COMMAND_EXPORT_SESSION,
+    /* one per piece, the next one when EVENT_MORE has come; answered by one
+       event at the end */
+    COMMAND_IMPORT_SESSION,
     COMMAND_GET_NODE,
     /* about a reply; not answered */
     COMMAND_PAUSE,  /* its reader is slow: make no more tokens for it */
@@ -89,6 +96,22 @@ struct update_command {
     char etag[24]; /* "": any */
 };
 
+struct export_command {
+    char session[SESSION_NAME_SIZE];
+    char tenant[TENANT_SIZE]; /* whose key seals it */
+    uint64_t position;        /* so many tokens; 0: all committed ones */
+    bool has_state, is_sealed;
+};
+
+struct import_command {
+    char name[SESSION_NAME_SIZE]; /* "": the one that it had */
+    char tenant[TENANT_SIZE];     /* whose key opens it, and whose it is */
+    bool skips_state;
+    bool is_first, is_last; /* of its call; the above is the first one's */
+    const void *bytes;      /* [n_bytes] in the arena */
+    size_t n_bytes;
+};
+
 struct command {
     enum command_kind kind;
     uint64_t reply;       /* 0: nobody listens */
@@ -110,6 +133,8 @@ struct command {
         struct session_meta create; /* name, labels, expire_ms, durability;
                                        name "": the engine makes one */
         struct fork_command fork;
+        struct export_command export;
+        struct import_command import;
         struct list_command list;
         struct update_command update;
         uint64_t subject; /* PAUSE, RESUME, DETACH: the reply meant */

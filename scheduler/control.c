@@ -1,4 +1,4 @@
-#include "scheduler/engine_parts.h"
+#include "scheduler/errand_parts.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -314,6 +314,31 @@ static enum status checkpoint(struct engine *engine,
                                    command->deadline_us);
 }
 
+static enum status park(struct engine *engine, const struct command *command)
+{
+    struct session *session;
+    struct errand *errand;
+    enum status st = control_find(engine, command->target.session, &session);
+
+    if (!st)
+        st = control_check_draining(engine);
+    if (st)
+        return st;
+    if (session->durability == DURABILITY_NONE) {
+        status_fail(STATUS_FAILED_PRECONDITION,
+                    "session %s is nowhere but in memory", session->name);
+        return status_because("SESSION_NOT_DURABLE");
+    }
+    if (session->request) {
+        status_fail(STATUS_ABORTED, "session %s is busy", session->name);
+        return status_because("OPERATION_IN_PROGRESS");
+    }
+    st = errand_create(engine, ERRAND_PARK, session, command->reply, &errand);
+    if (!st)
+        resident_park(engine, session);
+    return st;
+}
+
 static struct request *find_request(const struct engine *engine,
                                     const struct command *command)
 {
@@ -451,6 +476,8 @@ static void subject(struct engine *engine, const struct command *command)
 
     if (errand && command->kind == COMMAND_DETACH)
         errand_end(errand);
+    else if (errand && command->kind == COMMAND_RESUME)
+        errand->is_taken = true;
     if (!request)
         return;
     if (command->kind == COMMAND_PAUSE)
@@ -486,6 +513,10 @@ static enum status answer(struct engine *engine, const struct command *command)
         return checkpoint(engine, command);
     case COMMAND_VERIFY_SESSION:
         return verify_session(engine, command);
+    case COMMAND_PARK_SESSION:
+        return park(engine, command);
+    case COMMAND_EXPORT_SESSION:
+        return transfer_export(engine, command);
     case COMMAND_GET_NODE:
         node(engine, command);
         return STATUS_OK;
@@ -498,7 +529,8 @@ static enum status answer(struct engine *engine, const struct command *command)
         drain(engine, command);
         return STATUS_OK;
     case COMMAND_GENERATE:
-        break; /* generate.c owns it */
+    case COMMAND_IMPORT_SESSION:
+        break; /* generate.c and transfer.c own it */
     }
     return status_fail(STATUS_INTERNAL, "command of unknown kind %d",
                        (int)command->kind);
@@ -557,6 +589,10 @@ void control_command(struct engine *engine, struct command *command)
     }
     if (command->kind == COMMAND_GENERATE) {
         generate_arrive(engine, command);
+        return;
+    }
+    if (command->kind == COMMAND_IMPORT_SESSION) {
+        transfer_import(engine, command);
         return;
     }
     if (answer(engine, command))

@@ -15,8 +15,9 @@
  *   control.c    all other commands, but
  *   fork.c       fork and rewind
  *   logs.c       which logs are kept, how much of them, and where blocks lie
- *   errand.c     calls that take the store thread many jobs
- *   verify.c     one of them: is what is stored of a session what it should be?
+ *   errand.c     calls that take the store thread many jobs (errand_parts.h):
+ *   verify.c     is what is stored of a session what it should be?
+ *   transfer.c   export and import
  *   batch.c      one step: start, plan, run the lanes, sample
  *   schedule.c   what plan, fair, cost and admit are told, and what they say
  *   preempt.c    who makes room for whom
@@ -114,6 +115,7 @@ struct session {
     bool is_upgrading; /* what was only in memory is not yet committed */
     bool is_loading;   /* a LOAD is with the store thread */
     bool is_fetching;  /* a FETCH is */
+    bool parks;        /* as resident_park() says, when it can */
     bool has_loose;    /* snapshots of its tokens may be stored as loose ones */
     uint64_t scope;    /* of its last turn */
     struct resident *resident;
@@ -196,34 +198,6 @@ struct flight {
     bool is_lost;          /* its effects are already taken back */
     uint32_t n_effect, effect_capacity, message_capacity;
     struct effect *effect;
-};
-
-/*
- * A call that takes the store thread many jobs, one after the other. It ends
- * when its reply was answered and nothing of it is out.
- */
-struct errand {
-    struct errand *next;
-    enum errand_kind { ERRAND_VERIFY } kind;
-    uint64_t reply;          /* 0: its caller is gone, or was answered */
-    struct session *session; /* held ... */
-    struct log_path path;    /* ... as what it reads, when it is durable */
-    bool is_out;             /* its job is with the store thread */
-    bool is_over;            /* to be freed */
-    uint64_t next_us;        /* it rests until then while replies run */
-    /* VERIFY */
-    struct scrub *scrub;
-    enum verify_stage {
-        VERIFY_SCRUB,
-        VERIFY_REPLAY,  /* its request is in the queue or runs ... */
-        VERIFY_COMPARE, /* ... or waits, since its image is to be compared */
-        VERIFY_HEAL
-    } stage;
-    bool wants_replay;
-    struct request *replay;     /* NULL: over, or not begun */
-    struct resident *compared;  /* whose image is with us; NULL: none */
-    uint64_t compared_position; /* blocks before it were */
-    struct digest compared_chain;
 };
 
 /* One row of logits and the token that they become. */
@@ -364,6 +338,11 @@ MUST_CHECK enum status tokens_append(struct ids *tokens, const uint32_t *token,
 uint64_t resident_position(const struct resident *resident);
 /* Empty, for a session without tokens. */
 void resident_make(struct engine *engine, struct session *session);
+/*
+ * Let go of its memory, stored first if that is worth it, once nothing of it is
+ * under way; not if it has a request, nor its log elsewhere.
+ */
+void resident_park(struct engine *engine, struct session *session);
 /* Let go of everything in memory; jobs under way finish without us. */
 void resident_drop(struct engine *engine, struct session *session);
 /* It is not to be evicted any more. */
@@ -452,6 +431,9 @@ void prefix_job_done(struct engine *engine, const struct store_job *job);
 /* A DELETE is over. */
 void prefix_trimmed(struct engine *engine, const struct store_job *job);
 void prefix_saved(struct engine *engine, const struct store_job *job);
+/* A session was made together with a snapshot. */
+void prefix_imported(struct engine *engine, const struct session *session,
+                     const struct snapshot_entry *entry);
 void prefix_fetched(struct engine *engine, struct store_job *job);
 void prefix_deleted(struct engine *engine, const struct session *session);
 enum restore_reason_code prefix_word(enum restore_reason reason);
@@ -504,6 +486,9 @@ void flight_upgrade(struct engine *engine, struct session *session,
 void flight_tokens(struct engine *engine, struct session *session,
                    uint64_t from, struct digest chain);
 void flight_turn(struct engine *engine, struct session *session);
+/* One of a session that is created with its log. */
+void flight_past_turn(struct engine *engine, const struct session *session,
+                      const struct turn *turn);
 /* Hand over what was gathered; true if all is with the journal thread. */
 bool flight_send(struct engine *engine);
 /* Take the journal thread's reports. */
@@ -631,42 +616,11 @@ uint64_t logs_stored(const struct engine *engine, const struct session *session,
 void logs_lose(struct engine *engine, const struct scrub_loss *loss);
 
 /* --- errand.c --- */
-/*
- * A new one of a session (NULL: none), which it holds.
- *   RESOURCE_EXHAUSTED  QUEUE_FULL: ERRAND_MAX are under way
- */
-MUST_CHECK enum status errand_create(struct engine *engine,
-                                     enum errand_kind kind,
-                                     struct session *session, uint64_t reply,
-                                     struct errand **out);
-struct errand *errand_by_reply(const struct engine *engine, uint64_t reply);
-/* It is answered: it goes once nothing of it is out. */
-void errand_end(struct errand *errand);
-/* The same with an error; only the first of several is told. */
-void errand_fail(struct engine *engine, struct errand *errand,
-                 const struct cause *cause);
 /* Send jobs of those whose turn it is; free those that are over. */
 void errands_send(struct engine *engine);
-/* One of its jobs is back: it may send another one after a rest. */
-void errand_rest(struct engine *engine, struct errand *errand,
-                 const struct store_job *job);
+/* They end with an error: the node stops; and then they are freed. */
 void errands_drain(struct engine *engine);
 void errands_destroy(struct engine *engine);
-
-/* --- verify.c --- */
-MUST_CHECK enum status verify_session(struct engine *engine,
-                                      const struct command *command);
-/* Send its next job; false while the store thread takes no more. */
-bool verify_send(struct engine *engine, struct errand *errand);
-/* A SCRUB, COMPARE or HEAL is over. */
-void verify_received(struct engine *engine, const struct store_job *job);
-/* The memory of a replay stands where it is to be compared; it is at its end;
- * its request goes. */
-void verify_passed(struct engine *engine, struct request *request);
-void verify_replayed(struct engine *engine, struct request *request);
-void verify_left(struct engine *engine, const struct request *request);
-/* Let go of what an errand of this kind has. */
-void verify_release(struct engine *engine, struct errand *errand);
 
 /* --- batch.c --- */
 /* Buffers for the limits in options.  RESOURCE_EXHAUSTED */

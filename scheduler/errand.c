@@ -1,4 +1,4 @@
-#include "scheduler/engine_parts.h"
+#include "scheduler/errand_parts.h"
 
 #include <stdlib.h>
 
@@ -39,6 +39,7 @@ enum status errand_create(struct engine *engine, enum errand_kind kind,
 static void release(struct engine *engine, struct errand *errand)
 {
     verify_release(engine, errand);
+    transfer_release(engine, errand);
     if (errand->path.n > 0)
         logs_release(engine, &errand->path);
     if (errand->session) {
@@ -77,6 +78,40 @@ void errand_rest(struct engine *engine, struct errand *errand,
     errand->next_us = engine_now_us(engine) + ERRAND_REST * job->elapsed_us;
 }
 
+/* It has left, or somebody wants it again. */
+static bool send_park(struct engine *engine, struct errand *errand)
+{
+    struct session *session = errand->session;
+
+    if (session->resident && !session->request && session->is_listed)
+        return true;
+    if (session->resident || !session->is_listed) {
+        status_fail(STATUS_ABORTED, "session %s is in use", session->name);
+        status_because("OPERATION_ABORTED");
+        errand_fail(engine, errand, status_cause());
+        return true;
+    }
+    control_send(engine, session, errand->reply);
+    errand_end(errand);
+    return true;
+}
+
+/* False while the store thread takes no more. */
+static bool send(struct engine *engine, struct errand *errand)
+{
+    switch (errand->kind) {
+    case ERRAND_VERIFY:
+        return verify_send(engine, errand);
+    case ERRAND_EXPORT:
+        return transfer_send_export(engine, errand);
+    case ERRAND_IMPORT:
+        return transfer_send_import(engine, errand);
+    case ERRAND_PARK:
+        return send_park(engine, errand);
+    }
+    return true;
+}
+
 /* What it computes nobody waits for; but not in the middle of a pass. */
 static void stop_replay(struct engine *engine, const struct errand *errand)
 {
@@ -104,7 +139,7 @@ void errands_send(struct engine *engine)
             continue;
         }
         if (!errand->is_over && !errand->is_out && !rests &&
-            !verify_send(engine, errand))
+            !send(engine, errand))
             return;
         at = &errand->next;
     }

@@ -22,6 +22,8 @@ enum event_kind {
     EVENT_SESSIONS,   /* last */
     EVENT_CHECKPOINT, /* last */
     EVENT_VERIFIED,   /* last */
+    EVENT_BYTES,      /* a piece of a bundle */
+    EVENT_MORE,       /* the next piece of a bundle may come */
     EVENT_NODE,       /* last */
     EVENT_DONE,       /* last, without payload */
     EVENT_ERROR,      /* last */
@@ -154,6 +156,10 @@ struct event {
             struct digest chain;
             uint64_t bytes, create_ms; /* wall time */
         } checkpoint;
+        struct {
+            const void *at;
+            size_t n;
+        } bytes;
         struct {
             const struct scrub_report *report;
             bool is_replayed;

@@ -1,4 +1,4 @@
-#include "scheduler/engine_parts.h"
+#include "scheduler/errand_parts.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -195,7 +195,7 @@ static void receive_load(struct engine *engine, struct store_job *job)
     session_put(session);
 }
 
-struct reader { /* a READ_TOKENS whose session is parked */
+struct listener { /* a READ_TOKENS whose session is parked */
     struct session *session;
     uint64_t reply, from, limit;
 };
@@ -203,14 +203,14 @@ struct reader { /* a READ_TOKENS whose session is parked */
 enum status jobs_read(struct engine *engine, struct session *session,
                       uint64_t reply, uint64_t from, uint64_t limit)
 {
-    struct reader *reader = engine_need(malloc(sizeof(*reader)));
+    struct listener *listener = engine_need(malloc(sizeof(*listener)));
     struct store_job *job =
-        jobs_create(STORE_TOKENS, session_log(session), reader);
+        jobs_create(STORE_TOKENS, session_log(session), listener);
 
-    *reader = (struct reader){session, reply, from, limit};
+    *listener = (struct listener){session, reply, from, limit};
     session_path(session, &job->path);
     if (!jobs_push(engine, job)) {
-        free(reader);
+        free(listener);
         status_fail(STATUS_RESOURCE_EXHAUSTED,
                     "%u reads and saves wait already", ENGINE_JOB_MAX);
         status_because("QUEUE_FULL");
@@ -230,19 +230,19 @@ static const struct cause *was_cut(void)
 
 static void receive_tokens(struct engine *engine, struct store_job *job)
 {
-    struct reader *reader = job->owner;
+    struct listener *listener = job->owner;
 
     if (job->status)
-        flight_error(engine, reader->reply, &job->cause);
-    else if (job->tokens.n < reader->from)
-        flight_error(engine, reader->reply, was_cut());
+        flight_error(engine, listener->reply, &job->cause);
+    else if (job->tokens.n < listener->from)
+        flight_error(engine, listener->reply, was_cut());
     else
-        jobs_log(engine, reader->reply, job->tokens.id, job->tokens.n,
-                 reader->from, reader->limit);
+        jobs_log(engine, listener->reply, job->tokens.id, job->tokens.n,
+                 listener->from, listener->limit);
     ids_release(&job->tokens);
-    reader->session->n_hold--;
-    session_put(reader->session);
-    free(reader);
+    listener->session->n_hold--;
+    session_put(listener->session);
+    free(listener);
 }
 
 void jobs_log(struct engine *engine, uint64_t reply, const uint32_t *token,
@@ -303,6 +303,10 @@ void jobs_receive(struct engine *engine)
         case STORE_COMPARE:
         case STORE_HEAL:
             verify_received(engine, job);
+            break;
+        case STORE_EXPORT:
+        case STORE_IMPORT:
+            transfer_received(engine, job);
             break;
         }
         free(job);

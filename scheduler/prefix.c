@@ -1,4 +1,4 @@
-#include "scheduler/engine_parts.h"
+#include "scheduler/errand_parts.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -166,6 +166,12 @@ void prefix_saved(struct engine *engine, const struct store_job *job)
         put(engine, job->uid, session, true, job->entry, job->n_entry);
     else if (!uid_equal(job->uid, session))
         jobs_delete(engine, job->uid);
+}
+
+void prefix_imported(struct engine *engine, const struct session *session,
+                     const struct snapshot_entry *entry)
+{
+    put(engine, session_log(session), session_log(session), true, entry, 1);
 }
 
 void prefix_trimmed(struct engine *engine, const struct store_job *job)

@@ -394,19 +394,40 @@ void resident_truncate(struct engine *engine, struct session *session,
     resident_settle(engine, session);
 }
 
-static void evict(struct engine *engine, struct session *session)
+/* Its log is elsewhere; it goes when it is stored, if that is worth it. */
+static void leave_memory(struct engine *engine, struct session *session)
 {
     struct resident *resident = session->resident;
 
-    metric_add(engine->metrics.preemptions, 1);
-    if (session->durability == DURABILITY_NONE) { /* tokens are only here */
-        forget(engine, session);
-        lru_remove(engine, session);
-    } else if (resident_save(engine, session, true)) {
+    if (resident_save(engine, session, true)) {
         resident->leaves = true;
         engine->leaving += session->charge;
     } else {
         resident_drop(engine, session);
+    }
+}
+
+void resident_park(struct engine *engine, struct session *session)
+{
+    const struct resident *resident = session->resident;
+
+    session->parks = false;
+    if (!resident || session->request || resident->leaves ||
+        session->durability == DURABILITY_NONE || session->is_upgrading)
+        return;
+    session->parks = session->n_flight > 0;
+    if (!session->parks)
+        leave_memory(engine, session);
+}
+
+static void evict(struct engine *engine, struct session *session)
+{
+    metric_add(engine->metrics.preemptions, 1);
+    if (session->durability == DURABILITY_NONE) { /* tokens are only here */
+        forget(engine, session);
+        lru_remove(engine, session);
+    } else {
+        leave_memory(engine, session);
     }
 }
 

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static enum frame_kind kind_of(char letter)
+enum frame_kind value_kind(char letter)
 {
     if (letter == 's')
         return FRAME_STATE;
@@ -53,7 +53,7 @@ enum status value_check(const struct snapshots *snapshots,
     struct value_head head;
     const void *data;
     size_t data_bytes;
-    enum status st = value_get(bytes, n_bytes, kind_of(at->letter), &head,
+    enum status st = value_get(bytes, n_bytes, value_kind(at->letter), &head,
                                &data, &data_bytes);
 
     if (st)

@@ -21,6 +21,8 @@ struct value_place {
 #define VALUE_NAME_SIZE 64u
 void value_name(const struct value_place *at, char out[VALUE_NAME_SIZE]);
 
+/* The kind of its frame. */
+enum frame_kind value_kind(char letter);
 /* Bytes of its payload by the model's plan; 0: this layer has none there. */
 size_t value_bytes(const struct snapshots *snapshots,
                    const struct value_place *at);

@@ -324,6 +324,14 @@ static enum status trim(struct store_thread *thread, struct store_job *job)
     return st;
 }
 
+static enum status import(struct store_job *job)
+{
+    enum status st =
+        importer_push(job->importer, job->bytes, job->n_bytes);
+
+    return !st && job->is_last ? importer_end(job->importer) : st;
+}
+
 static enum status do_job(struct store_thread *thread, struct store_job *job)
 {
     switch (job->kind) {
@@ -340,6 +348,10 @@ static enum status do_job(struct store_thread *thread, struct store_job *job)
         return STATUS_OK;
     case STORE_HEAL:
         return scrub_heal(job->scrub);
+    case STORE_EXPORT:
+        return exporter_step(job->exporter);
+    case STORE_IMPORT:
+        return import(job);
     case STORE_LOAD:
     case STORE_TOKENS:
         if (atomic_load(&thread->is_stopping))

@@ -14,6 +14,8 @@
  * pushes to the outbox ring, in order.
  */
 #include "base/ring.h"
+#include "state/exporter.h"
+#include "state/importer.h"
 #include "state/journal.h"
 #include "state/scrub.h"
 #include "state/snapshot.h"
@@ -100,6 +102,8 @@ enum store_job_kind {
     STORE_SCRUB,   /* one step of verifying a session */
     STORE_COMPARE, /* its image beside what is stored */
     STORE_HEAL,    /* drop what was found bad */
+    STORE_EXPORT,  /* make the next bytes of a bundle */
+    STORE_IMPORT,  /* take the next bytes of one */
 };
 struct store_job {
     enum store_job_kind kind;
@@ -110,6 +114,11 @@ struct store_job {
     struct image *image;   /* SAVE, COMPARE: owned by the job, released by the
                               engine */
     struct scrub *scrub;   /* SCRUB, COMPARE, HEAL: the engine's */
+    struct exporter *exporter; /* EXPORT: the engine's */
+    struct importer *importer; /* IMPORT: the engine's ... */
+    const void *bytes;         /* ... and what it takes now: [n_bytes] */
+    size_t n_bytes;
+    bool is_last;
     struct memory *memory; /* LOAD: fresh, from the engine; back to it */
     uint64_t keep_back;    /* LOAD: use no snapshot of the last so many tokens;
                               1 if the engine needs the last token's logits */
