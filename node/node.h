@@ -32,6 +32,7 @@ struct node_options {
     uint64_t first_token_ms, inter_token_ms, max_wait_s; /* engine_options */
     const char *durability;                              /* "local", "none" */
     const char *name;                                    /* "": the host's */
+    const char *tenant_keys; /* file for bundles; "" or NULL: none */
 };
 
 struct node; /* opaque: owns the threads */

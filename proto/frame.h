@@ -24,17 +24,17 @@
 
 /* Stored for ever: never renumber, never use a number again. */
 enum frame_kind {
-    FRAME_SESSION = 1,  /* state/journal_record.h */
-    FRAME_TOKENS = 2,   /* state/journal_record.h */
-    FRAME_TURN = 3,     /* state/journal_record.h */
-    FRAME_MANIFEST = 4, /* state/snapshot.c */
-    FRAME_STATE = 5,    /* state/snapshot.c: of a recurrent layer */
-    FRAME_BLOCK = 6,    /* state/snapshot.c: sealed KV block */
-    FRAME_OPEN = 7,     /* state/snapshot.c: KV block that is not full */
+    FRAME_SESSION = 1,    /* state/journal_record.h */
+    FRAME_TOKENS = 2,     /* state/journal_record.h */
+    FRAME_TURN = 3,       /* state/journal_record.h */
+    FRAME_MANIFEST = 4,   /* state/snapshot.c */
+    FRAME_STATE = 5,      /* state/snapshot.c: of a recurrent layer */
+    FRAME_BLOCK = 6,      /* state/snapshot.c: sealed KV block */
+    FRAME_OPEN = 7,       /* state/snapshot.c: KV block that is not full */
     FRAME_BUNDLE = 8,     /* state/bundle.h: head of an exported session */
     FRAME_BUNDLE_END = 9, /* state/bundle.h */
-    FRAME_SEAL = 10,     /* state/seal.h: head of an encrypted stream */
-    FRAME_SEALED = 11,   /* state/seal.h: a piece of it */
+    FRAME_SEAL = 10,      /* state/seal.h: head of an encrypted stream */
+    FRAME_SEALED = 11,    /* state/seal.h: a piece of it */
 };
 
 /*

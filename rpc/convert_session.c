@@ -201,6 +201,51 @@ enum status convert_verify(struct job *job, const ProtobufCMessage *message)
     return st;
 }
 
+enum status convert_park(struct job *job, const ProtobufCMessage *message)
+{
+    const Godwit__V1__ParkSessionRequest *request =
+        (const Godwit__V1__ParkSessionRequest *)message;
+
+    return take_target(job, COMMAND_PARK_SESSION, request->session, "session");
+}
+
+enum status convert_export(struct job *job, const ProtobufCMessage *message)
+{
+    const Godwit__V1__ExportSessionRequest *request =
+        (const Godwit__V1__ExportSessionRequest *)message;
+    struct export_command *out = &job->command->export;
+    enum status st = take_session(request->session, "session", out->session);
+
+    job->command->kind = COMMAND_EXPORT_SESSION;
+    if (!st)
+        st = take_tenant(request->tenant, "tenant", out->tenant);
+    out->position = request->position;
+    out->has_state = request->with_state;
+    out->is_sealed = request->seal;
+    return st;
+}
+
+enum status convert_import(struct job *job, const ProtobufCMessage *message)
+{
+    const Godwit__V1__SessionChunk *chunk =
+        (const Godwit__V1__SessionChunk *)message;
+    const Godwit__V1__ImportOptions *options = chunk->options;
+    struct import_command *out = &job->command->import;
+    enum status st = STATUS_OK;
+
+    job->command->kind = COMMAND_IMPORT_SESSION;
+    if (options && options->session_id[0])
+        st = take_id(options->session_id, "options.session_id", out->name);
+    if (!st && options)
+        st = take_tenant(options->tenant, "options.tenant", out->tenant);
+    if (st)
+        return st;
+    out->skips_state = options && options->log_only;
+    out->bytes = arena_copy(job->arena, chunk->data.data, chunk->data.len);
+    out->n_bytes = chunk->data.len;
+    return out->bytes ? STATUS_OK : status_cause()->code;
+}
+
 enum status convert_cancel(struct job *job, const ProtobufCMessage *message)
 {
     const Godwit__V1__CancelGenerationRequest *request =

@@ -8,7 +8,6 @@
 #define OPERATIONS "/google.longrunning.Operations/"
 #define HEALTH "/grpc.health.v1.Health/"
 
-#define NO_EXPORT "comes with session export"
 #define NO_CLUSTER "comes with clusters"
 #define NO_OPERATIONS "comes with long-running operations"
 
@@ -31,8 +30,9 @@ static const struct method METHODS[] = {
     {SESSION "VerifySession", METHOD_VERIFY_SESSION, false, NULL},
     {SESSION "ListCheckpoints", METHOD_UNIMPLEMENTED, false,
      "comes with session inspection"},
-    {SESSION "ExportSession", METHOD_UNIMPLEMENTED, true, NO_EXPORT},
-    {SESSION "ImportSession", METHOD_UNIMPLEMENTED, false, NO_EXPORT},
+    {SESSION "ParkSession", METHOD_PARK_SESSION, false, NULL},
+    {SESSION "ExportSession", METHOD_EXPORT_SESSION, true, NULL},
+    {SESSION "ImportSession", METHOD_IMPORT_SESSION, false, NULL},
 
     {ADMIN "GetNode", METHOD_GET_NODE, false, NULL},
     {ADMIN "CheckpointSession", METHOD_CHECKPOINT_SESSION, false, NULL},

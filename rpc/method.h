@@ -24,6 +24,9 @@ enum method_kind {
     METHOD_TRUNCATE_SESSION,
     METHOD_CHECKPOINT_SESSION,
     METHOD_VERIFY_SESSION,
+    METHOD_PARK_SESSION,
+    METHOD_EXPORT_SESSION,
+    METHOD_IMPORT_SESSION,
     METHOD_GET_NODE,
     /* answered at once */
     METHOD_COUNT_TOKENS,
@@ -38,7 +41,8 @@ enum method_kind {
 struct method {
     const char *path; /* "/godwit.v1.GenerationService/Generate" */
     enum method_kind kind;
-    bool is_stream;      /* more than one response */
+    bool is_stream;      /* more than one response; of an export each is made
+                            when the one before was taken */
     const char *missing; /* of METHOD_UNIMPLEMENTED: why, a clause */
 };
 

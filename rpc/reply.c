@@ -1,8 +1,6 @@
-#include "rpc/reply.h"
+#include "rpc/reply_parts.h"
 
-#include "godwit/v1/admin.pb-c.h"
 #include "godwit/v1/generation.pb-c.h"
-#include "godwit/v1/session.pb-c.h"
 #include "google/rpc/error_details.pb-c.h"
 #include "google/rpc/status.pb-c.h"
 #include "grpc/health/v1/health.pb-c.h"
@@ -11,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FULL_NAME_SIZE (SESSION_NAME_SIZE + 16u)
 #define OPERATION_NAME_SIZE (SESSION_NAME_SIZE + 64u)
 #define TYPE_URL "type.googleapis.com/"
 /* Messages of one event before packing: a page of sessions with all labels. */
@@ -26,7 +23,7 @@ static Google__Protobuf__Duration duration_of(uint64_t us)
     return duration;
 }
 
-static void full_name(const char *id, char out[FULL_NAME_SIZE])
+void full_name(const char *id, char out[FULL_NAME_SIZE])
 {
     out[0] = '\0';
     if (id[0])
@@ -176,7 +173,7 @@ static enum status pack_tokens(const struct event *event, struct arena *arena,
     return wire_pack(&response.base, out);
 }
 
-static enum status wrong_event(const struct event *event)
+enum status wrong_event(const struct event *event)
 {
     return status_fail(STATUS_INTERNAL,
                        "the engine answered with an event of kind %d",
@@ -257,10 +254,9 @@ static bool add_labels(struct arena *arena, const struct session_meta *meta,
     return true;
 }
 
-/* Texts are `info`'s own or in the arena. NULL: no memory. */
-static Godwit__V1__Session *session_of(struct arena *arena,
-                                       const struct session_info *info,
-                                       const char *model_name)
+Godwit__V1__Session *session_of(struct arena *arena,
+                                const struct session_info *info,
+                                const char *model_name)
 {
     const struct session_meta *meta = &info->meta;
     Godwit__V1__Session *to = arena_take(arena, sizeof(*to));
@@ -407,60 +403,6 @@ static enum status pack_checkpoint(const struct event *event,
     return wire_pack(&checkpoint.base, out);
 }
 
-static bool add_kinds(struct arena *arena, const struct scrub_report *report,
-                      Godwit__V1__SessionVerification *to)
-{
-    to->kinds = arena_take(arena, SCRUB_KIND_COUNT * sizeof(*to->kinds));
-    if (!to->kinds)
-        return false;
-    for (uint32_t i = 0; i < SCRUB_KIND_COUNT; i++) {
-        const struct scrub_count *count = &report->count[i];
-        Godwit__V1__SessionVerification__Kind *kind =
-            arena_take(arena, sizeof(*kind));
-
-        if (!kind)
-            return false;
-        godwit__v1__session_verification__kind__init(kind);
-        kind->kind = (char *)scrub_kind_name((enum scrub_kind)i);
-        kind->count = count->n;
-        kind->size_bytes = count->bytes;
-        kind->bad = count->n_bad;
-        kind->missing = count->n_missing;
-        to->kinds[to->n_kinds++] = kind;
-    }
-    return true;
-}
-
-static enum status pack_verified(const struct reply_to *to,
-                                 const struct event *event, struct arena *arena,
-                                 struct packed *out)
-{
-    Godwit__V1__SessionVerification verification =
-        GODWIT__V1__SESSION_VERIFICATION__INIT;
-    const struct scrub_report *report = event->verified.report;
-    char name[FULL_NAME_SIZE], chain[DIGEST_TEXT_SIZE];
-    char *finding[SCRUB_FINDING_MAX];
-
-    if (event->kind != EVENT_VERIFIED)
-        return wrong_event(event);
-    full_name(to->note->session, name);
-    digest_format(report->chain, chain);
-    verification.session = name;
-    verification.position = report->n_token;
-    verification.chain_hash = chain;
-    for (uint32_t i = 0; i < report->n_finding; i++)
-        finding[i] = (char *)report->finding[i];
-    verification.findings = finding;
-    verification.n_findings = report->n_finding;
-    verification.dropped_snapshots = report->n_drop;
-    verification.replayed = event->verified.is_replayed;
-    verification.compared_values = report->n_compared;
-    verification.different_values = report->n_different;
-    return add_kinds(arena, report, &verification)
-               ? wire_pack(&verification.base, out)
-               : status_cause()->code;
-}
-
 static enum status pack_node(const struct reply_to *to,
                              const struct event *event, struct arena *arena,
                              struct packed *out)
@@ -538,11 +480,15 @@ static enum status pack(const struct reply_to *to, const struct event *event,
     case METHOD_UPDATE_SESSION:
     case METHOD_FORK_SESSION:
     case METHOD_TRUNCATE_SESSION:
+    case METHOD_PARK_SESSION:
+    case METHOD_IMPORT_SESSION:
         return pack_session(to, event, arena, out);
     case METHOD_LIST_SESSIONS:
         return pack_sessions(to, event, arena, out);
     case METHOD_CHECKPOINT_SESSION:
         return pack_checkpoint(event, out);
+    case METHOD_EXPORT_SESSION:
+        return pack_bytes(event, out);
     case METHOD_VERIFY_SESSION:
         return pack_verified(to, event, arena, out);
     case METHOD_GET_NODE:

@@ -28,8 +28,8 @@ enum command_kind {
     COMMAND_CHECKPOINT_SESSION,
     COMMAND_VERIFY_SESSION,
     COMMAND_PARK_SESSION,
-    /* answered by pieces, each of which is asked for by a RESUME; the last event
-       is DONE or ERROR */
+    /* answered by pieces, each of which is asked for by a RESUME; the last
+       event is DONE or ERROR */
     COMMAND_EXPORT_SESSION,
     /* one per piece, the next one when EVENT_MORE has come; answered by one
        event at the end */

@@ -57,7 +57,7 @@ struct engine_options {
                                 QUEUE_FULL; 0: none */
     uint32_t default_max_tokens; /* at least 1 */
     enum durability durability;  /* default of new sessions */
-    const struct keyring *keys; /* of tenants, for bundles; NULL: none */
+    const struct keyring *keys;  /* of tenants, for bundles; NULL: none */
     struct snapshots *snapshots; /* listed at create, when no job is out yet;
                                     NULL: nothing is known of the store */
     size_t prefix_bytes; /* of the store: for snapshots of prompts whose session

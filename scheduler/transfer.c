@@ -257,6 +257,19 @@ static enum status take_meta(struct engine *engine, struct errand *errand,
     return control_check_new(engine, out->name);
 }
 
+/* Who hears this hears it behind the commit. */
+static void answer(struct engine *engine, const struct session *session,
+                   uint64_t reply)
+{
+    struct event *event =
+        engine_need(event_create(EVENT_SESSION, reply, 0, NULL));
+
+    event->is_last = true;
+    session_info_get(engine, session, &event->session);
+    event->session.committed_position = session->n_token;
+    flight_event(engine, event);
+}
+
 /* One commit makes all of it. */
 static enum status install(struct engine *engine, struct errand *errand)
 {
@@ -277,9 +290,8 @@ static enum status install(struct engine *engine, struct errand *errand)
     session->resident->tokens = *tokens;
     *tokens = (struct ids){0};
     session->n_token = session->resident->tokens.n;
-    session->resident->chain =
-        digest_tokens(engine->empty_chain, session->resident->tokens.id,
-                      session->n_token);
+    session->resident->chain = digest_tokens(
+        engine->empty_chain, session->resident->tokens.id, session->n_token);
     table_add(engine, session);
     flight_create(engine, session);
     flight_tokens(engine, session, 0, engine->empty_chain);
@@ -289,7 +301,7 @@ static enum status install(struct engine *engine, struct errand *errand)
         prefix_imported(engine, session, entry);
     session->parks = true;
     resident_touch(engine, session);
-    control_send(engine, session, errand->reply);
+    answer(engine, session, errand->reply);
     errand->is_installed = true;
     errand_end(errand);
     return STATUS_OK;

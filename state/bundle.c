@@ -61,8 +61,7 @@ enum status bundle_get_end(const void *bytes, size_t n_bytes,
     n_frame = reader_u64(&reader);
     digest = reader_digest(&reader);
     if (!reader_is_done(&reader))
-        return status_fail(STATUS_DATA_LOSS,
-                           "bundle's end has another length");
+        return status_fail(STATUS_DATA_LOSS, "bundle's end has another length");
     *out_n_frame = n_frame;
     *out_digest = digest;
     return STATUS_OK;
@@ -85,10 +84,10 @@ static struct bundle_place settle(const struct snapshots *snapshots,
                                   uint64_t snapshot, struct bundle_place at)
 {
     while (at.letter) {
-        const struct value_place place = {
-            .letter = at.letter,
-            .place = at.letter == 'b' ? at.block : snapshot,
-            .layer = at.layer};
+        const struct value_place place = {.letter = at.letter,
+                                          .place = at.letter == 'b' ? at.block
+                                                                    : snapshot,
+                                          .layer = at.layer};
 
         if (at.layer == snapshots->n_layer)
             at = turn_over(at, snapshot / KV_BLOCK);

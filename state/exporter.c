@@ -133,8 +133,8 @@ static enum status begin(struct exporter *exporter)
         return st;
     exporter->tokens.n = source->n_token;
     exporter->chain = journal_empty_chain(source->journal);
-    exporter->head.chain = digest_tokens(
-        exporter->chain, exporter->tokens.id, exporter->tokens.n);
+    exporter->head.chain =
+        digest_tokens(exporter->chain, exporter->tokens.id, exporter->tokens.n);
     st = chains_init(&exporter->chains, exporter->chain, &exporter->tokens);
     if (st)
         return st;
@@ -208,8 +208,7 @@ static enum status put_turns(struct exporter *exporter)
     if (st == STATUS_CANCELLED)
         return STATUS_OK;
     exporter->phase = PHASE_VALUES;
-    exporter->place =
-        bundle_first(source->snapshots, exporter->head.snapshot);
+    exporter->place = bundle_first(source->snapshots, exporter->head.snapshot);
     return st;
 }
 
@@ -256,8 +255,8 @@ static enum status put_value(struct exporter *exporter)
     const void *data;
     size_t n_bytes, data_bytes;
     void *bytes;
-    enum status st = value_read(snapshots, &at, &exporter->chains, &bytes,
-                                &n_bytes, &data);
+    enum status st =
+        value_read(snapshots, &at, &exporter->chains, &bytes, &n_bytes, &data);
 
     if (st)
         return damaged(&at);
@@ -307,8 +306,8 @@ static enum status seal(struct exporter *exporter)
     size_t at = 0;
 
     while (!st && (plain->n - at > SEAL_PIECE_BYTES || is_end)) {
-        size_t n = plain->n - at < SEAL_PIECE_BYTES ? plain->n - at
-                                                    : SEAL_PIECE_BYTES;
+        size_t n =
+            plain->n - at < SEAL_PIECE_BYTES ? plain->n - at : SEAL_PIECE_BYTES;
         const bool is_last = is_end && at + n == plain->n;
 
         st = sealer_put(exporter->sealer, plain->bytes + at, n, is_last,

@@ -9,10 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BATCH_BYTES (2u << 20)    /* values written at once */
-#define FRAME_LEAST (64u << 10)   /* bytes that any frame may have */
-#define FRAME_SLACK 1024u         /* of a value, besides its payload */
-#define BYTES_MAX (1u << 30)      /* kept at once; frames are bounded before */
+#define BATCH_BYTES (2u << 20)  /* values written at once */
+#define FRAME_LEAST (64u << 10) /* bytes that any frame may have */
+#define FRAME_SLACK 1024u       /* of a value, besides its payload */
+#define BYTES_MAX (1u << 30)    /* kept at once; frames are bounded before */
 
 enum phase {
     PHASE_HEAD,
@@ -212,7 +212,8 @@ static enum status append(struct importer *importer,
         tokens->id = id;
         tokens->capacity = capacity;
     }
-    memcpy(tokens->id + tokens->n, row->token, row->n_token * sizeof(*tokens->id));
+    memcpy(tokens->id + tokens->n, row->token,
+           row->n_token * sizeof(*tokens->id));
     for (size_t i = tokens->n; i < n; i++)
         if (tokens->id[i] >= importer->source.n_vocab)
             return damaged("a token is outside the vocabulary");
@@ -234,8 +235,8 @@ static enum status take_tokens(struct importer *importer, const void *bytes,
     st = append(importer, &row);
     if (st)
         return st;
-    importer->chain = digest_tokens(
-        importer->chain, importer->tokens.id + before, row.n_token);
+    importer->chain = digest_tokens(importer->chain,
+                                    importer->tokens.id + before, row.n_token);
     if (!digest_equal(importer->chain, row.chain))
         return misfit("CHAIN_MISMATCH",
                       "bundle's tokens do not give the chain hash that stands "
@@ -309,8 +310,8 @@ static enum status put_manifest(struct importer *importer, bool is_whole)
 
 static enum status flush(struct importer *importer, bool sync)
 {
-    enum status st = store_write(importer->source.snapshots->store,
-                                 importer->batch, sync);
+    enum status st =
+        store_write(importer->source.snapshots->store, importer->batch, sync);
 
     store_batch_clear(importer->batch);
     return st;
@@ -323,8 +324,8 @@ static enum status write_value(struct importer *importer,
                                size_t n_bytes)
 {
     const uint64_t owner_place = at->place;
-    struct key key = value_key(at->letter, importer->source.log, owner_place,
-                               at->layer);
+    struct key key =
+        value_key(at->letter, importer->source.log, owner_place, at->layer);
     struct value_head head;
     const void *data;
     size_t data_bytes;
@@ -439,7 +440,8 @@ static enum status take_frame(struct importer *importer, uint16_t kind,
 
 /* --- bytes become frames --- */
 
-/* *out_bytes: of the frame that `from` begins with; 0: not all of it is there. */
+/* *out_bytes: of the frame that `from` begins with; 0: not all of it is there.
+ */
 static enum status next_frame(const struct writer *from, size_t at, size_t max,
                               uint16_t *out_kind, size_t *out_bytes)
 {
@@ -575,9 +577,8 @@ enum status importer_end(struct importer *importer)
         return STATUS_OK;
     importer->entry = (struct snapshot_entry){
         .position = importer->head.snapshot,
-        .chain = digest_tokens(
-            importer->source.snapshots->numerics.fingerprint,
-            importer->tokens.id, importer->head.snapshot),
+        .chain = digest_tokens(importer->source.snapshots->numerics.fingerprint,
+                               importer->tokens.id, importer->head.snapshot),
         .scope = importer->source.scope,
         .create_ms = importer->source.create_ms};
     st = put_manifest(importer, true);

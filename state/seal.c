@@ -71,15 +71,14 @@ static enum status derive(const struct seal_key *key, const void *salt,
     EVP_KDF *kdf = EVP_KDF_fetch(NULL, "HKDF", NULL);
     EVP_KDF_CTX *context = kdf ? EVP_KDF_CTX_new(kdf) : NULL;
     OSSL_PARAM params[] = {
-        OSSL_PARAM_construct_utf8_string(OSSL_KDF_PARAM_DIGEST, (char *)"SHA256",
-                                         0),
+        OSSL_PARAM_construct_utf8_string(OSSL_KDF_PARAM_DIGEST,
+                                         (char *)"SHA256", 0),
         OSSL_PARAM_construct_octet_string(
             OSSL_KDF_PARAM_KEY, (void *)(uintptr_t)key->bytes, SEAL_KEY_BYTES),
+        OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_SALT,
+                                          (void *)(uintptr_t)salt, salt_bytes),
         OSSL_PARAM_construct_octet_string(
-            OSSL_KDF_PARAM_SALT, (void *)(uintptr_t)salt, salt_bytes),
-        OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_INFO,
-                                          (void *)(uintptr_t)info,
-                                          strlen(info)),
+            OSSL_KDF_PARAM_INFO, (void *)(uintptr_t)info, strlen(info)),
         OSSL_PARAM_construct_end(),
     };
     bool is_good =
@@ -371,9 +370,8 @@ static size_t count_lines(const char *text)
 
 enum status keyring_parse(const char *text, struct keyring **out)
 {
-    struct keyring *keyring =
-        calloc(1, sizeof(*keyring) +
-                      count_lines(text) * sizeof(keyring->row[0]));
+    struct keyring *keyring = calloc(
+        1, sizeof(*keyring) + count_lines(text) * sizeof(keyring->row[0]));
 
     if (!keyring)
         return status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for keys");

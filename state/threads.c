@@ -326,8 +326,7 @@ static enum status trim(struct store_thread *thread, struct store_job *job)
 
 static enum status import(struct store_job *job)
 {
-    enum status st =
-        importer_push(job->importer, job->bytes, job->n_bytes);
+    enum status st = importer_push(job->importer, job->bytes, job->n_bytes);
 
     return !st && job->is_last ? importer_end(job->importer) : st;
 }

@@ -111,9 +111,9 @@ struct store_job {
     struct log_path path; /* LOAD, TOKENS: that ends in it */
     void *owner;          /* the engine's; untouched here */
 
-    struct image *image;   /* SAVE, COMPARE: owned by the job, released by the
-                              engine */
-    struct scrub *scrub;   /* SCRUB, COMPARE, HEAL: the engine's */
+    struct image *image; /* SAVE, COMPARE: owned by the job, released by the
+                            engine */
+    struct scrub *scrub; /* SCRUB, COMPARE, HEAL: the engine's */
     struct exporter *exporter; /* EXPORT: the engine's */
     struct importer *importer; /* IMPORT: the engine's ... */
     const void *bytes;         /* ... and what it takes now: [n_bytes] */

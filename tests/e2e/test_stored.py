@@ -4,17 +4,17 @@ The judge is a node of its own that gets each session's tokens as one prompt of
 a session that shares nothing.
 """
 
+import itertools
 import json
 import os
-import re
+import struct
 import unittest
 
 import grpc
 
-from godwit.v1 import generation_pb2 as gen
 from godwit.v1 import session_pb2
-from harness import (Node, NodeTests, ctl, greedy, tokens, workspace)
-from test_fork import delete, fork, ids, rewind, turn
+from harness import Node, NodeTests, ctl, error_info, workspace
+from test_fork import delete, fork, ids, names, turn
 
 Code = grpc.StatusCode
 
@@ -57,6 +57,214 @@ class Verify(NodeTests, unittest.TestCase):
                               for row in shown["items"]}, counts(found))
         self.assertFails(Code.NOT_FOUND, lambda: verify(self.client, "nobody"),
                          "SESSION_NOT_FOUND")
+
+
+# --- bundles ---
+
+KEYS = {"ann": bytes(range(32)), "bob": bytes(range(1, 33))}
+
+
+def export(client, session, **options):
+    """The bundle, and how many messages it came in."""
+    pieces = [chunk.data for chunk in client.session.ExportSession(
+        session_pb2.ExportSessionRequest(session="sessions/" + session,
+                                         **options), timeout=120)]
+    return b"".join(pieces), len(pieces)
+
+
+def chunks(bundle, name="", piece=100000, **options):
+    yield session_pb2.SessionChunk(options=session_pb2.ImportOptions(
+        session_id=name, **options))
+    for at in range(0, len(bundle), piece):
+        yield session_pb2.SessionChunk(data=bundle[at:at + piece])
+
+
+def import_(client, bundle, name="", **options):
+    return client.session.ImportSession(chunks(bundle, name, **options),
+                                        timeout=120)
+
+
+def unseal(bundle, key):
+    """The plain bundle, by another implementation of what docs and seal.h say:
+    frames with 32 bytes of head, HKDF-SHA256, AES-256-GCM."""
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    def derive(salt, info, length):
+        return HKDF(hashes.SHA256(), length, salt, info).derive(key)
+
+    frames, at = [], 0
+    while at < len(bundle):
+        magic, kind, version, n = struct.unpack_from("<IHHQ", bundle, at)
+        assert magic == 0x31665747 and version == 1
+        frames.append((kind, bundle[at + 32:at + 32 + n]))
+        at += 32 + n
+    kind, head = frames[0]
+    assert kind == 10 and len(head) == 4 + 16 + 32
+    assert struct.unpack_from("<I", head) == (1,)
+    assert head[4:20] == derive(None, b"godwit key id 1", 16)
+    cipher = AESGCM(derive(head[20:], b"godwit bundle 1", 32))
+    plain = b""
+    for number, (kind, piece) in enumerate(frames[1:]):
+        its_number, is_last, n = struct.unpack_from("<QBI", piece)
+        assert kind == 11 and its_number == number
+        assert bool(is_last) == (number == len(frames) - 2)
+        assert len(piece) == 13 + n + 16
+        nonce = struct.pack("<QB", number, is_last) + b"\0\0\0"
+        plain += cipher.decrypt(nonce, piece[13:], piece[:13])
+    return plain
+
+
+class Bundles(unittest.TestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        cls.workspace = workspace()
+        cls.directory = cls.workspace.__enter__()
+        cls.keys = os.path.join(cls.directory, "keys")
+        with open(os.open(cls.keys, os.O_CREAT | os.O_WRONLY, 0o600), "w") as f:
+            f.write("# tenants\n")
+            for tenant, key in KEYS.items():
+                f.write("%s %s\n" % (tenant, key.hex()))
+        options = ["--tenant-keys", cls.keys]
+        cls.nodes = [Node(os.path.join(cls.directory, name), options)
+                     for name in ("from", "to")]
+        cls.nodes.append(Node(os.path.join(cls.directory, "alone"),
+                              ["--prefix-store", "0"]))
+        for node in cls.nodes:
+            node.start()
+        cls.source, cls.target, cls.judge = [n.client() for n in cls.nodes]
+        turn(cls.source, "s", ids(5, 9000), 30, seed=4)
+        fork(cls.source, "s", "f", 5000)
+        turn(cls.source, "f", ids(6, 200), 12, seed=5)
+
+    @classmethod
+    def tearDownClass(cls):
+        for client in (cls.source, cls.target, cls.judge):
+            client.close()
+        for node in cls.nodes:
+            node.kill()
+        cls.workspace.__exit__(None, None, None)
+
+    def expect_goes_on(self, client, name, seed):
+        """As a session that shares nothing with it."""
+        reply = turn(client, name, ids(seed, 20), 16, seed=seed)
+        log = client.log(name)
+        alone = turn(self.judge, "", log[:-16], 16, seed=seed)
+        self.assertEqual(alone.ids, reply.ids)
+        return reply
+
+    def test_both_ways_with_and_without_state(self):
+        for name in ("s", "f"):
+            log = self.source.log(name)
+            for with_state in (False, True):
+                bundle, n = export(self.source, name, with_state=with_state)
+                self.assertGreaterEqual(n, len(bundle) >> 18)
+                other = "%s-%d" % (name, with_state)
+                made = import_(self.target, bundle, other)
+                self.assertEqual(made.name, "sessions/" + other)
+                self.assertEqual(made.position, len(log))
+                self.assertEqual(made.committed_position, len(log))
+                self.assertEqual(self.target.log(other), log)
+                found = verify(self.target, other, replay=True)
+                self.assertEqual(n_bad(found), 0)
+                self.assertEqual(found.compared_values > 0, with_state)
+        self.nodes[1].kill()
+        self.nodes[1].start()
+        with self.nodes[1].client() as client:
+            for seed, name in enumerate(("s-0", "s-1", "f-0", "f-1")):
+                reply = self.expect_goes_on(client, name, seed)
+                restored = reply.complete.reuse.restored_tokens
+                self.assertEqual(restored > 4000, name[2] == "1")
+            back, _ = export(client, "f-1", with_state=True)
+        type(self).target.close()
+        type(self).target = self.nodes[1].client()
+        import_(self.source, back, "back", piece=1 << 20)
+        self.expect_goes_on(self.source, "back", 9)
+
+    def test_sealed_by_the_description(self):
+        plain, _ = export(self.source, "s", with_state=True)
+        for tenant, key in KEYS.items():
+            sealed, _ = export(self.source, "s", with_state=True, seal=True,
+                               tenant=tenant)
+            self.assertEqual(unseal(sealed, key), plain)
+            name = "sealed-" + tenant
+            import_(self.target, sealed, name, tenant=tenant, piece=777777)
+            self.expect_goes_on(self.target, name, 3)
+            for wrong in KEYS.keys() - {tenant}:
+                self.refuses(Code.FAILED_PRECONDITION, "KEY_MISMATCH", sealed,
+                             tenant=wrong)
+            self.refuses(Code.FAILED_PRECONDITION, "KEY_MISSING", sealed)
+
+    def refuses(self, code, reason, bundle, **options):
+        with self.assertRaises(grpc.RpcError) as caught:
+            import_(self.target, bundle, "refused", **options)
+        self.assertEqual(caught.exception.code(), code,
+                         caught.exception.details())
+        self.assertEqual(error_info(caught.exception).reason, reason)
+        self.assertNotIn("refused", names(self.target))
+
+    def test_what_is_no_whole_bundle(self):
+        bundle, _ = export(self.source, "f", with_state=True)
+        flipped = bytearray(bundle)
+        flipped[len(bundle) // 2] ^= 1
+        self.refuses(Code.DATA_LOSS, "BUNDLE_DAMAGED", bytes(flipped))
+        self.refuses(Code.DATA_LOSS, "BUNDLE_TRUNCATED", bundle[:-1])
+        self.refuses(Code.DATA_LOSS, "BUNDLE_TRUNCATED", b"")
+        self.refuses(Code.DATA_LOSS, "BUNDLE_DAMAGED", b"text" * 100)
+        with self.assertRaises(grpc.RpcError) as caught:
+            import_(self.target, bundle, "no/name")
+        self.assertEqual(caught.exception.code(), Code.INVALID_ARGUMENT)
+
+    def test_a_slow_or_lost_client_holds_nothing(self):
+        """Pieces are made when they are asked for; a call that is given up
+        leaves room for the next ones."""
+        for _ in range(20):
+            stream = self.source.session.ExportSession(
+                session_pb2.ExportSessionRequest(session="sessions/s",
+                                                 with_state=True), timeout=60)
+            next(stream)
+            stream.cancel()
+        bundle, _ = export(self.source, "s", with_state=True)
+
+        def half():
+            yield from itertools.islice(chunks(bundle, "half"), 5)
+            raise RuntimeError("the client is gone")
+
+        for _ in range(20):
+            with self.assertRaises(grpc.RpcError):
+                self.target.session.ImportSession(half(), timeout=60)
+        self.assertNotIn("half", names(self.target))
+        import_(self.target, bundle, "half")
+        delete(self.target, "half")
+
+    def test_the_command_line(self):
+        path = os.path.join(self.directory, "s.bundle")
+        source, target = self.nodes[0].endpoint, self.nodes[1].endpoint
+        run = ctl(source, "session", "export", "f", "--file", path,
+                  "--with-state", "--seal", "--tenant", "ann")
+        self.assertEqual((run.code, run.out), (0, ""), run.err)
+        self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+        run = ctl(source, "session", "export", "f", "--file", path)
+        self.assertEqual(run.code, 1)
+        self.assertIn("exists", run.err)
+        run = ctl(target, "session", "import", path, "--as", "by-ctl",
+                  "--tenant", "bob")
+        self.assertEqual(run.code, 7, run.err)
+        run = ctl(target, "session", "import", path, "--as", "by-ctl",
+                  "--tenant", "ann", "--output", "json")
+        self.assertEqual(run.code, 0, run.err)
+        self.assertEqual(json.loads(run.out)["id"], "by-ctl")
+        self.expect_goes_on(self.target, "by-ctl", 11)
+        run = ctl(target, "session", "park", "by-ctl", "--output", "json")
+        self.assertEqual(run.code, 0, run.err)
+        self.assertEqual(json.loads(run.out)["state"], "PARKED")
+        part = os.path.join(self.directory, "part.bundle")
+        run = ctl(source, "session", "export", "nobody", "--file", part)
+        self.assertEqual(run.code, 3, run.err)
+        self.assertFalse(os.path.exists(part))
+        self.assertEqual(ctl(target, "session", "import", part).code, 1)
 
 
 if __name__ == "__main__":

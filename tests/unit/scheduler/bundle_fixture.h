@@ -112,9 +112,8 @@ static inline struct command *import_piece(uint64_t reply,
 }
 
 /* The last event of it: event_destroy(). */
-static inline struct event *import_with(struct node *node,
-                                        const struct importing *i,
-                                        struct bytes bytes)
+static inline struct event *
+import_with(struct node *node, const struct importing *i, struct bytes bytes)
 {
     const uint64_t reply = node_reply(node);
     size_t at = 0, n = i->piece && i->piece < bytes.n ? i->piece : bytes.n;
@@ -179,10 +178,9 @@ static inline bool import_fails(struct node *node, const struct importing *i,
 {
     const uint32_t n_row = count_all(node);
     struct event *end = import_with(node, i, bytes);
-    bool is_so =
-        end->kind == EVENT_ERROR &&
-        (!reason || (end->cause.code == code &&
-                     strcmp(end->cause.reason, reason) == 0));
+    bool is_so = end->kind == EVENT_ERROR &&
+                 (!reason || (end->cause.code == code &&
+                              strcmp(end->cause.reason, reason) == 0));
 
     if (!is_so && end->kind == EVENT_ERROR)
         fprintf(stderr, "got %s %s: %s\n", status_name(end->cause.code),

@@ -106,7 +106,8 @@ Test(engine_transfer, a_fork_is_flattened_and_a_part_has_no_turns,
 {
     struct node *from = node_with("s"), *to = fork_node(),
                 *judge = judge_create();
-    struct exporting part = {.session = "f", .position = 131, .has_state = true};
+    struct exporting part = {
+        .session = "f", .position = 131, .has_state = true};
     struct bytes bundle;
     struct event *end;
 
@@ -150,8 +151,8 @@ static void expect_refused(struct node *to, struct bytes bundle,
     for (size_t n = bundle.n - 1; n > 0; n = n > 1000 ? n - n / 7 : n / 2) {
         struct bytes part = {bundle.at, n};
 
-        cr_assert(import_fails(to, how, part, STATUS_DATA_LOSS,
-                               "BUNDLE_TRUNCATED"));
+        cr_assert(
+            import_fails(to, how, part, STATUS_DATA_LOSS, "BUNDLE_TRUNCATED"));
     }
 }
 
@@ -207,10 +208,8 @@ Test(engine_transfer, a_sealed_session_opens_by_its_tenants_key_alone,
 {
     struct node *from = node_with_keys(keys), *to = node_with_keys(keys);
     struct node *keyless = fork_node(), *judge = judge_create();
-    struct exporting how = {.session = "s",
-                            .tenant = "ann",
-                            .has_state = true,
-                            .is_sealed = true};
+    struct exporting how = {
+        .session = "s", .tenant = "ann", .has_state = true, .is_sealed = true};
     struct importing in = {.name = "t", .tenant = "ann", .piece = 30000};
     struct event *end;
     struct bytes bundle, other;
@@ -309,8 +308,8 @@ Test(engine_transfer, what_does_not_fit_is_refused_with_its_reason)
         free(spoilt.at);
     }
     bundle.at[6]++; /* version; its digest says so first */
-    cr_assert(import_fails(to, &how, bundle, STATUS_DATA_LOSS,
-                           "BUNDLE_DAMAGED"));
+    cr_assert(
+        import_fails(to, &how, bundle, STATUS_DATA_LOSS, "BUNDLE_DAMAGED"));
     free(bundle.at);
     node_destroy(to);
     node_destroy(from);
