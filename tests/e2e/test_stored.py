@@ -168,18 +168,18 @@ class Bundles(unittest.TestCase):
                 self.assertEqual(made.committed_position, len(log))
                 self.assertEqual(self.target.log(other), log)
                 found = verify(self.target, other, replay=True)
-                self.assertEqual(n_bad(found), 0)
+                self.assertEqual((n_bad(found), list(found.findings)), (0, []))
                 self.assertEqual(found.compared_values > 0, with_state)
+        type(self).target.close()
         self.nodes[1].kill()
-        self.nodes[1].start()
+        type(self).target = self.nodes[1].start().client()
         with self.nodes[1].client() as client:
             for seed, name in enumerate(("s-0", "s-1", "f-0", "f-1")):
                 reply = self.expect_goes_on(client, name, seed)
                 restored = reply.complete.reuse.restored_tokens
-                self.assertEqual(restored > 4000, name[2] == "1")
+                if name[2] == "1":  # others may find that one's prefix
+                    self.assertGreater(restored, 4000)
             back, _ = export(client, "f-1", with_state=True)
-        type(self).target.close()
-        type(self).target = self.nodes[1].client()
         import_(self.source, back, "back", piece=1 << 20)
         self.expect_goes_on(self.source, "back", 9)
 
