@@ -233,6 +233,15 @@ static struct image_source source_of(const struct engine *engine,
     return source;
 }
 
+/* Does a client wait for this snapshot? Then it is one to come back to. */
+static bool is_asked(const struct resident *resident)
+{
+    for (uint32_t i = 0; i < resident->n_checkpoint; i++)
+        if (resident->checkpoint[i].reply)
+            return true;
+    return false;
+}
+
 static bool take_image(struct engine *engine, struct session *session,
                        struct uid owner, bool is_shared)
 {
@@ -255,7 +264,8 @@ static bool take_image(struct engine *engine, struct session *session,
         (struct snapshot_label){.session = is_own ? owner : session->uid,
                                 .scope = session->scope,
                                 .create_ms = engine_wall_ms(engine),
-                                .is_shared = is_shared};
+                                .is_shared = is_shared,
+                                .is_pinned = is_asked(resident)};
     image_label(resident->image, &resident->image_label);
     resident->next_image = engine->images;
     engine->images = resident;

@@ -231,10 +231,30 @@ static struct value_place find_value(const struct exporter *exporter)
     return place;
 }
 
-static enum status damaged(const struct value_place *at)
+/* Was the snapshot dropped for a newer one since it was chosen? */
+static bool is_replaced(const struct exporter *exporter)
+{
+    struct manifest now;
+
+    if (read_manifest(exporter->source.snapshots, exporter->manifest.uid, &now))
+        return false;
+    for (uint32_t i = 0; i < now.n; i++)
+        if (now.entry[i].position == exporter->head.snapshot)
+            return false;
+    return true;
+}
+
+static enum status damaged(const struct exporter *exporter,
+                           const struct value_place *at)
 {
     char name[VALUE_NAME_SIZE], why[200];
 
+    if (status_cause()->code == STATUS_NOT_FOUND && is_replaced(exporter)) {
+        (void)status_fail(STATUS_ABORTED,
+                          "snapshot was replaced while it was exported");
+        (void)status_because("OPERATION_ABORTED");
+        return status_retry(100);
+    }
     value_name(at, name);
     (void)strncpy(why, status_reason(), sizeof(why) - 1);
     why[sizeof(why) - 1] = 0;
@@ -259,7 +279,7 @@ static enum status put_value(struct exporter *exporter)
         value_read(snapshots, &at, &exporter->chains, &bytes, &n_bytes, &data);
 
     if (st)
-        return damaged(&at);
+        return damaged(exporter, &at);
     st = value_get(bytes, n_bytes, kind, &head, &data, &data_bytes);
     if (!st) {
         head.uid = (struct uid){0, 0};

@@ -3,8 +3,8 @@
  * few sizes; or, since digests keep a fuzzer out, as a list of frames (kind,
  * u32 length, payload) that are sealed up with sound digests, so that every
  * check behind them is reached. Whatever comes, a bundle that is taken to its
- * end has tokens of the vocabulary and a manifest that can be read, and one that
- * is not leaves its log empty when it is trimmed.
+ * end has tokens of the vocabulary and a manifest that can be read, and one
+ * that is not leaves its log empty when it is trimmed.
  */
 #include "state/importer.h"
 

@@ -232,10 +232,10 @@ Test(mixer, moot_bytes_are_those_of_ring_places_behind_the_position)
 
                 for (size_t i = 0; i < n; i++)
                     n_one += state[field->offset + i];
-                cr_assert_eq(n_one, strncmp(field->name, "ring_", 5) == 0
-                                        ? n / GRID * live
-                                        : n,
-                             "%s at %lu", field->name, positions[p]);
+                cr_assert_eq(
+                    n_one,
+                    strncmp(field->name, "ring_", 5) == 0 ? n / GRID * live : n,
+                    "%s at %lu", field->name, positions[p]);
             }
             free(state);
         }

@@ -57,8 +57,8 @@ static enum status open_in(const struct sealed *sealed,
 {
     struct writer plain;
     struct opener *opener;
-    enum status st = opener_create(key, sealed->frame[0].bytes,
-                                   sealed->frame[0].n, &opener);
+    enum status st =
+        opener_create(key, sealed->frame[0].bytes, sealed->frame[0].n, &opener);
 
     if (st)
         return st;
@@ -83,9 +83,9 @@ Test(seal, what_is_sealed_opens)
 
     make(&sealed, &key, size, 8);
     writer_init(&plain, 1u << 20);
-    cr_assert_eq(opener_create(&key, sealed.frame[0].bytes, sealed.frame[0].n,
-                               &opener),
-                 STATUS_OK);
+    cr_assert_eq(
+        opener_create(&key, sealed.frame[0].bytes, sealed.frame[0].n, &opener),
+        STATUS_OK);
     for (uint32_t i = 0; i < 8; i++) {
         cr_assert(!opener_is_done(opener));
         cr_assert_eq(opener_take(opener, sealed.frame[i + 1].bytes,
@@ -247,7 +247,8 @@ Test(seal, a_bad_line_of_keys_is_named)
         "ann  " KEY "\n",
         " " KEY "\n",
         "ann " KEY " \n",
-        "ann g0112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\n",
+        "ann "
+        "g0112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\n",
         "ann " KEY "\nann " KEY "\n",
         "1234567890123456789012345678901234567890123456789012345678901234 " KEY
         "\n",
