@@ -124,6 +124,8 @@ enum status ctl_session_verify(struct ctl *ctl);
 enum status ctl_session_export(struct ctl *ctl);
 enum status ctl_session_import(struct ctl *ctl);
 enum status ctl_session_park(struct ctl *ctl);
+enum status ctl_session_pin(struct ctl *ctl);
+enum status ctl_session_unpin(struct ctl *ctl);
 enum status ctl_node_get(struct ctl *ctl);
 enum status ctl_bench(struct ctl *ctl);
 enum status ctl_bench_streams(struct ctl *ctl);

@@ -64,6 +64,9 @@ static void put_whole(struct output *output, const session_message *session)
     output_text(output, "durability",
                 enum_name(&godwit__v1__durability__descriptor,
                           (int)session->durability));
+    output_text(output, "tenant", session->tenant);
+    output_flag(output, "pinned", session->pinned);
+    output_number(output, "stored_bytes", session->stored_bytes);
     output_number(output, "state_bytes", session->state_bytes);
     output_number(output, "kv_bytes", session->kv_bytes);
     output_map(output, "labels");

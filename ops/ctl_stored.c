@@ -1,4 +1,4 @@
-/* What is stored of a session: verify, park, export, import. */
+/* What is stored of a session: verify, park, pin, export, import. */
 #include "ops/ctl.h"
 
 #include "godwit/v1/session.pb-c.h"
@@ -97,6 +97,41 @@ enum status ctl_session_park(struct ctl *ctl)
     st = ctl_show_session(ctl, SERVICE "ParkSession", &request.base);
     free(name);
     return st;
+}
+
+static enum status set_pinned(struct ctl *ctl, bool pinned)
+{
+    static char path[] = "pinned";
+    char *paths[] = {path}, *name = ctl_session_name(ctl->word[0]);
+    Godwit__V1__UpdateSessionRequest request;
+    Google__Protobuf__FieldMask mask;
+    Godwit__V1__Session session;
+    enum status st;
+
+    if (!name)
+        return STATUS_RESOURCE_EXHAUSTED;
+    godwit__v1__update_session_request__init(&request);
+    google__protobuf__field_mask__init(&mask);
+    godwit__v1__session__init(&session);
+    session.name = name;
+    session.pinned = pinned;
+    mask.paths = paths;
+    mask.n_paths = 1;
+    request.session = &session;
+    request.update_mask = &mask;
+    st = ctl_show_session(ctl, SERVICE "UpdateSession", &request.base);
+    free(name);
+    return st;
+}
+
+enum status ctl_session_pin(struct ctl *ctl)
+{
+    return set_pinned(ctl, true);
+}
+
+enum status ctl_session_unpin(struct ctl *ctl)
+{
+    return set_pinned(ctl, false);
 }
 
 /* --- bundles --- */

@@ -98,6 +98,9 @@ enum status convert_create(struct job *job, const ProtobufCMessage *message)
     if (!st)
         st = take_durability(session->durability, "session.durability", &is_set,
                              &meta->durability);
+    if (!st)
+        st = take_tenant(session->tenant, "session.tenant", meta->tenant);
+    meta->is_pinned = session->pinned;
     return st;
 }
 
@@ -388,7 +391,7 @@ enum status convert_list(struct job *job, const ProtobufCMessage *message)
     return st;
 }
 
-/* Which of the three settings an update changes. */
+/* Which of the four settings an update changes. */
 static enum status take_mask(const Godwit__V1__UpdateSessionRequest *request,
                              struct update_command *out)
 {
@@ -401,6 +404,7 @@ static enum status take_mask(const Godwit__V1__UpdateSessionRequest *request,
                            GODWIT__V1__SESSION__EXPIRATION__NOT_SET;
         out->sets_durability = session->durability !=
                                GODWIT__V1__DURABILITY__DURABILITY_UNSPECIFIED;
+        out->sets_pinned = session->pinned;
         return STATUS_OK;
     }
     for (size_t i = 0; i < mask->n_paths; i++) {
@@ -414,10 +418,12 @@ static enum status take_mask(const Godwit__V1__UpdateSessionRequest *request,
             out->sets_expire = is_known = true;
         if (is_all || strcmp(path, "durability") == 0)
             out->sets_durability = is_known = true;
+        if (is_all || strcmp(path, "pinned") == 0)
+            out->sets_pinned = is_known = true;
         if (!is_known)
             return bad_field("update_mask",
                              "update_mask has \"%.64s\", expected labels, "
-                             "expire_time, ttl, durability or *",
+                             "expire_time, ttl, durability, pinned or *",
                              path);
     }
     return STATUS_OK;
@@ -441,6 +447,7 @@ enum status convert_update(struct job *job, const ProtobufCMessage *message)
         st = take_etag(session->etag, "session.etag", update->etag);
     if (!st)
         st = take_mask(request, update);
+    update->is_pinned = session->pinned;
     if (!st && update->sets_labels)
         st = take_labels(session, &update->n_label, update->label);
     if (!st && update->sets_expire)

@@ -287,6 +287,9 @@ Godwit__V1__Session *session_of(struct arena *arena,
     to->state_bytes = info->state_bytes;
     to->kv_bytes = info->kv_bytes;
     to->chain_hash = chain;
+    to->tenant = (char *)meta->tenant;
+    to->pinned = meta->is_pinned;
+    to->stored_bytes = info->stored_bytes;
     to->create_time = time_of(arena, meta->create_ms);
     to->update_time = time_of(arena, meta->update_ms);
     to->last_active_time = time_of(arena, info->last_active_ms);

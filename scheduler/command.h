@@ -45,7 +45,6 @@ enum command_kind {
 };
 
 #define LIST_PAGE_MAX 1000u
-#define TENANT_SIZE 64u /* bytes with NUL */
 
 struct generate_command {
     char session[SESSION_NAME_SIZE]; /* "" : ephemeral, nothing is kept */
@@ -88,7 +87,8 @@ struct fork_command {
 
 struct update_command {
     char session[SESSION_NAME_SIZE];
-    bool sets_labels, sets_expire, sets_durability;
+    bool sets_labels, sets_expire, sets_durability, sets_pinned;
+    bool is_pinned;
     uint32_t n_label;
     struct label label[LABEL_MAX];
     uint64_t expire_ms; /* wall time; 0: never */

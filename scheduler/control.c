@@ -23,9 +23,11 @@ static void delete_session(struct engine *engine, struct session *session)
 
 void control_expire(struct engine *engine, struct session *session)
 {
-    if (session->expire_ms && session->expire_ms <= engine_wall_ms(engine) &&
-        !session->request)
-        delete_session(engine, session);
+    if (!session->expire_ms || session->expire_ms > engine_wall_ms(engine) ||
+        session->request)
+        return;
+    metric_add(engine->metrics.expired, 1);
+    delete_session(engine, session);
 }
 
 enum status control_find(struct engine *engine, const char *name,
@@ -101,6 +103,8 @@ static enum status create(struct engine *engine, const struct command *command)
 
     if (!st)
         st = control_check_new(engine, meta.name);
+    if (!st)
+        st = keep_quota(engine, meta.tenant, 1, 0);
     if (!st)
         st = generate_meta(engine, &meta);
     if (st)
@@ -207,6 +211,8 @@ static enum status update(struct engine *engine, const struct command *command)
         meta.expire_ms = u->expire_ms;
     if (u->sets_durability)
         meta.durability = u->durability;
+    if (u->sets_pinned)
+        meta.is_pinned = u->is_pinned;
     session_meta_set(session, &meta);
     if (meta.expire_ms && meta.expire_ms < engine->next_expire_ms)
         engine->next_expire_ms = meta.expire_ms;

@@ -135,6 +135,7 @@ void engine_destroy(struct engine *engine)
     flight_destroy_all(engine);
     batch_release(engine);
     errands_destroy(engine);
+    keep_release(engine);
     destroy_sessions(engine);
     flight_destroy_all(engine);
     schedule_release(engine);
@@ -142,6 +143,7 @@ void engine_destroy(struct engine *engine)
         arena_destroy(engine->held[--engine->n_held]->arena);
     prefix_destroy(engine->prefix);
     lineage_release(&engine->lineage);
+    ledger_release(&engine->stored);
     free(engine->table);
     free(engine->deleted);
     free(engine->held);

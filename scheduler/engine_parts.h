@@ -15,6 +15,7 @@
  *   control.c    all other commands, but
  *   fork.c       fork and rewind
  *   logs.c       which logs are kept, how much of them, and where blocks lie
+ *   keep.c       what stays in the store, and how much a tenant may have
  *   errand.c     calls that take the store thread many jobs (errand_parts.h):
  *   verify.c     is what is stored of a session what it should be?
  *   transfer.c   export and import
@@ -33,6 +34,7 @@
 #include "scheduler/lane.h"
 #include "scheduler/sampler.h"
 #include "scheduler/text.h"
+#include "state/ledger.h"
 #include "state/lineage.h"
 #include "state/prefix.h"
 
@@ -105,6 +107,7 @@ struct session {
     struct log_piece *piece; /* [n_piece] its path; owned */
     struct uid parent;       /* whom it was forked from; 0: nobody ... */
     char *parent_name;       /* ... and its name then, or NULL; owned */
+    char *tenant;            /* whose it is; NULL: nobody's; owned */
     uint64_t fork_position;
     uint64_t n_token; /* length of the log */
     uint64_t n_committed;
@@ -115,6 +118,8 @@ struct session {
     bool is_upgrading; /* what was only in memory is not yet committed */
     bool is_loading;   /* a LOAD is with the store thread */
     bool is_fetching;  /* a FETCH is */
+    bool is_pinned;    /* not to be evicted from the store */
+    bool is_evicting;  /* an EVICT is with the store thread */
     bool parks;        /* as resident_park() says, when it can */
     bool has_loose;    /* snapshots of its tokens may be stored as loose ones */
     uint64_t scope;    /* of its last turn */
@@ -233,7 +238,7 @@ struct schedule {
 struct engine_metrics { /* each may be NULL */
     struct metric *running, *waiting, *cache_usage, *slots_used, *sessions;
     struct metric *first_token, *inter_token, *queue_time, *prefill_time,
-        *decode_time, *latency;
+        *decode_time, *latency, *expired, *stored_bytes, *store_evictions;
     struct metric *prompt_tokens, *generation_tokens, *cache_queries,
         *cache_hits, *preemptions, *iteration_tokens, *commit_lag;
     struct metric *reuse[REUSE_REASON_COUNT], *refused[REUSE_REASON_COUNT];
@@ -287,6 +292,15 @@ struct engine {
     bool is_draining, is_parked, is_done;
     uint64_t drain_deadline_us, drain_reply;
 
+    struct ledger stored; /* bytes of logs in the store */
+    struct { /* sessions that lose theirs, least recently used first */
+        struct session **session; /* [n] held; NULL: no need */
+        uint64_t n, at;
+        uint32_t n_keep; /* snapshots that each keeps in this round */
+        uint32_t n_out;  /* with the store thread ... */
+        size_t going;    /* ... and bytes that will go by that */
+        size_t in_vain;  /* total when nothing more could go */
+    } eviction;
     struct prefix_index *prefix;
     struct { /* running estimates; 0: not known yet */
         double load_us_per_byte, save_us_per_byte, compute_us_per_token;
@@ -405,7 +419,27 @@ void resident_compared(struct engine *engine, struct resident *resident);
  */
 void resident_save_shared(struct engine *engine, struct session *session);
 
+/* --- keep.c --- */
+/* This log has so many bytes in the store now; if that is too much with all
+ * others, least recently used sessions lose theirs. */
+void keep_stored(struct engine *engine, struct uid log, size_t bytes);
+void keep_within(struct engine *engine);
+void keep_evicted(struct engine *engine, const struct store_job *job);
+void keep_release(struct engine *engine);
+/*
+ * May this tenant have so many sessions and tokens more?
+ *   RESOURCE_EXHAUSTED  TENANT_QUOTA, with the quota's name as its field
+ */
+MUST_CHECK enum status keep_quota(struct engine *engine, const char *tenant,
+                                  uint64_t n_session, uint64_t n_token);
+/* Do the session's turns belong to this tenant?
+ *   PERMISSION_DENIED  TENANT_MISMATCH */
+MUST_CHECK enum status keep_check_tenant(const struct session *session,
+                                         const char *tenant);
+
 /* --- prefix.c --- */
+/* The owner has these snapshots now. */
+void prefix_listed(struct engine *engine, const struct store_job *job);
 /* The index, from what the store has; what no session owns is deleted.
  *   as prefix_create() and snapshots_each() */
 MUST_CHECK enum status prefix_open(struct engine *engine);

@@ -43,6 +43,7 @@ struct session_info {
     enum session_state state;
     uint64_t position, committed_position; /* tokens */
     uint64_t state_bytes, kv_bytes;        /* in memory now */
+    uint64_t stored_bytes;                 /* under its own log */
     uint64_t last_active_ms;               /* wall time */
     bool has_chain;
     struct digest chain; /* of all its tokens, if they are in memory */

@@ -164,6 +164,7 @@ void jobs_send(struct engine *engine)
             !send_load(engine, r))
             break;
     }
+    keep_within(engine);
     errands_send(engine);
     while (engine->n_deleted > 0)
         if (!send_delete(engine, engine->deleted[engine->n_deleted - 1]))
@@ -298,6 +299,9 @@ void jobs_receive(struct engine *engine)
                             "snapshots that nobody needs stay: %s",
                             job->cause.text);
             prefix_trimmed(engine, job);
+            break;
+        case STORE_EVICT:
+            keep_evicted(engine, job);
             break;
         case STORE_SCRUB:
         case STORE_COMPARE:

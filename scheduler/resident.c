@@ -441,18 +441,25 @@ static void evict(struct engine *engine, struct session *session)
     }
 }
 
-static bool evict_one(struct engine *engine)
+/* Of the pinned ones, or of the others. */
+static bool evict_of(struct engine *engine, bool is_pinned)
 {
     for (struct session *s = engine->oldest; s; s = s->newer) {
         bool is_busy = s->resident->leaves || s->n_flight > 0 ||
                        s->resident->n_checkpoint > 0;
-        if (is_busy || (s->durability == DURABILITY_NONE &&
-                        (!s->resident->memory || s->resident->image)))
+        if (is_busy || s->is_pinned != is_pinned ||
+            (s->durability == DURABILITY_NONE &&
+             (!s->resident->memory || s->resident->image)))
             continue;
         evict(engine, s);
         return true;
     }
     return false;
+}
+
+static bool evict_one(struct engine *engine)
+{
+    return evict_of(engine, false) || evict_of(engine, true);
 }
 
 /* Its memory is freed when it is stored, if that is worth it and can be. */

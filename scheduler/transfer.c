@@ -69,6 +69,8 @@ enum status transfer_export(struct engine *engine,
         st = control_check_draining(engine);
     if (!st)
         st = check_export(session, e);
+    if (!st && e->is_sealed && e->tenant[0])
+        st = keep_check_tenant(session, e->tenant);
     if (!st && e->is_sealed)
         st = find_key(engine, e->tenant, &source.key);
     if (st)
@@ -248,13 +250,19 @@ static enum status put_turn(void *context, const struct turn *turn)
 static enum status take_meta(struct engine *engine, struct errand *errand,
                              struct session_meta *out)
 {
+    enum status st;
+
     *out = *importer_meta(errand->importer);
     out->uid = errand->log;
     out->path = log_path_alone(errand->log);
     out->create_ms = out->update_ms = engine_wall_ms(engine);
+    memcpy(out->tenant, errand->tenant, sizeof(out->tenant));
     if (errand->name[0])
         memcpy(out->name, errand->name, sizeof(out->name));
-    return control_check_new(engine, out->name);
+    st = control_check_new(engine, out->name);
+    return st ? st
+              : keep_quota(engine, errand->tenant, 1,
+                           importer_tokens(errand->importer)->n);
 }
 
 /* Who hears this hears it behind the commit. */

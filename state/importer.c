@@ -192,6 +192,8 @@ static enum status take_session(struct importer *importer, const void *bytes,
     if (!is_good)
         return damaged("a name or a label has forbidden characters");
     meta->durability = DURABILITY_LOCAL;
+    meta->tenant[0] = 0; /* whoever imports it says */
+    meta->is_pinned = false;
     importer->phase = PHASE_TOKENS;
     return STATUS_OK;
 }

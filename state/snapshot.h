@@ -32,10 +32,12 @@
 #include "state/session.h"
 #include "state/store.h"
 
-#define SNAPSHOT_GRID 4096u    /* tokens between snapshots of a long session */
-#define SNAPSHOT_KEEP_MAX 64u  /* kept per log: state/retention.h; blocks all  \
-                                */
-#define SNAPSHOT_SHARED_MAX 4u /* of them, shared ones that are kept as such   \
+#define SNAPSHOT_GRID 4096u /* tokens between snapshots of a long session */
+#define SNAPSHOT_KEEP_MAX                                                      \
+    64u /* kept per log: state/retention.h; blocks all                         \
+         */
+#define SNAPSHOT_SHARED_MAX                                                    \
+    4u                         /* of them, shared ones that are kept as such   \
                                 */
 #define SNAPSHOT_PINNED_MAX 8u /* and such that a client asked for */
 

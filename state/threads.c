@@ -303,6 +303,8 @@ static void list(struct store_thread *thread, struct store_job *job)
     if (snapshot_list(thread->options.snapshots, job->uid, job->entry,
                       SNAPSHOT_KEEP_MAX, &job->n_entry))
         job->n_entry = 0; /* it is stored, but nobody will find it */
+    if (snapshot_stored(thread->options.snapshots, job->uid, &job->n_stored))
+        job->n_stored = 0;
 }
 
 static enum status save(struct store_thread *thread, struct store_job *job)
@@ -324,6 +326,16 @@ static enum status trim(struct store_thread *thread, struct store_job *job)
     return st;
 }
 
+static enum status evict(struct store_thread *thread, struct store_job *job)
+{
+    enum status st =
+        snapshot_thin(thread->options.snapshots, job->uid, job->n_keep);
+
+    if (!st)
+        list(thread, job);
+    return st;
+}
+
 static enum status import(struct store_job *job)
 {
     enum status st = importer_push(job->importer, job->bytes, job->n_bytes);
@@ -338,6 +350,8 @@ static enum status do_job(struct store_thread *thread, struct store_job *job)
         return save(thread, job);
     case STORE_DELETE:
         return trim(thread, job);
+    case STORE_EVICT:
+        return evict(thread, job);
     case STORE_SCRUB:
         if (atomic_load(&thread->is_stopping))
             return status_fail(STATUS_CANCELLED, "the node is stopping");

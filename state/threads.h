@@ -99,6 +99,7 @@ enum store_job_kind {
     STORE_FETCH,   /* the best of some snapshots, of any owner */
     STORE_TOKENS,  /* journal's tokens only */
     STORE_DELETE,  /* snapshots of a log that is not needed, or not all of it */
+    STORE_EVICT,   /* all but the newest snapshots of a log, or all of them */
     STORE_SCRUB,   /* one step of verifying a session */
     STORE_COMPARE, /* its image beside what is stored */
     STORE_HEAL,    /* drop what was found bad */
@@ -123,6 +124,7 @@ struct store_job {
     uint64_t keep_back;    /* LOAD: use no snapshot of the last so many tokens;
                               1 if the engine needs the last token's logits */
     uint64_t n_needed;     /* DELETE: tokens of the log that somebody needs */
+    uint32_t n_keep;       /* EVICT: newest snapshots that stay */
     uint32_t n_source;     /* FETCH: best first; its `tokens` are given and
                               `memory` as for LOAD */
     struct snapshot_source source[SNAPSHOT_SOURCE_MAX];
@@ -138,8 +140,10 @@ struct store_job {
     bool has_turn;          /* ... if there is one */
     struct restore restore; /* LOAD */
     enum restore_reason refused[SNAPSHOT_SOURCE_MAX]; /* FETCH: of source[i] */
-    uint32_t n_entry; /* SAVE, LOAD, DELETE: what the owner has, newest first */
+    uint32_t n_entry; /* SAVE, LOAD, DELETE, EVICT: what the owner has, newest
+                         first */
     struct snapshot_entry entry[SNAPSHOT_KEEP_MAX];
+    size_t n_stored; /* SAVE, DELETE, EVICT: bytes of the owner then */
     uint64_t elapsed_us;
 };
 

@@ -11,9 +11,12 @@ import struct
 import unittest
 
 import grpc
+from google.rpc import error_details_pb2
 
+from godwit.v1 import generation_pb2 as gen
 from godwit.v1 import session_pb2
-from harness import Node, NodeTests, ctl, error_info, workspace
+from harness import (Node, NodeTests, await_true, ctl, details_of, error_info, greedy,
+                     sampled, tokens, workspace)
 from test_fork import delete, fork, ids, names, turn
 
 Code = grpc.StatusCode
@@ -147,9 +150,11 @@ class Bundles(unittest.TestCase):
             node.kill()
         cls.workspace.__exit__(None, None, None)
 
-    def expect_goes_on(self, client, name, seed):
+    def expect_goes_on(self, client, name, seed, tenant=""):
         """As a session that shares nothing with it."""
-        reply = turn(client, name, ids(seed, 20), 16, seed=seed)
+        reply = client.generate(gen.GenerateRequest(
+            session="sessions/" + name, tokenized=tokens(ids(seed, 20)),
+            sampling_params=sampled(16, seed), tenant=tenant), timeout=120)
         log = client.log(name)
         alone = turn(self.judge, "", log[:-16], 16, seed=seed)
         self.assertEqual(alone.ids, reply.ids)
@@ -191,7 +196,11 @@ class Bundles(unittest.TestCase):
             self.assertEqual(unseal(sealed, key), plain)
             name = "sealed-" + tenant
             import_(self.target, sealed, name, tenant=tenant, piece=777777)
-            self.expect_goes_on(self.target, name, 3)
+            self.expect_goes_on(self.target, name, 3, tenant)
+            with self.assertRaises(grpc.RpcError) as caught:
+                self.expect_goes_on(self.target, name, 3, "eve")
+            self.assertEqual(error_info(caught.exception).reason,
+                             "TENANT_MISMATCH")
             for wrong in KEYS.keys() - {tenant}:
                 self.refuses(Code.FAILED_PRECONDITION, "KEY_MISMATCH", sealed,
                              tenant=wrong)
@@ -256,7 +265,7 @@ class Bundles(unittest.TestCase):
                   "--tenant", "ann", "--output", "json")
         self.assertEqual(run.code, 0, run.err)
         self.assertEqual(json.loads(run.out)["id"], "by-ctl")
-        self.expect_goes_on(self.target, "by-ctl", 11)
+        self.expect_goes_on(self.target, "by-ctl", 11, "ann")
         run = ctl(target, "session", "park", "by-ctl", "--output", "json")
         self.assertEqual(run.code, 0, run.err)
         self.assertEqual(json.loads(run.out)["state"], "PARKED")
@@ -265,6 +274,85 @@ class Bundles(unittest.TestCase):
         self.assertEqual(run.code, 3, run.err)
         self.assertFalse(os.path.exists(part))
         self.assertEqual(ctl(target, "session", "import", part).code, 1)
+
+
+class Limits(unittest.TestCase):
+
+    def test_the_store_keeps_to_its_limit_and_tenants_to_theirs(self):
+        with workspace() as directory:
+            node = Node(os.path.join(directory, "data"),
+                        ["--store-limit", "24", "--tenant-sessions", "40",
+                         "--tenant-tokens", "60000", "--prefix-store", "0"])
+            alone = Node(os.path.join(directory, "alone"),
+                         ["--prefix-store", "0"])
+            try:
+                node.start()
+                with alone.start().client() as judge:
+                    with node.client() as client:
+                        self.fill(node, client)
+                    node.kill()
+                    node.start()
+                    with node.client() as client:
+                        self.expect_all(client, judge)
+                        self.expect_quotas(client)
+            finally:
+                node.kill()
+                alone.kill()
+
+    def fill(self, node, client):
+        """Of twelve sessions of some MiB each the newest and the pinned one
+        keep theirs."""
+        for i in range(12):
+            name = "s%d" % i
+            turn(client, name, ids(i, 1500), 4)
+            if i == 0:
+                run = ctl(node.endpoint, "session", "pin", name, "--output",
+                          "json")
+                self.assertTrue(json.loads(run.out)["pinned"], run.err)
+        stored = {}
+
+        def is_kept():
+            page = client.session.ListSessions(
+                session_pb2.ListSessionsRequest(page_size=100), timeout=60)
+            stored.update((s.name[len("sessions/"):], s.stored_bytes)
+                          for s in page.sessions)
+            return 0 < sum(stored.values()) <= 24 << 20
+
+        await_true(is_kept, "the store keeps to its limit")
+        self.assertGreater(stored["s0"], 0)
+        self.assertEqual(stored["s1"], 0)
+        run = ctl(node.endpoint, "session", "unpin", "s0", "--output", "json")
+        self.assertFalse(json.loads(run.out)["pinned"])
+
+    def expect_all(self, client, judge):
+        for i in range(12):
+            reply = turn(client, "s%d" % i, ids(100 + i, 9), 6, seed=i)
+            log = client.log("s%d" % i)
+            self.assertEqual(len(log), 1519)
+            alone = turn(judge, "", log[:-6], 6, seed=i)
+            self.assertEqual(alone.ids, reply.ids)
+
+    def expect_quotas(self, client):
+        def ask(session, count):
+            return client.generate(gen.GenerateRequest(
+                session="sessions/" + session, create_session=True,
+                tenant="ann", tokenized=tokens(ids(1, count)),
+                sampling_params=greedy(4)), timeout=120)
+
+        ask("a", 50000)
+        with self.assertRaises(grpc.RpcError) as caught:
+            ask("b", 9997)
+        self.assertEqual(caught.exception.code(), Code.RESOURCE_EXHAUSTED)
+        self.assertEqual(error_info(caught.exception).reason, "TENANT_QUOTA")
+        found = details_of(caught.exception, error_details_pb2.QuotaFailure)
+        self.assertEqual(found[0].violations[0].subject, "tenant.tokens")
+        self.assertNotIn("b", names(client))
+        for i in range(39):
+            ask("b%d" % i, 2)
+        with self.assertRaises(grpc.RpcError) as caught:
+            ask("one-more", 2)
+        found = details_of(caught.exception, error_details_pb2.QuotaFailure)
+        self.assertEqual(found[0].violations[0].subject, "tenant.sessions")
 
 
 if __name__ == "__main__":

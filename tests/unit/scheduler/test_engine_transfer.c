@@ -203,6 +203,18 @@ static void destroy_with_keys(struct node *node)
     keyring_destroy(keyring);
 }
 
+/* It is the tenant's now. */
+static void go_on_of(struct node *node, const char *name, const char *tenant,
+                     uint32_t n_output, uint32_t salt)
+{
+    struct command *command = generate(node, name, "", 3, salt);
+
+    snprintf(command->generate.tenant, TENANT_SIZE, "%s", tenant);
+    command->generate.sampling.max_tokens = n_output;
+    command->generate.sampling.ignore_eos = true;
+    cr_assert(reply_completed(node_call(node, command), FINISH_LENGTH));
+}
+
 Test(engine_transfer, a_sealed_session_opens_by_its_tenants_key_alone,
      .timeout = 60)
 {
@@ -236,7 +248,7 @@ Test(engine_transfer, a_sealed_session_opens_by_its_tenants_key_alone,
     end = import_with(to, &in, bundle);
     cr_assert_eq(end->kind, EVENT_SESSION);
     event_destroy(end);
-    go_on(to, "t", 3, 4, 3);
+    go_on_of(to, "t", "ann", 4, 3);
     cr_assert(judge_agrees(judge, to, "t", 4, 3));
     how.tenant = "eve";
     free(bundle.at);
