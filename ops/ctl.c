@@ -50,6 +50,10 @@ static const struct ctl_command COMMAND[] = {
      CTL_ROWS_CALL | CTL_ROWS_DELETE, true, ctl_session_delete},
     {"session checkpoint", "ID", 1, 1, "store its state at its end now",
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_session_checkpoint},
+    {"session inspect", "ID", 1, 1,
+     "show what of it is where: by layer, or its snapshots, or its lineage",
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_INSPECT, true,
+     ctl_session_inspect},
     {"session verify", "ID", 1, 1,
      "check all that is stored of it; what is bad is dropped and computed "
      "again, and the exit code is 1",

@@ -46,7 +46,7 @@ struct ctl_options {
     const char *labels, *durability, *prefix, *etag;
     const char *fork_name, *fork_at, *rewind_to;
     bool replays;
-    const char *file, *tenant;
+    const char *file, *tenant, *show;
     bool has_state, is_sealed, is_log_only;
     uint64_t ttl; /* seconds; 0: never */
     uint64_t from, limit;
@@ -98,6 +98,7 @@ struct ctl_command {
 #define CTL_ROWS_VERIFY 16384u
 #define CTL_ROWS_EXPORT 32768u
 #define CTL_ROWS_IMPORT 65536u
+#define CTL_ROWS_INSPECT 131072u
 #define CTL_ROWS_BENCH (CTL_ROWS_LOAD | CTL_ROWS_STREAMS | CTL_ROWS_REUSE)
 
 /*
@@ -120,6 +121,7 @@ enum status ctl_session_delete(struct ctl *ctl);
 enum status ctl_session_fork(struct ctl *ctl);
 enum status ctl_session_rewind(struct ctl *ctl);
 enum status ctl_session_checkpoint(struct ctl *ctl);
+enum status ctl_session_inspect(struct ctl *ctl);
 enum status ctl_session_verify(struct ctl *ctl);
 enum status ctl_session_export(struct ctl *ctl);
 enum status ctl_session_import(struct ctl *ctl);

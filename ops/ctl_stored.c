@@ -1,7 +1,7 @@
-/* What is stored of a session: verify, park, pin, export, import. */
+/* What is stored of a session: inspect, verify, park, pin, export, import. */
 #include "ops/ctl.h"
 
-#include "godwit/v1/session.pb-c.h"
+#include "godwit/v1/admin.pb-c.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -13,6 +13,101 @@
 
 #define SERVICE "/godwit.v1.SessionService/"
 #define PIECE_BYTES (256u << 10) /* of a bundle in one message */
+
+/* --- inspect --- */
+
+static void put_layers(struct output *output,
+                       const Godwit__V1__SessionInspection *found)
+{
+    for (size_t i = 0; i < found->n_layers; i++) {
+        const Godwit__V1__SessionInspection__Layer *layer = found->layers[i];
+
+        output_row(output);
+        output_number(output, "layer", layer->layer);
+        output_text(output, "kind", layer->kind);
+        output_number(output, "memory_state", layer->memory_state_bytes);
+        output_number(output, "memory_kv", layer->memory_kv_bytes);
+        output_number(output, "stored_state", layer->stored_state_bytes);
+        output_number(output, "stored_kv", layer->stored_kv_bytes);
+    }
+}
+
+static void put_snapshots(struct output *output,
+                          const Godwit__V1__SessionInspection *found)
+{
+    for (size_t i = 0; i < found->n_checkpoints; i++) {
+        const Godwit__V1__Checkpoint *at = found->checkpoints[i];
+
+        output_row(output);
+        output_number(output, "position", at->position);
+        output_number(output, "bytes", at->size_bytes);
+        output_text(output, "chain_hash", at->chain_hash);
+        output_time(output, "created",
+                    at->create_time ? at->create_time->seconds : 0);
+    }
+}
+
+static void put_lineage(struct output *output,
+                        const Godwit__V1__SessionInspection *found)
+{
+    for (size_t i = 0; i < found->n_lineage; i++) {
+        const Godwit__V1__SessionInspection__Log *log = found->lineage[i];
+
+        output_row(output);
+        output_text(output, "log", log->uid);
+        output_number(output, "begin", log->begin);
+        output_number(output, "end",
+                      log->end ? log->end : found->session->position);
+        output_number(output, "snapshots", log->snapshots);
+        output_number(output, "stored", log->stored_bytes);
+    }
+}
+
+static enum status show_inspection(const struct ctl *ctl,
+                                   const Godwit__V1__SessionInspection *found)
+{
+    const char *show = ctl->options.show;
+    struct output *output;
+    enum status st;
+
+    if (!found->session)
+        return status_fail(STATUS_INTERNAL, "the node's answer has no session");
+    st = output_create(ctl_format(ctl), "SessionInspection", true, &output);
+    if (st)
+        return st;
+    if (strcmp(show, "snapshots") == 0)
+        put_snapshots(output, found);
+    else if (strcmp(show, "lineage") == 0)
+        put_lineage(output, found);
+    else
+        put_layers(output, found);
+    st = output_write(output);
+    output_destroy(output);
+    return st;
+}
+
+enum status ctl_session_inspect(struct ctl *ctl)
+{
+    Godwit__V1__InspectSessionRequest request;
+    char *name = ctl_session_name(ctl->word[0]);
+    ProtobufCMessage *message;
+    enum status st;
+
+    if (!name)
+        return STATUS_RESOURCE_EXHAUSTED;
+    godwit__v1__inspect_session_request__init(&request);
+    request.session = name;
+    st = ctl_unary(ctl, "/godwit.v1.AdminService/InspectSession", &request.base,
+                   &godwit__v1__session_inspection__descriptor, &message);
+    free(name);
+    if (st)
+        return st;
+    st = show_inspection(ctl, (Godwit__V1__SessionInspection *)message);
+    protobuf_c_message_free_unpacked(message, NULL);
+    return st;
+}
+
+/* --- verify --- */
 
 static enum status show_kinds(const struct ctl *ctl,
                               const Godwit__V1__SessionVerification *found)

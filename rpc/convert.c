@@ -297,6 +297,11 @@ static const struct {
                                convert_verify},
     [METHOD_PARK_SESSION] = {&godwit__v1__park_session_request__descriptor,
                              convert_park},
+    [METHOD_INSPECT_SESSION] =
+        {&godwit__v1__inspect_session_request__descriptor, convert_inspect},
+    [METHOD_LIST_CHECKPOINTS] =
+        {&godwit__v1__list_checkpoints_request__descriptor,
+         convert_checkpoints},
     [METHOD_EXPORT_SESSION] = {&godwit__v1__export_session_request__descriptor,
                                convert_export},
     [METHOD_IMPORT_SESSION] = {&godwit__v1__session_chunk__descriptor,

@@ -58,6 +58,7 @@ typedef enum status convert_fn(struct job *job,
 convert_fn convert_generate, convert_append; /* convert_generate.c */
 convert_fn convert_cancel, convert_create, convert_fork, convert_truncate,
     convert_get, convert_list, convert_update, convert_delete, convert_read,
-    convert_checkpoint, convert_verify, convert_park, convert_export,
-    convert_import, convert_get_node; /* convert_session.c */
+    convert_checkpoint, convert_verify, convert_park, convert_inspect,
+    convert_checkpoints, convert_export, convert_import,
+    convert_get_node; /* convert_session.c */
 #endif

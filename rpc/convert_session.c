@@ -204,6 +204,27 @@ enum status convert_verify(struct job *job, const ProtobufCMessage *message)
     return st;
 }
 
+enum status convert_inspect(struct job *job, const ProtobufCMessage *message)
+{
+    const Godwit__V1__InspectSessionRequest *request =
+        (const Godwit__V1__InspectSessionRequest *)message;
+
+    return take_target(job, COMMAND_INSPECT_SESSION, request->session,
+                       "session");
+}
+
+enum status convert_checkpoints(struct job *job,
+                                const ProtobufCMessage *message)
+{
+    const Godwit__V1__ListCheckpointsRequest *request =
+        (const Godwit__V1__ListCheckpointsRequest *)message;
+
+    if (request->page_token[0])
+        return bad_field("page_token", "there is one page alone");
+    return take_target(job, COMMAND_INSPECT_SESSION, request->session,
+                       "session");
+}
+
 enum status convert_park(struct job *job, const ProtobufCMessage *message)
 {
     const Godwit__V1__ParkSessionRequest *request =

@@ -225,8 +225,7 @@ static Google__Protobuf__Timestamp timestamp_of(uint64_t wall_ms)
     return time;
 }
 
-static Google__Protobuf__Timestamp *time_of(struct arena *arena,
-                                            uint64_t wall_ms)
+Google__Protobuf__Timestamp *time_of(struct arena *arena, uint64_t wall_ms)
 {
     Google__Protobuf__Timestamp *time = arena_take(arena, sizeof(*time));
 
@@ -492,6 +491,9 @@ static enum status pack(const struct reply_to *to, const struct event *event,
         return pack_checkpoint(event, out);
     case METHOD_EXPORT_SESSION:
         return pack_bytes(event, out);
+    case METHOD_INSPECT_SESSION:
+    case METHOD_LIST_CHECKPOINTS:
+        return pack_inspected(to, event, arena, out);
     case METHOD_VERIFY_SESSION:
         return pack_verified(to, event, arena, out);
     case METHOD_GET_NODE:

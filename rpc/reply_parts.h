@@ -13,6 +13,8 @@
 
 /* "x" -> "sessions/x"; "" stays. */
 void full_name(const char *id, char out[FULL_NAME_SIZE]);
+/* NULL: no memory. */
+Google__Protobuf__Timestamp *time_of(struct arena *arena, uint64_t wall_ms);
 /* INTERNAL: the engine answered something else than was asked. */
 enum status wrong_event(const struct event *event);
 /* Texts are `info`'s own or in the arena. NULL: no memory. */
@@ -23,6 +25,9 @@ Godwit__V1__Session *session_of(struct arena *arena,
 /* reply_stored.c: as reply_pack() */
 MUST_CHECK enum status pack_bytes(const struct event *event,
                                   struct packed *out);
+MUST_CHECK enum status pack_inspected(const struct reply_to *to,
+                                      const struct event *event,
+                                      struct arena *arena, struct packed *out);
 MUST_CHECK enum status pack_verified(const struct reply_to *to,
                                      const struct event *event,
                                      struct arena *arena, struct packed *out);

@@ -27,6 +27,7 @@ enum command_kind {
     COMMAND_TRUNCATE_SESSION,
     COMMAND_CHECKPOINT_SESSION,
     COMMAND_VERIFY_SESSION,
+    COMMAND_INSPECT_SESSION,
     COMMAND_PARK_SESSION,
     /* answered by pieces, each of which is asked for by a RESUME; the last
        event is DONE or ERROR */

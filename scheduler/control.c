@@ -519,6 +519,8 @@ static enum status answer(struct engine *engine, const struct command *command)
         return checkpoint(engine, command);
     case COMMAND_VERIFY_SESSION:
         return verify_session(engine, command);
+    case COMMAND_INSPECT_SESSION:
+        return inspect_session(engine, command);
     case COMMAND_PARK_SESSION:
         return park(engine, command);
     case COMMAND_EXPORT_SESSION:

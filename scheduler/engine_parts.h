@@ -18,6 +18,7 @@
  *   keep.c       what stays in the store, and how much a tenant may have
  *   errand.c     calls that take the store thread many jobs (errand_parts.h):
  *   verify.c     is what is stored of a session what it should be?
+ *   inspect.c    what of a session is where
  *   transfer.c   export and import
  *   batch.c      one step: start, plan, run the lanes, sample
  *   schedule.c   what plan, fair, cost and admit are told, and what they say

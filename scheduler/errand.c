@@ -40,6 +40,7 @@ static void release(struct engine *engine, struct errand *errand)
 {
     verify_release(engine, errand);
     transfer_release(engine, errand);
+    free(errand->stored);
     if (errand->path.n > 0)
         logs_release(engine, &errand->path);
     if (errand->session) {
@@ -106,6 +107,8 @@ static bool send(struct engine *engine, struct errand *errand)
         return transfer_send_export(engine, errand);
     case ERRAND_IMPORT:
         return transfer_send_import(engine, errand);
+    case ERRAND_INSPECT:
+        return inspect_send(engine, errand);
     case ERRAND_PARK:
         return send_park(engine, errand);
     }

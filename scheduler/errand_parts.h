@@ -16,7 +16,8 @@ struct errand {
         ERRAND_VERIFY,
         ERRAND_EXPORT,
         ERRAND_IMPORT,
-        ERRAND_PARK
+        ERRAND_PARK,
+        ERRAND_INSPECT
     } kind;
     uint64_t reply;          /* 0: its caller is gone, or was answered */
     struct session *session; /* held ... */
@@ -37,6 +38,8 @@ struct errand {
     struct resident *compared;  /* whose image is with us; NULL: none */
     uint64_t compared_position; /* blocks before it were */
     struct digest compared_chain;
+    /* INSPECT */
+    struct log_stored *stored; /* [path.n] owned */
     /* EXPORT */
     struct exporter *exporter;
     bool is_taken;    /* its reader wants more */
@@ -83,6 +86,12 @@ void verify_replayed(struct engine *engine, struct request *request);
 void verify_left(struct engine *engine, const struct request *request);
 /* Let go of what an errand of this kind has. */
 void verify_release(struct engine *engine, struct errand *errand);
+
+/* --- inspect.c --- */
+MUST_CHECK enum status inspect_session(struct engine *engine,
+                                       const struct command *command);
+bool inspect_send(struct engine *engine, struct errand *errand);
+void inspect_received(struct engine *engine, const struct store_job *job);
 
 /* --- transfer.c --- */
 MUST_CHECK enum status transfer_export(struct engine *engine,

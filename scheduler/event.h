@@ -22,6 +22,7 @@ enum event_kind {
     EVENT_SESSIONS,   /* last */
     EVENT_CHECKPOINT, /* last */
     EVENT_VERIFIED,   /* last */
+    EVENT_INSPECTED,  /* last */
     EVENT_BYTES,      /* a piece of a bundle */
     EVENT_MORE,       /* the next piece of a bundle may come */
     EVENT_NODE,       /* last */
@@ -75,6 +76,25 @@ struct node_info {
     uint64_t weight_bytes, session_bytes, session_bytes_max, token_bytes,
         session_fixed_bytes; /* stated: per token, per session */
     uint64_t prompt_tokens, generated_tokens, steps; /* since start */
+};
+
+/* What of a session is where. */
+struct inspection {
+    struct session_info session;
+    uint32_t n_layer, n_snapshot, n_log;
+    const struct inspected_layer {
+        const char *kind;
+        uint64_t memory_state, memory_kv, stored_state, stored_kv; /* bytes */
+    } * layer;
+    const struct inspected_snapshot {
+        uint64_t position, bytes, create_ms;
+        struct digest chain;
+    } * snapshot; /* newest first */
+    const struct inspected_log {
+        struct uid uid;
+        uint64_t begin, end; /* UINT64_MAX: it goes on */
+        uint64_t n_snapshot, bytes;
+    } * log;
 };
 
 struct event {
@@ -165,6 +185,7 @@ struct event {
             const struct scrub_report *report;
             bool is_replayed;
         } verified;
+        struct inspection inspected;
         struct node_info node;
         struct cause cause; /* ERROR */
     };

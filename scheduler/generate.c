@@ -466,6 +466,13 @@ static enum status find_session(struct engine *engine,
     return provide(engine, g, out);
 }
 
+/* A snapshot that is computed again for nobody in particular: whoever comes
+ * computes the same. */
+static bool is_own_errand(const struct request *request)
+{
+    return request->kind == REQUEST_CHECKPOINT && request->reply == 0;
+}
+
 static enum status arrive(struct engine *engine, struct command *command)
 {
     const struct generate_command *g = &command->generate;
@@ -485,6 +492,8 @@ static enum status arrive(struct engine *engine, struct command *command)
         st = find_session(engine, g, &session);
     if (st)
         return st;
+    if (session->request && is_own_errand(session->request))
+        request_free(engine, session->request);
     if (session->request)
         return meet(engine, session->request, command);
     asked.session = session;

@@ -308,6 +308,9 @@ void jobs_receive(struct engine *engine)
         case STORE_HEAL:
             verify_received(engine, job);
             break;
+        case STORE_INSPECT:
+            inspect_received(engine, job);
+            break;
         case STORE_EXPORT:
         case STORE_IMPORT:
             transfer_received(engine, job);

@@ -365,23 +365,41 @@ enum status snapshot_thin(struct snapshots *snapshots, struct uid uid,
     return st;
 }
 
+static void blocks_of(const struct manifest *manifest, uint64_t *out_first,
+                      uint64_t *out_n)
+{
+    uint64_t newest = manifest->n > 0 ? manifest->entry[0].position : 0;
+
+    *out_first = log_pieces_end(&manifest->base) / KV_BLOCK;
+    *out_n = newest / KV_BLOCK > *out_first ? newest / KV_BLOCK : *out_first;
+}
+
+enum status snapshot_blocks(struct snapshots *snapshots, struct uid uid,
+                            uint64_t *out_first, uint64_t *out_n)
+{
+    struct manifest manifest;
+    enum status st = read_manifest(snapshots, uid, &manifest);
+
+    if (!st)
+        blocks_of(&manifest, out_first, out_n);
+    return st;
+}
+
 /* States and open blocks of its snapshots, and its own blocks. */
 static size_t manifest_bytes(const struct snapshots *snapshots,
                              const struct manifest *manifest)
 {
-    uint64_t newest = manifest->n > 0 ? manifest->entry[0].position : 0;
-    uint64_t first = log_pieces_end(&manifest->base) / KV_BLOCK, n_open = 0;
-    uint64_t n_block =
-        newest / KV_BLOCK > first ? newest / KV_BLOCK - first : 0;
+    uint64_t first, n_block, n_open = 0;
     size_t n = 0;
 
+    blocks_of(manifest, &first, &n_block);
     for (uint32_t i = 0; i < manifest->n; i++)
         n_open += manifest->entry[i].position % KV_BLOCK != 0;
     for (uint32_t i = 0; i < snapshots->n_layer; i++) {
         const struct mixer_plan *plan = model_plan(snapshots->model, i);
 
         n += manifest->n * plan->state_bytes +
-             (n_open + n_block) * plan->block_bytes;
+             (n_open + n_block - first) * plan->block_bytes;
     }
     return n;
 }

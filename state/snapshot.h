@@ -199,6 +199,12 @@ MUST_CHECK enum status snapshots_each(struct snapshots *snapshots,
 MUST_CHECK enum status snapshot_stored(struct snapshots *snapshots,
                                        struct uid uid, size_t *out);
 
+/* Which blocks of it stand under the owner: [*out_first, *out_n).  as
+ * snapshot_list() */
+MUST_CHECK enum status snapshot_blocks(struct snapshots *snapshots,
+                                       struct uid uid, uint64_t *out_first,
+                                       uint64_t *out_n);
+
 /*
  * Forget all but the newest n_keep snapshots of a log; its blocks, too, when
  * that is 0. Not synced.  as store_get() and store_write()

@@ -336,6 +336,29 @@ static enum status evict(struct store_thread *thread, struct store_job *job)
     return st;
 }
 
+static enum status inspect(struct store_thread *thread, struct store_job *job)
+{
+    struct snapshots *snapshots = thread->options.snapshots;
+    enum status st = STATUS_OK;
+
+    for (uint32_t i = 0; !st && i < job->path.n; i++) {
+        struct snapshot_entry entry[SNAPSHOT_KEEP_MAX];
+        struct log_stored *stored = &job->stored[i];
+        const struct uid log = job->path.piece[i].log;
+
+        st = snapshot_list(snapshots, log, entry, SNAPSHOT_KEEP_MAX,
+                           &stored->n_snapshot);
+        if (!st)
+            st = snapshot_stored(snapshots, log, &stored->bytes);
+        if (!st)
+            st = snapshot_blocks(snapshots, log, &stored->first_block,
+                                 &stored->n_block);
+    }
+    if (!st)
+        list(thread, job);
+    return st;
+}
+
 static enum status import(struct store_job *job)
 {
     enum status st = importer_push(job->importer, job->bytes, job->n_bytes);
@@ -350,6 +373,8 @@ static enum status do_job(struct store_thread *thread, struct store_job *job)
         return save(thread, job);
     case STORE_DELETE:
         return trim(thread, job);
+    case STORE_INSPECT:
+        return inspect(thread, job);
     case STORE_EVICT:
         return evict(thread, job);
     case STORE_SCRUB:

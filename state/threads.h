@@ -103,8 +103,16 @@ enum store_job_kind {
     STORE_SCRUB,   /* one step of verifying a session */
     STORE_COMPARE, /* its image beside what is stored */
     STORE_HEAL,    /* drop what was found bad */
+    STORE_INSPECT, /* what the logs of a path have stored */
     STORE_EXPORT,  /* make the next bytes of a bundle */
     STORE_IMPORT,  /* take the next bytes of one */
+};
+/* What one log has stored. */
+struct log_stored {
+    uint32_t n_snapshot;
+    size_t bytes;
+    uint64_t first_block; /* its blocks [first_block, n_block) */
+    uint64_t n_block;
 };
 struct store_job {
     enum store_job_kind kind;
@@ -131,7 +139,8 @@ struct store_job {
     uint64_t n_byte, expected_us; /* the engine's estimates; untouched here */
 
     /* results */
-    bool is_done; /* SCRUB: that was the last step */
+    struct log_stored *stored; /* INSPECT: [path.n] of its logs; the engine's */
+    bool is_done;              /* SCRUB: that was the last step */
     enum status status;
     struct cause cause;
     struct ids tokens; /* LOAD, TOKENS, FETCH: ids_release() by the engine */
@@ -140,8 +149,8 @@ struct store_job {
     bool has_turn;          /* ... if there is one */
     struct restore restore; /* LOAD */
     enum restore_reason refused[SNAPSHOT_SOURCE_MAX]; /* FETCH: of source[i] */
-    uint32_t n_entry; /* SAVE, LOAD, DELETE, EVICT: what the owner has, newest
-                         first */
+    uint32_t n_entry; /* SAVE, LOAD, DELETE, EVICT, INSPECT: what the owner has,
+                         newest first */
     struct snapshot_entry entry[SNAPSHOT_KEEP_MAX];
     size_t n_stored; /* SAVE, DELETE, EVICT: bytes of the owner then */
     uint64_t elapsed_us;

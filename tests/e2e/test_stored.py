@@ -7,6 +7,7 @@ a session that shares nothing.
 import itertools
 import json
 import os
+import random
 import struct
 import unittest
 
@@ -14,7 +15,7 @@ import grpc
 from google.rpc import error_details_pb2
 
 from godwit.v1 import generation_pb2 as gen
-from godwit.v1 import session_pb2
+from godwit.v1 import admin_pb2, session_pb2
 from harness import (Node, NodeTests, await_true, ctl, details_of, error_info, greedy,
                      sampled, tokens, workspace)
 from test_fork import delete, fork, ids, names, turn
@@ -33,6 +34,43 @@ def counts(found):
 
 def n_bad(found):
     return sum(kind.bad + kind.missing for kind in found.kinds)
+
+
+class Inspect(NodeTests, unittest.TestCase):
+
+    def test_what_is_where_by_both_clients(self):
+        turn(self.client, "root", ids(1, 5000), 20)
+        fork(self.client, "root", "leaf", 3000)
+        turn(self.client, "leaf", ids(2, 700), 10)
+        checkpoint = self.client.admin.CheckpointSession(
+            admin_pb2.CheckpointSessionRequest(session="sessions/leaf"))
+        found = self.client.admin.InspectSession(
+            admin_pb2.InspectSessionRequest(session="sessions/leaf"))
+        self.assertEqual([layer.kind for layer in found.layers],
+                         (["delta"] * 3 + ["softmax"]) * 2)
+        self.assertEqual([(log.begin, log.end) for log in found.lineage],
+                         [(0, 3000), (3000, 0)])
+        self.assertEqual(found.session.parent_session, "sessions/root")
+        self.assertEqual(sum(layer.stored_state_bytes + layer.stored_kv_bytes
+                             for layer in found.layers),
+                         found.session.stored_bytes)
+        self.assertEqual(found.lineage[1].stored_bytes,
+                         found.session.stored_bytes)
+        self.assertEqual(found.checkpoints[0].position, checkpoint.position)
+        listed = self.client.session.ListCheckpoints(
+            session_pb2.ListCheckpointsRequest(session="sessions/leaf"))
+        self.assertEqual(list(listed.checkpoints), list(found.checkpoints))
+        for show, count in (("layers", 8), ("lineage", 2),
+                            ("snapshots", len(found.checkpoints))):
+            run = ctl(self.node.endpoint, "session", "inspect", "leaf",
+                      "--show", show, "--output", "json")
+            self.assertEqual(run.code, 0, run.err)
+            self.assertEqual(len(json.loads(run.out)["items"]), count)
+        self.assertFails(Code.NOT_FOUND, lambda:
+                         self.client.admin.InspectSession(
+                             admin_pb2.InspectSessionRequest(
+                                 session="sessions/nobody")),
+                         "SESSION_NOT_FOUND")
 
 
 class Verify(NodeTests, unittest.TestCase):
@@ -353,6 +391,70 @@ class Limits(unittest.TestCase):
             ask("one-more", 2)
         found = details_of(caught.exception, error_details_pb2.QuotaFailure)
         self.assertEqual(found[0].violations[0].subject, "tenant.sessions")
+
+
+class Faults(unittest.TestCase):
+
+    def test_flipped_bits_on_the_disk(self):
+        """In the store's files, while the node is down: every session goes on
+        with the same bits, and is sound after it was verified."""
+        with workspace() as directory:
+            data = os.path.join(directory, "data")
+            node = Node(data, ["--prefix-store", "0"])
+            alone = Node(os.path.join(directory, "alone"),
+                         ["--prefix-store", "0"])
+            try:
+                node.start()
+                with node.client() as client:
+                    for i in range(4):
+                        turn(client, "s%d" % i, ids(i, 1000 + 300 * i), 4)
+                    logs = [client.log("s%d" % i) for i in range(4)]
+                for _ in range(2):  # the second start moves logs to tables
+                    self.assertEqual(node.stop(), 0)
+                    node.start()
+                self.assertEqual(node.stop(), 0)
+                self.assertGreater(self.flip(os.path.join(data, "store")), 0)
+                node.start()
+                with alone.start().client() as judge, node.client() as client:
+                    self.expect_healed(client, judge, logs)
+            finally:
+                node.kill()
+                alone.kill()
+
+    @staticmethod
+    def flip(directory):
+        """A bit in every 100,000 bytes of what holds values."""
+        rng, n = random.Random(1), 0
+        for name in sorted(os.listdir(directory)):
+            path = os.path.join(directory, name)
+            size = os.path.getsize(path)
+            if not name.endswith(".sst") or size < 200000:
+                continue
+            with open(path, "r+b") as file:
+                for start in range(50000, size - 50000, 100000):
+                    at = start + rng.randrange(1000)
+                    file.seek(at)
+                    byte = file.read(1)[0]
+                    file.seek(at)
+                    file.write(bytes([byte ^ 1 << rng.randrange(8)]))
+                    n += 1
+        return n
+
+    def expect_healed(self, client, judge, logs):
+        n_found = 0
+        for i, log in enumerate(logs):
+            name = "s%d" % i
+            self.assertEqual(client.log(name), log, "nothing committed is lost")
+            n_found += n_bad(verify(client, name))
+            reply = turn(client, name, ids(50 + i, 9), 6, seed=i)
+            alone = turn(judge, "", client.log(name)[:-6], 6, seed=i)
+            self.assertEqual(alone.ids, reply.ids)
+            client.admin.CheckpointSession(admin_pb2.CheckpointSessionRequest(
+                session="sessions/" + name), timeout=60)
+            found = verify(client, name, replay=True)
+            self.assertEqual((n_bad(found), list(found.findings)), (0, []))
+            self.assertGreater(found.compared_values, 0)
+        self.assertGreater(n_found, 0)
 
 
 if __name__ == "__main__":

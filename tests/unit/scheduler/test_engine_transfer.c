@@ -451,6 +451,48 @@ Test(engine_transfer, a_bad_value_is_not_exported)
     node_destroy(from);
 }
 
+/* --- inspecting --- */
+
+/* Its sums are those of the ledger and of the memory's account. */
+Test(engine_transfer, an_inspection_says_what_is_where)
+{
+    struct node *node = node_with("s");
+    const struct inspection *seen;
+    uint64_t stored = 0, in_memory = 0;
+
+    fork_at(node, "s", "f", N_LOG);
+    go_on(node, "f", 70, 3, 3);
+    fork_settle(node);
+    seen = &node_call(node, about(node, COMMAND_INSPECT_SESSION, "f"))
+                ->end->inspected;
+    cr_assert_eq(seen->n_log, 2);
+    cr_assert_eq(seen->log[0].begin, 0);
+    cr_assert_eq(seen->log[0].end, N_LOG);
+    cr_assert_eq(seen->log[1].end, UINT64_MAX);
+    cr_assert(uid_equal(seen->log[0].uid, log_of(node, "s")));
+    cr_assert(uid_equal(seen->log[1].uid, log_of(node, "f")));
+    cr_assert_eq(seen->n_layer, model_config(node->model)->n_layer);
+    for (uint32_t i = 0; i < seen->n_layer; i++) {
+        const struct inspected_layer *layer = &seen->layer[i];
+
+        cr_assert_eq(strcmp(layer->kind, "softmax") == 0, layer->memory_kv > 0);
+        stored += layer->stored_state + layer->stored_kv;
+        in_memory += layer->memory_state + layer->memory_kv;
+    }
+    cr_assert_eq(stored, ledger_get(&node->engine->stored, log_of(node, "f")));
+    cr_assert_eq(stored, seen->session.stored_bytes);
+    cr_assert_eq(seen->log[1].bytes, stored);
+    cr_assert_gt(in_memory, 0);
+    cr_assert_gt(seen->n_snapshot, 0);
+    cr_assert_eq(seen->snapshot[0].position, N_LOG + 72);
+    node_call(node, about(node, COMMAND_PARK_SESSION, "f"));
+    seen = &node_call(node, about(node, COMMAND_INSPECT_SESSION, "f"))
+                ->end->inspected;
+    for (uint32_t i = 0; i < seen->n_layer; i++)
+        cr_assert_eq(seen->layer[i].memory_state + seen->layer[i].memory_kv, 0);
+    node_destroy(node);
+}
+
 /* --- parking --- */
 
 Test(engine_transfer, a_parked_session_is_not_in_memory_and_wakes)
