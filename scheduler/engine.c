@@ -224,7 +224,8 @@ static void park_all(struct engine *engine)
         }
     }
     for (struct session *s = engine->oldest; s; s = s->newer)
-        resident_save(engine, s, true);
+        if (resident_is_worth(s->resident))
+            (void)resident_save(engine, s, true);
     engine->is_parked = true;
 }
 

@@ -396,6 +396,9 @@ size_t resident_bytes(const struct engine *engine, uint64_t n_token);
  */
 bool resident_save(struct engine *engine, struct session *session,
                    bool is_wanted);
+/* Is a snapshot of it worth writing, or a replay as good? Or is it under way?
+ */
+bool resident_is_worth(const struct resident *resident);
 /*
  * The same for a turn that has ended, when resident_save_later() is called
  * behind the step's commits: an image is copied for up to a millisecond, and

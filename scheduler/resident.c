@@ -404,12 +404,19 @@ void resident_truncate(struct engine *engine, struct session *session,
     resident_settle(engine, session);
 }
 
+bool resident_is_worth(const struct resident *resident)
+{
+    return resident->image ||
+           resident_position(resident) >=
+               resident->snapshot_position + SNAPSHOT_TURN_MIN;
+}
+
 /* Its log is elsewhere; it goes when it is stored, if that is worth it. */
 static void leave_memory(struct engine *engine, struct session *session)
 {
     struct resident *resident = session->resident;
 
-    if (resident_save(engine, session, true)) {
+    if (resident_is_worth(resident) && resident_save(engine, session, true)) {
         resident->leaves = true;
         engine->leaving += session->charge;
     } else {
@@ -467,9 +474,7 @@ static void park(struct engine *engine, struct session *session)
 {
     struct resident *resident = session->resident;
 
-    if (resident_position(resident) >=
-            resident->snapshot_position + SNAPSHOT_TURN_MIN &&
-        resident_save(engine, session, true)) {
+    if (resident_is_worth(resident) && resident_save(engine, session, true)) {
         resident->leaves = true;
         engine->leaving += session->charge;
     } else {

@@ -2,13 +2,20 @@
 
 The judge is a node of its own that gets each session's tokens as one prompt of
 a session that shares nothing.
+
+  python3 tests/e2e/test_stored.py measure 10000   parked sessions; no test
 """
 
+import concurrent.futures
 import itertools
 import json
 import os
 import random
+import re
+import statistics
 import struct
+import sys
+import time
 import unittest
 
 import grpc
@@ -457,5 +464,96 @@ class Faults(unittest.TestCase):
         self.assertGreater(n_found, 0)
 
 
+# --- measure ---
+
+def rss_kib(pid):
+    with open("/proc/%d/status" % pid) as file:
+        return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1))
+
+
+def start_of(node):
+    """Seconds from its start to its first answer, and what it takes then."""
+    begin = time.monotonic()
+    node.start()
+    with node.client() as client:
+        while not client.is_serving():
+            time.sleep(0.001)
+        seconds = time.monotonic() - begin
+    time.sleep(1)  # what the start still frees
+    return seconds, rss_kib(node.process.pid)
+
+
+def make_sessions(client, count):
+    def make(i):
+        turn(client, "parked-%05d" % i, ids(i, 24 + i % 16), 2)
+
+    with concurrent.futures.ThreadPoolExecutor(48) as pool:
+        list(pool.map(make, range(count)))
+
+
+def list_all(client, page_size):
+    """All names, and the longest call."""
+    found, token, worst = [], "", 0
+    while True:
+        begin = time.monotonic()
+        page = client.session.ListSessions(session_pb2.ListSessionsRequest(
+            page_size=page_size, page_token=token), timeout=60)
+        worst = max(worst, time.monotonic() - begin)
+        found += [s.name for s in page.sessions]
+        token = page.next_page_token
+        if not token:
+            return found, worst
+
+
+def p50_ms(call, count=200):
+    times = []
+    for i in range(count):
+        begin = time.monotonic()
+        call(i)
+        times.append(time.monotonic() - begin)
+    return statistics.median(times) * 1e3
+
+
+def measure(count):
+    """Starts, memory and calls of a node with so many parked sessions, beside
+    an empty one, alternately."""
+    with workspace() as directory:
+        full = Node(os.path.join(directory, "full"))
+        empty = Node(os.path.join(directory, "empty"))
+        with full.start().client() as client:
+            make_sessions(client, count)
+        full.kill()
+        rows = []
+        for _ in range(5):
+            for node in (empty, full):
+                rows.append((node,) + start_of(node))
+                node.kill()
+        for node, name in ((empty, "empty"), (full, "full")):
+            print("%s: ready in %.2f s (median of 5, worst %.2f), RSS %d KiB" % (
+                name, statistics.median(r[1] for r in rows if r[0] is node),
+                max(r[1] for r in rows if r[0] is node),
+                statistics.median(r[2] for r in rows if r[0] is node)))
+        more = (statistics.median(r[2] for r in rows if r[0] is full) -
+                statistics.median(r[2] for r in rows if r[0] is empty))
+        print("per parked session: %.0f bytes" % (more * 1024 / count))
+        with full.start().client() as client:
+            found, worst = list_all(client, 1000)
+            assert len(found) == count == len(set(found))
+            print("list, pages of 1000: longest call %.1f ms" % (worst * 1e3))
+            found, worst = list_all(client, 50)
+            print("list, pages of 50: longest call %.1f ms" % (worst * 1e3))
+            print("get: p50 %.2f ms" % p50_ms(
+                lambda i: client.session.GetSession(
+                    session_pb2.GetSessionRequest(
+                        name="sessions/parked-%05d" % (i * 37 % count)))))
+            print("wake and one token: p50 %.2f ms" % p50_ms(
+                lambda i: turn(client, "parked-%05d" % (i * 41 % count), [5],
+                               1)))
+        full.kill()
+
+
 if __name__ == "__main__":
-    unittest.main()
+    if sys.argv[1:2] == ["measure"]:
+        measure(int(sys.argv[2]))
+    else:
+        unittest.main()
