@@ -101,6 +101,51 @@ Test(engine_transfer, what_it_was_comes_along)
     node_destroy(from);
 }
 
+static struct command *long_turn(struct node *node)
+{
+    struct command *command = generate(node, "s", "r2", 5, 9);
+
+    command->generate.sampling.max_tokens = 60;
+    command->generate.sampling.temperature = 1;
+    command->generate.sampling.ignore_eos = true;
+    return command;
+}
+
+/* Exported at any moment of a reply, with it or without its node: the other
+ * node goes on with it, and says all that the first one would have said. */
+Test(engine_transfer, an_open_turn_is_continued_elsewhere, .timeout = 120)
+{
+    struct node *judge = node_with("s");
+    const struct reply *whole = node_call(judge, long_turn(judge)), *reply;
+
+    cr_assert(reply_completed(whole, FINISH_LENGTH));
+    for (uint32_t n = 1; n < 60; n += 13)
+        for (uint32_t is_gone = 0; is_gone < 2; is_gone++) {
+            struct node *from = node_with("s"), *to = fork_node();
+            struct command *command = long_turn(from);
+            uint64_t id = command->reply;
+            struct bytes bundle;
+
+            node_send(from, command);
+            while (from->reply[id].n_token < n)
+                if (!node_step(from))
+                    ring_wait(from->inbox, 5);
+            if (is_gone) {
+                node_subject(from, COMMAND_DETACH, id);
+                fork_settle(from);
+            }
+            bundle = export_of(from, "s", true);
+            import_as(to, "s", bundle);
+            reply = node_call(to, long_turn(to));
+            cr_assert(reply_completed(reply, FINISH_LENGTH));
+            cr_assert(same_tokens(reply, whole), "at %u", n);
+            free(bundle.at);
+            node_destroy(to);
+            node_destroy(from);
+        }
+    node_destroy(judge);
+}
+
 Test(engine_transfer, a_fork_is_flattened_and_a_part_has_no_turns,
      .timeout = 60)
 {
