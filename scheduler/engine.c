@@ -296,6 +296,8 @@ static int idle_ms(const struct engine *engine)
     if (engine->drain_deadline_us && !engine->is_parked &&
         engine->drain_deadline_us < least_us)
         least_us = engine->drain_deadline_us;
+    if (errands_deadline_us(engine) < least_us)
+        least_us = errands_deadline_us(engine);
     ms = least_us == UINT64_MAX ? UINT64_MAX
          : least_us > now_us    ? (least_us - now_us) / 1000 + 1
                                 : 0;

@@ -53,12 +53,13 @@
  * as long as that took: saving a turn of 512 tokens takes a third of what
  * computing them does, from the CPUs of the replies that run. */
 #define SAVE_REST 9u
-#define SWEEP_US 1000000u    /* between two looks for expired sessions */
-#define PROGRESS_US 500000u  /* between two progress events ... */
-#define ERRAND_MAX 16u       /* at once */
-#define ERRAND_REST 3u       /* behind a job of an errand, as SAVE_REST */
-#define NO_SCOPE UINT64_MAX  /* a session whose tenant is not known */
-#define PROGRESS_TOKENS 256u /* ... unless a step consumed so many */
+#define SWEEP_US 1000000u        /* between two looks for expired sessions */
+#define PROGRESS_US 500000u      /* between two progress events ... */
+#define ERRAND_MAX 16u           /* at once */
+#define ERRAND_WAIT_US 60000000u /* for a client to go on; then it is gone */
+#define ERRAND_REST 3u           /* behind a job of an errand, as SAVE_REST */
+#define NO_SCOPE UINT64_MAX      /* a session whose tenant is not known */
+#define PROGRESS_TOKENS 256u     /* ... unless a step consumed so many */
 
 struct engine;
 struct errand;
@@ -656,6 +657,8 @@ void logs_lose(struct engine *engine, const struct scrub_loss *loss);
 /* --- errand.c --- */
 /* Send jobs of those whose turn it is; free those that are over. */
 void errands_send(struct engine *engine);
+/* When one has waited too long for its client; UINT64_MAX: none waits. */
+uint64_t errands_deadline_us(const struct engine *engine);
 /* They end with an error: the node stops; and then they are freed. */
 void errands_drain(struct engine *engine);
 void errands_destroy(struct engine *engine);

@@ -63,6 +63,7 @@ void errand_end(struct errand *errand)
 {
     errand->reply = 0;
     errand->is_over = true;
+    errand->wait_us = 0;
 }
 
 void errand_fail(struct engine *engine, struct errand *errand,
@@ -77,6 +78,35 @@ void errand_rest(struct engine *engine, struct errand *errand,
 {
     errand->is_out = false;
     errand->next_us = engine_now_us(engine) + ERRAND_REST * job->elapsed_us;
+}
+
+void errand_wait(struct engine *engine, struct errand *errand)
+{
+    if (errand->wait_us == 0)
+        errand->wait_us = engine_now_us(engine);
+}
+
+uint64_t errands_deadline_us(const struct engine *engine)
+{
+    uint64_t least_us = UINT64_MAX;
+
+    for (const struct errand *e = engine->errands; e; e = e->next)
+        if (e->wait_us && e->wait_us + ERRAND_WAIT_US < least_us)
+            least_us = e->wait_us + ERRAND_WAIT_US;
+    return least_us;
+}
+
+/* There is room for so few that a client that stands still must not keep it. */
+static void check_wait(struct engine *engine, struct errand *errand)
+{
+    if (errand->is_over || errand->wait_us == 0 ||
+        engine_now_us(engine) < errand->wait_us + ERRAND_WAIT_US)
+        return;
+    status_fail(STATUS_DEADLINE_EXCEEDED,
+                "the client has not gone on with its bundle for %u s",
+                ERRAND_WAIT_US / 1000000);
+    status_because("SLOW_READER");
+    errand_fail(engine, errand, status_cause());
 }
 
 /* It has left, or somebody wants it again. */
@@ -133,6 +163,7 @@ void errands_send(struct engine *engine)
         const bool rests =
             engine->n_running > 0 && engine_now_us(engine) < errand->next_us;
 
+        check_wait(engine, errand);
         if (errand->is_over)
             stop_replay(engine, errand);
         if (errand->is_over && !errand->is_out && !errand->replay) {

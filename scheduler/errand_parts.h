@@ -25,6 +25,8 @@ struct errand {
     bool is_out;             /* its job is with the store thread */
     bool is_over;            /* to be freed */
     uint64_t next_us;        /* it rests until then while replies run */
+    uint64_t wait_us;        /* its client has had the turn since; 0: it is
+                                ours */
     /* VERIFY */
     struct scrub *scrub;
     enum verify_stage {
@@ -68,6 +70,8 @@ void errand_end(struct errand *errand);
 /* The same with an error; only the first of several is told. */
 void errand_fail(struct engine *engine, struct errand *errand,
                  const struct cause *cause);
+/* Its client must go on before it can; not for ever. */
+void errand_wait(struct engine *engine, struct errand *errand);
 /* One of its jobs is back: it may send another one after a rest. */
 void errand_rest(struct engine *engine, struct errand *errand,
                  const struct store_job *job);

@@ -430,9 +430,9 @@ void resident_park(struct engine *engine, struct session *session)
 
     session->parks = false;
     if (!resident || session->request || resident->leaves ||
-        session->durability == DURABILITY_NONE || session->is_upgrading)
+        session->durability == DURABILITY_NONE)
         return;
-    session->parks = session->n_flight > 0;
+    session->parks = session->n_flight > 0; /* then when that has landed */
     if (!session->parks)
         leave_memory(engine, session);
 }

@@ -127,8 +127,11 @@ bool transfer_send_export(struct engine *engine, struct errand *errand)
     const void *bytes;
     size_t n;
 
-    if (!errand->is_taken)
+    if (!errand->is_taken) {
+        errand_wait(engine, errand);
         return true;
+    }
+    errand->wait_us = 0;
     bytes = exporter_take(errand->exporter, PIECE_BYTES, &n);
     if (n > 0) {
         send_piece(engine, errand, bytes, n);
@@ -208,8 +211,11 @@ bool transfer_send_import(struct engine *engine, struct errand *errand)
 {
     struct store_job *job;
 
-    if (!errand->command)
-        return true; /* the client's turn */
+    if (!errand->command) {
+        errand_wait(engine, errand);
+        return true;
+    }
+    errand->wait_us = 0;
     job = jobs_create(STORE_IMPORT, errand->log, errand);
     job->importer = errand->importer;
     job->bytes = errand->command->import.bytes;

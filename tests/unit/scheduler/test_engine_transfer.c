@@ -424,6 +424,42 @@ Test(engine_transfer, a_client_that_leaves_leaves_nothing, .timeout = 60)
     node_destroy(from);
 }
 
+/* One that neither goes on nor leaves is given up after a minute. */
+Test(engine_transfer, a_client_that_stands_still_is_given_up)
+{
+    struct node *node = node_with("s");
+    struct bytes bundle = export_of(node, "s", true);
+    struct importing how = {.name = "t"};
+    struct command *in =
+        import_piece(node_reply(node), &how, bundle.at, bundle.n / 2);
+    struct command *out =
+        command_make(COMMAND_EXPORT_SESSION, node_reply(node));
+    struct event *event;
+    uint32_t n_error = 0;
+
+    in->import.is_first = true;
+    strcpy(out->export.session, "s");
+    node_send(node, in);
+    node_send(node, out);
+    for (uint32_t i = 0; i < 400; i++) {
+        (void)engine_step(node->engine);
+        if (i == 200)
+            clock_simulated_advance(&node->clock, ERRAND_WAIT_US);
+        while (ring_pop(node->outbox, &event)) {
+            n_error += event->kind == EVENT_ERROR;
+            cr_assert(event->kind != EVENT_ERROR || i >= 200);
+            event_destroy(event);
+        }
+        ring_wait(node->inbox, 2);
+    }
+    cr_assert_eq(n_error, 2);
+    cr_assert_eq(node->engine->n_errand, 0);
+    fork_settle(node);
+    cr_assert_eq(count_rows(node->journal_store, 'm'), 1);
+    free(bundle.at);
+    node_destroy(node);
+}
+
 Test(engine_transfer, killed_half_way_nothing_is_left, .timeout = 60)
 {
     struct node *from = node_with("s");

@@ -367,8 +367,8 @@ Test(lineage_record, an_owner_comes_back_with_and_without_a_lineage)
         meta.is_pinned = i & 4;
         writer_init(&writer, 1 << 16);
         cr_assert_eq(record_put_session(&writer, &meta), STATUS_OK);
-        cr_assert_eq(writer.bytes[6], i > 1 ? RECORD_VERSION_OWNED
-                                            : RECORD_VERSION);
+        cr_assert_eq(writer.bytes[6],
+                     i > 1 ? RECORD_VERSION_OWNED : RECORD_VERSION);
         cr_assert_eq(record_get_session(writer.bytes, writer.n, &found),
                      STATUS_OK);
         cr_assert_str_eq(found.tenant, i & 2 ? "ann" : "");
