@@ -76,36 +76,41 @@ static enum status note_frame(struct exporter *exporter, size_t begin,
 
 /* --- which snapshot --- */
 
-/* Of this log, the newest below the end: a resume needs one token more. */
-static bool choose(struct exporter *exporter, const struct log_piece *piece)
+/* Of this log, the newest below the end: a resume needs one token more. A list
+ * that cannot be used has none. */
+static enum status choose(struct exporter *exporter,
+                          const struct log_piece *piece)
 {
     struct manifest *manifest = &exporter->manifest;
     uint64_t limit = exporter->tokens.n > 0 ? exporter->tokens.n - 1 : 0;
+    enum status st =
+        read_manifest(exporter->source.snapshots, piece->log, manifest);
 
+    if (st == STATUS_RESOURCE_EXHAUSTED)
+        return st;
     limit = piece->end < limit ? piece->end : limit;
-    if (read_manifest(exporter->source.snapshots, piece->log, manifest) ||
-        !numerics_equal(manifest->numerics,
-                        exporter->source.snapshots->numerics))
-        return false;
-    for (uint32_t i = 0; i < manifest->n; i++) {
+    if (st || !numerics_equal(manifest->numerics,
+                              exporter->source.snapshots->numerics))
+        return STATUS_OK;
+    for (uint32_t i = 0; i < manifest->n && exporter->head.snapshot == 0; i++) {
         const struct snapshot_entry *entry = &manifest->entry[i];
 
-        if (entry->position > limit ||
-            !chains_match(&exporter->chains, entry->position, entry->chain))
-            continue;
-        exporter->head.snapshot = entry->position;
-        return true;
+        if (entry->position <= limit &&
+            chains_match(&exporter->chains, entry->position, entry->chain))
+            exporter->head.snapshot = entry->position;
     }
-    return false;
+    return STATUS_OK;
 }
 
-static void choose_snapshot(struct exporter *exporter)
+static enum status choose_snapshot(struct exporter *exporter)
 {
     const struct log_path *path = &exporter->source.meta.path;
+    enum status st = STATUS_OK;
 
-    for (uint32_t i = path->n; exporter->source.has_state && i-- > 0;)
-        if (choose(exporter, &path->piece[i]))
-            return;
+    for (uint32_t i = path->n; !st && exporter->source.has_state &&
+                               exporter->head.snapshot == 0 && i-- > 0;)
+        st = choose(exporter, &path->piece[i]);
+    return st;
 }
 
 /* --- one part after the other --- */
@@ -140,8 +145,8 @@ static enum status begin(struct exporter *exporter)
         return st;
     exporter->head.numerics = source->snapshots->numerics;
     exporter->head.n_token = source->n_token;
-    choose_snapshot(exporter);
-    if (source->key)
+    st = choose_snapshot(exporter);
+    if (!st && source->key)
         st = sealer_create(source->key, &exporter->out, &exporter->sealer);
     if (!st)
         st = note_frame(exporter, first,
@@ -249,6 +254,8 @@ static enum status damaged(const struct exporter *exporter,
 {
     char name[VALUE_NAME_SIZE], why[200];
 
+    if (status_cause()->code == STATUS_RESOURCE_EXHAUSTED)
+        return STATUS_RESOURCE_EXHAUSTED; /* that is not the value's fault */
     if (status_cause()->code == STATUS_NOT_FOUND && is_replaced(exporter)) {
         (void)status_fail(STATUS_ABORTED,
                           "snapshot was replaced while it was exported");

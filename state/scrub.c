@@ -30,6 +30,10 @@ void scrub_note(struct scrub *scrub, enum scrub_kind kind, enum status st,
 {
     struct scrub_report *report = &scrub->report;
 
+    if (st == STATUS_RESOURCE_EXHAUSTED) {
+        scrub->failure = *status_cause();
+        return;
+    }
     if (st == STATUS_NOT_FOUND)
         report->count[kind].n_missing++;
     else
@@ -461,7 +465,8 @@ enum status scrub_step(struct scrub *scrub, bool *out_is_done)
     enum status st = STATUS_OK;
 
     scrub->step_bytes = scrub->step_rows = 0;
-    while (!st && !is_step_over(scrub) && scrub->phase != SCRUB_PHASE_DONE)
+    while (!st && !scrub->failure.code && !is_step_over(scrub) &&
+           scrub->phase != SCRUB_PHASE_DONE)
         switch (scrub->phase) {
         case SCRUB_PHASE_RECORD:
             check_record(scrub);
@@ -482,6 +487,8 @@ enum status scrub_step(struct scrub *scrub, bool *out_is_done)
         case SCRUB_PHASE_DONE:
             break;
         }
+    if (!st && scrub->failure.code)
+        st = status_adopt(&scrub->failure);
     if (!st)
         *out_is_done = scrub->phase == SCRUB_PHASE_DONE;
     return st;

@@ -49,6 +49,8 @@ struct scrub {
     struct scrub_report report;
     enum scrub_phase phase;
     uint64_t step_bytes, step_rows; /* of this step so far */
+    struct cause failure; /* no memory to look: that says nothing about what is
+                             stored, and ends it */
     /* tokens */
     struct ids tokens;
     uint32_t piece;
