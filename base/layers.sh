@@ -30,6 +30,7 @@ BEGIN {
 
     vendor("grpc", "^grpc/", "^rpc/(server|client)[a-z_]*\\.c$")
     vendor("rocksdb", "^rocksdb/", "^state/store_rocksdb\\.c$")
+    vendor("openssl", "^openssl/", "^state/seal\\.c$")
     vendor("jansson", "^jansson\\.h$", "^base/json\\.h$")
     vendor("base/json.h", "^base/json\\.h$", "^(base|model|node|ops)/")
     vendor("pcre2", "^pcre2", "^model/")

@@ -47,6 +47,14 @@ struct mixer_plan {
     double past_flops; /* of one row per token of its past; 0: none */
 };
 
+/*
+ * A ring keeps what an earlier chunk of tokens left in the places behind
+ * `position`: bytes that are never read, and that depend on how the tokens came
+ * to be computed. Zero them, so that two states can be compared.
+ */
+void mixer_clear_moot(const struct mixer_plan *plan, uint64_t position,
+                      void *state);
+
 /* What one layer remembers of one session. Owned by state/memory.h. */
 struct layer_memory {
     void *state;        /* [state_bytes], 64-byte aligned, or NULL */

@@ -27,6 +27,7 @@
  * a reply of 0.25 ms a token lost a quarter of its pace. */
 #define SYNC_EVERY_US 1000u
 #define DRAIN_ARENA_BYTES 65536u
+#define KEY_FILE_MAX (1u << 20)
 
 struct node {
     struct model *model;
@@ -36,6 +37,7 @@ struct node {
     struct store *journal_store, *bulk_store;
     struct journal *journal;
     struct snapshots *snapshots;
+    struct keyring *keys; /* NULL: none */
     struct ring *inbox, *outbox, *done, *reports;
     struct journal_thread *journal_thread;
     struct store_thread *store_thread;
@@ -98,6 +100,51 @@ static enum status load_model(struct node *node,
                  status_reason());
         return STATUS_OK;
     }
+    return st;
+}
+
+/* A file that is no regular one, or that others may read, is no place for
+ * keys. */
+static enum status check_key_file(const char *path, FILE *file)
+{
+    struct stat st;
+
+    if (fstat(fileno(file), &st) || !S_ISREG(st.st_mode) ||
+        st.st_size > KEY_FILE_MAX)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "%s is no file of at most %u bytes", path,
+                           KEY_FILE_MAX);
+    if (st.st_mode & (S_IRWXG | S_IRWXO))
+        return status_fail(STATUS_PERMISSION_DENIED,
+                           "keys in %s are open to others than its owner, "
+                           "make it mode 0600",
+                           path);
+    return STATUS_OK;
+}
+
+static enum status read_keys(const char *path, struct keyring **out)
+{
+    FILE *file = fopen(path, "rbe");
+    char *text = NULL;
+    size_t n = 0;
+    enum status st;
+
+    if (!file)
+        return status_fail(STATUS_NOT_FOUND, "cannot read keys from %s: %s",
+                           path, strerror(errno));
+    st = check_key_file(path, file);
+    if (!st) {
+        text = calloc(1, KEY_FILE_MAX + 1u);
+        st = text ? STATUS_OK
+                  : status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory");
+    }
+    if (!st) {
+        n = fread(text, 1, KEY_FILE_MAX, file);
+        st = keyring_parse(text, out);
+        explicit_bzero(text, n);
+    }
+    free(text);
+    (void)fclose(file);
     return st;
 }
 
@@ -236,6 +283,11 @@ static enum status start_engine(struct node *node,
         .max_sessions = options->max_sessions,
         .session_bytes = session_budget(options->session_mib),
         .snapshots = node->snapshots,
+        .keys = node->keys,
+        .store_bytes = (size_t)options->store_mib << 20,
+        .tenant_sessions = options->tenant_sessions,
+        .tenant_tokens = options->tenant_tokens,
+        .tenant_store = (size_t)options->tenant_mib << 20,
         .prefix_bytes = (size_t)options->prefix_mib << 20,
         .first_token_us = options->first_token_ms * 1000,
         .inter_token_us = options->inter_token_ms * 1000,
@@ -271,6 +323,8 @@ enum status node_start(const struct node_options *options, struct node **out)
     st = metrics_create(&node->metrics);
     if (!st)
         st = load_model(node, options);
+    if (!st && options->tenant_keys && options->tenant_keys[0])
+        st = read_keys(options->tenant_keys, &node->keys);
     if (!st)
         st = open_stores(node, options->data);
     if (!st)
@@ -340,6 +394,7 @@ void node_destroy(struct node *node)
     discard_commands(node->inbox);
     ring_destroy(node->inbox);
     pool_destroy(node->pool);
+    keyring_destroy(node->keys);
     tokenizer_destroy(node->tokenizer);
     model_destroy(node->model);
     metrics_destroy(node->metrics);

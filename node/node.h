@@ -27,11 +27,14 @@ struct node_options {
                              machine has available after loading */
     uint64_t prefix_mib;  /* of the store: snapshots of prompts whose session
                              is not kept; 0: no prefix is shared */
+    uint64_t store_mib;   /* of what the store keeps; 0: no limit */
+    uint64_t tenant_sessions, tenant_tokens, tenant_mib; /* 0: no limit */
     uint64_t max_running, max_queue, max_sessions;
     uint64_t default_max_tokens;
     uint64_t first_token_ms, inter_token_ms, max_wait_s; /* engine_options */
     const char *durability;                              /* "local", "none" */
     const char *name;                                    /* "": the host's */
+    const char *tenant_keys; /* file for bundles; "" or NULL: none */
 };
 
 struct node; /* opaque: owns the threads */

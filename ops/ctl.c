@@ -50,6 +50,29 @@ static const struct ctl_command COMMAND[] = {
      CTL_ROWS_CALL | CTL_ROWS_DELETE, true, ctl_session_delete},
     {"session checkpoint", "ID", 1, 1, "store its state at its end now",
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_session_checkpoint},
+    {"session inspect", "ID", 1, 1,
+     "show what of it is where: by layer, or its snapshots, or its lineage",
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_INSPECT, true,
+     ctl_session_inspect},
+    {"session verify", "ID", 1, 1,
+     "check all that is stored of it; what is bad is dropped and computed "
+     "again, and the exit code is 1",
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_VERIFY, true,
+     ctl_session_verify},
+    {"session pin", "ID", 1, 1, "keep what is stored of it when others must go",
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_session_pin},
+    {"session unpin", "ID", 1, 1, "as the others again",
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_session_unpin},
+    {"session park", "ID", 1, 1,
+     "store what is in memory of it, and let go of that",
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_session_park},
+    {"session export", "ID", 1, 1,
+     "write a session into a file that any node of this model can import",
+     CTL_ROWS_CALL | CTL_ROWS_EXPORT, true, ctl_session_export},
+    {"session import", "FILE", 1, 1,
+     "make a session of such a file; - is stdin",
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_IMPORT, true,
+     ctl_session_import},
     {"node get", "[NODE]", 0, 1, "show the node",
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_node_get},
     {"bench streams", "", 0, 0,
@@ -207,6 +230,9 @@ static enum status run_calling(const struct ctl_command *command,
 {
     bool is_long = command->run == ctl_generate ||
                    command->run == ctl_session_checkpoint ||
+                   command->run == ctl_session_verify ||
+                   command->run == ctl_session_export ||
+                   command->run == ctl_session_import ||
                    (command->groups & CTL_ROWS_BENCH) != 0;
     pthread_t thread;
     enum status st;

@@ -7,7 +7,7 @@
  * only it decides the exit code.
  */
 #include "base/settings.h"
-#include "godwit/v1/common.pb-c.h"
+#include "godwit/v1/session.pb-c.h"
 #include "ops/output.h"
 #include "rpc/client.h"
 
@@ -45,6 +45,9 @@ struct ctl_options {
 
     const char *labels, *durability, *prefix, *etag;
     const char *fork_name, *fork_at, *rewind_to;
+    bool replays;
+    const char *file, *tenant, *show;
+    bool has_state, is_sealed, is_log_only;
     uint64_t ttl; /* seconds; 0: never */
     uint64_t from, limit;
     bool allows_missing;
@@ -92,6 +95,10 @@ struct ctl_command {
 #define CTL_ROWS_REUSE 2048u
 #define CTL_ROWS_FORK 4096u
 #define CTL_ROWS_REWIND 8192u
+#define CTL_ROWS_VERIFY 16384u
+#define CTL_ROWS_EXPORT 32768u
+#define CTL_ROWS_IMPORT 65536u
+#define CTL_ROWS_INSPECT 131072u
 #define CTL_ROWS_BENCH (CTL_ROWS_LOAD | CTL_ROWS_STREAMS | CTL_ROWS_REUSE)
 
 /*
@@ -114,6 +121,13 @@ enum status ctl_session_delete(struct ctl *ctl);
 enum status ctl_session_fork(struct ctl *ctl);
 enum status ctl_session_rewind(struct ctl *ctl);
 enum status ctl_session_checkpoint(struct ctl *ctl);
+enum status ctl_session_inspect(struct ctl *ctl);
+enum status ctl_session_verify(struct ctl *ctl);
+enum status ctl_session_export(struct ctl *ctl);
+enum status ctl_session_import(struct ctl *ctl);
+enum status ctl_session_park(struct ctl *ctl);
+enum status ctl_session_pin(struct ctl *ctl);
+enum status ctl_session_unpin(struct ctl *ctl);
 enum status ctl_node_get(struct ctl *ctl);
 enum status ctl_bench(struct ctl *ctl);
 enum status ctl_bench_streams(struct ctl *ctl);
@@ -170,6 +184,16 @@ MUST_CHECK enum status ctl_read_prompt(const struct ctl *ctl, const char *word,
 /* True when they are UTF-8; else *out_bad is the offset of the first that is
    not (overlong forms and surrogates are not). */
 bool ctl_is_utf8(const char *bytes, size_t n_bytes, size_t *out_bad);
+
+/* "sessions/chat-7" is shown as "chat-7". */
+const char *ctl_short_name(const char *name);
+
+/* What the answer to a call is, a Session, shown. */
+MUST_CHECK enum status ctl_show_session(struct ctl *ctl, const char *method,
+                                        const ProtobufCMessage *request);
+/* A session that came by another way. */
+MUST_CHECK enum status ctl_print_session(struct ctl *ctl,
+                                         const Godwit__V1__Session *session);
 
 /* "chat-7" and "sessions/chat-7" both give "sessions/chat-7"; free() it. NULL:
    no memory, recorded as the cause. */

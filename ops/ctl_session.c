@@ -29,7 +29,7 @@ static const char *enum_name(const ProtobufCEnumDescriptor *kind, int value)
     return found ? found->name : "UNKNOWN";
 }
 
-static const char *short_name(const char *name)
+const char *ctl_short_name(const char *name)
 {
     return strncmp(name, "sessions/", 9) == 0 ? name + 9 : name;
 }
@@ -38,14 +38,14 @@ static const char *short_name(const char *name)
 static void put_brief(struct output *output, const session_message *session)
 {
     output_row(output);
-    output_text(output, "id", short_name(session->name));
+    output_text(output, "id", ctl_short_name(session->name));
     output_text(output, "state",
                 enum_name(&godwit__v1__session__state__descriptor,
                           (int)session->state));
     output_number(output, "position", session->position);
     output_number(output, "committed", session->committed_position);
     output_time(output, "active", seconds_of(session->last_active_time));
-    output_text(output, "parent", short_name(session->parent_session));
+    output_text(output, "parent", ctl_short_name(session->parent_session));
     output_number(output, "forked_at", session->fork_position);
 }
 
@@ -64,6 +64,9 @@ static void put_whole(struct output *output, const session_message *session)
     output_text(output, "durability",
                 enum_name(&godwit__v1__durability__descriptor,
                           (int)session->durability));
+    output_text(output, "tenant", session->tenant);
+    output_flag(output, "pinned", session->pinned);
+    output_number(output, "stored_bytes", session->stored_bytes);
     output_number(output, "state_bytes", session->state_bytes);
     output_number(output, "kv_bytes", session->kv_bytes);
     output_map(output, "labels");
@@ -75,23 +78,29 @@ static void put_whole(struct output *output, const session_message *session)
     output_time(output, "expires", seconds_of(expire));
 }
 
-/* A call that answers with one session, shown. */
-static enum status show_session(struct ctl *ctl, const char *method,
-                                const ProtobufCMessage *request)
+enum status ctl_print_session(struct ctl *ctl, const session_message *session)
+{
+    struct output *output;
+    enum status st = output_create(ctl_format(ctl), "Session", false, &output);
+
+    if (st)
+        return st;
+    put_whole(output, session);
+    st = output_write(output);
+    output_destroy(output);
+    return st;
+}
+
+enum status ctl_show_session(struct ctl *ctl, const char *method,
+                             const ProtobufCMessage *request)
 {
     ProtobufCMessage *message;
-    struct output *output;
     enum status st = ctl_unary(ctl, method, request,
                                &godwit__v1__session__descriptor, &message);
 
     if (st)
         return st;
-    st = output_create(ctl_format(ctl), "Session", false, &output);
-    if (!st) {
-        put_whole(output, (session_message *)message);
-        st = output_write(output);
-        output_destroy(output);
-    }
+    st = ctl_print_session(ctl, (session_message *)message);
     protobuf_c_message_free_unpacked(message, NULL);
     return st;
 }
@@ -161,9 +170,9 @@ enum status ctl_session_create(struct ctl *ctl)
     if (!st) {
         godwit__v1__create_session_request__init(&request);
         if (ctl->n_word > 0)
-            request.session_id = (char *)short_name(ctl->word[0]);
+            request.session_id = (char *)ctl_short_name(ctl->word[0]);
         request.session = &wanted.session;
-        st = show_session(ctl, SERVICE "CreateSession", &request.base);
+        st = ctl_show_session(ctl, SERVICE "CreateSession", &request.base);
     }
     free(wanted.text);
     return st;
@@ -182,7 +191,7 @@ enum status ctl_session_update(struct ctl *ctl)
         wanted.session.name = name;
         wanted.session.etag = (char *)ctl->options.etag;
         request.session = &wanted.session; /* no mask: what is set */
-        st = show_session(ctl, SERVICE "UpdateSession", &request.base);
+        st = ctl_show_session(ctl, SERVICE "UpdateSession", &request.base);
     }
     free(wanted.text);
     free(name);
@@ -199,7 +208,7 @@ enum status ctl_session_get(struct ctl *ctl)
         return STATUS_RESOURCE_EXHAUSTED;
     godwit__v1__get_session_request__init(&request);
     request.name = name;
-    st = show_session(ctl, SERVICE "GetSession", &request.base);
+    st = ctl_show_session(ctl, SERVICE "GetSession", &request.base);
     free(name);
     return st;
 }
@@ -333,14 +342,14 @@ enum status ctl_session_fork(struct ctl *ctl)
         return STATUS_RESOURCE_EXHAUSTED;
     godwit__v1__fork_session_request__init(&request);
     request.session = name;
-    request.session_id = (char *)short_name(options->fork_name);
+    request.session_id = (char *)ctl_short_name(options->fork_name);
     if (*options->fork_at) {
         request.has_position_case =
             GODWIT__V1__FORK_SESSION_REQUEST__HAS_POSITION_POSITION;
         st = ctl_parse_u64("at", options->fork_at, &request.position);
     }
     if (!st)
-        st = show_session(ctl, SERVICE "ForkSession", &request.base);
+        st = ctl_show_session(ctl, SERVICE "ForkSession", &request.base);
     free(name);
     return st;
 }
@@ -363,7 +372,7 @@ enum status ctl_session_rewind(struct ctl *ctl)
         return STATUS_RESOURCE_EXHAUSTED;
     request.session = name;
     request.etag = (char *)ctl->options.etag;
-    st = show_session(ctl, SERVICE "TruncateSession", &request.base);
+    st = ctl_show_session(ctl, SERVICE "TruncateSession", &request.base);
     free(name);
     return st;
 }
@@ -408,7 +417,7 @@ enum status ctl_session_checkpoint(struct ctl *ctl)
     st = output_create(ctl_format(ctl), "Checkpoint", false, &output);
     if (!st) {
         output_row(output);
-        output_text(output, "session", short_name(checkpoint->session));
+        output_text(output, "session", ctl_short_name(checkpoint->session));
         output_number(output, "position", checkpoint->position);
         output_number(output, "size_bytes", checkpoint->size_bytes);
         output_text(output, "chain_hash", checkpoint->chain_hash);

@@ -7,11 +7,11 @@ set -eu
 
 build="gcc libc6-dev make cmake ninja-build pkg-config
     libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler
-    librocksdb-dev libjansson-dev libxxhash-dev libutf8proc-dev libpcre2-dev"
+    librocksdb-dev libssl-dev libjansson-dev libxxhash-dev libutf8proc-dev libpcre2-dev"
 # The tests' independent client is Python, with the interpreter that sees
 # Debian's grpcio: /usr/bin/python3.
 check="protobuf-compiler-grpc libcriterion-dev python3 python3-grpcio
-    python3-protobuf clang-format clang-tidy openssl ca-certificates"
+    python3-protobuf python3-cryptography clang-format clang-tidy openssl ca-certificates"
 
 case "${1-}" in
 --build-only) wanted=$build ;;

@@ -296,3 +296,25 @@ enum status frame_open(const void *bytes, size_t n_bytes, enum frame_kind kind,
                 n_bytes - FRAME_HEAD_BYTES);
     return STATUS_OK;
 }
+
+enum status frame_peek(const void *head, uint16_t *out_kind,
+                       uint64_t *out_bytes)
+{
+    struct reader reader;
+    uint32_t magic;
+    uint16_t kind;
+    uint64_t n_payload;
+
+    reader_init(&reader, head, FRAME_HEAD_BYTES);
+    magic = reader_u32(&reader);
+    kind = reader_u16(&reader);
+    (void)reader_u16(&reader);
+    n_payload = reader_u64(&reader);
+    if (magic != MAGIC || n_payload > UINT64_MAX - FRAME_HEAD_BYTES)
+        return status_fail(STATUS_DATA_LOSS,
+                           "frame begins with %08x, expected %08x", magic,
+                           MAGIC);
+    *out_kind = kind;
+    *out_bytes = n_payload + FRAME_HEAD_BYTES;
+    return STATUS_OK;
+}

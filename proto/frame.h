@@ -24,14 +24,18 @@
 
 /* Stored for ever: never renumber, never use a number again. */
 enum frame_kind {
-    FRAME_SESSION = 1,  /* state/journal_record.h */
-    FRAME_TOKENS = 2,   /* state/journal_record.h */
-    FRAME_TURN = 3,     /* state/journal_record.h */
-    FRAME_MANIFEST = 4, /* state/snapshot.c */
-    FRAME_STATE = 5,    /* state/snapshot.c: of a recurrent layer */
-    FRAME_BLOCK = 6,    /* state/snapshot.c: sealed KV block */
-    FRAME_OPEN = 7,     /* state/snapshot.c: KV block that is not full */
-    FRAME_SEGMENT = 8,  /* state/store_segments.c: where a value lies */
+    FRAME_SESSION = 1,    /* state/journal_record.h */
+    FRAME_TOKENS = 2,     /* state/journal_record.h */
+    FRAME_TURN = 3,       /* state/journal_record.h */
+    FRAME_MANIFEST = 4,   /* state/snapshot.c */
+    FRAME_STATE = 5,      /* state/snapshot.c: of a recurrent layer */
+    FRAME_BLOCK = 6,      /* state/snapshot.c: sealed KV block */
+    FRAME_OPEN = 7,       /* state/snapshot.c: KV block that is not full */
+    FRAME_BUNDLE = 8,     /* state/bundle.h: head of an exported session */
+    FRAME_BUNDLE_END = 9, /* state/bundle.h */
+    FRAME_SEAL = 10,      /* state/seal.h: head of an encrypted stream */
+    FRAME_SEALED = 11,    /* state/seal.h: a piece of it */
+    FRAME_SEGMENT = 12,   /* state/store_segments.c: where a value lies */
 };
 
 /*
@@ -102,4 +106,13 @@ MUST_CHECK enum status frame_end(struct writer *writer, size_t begin);
 MUST_CHECK enum status frame_open(const void *bytes, size_t n_bytes,
                                   enum frame_kind kind, uint16_t version,
                                   struct reader *out);
+
+/*
+ * For who reads a stream of frames: what its head, the first FRAME_HEAD_BYTES,
+ * says of its kind and of its bytes, head included. Nothing of that is checked
+ * yet but the magic.
+ *   DATA_LOSS  no frame begins so
+ */
+MUST_CHECK enum status frame_peek(const void *head, uint16_t *out_kind,
+                                  uint64_t *out_bytes);
 #endif

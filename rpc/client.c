@@ -33,7 +33,7 @@ struct client {
 /* What gRPC gives back when a batch is done. */
 struct tag {
     struct exchange *exchange;
-    bool is_message;
+    enum tag_kind { TAG_OTHER, TAG_MESSAGE, TAG_SENT } kind;
 };
 
 /* One call: what gRPC writes into, and what is still on its way. */
@@ -43,12 +43,13 @@ struct exchange {
     grpc_call *call;
     uint32_t timeout_ms;
     client_each *each;
+    client_next *next; /* NULL: all is sent, or is on its way */
     client_end *end;
     void *context;
-    enum status each_status; /* non-zero: `each` wanted to stop */
+    enum status each_status; /* non-zero: `each` or `next` wanted to stop */
     unsigned n_pending;      /* batches whose tag has not come back */
     uint64_t n_message;
-    struct tag other_tag, message_tag;
+    struct tag other_tag, message_tag, sent_tag;
 
     grpc_byte_buffer *message;
     grpc_metadata_array initial, trailing;
@@ -241,6 +242,40 @@ static void start_receive(struct exchange *exchange)
     start_batch(exchange, &op, 1, &exchange->message_tag);
 }
 
+/* A message, in the same batch with what comes before or behind it. */
+static void send_message(struct exchange *exchange, const void *bytes,
+                         size_t n_bytes, struct tag *tag)
+{
+    grpc_slice slice = grpc_slice_from_copied_buffer(bytes, n_bytes);
+    grpc_byte_buffer *body = grpc_raw_byte_buffer_create(&slice, 1);
+    grpc_op send[2] = {{.op = GRPC_OP_SEND_MESSAGE},
+                       {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT}};
+
+    send[0].data.send_message.send_message = body;
+    start_batch(exchange, send, exchange->next ? 1 : 2, tag);
+    grpc_byte_buffer_destroy(body); /* the batch holds its own reference */
+    grpc_slice_unref(slice);
+}
+
+/* The next of several messages, or their end. */
+static void send_next(struct exchange *exchange)
+{
+    grpc_op close = {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT};
+    const void *bytes = NULL;
+    size_t n_bytes = 0;
+    enum status st = exchange->next(exchange->context, &bytes, &n_bytes);
+
+    if (st) {
+        exchange->each_status = st;
+        grpc_call_cancel(exchange->call, NULL);
+    } else if (bytes) {
+        send_message(exchange, bytes, n_bytes, &exchange->sent_tag);
+    } else {
+        exchange->next = NULL;
+        start_batch(exchange, &close, 1, &exchange->other_tag);
+    }
+}
+
 /*
  * Three batches besides the messages: sending may fail on its own, the initial
  * metadata comes before the first message, the status comes at the very end.
@@ -248,16 +283,11 @@ static void start_receive(struct exchange *exchange)
 static void start(struct exchange *exchange, const void *request,
                   size_t n_bytes)
 {
-    grpc_slice slice = grpc_slice_from_copied_buffer(request, n_bytes);
-    grpc_byte_buffer *body = grpc_raw_byte_buffer_create(&slice, 1);
-    grpc_op send[3] = {{.op = GRPC_OP_SEND_INITIAL_METADATA},
-                       {.op = GRPC_OP_SEND_MESSAGE},
-                       {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT}};
+    grpc_op send = {.op = GRPC_OP_SEND_INITIAL_METADATA};
     grpc_op initial = {.op = GRPC_OP_RECV_INITIAL_METADATA};
     grpc_op status = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT};
 
-    send[1].data.send_message.send_message = body;
-    start_batch(exchange, send, 3, &exchange->other_tag);
+    start_batch(exchange, &send, 1, &exchange->other_tag);
     initial.data.recv_initial_metadata.recv_initial_metadata =
         &exchange->initial;
     start_batch(exchange, &initial, 1, &exchange->other_tag);
@@ -266,8 +296,10 @@ static void start(struct exchange *exchange, const void *request,
     status.data.recv_status_on_client.status_details = &exchange->text;
     start_batch(exchange, &status, 1, &exchange->other_tag);
     start_receive(exchange);
-    grpc_byte_buffer_destroy(body); /* the batch holds its own reference */
-    grpc_slice_unref(slice);
+    if (exchange->next)
+        send_next(exchange);
+    else
+        send_message(exchange, request, n_bytes, &exchange->other_tag);
 }
 
 static enum status deliver(struct exchange *exchange)
@@ -470,10 +502,12 @@ enum status exchange_begin(struct client *client,
     exchange->timeout_ms =
         request->timeout_ms ? request->timeout_ms : client->timeout_ms;
     exchange->each = request->each;
+    exchange->next = request->next;
     exchange->end = request->end;
     exchange->context = request->context;
-    exchange->other_tag.exchange = exchange->message_tag.exchange = exchange;
-    exchange->message_tag.is_message = true;
+    exchange->other_tag = (struct tag){exchange, TAG_OTHER};
+    exchange->message_tag = (struct tag){exchange, TAG_MESSAGE};
+    exchange->sent_tag = (struct tag){exchange, TAG_SENT};
     exchange->text = grpc_empty_slice();
     grpc_metadata_array_init(&exchange->initial);
     grpc_metadata_array_init(&exchange->trailing);
@@ -529,8 +563,11 @@ bool client_poll(struct client *client, uint64_t wait_us)
         return false;
     GPR_ASSERT(event.type == GRPC_OP_COMPLETE);
     tag->exchange->n_pending--;
-    if (tag->is_message)
+    if (tag->kind == TAG_MESSAGE)
         on_message(tag->exchange);
+    else if (tag->kind == TAG_SENT && event.success &&
+             !tag->exchange->each_status)
+        send_next(tag->exchange);
     if (tag->exchange->n_pending == 0)
         finish(tag->exchange);
     return true;
@@ -539,6 +576,7 @@ bool client_poll(struct client *client, uint64_t wait_us)
 /* A call whose caller waits for its end. */
 struct waiting {
     client_each *each;
+    client_next *next;
     void *context;
     enum status status;
     bool is_over;
@@ -558,6 +596,31 @@ static enum status pass_on(void *context, const void *message, size_t n_bytes)
 
     return waiting->each ? waiting->each(waiting->context, message, n_bytes)
                          : STATUS_OK;
+}
+
+static enum status pull(void *context, const void **out_bytes,
+                        size_t *out_n_bytes)
+{
+    const struct waiting *waiting = context;
+
+    return waiting->next(waiting->context, out_bytes, out_n_bytes);
+}
+
+enum status client_upload(struct client *client, const char *method,
+                          client_next *next, client_each *each, void *context)
+{
+    struct waiting waiting = {.each = each, .next = next, .context = context};
+    struct client_request asked = {.method = method,
+                                   .next = pull,
+                                   .each = pass_on,
+                                   .end = note_end,
+                                   .context = &waiting};
+    struct exchange *exchange;
+    enum status st = exchange_begin(client, &asked, &exchange);
+
+    while (!st && !waiting.is_over)
+        (void)client_poll(client, UINT64_MAX);
+    return st ? st : waiting.status;
 }
 
 enum status client_call(struct client *client, const char *method,

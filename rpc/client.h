@@ -55,6 +55,18 @@ MUST_CHECK enum status client_call(struct client *client, const char *method,
                                    client_each *each, void *context);
 
 /*
+ * The same, of messages that `next` gives one by one when the one before has
+ * left: *out_bytes, valid until it is called again; NULL: that was all. It may
+ * return non-zero to cancel the call; that code is then returned. It is not
+ * called again once the server has ended the call.
+ */
+typedef enum status client_next(void *context, const void **out_bytes,
+                                size_t *out_n_bytes);
+MUST_CHECK enum status client_upload(struct client *client, const char *method,
+                                     client_next *next, client_each *each,
+                                     void *context);
+
+/*
  * One call of many: begun, then served by client_poll() until its end, with
  * which it is gone. `end` is called once, with what client_call() would have
  * returned and this thread's cause set; both callbacks may begin and cancel
@@ -66,10 +78,11 @@ struct client_request {
     const char *method;
     const void *bytes; /* of the message; copied */
     size_t n_bytes;
+    client_next *next;   /* or NULL: several messages, instead of that one */
     uint32_t timeout_ms; /* 0: the client's own */
     client_each *each;   /* NULL: drop them */
     client_end *end;
-    void *context; /* of both */
+    void *context; /* of all */
 };
 /* RESOURCE_EXHAUSTED  no memory; `end` is not called */
 MUST_CHECK enum status exchange_begin(struct client *client,

@@ -293,6 +293,19 @@ static const struct {
     [METHOD_CHECKPOINT_SESSION] =
         {&godwit__v1__checkpoint_session_request__descriptor,
          convert_checkpoint},
+    [METHOD_VERIFY_SESSION] = {&godwit__v1__verify_session_request__descriptor,
+                               convert_verify},
+    [METHOD_PARK_SESSION] = {&godwit__v1__park_session_request__descriptor,
+                             convert_park},
+    [METHOD_INSPECT_SESSION] =
+        {&godwit__v1__inspect_session_request__descriptor, convert_inspect},
+    [METHOD_LIST_CHECKPOINTS] =
+        {&godwit__v1__list_checkpoints_request__descriptor,
+         convert_checkpoints},
+    [METHOD_EXPORT_SESSION] = {&godwit__v1__export_session_request__descriptor,
+                               convert_export},
+    [METHOD_IMPORT_SESSION] = {&godwit__v1__session_chunk__descriptor,
+                               convert_import},
     [METHOD_GET_NODE] = {&godwit__v1__get_node_request__descriptor,
                          convert_get_node},
     [METHOD_COUNT_TOKENS] = {&godwit__v1__count_tokens_request__descriptor,
@@ -322,7 +335,9 @@ enum status convert_command(const struct convert_node *node,
     if (st)
         return st;
     job.note = &note;
-    st = arena_create(COMMAND_BYTES + node->n_context * sizeof(uint32_t),
+    /* A piece of a bundle is kept as it is. */
+    st = arena_create(COMMAND_BYTES + node->n_context * sizeof(uint32_t) +
+                          n_bytes,
                       &job.arena);
     if (st)
         goto out;

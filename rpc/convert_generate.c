@@ -175,12 +175,13 @@ static enum status take_target(struct job *job, const char *session,
     return st;
 }
 
-static enum status take_tenant(const char *tenant, char out[TENANT_SIZE])
+enum status take_tenant(const char *tenant, const char *field,
+                        char out[TENANT_SIZE])
 {
     size_t n = strlen(tenant);
 
     if (n >= TENANT_SIZE)
-        return bad_field("tenant", "tenant has %zu bytes, limit %u", n,
+        return bad_field(field, "tenant has %zu bytes, limit %u", n,
                          TENANT_SIZE - 1);
     memcpy(out, tenant, n + 1);
     return STATUS_OK;
@@ -256,7 +257,7 @@ enum status convert_generate(struct job *job, const ProtobufCMessage *message)
         st = take_durability(request->durability, "durability",
                              &generate->has_durability, &generate->durability);
     if (!st)
-        st = take_tenant(request->tenant, generate->tenant);
+        st = take_tenant(request->tenant, "tenant", generate->tenant);
     if (!st)
         st = take_prefill(job, request->prefill);
     if (!st)
@@ -304,7 +305,7 @@ enum status convert_append(struct job *job, const ProtobufCMessage *message)
         st = take_durability(request->durability, "durability",
                              &generate->has_durability, &generate->durability);
     if (!st)
-        st = take_tenant(request->tenant, generate->tenant);
+        st = take_tenant(request->tenant, "tenant", generate->tenant);
     if (st)
         return st;
     sampling_init(&generate->sampling);

@@ -31,6 +31,8 @@ MUST_CHECK enum status take_request_id(const char *id,
 MUST_CHECK enum status take_durability(Godwit__V1__Durability value,
                                        const char *field, bool *out_is_set,
                                        enum durability *out);
+MUST_CHECK enum status take_tenant(const char *tenant, const char *field,
+                                   char out[TENANT_SIZE]);
 /* Microseconds of a duration that is 0 or more. */
 MUST_CHECK enum status take_duration(const Google__Protobuf__Duration *duration,
                                      const char *field, uint64_t *out_us);
@@ -56,5 +58,7 @@ typedef enum status convert_fn(struct job *job,
 convert_fn convert_generate, convert_append; /* convert_generate.c */
 convert_fn convert_cancel, convert_create, convert_fork, convert_truncate,
     convert_get, convert_list, convert_update, convert_delete, convert_read,
-    convert_checkpoint, convert_get_node; /* convert_session.c */
+    convert_checkpoint, convert_verify, convert_park, convert_inspect,
+    convert_checkpoints, convert_export, convert_import,
+    convert_get_node; /* convert_session.c */
 #endif

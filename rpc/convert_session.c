@@ -98,6 +98,9 @@ enum status convert_create(struct job *job, const ProtobufCMessage *message)
     if (!st)
         st = take_durability(session->durability, "session.durability", &is_set,
                              &meta->durability);
+    if (!st)
+        st = take_tenant(session->tenant, "session.tenant", meta->tenant);
+    meta->is_pinned = session->pinned;
     return st;
 }
 
@@ -185,6 +188,86 @@ enum status convert_checkpoint(struct job *job, const ProtobufCMessage *message)
 
     return take_target(job, COMMAND_CHECKPOINT_SESSION, request->session,
                        "session");
+}
+
+enum status convert_verify(struct job *job, const ProtobufCMessage *message)
+{
+    const Godwit__V1__VerifySessionRequest *request =
+        (const Godwit__V1__VerifySessionRequest *)message;
+
+    enum status st =
+        take_target(job, COMMAND_VERIFY_SESSION, request->session, "session");
+
+    job->command->target.replays = request->replay;
+    memcpy(job->note->session, job->command->target.session,
+           sizeof(job->note->session));
+    return st;
+}
+
+enum status convert_inspect(struct job *job, const ProtobufCMessage *message)
+{
+    const Godwit__V1__InspectSessionRequest *request =
+        (const Godwit__V1__InspectSessionRequest *)message;
+
+    return take_target(job, COMMAND_INSPECT_SESSION, request->session,
+                       "session");
+}
+
+enum status convert_checkpoints(struct job *job,
+                                const ProtobufCMessage *message)
+{
+    const Godwit__V1__ListCheckpointsRequest *request =
+        (const Godwit__V1__ListCheckpointsRequest *)message;
+
+    if (request->page_token[0])
+        return bad_field("page_token", "there is one page alone");
+    return take_target(job, COMMAND_INSPECT_SESSION, request->session,
+                       "session");
+}
+
+enum status convert_park(struct job *job, const ProtobufCMessage *message)
+{
+    const Godwit__V1__ParkSessionRequest *request =
+        (const Godwit__V1__ParkSessionRequest *)message;
+
+    return take_target(job, COMMAND_PARK_SESSION, request->session, "session");
+}
+
+enum status convert_export(struct job *job, const ProtobufCMessage *message)
+{
+    const Godwit__V1__ExportSessionRequest *request =
+        (const Godwit__V1__ExportSessionRequest *)message;
+    struct export_command *out = &job->command->export;
+    enum status st = take_session(request->session, "session", out->session);
+
+    job->command->kind = COMMAND_EXPORT_SESSION;
+    if (!st)
+        st = take_tenant(request->tenant, "tenant", out->tenant);
+    out->position = request->position;
+    out->has_state = request->with_state;
+    out->is_sealed = request->seal;
+    return st;
+}
+
+enum status convert_import(struct job *job, const ProtobufCMessage *message)
+{
+    const Godwit__V1__SessionChunk *chunk =
+        (const Godwit__V1__SessionChunk *)message;
+    const Godwit__V1__ImportOptions *options = chunk->options;
+    struct import_command *out = &job->command->import;
+    enum status st = STATUS_OK;
+
+    job->command->kind = COMMAND_IMPORT_SESSION;
+    if (options && options->session_id[0])
+        st = take_id(options->session_id, "options.session_id", out->name);
+    if (!st && options)
+        st = take_tenant(options->tenant, "options.tenant", out->tenant);
+    if (st)
+        return st;
+    out->skips_state = options && options->log_only;
+    out->bytes = arena_copy(job->arena, chunk->data.data, chunk->data.len);
+    out->n_bytes = chunk->data.len;
+    return out->bytes ? STATUS_OK : status_cause()->code;
 }
 
 enum status convert_cancel(struct job *job, const ProtobufCMessage *message)
@@ -329,7 +412,7 @@ enum status convert_list(struct job *job, const ProtobufCMessage *message)
     return st;
 }
 
-/* Which of the three settings an update changes. */
+/* Which of the four settings an update changes. */
 static enum status take_mask(const Godwit__V1__UpdateSessionRequest *request,
                              struct update_command *out)
 {
@@ -342,6 +425,7 @@ static enum status take_mask(const Godwit__V1__UpdateSessionRequest *request,
                            GODWIT__V1__SESSION__EXPIRATION__NOT_SET;
         out->sets_durability = session->durability !=
                                GODWIT__V1__DURABILITY__DURABILITY_UNSPECIFIED;
+        out->sets_pinned = session->pinned;
         return STATUS_OK;
     }
     for (size_t i = 0; i < mask->n_paths; i++) {
@@ -355,10 +439,12 @@ static enum status take_mask(const Godwit__V1__UpdateSessionRequest *request,
             out->sets_expire = is_known = true;
         if (is_all || strcmp(path, "durability") == 0)
             out->sets_durability = is_known = true;
+        if (is_all || strcmp(path, "pinned") == 0)
+            out->sets_pinned = is_known = true;
         if (!is_known)
             return bad_field("update_mask",
                              "update_mask has \"%.64s\", expected labels, "
-                             "expire_time, ttl, durability or *",
+                             "expire_time, ttl, durability, pinned or *",
                              path);
     }
     return STATUS_OK;
@@ -382,6 +468,7 @@ enum status convert_update(struct job *job, const ProtobufCMessage *message)
         st = take_etag(session->etag, "session.etag", update->etag);
     if (!st)
         st = take_mask(request, update);
+    update->is_pinned = session->pinned;
     if (!st && update->sets_labels)
         st = take_labels(session, &update->n_label, update->label);
     if (!st && update->sets_expire)

@@ -8,7 +8,6 @@
 #define OPERATIONS "/google.longrunning.Operations/"
 #define HEALTH "/grpc.health.v1.Health/"
 
-#define NO_EXPORT "comes with session export"
 #define NO_CLUSTER "comes with clusters"
 #define NO_OPERATIONS "comes with long-running operations"
 
@@ -28,10 +27,11 @@ static const struct method METHODS[] = {
     {SESSION "ReadTokens", METHOD_READ_TOKENS, true, NULL},
     {SESSION "ForkSession", METHOD_FORK_SESSION, false, NULL},
     {SESSION "TruncateSession", METHOD_TRUNCATE_SESSION, false, NULL},
-    {SESSION "ListCheckpoints", METHOD_UNIMPLEMENTED, false,
-     "comes with session inspection"},
-    {SESSION "ExportSession", METHOD_UNIMPLEMENTED, true, NO_EXPORT},
-    {SESSION "ImportSession", METHOD_UNIMPLEMENTED, false, NO_EXPORT},
+    {SESSION "VerifySession", METHOD_VERIFY_SESSION, false, NULL},
+    {SESSION "ListCheckpoints", METHOD_LIST_CHECKPOINTS, false, NULL},
+    {SESSION "ParkSession", METHOD_PARK_SESSION, false, NULL},
+    {SESSION "ExportSession", METHOD_EXPORT_SESSION, true, NULL},
+    {SESSION "ImportSession", METHOD_IMPORT_SESSION, false, NULL},
 
     {ADMIN "GetNode", METHOD_GET_NODE, false, NULL},
     {ADMIN "CheckpointSession", METHOD_CHECKPOINT_SESSION, false, NULL},
@@ -43,8 +43,7 @@ static const struct method METHODS[] = {
     {ADMIN "DecommissionNode", METHOD_UNIMPLEMENTED, false, NO_CLUSTER},
     {ADMIN "MigrateSession", METHOD_UNIMPLEMENTED, false, NO_CLUSTER},
     {ADMIN "WatchEvents", METHOD_UNIMPLEMENTED, true, NO_CLUSTER},
-    {ADMIN "InspectSession", METHOD_UNIMPLEMENTED, false,
-     "comes with session inspection"},
+    {ADMIN "InspectSession", METHOD_INSPECT_SESSION, false, NULL},
 
     {OPERATIONS "ListOperations", METHOD_UNIMPLEMENTED, false, NO_OPERATIONS},
     {OPERATIONS "GetOperation", METHOD_UNIMPLEMENTED, false, NO_OPERATIONS},

@@ -23,6 +23,12 @@ enum method_kind {
     METHOD_FORK_SESSION,
     METHOD_TRUNCATE_SESSION,
     METHOD_CHECKPOINT_SESSION,
+    METHOD_VERIFY_SESSION,
+    METHOD_PARK_SESSION,
+    METHOD_INSPECT_SESSION,
+    METHOD_LIST_CHECKPOINTS,
+    METHOD_EXPORT_SESSION,
+    METHOD_IMPORT_SESSION,
     METHOD_GET_NODE,
     /* answered at once */
     METHOD_COUNT_TOKENS,
@@ -37,7 +43,8 @@ enum method_kind {
 struct method {
     const char *path; /* "/godwit.v1.GenerationService/Generate" */
     enum method_kind kind;
-    bool is_stream;      /* more than one response */
+    bool is_stream;      /* more than one response; of an export each is made
+                            when the one before was taken */
     const char *missing; /* of METHOD_UNIMPLEMENTED: why, a clause */
 };
 

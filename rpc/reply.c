@@ -1,8 +1,6 @@
-#include "rpc/reply.h"
+#include "rpc/reply_parts.h"
 
-#include "godwit/v1/admin.pb-c.h"
 #include "godwit/v1/generation.pb-c.h"
-#include "godwit/v1/session.pb-c.h"
 #include "google/rpc/error_details.pb-c.h"
 #include "google/rpc/status.pb-c.h"
 #include "grpc/health/v1/health.pb-c.h"
@@ -11,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FULL_NAME_SIZE (SESSION_NAME_SIZE + 16u)
 #define OPERATION_NAME_SIZE (SESSION_NAME_SIZE + 64u)
 #define TYPE_URL "type.googleapis.com/"
 /* Messages of one event before packing: a page of sessions with all labels. */
@@ -26,7 +23,7 @@ static Google__Protobuf__Duration duration_of(uint64_t us)
     return duration;
 }
 
-static void full_name(const char *id, char out[FULL_NAME_SIZE])
+void full_name(const char *id, char out[FULL_NAME_SIZE])
 {
     out[0] = '\0';
     if (id[0])
@@ -176,7 +173,7 @@ static enum status pack_tokens(const struct event *event, struct arena *arena,
     return wire_pack(&response.base, out);
 }
 
-static enum status wrong_event(const struct event *event)
+enum status wrong_event(const struct event *event)
 {
     return status_fail(STATUS_INTERNAL,
                        "the engine answered with an event of kind %d",
@@ -228,8 +225,7 @@ static Google__Protobuf__Timestamp timestamp_of(uint64_t wall_ms)
     return time;
 }
 
-static Google__Protobuf__Timestamp *time_of(struct arena *arena,
-                                            uint64_t wall_ms)
+Google__Protobuf__Timestamp *time_of(struct arena *arena, uint64_t wall_ms)
 {
     Google__Protobuf__Timestamp *time = arena_take(arena, sizeof(*time));
 
@@ -257,10 +253,9 @@ static bool add_labels(struct arena *arena, const struct session_meta *meta,
     return true;
 }
 
-/* Texts are `info`'s own or in the arena. NULL: no memory. */
-static Godwit__V1__Session *session_of(struct arena *arena,
-                                       const struct session_info *info,
-                                       const char *model_name)
+Godwit__V1__Session *session_of(struct arena *arena,
+                                const struct session_info *info,
+                                const char *model_name)
 {
     const struct session_meta *meta = &info->meta;
     Godwit__V1__Session *to = arena_take(arena, sizeof(*to));
@@ -291,6 +286,9 @@ static Godwit__V1__Session *session_of(struct arena *arena,
     to->state_bytes = info->state_bytes;
     to->kv_bytes = info->kv_bytes;
     to->chain_hash = chain;
+    to->tenant = (char *)meta->tenant;
+    to->pinned = meta->is_pinned;
+    to->stored_bytes = info->stored_bytes;
     to->create_time = time_of(arena, meta->create_ms);
     to->update_time = time_of(arena, meta->update_ms);
     to->last_active_time = time_of(arena, info->last_active_ms);
@@ -484,11 +482,20 @@ static enum status pack(const struct reply_to *to, const struct event *event,
     case METHOD_UPDATE_SESSION:
     case METHOD_FORK_SESSION:
     case METHOD_TRUNCATE_SESSION:
+    case METHOD_PARK_SESSION:
+    case METHOD_IMPORT_SESSION:
         return pack_session(to, event, arena, out);
     case METHOD_LIST_SESSIONS:
         return pack_sessions(to, event, arena, out);
     case METHOD_CHECKPOINT_SESSION:
         return pack_checkpoint(event, out);
+    case METHOD_EXPORT_SESSION:
+        return pack_bytes(event, out);
+    case METHOD_INSPECT_SESSION:
+    case METHOD_LIST_CHECKPOINTS:
+        return pack_inspected(to, event, arena, out);
+    case METHOD_VERIFY_SESSION:
+        return pack_verified(to, event, arena, out);
     case METHOD_GET_NODE:
         return pack_node(to, event, arena, out);
     case METHOD_DELETE_SESSION:

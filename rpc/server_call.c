@@ -407,6 +407,10 @@ static void enqueue(struct call_state *state, struct message *message)
         state->head = message;
     state->tail = message;
     state->queued_bytes += message->packed.n_bytes;
+    if (state->call.method->kind == METHOD_EXPORT_SESSION) {
+        state->is_paused = true; /* of itself: each piece is asked for */
+        return;
+    }
     if (state->is_paused || !state->call.method->is_stream ||
         !method_is_engine(state->call.method->kind) ||
         state->queued_bytes <= server->options.reply_bytes / 2)

@@ -168,6 +168,10 @@ static bool deliver_to(struct call *call, const struct event *event)
             call_fail(call, &event->cause);
         return true;
     }
+    if (event->kind == EVENT_MORE) {
+        call_receive(call);
+        return false;
+    }
     if (event->is_last)
         call_answered(call);
     if (!is_too_soon(call, event))

@@ -98,15 +98,34 @@ static enum status queue_full(void)
     return status_retry(SERVER_FULL_RETRY_MS);
 }
 
+/* The next piece of a stream. If it has no room the call fails, and what was
+ * begun is given up when that has closed. */
+static enum status push_piece(struct call *call, struct command *command)
+{
+    command->reply = call->id;
+    if (ring_push(call->server->options.inbox, &command))
+        return STATUS_OK;
+    arena_destroy(command->arena);
+    return queue_full();
+}
+
+/* bytes NULL: an import's client has sent all. */
 static enum status submit(struct call *call, const void *bytes, size_t n_bytes)
 {
     struct server *server = call->server;
     struct command *command = NULL;
-    enum status st = convert_command(&server->convert, call->method->kind,
-                                     bytes, n_bytes, &command, &call->note);
+    enum status st =
+        convert_command(&server->convert, call->method->kind,
+                        bytes ? bytes : "", n_bytes, &command, &call->note);
 
     if (st)
         return st;
+    if (call->method->kind == METHOD_IMPORT_SESSION) {
+        command->import.is_first = !call->id;
+        command->import.is_last = !bytes;
+    }
+    if (call->id)
+        return push_piece(call, command);
     call->id = calls_add(&server->calls, call);
     if (!call->id) {
         arena_destroy(command->arena);
@@ -250,7 +269,7 @@ static enum status answer(struct call *call, const void *bytes, size_t n_bytes)
     }
     if (method->kind == METHOD_REFLECTION)
         return answer_reflection(call, bytes, n_bytes);
-    if (!bytes)
+    if (!bytes && !(method->kind == METHOD_IMPORT_SESSION && call->id))
         return status_fail(STATUS_INVALID_ARGUMENT,
                            "the call ended before its request message");
     if (method->kind == METHOD_HEALTH_CHECK ||

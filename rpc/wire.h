@@ -7,15 +7,13 @@
  * empty sub-messages become 82 MB of structs). Any thread.
  */
 #include "base/status.h"
+#include "base/utf8.h"
 #include "godwit/v1/common.pb-c.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 
 #define WIRE_DEPTH_MAX 16u /* nested messages; our schema needs 5 */
-
-/* Bytes of the longest valid UTF-8 prefix; n_bytes if all are valid. */
-size_t utf8_prefix(const char *text, size_t n_bytes);
 
 /* One field after the other of a serialised message. */
 struct wire_cursor {

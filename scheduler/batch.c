@@ -1,4 +1,4 @@
-#include "scheduler/engine_parts.h"
+#include "scheduler/errand_parts.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -145,6 +145,10 @@ static void end_prefill(struct engine *engine, struct request *request)
     if (request->kind == REQUEST_APPEND) {
         schedule_prefilled(engine, request);
         request_finish(engine, request, FINISH_STOP);
+        return;
+    }
+    if (request->errand) {
+        verify_replayed(engine, request);
         return;
     }
     resident_checkpoint(engine, session, request->reply);

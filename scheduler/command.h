@@ -26,6 +26,15 @@ enum command_kind {
     COMMAND_FORK_SESSION,
     COMMAND_TRUNCATE_SESSION,
     COMMAND_CHECKPOINT_SESSION,
+    COMMAND_VERIFY_SESSION,
+    COMMAND_INSPECT_SESSION,
+    COMMAND_PARK_SESSION,
+    /* answered by pieces, each of which is asked for by a RESUME; the last
+       event is DONE or ERROR */
+    COMMAND_EXPORT_SESSION,
+    /* one per piece, the next one when EVENT_MORE has come; answered by one
+       event at the end */
+    COMMAND_IMPORT_SESSION,
     COMMAND_GET_NODE,
     /* about a reply; not answered */
     COMMAND_PAUSE,  /* its reader is slow: make no more tokens for it */
@@ -37,7 +46,6 @@ enum command_kind {
 };
 
 #define LIST_PAGE_MAX 1000u
-#define TENANT_SIZE 64u /* bytes with NUL */
 
 struct generate_command {
     char session[SESSION_NAME_SIZE]; /* "" : ephemeral, nothing is kept */
@@ -80,12 +88,29 @@ struct fork_command {
 
 struct update_command {
     char session[SESSION_NAME_SIZE];
-    bool sets_labels, sets_expire, sets_durability;
+    bool sets_labels, sets_expire, sets_durability, sets_pinned;
+    bool is_pinned;
     uint32_t n_label;
     struct label label[LABEL_MAX];
     uint64_t expire_ms; /* wall time; 0: never */
     enum durability durability;
     char etag[24]; /* "": any */
+};
+
+struct export_command {
+    char session[SESSION_NAME_SIZE];
+    char tenant[TENANT_SIZE]; /* whose key seals it */
+    uint64_t position;        /* so many tokens; 0: all committed ones */
+    bool has_state, is_sealed;
+};
+
+struct import_command {
+    char name[SESSION_NAME_SIZE]; /* "": the one that it had */
+    char tenant[TENANT_SIZE];     /* whose key opens it, and whose it is */
+    bool skips_state;
+    bool is_first, is_last; /* of its call; the above is the first one's */
+    const void *bytes;      /* [n_bytes] in the arena */
+    size_t n_bytes;
 };
 
 struct command {
@@ -104,10 +129,13 @@ struct command {
             char request_id[REQUEST_ID_SIZE]; /* CANCEL: or by request */
             char etag[24];                    /* DELETE, TRUNCATE */
             bool allows_missing;              /* DELETE */
+            bool replays;                     /* VERIFY: compute it again */
         } target;
         struct session_meta create; /* name, labels, expire_ms, durability;
                                        name "": the engine makes one */
         struct fork_command fork;
+        struct export_command export;
+        struct import_command import;
         struct list_command list;
         struct update_command update;
         uint64_t subject; /* PAUSE, RESUME, DETACH: the reply meant */

@@ -1,4 +1,4 @@
-#include "scheduler/engine_parts.h"
+#include "scheduler/errand_parts.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -23,9 +23,11 @@ static void delete_session(struct engine *engine, struct session *session)
 
 void control_expire(struct engine *engine, struct session *session)
 {
-    if (session->expire_ms && session->expire_ms <= engine_wall_ms(engine) &&
-        !session->request)
-        delete_session(engine, session);
+    if (!session->expire_ms || session->expire_ms > engine_wall_ms(engine) ||
+        session->request)
+        return;
+    metric_add(engine->metrics.expired, 1);
+    delete_session(engine, session);
 }
 
 enum status control_find(struct engine *engine, const char *name,
@@ -101,6 +103,8 @@ static enum status create(struct engine *engine, const struct command *command)
 
     if (!st)
         st = control_check_new(engine, meta.name);
+    if (!st)
+        st = keep_quota(engine, meta.tenant, 1, 0);
     if (!st)
         st = generate_meta(engine, &meta);
     if (st)
@@ -207,6 +211,8 @@ static enum status update(struct engine *engine, const struct command *command)
         meta.expire_ms = u->expire_ms;
     if (u->sets_durability)
         meta.durability = u->durability;
+    if (u->sets_pinned)
+        meta.is_pinned = u->is_pinned;
     session_meta_set(session, &meta);
     if (meta.expire_ms && meta.expire_ms < engine->next_expire_ms)
         engine->next_expire_ms = meta.expire_ms;
@@ -261,20 +267,16 @@ static enum status read_tokens(struct engine *engine,
     return STATUS_OK;
 }
 
-static enum status checkpoint(struct engine *engine,
-                              const struct command *command)
+enum status control_checkpoint(struct engine *engine, struct session *session,
+                               uint64_t reply, uint64_t deadline_us)
 {
     struct request asked = {.kind = REQUEST_CHECKPOINT,
-                            .reply = command->reply,
-                            .deadline_us = command->deadline_us};
-    struct session *session;
+                            .reply = reply,
+                            .deadline_us = deadline_us,
+                            .session = session};
     struct request *request;
-    enum status st = control_find(engine, command->target.session, &session);
+    enum status st;
 
-    if (!st)
-        st = control_check_draining(engine);
-    if (st)
-        return st;
     if (session->durability == DURABILITY_NONE) {
         status_fail(STATUS_FAILED_PRECONDITION,
                     "session %s is not durable, so it has no snapshots",
@@ -286,7 +288,7 @@ static enum status checkpoint(struct engine *engine,
     if (session->resident &&
         (session->request || session->n_token < 2 ||
          resident_position(session->resident) + 1 >= session->n_token)) {
-        resident_checkpoint(engine, session, command->reply);
+        resident_checkpoint(engine, session, reply);
         if (!session->request)
             resident_touch(engine, session);
         return STATUS_OK;
@@ -295,7 +297,6 @@ static enum status checkpoint(struct engine *engine,
         status_fail(STATUS_ABORTED, "session %s is busy", session->name);
         return status_because("OPERATION_IN_PROGRESS");
     }
-    asked.session = session;
     asked.promise = request_promise(engine, session->n_token, 0);
     st = schedule_admit(engine, &asked, "");
     if (st)
@@ -306,6 +307,44 @@ static enum status checkpoint(struct engine *engine,
     return STATUS_OK;
 }
 
+static enum status checkpoint(struct engine *engine,
+                              const struct command *command)
+{
+    struct session *session;
+    enum status st = control_find(engine, command->target.session, &session);
+
+    if (!st)
+        st = control_check_draining(engine);
+    return st ? st
+              : control_checkpoint(engine, session, command->reply,
+                                   command->deadline_us);
+}
+
+static enum status park(struct engine *engine, const struct command *command)
+{
+    struct session *session;
+    struct errand *errand;
+    enum status st = control_find(engine, command->target.session, &session);
+
+    if (!st)
+        st = control_check_draining(engine);
+    if (st)
+        return st;
+    if (session->durability == DURABILITY_NONE) {
+        status_fail(STATUS_FAILED_PRECONDITION,
+                    "session %s is nowhere but in memory", session->name);
+        return status_because("SESSION_NOT_DURABLE");
+    }
+    if (session->request) {
+        status_fail(STATUS_ABORTED, "session %s is busy", session->name);
+        return status_because("OPERATION_IN_PROGRESS");
+    }
+    st = errand_create(engine, ERRAND_PARK, session, command->reply, &errand);
+    if (!st)
+        resident_park(engine, session);
+    return st;
+}
+
 static struct request *find_request(const struct engine *engine,
                                     const struct command *command)
 {
@@ -313,7 +352,7 @@ static struct request *find_request(const struct engine *engine,
 
     for (struct request *r = engine->first; r; r = r->after) {
         const char *own;
-        if (r->kind == REQUEST_CHECKPOINT)
+        if (!request_is_turn(r))
             continue;
         own = r->command ? r->command->generate.request_id
                          : r->session->resident->turn.request_id;
@@ -439,7 +478,12 @@ static void drain(struct engine *engine, const struct command *command)
 static void subject(struct engine *engine, const struct command *command)
 {
     struct request *request = request_by_reply(engine, command->subject);
+    struct errand *errand = errand_by_reply(engine, command->subject);
 
+    if (errand && command->kind == COMMAND_DETACH)
+        errand_end(errand);
+    else if (errand && command->kind == COMMAND_RESUME)
+        errand->is_taken = true;
     if (!request)
         return;
     if (command->kind == COMMAND_PAUSE)
@@ -473,6 +517,14 @@ static enum status answer(struct engine *engine, const struct command *command)
         return fork_rewind(engine, command);
     case COMMAND_CHECKPOINT_SESSION:
         return checkpoint(engine, command);
+    case COMMAND_VERIFY_SESSION:
+        return verify_session(engine, command);
+    case COMMAND_INSPECT_SESSION:
+        return inspect_session(engine, command);
+    case COMMAND_PARK_SESSION:
+        return park(engine, command);
+    case COMMAND_EXPORT_SESSION:
+        return transfer_export(engine, command);
     case COMMAND_GET_NODE:
         node(engine, command);
         return STATUS_OK;
@@ -485,7 +537,8 @@ static enum status answer(struct engine *engine, const struct command *command)
         drain(engine, command);
         return STATUS_OK;
     case COMMAND_GENERATE:
-        break; /* generate.c owns it */
+    case COMMAND_IMPORT_SESSION:
+        break; /* generate.c and transfer.c own it */
     }
     return status_fail(STATUS_INTERNAL, "command of unknown kind %d",
                        (int)command->kind);
@@ -544,6 +597,10 @@ void control_command(struct engine *engine, struct command *command)
     }
     if (command->kind == COMMAND_GENERATE) {
         generate_arrive(engine, command);
+        return;
+    }
+    if (command->kind == COMMAND_IMPORT_SESSION) {
+        transfer_import(engine, command);
         return;
     }
     if (answer(engine, command))

@@ -136,6 +136,8 @@ void engine_destroy(struct engine *engine)
     take_jobs(engine);
     flight_destroy_all(engine);
     batch_release(engine);
+    errands_destroy(engine);
+    keep_release(engine);
     destroy_sessions(engine);
     flight_destroy_all(engine);
     schedule_release(engine);
@@ -144,6 +146,7 @@ void engine_destroy(struct engine *engine)
     image_pool_destroy(engine->image_pool);
     prefix_destroy(engine->prefix);
     lineage_release(&engine->lineage);
+    ledger_release(&engine->stored);
     free(engine->table);
     free(engine->deleted);
     free(engine->held);
@@ -211,10 +214,10 @@ static void sweep(struct engine *engine)
 /* Running turns end here and stay open; what is in memory is saved. */
 static void park_all(struct engine *engine)
 {
+    errands_drain(engine);
     while (engine->first) {
         struct request *request = engine->first;
-        if (request->phase == REQUEST_LOADING ||
-            request->kind == REQUEST_CHECKPOINT) {
+        if (request->phase == REQUEST_LOADING || !request_is_turn(request)) {
             status_fail(STATUS_UNAVAILABLE, "node is draining");
             status_because("NODE_DRAINING");
             status_retry(1000);
@@ -224,7 +227,8 @@ static void park_all(struct engine *engine)
         }
     }
     for (struct session *s = engine->oldest; s; s = s->newer)
-        resident_save(engine, s, true);
+        if (resident_is_worth(s->resident))
+            (void)resident_save(engine, s, true);
     engine->is_parked = true;
 }
 
@@ -241,8 +245,9 @@ static void check_drain(struct engine *engine)
         park_all(engine);
         jobs_send(engine); /* or nothing would wake this thread again */
     }
-    if (!engine->is_parked || engine->n_job || engine->images ||
-        engine->oldest_flight || engine->flight || engine->n_deleted)
+    if (!engine->is_parked || engine->n_job || engine->errands ||
+        engine->images || engine->oldest_flight || engine->flight ||
+        engine->n_deleted)
         return;
     log_line(LOG_INFO, "engine", "", "drained, all is committed");
     flight_done(engine, engine->drain_reply);
@@ -294,6 +299,8 @@ static int idle_ms(const struct engine *engine)
     if (engine->drain_deadline_us && !engine->is_parked &&
         engine->drain_deadline_us < least_us)
         least_us = engine->drain_deadline_us;
+    if (errands_deadline_us(engine) < least_us)
+        least_us = errands_deadline_us(engine);
     ms = least_us == UINT64_MAX ? UINT64_MAX
          : least_us > now_us    ? (least_us - now_us) / 1000 + 1
                                 : 0;

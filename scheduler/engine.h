@@ -57,6 +57,10 @@ struct engine_options {
                                 QUEUE_FULL; 0: none */
     uint32_t default_max_tokens; /* at least 1 */
     enum durability durability;  /* default of new sessions */
+    const struct keyring *keys;  /* of tenants, for bundles; NULL: none */
+    size_t store_bytes; /* of the store that manifests may name; 0: no limit */
+    uint64_t tenant_sessions, tenant_tokens; /* of one tenant; 0: no limit */
+    size_t tenant_store;                     /* bytes; 0: no limit */
     struct snapshots *snapshots; /* listed at create, when no job is out yet;
                                     NULL: nothing is known of the store */
     size_t prefix_bytes; /* of the store: for snapshots of prompts whose session

@@ -15,6 +15,11 @@
  *   control.c    all other commands, but
  *   fork.c       fork and rewind
  *   logs.c       which logs are kept, how much of them, and where blocks lie
+ *   keep.c       what stays in the store, and how much a tenant may have
+ *   errand.c     calls that take the store thread many jobs (errand_parts.h):
+ *   verify.c     is what is stored of a session what it should be?
+ *   inspect.c    what of a session is where
+ *   transfer.c   export and import
  *   batch.c      one step: start, plan, run the lanes, sample
  *   schedule.c   what plan, fair, cost and admit are told, and what they say
  *   preempt.c    who makes room for whom
@@ -30,6 +35,7 @@
 #include "scheduler/lane.h"
 #include "scheduler/sampler.h"
 #include "scheduler/text.h"
+#include "state/ledger.h"
 #include "state/lineage.h"
 #include "state/prefix.h"
 
@@ -46,12 +52,16 @@
 /* Behind a snapshot that nobody waits for the store thread rests so many times
  * as long as it had a CPU for that, which are those of the replies that run. */
 #define SAVE_REST 9u
-#define SWEEP_US 1000000u    /* between two looks for expired sessions */
-#define PROGRESS_US 500000u  /* between two progress events ... */
-#define NO_SCOPE UINT64_MAX  /* a session whose tenant is not known */
-#define PROGRESS_TOKENS 256u /* ... unless a step consumed so many */
+#define SWEEP_US 1000000u        /* between two looks for expired sessions */
+#define PROGRESS_US 500000u      /* between two progress events ... */
+#define ERRAND_MAX 16u           /* at once */
+#define ERRAND_WAIT_US 60000000u /* for a client to go on; then it is gone */
+#define ERRAND_REST 3u           /* behind a job of an errand, as SAVE_REST */
+#define NO_SCOPE UINT64_MAX      /* a session whose tenant is not known */
+#define PROGRESS_TOKENS 256u     /* ... unless a step consumed so many */
 
 struct engine;
+struct errand;
 struct session;
 
 /* What of one session is in memory. */
@@ -98,6 +108,7 @@ struct session {
     struct log_piece *piece; /* [n_piece] its path; owned */
     struct uid parent;       /* whom it was forked from; 0: nobody ... */
     char *parent_name;       /* ... and its name then, or NULL; owned */
+    char *tenant;            /* whose it is; NULL: nobody's; owned */
     uint64_t fork_position;
     uint64_t n_token; /* length of the log */
     uint64_t n_committed;
@@ -108,6 +119,9 @@ struct session {
     bool is_upgrading; /* what was only in memory is not yet committed */
     bool is_loading;   /* a LOAD is with the store thread */
     bool is_fetching;  /* a FETCH is */
+    bool is_pinned;    /* not to be evicted from the store */
+    bool is_evicting;  /* an EVICT is with the store thread */
+    bool parks;        /* as resident_park() says, when it can */
     bool has_loose;    /* snapshots of its tokens may be stored as loose ones */
     uint64_t scope;    /* of its last turn */
     struct resident *resident;
@@ -128,6 +142,7 @@ enum request_kind {
     REQUEST_GENERATE,
     REQUEST_APPEND,
     REQUEST_CHECKPOINT, /* bring memory up to the log, then save it */
+    REQUEST_REPLAY, /* the same, of a session without a name, for an errand */
 };
 
 struct request {
@@ -153,9 +168,10 @@ struct request {
     uint64_t output_start;   /* position of its first sampled token */
     uint64_t n_cached, n_restored;
     enum restore_reason_code reuse;
-    bool has_sought;      /* a stored prefix, for the memory as it is */
-    uint64_t n_shared;    /* as in its command; 0: none, or looked at */
-    uint64_t shared_stop; /* a snapshot is taken here on the way; 0: none */
+    bool has_sought;       /* a stored prefix, for the memory as it is */
+    uint64_t n_shared;     /* as in its command; 0: none, or looked at */
+    uint64_t shared_stop;  /* a snapshot is taken here on the way; 0: none */
+    struct errand *errand; /* REPLAY: whose */
     uint32_t end[CONFIG_EOS_MAX + STOP_ID_MAX], n_end;
     struct text text;
     uint64_t message_step; /* the last commit that carried an event for it */
@@ -223,7 +239,7 @@ struct schedule {
 struct engine_metrics { /* each may be NULL */
     struct metric *running, *waiting, *cache_usage, *slots_used, *sessions;
     struct metric *first_token, *inter_token, *queue_time, *prefill_time,
-        *decode_time, *latency;
+        *decode_time, *latency, *expired, *stored_bytes, *store_evictions;
     struct metric *prompt_tokens, *generation_tokens, *cache_queries,
         *cache_hits, *preemptions, *iteration_tokens, *commit_lag;
     struct metric *reuse[REUSE_REASON_COUNT], *refused[REUSE_REASON_COUNT];
@@ -262,7 +278,9 @@ struct engine {
     uint64_t epoch; /* of the newest report: state/threads.h */
     struct log_limit journal_log;
 
-    uint32_t n_job;          /* with the store thread */
+    uint32_t n_job; /* with the store thread */
+    struct errand *errands;
+    uint32_t n_errand;
     struct resident *images; /* whose image waits to be sent */
     uint32_t n_image;
     struct image_pool *image_pool;
@@ -276,6 +294,15 @@ struct engine {
     bool is_draining, is_parked, is_done;
     uint64_t drain_deadline_us, drain_reply;
 
+    struct ledger stored; /* bytes of logs in the store */
+    struct { /* sessions that lose theirs, least recently used first */
+        struct session **session; /* [n] held; NULL: no need */
+        uint64_t n, at;
+        uint32_t n_keep; /* snapshots that each keeps in this round */
+        uint32_t n_out;  /* with the store thread ... */
+        size_t going;    /* ... and bytes that will go by that */
+        size_t in_vain;  /* total when nothing more could go */
+    } eviction;
     struct prefix_index *prefix;
     struct { /* running estimates; 0: not known yet */
         double load_us_per_byte, save_us_per_byte, compute_us_per_token;
@@ -327,6 +354,11 @@ MUST_CHECK enum status tokens_append(struct ids *tokens, const uint32_t *token,
 uint64_t resident_position(const struct resident *resident);
 /* Empty, for a session without tokens. */
 void resident_make(struct engine *engine, struct session *session);
+/*
+ * Let go of its memory, stored first if that is worth it, once nothing of it is
+ * under way; not if it has a request, nor its log elsewhere.
+ */
+void resident_park(struct engine *engine, struct session *session);
 /* Let go of everything in memory; jobs under way finish without us. */
 void resident_drop(struct engine *engine, struct session *session);
 /* It is not to be evicted any more. */
@@ -365,6 +397,9 @@ size_t resident_bytes(const struct engine *engine, uint64_t n_token);
  */
 bool resident_save(struct engine *engine, struct session *session,
                    bool is_wanted);
+/* Is a snapshot of it worth writing, or a replay as good? Or is it under way?
+ */
+bool resident_is_worth(const struct resident *resident);
 /*
  * The same for a turn that has ended, when resident_save_later() is called
  * behind the step's commits: an image is copied for up to a millisecond, and
@@ -380,6 +415,8 @@ void resident_install(struct engine *engine, struct session *session,
                       struct store_job *job);
 /* A SAVE is over, well or not. */
 void resident_saved(struct engine *engine, const struct store_job *job);
+/* The store thread needs its image, which was no snapshot, no more. */
+void resident_compared(struct engine *engine, struct resident *resident);
 
 /*
  * A snapshot for others, at the point where the memory is now: the session's
@@ -387,7 +424,27 @@ void resident_saved(struct engine *engine, const struct store_job *job);
  */
 void resident_save_shared(struct engine *engine, struct session *session);
 
+/* --- keep.c --- */
+/* This log has so many bytes in the store now; if that is too much with all
+ * others, least recently used sessions lose theirs. */
+void keep_stored(struct engine *engine, struct uid log, size_t bytes);
+void keep_within(struct engine *engine);
+void keep_evicted(struct engine *engine, const struct store_job *job);
+void keep_release(struct engine *engine);
+/*
+ * May this tenant have so many sessions and tokens more?
+ *   RESOURCE_EXHAUSTED  TENANT_QUOTA, with the quota's name as its field
+ */
+MUST_CHECK enum status keep_quota(struct engine *engine, const char *tenant,
+                                  uint64_t n_session, uint64_t n_token);
+/* Do the session's turns belong to this tenant?
+ *   PERMISSION_DENIED  TENANT_MISMATCH */
+MUST_CHECK enum status keep_check_tenant(const struct session *session,
+                                         const char *tenant);
+
 /* --- prefix.c --- */
+/* The owner has these snapshots now. */
+void prefix_listed(struct engine *engine, const struct store_job *job);
 /* The index, from what the store has; what no session owns is deleted.
  *   as prefix_create() and snapshots_each() */
 MUST_CHECK enum status prefix_open(struct engine *engine);
@@ -413,6 +470,9 @@ void prefix_job_done(struct engine *engine, const struct store_job *job);
 /* A DELETE is over. */
 void prefix_trimmed(struct engine *engine, const struct store_job *job);
 void prefix_saved(struct engine *engine, const struct store_job *job);
+/* A session was made together with a snapshot. */
+void prefix_imported(struct engine *engine, const struct session *session,
+                     const struct snapshot_entry *entry);
 void prefix_fetched(struct engine *engine, struct store_job *job);
 void prefix_deleted(struct engine *engine, const struct session *session);
 enum restore_reason_code prefix_word(enum restore_reason reason);
@@ -465,6 +525,9 @@ void flight_upgrade(struct engine *engine, struct session *session,
 void flight_tokens(struct engine *engine, struct session *session,
                    uint64_t from, struct digest chain);
 void flight_turn(struct engine *engine, struct session *session);
+/* One of a session that is created with its log. */
+void flight_past_turn(struct engine *engine, const struct session *session,
+                      const struct turn *turn);
 /* Hand over what was gathered; true if all is with the journal thread. */
 bool flight_send(struct engine *engine);
 /* Take the journal thread's reports. */
@@ -503,6 +566,8 @@ void request_fail(struct engine *engine, struct request *request,
 /* When its reader goes or its time is over: has it no turn to close, or one
  * that a retry can name? */
 bool request_stays_open(const struct request *request);
+/* Is it a turn that its session's log knows of, or will? */
+bool request_is_turn(const struct request *request);
 /* The commit that carried its tokens is lost: tell the reader, write nothing.
  */
 void request_lose(struct engine *engine, struct request *request,
@@ -553,6 +618,11 @@ MUST_CHECK enum status control_check_draining(const struct engine *engine);
  *   ALREADY_EXISTS SESSION_EXISTS, RESOURCE_EXHAUSTED STATE_SLOTS */
 MUST_CHECK enum status control_check_new(struct engine *engine,
                                          const char *name);
+/* Bring its memory up to its log and store it; the reply gets a checkpoint.
+ *   as schedule_admit(); FAILED_PRECONDITION, ABORTED */
+MUST_CHECK enum status control_checkpoint(struct engine *engine,
+                                          struct session *session,
+                                          uint64_t reply, uint64_t deadline_us);
 /* Answer with the session as it is. */
 void control_send(struct engine *engine, const struct session *session,
                   uint64_t reply);
@@ -580,6 +650,18 @@ MUST_CHECK enum status logs_sweep(struct engine *engine);
  */
 uint64_t logs_stored(const struct engine *engine, const struct session *session,
                      struct log_path *out_base);
+/* Something of what a log has stored is gone: sessions in memory that count on
+ * it store it again. */
+void logs_lose(struct engine *engine, const struct scrub_loss *loss);
+
+/* --- errand.c --- */
+/* Send jobs of those whose turn it is; free those that are over. */
+void errands_send(struct engine *engine);
+/* When one has waited too long for its client; UINT64_MAX: none waits. */
+uint64_t errands_deadline_us(const struct engine *engine);
+/* They end with an error: the node stops; and then they are freed. */
+void errands_drain(struct engine *engine);
+void errands_destroy(struct engine *engine);
 
 /* --- batch.c --- */
 /* Buffers for the limits in options.  RESOURCE_EXHAUSTED */

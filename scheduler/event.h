@@ -7,6 +7,7 @@
  * holder; payload arrays lie behind the struct in the same block.
  */
 #include "base/status.h"
+#include "state/scrub_report.h"
 #include "state/session.h"
 
 #include <stddef.h>
@@ -20,6 +21,10 @@ enum event_kind {
     EVENT_SESSION,    /* last */
     EVENT_SESSIONS,   /* last */
     EVENT_CHECKPOINT, /* last */
+    EVENT_VERIFIED,   /* last */
+    EVENT_INSPECTED,  /* last */
+    EVENT_BYTES,      /* a piece of a bundle */
+    EVENT_MORE,       /* the next piece of a bundle may come */
     EVENT_NODE,       /* last */
     EVENT_DONE,       /* last, without payload */
     EVENT_ERROR,      /* last */
@@ -39,6 +44,7 @@ struct session_info {
     enum session_state state;
     uint64_t position, committed_position; /* tokens */
     uint64_t state_bytes, kv_bytes;        /* in memory now */
+    uint64_t stored_bytes;                 /* under its own log */
     uint64_t last_active_ms;               /* wall time */
     bool has_chain;
     struct digest chain; /* of all its tokens, if they are in memory */
@@ -70,6 +76,25 @@ struct node_info {
     uint64_t weight_bytes, session_bytes, session_bytes_max, token_bytes,
         session_fixed_bytes; /* stated: per token, per session */
     uint64_t prompt_tokens, generated_tokens, steps; /* since start */
+};
+
+/* What of a session is where. */
+struct inspection {
+    struct session_info session;
+    uint32_t n_layer, n_snapshot, n_log;
+    const struct inspected_layer {
+        const char *kind;
+        uint64_t memory_state, memory_kv, stored_state, stored_kv; /* bytes */
+    } * layer;
+    const struct inspected_snapshot {
+        uint64_t position, bytes, create_ms;
+        struct digest chain;
+    } * snapshot; /* newest first */
+    const struct inspected_log {
+        struct uid uid;
+        uint64_t begin, end; /* UINT64_MAX: it goes on */
+        uint64_t n_snapshot, bytes;
+    } * log;
 };
 
 struct event {
@@ -152,6 +177,15 @@ struct event {
             struct digest chain;
             uint64_t bytes, create_ms; /* wall time */
         } checkpoint;
+        struct {
+            const void *at;
+            size_t n;
+        } bytes;
+        struct {
+            const struct scrub_report *report;
+            bool is_replayed;
+        } verified;
+        struct inspection inspected;
         struct node_info node;
         struct cause cause; /* ERROR */
     };

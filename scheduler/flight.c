@@ -234,6 +234,12 @@ void flight_turn(struct engine *engine, struct session *session)
                      &session->resident->turn);
 }
 
+void flight_past_turn(struct engine *engine, const struct session *session,
+                      const struct turn *turn)
+{
+    journal_put_turn(engine->flight->commit->batch, session_log(session), turn);
+}
+
 bool flight_send(struct engine *engine)
 {
     flight_close(engine);
@@ -247,9 +253,11 @@ bool flight_send(struct engine *engine)
     return true;
 }
 
-static void effect_release(struct effect *effect)
+static void effect_release(struct engine *engine, struct effect *effect)
 {
     effect->session->n_flight--;
+    if (effect->session->parks && effect->session->n_flight == 0)
+        resident_park(engine, effect->session);
     effect->session->n_hold--;
     session_put(effect->session);
     free(effect->earlier);
@@ -389,7 +397,7 @@ static void land(struct engine *engine, uint64_t step)
         for (uint32_t i = 0; i < flight->n_effect; i++) {
             if (!flight->is_lost)
                 keep(engine, &flight->effect[i]);
-            effect_release(&flight->effect[i]);
+            effect_release(engine, &flight->effect[i]);
         }
         engine->oldest_flight = flight->next;
         if (!engine->oldest_flight)
@@ -428,7 +436,7 @@ void flight_destroy_all(struct engine *engine)
         struct flight *flight = engine->oldest_flight;
         engine->oldest_flight = flight->next;
         for (uint32_t i = 0; i < flight->n_effect; i++)
-            effect_release(&flight->effect[i]);
+            effect_release(engine, &flight->effect[i]);
         if (flight->commit)
             for (uint32_t i = 0; i < flight->commit->n_message; i++)
                 event_destroy(flight->commit->message[i]);

@@ -163,6 +163,9 @@ enum status fork_session(struct engine *engine, const struct command *command)
     if (st)
         return st;
     session_meta_get(session, &meta);
+    st = keep_quota(engine, meta.tenant, 1, 0);
+    if (st)
+        return st;
     memcpy(meta.name, f->name, sizeof(meta.name));
     memcpy(meta.parent_name, session->name, sizeof(meta.parent_name));
     meta.parent = session->uid;

@@ -80,6 +80,11 @@ static void counters(struct metrics *r, struct engine_metrics *m)
         metrics_counter(r, "godwit_prefix_reuse_tokens_total", "",
                         "Tokens not computed since another's snapshot has "
                         "them.");
+    m->expired = metrics_counter(r, "godwit_sessions_expired_total", "",
+                                 "Sessions deleted since their time was over.");
+    m->store_evictions =
+        metrics_counter(r, "godwit_store_evictions_total", "",
+                        "Sessions that lost snapshots for --store-limit.");
     m->preemptions =
         metrics_counter(r, "godwit_num_preemptions_total", "",
                         "Sessions and requests that made room for others.");
@@ -120,6 +125,8 @@ void gauges_init(struct engine *engine)
     m->prefix_bytes =
         metrics_gauge(r, "godwit_prefix_store_bytes", "",
                       "Of the store: snapshots of prompts without a session.");
+    m->stored_bytes = metrics_gauge(r, "godwit_store_bytes", "",
+                                    "Of snapshots and blocks in the store.");
     histograms(r, m);
     counters(r, m);
 }
@@ -135,6 +142,7 @@ void gauges_set(struct engine *engine)
                                    (double)engine->options.session_bytes);
     metric_set(m->slots_used, (double)engine->n_resident);
     metric_set(m->sessions, (double)engine->n_session);
+    metric_set(m->stored_bytes, (double)engine->stored.total);
     metric_set(m->prefix_entries, stats.n_entry);
     metric_set(m->prefix_bytes, (double)stats.loose_bytes);
 }

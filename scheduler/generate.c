@@ -142,6 +142,15 @@ static enum status check_resume(const struct generate_command *g,
     return STATUS_OK;
 }
 
+static uint64_t max_tokens_of(const struct engine *engine,
+                              const struct generate_command *g)
+{
+    if (g->is_append)
+        return 0;
+    return g->sampling.max_tokens ? g->sampling.max_tokens
+                                  : engine->options.default_max_tokens;
+}
+
 /* What a new turn must meet. */
 static enum status check_turn(struct engine *engine,
                               const struct session *session,
@@ -181,7 +190,10 @@ static enum status check_turn(struct engine *engine,
                     g->is_append ? "" : " with one to generate");
         return fail_because(STATUS_INVALID_ARGUMENT, "CONTEXT_LENGTH_EXCEEDED");
     }
-    return STATUS_OK;
+    if (!session->name[0])
+        return STATUS_OK; /* nothing of it is kept */
+    return keep_quota(engine, session->tenant ? session->tenant : "", 0,
+                      g->n_token + max_tokens_of(engine, g));
 }
 
 void generate_close(struct engine *engine, struct session *session)
@@ -323,6 +335,11 @@ void generate_admit(struct engine *engine, struct request *request)
     session->scope = prefix_scope(engine, session, g->tenant);
     is_again = resident->has_turn && g->request_id[0] &&
                strcmp(g->request_id, resident->turn.request_id) == 0;
+    st = keep_check_tenant(session, g->tenant);
+    if (st) {
+        request_fail(engine, request, FINISH_ERROR, status_cause());
+        return;
+    }
     if (is_again) {
         bool is_over = resident->turn.finish != FINISH_NONE;
         st = again(engine, request);
@@ -415,7 +432,11 @@ static enum status provide(struct engine *engine,
                         engine->options.max_sessions);
             return fail_because(STATUS_RESOURCE_EXHAUSTED, "STATE_SLOTS");
         }
+        st = keep_quota(engine, g->tenant, 1, 0);
+        if (st)
+            return st;
         memcpy(meta.name, g->session, SESSION_NAME_SIZE);
+        memcpy(meta.tenant, g->tenant, TENANT_SIZE);
         meta.durability =
             g->has_durability ? g->durability : engine->options.durability;
         st = generate_meta(engine, &meta);
@@ -445,19 +466,23 @@ static enum status find_session(struct engine *engine,
     return provide(engine, g, out);
 }
 
+/* A snapshot that is computed again for nobody in particular: whoever comes
+ * computes the same. */
+static bool is_own_errand(const struct request *request)
+{
+    return request->kind == REQUEST_CHECKPOINT && request->reply == 0;
+}
+
 static enum status arrive(struct engine *engine, struct command *command)
 {
     const struct generate_command *g = &command->generate;
-    uint64_t max_tokens = g->sampling.max_tokens
-                              ? g->sampling.max_tokens
-                              : engine->options.default_max_tokens;
     struct request asked = {.kind = g->is_append ? REQUEST_APPEND
                                                  : REQUEST_GENERATE,
                             .reply = command->reply,
                             .deadline_us = command->deadline_us,
                             .priority = g->priority,
                             .wants_progress = g->wants_progress,
-                            .n_reply = g->is_append ? 0 : max_tokens,
+                            .n_reply = max_tokens_of(engine, g),
                             .command = command};
     struct session *session;
     struct request *request;
@@ -467,6 +492,8 @@ static enum status arrive(struct engine *engine, struct command *command)
         st = find_session(engine, g, &session);
     if (st)
         return st;
+    if (session->request && is_own_errand(session->request))
+        request_free(engine, session->request);
     if (session->request)
         return meet(engine, session->request, command);
     asked.session = session;

@@ -1,4 +1,4 @@
-#include "scheduler/engine_parts.h"
+#include "scheduler/errand_parts.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -164,6 +164,8 @@ void jobs_send(struct engine *engine)
             !send_load(engine, r))
             break;
     }
+    keep_within(engine);
+    errands_send(engine);
     while (engine->n_deleted > 0)
         if (!send_delete(engine, engine->deleted[engine->n_deleted - 1]))
             return;
@@ -194,7 +196,7 @@ static void receive_load(struct engine *engine, struct store_job *job)
     session_put(session);
 }
 
-struct reader { /* a READ_TOKENS whose session is parked */
+struct listener { /* a READ_TOKENS whose session is parked */
     struct session *session;
     uint64_t reply, from, limit;
 };
@@ -202,14 +204,14 @@ struct reader { /* a READ_TOKENS whose session is parked */
 enum status jobs_read(struct engine *engine, struct session *session,
                       uint64_t reply, uint64_t from, uint64_t limit)
 {
-    struct reader *reader = engine_need(malloc(sizeof(*reader)));
+    struct listener *listener = engine_need(malloc(sizeof(*listener)));
     struct store_job *job =
-        jobs_create(STORE_TOKENS, session_log(session), reader);
+        jobs_create(STORE_TOKENS, session_log(session), listener);
 
-    *reader = (struct reader){session, reply, from, limit};
+    *listener = (struct listener){session, reply, from, limit};
     session_path(session, &job->path);
     if (!jobs_push(engine, job)) {
-        free(reader);
+        free(listener);
         status_fail(STATUS_RESOURCE_EXHAUSTED,
                     "%u reads and saves wait already", ENGINE_JOB_MAX);
         status_because("QUEUE_FULL");
@@ -229,19 +231,19 @@ static const struct cause *was_cut(void)
 
 static void receive_tokens(struct engine *engine, struct store_job *job)
 {
-    struct reader *reader = job->owner;
+    struct listener *listener = job->owner;
 
     if (job->status)
-        flight_error(engine, reader->reply, &job->cause);
-    else if (job->tokens.n < reader->from)
-        flight_error(engine, reader->reply, was_cut());
+        flight_error(engine, listener->reply, &job->cause);
+    else if (job->tokens.n < listener->from)
+        flight_error(engine, listener->reply, was_cut());
     else
-        jobs_log(engine, reader->reply, job->tokens.id, job->tokens.n,
-                 reader->from, reader->limit);
+        jobs_log(engine, listener->reply, job->tokens.id, job->tokens.n,
+                 listener->from, listener->limit);
     ids_release(&job->tokens);
-    reader->session->n_hold--;
-    session_put(reader->session);
-    free(reader);
+    listener->session->n_hold--;
+    session_put(listener->session);
+    free(listener);
 }
 
 void jobs_log(struct engine *engine, uint64_t reply, const uint32_t *token,
@@ -305,6 +307,21 @@ void jobs_receive(struct engine *engine)
                             "snapshots that nobody needs stay: %s",
                             job->cause.text);
             prefix_trimmed(engine, job);
+            break;
+        case STORE_EVICT:
+            keep_evicted(engine, job);
+            break;
+        case STORE_SCRUB:
+        case STORE_COMPARE:
+        case STORE_HEAL:
+            verify_received(engine, job);
+            break;
+        case STORE_INSPECT:
+            inspect_received(engine, job);
+            break;
+        case STORE_EXPORT:
+        case STORE_IMPORT:
+            transfer_received(engine, job);
             break;
         }
         free(job);

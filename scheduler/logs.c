@@ -98,3 +98,32 @@ uint64_t logs_stored(const struct engine *engine, const struct session *session,
     return stored > log_pieces_end(out_base) ? stored
                                              : log_pieces_end(out_base);
 }
+
+static void lose(struct engine *engine, struct session *session,
+                 const struct scrub_loss *loss)
+{
+    struct resident *resident = session->resident;
+    uint64_t kept = resident->snapshot_position;
+
+    for (uint32_t i = 0; i < resident->base.n; i++)
+        if (uid_equal(resident->base.piece[i].log, loss->log) &&
+            loss->blocks < kept)
+            kept = loss->blocks;
+    if (uid_equal(session_log(session), loss->log)) {
+        kept = kept < loss->newest ? kept : loss->newest;
+        kept = kept < loss->blocks ? kept : loss->blocks;
+    }
+    if (kept == resident->snapshot_position)
+        return;
+    log_pieces_cut(&resident->base, kept / KV_BLOCK * KV_BLOCK);
+    resident->snapshot_position = kept;
+    resident->snapshot_chain =
+        digest_tokens(engine->empty_chain, resident->tokens.id, kept);
+}
+
+void logs_lose(struct engine *engine, const struct scrub_loss *loss)
+{
+    for (uint64_t i = 0; i < engine->n_session; i++)
+        if (engine->table[i]->resident)
+            lose(engine, engine->table[i], loss);
+}

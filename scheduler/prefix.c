@@ -1,4 +1,4 @@
-#include "scheduler/engine_parts.h"
+#include "scheduler/errand_parts.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -124,6 +124,8 @@ static enum status list(void *context, const struct snapshot_owned *owned)
     else
         put(engine, owned->uid, owned->session, owned->is_usable, owned->entry,
             owned->n);
+    if (ledger_set(&engine->stored, owned->uid, owned->bytes))
+        (void)engine_need(NULL);
     return STATUS_OK;
 }
 
@@ -163,9 +165,27 @@ void prefix_saved(struct engine *engine, const struct store_job *job)
     if (job->status)
         return;
     if (!resident->is_forsaken)
-        put(engine, job->uid, session, true, job->entry, job->n_entry);
+        prefix_listed(engine, job);
     else if (!uid_equal(job->uid, session))
         jobs_delete(engine, job->uid);
+}
+
+void prefix_listed(struct engine *engine, const struct store_job *job)
+{
+    const struct resident *resident =
+        job->kind == STORE_SAVE ? job->owner : NULL;
+
+    put(engine, job->uid, resident ? resident->image_label.session : job->uid,
+        true, job->entry, job->n_entry);
+    keep_stored(engine, job->uid, job->n_stored);
+}
+
+void prefix_imported(struct engine *engine, const struct session *session,
+                     const struct snapshot_entry *entry)
+{
+    put(engine, session_log(session), session_log(session), true, entry, 1);
+    keep_stored(engine, session_log(session),
+                snapshot_bytes(engine->options.model, entry->position));
 }
 
 void prefix_trimmed(struct engine *engine, const struct store_job *job)
@@ -174,6 +194,8 @@ void prefix_trimmed(struct engine *engine, const struct store_job *job)
         prefix_remove(engine->prefix, job->uid); /* of a save before it */
     else if (!job->status)
         put(engine, job->uid, job->uid, true, job->entry, job->n_entry);
+    if (!job->status)
+        keep_stored(engine, job->uid, job->n_stored);
 }
 
 void prefix_deleted(struct engine *engine, const struct session *session)
@@ -455,6 +477,10 @@ void prefix_passed(struct engine *engine, struct request *request,
     if (position == 0 || position != request->shared_stop)
         return;
     request->shared_stop = 0;
+    if (request->errand) {
+        verify_passed(engine, request);
+        return;
+    }
     resident_save_shared(engine, request->session);
 }
 

@@ -1,4 +1,4 @@
-#include "scheduler/engine_parts.h"
+#include "scheduler/errand_parts.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -56,6 +56,8 @@ void request_free(struct engine *engine, struct request *request)
 {
     struct session *session = request->session;
 
+    if (request->errand)
+        verify_left(engine, request);
     schedule_leave(engine, request);
     unlink_request(engine, request);
     engine->n_request--;
@@ -98,7 +100,7 @@ void request_begin(struct engine *engine, struct request *request)
 
     request->phase = REQUEST_WAITING;
     request->reuse = session->resident->reuse;
-    if (request->kind == REQUEST_CHECKPOINT) {
+    if (!request_is_turn(request)) {
         request->promise = request_promise(engine, session->n_token, 0);
         return;
     }
@@ -419,10 +421,14 @@ void request_finish(struct engine *engine, struct request *request,
     leave(engine, request, finish);
 }
 
+bool request_is_turn(const struct request *request)
+{
+    return request->kind == REQUEST_GENERATE || request->kind == REQUEST_APPEND;
+}
+
 static bool has_turn(const struct request *request)
 {
-    return request->phase != REQUEST_LOADING &&
-           request->kind != REQUEST_CHECKPOINT;
+    return request->phase != REQUEST_LOADING && request_is_turn(request);
 }
 
 /* Can a client name its turn to go on with it? */
@@ -448,6 +454,8 @@ void request_fail(struct engine *engine, struct request *request,
         measure(engine, request, finish);
     }
     flight_error(engine, request->reply, &copy);
+    if (request->errand)
+        errand_fail(engine, request->errand, &copy);
     request_free(engine, request);
 }
 

@@ -234,6 +234,15 @@ static struct image_source source_of(const struct engine *engine,
     return source;
 }
 
+/* Does a client wait for this snapshot? Then it is one to come back to. */
+static bool is_asked(const struct resident *resident)
+{
+    for (uint32_t i = 0; i < resident->n_checkpoint; i++)
+        if (resident->checkpoint[i].reply)
+            return true;
+    return false;
+}
+
 static bool take_image(struct engine *engine, struct session *session,
                        struct uid owner, bool is_shared)
 {
@@ -256,7 +265,8 @@ static bool take_image(struct engine *engine, struct session *session,
         (struct snapshot_label){.session = is_own ? owner : session->uid,
                                 .scope = session->scope,
                                 .create_ms = engine_wall_ms(engine),
-                                .is_shared = is_shared};
+                                .is_shared = is_shared,
+                                .is_pinned = is_asked(resident)};
     image_label(resident->image, &resident->image_label);
     resident->next_image = engine->images;
     engine->images = resident;
@@ -395,15 +405,19 @@ void resident_truncate(struct engine *engine, struct session *session,
     resident_settle(engine, session);
 }
 
-static void evict(struct engine *engine, struct session *session)
+bool resident_is_worth(const struct resident *resident)
+{
+    return resident->image ||
+           resident_position(resident) >=
+               resident->snapshot_position + SNAPSHOT_TURN_MIN;
+}
+
+/* Its log is elsewhere; it goes when it is stored, if that is worth it. */
+static void leave_memory(struct engine *engine, struct session *session)
 {
     struct resident *resident = session->resident;
 
-    metric_add(engine->metrics.preemptions, 1);
-    if (session->durability == DURABILITY_NONE) { /* tokens are only here */
-        forget(engine, session);
-        lru_remove(engine, session);
-    } else if (resident_save(engine, session, true)) {
+    if (resident_is_worth(resident) && resident_save(engine, session, true)) {
         resident->leaves = true;
         engine->leaving += session->charge;
     } else {
@@ -411,13 +425,39 @@ static void evict(struct engine *engine, struct session *session)
     }
 }
 
-static bool evict_one(struct engine *engine)
+void resident_park(struct engine *engine, struct session *session)
+{
+    const struct resident *resident = session->resident;
+
+    session->parks = false;
+    if (!resident || session->request || resident->leaves ||
+        session->durability == DURABILITY_NONE)
+        return;
+    session->parks = session->n_flight > 0; /* then when that has landed */
+    if (!session->parks)
+        leave_memory(engine, session);
+}
+
+static void evict(struct engine *engine, struct session *session)
+{
+    metric_add(engine->metrics.preemptions, 1);
+    if (session->durability == DURABILITY_NONE) { /* tokens are only here */
+        forget(engine, session);
+        lru_remove(engine, session);
+    } else {
+        leave_memory(engine, session);
+    }
+}
+
+/* Of the pinned ones, or of the others. */
+static bool evict_of(struct engine *engine, bool is_pinned)
 {
     for (struct session *s = engine->oldest; s; s = s->newer) {
         bool is_busy = s->resident->leaves || s->n_flight > 0 ||
                        s->resident->n_checkpoint > 0;
-        if (is_busy || (s->durability == DURABILITY_NONE &&
-                        (!s->resident->memory || s->resident->image)))
+        if (is_busy || s->is_pinned != is_pinned ||
+            (s->durability == DURABILITY_NONE &&
+             (!s->resident->memory || s->resident->image)))
             continue;
         evict(engine, s);
         return true;
@@ -425,14 +465,17 @@ static bool evict_one(struct engine *engine)
     return false;
 }
 
+static bool evict_one(struct engine *engine)
+{
+    return evict_of(engine, false) || evict_of(engine, true);
+}
+
 /* Its memory is freed when it is stored, if that is worth it and can be. */
 static void park(struct engine *engine, struct session *session)
 {
     struct resident *resident = session->resident;
 
-    if (resident_position(resident) >=
-            resident->snapshot_position + SNAPSHOT_TURN_MIN &&
-        resident_save(engine, session, true)) {
+    if (resident_is_worth(resident) && resident_save(engine, session, true)) {
         resident->leaves = true;
         engine->leaving += session->charge;
     } else {
@@ -537,6 +580,14 @@ void resident_checkpoint(struct engine *engine, struct session *session,
     resident->checkpoint[resident->n_checkpoint++].position =
         resident_position(resident);
     resident_answer(engine, resident);
+}
+
+void resident_compared(struct engine *engine, struct resident *resident)
+{
+    resident->is_saving = false;
+    drop_image(engine, resident);
+    if (!resident->session)
+        destroy(engine, resident);
 }
 
 static const char *reason_text(enum restore_reason reason)

@@ -14,6 +14,8 @@ struct session *session_create(const struct session_meta *meta)
     session->parent = meta->parent;
     if (meta->parent_name[0])
         session->parent_name = engine_need(strdup(meta->parent_name));
+    if (meta->tenant[0])
+        session->tenant = engine_need(strdup(meta->tenant));
     session->last_active_ms = meta->update_ms;
     session_meta_set(session, meta);
     return session;
@@ -27,6 +29,7 @@ void session_put(struct session *session)
     free(session->label);
     free(session->piece);
     free(session->parent_name);
+    free(session->tenant);
     free(session);
 }
 
@@ -45,6 +48,9 @@ void session_meta_get(const struct session *session, struct session_meta *out)
         memcpy(out->parent_name, session->parent_name,
                strlen(session->parent_name) + 1);
     out->fork_position = session->fork_position;
+    if (session->tenant)
+        memcpy(out->tenant, session->tenant, strlen(session->tenant) + 1);
+    out->is_pinned = session->is_pinned;
     out->n_label = session->n_label;
     if (session->n_label)
         memcpy(out->label, session->label,
@@ -87,6 +93,7 @@ void session_meta_set(struct session *session, const struct session_meta *meta)
     session->update_ms = meta->update_ms;
     session->expire_ms = meta->expire_ms;
     session->durability = meta->durability;
+    session->is_pinned = meta->is_pinned;
     session->fork_position = meta->fork_position;
     set_path(session, &meta->path);
 }
@@ -96,7 +103,8 @@ void session_etag(const struct session *session, char out[24])
     static const char digits[] = "0123456789abcdef";
     uint64_t number[] = {session_log(session).hi, session_log(session).lo,
                          session->update_ms,      session->expire_ms,
-                         session->durability,     session->n_token};
+                         session->durability,     session->is_pinned,
+                         session->n_token};
     struct digest d = digest_bytes(number, sizeof(number));
 
     for (uint32_t i = 0; i < session->n_label; i++) {
@@ -137,6 +145,7 @@ void session_info_get(const struct engine *engine,
     out->position = session->n_token;
     out->committed_position = session->n_committed;
     out->last_active_ms = session->last_active_ms;
+    out->stored_bytes = ledger_get(&engine->stored, session_log(session));
     if (resident && resident->memory) {
         out->state_bytes = engine->fixed_bytes;
         out->kv_bytes = memory_bytes(resident->memory) - engine->fixed_bytes;

@@ -455,6 +455,42 @@ enum status journal_read_tokens(struct journal *journal,
     return st;
 }
 
+enum status journal_each_row(struct journal *journal, struct uid log,
+                             enum journal_rows rows, uint64_t from,
+                             journal_visit_row *visit, void *context)
+{
+    struct key first = key_at((char)rows, log, from);
+    struct key to = key_after(key_of((char)rows, log));
+    struct store_scan *scan;
+    struct row row;
+    enum status st = store_scan_open(
+        journal->store,
+        &(struct store_range){first.bytes, first.n, to.bytes, to.n}, false,
+        &scan);
+
+    if (st)
+        return st;
+    while (!st && next_row(scan, &row))
+        st = visit(context, row.position, row.value, row.value_bytes);
+    if (!st)
+        st = store_scan_status(scan);
+    store_scan_close(scan);
+    return st;
+}
+
+enum status journal_get_record(struct journal *journal, struct uid session,
+                               void **out, size_t *out_bytes)
+{
+    struct key key = key_of('m', session);
+
+    return store_get(journal->store, key.bytes, key.n, out, out_bytes);
+}
+
+struct digest journal_empty_chain(const struct journal *journal)
+{
+    return journal->fingerprint;
+}
+
 enum status journal_last_turn(struct journal *journal, struct uid log,
                               struct turn *out)
 {

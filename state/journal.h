@@ -108,6 +108,25 @@ MUST_CHECK enum status journal_read_tokens(struct journal *journal,
                                            struct ids *out,
                                            struct digest *out_chain);
 
+/*
+ * For who checks or copies a log: its rows as they are stored, in order, from
+ * `from` on. Stops when visit returns non-zero and returns that.
+ *   as store_scan_open() and store_scan_status()
+ */
+enum journal_rows { JOURNAL_TOKENS = 'k', JOURNAL_TURNS = 't' };
+typedef enum status journal_visit_row(void *context, uint64_t position,
+                                      const void *bytes, size_t n_bytes);
+MUST_CHECK enum status journal_each_row(struct journal *journal, struct uid log,
+                                        enum journal_rows rows, uint64_t from,
+                                        journal_visit_row *visit,
+                                        void *context);
+/* The record of a session as it is stored; free() it.  as store_get() */
+MUST_CHECK enum status journal_get_record(struct journal *journal,
+                                          struct uid session, void **out,
+                                          size_t *out_bytes);
+/* Of no tokens. */
+struct digest journal_empty_chain(const struct journal *journal);
+
 /* NOT_FOUND: the log has no turn yet.  DATA_LOSS: its record is bad. */
 MUST_CHECK enum status journal_last_turn(struct journal *journal,
                                          struct uid log, struct turn *out);

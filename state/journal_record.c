@@ -60,12 +60,23 @@ static bool get_lineage(struct reader *reader, struct session_meta *meta)
     return log_path_is_sound(&meta->path) && !is_plain(meta);
 }
 
+static bool is_owned(const struct session_meta *meta)
+{
+    return meta->tenant[0] || meta->is_pinned;
+}
+
 enum status record_put_session(struct writer *writer,
                                const struct session_meta *meta)
 {
-    size_t begin = frame_begin(writer, FRAME_SESSION, RECORD_VERSION);
+    const uint16_t version =
+        is_owned(meta) ? RECORD_VERSION_OWNED : RECORD_VERSION;
+    size_t begin = frame_begin(writer, FRAME_SESSION, version);
 
     assert(meta->n_label <= LABEL_MAX && log_path_is_sound(&meta->path));
+    if (is_owned(meta)) {
+        writer_text(writer, meta->tenant);
+        writer_u8(writer, meta->is_pinned);
+    }
     put_uid(writer, meta->uid);
     writer_text(writer, meta->name);
     writer_u64(writer, meta->create_ms);
@@ -82,14 +93,40 @@ enum status record_put_session(struct writer *writer,
     return frame_end(writer, begin);
 }
 
+/* False when a field is out of its range, or such a record has no need to be.
+ */
+static bool get_owner(struct reader *reader, struct session_meta *meta)
+{
+    unsigned is_pinned;
+
+    reader_text(reader, meta->tenant, sizeof(meta->tenant));
+    is_pinned = reader_u8(reader);
+    meta->is_pinned = is_pinned == 1;
+    return is_pinned <= 1 && is_owned(meta);
+}
+
+/* Of either version; what only the second one has is read. */
+static enum status open_session(const void *bytes, size_t n_bytes,
+                                struct reader *out, struct session_meta *meta)
+{
+    enum status st =
+        frame_open(bytes, n_bytes, FRAME_SESSION, RECORD_VERSION, out);
+
+    if (st != STATUS_FAILED_PRECONDITION)
+        return st;
+    st = frame_open(bytes, n_bytes, FRAME_SESSION, RECORD_VERSION_OWNED, out);
+    if (!st && !get_owner(out, meta))
+        st = bad_field("session");
+    return st;
+}
+
 enum status record_get_session(const void *bytes, size_t n_bytes,
                                struct session_meta *out)
 {
     struct session_meta meta = {0};
     struct reader reader;
     unsigned durability;
-    enum status st =
-        frame_open(bytes, n_bytes, FRAME_SESSION, RECORD_VERSION, &reader);
+    enum status st = open_session(bytes, n_bytes, &reader, &meta);
 
     if (st)
         return st;

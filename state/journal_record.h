@@ -9,6 +9,7 @@
 #include "state/session.h"
 
 #define RECORD_VERSION 1u
+#define RECORD_VERSION_OWNED 2u /* of a session with a tenant, or pinned */
 #define RECORD_BYTES_MAX (128u << 20) /* a row of 2^24 tokens and its head */
 #define RECORD_TOKEN_MAX (1u << 24)
 

@@ -13,6 +13,7 @@
 
 #define SESSION_NAME_SIZE 128u /* bytes with NUL; [a-zA-Z0-9._-], 1 to 127 */
 #define REQUEST_ID_SIZE 65u    /* bytes with NUL */
+#define TENANT_SIZE 64u        /* bytes with NUL */
 #define LABEL_MAX 16u
 #define LABEL_KEY_SIZE 64u
 #define LABEL_VALUE_SIZE 256u
@@ -71,6 +72,8 @@ struct session_meta {
     uint64_t create_ms, update_ms;       /* wall time */
     uint64_t expire_ms;                  /* 0: never */
     enum durability durability;
+    char tenant[TENANT_SIZE]; /* whose it is; "": nobody in particular */
+    bool is_pinned;           /* not to be evicted from the store */
     uint32_t n_label;
     struct label label[LABEL_MAX];
 };

@@ -2,6 +2,7 @@
 
 #include "base/log.h"
 #include "state/lineage.h"
+#include "state/retention.h"
 #include "state/snapshot_image.h"
 #include "state/snapshot_parts.h"
 
@@ -166,19 +167,6 @@ static void drop_positions(struct snapshots *snapshots, struct uid uid,
                  key_at('o', uid, to));
 }
 
-/* Of a full list: the oldest one, or the oldest that is not shared while
- * there are few shared ones. */
-static uint32_t victim(const struct manifest *manifest)
-{
-    uint32_t i = manifest->n - 1, n_shared = 0;
-
-    for (uint32_t j = 0; j < manifest->n; j++)
-        n_shared += manifest->entry[j].is_shared;
-    while (n_shared <= SNAPSHOT_SHARED_MAX && manifest->entry[i].is_shared)
-        i--;
-    return i;
-}
-
 static void remove_entry(struct snapshots *snapshots, struct manifest *manifest,
                          uint32_t i)
 {
@@ -190,8 +178,8 @@ static void remove_entry(struct snapshots *snapshots, struct manifest *manifest,
             (manifest->n - i) * sizeof(manifest->entry[0]));
 }
 
-/* Put the image's entry in its place; in a full list another one goes, with
- * its values. */
+/* Put the image's entry in its place; those that the ladder has no step for go,
+ * with their values. */
 static void add_entry(struct snapshots *snapshots, struct manifest *manifest,
                       const struct image *image)
 {
@@ -199,22 +187,25 @@ static void add_entry(struct snapshots *snapshots, struct manifest *manifest,
                                    .chain = image->chain,
                                    .scope = image->label.scope,
                                    .create_ms = image->label.create_ms,
-                                   .is_shared = image->label.is_shared};
+                                   .is_shared = image->label.is_shared,
+                                   .is_pinned = image->label.is_pinned};
     uint32_t i = 0;
 
     for (uint32_t j = 0; j < manifest->n; j++)
         if (manifest->entry[j].position == entry.position) {
+            entry.is_pinned |= manifest->entry[j].is_pinned;
             manifest->entry[j] = entry;
             return;
         }
-    if (manifest->n == SNAPSHOT_KEEP_MAX)
-        remove_entry(snapshots, manifest, victim(manifest));
+    assert(manifest->n < SNAPSHOT_KEEP_MAX); /* it was thinned before */
     while (i < manifest->n && manifest->entry[i].position > entry.position)
         i++;
     memmove(&manifest->entry[i + 1], &manifest->entry[i],
             (manifest->n - i) * sizeof(entry));
     manifest->entry[i] = entry;
     manifest->n++;
+    while ((i = retention_victim(manifest->entry, manifest->n)) < manifest->n)
+        remove_entry(snapshots, manifest, i);
 }
 
 /* The commit point: manifest and deletions, synced. */
@@ -335,6 +326,121 @@ enum status snapshot_trim(struct snapshots *snapshots, struct uid uid,
     return st;
 }
 
+static enum status put_manifest(struct snapshots *snapshots,
+                                const struct manifest *manifest)
+{
+    struct key key = key_of('v', manifest->uid);
+    enum status st;
+
+    writer_clear(&snapshots->frame);
+    st = manifest_put(&snapshots->frame, manifest);
+    if (!st)
+        store_batch_put(snapshots->batch, key.bytes, key.n,
+                        snapshots->frame.bytes, snapshots->frame.n);
+    return st;
+}
+
+enum status snapshot_thin(struct snapshots *snapshots, struct uid uid,
+                          uint32_t n_keep)
+{
+    struct manifest manifest;
+    enum status st = read_manifest(snapshots, uid, &manifest);
+
+    if (st == STATUS_DATA_LOSS || st == STATUS_FAILED_PRECONDITION)
+        manifest.n = n_keep = 0; /* nobody can use it */
+    else if (st)
+        return st;
+    st = STATUS_OK;
+    store_batch_clear(snapshots->batch);
+    if (n_keep == 0)
+        delete_log(snapshots, uid);
+    while (n_keep > 0 && manifest.n > n_keep)
+        remove_entry(snapshots, &manifest, n_keep);
+    if (n_keep > 0)
+        st = put_manifest(snapshots, &manifest);
+    if (!st)
+        st = store_write(snapshots->store, snapshots->batch, false);
+    store_batch_clear(snapshots->batch);
+    return st;
+}
+
+static void blocks_of(const struct manifest *manifest, uint64_t *out_first,
+                      uint64_t *out_n)
+{
+    uint64_t newest = manifest->n > 0 ? manifest->entry[0].position : 0;
+
+    *out_first = log_pieces_end(&manifest->base) / KV_BLOCK;
+    *out_n = newest / KV_BLOCK > *out_first ? newest / KV_BLOCK : *out_first;
+}
+
+enum status snapshot_blocks(struct snapshots *snapshots, struct uid uid,
+                            uint64_t *out_first, uint64_t *out_n)
+{
+    struct manifest manifest;
+    enum status st = read_manifest(snapshots, uid, &manifest);
+
+    if (!st)
+        blocks_of(&manifest, out_first, out_n);
+    return st;
+}
+
+/* States and open blocks of its snapshots, and its own blocks. */
+static size_t manifest_bytes(const struct snapshots *snapshots,
+                             const struct manifest *manifest)
+{
+    uint64_t first, n_block, n_open = 0;
+    size_t n = 0;
+
+    blocks_of(manifest, &first, &n_block);
+    for (uint32_t i = 0; i < manifest->n; i++)
+        n_open += manifest->entry[i].position % KV_BLOCK != 0;
+    for (uint32_t i = 0; i < snapshots->n_layer; i++) {
+        const struct mixer_plan *plan = model_plan(snapshots->model, i);
+
+        n += manifest->n * plan->state_bytes +
+             (n_open + n_block - first) * plan->block_bytes;
+    }
+    return n;
+}
+
+enum status snapshot_stored(struct snapshots *snapshots, struct uid uid,
+                            size_t *out)
+{
+    struct manifest manifest;
+    enum status st = read_manifest(snapshots, uid, &manifest);
+
+    if (!st)
+        *out = manifest_bytes(snapshots, &manifest);
+    return st;
+}
+
+static bool is_among(uint64_t value, const uint64_t *list, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (list[i] == value)
+            return true;
+    return false;
+}
+
+enum status snapshot_drop(struct snapshots *snapshots, struct uid uid,
+                          const uint64_t *position, uint32_t n)
+{
+    struct manifest manifest;
+    enum status st = read_manifest(snapshots, uid, &manifest);
+
+    if (st)
+        return st;
+    store_batch_clear(snapshots->batch);
+    for (uint32_t i = manifest.n; i-- > 0;)
+        if (is_among(manifest.entry[i].position, position, n))
+            remove_entry(snapshots, &manifest, i);
+    st = put_manifest(snapshots, &manifest);
+    if (!st)
+        st = store_write(snapshots->store, snapshots->batch, true);
+    store_batch_clear(snapshots->batch);
+    return st;
+}
+
 static enum status visit_manifest(struct snapshots *snapshots,
                                   const void *bytes, size_t n_bytes,
                                   snapshot_visit *visit, void *context,
@@ -353,6 +459,7 @@ static enum status visit_manifest(struct snapshots *snapshots,
         .uid = manifest.uid,
         .session = manifest.session,
         .is_usable = numerics_equal(manifest.numerics, snapshots->numerics),
+        .bytes = manifest_bytes(snapshots, &manifest),
         .n = manifest.n,
         .entry = manifest.entry};
     return visit(context, &list);

@@ -32,9 +32,14 @@
 #include "state/session.h"
 #include "state/store.h"
 
-#define SNAPSHOT_GRID 4096u    /* tokens between snapshots of a long session */
-#define SNAPSHOT_KEEP_MAX 8u   /* kept per session, newest; blocks all ... */
-#define SNAPSHOT_SHARED_MAX 4u /* ... but so many shared ones stay longer */
+#define SNAPSHOT_GRID 4096u /* tokens between snapshots of a long session */
+#define SNAPSHOT_KEEP_MAX                                                      \
+    64u /* kept per log: state/retention.h; blocks all                         \
+         */
+#define SNAPSHOT_SHARED_MAX                                                    \
+    4u                         /* of them, shared ones that are kept as such   \
+                                */
+#define SNAPSHOT_PINNED_MAX 8u /* and such that a client asked for */
 
 struct snapshots;
 
@@ -95,6 +100,7 @@ struct snapshot_label {
     uint64_t create_ms; /* wall time */
     bool is_shared;     /* at a point where prompts are expected to meet: kept
                            before others */
+    bool is_pinned;     /* a client asked for it */
 };
 void image_label(struct image *image, const struct snapshot_label *label);
 /* Bytes in the store of one snapshot, all its blocks included. */
@@ -102,7 +108,7 @@ size_t snapshot_bytes(const struct model *model, uint64_t position);
 
 /*
  * Write the image and its manifest; drop snapshots that the manifest no longer
- * names (SNAPSHOT_KEEP_MAX stay; those of another model or numerics id all go).
+ * names (state/retention.h; those of another model or numerics id all go).
  * Store thread.
  *   as store_write() and store_get(); nothing half-written is ever used
  */
@@ -171,7 +177,7 @@ struct snapshot_entry {
     uint64_t position;
     struct digest chain;
     uint64_t scope, create_ms; /* of its label */
-    bool is_shared;
+    bool is_shared, is_pinned;
 };
 /*
  * Manifest's entries, newest first, at most `max`; 0 when there is none.
@@ -191,6 +197,7 @@ MUST_CHECK enum status snapshot_list(struct snapshots *snapshots,
 struct snapshot_owned {
     struct uid uid, session; /* owner, and whose tokens (its label) */
     bool is_usable;
+    size_t bytes; /* stored under this owner */
     uint32_t n;
     const struct snapshot_entry *entry; /* [n] newest first; borrowed */
 };
@@ -200,6 +207,24 @@ MUST_CHECK enum status snapshots_each(struct snapshots *snapshots,
                                       snapshot_visit *visit, void *context,
                                       uint64_t *out_n_bad);
 
+/* Bytes of what the owner's manifest names and stands under it; 0 when there is
+ * none.  as snapshot_list() */
+MUST_CHECK enum status snapshot_stored(struct snapshots *snapshots,
+                                       struct uid uid, size_t *out);
+
+/* Which blocks of it stand under the owner: [*out_first, *out_n).  as
+ * snapshot_list() */
+MUST_CHECK enum status snapshot_blocks(struct snapshots *snapshots,
+                                       struct uid uid, uint64_t *out_first,
+                                       uint64_t *out_n);
+
+/*
+ * Forget all but the newest n_keep snapshots of a log; its blocks, too, when
+ * that is 0. Not synced.  as store_get() and store_write()
+ */
+MUST_CHECK enum status snapshot_thin(struct snapshots *snapshots,
+                                     struct uid uid, uint32_t n_keep);
+
 /*
  * Only the first n_token tokens of this log are needed any more: forget the
  * snapshots and blocks behind; all of it, if that is 0. Not synced.
@@ -207,4 +232,12 @@ MUST_CHECK enum status snapshots_each(struct snapshots *snapshots,
  */
 MUST_CHECK enum status snapshot_trim(struct snapshots *snapshots,
                                      struct uid uid, uint64_t n_token);
+/*
+ * Forget those of these snapshots that the owner's manifest names, with their
+ * states and open blocks; synced. Blocks stay: others may read them.
+ *   as store_get() and store_write()
+ */
+MUST_CHECK enum status snapshot_drop(struct snapshots *snapshots,
+                                     struct uid uid, const uint64_t *position,
+                                     uint32_t n);
 #endif

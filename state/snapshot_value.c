@@ -72,7 +72,7 @@ enum status manifest_put(struct writer *writer, const struct manifest *manifest)
         writer_digest(writer, entry->chain);
         writer_u64(writer, entry->scope);
         writer_u64(writer, entry->create_ms);
-        writer_u32(writer, entry->is_shared);
+        writer_u32(writer, entry->is_shared | entry->is_pinned << 1);
     }
     return frame_end(writer, begin);
 }
@@ -108,9 +108,10 @@ enum status manifest_get(const void *bytes, size_t n_bytes,
         entry->scope = reader_u64(&reader);
         entry->create_ms = reader_u64(&reader);
         flags = reader_u32(&reader);
-        entry->is_shared = flags == 1;
+        entry->is_shared = flags & 1;
+        entry->is_pinned = flags >> 1 & 1;
         is_sound &=
-            flags <= 1 && (i == 0 || entry->position < entry[-1].position);
+            flags <= 3 && (i == 0 || entry->position < entry[-1].position);
     }
     if (!reader_is_done(&reader) || !is_sound)
         return status_fail(STATUS_DATA_LOSS,

@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #define STORE_KEY_MAX 512u /* bytes; a key does not begin with a NUL */
+#define STORE_FAULT_KEY 32u
 #define STORE_BATCH_MAX (512u << 20) /* bytes of one batch */
 
 struct store;
@@ -46,6 +47,9 @@ store_open_rocksdb(const char *path, enum store_kind kind, struct store **out);
 struct store_faults {
     uint64_t fail_at;  /* the n-th call from now fails with UNAVAILABLE */
     bool is_read_only; /* every write fails with RESOURCE_EXHAUSTED: full */
+    /* Values whose key begins so cannot be read (INTERNAL); 0 bytes: none */
+    unsigned char unreadable[STORE_FAULT_KEY];
+    size_t unreadable_bytes;
 };
 /* RESOURCE_EXHAUSTED  no memory */
 MUST_CHECK enum status store_open_memory(struct store **out);

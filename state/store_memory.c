@@ -228,6 +228,18 @@ static enum status fault(struct store_memory *memory)
     return STATUS_OK;
 }
 
+/* A sector that the disk does not give back. */
+static enum status read_fault(const struct store_memory *memory,
+                              const void *key, size_t key_bytes)
+{
+    const struct store_faults *faults = &memory->faults;
+
+    if (faults->unreadable_bytes == 0 || key_bytes < faults->unreadable_bytes ||
+        memcmp(key, faults->unreadable, faults->unreadable_bytes) != 0)
+        return STATUS_OK;
+    return status_fail(STATUS_INTERNAL, "disk cannot be read, as planned");
+}
+
 static enum status memory_write(struct store *store,
                                 const struct store_batch *const *batch,
                                 uint32_t n_batch, bool sync)
@@ -268,6 +280,8 @@ static enum status memory_get(struct store *store, const void *key,
 
     pthread_mutex_lock(&memory->lock);
     st = fault(memory);
+    if (!st)
+        st = read_fault(memory, key, key_bytes);
     if (st)
         goto out;
     i = find(&memory->map, key, key_bytes);
@@ -342,7 +356,11 @@ static bool memory_scan_next(struct store_scan *base, const void **out_key,
     pthread_mutex_unlock(&scan->store->lock);
     if (scan->status || scan->next == scan->view.n)
         return false;
-    entry = scan->view.at[scan->next++];
+    entry = scan->view.at[scan->next];
+    scan->status = read_fault(scan->store, entry->bytes, entry->key_bytes);
+    if (scan->status)
+        return false;
+    scan->next++;
     *out_key = entry->bytes;
     *out_key_bytes = entry->key_bytes;
     *out_value = entry->bytes + entry->key_bytes;

@@ -303,6 +303,8 @@ static void list(struct store_thread *thread, struct store_job *job)
     if (snapshot_list(thread->options.snapshots, job->uid, job->entry,
                       SNAPSHOT_KEEP_MAX, &job->n_entry))
         job->n_entry = 0; /* it is stored, but nobody will find it */
+    if (snapshot_stored(thread->options.snapshots, job->uid, &job->n_stored))
+        job->n_stored = 0;
 }
 
 static enum status save(struct store_thread *thread, struct store_job *job)
@@ -324,6 +326,46 @@ static enum status trim(struct store_thread *thread, struct store_job *job)
     return st;
 }
 
+static enum status evict(struct store_thread *thread, struct store_job *job)
+{
+    enum status st =
+        snapshot_thin(thread->options.snapshots, job->uid, job->n_keep);
+
+    if (!st)
+        list(thread, job);
+    return st;
+}
+
+static enum status inspect(struct store_thread *thread, struct store_job *job)
+{
+    struct snapshots *snapshots = thread->options.snapshots;
+    enum status st = STATUS_OK;
+
+    for (uint32_t i = 0; !st && i < job->path.n; i++) {
+        struct snapshot_entry entry[SNAPSHOT_KEEP_MAX];
+        struct log_stored *stored = &job->stored[i];
+        const struct uid log = job->path.piece[i].log;
+
+        st = snapshot_list(snapshots, log, entry, SNAPSHOT_KEEP_MAX,
+                           &stored->n_snapshot);
+        if (!st)
+            st = snapshot_stored(snapshots, log, &stored->bytes);
+        if (!st)
+            st = snapshot_blocks(snapshots, log, &stored->first_block,
+                                 &stored->n_block);
+    }
+    if (!st)
+        list(thread, job);
+    return st;
+}
+
+static enum status import(struct store_job *job)
+{
+    enum status st = importer_push(job->importer, job->bytes, job->n_bytes);
+
+    return !st && job->is_last ? importer_end(job->importer) : st;
+}
+
 static enum status do_job(struct store_thread *thread, struct store_job *job)
 {
     switch (job->kind) {
@@ -331,6 +373,23 @@ static enum status do_job(struct store_thread *thread, struct store_job *job)
         return save(thread, job);
     case STORE_DELETE:
         return trim(thread, job);
+    case STORE_INSPECT:
+        return inspect(thread, job);
+    case STORE_EVICT:
+        return evict(thread, job);
+    case STORE_SCRUB:
+        if (atomic_load(&thread->is_stopping))
+            return status_fail(STATUS_CANCELLED, "the node is stopping");
+        return scrub_step(job->scrub, &job->is_done);
+    case STORE_COMPARE:
+        scrub_compare(job->scrub, job->image);
+        return STATUS_OK;
+    case STORE_HEAL:
+        return scrub_heal(job->scrub);
+    case STORE_EXPORT:
+        return exporter_step(job->exporter);
+    case STORE_IMPORT:
+        return import(job);
     case STORE_LOAD:
     case STORE_TOKENS:
         if (atomic_load(&thread->is_stopping))

@@ -14,7 +14,10 @@
  * pushes to the outbox ring, in order.
  */
 #include "base/ring.h"
+#include "state/exporter.h"
+#include "state/importer.h"
 #include "state/journal.h"
+#include "state/scrub.h"
 #include "state/snapshot.h"
 
 #define COMMIT_MESSAGE_MAX 1024u
@@ -91,11 +94,25 @@ uint32_t journal_thread_backlog(const struct journal_thread *thread);
 void journal_thread_stop(struct journal_thread *thread);
 
 enum store_job_kind {
-    STORE_SAVE,   /* image -> snapshot */
-    STORE_LOAD,   /* journal's tokens and turn, then the best snapshot */
-    STORE_FETCH,  /* the best of some snapshots, of any owner */
-    STORE_TOKENS, /* journal's tokens only */
-    STORE_DELETE, /* snapshots of a log that is not needed, or not all of it */
+    STORE_SAVE,    /* image -> snapshot */
+    STORE_LOAD,    /* journal's tokens and turn, then the best snapshot */
+    STORE_FETCH,   /* the best of some snapshots, of any owner */
+    STORE_TOKENS,  /* journal's tokens only */
+    STORE_DELETE,  /* snapshots of a log that is not needed, or not all of it */
+    STORE_EVICT,   /* all but the newest snapshots of a log, or all of them */
+    STORE_SCRUB,   /* one step of verifying a session */
+    STORE_COMPARE, /* its image beside what is stored */
+    STORE_HEAL,    /* drop what was found bad */
+    STORE_INSPECT, /* what the logs of a path have stored */
+    STORE_EXPORT,  /* make the next bytes of a bundle */
+    STORE_IMPORT,  /* take the next bytes of one */
+};
+/* What one log has stored. */
+struct log_stored {
+    uint32_t n_snapshot;
+    size_t bytes;
+    uint64_t first_block; /* its blocks [first_block, n_block) */
+    uint64_t n_block;
 };
 struct store_job {
     enum store_job_kind kind;
@@ -103,17 +120,27 @@ struct store_job {
     struct log_path path; /* LOAD, TOKENS: that ends in it */
     void *owner;          /* the engine's; untouched here */
 
-    struct image *image;   /* SAVE: owned by the job, released by the engine */
+    struct image *image; /* SAVE, COMPARE: owned by the job, released by the
+                            engine */
+    struct scrub *scrub; /* SCRUB, COMPARE, HEAL: the engine's */
+    struct exporter *exporter; /* EXPORT: the engine's */
+    struct importer *importer; /* IMPORT: the engine's ... */
+    const void *bytes;         /* ... and what it takes now: [n_bytes] */
+    size_t n_bytes;
+    bool is_last;
     struct memory *memory; /* LOAD: fresh, from the engine; back to it */
     uint64_t keep_back;    /* LOAD: use no snapshot of the last so many tokens;
                               1 if the engine needs the last token's logits */
     uint64_t n_needed;     /* DELETE: tokens of the log that somebody needs */
+    uint32_t n_keep;       /* EVICT: newest snapshots that stay */
     uint32_t n_source;     /* FETCH: best first; its `tokens` are given and
                               `memory` as for LOAD */
     struct snapshot_source source[SNAPSHOT_SOURCE_MAX];
     uint64_t n_byte, expected_us; /* the engine's estimates; untouched here */
 
     /* results */
+    struct log_stored *stored; /* INSPECT: [path.n] of its logs; the engine's */
+    bool is_done;              /* SCRUB: that was the last step */
     enum status status;
     struct cause cause;
     struct ids tokens; /* LOAD, TOKENS, FETCH: ids_release() by the engine */
@@ -122,8 +149,10 @@ struct store_job {
     bool has_turn;          /* ... if there is one */
     struct restore restore; /* LOAD */
     enum restore_reason refused[SNAPSHOT_SOURCE_MAX]; /* FETCH: of source[i] */
-    uint32_t n_entry; /* SAVE, LOAD, DELETE: what the owner has, newest first */
+    uint32_t n_entry; /* SAVE, LOAD, DELETE, EVICT, INSPECT: what the owner has,
+                         newest first */
     struct snapshot_entry entry[SNAPSHOT_KEEP_MAX];
+    size_t n_stored; /* SAVE, DELETE, EVICT: bytes of the owner then */
     uint64_t elapsed_us;
     uint64_t cpu_us; /* of that, the time that its thread had a CPU for */
 };

@@ -462,12 +462,8 @@ class Node_(NodeTests, unittest.TestCase):
                              Code.NOT_FOUND.value[0])
 
     def test_what_is_not_there_yet_says_so(self):
-        session, admin = self.client.session, self.client.admin
+        admin = self.client.admin
         calls = [
-            lambda: session.ListCheckpoints(session_pb2.ListCheckpointsRequest()),
-            lambda: list(session.ExportSession(
-                session_pb2.ExportSessionRequest())),
-            lambda: session.ImportSession(iter([session_pb2.SessionChunk()])),
             lambda: admin.GetCluster(admin_pb2.GetClusterRequest()),
             lambda: admin.ListNodes(admin_pb2.ListNodesRequest()),
             lambda: admin.CordonNode(admin_pb2.CordonNodeRequest()),
@@ -475,7 +471,6 @@ class Node_(NodeTests, unittest.TestCase):
             lambda: admin.DrainNode(admin_pb2.DrainNodeRequest()),
             lambda: admin.DecommissionNode(admin_pb2.DecommissionNodeRequest()),
             lambda: admin.MigrateSession(admin_pb2.MigrateSessionRequest()),
-            lambda: admin.InspectSession(admin_pb2.InspectSessionRequest()),
             lambda: list(admin.WatchEvents(admin_pb2.WatchEventsRequest())),
         ]
         for i, call in enumerate(calls):

@@ -87,15 +87,17 @@ static void read_value(const struct writer *row, enum frame_kind kind,
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n_bytes)
 {
     enum frame_kind kind;
+    uint16_t version;
     struct writer row, again;
     size_t begin;
 
     if (n_bytes == 0)
         return 0;
     kind = (enum frame_kind)(1 + bytes[0] % 7);
+    version = bytes[0] & 64 ? RECORD_VERSION_OWNED : RECORD_VERSION;
     writer_init(&row, 1u << 20);
     writer_init(&again, 1u << 20);
-    begin = frame_begin(&row, kind, RECORD_VERSION);
+    begin = frame_begin(&row, kind, version);
     writer_bytes(&row, bytes + 1, n_bytes - 1);
     if (!frame_end(&row, begin)) {
         read_session(&row, &again);

@@ -207,3 +207,36 @@ Test(mixer, rows_write_inside_what_the_plan_names)
                                                      : &mixer_softmax,
                       &config, i, *b);
 }
+
+/* Of a state of ones, what is left after `position` tokens, field by field. */
+Test(mixer, moot_bytes_are_those_of_ring_places_behind_the_position)
+{
+    static const enum arithmetic kinds[] = {ARITHMETIC_FP32, ARITHMETIC_PAIR};
+    static const uint64_t positions[] = {0, 1, 63, 64, 70, 127};
+    const struct config config = config_of("tests/golden/qwen3_5_text");
+
+    for (size_t k = 0; k < 2; k++)
+        for (size_t p = 0; p < 6; p++) {
+            const uint64_t live = positions[p] % GRID;
+            struct mixer_plan plan;
+            unsigned char *state;
+
+            mixer_delta.plan(&config, kinds[k], &plan);
+            state = malloc(plan.state_bytes);
+            memset(state, 1, plan.state_bytes);
+            mixer_clear_moot(&plan, positions[p], state);
+            for (uint32_t f = 0; f < plan.n_field; f++) {
+                const struct mixer_field *field = &plan.field[f];
+                const size_t n = field_bytes(field);
+                size_t n_one = 0;
+
+                for (size_t i = 0; i < n; i++)
+                    n_one += state[field->offset + i];
+                cr_assert_eq(
+                    n_one,
+                    strncmp(field->name, "ring_", 5) == 0 ? n / GRID * live : n,
+                    "%s at %lu", field->name, positions[p]);
+            }
+            free(state);
+        }
+}

@@ -258,9 +258,8 @@ def test_errors(server):
     fails(invalid, "EMPTY_INPUT", generate, gen.GenerateRequest(),
           field="input")
     fails(grpc.StatusCode.UNIMPLEMENTED, "NOT_IN_THIS_BUILD",
-          server.session.ListCheckpoints, session_pb2.ListCheckpointsRequest())
-    fails(grpc.StatusCode.UNIMPLEMENTED, "NOT_IN_THIS_BUILD",
-          server.session.ImportSession, iter([session_pb2.SessionChunk()]))
+          server.admin.GetCluster, admin_pb2.GetClusterRequest())
+    fails(invalid, "INVALID_ARGUMENT", server.session.ImportSession, iter([]))
     fails(grpc.StatusCode.UNIMPLEMENTED, "NOT_IN_THIS_BUILD",
           server.admin.DrainNode, admin_pb2.DrainNodeRequest())
     fails(grpc.StatusCode.NOT_FOUND, "NODE_NOT_FOUND", server.admin.GetNode,

@@ -298,6 +298,125 @@ Test(nomem, to_save_and_load_a_snapshot)
     cr_assert_geq(until_success(load), 10);
 }
 
+/* No memory to look is no reason to find anything bad. */
+static enum status verify(void)
+{
+    struct scrub_source source = {.journal = journal,
+                                  .snapshots = snapshots,
+                                  .session = alice,
+                                  .path = log_path_alone(alice),
+                                  .n_token = N_TOKEN};
+    const struct scrub_report *report;
+    struct scrub *scrub;
+    bool is_done = false;
+    enum status st = scrub_create(&source, &scrub);
+
+    if (st)
+        return st;
+    while (!st && !is_done)
+        st = scrub_step(scrub, &is_done);
+    if (!st)
+        st = scrub_heal(scrub);
+    report = scrub_report(scrub);
+    cr_assert_eq(report->n_finding, 0, "%s", report->finding[0]);
+    cr_assert_eq(report->n_drop, 0);
+    if (!st) {
+        cr_assert_eq(report->n_token, N_TOKEN);
+        cr_assert_gt(report->count[SCRUB_STATE].n, 0);
+    }
+    scrub_destroy(scrub);
+    return st;
+}
+
+static unsigned char *bundle;
+static size_t n_bundle;
+
+static enum status export_it(void)
+{
+    struct export_source source = {
+        .journal = journal,
+        .snapshots = snapshots,
+        .meta = {.uid = alice, .name = "alice", .path = log_path_alone(alice)},
+        .n_token = N_TOKEN,
+        .has_turns = true,
+        .has_state = true};
+    struct exporter *exporter;
+    enum status st = exporter_create(&source, &exporter);
+
+    if (st)
+        return st;
+    n_bundle = 0;
+    while (!st && !exporter_is_done(exporter)) {
+        const void *bytes;
+        size_t n;
+
+        st = exporter_step(exporter);
+        while (!st && (bytes = exporter_take(exporter, 65536, &n)) && n > 0) {
+            memcpy(bundle + n_bundle, bytes, n);
+            n_bundle += n;
+        }
+    }
+    exporter_destroy(exporter);
+    return st;
+}
+
+static enum status import_it(void)
+{
+    static const struct uid log = {7, 8};
+    struct import_source source = {.snapshots = snapshots,
+                                   .n_vocab = model_config(model)->n_vocab,
+                                   .n_context = N_TOKEN,
+                                   .log = log};
+    struct importer *importer;
+    struct snapshot_entry entry;
+    enum status st = importer_create(&source, &importer);
+    uint32_t n;
+
+    if (st)
+        return st;
+    for (size_t at = 0, piece; !st && at < n_bundle; at += piece) {
+        piece = n_bundle - at < 50000 ? n_bundle - at : 50000;
+        st = importer_push(importer, bundle + at, piece);
+    }
+    if (!st)
+        st = importer_end(importer);
+    importer_destroy(importer);
+    if (!st)
+        st = snapshot_list(snapshots, log, &entry, 1, &n);
+    if (!st)
+        cr_assert_eq(n, 1);
+    return st;
+}
+
+static enum status write_all(void)
+{
+    struct journal_batch *batch = journal_batch_create(journal);
+    struct session_meta meta = {.uid = alice,
+                                .name = "alice",
+                                .path = log_path_alone(alice),
+                                .durability = DURABILITY_LOCAL};
+    enum status st;
+
+    if (!batch)
+        return STATUS_RESOURCE_EXHAUSTED;
+    journal_put_session(batch, &meta);
+    journal_put_tokens(batch, alice, 0, token, N_TOKEN, chain_at(N_TOKEN));
+    st = journal_commit(journal, &batch, 1, true);
+    journal_batch_destroy(batch);
+    return st;
+}
+
+Test(nomem, to_verify_export_and_import)
+{
+    bundle = malloc(8u << 20);
+    cr_assert_eq(write_all(), STATUS_OK);
+    cr_assert_eq(save(), STATUS_OK);
+    cr_assert_geq(until_success(verify), 10);
+    cr_assert_geq(until_success(export_it), 10);
+    cr_assert_geq(until_success(import_it), 5);
+    free(bundle);
+}
+
 static struct ring *ring;
 
 static enum status start_journal(void)

@@ -208,10 +208,15 @@ Test(snapshot, of_one_session_share_sealed_blocks)
     static const uint64_t at[] = {10, 64, 100, 130, 256, 300};
     uint64_t before = 0;
 
+    label = (struct snapshot_label){/* so that all stay */
+                                    .session = alice,
+                                    .create_ms = 1,
+                                    .is_pinned = true};
     for (size_t i = 0; i < sizeof(at) / sizeof(at[0]); i++) {
         cr_assert_eq(save(alice, at[i], before / KV_BLOCK), STATUS_OK);
         before = at[i];
     }
+    label.create_ms = 0;
     cr_assert_eq(save(bob, 500, 0), STATUS_OK);
     expect(N_TOKEN, 300, RESTORE_HIT);
     expect(299, 256, RESTORE_HIT);
@@ -243,7 +248,8 @@ static uint32_t count_keys(char from, char to)
 
 Test(snapshot, the_newest_stay_and_blocks_all)
 {
-    struct snapshot_entry entry[SNAPSHOT_KEEP_MAX + 1];
+    static const uint64_t kept[] = {110, 100, 10};
+    struct snapshot_entry entry[9];
     uint32_t n = 99, n_state, n_open;
 
     cr_assert_eq(snapshot_list(snapshots, alice, entry, 9, &n), STATUS_OK);
@@ -253,22 +259,22 @@ Test(snapshot, the_newest_stay_and_blocks_all)
     n_open = count_keys('o', 'p');
     cr_assert_eq(n_state, 4);
     cr_assert_eq(n_open, 2);
-    for (uint64_t i = 2; i <= SNAPSHOT_KEEP_MAX + 3; i++)
+    for (uint64_t i = 2; i <= 11; i++)
         cr_assert_eq(save(alice, 10 * i, 10 * (i - 1) / KV_BLOCK), STATUS_OK);
-    cr_assert_eq(save(alice, 80, 0), STATUS_OK, "the same position again");
+    cr_assert_eq(save(alice, 100, 0), STATUS_OK, "the same position again");
     cr_assert_eq(snapshot_list(snapshots, alice, entry, 9, &n), STATUS_OK);
-    cr_assert_eq(n, SNAPSHOT_KEEP_MAX);
-    for (uint32_t i = 0; i < n; i++) {
-        cr_assert_eq(entry[i].position, 110 - 10 * i);
-        cr_assert(digest_equal(entry[i].chain, chain_at(110 - 10 * i)));
-    }
-    cr_assert_eq(count_keys('s', 't'), SNAPSHOT_KEEP_MAX * n_state);
-    cr_assert_eq(count_keys('o', 'p'), SNAPSHOT_KEEP_MAX * n_open);
-    cr_assert_eq(count_keys('b', 'c'), 2);
-    cr_assert_eq(snapshot_list(snapshots, alice, entry, 3, &n), STATUS_OK);
     cr_assert_eq(n, 3);
-    expect(40, 40, RESTORE_HIT);
-    expect(39, 0, RESTORE_NONE);
+    for (uint32_t i = 0; i < n; i++) {
+        cr_assert_eq(entry[i].position, kept[i]);
+        cr_assert(digest_equal(entry[i].chain, chain_at(kept[i])));
+    }
+    cr_assert_eq(count_keys('s', 't'), 3 * n_state);
+    cr_assert_eq(count_keys('o', 'p'), 3 * n_open);
+    cr_assert_eq(count_keys('b', 'c'), 2);
+    cr_assert_eq(snapshot_list(snapshots, alice, entry, 2, &n), STATUS_OK);
+    cr_assert_eq(n, 2);
+    expect(40, 10, RESTORE_HIT);
+    expect(9, 0, RESTORE_NONE);
     /* Older than all that are kept: it takes the oldest one's place. */
     cr_assert_eq(save(alice, 5, 0), STATUS_OK);
     expect(39, 5, RESTORE_HIT);
@@ -669,7 +675,8 @@ Test(snapshot, a_load_that_fails_anywhere_falls_back)
 
 Test(snapshot, shared_ones_stay_before_others_but_not_all)
 {
-    struct snapshot_entry entry[SNAPSHOT_KEEP_MAX];
+    static const uint64_t kept[] = {170, 160, 60, 50, 40, 30, 10};
+    struct snapshot_entry entry[8];
     uint32_t n = 0, n_shared = 0;
 
     label = (struct snapshot_label){
@@ -682,17 +689,17 @@ Test(snapshot, shared_ones_stay_before_others_but_not_all)
         cr_assert_eq(save(alice, 10 * i, 0), STATUS_OK);
     label.create_ms = 0;
     cr_assert_eq(snapshot_list(snapshots, alice, entry, 8, &n), STATUS_OK);
-    cr_assert_eq(n, SNAPSHOT_KEEP_MAX);
+    cr_assert_eq(n, 7);
     for (uint32_t i = 0; i < n; i++) {
-        cr_assert_eq(entry[i].is_shared, i >= 4);
+        cr_assert_eq(entry[i].is_shared, i >= 2);
         cr_assert_eq(entry[i].scope, entry[i].is_shared ? 5 : 6);
         cr_assert_eq(entry[i].create_ms, 77);
-        cr_assert_eq(entry[i].position, i < 4 ? 170 - 10 * i : 100 - 10 * i,
-                     "%u: %lu", i, entry[i].position);
+        cr_assert_eq(entry[i].position, kept[i], "%u: %lu", i,
+                     entry[i].position);
         n_shared += entry[i].is_shared;
     }
-    cr_assert_eq(n_shared, SNAPSHOT_SHARED_MAX);
-    cr_assert_eq(count_keys('s', 't'), 8 * 4, "values of the others are gone");
+    cr_assert_eq(n_shared, SNAPSHOT_SHARED_MAX + 1, "the oldest by itself");
+    cr_assert_eq(count_keys('s', 't'), 7 * 4, "values of the others are gone");
     expect(39, 30, RESTORE_HIT);
 }
 

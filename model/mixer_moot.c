@@ -1,0 +1,56 @@
+#include "model/mixer.h"
+
+#include <string.h>
+
+/* How the tokens of a ring's chunk lie in its bytes. */
+struct ring {
+    size_t n_outer, n_inner; /* before and behind their dimension; bytes */
+    size_t n_side;           /* tokens that lie side by side, by element */
+    size_t element_bytes;
+};
+
+/* Of rings, keys have tokens last; two of bf16 lie side by side in others. */
+static struct ring ring_of(const struct mixer_field *field)
+{
+    const bool is_k = strcmp(field->name, "ring_k") == 0;
+    const uint32_t axis = is_k ? 2 : 1;
+    struct ring ring = {.n_outer = 1,
+                        .n_side = field->type == FIELD_BF16 && !is_k ? 2 : 1,
+                        .element_bytes = field_element_bytes(field->type)};
+
+    ring.n_inner = ring.element_bytes;
+    for (uint32_t d = 0; d < field->n_dim; d++) {
+        if (d < axis)
+            ring.n_outer *= field->dim[d];
+        if (d > axis)
+            ring.n_inner *= field->dim[d];
+    }
+    return ring;
+}
+
+static void clear_ring(struct ring ring, size_t n_live, char *bytes)
+{
+    const size_t stride = ring.n_side * ring.element_bytes;
+
+    for (size_t o = 0; o < ring.n_outer; o++)
+        for (size_t t = n_live; t < GRID; t++) {
+            char *row = bytes + (o * GRID / ring.n_side + t / ring.n_side) *
+                                    ring.n_inner;
+
+            for (size_t at = t % ring.n_side * ring.element_bytes;
+                 at < ring.n_inner; at += stride)
+                memset(row + at, 0, ring.element_bytes);
+        }
+}
+
+void mixer_clear_moot(const struct mixer_plan *plan, uint64_t position,
+                      void *state)
+{
+    for (uint32_t i = 0; i < plan->n_field; i++) {
+        const struct mixer_field *field = &plan->field[i];
+
+        if (strncmp(field->name, "ring_", 5) == 0)
+            clear_ring(ring_of(field), position % GRID,
+                       (char *)state + field->offset);
+    }
+}
