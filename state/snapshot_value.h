@@ -11,6 +11,7 @@
 #define SNAPSHOT_VERSION 1u /* of values */
 #define MANIFEST_VERSION 3u
 #define MANIFEST_BYTES_MAX (64u << 10)
+#define SNAPSHOT_VALUE_MAX (256u << 20) /* bytes of one value */
 
 /* What two memories must share to be exchangeable. */
 struct numerics {
