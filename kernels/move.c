@@ -37,9 +37,14 @@ static size_t key_bytes(struct attend_shape shape)
 {
     size_t d_head = shape.d_head;
 
-    return shape.arithmetic == ARITHMETIC_FP32
-               ? d_head * KV_BLOCK * sizeof(float)
-               : (d_head + 1) / 2 * KV_BLOCK * sizeof(uint16_t[2]);
+    switch (shape.arithmetic) {
+    case ARITHMETIC_FP32:
+        return d_head * KV_BLOCK * sizeof(float);
+    case ARITHMETIC_MMA:
+        return d_head * KV_BLOCK * sizeof(uint16_t);
+    default:
+        return (d_head + 1) / 2 * KV_BLOCK * sizeof(uint16_t[2]);
+    }
 }
 
 static size_t value_bytes(struct attend_shape shape)

@@ -136,7 +136,8 @@ static enum status load(const struct config *config,
         weight_whole("mlp.gate.weight", config->n_expert),
         weight_whole("mlp.shared_expert_gate.weight", 1),
     };
-    const struct weight_source plain = {.file = weights->file};
+    const struct weight_source plain = {.file = weights->file,
+                                        .device = weights->device};
     const size_t bytes = config->n_expert * sizeof(struct linear);
     enum status st;
 

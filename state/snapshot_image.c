@@ -1,5 +1,6 @@
 #include "state/snapshot_image.h"
 
+#include "kernels/device.h"
 #include "state/lineage.h"
 
 #include <assert.h>
@@ -18,27 +19,35 @@ static size_t copy_bytes(const struct model *model, uint64_t position)
     return n;
 }
 
+/* The next of the copies. */
+static const void *copy(struct image *image, const void *from, size_t bytes,
+                        unsigned char **room)
+{
+    void *to = *room;
+
+    device_copy(image->device, to, from, bytes);
+    *room += bytes;
+    return to;
+}
+
 static void copy_layer(struct image *image, const struct model *model,
-                       uint32_t layer, const struct layer_memory *memory,
+                       uint32_t layer, const struct memory *memory,
                        unsigned char **room)
 {
     const struct mixer_plan *plan = model_plan(model, layer);
     struct image_layer *out = &image->layer[layer];
 
-    if (plan->state_bytes > 0) {
-        out->state = memcpy(*room, memory->state, plan->state_bytes);
-        *room += plan->state_bytes;
-    }
+    if (plan->state_bytes > 0)
+        out->state = copy(image, memory_layers(memory)[layer].state,
+                          plan->state_bytes, room);
     if (plan->block_bytes == 0)
         return;
-    if (image->position % KV_BLOCK) {
-        out->open =
-            memcpy(*room, memory->block[image->n_block], plan->block_bytes);
-        *room += plan->block_bytes;
-    }
+    if (image->position % KV_BLOCK)
+        out->open = copy(image, memory_block(memory, layer, image->n_block),
+                         plan->block_bytes, room);
     out->block = image->block + layer * (image->n_block - image->first_block);
     for (uint64_t b = image->first_block; b < image->n_block; b++)
-        out->block[b - image->first_block] = memory->block[b];
+        out->block[b - image->first_block] = memory_block(memory, layer, b);
 }
 
 /* One pass over the tokens that are not stored yet. */
@@ -68,6 +77,8 @@ enum status image_create(const struct model *model,
         calloc(1, sizeof(*image) + n_layer * sizeof(image->layer[0]));
     uint64_t n_save;
     unsigned char *room;
+    void *copies = NULL;
+    enum status st;
 
     if (!image)
         goto no_memory;
@@ -81,16 +92,24 @@ enum status image_create(const struct model *model,
         image->base = *source->base;
     assert(log_pieces_end(&image->base) <= image->first_block * KV_BLOCK);
     image->n_layer = n_layer;
+    image->device = model_device(model);
     image->copy_bytes = copy_bytes(model, image->position);
-    image->copy = malloc(image->copy_bytes + 1);
-    image->block = calloc(n_save * n_layer + 1, sizeof(float *));
+    image->block = calloc(n_save * n_layer + 1, sizeof(void *));
     image->end_chain = calloc(n_save + 1, sizeof(*image->end_chain));
-    if (!image->copy || !image->block || !image->end_chain)
+    if (!image->block || !image->end_chain)
         goto no_memory;
+    st = device_take(image->device, image->copy_bytes, &copies);
+    if (st) {
+        image_destroy(image);
+        return st;
+    }
+    image->copy = copies;
     chain_blocks(image, source);
     room = image->copy;
     for (uint32_t i = 0; i < n_layer; i++)
-        copy_layer(image, model, i, &memory_layers(memory)[i], &room);
+        copy_layer(image, model, i, memory, &room);
+    /* The store thread reads it by the other queue. */
+    device_follow(device_side(image->device), image->device);
     *out = image;
     return STATUS_OK;
 
@@ -104,7 +123,7 @@ void image_destroy(struct image *image)
 {
     if (!image)
         return;
-    free(image->copy);
+    device_give(image->device, image->copy);
     free(image->block);
     free(image->end_chain);
     free(image);

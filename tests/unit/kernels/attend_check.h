@@ -148,7 +148,7 @@ static inline size_t attend_check_all(const struct backend *backend,
     size_t n_bad = 0;
 
     for (size_t i = 0; i < PRODUCT_COUNT(ATTEND_CASE); i++)
-        for (int a = 0; a < N_ARITHMETIC; a++) {
+        for (int a = 0; a < N_CPU_ARITHMETIC; a++) {
             struct attend_case c = ATTEND_CASE[i];
 
             c.shape.arithmetic = (enum arithmetic)a;
