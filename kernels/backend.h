@@ -132,10 +132,11 @@ struct rope_args {
  *     v [n_kv_head][KV_BLOCK / 2][d_head][2]
  * The last 2 are neighbours of the inner dimension (dims of keys, +0 behind the
  * last; tokens of values) in one 32-bit word, as the instructions read them.
- * k lies transposed so that lanes are keys. In MMA both are plain rows of bf16,
- *     k, v [n_kv_head][KV_BLOCK][d_head]
- * A row reads no token behind its own position into its result, so what lies
- * there (nothing yet, or rejected drafts) does not matter.
+ * k lies transposed so that lanes are keys. In MMA both are tiles of bf16,
+ * their rows tokens, d_head padded to 64, 128, 256, ...: k, v
+ * [n_kv_head][KV_BLOCK tokens of d_head] A row reads no token behind its own
+ * position into its result, so what lies there (nothing yet, or rejected
+ * drafts) does not matter.
  */
 struct attend_span {
     uint32_t first_row, n_row;

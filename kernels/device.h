@@ -24,8 +24,8 @@
 #define DEVICE_ABI 1u /* of what lies behind the library's one symbol */
 
 /* Operators of struct backend that run on the device, with their arguments. */
-#define DEVICE_OPERATORS(X)                                                    \
-    X(linear, linear_args)                                                     \
+#define DEVICE_OPERATORS(X) X(linear, linear_args) DEVICE_OTHER_OPERATORS(X)
+#define DEVICE_OTHER_OPERATORS(X)                                              \
     X(linear_add, linear_args)                                                 \
     X(ffn, ffn_args)                                                           \
     X(ffn_add, ffn_args)                                                       \
