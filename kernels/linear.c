@@ -253,6 +253,10 @@ static void pack_plain_row(const struct linear *linear, size_t o,
 {
     uint16_t *row = (uint16_t *)linear->panel + o * linear_n_step(linear);
 
+    if (piece.is_bf16) {
+        memcpy(row, piece.source, linear->n_in * sizeof(*row));
+        return;
+    }
     for (size_t i = 0; i < linear->n_in; i += LINEAR_GROUP) {
         const size_t left = linear->n_in - i;
 
