@@ -24,7 +24,9 @@
 #define DEVICE_ABI 1u /* of what lies behind the library's one symbol */
 
 /* Operators of struct backend that run on the device, with their arguments. */
-#define DEVICE_OPERATORS(X) X(linear, linear_args) DEVICE_OTHER_OPERATORS(X)
+#define DEVICE_OPERATORS(X)                                                    \
+    X(linear, linear_args)                                                     \
+    X(delta, delta_args) DEVICE_OTHER_OPERATORS(X)
 #define DEVICE_OTHER_OPERATORS(X)                                              \
     X(linear_add, linear_args)                                                 \
     X(ffn, ffn_args)                                                           \
@@ -39,7 +41,6 @@
     X(attend, attend_args)                                                     \
     X(conv, conv_args)                                                         \
     X(delta_gate, delta_gate_args)                                             \
-    X(delta, delta_args)                                                       \
     X(route, route_args)                                                       \
     X(expert, expert_args)                                                     \
     X(combine, combine_args)

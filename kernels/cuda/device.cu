@@ -351,6 +351,17 @@ static void run_linear(struct device *device, const struct linear_args *args)
         cuda_linear_plain(gpu_of(device), args);
 }
 
+/* Small head dims have a kernel of their own. */
+static void run_delta(struct device *device, const struct delta_args *args)
+{
+    const uint32_t d_k = args->shape.d_k;
+
+    if ((d_k == 64 || d_k == 96 || d_k == 128) && args->shape.d_v % 64 == 0)
+        cuda_delta(gpu_of(device), args);
+    else
+        cuda_delta_plain(gpu_of(device), args);
+}
+
 const struct device_calls cuda_calls = {.probe = probe,
                                         .create = create,
                                         .destroy = destroy,

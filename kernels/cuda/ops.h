@@ -17,6 +17,9 @@ DEVICE_OPERATORS(DEVICE_OPERATOR)
  * matrix unit may round. */
 void cuda_linear_plain(struct gpu *gpu, const struct linear_args *args);
 
+/* delta for head dims that cuda_delta() does not have. */
+void cuda_delta_plain(struct gpu *gpu, const struct delta_args *args);
+
 #ifdef __cplusplus
 }
 #endif
