@@ -6,6 +6,7 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define HOST_ALIGN 64u
 
@@ -97,6 +98,13 @@ void device_give_host(struct device *device, void *memory)
         free(memory);
     else if (memory)
         device->calls->give_host(device, memory);
+}
+
+size_t device_available(struct device *device)
+{
+    if (device)
+        return device->calls->available(device);
+    return (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
 }
 
 void device_write(struct device *device, void *to, const void *from,

@@ -75,6 +75,7 @@ struct device_calls {
     void (*give)(struct device *device, void *memory);
     enum status (*take_host)(struct device *device, size_t bytes, void **out);
     void (*give_host)(struct device *device, void *memory);
+    size_t (*available)(struct device *device);
     void (*write)(struct device *device, void *to, const void *from,
                   size_t bytes);
     void (*read)(struct device *device, void *to, const void *from,
@@ -127,6 +128,9 @@ void device_give(struct device *device, void *memory);
 MUST_CHECK enum status device_take_host(struct device *device, size_t bytes,
                                         void **out);
 void device_give_host(struct device *device, void *memory);
+
+/* Bytes that could be taken now, as far as one can know. */
+size_t device_available(struct device *device);
 
 /*
  * write: from host memory, which is free again on return. read: to memory of

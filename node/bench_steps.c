@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define N_DECODE 32u /* steps of a decode run, at most */
 #define N_DECODE_MIN 2u
@@ -110,8 +109,8 @@ static enum status open_memories(struct steps *steps, uint32_t n,
 static uint32_t sessions_that_fit(const struct model *model, uint64_t n_token,
                                   uint32_t wanted)
 {
-    const double room = MEMORY_SHARE * (double)sysconf(_SC_AVPHYS_PAGES) *
-                        (double)sysconf(_SC_PAGESIZE);
+    const double room =
+        MEMORY_SHARE * (double)device_available(model_device(model));
     const double n = room / (double)memory_bytes_for(model, n_token);
 
     return n < wanted ? (uint32_t)n : wanted;

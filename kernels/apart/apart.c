@@ -131,6 +131,11 @@ static void why(struct device *device, char out[DEVICE_WHY_SIZE])
 /* -------------------------------------------------------------------- memory
  */
 
+static size_t left_in(const struct store *store)
+{
+    return store->used < store->limit ? store->limit - store->used : 0;
+}
+
 static enum status take(struct device *device, size_t bytes, void **out)
 {
     struct store *store = queue_of(device)->store;
@@ -140,7 +145,7 @@ static enum status take(struct device *device, size_t bytes, void **out)
     pthread_mutex_lock(&store->lock);
     if (store->is_lost)
         st = STATUS_UNAVAILABLE;
-    else if (bytes > store->limit - store->used ||
+    else if (bytes > left_in(store) ||
              !(head = aligned_alloc(DEVICE_ALIGN,
                                     (bytes + 2 * (size_t)DEVICE_ALIGN - 1) /
                                         DEVICE_ALIGN * DEVICE_ALIGN)))
@@ -181,6 +186,15 @@ static void give_host(struct device *device, void *memory)
 {
     (void)device;
     free(memory);
+}
+
+static size_t available(struct device *device)
+{
+    const struct store *store = queue_of(device)->store;
+    const size_t host = device_available(NULL);
+    const size_t left = left_in(store);
+
+    return left < host ? left : host;
 }
 
 /* --------------------------------------------------------------------- order
@@ -392,6 +406,7 @@ static const struct device_calls CALLS = {.probe = probe,
                                           .give = give,
                                           .take_host = take_host,
                                           .give_host = give_host,
+                                          .available = available,
                                           .write = write_far,
                                           .read = read_far,
                                           .copy = copy_far,

@@ -261,6 +261,15 @@ static void give_host(struct device *device, void *memory)
     gpu_check(gpu_of(device), cudaFreeHost(memory), "giving host memory");
 }
 
+static size_t available(struct device *device)
+{
+    size_t n_free = 0, n_all = 0;
+
+    gpu_check(gpu_of(device), cudaMemGetInfo(&n_free, &n_all),
+              "asking for its memory");
+    return n_free;
+}
+
 /* -------------------------------------------------------------------- copies
  */
 
@@ -370,6 +379,7 @@ const struct device_calls cuda_calls = {.probe = probe,
                                         .give = give,
                                         .take_host = take_host,
                                         .give_host = give_host,
+                                        .available = available,
                                         .write = write_bytes,
                                         .read = read_bytes,
                                         .copy = copy_bytes,
