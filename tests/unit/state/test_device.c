@@ -122,7 +122,10 @@ static enum status image_of(const struct node *node,
 {
     return image_create(
         node->model,
-        &(struct image_source){.log = alice, .memory = memory, .token = token},
+        &(struct image_source){.log = alice,
+                               .memory = memory,
+                               .token = token,
+                               .chain = model_fingerprint(node->model)},
         out);
 }
 
