@@ -4,9 +4,11 @@
  * takes a few neighbours apart from each other by a block's width, so that a
  * warp's accesses are whole lines.
  *
- * The sum of a norm has one order for a width, whoever computes it: W lanes
- * take elements i, i + W, ... ascending by fma, then lanes are folded by
- * halves; W is 32 up to 1,024 elements and 256 beyond.
+ * The sum of a norm has one order for a width, whoever computes it. Up to 1,024
+ * elements, or where they are no multiple of four: 32 lanes take elements i, i
+ * + 32, ... ascending by fma, then lanes are folded by halves. Beyond: 512
+ * lanes take four neighbours at a time, each 32 are folded, and these sums are
+ * added in order.
  */
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/scalar.cuh"
@@ -15,6 +17,7 @@
 
 #define THREADS 256u
 #define NARROW_MAX 1024u /* elements that one warp sums */
+#define WIDE 512u        /* threads of a block that sums more */
 
 /* --------------------------------------------------------------------- norms
  */
@@ -61,22 +64,61 @@ static __global__ void norm_narrow(const __grid_constant__ struct norm_args a)
     scale_row(a, a.y + row * a.y_stride + first, x, sum, lane, 32);
 }
 
-/* A block for each. */
+static __device__ float4 load4(const float *x, bool is_aligned)
+{
+    return is_aligned ? *(const float4 *)x
+                      : make_float4(x[0], x[1], x[2], x[3]);
+}
+
+static __device__ void store4(float *y, float4 v, bool is_aligned)
+{
+    if (is_aligned) {
+        *(float4 *)y = v;
+        return;
+    }
+    y[0] = v.x;
+    y[1] = v.y;
+    y[2] = v.z;
+    y[3] = v.w;
+}
+
+/* A block for each; its lanes take four neighbours at a time. What the second
+ * pass reads, this SM has just read. */
 static __global__ void norm_wide(const __grid_constant__ struct norm_args a)
 {
-    __shared__ float part[THREADS / 32];
+    __shared__ float part[WIDE / 32];
     const size_t row = blockIdx.x / a.n_group;
     const size_t first = (size_t)(blockIdx.x % a.n_group) * a.dim;
     const float *x = a.x + row * a.x_stride + first;
-    float sum = fold_warp(sum_squares(x, a.dim, threadIdx.x, THREADS));
+    float *y = a.y + row * a.y_stride + first;
+    const bool is_aligned = ((uintptr_t)x | (uintptr_t)y) % 16 == 0;
+    float sum = 0.0f;
 
+    for (uint32_t i = threadIdx.x * 4; i < a.dim; i += WIDE * 4) {
+        const float4 v = load4(x + i, is_aligned);
+
+        sum = __fmaf_rn(v.x, v.x, sum);
+        sum = __fmaf_rn(v.y, v.y, sum);
+        sum = __fmaf_rn(v.z, v.z, sum);
+        sum = __fmaf_rn(v.w, v.w, sum);
+    }
+    sum = fold_warp(sum);
     if (threadIdx.x % 32 == 0)
         part[threadIdx.x / 32] = sum;
     __syncthreads();
     sum = 0.0f;
-    for (uint32_t i = 0; i < THREADS / 32; i++)
+    for (uint32_t i = 0; i < WIDE / 32; i++)
         sum += part[i];
-    scale_row(a, a.y + row * a.y_stride + first, x, sum, threadIdx.x, THREADS);
+    const float scale = 1.0f / sqrtf(sum / (float)a.dim + a.eps);
+    for (uint32_t i = threadIdx.x * 4; i < a.dim; i += WIDE * 4) {
+        const float4 v = load4(x + i, is_aligned);
+        const float4 w = *(const float4 *)(a.weight + i);
+
+        store4(y + i,
+               make_float4(v.x * scale * w.x, v.y * scale * w.y,
+                           v.z * scale * w.z, v.w * scale * w.w),
+               is_aligned);
+    }
 }
 
 void cuda_rms_norm(struct gpu *gpu, const struct norm_args *a)
@@ -85,10 +127,10 @@ void cuda_rms_norm(struct gpu *gpu, const struct norm_args *a)
 
     if (gpu_is_replaying(gpu))
         return;
-    if (a->dim <= NARROW_MAX)
+    if (a->dim <= NARROW_MAX || a->dim % 4)
         norm_narrow<<<(n + each - 1) / each, THREADS, 0, gpu_stream(gpu)>>>(*a);
     else
-        norm_wide<<<n, THREADS, 0, gpu_stream(gpu)>>>(*a);
+        norm_wide<<<n, WIDE, 0, gpu_stream(gpu)>>>(*a);
 }
 
 /* --------------------------------------------------------------- elementwise
