@@ -551,7 +551,7 @@ static bool run_on_device(struct workspace *workspace,
     const bool is_whole = until_us == UINT64_MAX;
 
     while (!run_parts(workspace, is_whole))
-        if (clock->now_us(clock) >= until_us)
+        if (!is_whole && clock->now_us(clock) >= until_us)
             return false;
     return true;
 }

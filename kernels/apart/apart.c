@@ -312,6 +312,11 @@ static void record_call(struct queue *queue, enum apart_op op,
     *array.at = call->array;
 }
 
+static bool same_bytes(const void *a, const void *b, size_t n)
+{
+    return memcmp(a, b, n) == 0;
+}
+
 /* The record's arguments with new contents of its array. */
 static void replay_call(struct queue *queue, enum apart_op op,
                         const union apart_args *args)
@@ -325,7 +330,7 @@ static void replay_call(struct queue *queue, enum apart_op op,
         memcpy(call->array, *array.at, array.bytes);
         *array.at = *apart_array(op, &wanted).at;
     }
-    assert(memcmp(&given, &wanted, sizeof(given)) == 0);
+    assert(same_bytes(&given, &wanted, sizeof(given)));
 }
 
 static void ask(struct device *device, enum apart_op op,
