@@ -5,6 +5,7 @@
  * are tokens of the ring, then outputs. Which kernel runs is decided by the
  * shape alone, so each shape has one arithmetic: here sums are fma chains.
  */
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/scalar.cuh"
 
@@ -136,6 +137,7 @@ static __device__ void fold(const struct delta_args &a, const struct head *head,
 
 static __global__ void delta_plain(const __grid_constant__ struct delta_args a)
 {
+    launch_begin();
     __shared__ struct head head;
     const struct delta_span &span = a.span[blockIdx.y];
     const uint32_t d_k = a.shape.d_k, d_v = a.shape.d_v;
@@ -184,6 +186,6 @@ void cuda_delta_plain(struct gpu *gpu, const struct delta_args *args)
     a.span = (const struct delta_span *)gpu_stage(gpu, args->span,
                                                   a.n_span * sizeof(*a.span));
     if (!gpu_is_replaying(gpu))
-        delta_plain<<<dim3(a.shape.n_k_head, a.n_span), THREADS, 0,
-                      gpu_stream(gpu)>>>(a);
+        launch_early(gpu, delta_plain, dim3(a.shape.n_k_head, a.n_span),
+                     THREADS, a);
 }

@@ -7,6 +7,7 @@
  * Rows are put in order of experts without atomics: a block for each expert
  * counts who chose it, then hands out its places in order of rows.
  */
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/scalar.cuh"
 
@@ -48,6 +49,7 @@ static __device__ float weight_at(const struct plain &a, size_t panel, size_t k,
 /* The fp32 chain: kernels/linear.h. */
 static __global__ void plain(const __grid_constant__ struct plain a)
 {
+    launch_begin();
     __shared__ float x[ROWS][DEPTH], w[DEPTH][PANEL];
     const uint32_t lane = threadIdx.x % PANEL, r = threadIdx.x / PANEL;
     const uint32_t row = blockIdx.y * ROWS + r;
@@ -89,9 +91,10 @@ void cuda_linear_plain(struct gpu *gpu, const struct linear_args *args)
     a.n_out = w->n_out;
     a.is_f32 = is_f32;
     if (!gpu_is_replaying(gpu))
-        plain<<<dim3((a.n_out + PANEL - 1) / PANEL,
-                     (a.n_row + ROWS - 1) / ROWS),
-                PANEL * ROWS, 0, gpu_stream(gpu)>>>(a);
+        launch_early(
+            gpu, plain,
+            dim3((a.n_out + PANEL - 1) / PANEL, (a.n_row + ROWS - 1) / ROWS),
+            PANEL * ROWS, a);
 }
 
 /* --------------------------------------------------------------------- route
@@ -162,6 +165,7 @@ static __device__ uint32_t pick(const float *w, const bool *is_taken,
 /* A row's experts, ascending, with their weights: one warp. */
 static __global__ void choose(const __grid_constant__ struct route_args a)
 {
+    launch_begin();
     __shared__ float w[EXPERT_MAX];
     __shared__ bool is_taken[EXPERT_MAX];
     const uint32_t lane = threadIdx.x, n = a.to.n_expert;
@@ -213,6 +217,7 @@ static __device__ uint32_t add_up(uint32_t n, uint32_t *room)
 /* first[e + 1] becomes how many places expert e has. */
 static __global__ void count(const __grid_constant__ struct routing to)
 {
+    launch_begin();
     __shared__ uint32_t room[GROUP_THREADS / 32];
     const uint32_t n = to.n_row * to.n_chosen;
     uint32_t mine = 0;
@@ -227,6 +232,7 @@ static __global__ void count(const __grid_constant__ struct routing to)
 /* The numbers become places: one block. */
 static __global__ void begin_places(const __grid_constant__ struct routing to)
 {
+    launch_begin();
     __shared__ uint32_t n[EXPERT_MAX + 1];
 
     for (uint32_t e = threadIdx.x; e < to.n_expert; e += blockDim.x)
@@ -245,6 +251,7 @@ static __global__ void begin_places(const __grid_constant__ struct routing to)
 /* Hand out the places of an expert, in order of rows. */
 static __global__ void hand_out(const __grid_constant__ struct routing to)
 {
+    launch_begin();
     __shared__ uint32_t room[GROUP_THREADS / 32];
     const uint32_t n = to.n_row * to.n_chosen, warp = threadIdx.x / 32;
     const uint32_t below = (1u << threadIdx.x % 32) - 1;
@@ -274,15 +281,14 @@ static __global__ void hand_out(const __grid_constant__ struct routing to)
 void cuda_route(struct gpu *gpu, const struct route_args *args)
 {
     const struct routing *to = &args->to;
-    const cudaStream_t stream = gpu_stream(gpu);
 
     assert(to->n_expert <= EXPERT_MAX && to->n_chosen <= to->n_expert);
     if (gpu_is_replaying(gpu))
         return;
-    choose<<<to->n_row, 32, 0, stream>>>(*args);
-    count<<<to->n_expert, GROUP_THREADS, 0, stream>>>(*to);
-    begin_places<<<1, GROUP_THREADS, 0, stream>>>(*to);
-    hand_out<<<to->n_expert, GROUP_THREADS, 0, stream>>>(*to);
+    launch_early(gpu, choose, to->n_row, 32, *args);
+    launch_early(gpu, count, to->n_expert, GROUP_THREADS, *to);
+    launch_early(gpu, begin_places, 1, GROUP_THREADS, *to);
+    launch_early(gpu, hand_out, to->n_expert, GROUP_THREADS, *to);
 }
 
 /* ------------------------------------------------------------------- combine
@@ -296,6 +302,7 @@ struct combine {
 
 static __global__ void combine(const __grid_constant__ struct combine c)
 {
+    launch_begin();
     const struct combine_args &a = c.args;
     const uint32_t i = blockIdx.x * THREADS + threadIdx.x;
     const size_t row = blockIdx.y, first = row * c.by.n_chosen;
@@ -320,6 +327,7 @@ void cuda_combine(struct gpu *gpu, const struct combine_args *args)
     c.by = *args->by;
     assert(c.by.n_row <= 65535);
     if (!gpu_is_replaying(gpu))
-        combine<<<dim3((args->dim + THREADS - 1) / THREADS, c.by.n_row),
-                  THREADS, 0, gpu_stream(gpu)>>>(c);
+        launch_early(gpu, combine,
+                     dim3((args->dim + THREADS - 1) / THREADS, c.by.n_row),
+                     THREADS, c);
 }

@@ -10,6 +10,7 @@
  * lanes take four neighbours at a time, each 32 are folded, and these sums are
  * added in order.
  */
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/scalar.cuh"
 
@@ -34,6 +35,7 @@ static __device__ float sum_squares(const float *x, uint32_t n, uint32_t lane,
 {
     float sum = 0.0f;
 
+#pragma unroll 8 /* loads ahead of the chain */
     for (uint32_t i = lane; i < n; i += n_lane)
         sum = __fmaf_rn(x[i], x[i], sum);
     return sum;
@@ -45,6 +47,7 @@ static __device__ void scale_row(const struct norm_args &a, float *y,
 {
     const float scale = 1.0f / sqrtf(sum / (float)a.dim + a.eps);
 
+#pragma unroll 8
     for (uint32_t i = lane; i < a.dim; i += n_lane)
         y[i] = x[i] * scale * a.weight[i];
 }
@@ -52,6 +55,7 @@ static __device__ void scale_row(const struct norm_args &a, float *y,
 /* A warp for each group of each row. */
 static __global__ void norm_narrow(const __grid_constant__ struct norm_args a)
 {
+    launch_begin();
     const size_t at = (size_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     const uint32_t lane = threadIdx.x % 32;
 
@@ -86,6 +90,7 @@ static __device__ void store4(float *y, float4 v, bool is_aligned)
  * pass reads, this SM has just read. */
 static __global__ void norm_wide(const __grid_constant__ struct norm_args a)
 {
+    launch_begin();
     __shared__ float part[WIDE / 32];
     const size_t row = blockIdx.x / a.n_group;
     const size_t first = (size_t)(blockIdx.x % a.n_group) * a.dim;
@@ -128,9 +133,9 @@ void cuda_rms_norm(struct gpu *gpu, const struct norm_args *a)
     if (gpu_is_replaying(gpu))
         return;
     if (a->dim <= NARROW_MAX || a->dim % 4)
-        norm_narrow<<<(n + each - 1) / each, THREADS, 0, gpu_stream(gpu)>>>(*a);
+        launch_early(gpu, norm_narrow, (n + each - 1) / each, THREADS, *a);
     else
-        norm_wide<<<n, WIDE, 0, gpu_stream(gpu)>>>(*a);
+        launch_early(gpu, norm_wide, n, WIDE, *a);
 }
 
 /* --------------------------------------------------------------- elementwise
@@ -144,6 +149,7 @@ static dim3 cover(uint32_t dim, uint32_t n_row)
 
 static __global__ void swiglu(const __grid_constant__ struct swiglu_args a)
 {
+    launch_begin();
     const uint32_t i = blockIdx.x * THREADS + threadIdx.x;
 
     if (i < a.n_ff)
@@ -157,11 +163,12 @@ static __global__ void swiglu(const __grid_constant__ struct swiglu_args a)
 void cuda_swiglu(struct gpu *gpu, const struct swiglu_args *a)
 {
     if (!gpu_is_replaying(gpu))
-        swiglu<<<cover(a->n_ff, a->n_row), THREADS, 0, gpu_stream(gpu)>>>(*a);
+        launch_early(gpu, swiglu, cover(a->n_ff, a->n_row), THREADS, *a);
 }
 
 static __global__ void gate(const __grid_constant__ struct gate_args a)
 {
+    launch_begin();
     const uint32_t i = blockIdx.x * THREADS + threadIdx.x;
 
     if (i < a.dim)
@@ -173,11 +180,12 @@ static __global__ void gate(const __grid_constant__ struct gate_args a)
 void cuda_gate(struct gpu *gpu, const struct gate_args *a)
 {
     if (!gpu_is_replaying(gpu))
-        gate<<<cover(a->dim, a->n_row), THREADS, 0, gpu_stream(gpu)>>>(*a);
+        launch_early(gpu, gate, cover(a->dim, a->n_row), THREADS, *a);
 }
 
 static __global__ void embed(const __grid_constant__ struct embed_args a)
 {
+    launch_begin();
     const uint32_t i = blockIdx.x * THREADS + threadIdx.x;
 
     if (i >= a.dim)
@@ -201,7 +209,7 @@ void cuda_embed(struct gpu *gpu, const struct embed_args *args)
     a.token = (const uint32_t *)gpu_stage(gpu, args->token,
                                           a.n_row * sizeof(*a.token));
     if (!gpu_is_replaying(gpu))
-        embed<<<cover(a.dim, a.n_row), THREADS, 0, gpu_stream(gpu)>>>(a);
+        launch_early(gpu, embed, cover(a.dim, a.n_row), THREADS, a);
 }
 
 /* ---------------------------------------------------------------------- rope
@@ -219,6 +227,7 @@ struct rope {
 /* A thread for each pair of a head, neighbours of one head side by side. */
 static __global__ void rope(const __grid_constant__ struct rope a)
 {
+    launch_begin();
     const uint32_t at = blockIdx.x * THREADS + threadIdx.x;
     const uint32_t head = at / a.n_pair, i = at % a.n_pair;
 
@@ -252,6 +261,6 @@ void cuda_rope(struct gpu *gpu, const struct rope_args *args)
     a.n_head = args->n_head;
     a.d_head = args->d_head;
     if (!gpu_is_replaying(gpu) && a.n_pair)
-        rope<<<cover(a.n_head * a.n_pair, a.n_row), THREADS, 0,
-               gpu_stream(gpu)>>>(a);
+        launch_early(gpu, rope, cover(a.n_head * a.n_pair, a.n_row), THREADS,
+                     a);
 }
