@@ -20,6 +20,9 @@ if(TARGET model)
     target_link_libraries(gpu_model PRIVATE ${STATIC_${name}})
   endforeach()
   target_link_libraries(gpu_model PRIVATE Threads::Threads m ${CMAKE_DL_LIBS})
+  add_test(NAME gpu.ops COMMAND gpu_model ops apart)
+  set_tests_properties(gpu.ops PROPERTIES LABELS unit
+    ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
   foreach(name qwen3_5_text qwen3_moe)
     add_test(NAME gpu.exact.${name}
       COMMAND gpu_model exact apart tests/golden/${name} 4 1
