@@ -23,6 +23,12 @@ if(TARGET model)
   add_test(NAME gpu.ops COMMAND gpu_model ops apart)
   set_tests_properties(gpu.ops PROPERTIES LABELS unit
     ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
+  if(TARGET godwit_cuda) # it loads, and says what this machine lacks
+    add_test(NAME gpu.library COMMAND gpu_model ops cuda)
+    set_tests_properties(gpu.library PROPERTIES LABELS unit
+      PASS_REGULAR_EXPRESSION
+      "no NVIDIA driver;no GPU;compute capability;driver for CUDA;: 0 of ")
+  endif()
   foreach(name qwen3_5_text qwen3_moe)
     add_test(NAME gpu.exact.${name}
       COMMAND gpu_model exact apart tests/golden/${name} 4 1
