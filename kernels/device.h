@@ -26,6 +26,7 @@
 /* Operators of struct backend that run on the device, with their arguments. */
 #define DEVICE_OPERATORS(X)                                                    \
     X(linear, linear_args)                                                     \
+    X(attend, attend_args)                                                     \
     X(delta, delta_args) DEVICE_OTHER_OPERATORS(X)
 #define DEVICE_OTHER_OPERATORS(X)                                              \
     X(linear_add, linear_args)                                                 \
@@ -38,7 +39,6 @@
     X(embed, embed_args)                                                       \
     X(rope, rope_args)                                                         \
     X(kv_append, kv_append_args)                                               \
-    X(attend, attend_args)                                                     \
     X(conv, conv_args)                                                         \
     X(delta_gate, delta_gate_args)                                             \
     X(route, route_args)                                                       \

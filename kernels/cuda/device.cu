@@ -360,7 +360,16 @@ static void run_linear(struct device *device, const struct linear_args *args)
         cuda_linear_plain(gpu_of(device), args);
 }
 
-/* Small head dims have a kernel of their own. */
+/* Small rotations have a kernel of their own ... */
+static void run_attend(struct device *device, const struct attend_args *args)
+{
+    if (args->table->n_rot % 16 == 0)
+        cuda_attend(gpu_of(device), args);
+    else
+        cuda_attend_plain(gpu_of(device), args);
+}
+
+/* ... and small head dims of the delta rule. */
 static void run_delta(struct device *device, const struct delta_args *args)
 {
     const uint32_t d_k = args->shape.d_k;

@@ -20,6 +20,9 @@ void cuda_linear_plain(struct gpu *gpu, const struct linear_args *args);
 /* delta for head dims that cuda_delta() does not have. */
 void cuda_delta_plain(struct gpu *gpu, const struct delta_args *args);
 
+/* attend for rotations that cuda_attend() does not have. */
+void cuda_attend_plain(struct gpu *gpu, const struct attend_args *args);
+
 #ifdef __cplusplus
 }
 #endif
