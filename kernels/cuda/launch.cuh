@@ -19,9 +19,9 @@ static __device__ __forceinline__ void launch_begin(void)
 
 /* Errors are found where the step ends. */
 template <class... PARAMETERS, class... ARGUMENTS>
-static inline void launch_early_on(cudaStream_t stream, void (*kernel)(PARAMETERS...),
-                                dim3 grid, uint32_t n_thread,
-                                ARGUMENTS... arguments)
+static inline void launch_early_on(cudaStream_t stream,
+                                   void (*kernel)(PARAMETERS...), dim3 grid,
+                                   uint32_t n_thread, ARGUMENTS... arguments)
 {
     cudaLaunchAttribute attribute = {};
     cudaLaunchConfig_t config = {};
