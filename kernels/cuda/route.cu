@@ -64,6 +64,7 @@ static __global__ void plain(const __grid_constant__ struct plain a)
         for (uint32_t k = r; k < n; k += ROWS)
             w[k][lane] = weight_at(a, blockIdx.x, k0 + k, lane);
         __syncthreads();
+#pragma unroll 16 /* loads ahead of the chain */
         for (uint32_t k = 0; k < n; k++)
             sum = __fmaf_rn(x[r][k], w[k][lane], sum);
         __syncthreads();
