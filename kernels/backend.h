@@ -104,8 +104,9 @@ struct embed_args {
  */
 struct rope_table {
     uint32_t n_rot;
-    uint64_t n_position; /* multiple of KV_BLOCK */
-    float *cos, *sin;    /* owned */
+    uint64_t n_position;   /* multiple of KV_BLOCK */
+    float *cos, *sin;      /* owned */
+    struct device *device; /* in whose memory they lie; NULL: the host's */
 };
 
 /*
@@ -131,14 +132,17 @@ struct rope_args {
  *     v [n_kv_head][KV_BLOCK / 2][d_head][2]
  * The last 2 are neighbours of the inner dimension (dims of keys, +0 behind the
  * last; tokens of values) in one 32-bit word, as the instructions read them.
- * k lies transposed so that lanes are keys. A row reads no token behind its
- * own position into its result, so what lies there (nothing yet, or rejected
+ * k lies transposed so that lanes are keys. In MMA both are tiles of bf16,
+ * their rows tokens, d_head padded to 64, 128, 256, ...: k, v
+ * [n_kv_head][KV_BLOCK tokens of d_head] A row reads no token behind its own
+ * position into its result, so what lies there (nothing yet, or rejected
  * drafts) does not matter.
  */
 struct attend_span {
     uint32_t first_row, n_row;
     uint64_t position;  /* of the first row */
-    void *const *block; /* blocks of tokens [0, position + n_row) */
+    void *const *block; /* blocks of tokens [0, position + n_row); with a device
+                           this array lies there, too */
 };
 struct attend_shape {
     uint32_t n_head, n_kv_head, d_head; /* head h reads KV head h / (n/n_kv) */
@@ -288,6 +292,8 @@ struct delta_shape {
  * steps side by side, as the right side of a product wants them:
  *     ring_k  [n_k_head][d_k][GRID]   [n_k_head][d_k/2, rounded up][GRID][2]
  *     ring_u  [n_v_head][GRID][d_v]   [n_v_head][GRID/2][d_v][2]
+ * In MMA they are plain rows of bf16, [n_k_head][GRID][d_k] and
+ * [n_v_head][GRID][d_v].
  */
 struct delta_state {
     float *s;       /* [n_v_head][d_k][d_v] S0 */
@@ -411,10 +417,20 @@ struct peaks_args {
     uint32_t n;
 };
 
+struct device_calls;
+
 struct backend {
     const char *name;           /* "ref", "avx2", ..., as --backend */
     bool (*is_supported)(void); /* by this machine */
     enum arithmetic arithmetic; /* in which its products are fastest */
+    uint32_t arithmetics;       /* those it has, as ARITHMETIC_BIT()s */
+
+    /*
+     * NULL: operators read and write host memory. Otherwise that of a device,
+     * kernels/device.h, which the pool names.
+     *   FAILED_PRECONDITION  not usable here: says what is missing
+     */
+    enum status (*find_device)(const struct device_calls **out);
 
     void (*linear)(struct pool *pool, const struct linear_args *args);
     void (*linear_add)(struct pool *pool, const struct linear_args *args);
@@ -438,16 +454,30 @@ struct backend {
     void (*peaks)(const struct peaks_args *args);
 };
 
-/* All backends of this build, best first, NULL-terminated. */
+#define ARITHMETIC_BIT(arithmetic) (1u << (arithmetic))
+#define ARITHMETICS_CPU (ARITHMETIC_BIT(N_CPU_ARITHMETIC) - 1)
+
+/* All backends of this build that work on host memory, best first, then those
+ * with a device; both NULL-terminated. */
 const struct backend *const *backend_all(void);
+const struct backend *const *backend_devices(void);
 
 /*
- * name: "auto" for the best that this machine supports, or a backend's name.
+ * name: "auto" for the best that this machine supports, or a backend's name;
+ * "cuda:PATH" is cuda with the library in the file PATH.
  *   NOT_FOUND            no such backend: lists them
- *   FAILED_PRECONDITION  this machine lacks its instructions
+ *   FAILED_PRECONDITION  this machine lacks its instructions, or its device:
+ *                        says what is missing
  */
 MUST_CHECK enum status backend_find(const char *name,
                                     const struct backend **out);
+
+/*
+ * FAILED_PRECONDITION  the backend has no products of this arithmetic: lists
+ *                      those it has
+ */
+MUST_CHECK enum status backend_check(const struct backend *backend,
+                                     enum arithmetic arithmetic);
 
 /*
  * cos and sin of position * inv_freq[i], the angle in double, rounded to float
@@ -458,4 +488,8 @@ MUST_CHECK enum status rope_table_init(uint32_t n_rot, uint64_t n_position,
                                        const double *inv_freq,
                                        struct rope_table *out);
 void rope_table_release(struct rope_table *table);
+
+/* To the memory of a device, as linear_move(). */
+MUST_CHECK enum status rope_table_move(struct rope_table *table,
+                                       struct device *device);
 #endif

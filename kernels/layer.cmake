@@ -1,3 +1,36 @@
+# The backend of a GPU, a library that is loaded at run time: kernels/device.h.
+# Its sources are compiled by commands of their own, since nothing of how the C
+# ones are compiled holds for them.
+set(GODWIT_CUDA AUTO CACHE STRING "libgodwit_cuda.so: AUTO if nvcc is there, ON, OFF")
+find_program(GODWIT_NVCC nvcc HINTS /usr/local/cuda/bin)
+mark_as_advanced(GODWIT_NVCC)
+if(GODWIT_CUDA STREQUAL "ON" AND NOT GODWIT_NVCC)
+  message(FATAL_ERROR "GODWIT_CUDA is ON, but there is no nvcc")
+endif()
+if(GODWIT_NVCC AND (GODWIT_CUDA STREQUAL "ON" OR
+                    (GODWIT_CUDA STREQUAL "AUTO" AND NOT GODWIT_SANITIZE)))
+  file(GLOB cuda CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/cuda/*.cu)
+  # fma is written out here, too; sm_90a is what wgmma and TMA need.
+  set(NVCC ${GODWIT_NVCC} -std=c++17 -O3 -fmad=false -lineinfo
+    -gencode=arch=compute_90a,code=sm_90a -Xcompiler=-fPIC,-fvisibility=hidden
+    -I${PROJECT_SOURCE_DIR})
+  set(objects)
+  foreach(file IN LISTS cuda)
+    get_filename_component(stem ${file} NAME_WE)
+    set(object ${PROJECT_BINARY_DIR}/cuda/${stem}.o)
+    add_custom_command(OUTPUT ${object}
+      COMMAND ${CMAKE_COMMAND} -E make_directory ${PROJECT_BINARY_DIR}/cuda
+      COMMAND ${NVCC} -MD -MF ${object}.d -c ${file} -o ${object}
+      DEPENDS ${file} DEPFILE ${object}.d COMMENT "Building ${stem}.cu" VERBATIM)
+    list(APPEND objects ${object})
+  endforeach()
+  set(library ${PROJECT_BINARY_DIR}/libgodwit_cuda.so)
+  add_custom_command(OUTPUT ${library}
+    COMMAND ${NVCC} -shared -o ${library} ${objects}
+    DEPENDS ${objects} COMMENT "Linking libgodwit_cuda.so" VERBATIM)
+  add_custom_target(godwit_cuda ALL DEPENDS ${library})
+endif()
+
 # The vector backends: every *.lanes.c once per instruction set. They join the
 # library as objects, and only backend.c chooses among them at run time, so
 # no other file may be compiled with these flags.

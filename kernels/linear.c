@@ -1,5 +1,6 @@
 #include "kernels/linear.h"
 
+#include "kernels/device.h"
 #include "kernels/scalar.h"
 
 #include <assert.h>
@@ -21,6 +22,7 @@ const char *arithmetic_name(enum arithmetic arithmetic)
         [ARITHMETIC_FP32] = "fp32",
         [ARITHMETIC_PAIR] = "bf16-pair",
         [ARITHMETIC_TILE] = "bf16-tile",
+        [ARITHMETIC_MMA] = "bf16-mma",
     };
     return NAME[arithmetic];
 }
@@ -31,6 +33,7 @@ const char *arithmetic_id(enum arithmetic arithmetic)
         [ARITHMETIC_FP32] = "fp32-chain-2",
         [ARITHMETIC_PAIR] = "bf16-pair-2",
         [ARITHMETIC_TILE] = "bf16-tile-2",
+        [ARITHMETIC_MMA] = "bf16-mma-1",
     };
     return ID[arithmetic];
 }
@@ -42,8 +45,15 @@ static size_t round_up(size_t n, size_t to)
     return (n + to - 1) / to * to;
 }
 
+static bool has_rows(const struct linear *linear)
+{
+    return linear->arithmetic == ARITHMETIC_MMA;
+}
+
 size_t linear_n_step(const struct linear *linear)
 {
+    if (has_rows(linear))
+        return round_up(linear->n_in, LINEAR_TILE);
     switch (linear->type) {
     case LINEAR_BF16:
         return round_up(linear->n_in, LINEAR_STEP);
@@ -70,7 +80,9 @@ size_t linear_panel_bytes(const struct linear *linear)
 
 static size_t n_panel(const struct linear *linear)
 {
-    return round_up(linear->n_out, LINEAR_PANEL) / LINEAR_PANEL;
+    const size_t to = has_rows(linear) ? LINEAR_TILE : LINEAR_PANEL;
+
+    return round_up(linear->n_out, to) / LINEAR_PANEL;
 }
 
 size_t linear_bytes(const struct linear *linear)
@@ -101,6 +113,7 @@ enum status linear_init(uint32_t n_in, uint32_t n_out, enum linear_type type,
                             .arithmetic = type == LINEAR_F32 ? ARITHMETIC_FP32
                                                              : arithmetic};
 
+    assert(!has_rows(&linear) || type == LINEAR_BF16);
     if (linear_panel_bytes(&linear) <=
         WEIGHT_BYTES_MAX / (n_panel(&linear) + 1))
         linear.panel = panel_room(linear_bytes(&linear));
@@ -113,8 +126,26 @@ enum status linear_init(uint32_t n_in, uint32_t n_out, enum linear_type type,
 
 void linear_release(struct linear *linear)
 {
-    free(linear->panel);
+    device_give(linear->device, linear->panel);
     *linear = (struct linear){0};
+}
+
+enum status linear_move(struct linear *linear, struct device *device)
+{
+    const size_t bytes = linear_bytes(linear);
+    void *panel;
+    enum status st;
+
+    if (!device)
+        return STATUS_OK;
+    st = device_take(device, bytes, &panel);
+    if (st)
+        return st;
+    device_write(device, panel, linear->panel, bytes);
+    free(linear->panel);
+    linear->panel = panel;
+    linear->device = device;
+    return STATUS_OK;
 }
 
 /* ---------------------------------------------------------------- packing */
@@ -150,18 +181,24 @@ static void put_f32(const struct piece *piece, float *panel)
         panel[i * LINEAR_PANEL + piece->lane] = w[i];
 }
 
-static void put_bf16(const struct piece *piece, uint16_t *panel)
+static void round_piece(const struct piece *piece, uint16_t *bits)
 {
-    uint16_t bits[LINEAR_GROUP];
     float w[LINEAR_GROUP];
 
     if (piece->is_bf16) { /* as they are, subnormals too */
         memcpy(bits, piece->source, piece->n * sizeof(*bits));
-    } else {
-        read_piece(piece, w);
-        for (size_t i = 0; i < piece->n; i++)
-            bits[i] = scalar_to_bf16(w[i]);
+        return;
     }
+    read_piece(piece, w);
+    for (size_t i = 0; i < piece->n; i++)
+        bits[i] = scalar_to_bf16(w[i]);
+}
+
+static void put_bf16(const struct piece *piece, uint16_t *panel)
+{
+    uint16_t bits[LINEAR_GROUP];
+
+    round_piece(piece, bits);
     for (size_t i = 0; i < piece->n; i++)
         panel[(i / 2 * LINEAR_PANEL + piece->lane) * 2 + i % 2] = bits[i];
 }
@@ -211,6 +248,24 @@ static void pack_row(const struct linear *linear, size_t o, struct piece piece,
     }
 }
 
+static void pack_plain_row(const struct linear *linear, size_t o,
+                           struct piece piece, size_t source_bytes)
+{
+    uint16_t *row = (uint16_t *)linear->panel + o * linear_n_step(linear);
+
+    if (piece.is_bf16) {
+        memcpy(row, piece.source, linear->n_in * sizeof(*row));
+        return;
+    }
+    for (size_t i = 0; i < linear->n_in; i += LINEAR_GROUP) {
+        const size_t left = linear->n_in - i;
+
+        piece.n = left < LINEAR_GROUP ? left : LINEAR_GROUP;
+        round_piece(&piece, row + i);
+        piece.source += piece.n * source_bytes;
+    }
+}
+
 static void pack(const struct linear *linear, uint32_t first_out,
                  uint32_t n_row, const void *weight, bool is_bf16)
 {
@@ -219,7 +274,10 @@ static void pack(const struct linear *linear, uint32_t first_out,
 
     assert((uint64_t)first_out + n_row <= linear->n_out);
     for (size_t row = 0; row < n_row; row++) {
-        pack_row(linear, first_out + row, piece, bytes);
+        if (has_rows(linear))
+            pack_plain_row(linear, first_out + row, piece, bytes);
+        else
+            pack_row(linear, first_out + row, piece, bytes);
         piece.source += linear->n_in * bytes;
     }
 }

@@ -18,6 +18,8 @@
  *     even = chain over its even steps from 0; odd = over its odd ones
  *     acc = acc + (even + odd)
  * Their inputs are padded with +0 to LINEAR_STEP, and the padding takes part.
+ * MMA is what the matrix units of a GPU compute (docs/NUMERICS.md), of BF16
+ * weights alone.
  * linear_add adds the finished sum to y, rounded once.
  *
  * Panels of 16 outputs, outputs padded with zero weights to 16:
@@ -29,6 +31,8 @@
  *         weight is q * scale. Per group of 128 inputs, ascending:
  *             g = the arithmetic's sum over the group, of q, from zero
  *             acc = fma(g, scale, acc)
+ * MMA has no panels but plain rows, [n_out][n_in], both padded with zeros to
+ * LINEAR_TILE.
  */
 #include "base/status.h"
 
@@ -38,6 +42,7 @@
 #define LINEAR_PANEL 16u
 #define LINEAR_STEP 32u   /* inputs of BF16 weights are padded to this */
 #define LINEAR_GROUP 128u /* inputs that share a scale in W8 */
+#define LINEAR_TILE 64u   /* to which MMA pads inputs and outputs */
 
 enum linear_type { LINEAR_F32, LINEAR_BF16, LINEAR_W8, N_LINEAR_TYPE };
 
@@ -45,11 +50,14 @@ enum arithmetic {
     ARITHMETIC_FP32,
     ARITHMETIC_PAIR,
     ARITHMETIC_TILE,
+    N_CPU_ARITHMETIC, /* those that every CPU backend has */
+    ARITHMETIC_MMA = N_CPU_ARITHMETIC,
     N_ARITHMETIC
 };
 
-/* As a flag names it ("fp32", "bf16-pair", "bf16-tile"), and with the version
- * of its order of operations, which begins a numerics id ("bf16-pair-2"). */
+/* As a flag names it ("fp32", "bf16-pair", "bf16-tile", "bf16-mma"), and with
+ * the version of its order of operations, which begins a numerics id
+ * ("bf16-pair-2"). */
 const char *arithmetic_name(enum arithmetic arithmetic);
 const char *arithmetic_id(enum arithmetic arithmetic);
 
@@ -59,11 +67,13 @@ struct linear_group {
     int8_t q[LINEAR_GROUP][LINEAR_PANEL]; /* -127 .. 127 */
 };
 
+struct device;
 struct linear {
     uint32_t n_in, n_out;
     enum linear_type type;
     enum arithmetic arithmetic;
-    void *panel; /* 64-byte aligned; owned */
+    void *panel;           /* 64-byte aligned; owned */
+    struct device *device; /* in whose memory it lies; NULL: the host's */
 };
 
 /*
@@ -76,6 +86,14 @@ MUST_CHECK enum status linear_init(uint32_t n_in, uint32_t n_out,
                                    enum arithmetic arithmetic,
                                    struct linear *out);
 void linear_release(struct linear *linear);
+
+/*
+ * Once they are packed: to the memory of a device (kernels/device.h), which
+ * must outlive them; NULL: they stay.
+ *   RESOURCE_EXHAUSTED, UNAVAILABLE  as device_take(); they stay
+ */
+MUST_CHECK enum status linear_move(struct linear *linear,
+                                   struct device *device);
 size_t linear_bytes(const struct linear *linear);
 size_t linear_panel_bytes(const struct linear *linear);
 /* n_in as a panel pads it. */

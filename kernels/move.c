@@ -32,18 +32,35 @@ void move_embed(struct pool *pool, const struct embed_args *args)
     pool_run(run_on, args->n_row, embed_row, (void *)args);
 }
 
+/* Dims of a head as the tiles of MMA pad them. */
+static size_t head_tile(size_t d_head)
+{
+    size_t d = 64;
+
+    while (d < d_head)
+        d *= 2;
+    return d;
+}
+
 /* Bytes of one KV head's keys, and of its values. */
 static size_t key_bytes(struct attend_shape shape)
 {
     size_t d_head = shape.d_head;
 
-    return shape.arithmetic == ARITHMETIC_FP32
-               ? d_head * KV_BLOCK * sizeof(float)
-               : (d_head + 1) / 2 * KV_BLOCK * sizeof(uint16_t[2]);
+    switch (shape.arithmetic) {
+    case ARITHMETIC_FP32:
+        return d_head * KV_BLOCK * sizeof(float);
+    case ARITHMETIC_MMA:
+        return head_tile(d_head) * KV_BLOCK * sizeof(uint16_t);
+    default:
+        return (d_head + 1) / 2 * KV_BLOCK * sizeof(uint16_t[2]);
+    }
 }
 
 static size_t value_bytes(struct attend_shape shape)
 {
+    if (shape.arithmetic == ARITHMETIC_MMA)
+        return key_bytes(shape);
     return shape.d_head * KV_BLOCK *
            (shape.arithmetic == ARITHMETIC_FP32 ? sizeof(float)
                                                 : sizeof(uint16_t));

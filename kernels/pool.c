@@ -61,6 +61,7 @@ struct pool {
     uint32_t n_thread;
     struct worker *worker; /* [n_thread]; worker 0 is the caller; owned */
     void *shared;          /* POOL_SHARED_BYTES; owned */
+    struct device *device; /* or NULL */
     _Atomic bool is_stopping;
     _Alignas(64) _Atomic uint32_t n_left; /* tasks not done */
     _Atomic uint32_t is_caller_asleep;
@@ -286,6 +287,20 @@ void pool_destroy(struct pool *pool)
 uint32_t pool_n_thread(const struct pool *pool)
 {
     return pool ? pool->n_thread : 1;
+}
+
+enum status pool_create_device(struct device *device, struct pool **out)
+{
+    const enum status st = pool_create(1, out);
+
+    if (!st)
+        (*out)->device = device;
+    return st;
+}
+
+struct device *pool_device(const struct pool *pool)
+{
+    return pool->device;
 }
 
 static pthread_key_t own_scratch;

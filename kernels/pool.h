@@ -32,6 +32,16 @@ void pool_destroy(struct pool *pool);
 uint32_t pool_n_thread(const struct pool *pool);
 
 /*
+ * In place of threads a device (kernels/device.h), for backends that have one:
+ * a pool of the calling thread alone that names it. Borrowed.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+struct device;
+MUST_CHECK enum status pool_create_device(struct device *device,
+                                          struct pool **out);
+struct device *pool_device(const struct pool *pool);
+
+/*
  * Tasks run under the flush modes of kernels/flush.h on every thread.
  *
  * Call work(arg, task, scratch) for task = 0 .. n_task - 1 and return when all

@@ -1,5 +1,5 @@
 /* The table of kernels/backend.h: the only trigonometry of the program. */
-#include "kernels/backend.h"
+#include "kernels/device.h"
 
 #include <assert.h>
 #include <math.h>
@@ -42,7 +42,32 @@ enum status rope_table_init(uint32_t n_rot, uint64_t n_position,
 
 void rope_table_release(struct rope_table *table)
 {
+    device_give(table->device, table->cos);
+    device_give(table->device, table->sin);
+    *table = (struct rope_table){0};
+}
+
+enum status rope_table_move(struct rope_table *table, struct device *device)
+{
+    const size_t bytes = table->n_position * (table->n_rot / 2) * sizeof(float);
+    void *cosine = NULL, *sine = NULL;
+    enum status st;
+
+    if (!device)
+        return STATUS_OK;
+    st = device_take(device, bytes, &cosine);
+    if (!st)
+        st = device_take(device, bytes, &sine);
+    if (st) {
+        device_give(device, cosine);
+        return st;
+    }
+    device_write(device, cosine, table->cos, bytes);
+    device_write(device, sine, table->sin, bytes);
     free(table->cos);
     free(table->sin);
-    *table = (struct rope_table){0};
+    table->cos = cosine;
+    table->sin = sine;
+    table->device = device;
+    return STATUS_OK;
 }

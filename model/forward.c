@@ -4,6 +4,7 @@
  * residual); then norm and head for the rows whose logits are wanted. Rows meet
  * only inside mixers, and there only rows of one span.
  */
+#include "kernels/device.h"
 #include "model/graph.h"
 #include "model/pass.h"
 #include "model/weights.h"
@@ -34,10 +35,14 @@ struct workspace {
     uint32_t max_row, max_span, max_logit;
     uint64_t piece_fma;
     size_t bytes;
+    /* Where operators work, the model's device or the host: */
     float *residual;    /* [max_row, hidden], as is normed */
     float *normed;      /* what the layer's half reads */
     float *work;        /* mixer's or mlp's; never both */
     float *logit;       /* [max_logit, n_vocab] */
+    float *taken;       /* the logits where the host reads them; without a
+                           device the same memory */
+    struct cause cause; /* why the newest pass failed, or OK */
     uint64_t *position; /* [max_row] */
     struct span *span;  /* [max_span] the parts that lie in a piece */
     void *span_work;    /* [max_span][MIXER_SPAN_WORK_BYTES] */
@@ -67,11 +72,49 @@ static void *take(struct workspace *workspace, size_t n, size_t element)
     return room;
 }
 
+/* n floats for operators. */
+static enum status take_floats(struct workspace *workspace, size_t n,
+                               float **out)
+{
+    struct device *device = workspace->model->device;
+    void *room = NULL;
+    enum status st;
+
+    if (n > SIZE_MAX / 2 / sizeof(float))
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "a workspace of %zu floats", n);
+    st = device_take(device, n * sizeof(float), &room);
+    if (!st)
+        workspace->bytes += n * sizeof(float);
+    *out = room;
+    return st;
+}
+
+static enum status take_all_floats(struct workspace *it)
+{
+    const struct config *c = &it->model->config;
+    const size_t max_row = it->max_row;
+    const size_t n_logit = ((size_t)it->max_logit + 1) * c->n_vocab;
+    void *taken = NULL;
+    enum status st = take_floats(it, max_row * c->hidden, &it->residual);
+
+    if (!st)
+        st = take_floats(it, max_row * c->hidden, &it->normed);
+    if (!st)
+        st = take_floats(it, max_row * work_floats(it->model), &it->work);
+    if (!st)
+        st = take_floats(it, n_logit, &it->logit);
+    if (!st && it->model->device)
+        st = device_take_host(it->model->device, n_logit * sizeof(float),
+                              &taken);
+    it->taken = it->model->device ? taken : it->logit;
+    return st;
+}
+
 enum status workspace_create(const struct model *model, uint32_t max_row,
                              uint32_t max_span, uint32_t max_logit,
                              struct workspace **out)
 {
-    const struct config *c = &model->config;
     struct workspace *it = weights_room(sizeof(*it));
 
     assert(max_row && max_span && max_span <= max_row && max_logit <= max_row);
@@ -82,12 +125,7 @@ enum status workspace_create(const struct model *model, uint32_t max_row,
     it->max_span = max_span;
     it->max_logit = max_logit;
     it->piece_fma = PASS_PIECE_FMA;
-    if (!(it->residual =
-              take(it, (size_t)max_row * c->hidden, sizeof(float))) ||
-        !(it->normed = take(it, (size_t)max_row * c->hidden, sizeof(float))) ||
-        !(it->work = take(it, max_row * work_floats(model), sizeof(float))) ||
-        !(it->logit =
-              take(it, ((size_t)max_logit + 1) * c->n_vocab, sizeof(float))) ||
+    if (take_all_floats(it) ||
         !(it->position = take(it, max_row, sizeof(uint64_t))) ||
         !(it->span = take(it, max_span, sizeof(*it->span))) ||
         !(it->span_work = take(it, max_span, MIXER_SPAN_WORK_BYTES))) {
@@ -100,12 +138,17 @@ enum status workspace_create(const struct model *model, uint32_t max_row,
 
 void workspace_destroy(struct workspace *workspace)
 {
+    struct device *device;
+
     if (!workspace)
         return;
-    free(workspace->residual);
-    free(workspace->normed);
-    free(workspace->work);
-    free(workspace->logit);
+    device = workspace->model->device;
+    device_give(device, workspace->residual);
+    device_give(device, workspace->normed);
+    device_give(device, workspace->work);
+    device_give(device, workspace->logit);
+    if (device)
+        device_give_host(device, workspace->taken);
     free(workspace->position);
     free(workspace->span);
     free(workspace->span_work);
@@ -265,9 +308,10 @@ static void keep_logit_rows(struct workspace *workspace)
 
     for (uint32_t i = 0; i < batch->n_logit; i++)
         if (batch->logit_row[i] != i)
-            memcpy(workspace->residual + i * hidden,
-                   workspace->residual + batch->logit_row[i] * hidden,
-                   hidden * sizeof(float));
+            device_copy(workspace->model->device,
+                        workspace->residual + i * hidden,
+                        workspace->residual + batch->logit_row[i] * hidden,
+                        hidden * sizeof(float));
 }
 
 static void head_piece(struct workspace *workspace, struct pool *pool)
@@ -419,19 +463,119 @@ void pass_begin(struct workspace *workspace, const struct batch *batch)
             piece_fma(workspace, half, 0, half_rows(workspace, half));
 }
 
-bool pass_run(struct workspace *workspace, struct pool *pool,
-              const struct clock *clock, uint64_t until_us)
+static bool run_on_host(struct workspace *workspace, struct pool *pool,
+                        const struct clock *clock, uint64_t until_us)
 {
     const bool is_whole = until_us == UINT64_MAX;
     const uint64_t max_fma =
         is_whole ? UINT64_MAX : workspace->piece_fma * pool_n_thread(pool);
 
-    assert(workspace->pass.is_under_way);
     while (!step(workspace, pool, max_fma))
         if (!is_whole && clock->now_us(clock) >= until_us)
             return false;
-    workspace->pass.is_under_way = false;
     return true;
+}
+
+/* ------------------------------------------------------------------ device */
+
+/* A pass from its beginning, one row and its logits for each session. */
+static bool is_decode(const struct pass *pass)
+{
+    return pass->half == 0 && pass->row == 0 && pass->end == 0 &&
+           pass->batch.n_span == pass->batch.n_row &&
+           pass->batch.n_logit == pass->batch.n_row;
+}
+
+static struct device_step describe(const struct workspace *workspace,
+                                   bool is_whole)
+{
+    const struct batch *batch = &workspace->pass.batch;
+    struct device_step it = {.owner = workspace,
+                             .n_row = batch->n_row,
+                             .is_repeatable =
+                                 is_whole && is_decode(&workspace->pass)};
+
+    for (uint32_t i = 0; i < batch->n_row; i++) {
+        const uint64_t n_block = workspace->position[i] / KV_BLOCK + 1;
+
+        it.n_block = n_block > it.n_block ? n_block : it.n_block;
+    }
+    return it;
+}
+
+/* Ask for parts until the pass is done (true) or, unless it shall be whole, for
+ * one. Logits come with the last. */
+static bool ask_parts(struct workspace *workspace, bool is_whole)
+{
+    const struct model *model = workspace->model;
+    bool is_done;
+
+    do
+        is_done = step(workspace, model->pool, UINT64_MAX);
+    while (!is_done && is_whole);
+    if (is_done)
+        device_read(model->device, workspace->taken, workspace->logit,
+                    (size_t)workspace->pass.batch.n_logit *
+                        model->config.n_vocab * sizeof(float));
+    return is_done;
+}
+
+/* As ask_parts(), and then wait for it: the one point where a step does. A
+ * device that fails ends the pass. */
+static bool run_parts(struct workspace *workspace, bool is_whole)
+{
+    const struct pass before = workspace->pass;
+    struct device *device = workspace->model->device;
+    const struct device_step step = describe(workspace, is_whole);
+    uint32_t n_try = 0;
+    bool is_done, is_again;
+
+    do {
+        assert(n_try++ <= DEVICE_AGAIN_MAX);
+        workspace->pass = before;
+        device_begin(device, &step);
+        is_done = ask_parts(workspace, is_whole);
+        if (device_end(device, &is_again)) {
+            workspace->cause = *status_cause();
+            return true;
+        }
+    } while (is_again);
+    return is_done;
+}
+
+/* A device's parts are half layers: as long as a slice needs them to be short,
+ * and long enough not to mind the wait behind each. */
+static bool run_on_device(struct workspace *workspace,
+                          const struct clock *clock, uint64_t until_us)
+{
+    const bool is_whole = until_us == UINT64_MAX;
+
+    while (!run_parts(workspace, is_whole))
+        if (!is_whole && clock->now_us(clock) >= until_us)
+            return false;
+    return true;
+}
+
+bool pass_run(struct workspace *workspace, struct pool *pool,
+              const struct clock *clock, uint64_t until_us)
+{
+    bool is_done;
+
+    assert(workspace->pass.is_under_way);
+    workspace->cause.code = STATUS_OK;
+    is_done = workspace->model->device
+                  ? run_on_device(workspace, clock, until_us)
+                  : run_on_host(workspace, pool, clock, until_us);
+    workspace->pass.is_under_way = !is_done;
+    return is_done;
+}
+
+enum status pass_check(const struct workspace *workspace)
+{
+    const struct cause *cause = &workspace->cause;
+
+    return cause->code ? status_fail(cause->code, "%s", cause->text)
+                       : STATUS_OK;
 }
 
 bool pass_is_under_way(const struct workspace *workspace)
@@ -454,7 +598,7 @@ void pass_set_piece(struct workspace *workspace, uint64_t n_fma)
 
 const float *pass_logits(const struct workspace *workspace)
 {
-    return workspace->logit;
+    return workspace->taken;
 }
 
 const float *model_forward(const struct model *model, struct pool *pool,
@@ -464,5 +608,5 @@ const float *model_forward(const struct model *model, struct pool *pool,
     assert(workspace->model == model);
     pass_begin(workspace, batch);
     (void)pass_run(workspace, pool, NULL, UINT64_MAX);
-    return workspace->logit;
+    return pass_check(workspace) ? NULL : workspace->taken;
 }

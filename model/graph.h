@@ -22,6 +22,8 @@ struct layer {
 struct model {
     struct config config;
     const struct backend *backend;
+    struct device *device; /* where weights lie; NULL: the host; owned */
+    struct pool *pool;     /* that names it, or NULL; owned */
     uint64_t n_context;
     uint64_t n_parameter;
     void *embedding; /* [n_vocab, hidden]; owned */

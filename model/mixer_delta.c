@@ -24,6 +24,7 @@ struct mixer_layer {
     float *decay_scale; /* [n_v_head] -exp(A_log) */
     float *dt_bias;     /* [n_v_head] */
     float *norm;        /* [d_v] */
+    struct device *device; /* in whose memory these lie */
 };
 
 /* Which field of the plan holds what; the order of the state's bytes. */
@@ -91,6 +92,11 @@ static void add_rings(struct mixer_plan *plan, struct delta_shape s)
         add_field(plan, "ring_k", FIELD_F32, 3,
                   (uint32_t[4]){s.n_k_head, s.d_k, GRID});
         add_field(plan, "ring_u", FIELD_F32, 3,
+                  (uint32_t[4]){s.n_v_head, GRID, s.d_v});
+    } else if (s.arithmetic == ARITHMETIC_MMA) {
+        add_field(plan, "ring_k", FIELD_BF16, 3,
+                  (uint32_t[4]){s.n_k_head, GRID, s.d_k});
+        add_field(plan, "ring_u", FIELD_BF16, 3,
                   (uint32_t[4]){s.n_v_head, GRID, s.d_v});
     } else {
         add_field(plan, "ring_k", FIELD_BF16, 4,
@@ -213,7 +219,9 @@ static enum status bind_conv(const struct weight_source *weights,
             for (uint32_t i = 0; i < it->conv_width; i++)
                 it->conv[i * n_channel + c] = raw[c * it->conv_width + i];
     free(raw);
-    return it->conv ? STATUS_OK : STATUS_RESOURCE_EXHAUSTED;
+    return it->conv
+               ? weights_move(weights, n_channel * it->conv_width, &it->conv)
+               : STATUS_RESOURCE_EXHAUSTED;
 }
 
 static enum status bind_vectors(const struct weight_source *weights,
@@ -228,8 +236,12 @@ static enum status bind_vectors(const struct weight_source *weights,
         return st;
     for (uint32_t h = 0; h < it->shape.n_v_head; h++)
         it->decay_scale[h] = (float)-exp((double)it->decay_scale[h]);
-    st = weights_floats(weights, prefix, "linear_attn.dt_bias", 1, dim,
-                        &it->dt_bias);
+    st = weights_move(weights, it->shape.n_v_head, &it->decay_scale);
+    if (!st)
+        st = weights_floats(weights, prefix, "linear_attn.dt_bias", 1, dim,
+                            &it->dt_bias);
+    if (!st)
+        st = weights_move(weights, it->shape.n_v_head, &it->dt_bias);
     if (st)
         return st;
     /* This norm alone has a plain weight, also where others mean 1 + w. */
@@ -243,10 +255,10 @@ static void release(struct mixer_layer *layer)
         return;
     linear_release(&layer->in);
     linear_release(&layer->out);
-    free(layer->conv);
-    free(layer->decay_scale);
-    free(layer->dt_bias);
-    free(layer->norm);
+    device_give(layer->device, layer->conv);
+    device_give(layer->device, layer->decay_scale);
+    device_give(layer->device, layer->dt_bias);
+    device_give(layer->device, layer->norm);
     free(layer);
 }
 
@@ -267,6 +279,7 @@ static enum status bind(const struct config *config,
         return STATUS_RESOURCE_EXHAUSTED;
     it->shape = shape_of(config, weights->arithmetic);
     it->conv_width = config->conv_width;
+    it->device = weights->device;
     it->eps = (float)config->rms_eps;
     plan(config, weights->arithmetic, &it->plan);
     st = bind_projections(config, weights, prefix, it);

@@ -21,6 +21,7 @@ struct mixer_layer {
     struct linear out; /* [hidden, n_head * d_head] */
     float *q_norm;     /* [d_head] or NULL; owned, as is k_norm */
     float *k_norm;
+    struct device *device; /* in whose memory they lie */
 };
 
 /* Offsets of the parts in a row of the fused product, in floats. */
@@ -105,8 +106,8 @@ static void release(struct mixer_layer *layer)
         return;
     linear_release(&layer->in);
     linear_release(&layer->out);
-    free(layer->q_norm);
-    free(layer->k_norm);
+    device_give(layer->device, layer->q_norm);
+    device_give(layer->device, layer->k_norm);
     free(layer);
 }
 
@@ -120,6 +121,7 @@ static enum status bind(const struct config *config,
     if (!it)
         return STATUS_RESOURCE_EXHAUSTED;
     it->shape = shape_of(config, weights->arithmetic);
+    it->device = weights->device;
     it->has_gate = config->has_output_gate;
     it->eps = (float)config->rms_eps;
     it->scale = (float)(1.0 / sqrt((double)config->d_head));
@@ -292,6 +294,9 @@ static bool attend(const struct mixer_layer *layer,
     }
     uint64_t n = choose_blocks(batch, block_fma, at->end - at->row);
     at->block = n < n_block - first ? first + n : n_block;
+    /* All at once is said without a number, so that every such step of the same
+     * rows is the same to a device. */
+    const bool is_all = first == 0 && at->block == n_block;
     batch->backend->attend(
         batch->pool, &(struct attend_args){.shape = layer->shape,
                                            .out = work.out,
@@ -303,7 +308,7 @@ static bool attend(const struct mixer_layer *layer,
                                            .span = span,
                                            .n_span = n_span,
                                            .first_block = first,
-                                           .end_block = at->block,
+                                           .end_block = is_all ? 0 : at->block,
                                            .stat = work.stat,
                                            .stat_stride = work.stat_stride});
     if (at->block < n_block)

@@ -133,6 +133,29 @@ static void note_type(struct model *model, enum linear_type type)
     model->has_f32 |= type == LINEAR_F32;
 }
 
+static size_t embedding_bytes(const struct model *model)
+{
+    const size_t element =
+        model->embedding_type == LINEAR_BF16 ? sizeof(uint16_t) : sizeof(float);
+
+    return element * model->config.n_vocab * model->config.hidden;
+}
+
+static enum status move_embedding(struct model *model)
+{
+    void *host = model->embedding, *moved = NULL;
+    enum status st;
+
+    if (!model->device)
+        return STATUS_OK;
+    st = device_take(model->device, embedding_bytes(model), &moved);
+    if (!st)
+        device_write(model->device, moved, host, embedding_bytes(model));
+    free(host);
+    model->embedding = moved;
+    return st;
+}
+
 /*
  * The table is copied, so that the file is not needed, nor trusted to keep its
  * length, once loading is over.
@@ -161,7 +184,9 @@ static enum status load_embedding(struct model *model,
             tensor_read_f32(tensor, 0, dim[0] * dim[1], model->embedding);
     }
     safetensors_forget(weights->file);
-    return model->embedding ? STATUS_OK : STATUS_RESOURCE_EXHAUSTED;
+    if (!model->embedding)
+        return STATUS_RESOURCE_EXHAUSTED;
+    return move_embedding(model);
 }
 
 static enum status load_layer(struct model *model, const struct arch *arch,
@@ -245,8 +270,10 @@ static enum status prepare(struct model *model,
                            const struct model_options *options,
                            const struct arch **out_arch)
 {
-    const enum status st = arch_find(&model->config, out_arch);
+    enum status st = arch_find(&model->config, out_arch);
 
+    if (!st)
+        st = backend_check(options->backend, options->arithmetic);
     if (st)
         return st;
     if (options->n_context > model->config.n_context)
@@ -259,14 +286,26 @@ static enum status prepare(struct model *model,
     model->format = options->weight_format;
     model->n_context =
         options->n_context ? options->n_context : model->config.n_context;
+    if (model->arithmetic == ARITHMETIC_MMA && model->format == WEIGHT_W8)
+        return status_fail(STATUS_FAILED_PRECONDITION,
+                           "numerics bf16-mma has no products of weights in "
+                           "w8, only in bf16");
+    if (model->arithmetic == ARITHMETIC_MMA)
+        model->format = WEIGHT_BF16;
     model->layer = weights_room(model->config.n_layer * sizeof(struct layer));
-    return model->layer ? STATUS_OK : STATUS_RESOURCE_EXHAUSTED;
+    if (!model->layer)
+        return STATUS_RESOURCE_EXHAUSTED;
+    if (!model->backend->find_device)
+        return STATUS_OK;
+    st = device_create(model->backend, &model->device);
+    return st ? st : pool_create_device(model->device, &model->pool);
 }
 
 static enum status load(struct model *model, const struct arch *arch,
                         const struct safetensors *weights)
 {
     const struct weight_source source = {.file = weights,
+                                         .device = model->device,
                                          .format = model->format,
                                          .arithmetic = model->arithmetic};
     enum status st = load_weights(model, arch, &source);
@@ -278,8 +317,9 @@ static enum status load(struct model *model, const struct arch *arch,
         model->fingerprint =
             digest_config(safetensors_digest(weights), &model->config);
         name_numerics(model);
+        st = rope_table_move(&model->rope, model->device);
     }
-    return st;
+    return st ? st : device_wait(model->device);
 }
 
 /* Place of `name` in a list of n; n when it is not there. */
@@ -312,7 +352,7 @@ enum status model_options_find(const struct model_choice *choice,
     if (arithmetic == N_ARITHMETIC)
         return status_fail(STATUS_INVALID_ARGUMENT,
                            "no numerics '%s', there are: auto, fp32, "
-                           "bf16-pair, bf16-tile",
+                           "bf16-pair, bf16-tile, bf16-mma",
                            choice->numerics);
     format = find_name(choice->weight_format, FORMAT, N_WEIGHT_FORMAT);
     if (format == N_WEIGHT_FORMAT)
@@ -321,8 +361,10 @@ enum status model_options_find(const struct model_choice *choice,
                            choice->weight_format);
     options.arithmetic = (enum arithmetic)arithmetic;
     options.weight_format = (enum weight_format)format;
-    *out = options;
-    return STATUS_OK;
+    st = backend_check(options.backend, options.arithmetic);
+    if (!st)
+        *out = options;
+    return st;
 }
 
 enum status model_load(const char *dir, const struct model_options *options,
@@ -388,15 +430,17 @@ void model_destroy(struct model *model)
 
         if (layer->mixer)
             layer->mixer->release(layer->mixing);
-        free(layer->mixer_norm);
-        free(layer->mlp_norm);
+        device_give(model->device, layer->mixer_norm);
+        device_give(model->device, layer->mlp_norm);
         mlp_release(&layer->mlp);
     }
     free(model->layer);
-    free(model->embedding);
-    free(model->final_norm);
+    device_give(model->device, model->embedding);
+    device_give(model->device, model->final_norm);
     linear_release(&model->head);
     rope_table_release(&model->rope);
+    pool_destroy(model->pool);
+    device_destroy(model->device);
     free(model);
 }
 
@@ -428,6 +472,11 @@ enum arithmetic model_arithmetic(const struct model *model)
     return model->arithmetic;
 }
 
+struct device *model_device(const struct model *model)
+{
+    return model->device;
+}
+
 uint64_t model_n_parameter(const struct model *model)
 {
     return model->n_parameter;
@@ -453,8 +502,7 @@ size_t model_table_bytes(const struct model *model)
 size_t model_weight_bytes(const struct model *model)
 {
     const struct config *c = &model->config;
-    const size_t element = model->embedding_type == LINEAR_BF16 ? 2 : 4;
-    size_t n = element * c->n_vocab * c->hidden + linear_bytes(&model->head) +
+    size_t n = embedding_bytes(model) + linear_bytes(&model->head) +
                c->hidden * sizeof(float);
 
     for (uint32_t i = 0; i < c->n_layer; i++) {
@@ -468,10 +516,9 @@ size_t model_weight_bytes(const struct model *model)
 
 size_t model_step_bytes(const struct model *model, uint32_t n_row)
 {
-    const size_t element = model->embedding_type == LINEAR_BF16 ? 2 : 4;
     const struct config *c = &model->config;
-    double n = (double)model_weight_bytes(model) -
-               (double)element * (double)c->n_vocab * (double)c->hidden;
+    double n =
+        (double)model_weight_bytes(model) - (double)embedding_bytes(model);
 
     for (uint32_t i = 0; i < c->n_layer; i++) {
         const struct mlp *mlp = &model->layer[i].mlp;

@@ -24,14 +24,15 @@ struct model_options {
 /* The same as flags name it. */
 struct model_choice {
     const char *backend;       /* as backend_find() */
-    const char *numerics;      /* "fp32", "bf16-pair", "bf16-tile"; "auto":
-                                  where the backend's products are fastest */
+    const char *numerics;      /* "fp32", "bf16-pair", "bf16-tile", "bf16-mma";
+                                  "auto": where the backend's products are
+                                  fastest */
     const char *weight_format; /* "auto" (as in the file), "bf16", "w8" */
 };
 
 /*
  * Set the three fields of `out` that the names stand for.
- *   as backend_find()
+ *   as backend_find() and backend_check()
  *   INVALID_ARGUMENT  no such name: lists them
  */
 MUST_CHECK enum status model_options_find(const struct model_choice *choice,
@@ -44,6 +45,8 @@ MUST_CHECK enum status model_options_find(const struct model_choice *choice,
  *   names the file and the tensor and what was expected
  *   INVALID_ARGUMENT    n_context above the model's own
  *   RESOURCE_EXHAUSTED  no memory
+ *   as backend_check() and device_create(); FAILED_PRECONDITION  the arithmetic
+ *   has no products of weights in that format
  */
 MUST_CHECK enum status model_load(const char *dir,
                                   const struct model_options *options,
@@ -66,6 +69,8 @@ const struct mixer_plan *model_plan(const struct model *model, uint32_t layer);
 size_t model_weight_bytes(const struct model *model);
 const struct backend *model_backend(const struct model *model);
 enum arithmetic model_arithmetic(const struct model *model);
+/* In whose memory weights, workspaces and sessions lie; NULL: the host's. */
+struct device *model_device(const struct model *model);
 
 /* Elements of the text model's tensors, as the file has them. */
 uint64_t model_n_parameter(const struct model *model);
@@ -124,8 +129,10 @@ struct batch {
 
 /*
  * Advance the spans' memories by their rows. Blocks up to the last row's
- * position must exist. Returns the logits, [n_logit, n_vocab], owned by the
- * workspace and valid until its next step. Cannot fail; limits are asserted.
+ * position must exist. Returns the logits, [n_logit, n_vocab], in host memory,
+ * owned by the workspace and valid until its next step. Limits are asserted.
+ * Cannot fail, but for a device: NULL and a cause when that is lost, and with
+ * it the memories.
  */
 const float *model_forward(const struct model *model, struct pool *pool,
                            struct workspace *workspace,

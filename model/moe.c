@@ -18,6 +18,9 @@ struct moe {
     struct linear *gate_up; /* [n_expert] of [2 n_ff, hidden]; owned */
     struct linear *down;    /* [n_expert] of [hidden, n_ff]; owned */
     struct mlp shared;      /* empty where there is none */
+    struct device *device;  /* in whose memory weights lie; NULL: the host's */
+    void *block[2]; /* there, the experts' gate_up and down one behind the
+                       other; owned */
 };
 
 /* The parts of the workspace of n_row rows; strides in floats. */
@@ -92,16 +95,39 @@ static enum status load_single(const struct config *config,
     return weights_linear(weights, prefix, &down, 1, n_ff, &moe->down[e]);
 }
 
+/* One expert's weights to their place in the device's block of all. */
+static enum status move_expert(struct moe *moe, struct linear *all, uint32_t e,
+                               void **block)
+{
+    const size_t bytes = linear_bytes(&all[0]);
+    enum status st = STATUS_OK;
+    char *to;
+
+    if (!moe->device)
+        return STATUS_OK;
+    if (!*block)
+        st = device_take(moe->device, moe->n_expert * bytes, block);
+    if (st)
+        return st;
+    to = (char *)*block + e * bytes;
+    device_write(moe->device, to, all[e].panel, bytes);
+    free(all[e].panel);
+    all[e].panel = to;
+    all[e].device = moe->device;
+    return STATUS_OK;
+}
+
 static enum status load_experts(const struct config *config,
                                 const struct weight_source *weights,
                                 const char *prefix, struct moe *moe)
 {
     const bool fused = is_fused(weights, prefix);
+    struct weight_source to_host = *weights;
 
+    to_host.device = NULL;
     for (uint32_t e = 0; e < moe->n_expert; e++) {
-        const enum status st =
-            fused ? load_fused(config, weights, prefix, e, moe)
-                  : load_single(config, weights, prefix, e, moe);
+        enum status st = fused ? load_fused(config, &to_host, prefix, e, moe)
+                               : load_single(config, &to_host, prefix, e, moe);
 
         if (st)
             return st;
@@ -111,6 +137,11 @@ static enum status load_experts(const struct config *config,
                                "%smlp: weights of experts 0 and %u differ in "
                                "type, expected one",
                                prefix, e);
+        st = move_expert(moe, moe->gate_up, e, &moe->block[0]);
+        if (!st)
+            st = move_expert(moe, moe->down, e, &moe->block[1]);
+        if (st)
+            return st;
     }
     return STATUS_OK;
 }
@@ -136,13 +167,15 @@ static enum status load(const struct config *config,
         weight_whole("mlp.gate.weight", config->n_expert),
         weight_whole("mlp.shared_expert_gate.weight", 1),
     };
-    const struct weight_source plain = {.file = weights->file};
+    const struct weight_source plain = {.file = weights->file,
+                                        .device = weights->device};
     const size_t bytes = config->n_expert * sizeof(struct linear);
     enum status st;
 
     moe->n_expert = config->n_expert;
     moe->n_chosen = config->n_chosen;
     moe->is_renormalised = config->is_renormalised;
+    moe->device = weights->device;
     moe->gate_up = weights_room(bytes);
     moe->down = weights_room(bytes);
     if (!moe->gate_up || !moe->down)
@@ -175,18 +208,22 @@ enum status moe_create(const struct config *config,
     return STATUS_OK;
 }
 
+/* Those that lie in a block go with it. */
+static void release_experts(struct moe *moe, struct linear *all, void *block)
+{
+    for (uint32_t e = 0; all && e < moe->n_expert; e++)
+        if (!all[e].device)
+            linear_release(&all[e]);
+    device_give(moe->device, block);
+    free(all);
+}
+
 void moe_destroy(struct moe *moe)
 {
     if (!moe)
         return;
-    for (uint32_t e = 0; e < moe->n_expert; e++) {
-        if (moe->gate_up)
-            linear_release(&moe->gate_up[e]);
-        if (moe->down)
-            linear_release(&moe->down[e]);
-    }
-    free(moe->gate_up);
-    free(moe->down);
+    release_experts(moe, moe->gate_up, moe->block[0]);
+    release_experts(moe, moe->down, moe->block[1]);
     linear_release(&moe->router);
     mlp_release(&moe->shared);
     free(moe);

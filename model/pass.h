@@ -36,13 +36,21 @@ void pass_begin(struct workspace *workspace, const struct batch *batch);
  * millisecond, or less) but at least PASS_ROWS rows of a half layer,
  * PASS_ROWS_EXPERTS where that is made of experts (fewer would mostly wait for
  * its weights), or one block of keys of PASS_ROWS rows. The head takes all rows
- * whose logits are wanted, up to twice PASS_ROWS.
+ * whose logits are wanted, up to twice PASS_ROWS. On a device a part is half a
+ * layer, and each is waited for.
  */
 #define PASS_PIECE_FMA (UINT64_C(64) << 20)
 #define PASS_ROWS 64u
 #define PASS_ROWS_EXPERTS 256u
 bool pass_run(struct workspace *workspace, struct pool *pool,
               const struct clock *clock, uint64_t until_us);
+
+/*
+ * Of the pass that was done last.
+ *   UNAVAILABLE  the device failed (kernels/device.h): there are no logits, and
+ *                the memories of its spans are lost
+ */
+MUST_CHECK enum status pass_check(const struct workspace *workspace);
 
 /* Another number than PASS_PIECE_FMA, at least 1, from the next part on. */
 void pass_set_piece(struct workspace *workspace, uint64_t n_fma);

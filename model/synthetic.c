@@ -4,9 +4,11 @@
 
 #include <assert.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define RULES "synthetic-1" /* any change of a value needs a new one */
 #define N_BUCKET 4096u
@@ -14,6 +16,8 @@
 #define N_QUANTILE (1u << QUANTILE_BITS)
 #define ALIGN_BYTES 64u
 #define VALUES_PER_HASH 4u
+#define THREAD_MAX 32u
+#define THREAD_VALUES (1u << 20)     /* that are worth a thread's start */
 #define GOLDEN 0x9e3779b97f4a7c15ull /* splitmix64's step */
 
 /* `tensor` is first: callers hold pointers to it. */
@@ -96,23 +100,73 @@ static uint64_t hash(uint64_t x)
     return x ^ (x >> 31);
 }
 
-/* bits has room for n rounded up to VALUES_PER_HASH. */
+/* Values [first, end) of a tensor; both multiples of VALUES_PER_HASH. */
+struct part {
+    const uint16_t *table; /* [N_QUANTILE] */
+    uint64_t key, first, end;
+    uint16_t *bits; /* of the whole tensor */
+};
+
+static void *fill_part(void *arg)
+{
+    const struct part *part = arg;
+    const uint16_t *table = part->table;
+    uint64_t key = part->key + part->first / VALUES_PER_HASH * GOLDEN;
+
+    for (uint64_t i = part->first; i < part->end; i += VALUES_PER_HASH) {
+        const uint64_t h = hash(key += GOLDEN);
+        uint16_t *bits = part->bits + i;
+
+        bits[0] = table[h % N_QUANTILE];
+        bits[1] = table[(h >> 16) % N_QUANTILE];
+        bits[2] = table[(h >> 32) % N_QUANTILE];
+        bits[3] = table[(h >> 48) % N_QUANTILE];
+    }
+    return NULL;
+}
+
+static uint32_t choose_threads(uint64_t n)
+{
+    const long n_cpu = sysconf(_SC_NPROCESSORS_ONLN);
+    const uint64_t n_worth = n / THREAD_VALUES + 1;
+    const uint64_t most =
+        n_cpu > 0 && n_cpu < (long)THREAD_MAX ? (uint64_t)n_cpu : THREAD_MAX;
+
+    return (uint32_t)(n_worth < most ? n_worth : most);
+}
+
+/* In parts, since a value depends on nothing but its index; a thread that does
+ * not start leaves its part to the caller. bits has room for n rounded up to
+ * VALUES_PER_HASH. */
 static void fill(enum kind kind, double n_in, uint64_t key, uint64_t n,
                  uint16_t *bits)
 {
     uint16_t table[N_QUANTILE];
+    const uint64_t n_hash = (n + VALUES_PER_HASH - 1) / VALUES_PER_HASH;
+    const uint32_t n_thread = choose_threads(n);
+    struct part part[THREAD_MAX];
+    pthread_t thread[THREAD_MAX];
+    bool is_started[THREAD_MAX];
 
     for (uint32_t i = 0; i < N_QUANTILE; i++)
         table[i] = scalar_to_bf16(
             (float)quantile(kind, n_in, (i + 0.5) / (double)N_QUANTILE));
-    for (uint64_t i = 0; i < n; i += VALUES_PER_HASH) {
-        const uint64_t h = hash(key += GOLDEN);
-
-        bits[i] = table[h % N_QUANTILE];
-        bits[i + 1] = table[(h >> 16) % N_QUANTILE];
-        bits[i + 2] = table[(h >> 32) % N_QUANTILE];
-        bits[i + 3] = table[(h >> 48) % N_QUANTILE];
+    for (uint32_t i = 0; i < n_thread; i++) {
+        part[i] =
+            (struct part){.table = table,
+                          .key = key,
+                          .first = n_hash * i / n_thread * VALUES_PER_HASH,
+                          .end = n_hash * (i + 1) / n_thread * VALUES_PER_HASH,
+                          .bits = bits};
+        is_started[i] =
+            i > 0 && !pthread_create(&thread[i], NULL, fill_part, &part[i]);
     }
+    for (uint32_t i = 0; i < n_thread; i++)
+        if (!is_started[i])
+            (void)fill_part(&part[i]);
+    for (uint32_t i = 0; i < n_thread; i++)
+        if (is_started[i])
+            (void)pthread_join(thread[i], NULL);
 }
 
 static uint16_t *take_room(struct synthetic *synthetic, struct made *made)

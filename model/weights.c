@@ -132,6 +132,8 @@ enum status weights_linear(const struct weight_source *source,
         first_out += weight_part_rows(&part[i], 1);
     }
     safetensors_forget(source->file);
+    if (!st)
+        st = linear_move(out, source->device);
     if (st) {
         linear_release(out);
         memset(out, 0, sizeof(*out));
@@ -161,6 +163,23 @@ enum status weights_floats(const struct weight_source *source,
     return *out ? STATUS_OK : STATUS_RESOURCE_EXHAUSTED;
 }
 
+enum status weights_move(const struct weight_source *source, size_t n,
+                         float **floats)
+{
+    float *host = *floats;
+    void *moved = NULL;
+    enum status st;
+
+    if (!source->device)
+        return STATUS_OK;
+    st = device_take(source->device, n * sizeof(float), &moved);
+    if (!st)
+        device_write(source->device, moved, host, n * sizeof(float));
+    free(host);
+    *floats = moved;
+    return st;
+}
+
 enum status weights_norm(const struct weight_source *source, const char *prefix,
                          const char *name, uint32_t n, bool has_unit_offset,
                          float **out)
@@ -172,5 +191,5 @@ enum status weights_norm(const struct weight_source *source, const char *prefix,
         return st;
     for (uint32_t i = 0; i < n && has_unit_offset; i++)
         (*out)[i] = 1.0f + (*out)[i];
-    return STATUS_OK;
+    return weights_move(source, n, out);
 }

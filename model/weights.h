@@ -8,7 +8,7 @@
  * F32. Used while loading only, by one thread.
  */
 #include "base/status.h"
-#include "kernels/linear.h"
+#include "kernels/device.h"
 #include "model/safetensors.h"
 
 #include <stdbool.h>
@@ -24,9 +24,11 @@ enum weight_format {
     N_WEIGHT_FORMAT
 };
 
-/* Where weights come from and what becomes of those of products. */
+/* Where weights come from, what becomes of those of products, and where they
+ * go. */
 struct weight_source {
     const struct safetensors *file; /* borrowed */
+    struct device *device;          /* in whose memory they end; NULL: host's */
     enum weight_format format;
     enum arithmetic arithmetic;
 };
@@ -62,8 +64,8 @@ MUST_CHECK enum status weights_linear(const struct weight_source *source,
                                       struct linear *out);
 
 /*
- * A tensor of exactly the shape dim[n_dim] as floats, 64-byte aligned; free()
- * it.
+ * A tensor of exactly the shape dim[n_dim] as floats in host memory, 64-byte
+ * aligned; free() it, or weights_move() it.
  *   NOT_FOUND, INVALID_ARGUMENT  as safetensors_need()
  *   RESOURCE_EXHAUSTED           no memory
  */
@@ -73,8 +75,17 @@ MUST_CHECK enum status weights_floats(const struct weight_source *source,
                                       float **out);
 
 /*
- * The weight [n] of a norm; with `has_unit_offset` the file holds w of (1 + w)
- * and the 1 is added here.  Errors as weights_floats()
+ * To where the source's weights go: from then on device_give() it. On failure
+ * it is NULL, and freed.
+ *   RESOURCE_EXHAUSTED, UNAVAILABLE  as device_take()
+ */
+MUST_CHECK enum status weights_move(const struct weight_source *source,
+                                    size_t n, float **floats);
+
+/*
+ * The weight [n] of a norm, moved; with `has_unit_offset` the file holds w of
+ * (1 + w) and the 1 is added here.  Errors as weights_floats() and
+ * weights_move()
  */
 MUST_CHECK enum status weights_norm(const struct weight_source *source,
                                     const char *prefix, const char *name,

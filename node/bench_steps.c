@@ -3,6 +3,7 @@
  * Tokens are anything, since no kernel's time depends on values; so a long past
  * need not be computed either: keys and values of any kind fill the memory.
  */
+#include "kernels/device.h"
 #include "kernels/scalar.h"
 #include "node/bench.h"
 #include "node/solo.h"
@@ -11,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* Steps of a decode run, at most: whole chunks of the recurrent layers, in
  * whose second half a step costs more than in the first. */
@@ -75,12 +75,13 @@ static void fill_blocks(const struct model *model, struct memory *memory,
             0x10001u;
     for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
         const size_t n = model_plan(model, i)->block_bytes;
-        const struct layer_memory *layer = &memory_layers(memory)[i];
 
         for (uint64_t b = 0; n && b * KV_BLOCK < n_token; b++)
             for (size_t at = 0; at < n; at += sizeof(pattern))
-                memcpy((char *)layer->block[b] + at, pattern,
-                       n - at < sizeof(pattern) ? n - at : sizeof(pattern));
+                device_write(model_device(model),
+                             (char *)memory_block(memory, i, b) + at, pattern,
+                             n - at < sizeof(pattern) ? n - at
+                                                      : sizeof(pattern));
     }
 }
 
@@ -111,8 +112,8 @@ static enum status open_memories(struct steps *steps, uint32_t n,
 static uint32_t sessions_that_fit(const struct model *model, uint64_t n_token,
                                   uint32_t wanted)
 {
-    const double room = MEMORY_SHARE * (double)sysconf(_SC_AVPHYS_PAGES) *
-                        (double)sysconf(_SC_PAGESIZE);
+    const double room =
+        MEMORY_SHARE * (double)device_available(model_device(model));
     const double n = room / (double)memory_bytes_for(model, n_token);
 
     return n < wanted ? (uint32_t)n : wanted;
@@ -141,17 +142,18 @@ static enum status feed(struct steps *steps, uint64_t n)
         st = memory_reserve(memory, position + n_row);
         if (st)
             return st;
-        (void)model_forward(
-            bench->model, bench->pool, steps->workspace,
-            &(struct batch){.token = steps->token,
-                            .n_row = n_row,
-                            .span =
-                                &(struct span){.n_row = n_row,
-                                               .position = position,
-                                               .layer = memory_layers(memory)},
-                            .n_span = 1,
-                            .logit_row = &(uint32_t){n_row - 1},
-                            .n_logit = i + n_row == n});
+        if (!model_forward(
+                bench->model, bench->pool, steps->workspace,
+                &(struct batch){
+                    .token = steps->token,
+                    .n_row = n_row,
+                    .span = &(struct span){.n_row = n_row,
+                                           .position = position,
+                                           .layer = memory_layers(memory)},
+                    .n_span = 1,
+                    .logit_row = &(uint32_t){n_row - 1},
+                    .n_logit = i + n_row == n}))
+            return status_cause()->code;
         memory_advance(memory, n_row);
     }
     return STATUS_OK;
@@ -310,6 +312,8 @@ static enum status decode(struct steps *steps, uint32_t n)
                                                  .n_span = n,
                                                  .logit_row = row,
                                                  .n_logit = n});
+    if (!choice.logit)
+        return status_cause()->code;
     pool_run(bench->pool, n, choose, &choice);
     for (uint32_t i = 0; i < n; i++)
         memory_advance(steps->memory[i], 1);

@@ -357,6 +357,12 @@ static enum status load(const struct bench_options *options, struct model **out)
 
     if (st)
         return st;
+    if (model.backend->find_device)
+        return status_fail(STATUS_UNIMPLEMENTED,
+                           "bench knows the bounds of CPUs alone, not those of "
+                           "backend '%s': name another one (a GPU is measured "
+                           "by tests/gpu/run.sh)",
+                           model.backend->name);
     model.backend = stopwatch_backend(model.backend);
     return options->synthetic[0]
                ? model_load_synthetic(options->synthetic, SYNTHETIC_SEED,

@@ -2,6 +2,7 @@
 
 #include "base/arena.h"
 #include "base/log.h"
+#include "kernels/device.h"
 #include "node/subcommand.h"
 #include "state/snapshot.h"
 #include "state/threads.h"
@@ -245,13 +246,16 @@ static enum status start_threads(struct node *node)
     return st;
 }
 
-/* Half of what is available now: the weights are loaded already. */
-static size_t session_budget(uint64_t mib)
+/* Of what is available now, since the weights are loaded already: half of a
+ * host, which has other things to do, and most of a device. */
+static size_t session_budget(const struct model *model, uint64_t mib)
 {
+    struct device *device = model_device(model);
+
     if (mib)
         return (size_t)mib << 20;
-    return (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) /
-           2;
+    return device ? device_available(device) / 5 * 4
+                  : device_available(NULL) / 2;
 }
 
 static void *run_engine(void *arg)
@@ -281,7 +285,7 @@ static enum status start_engine(struct node *node,
         .max_running = (uint32_t)options->max_running,
         .max_queue = (uint32_t)options->max_queue,
         .max_sessions = options->max_sessions,
-        .session_bytes = session_budget(options->session_mib),
+        .session_bytes = session_budget(node->model, options->session_mib),
         .snapshots = node->snapshots,
         .keys = node->keys,
         .store_bytes = (size_t)options->store_mib << 20,

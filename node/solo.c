@@ -1,5 +1,7 @@
 #include "node/solo.h"
 
+#include "kernels/device.h"
+
 #include <assert.h>
 #include <stdbool.h>
 #include <string.h>
@@ -64,6 +66,8 @@ static enum status step(struct solo *solo, const uint32_t *token, uint32_t n,
             .n_span = 1,
             .logit_row = row,
             .n_logit = n_logit});
+    if (!*out)
+        return status_cause()->code;
     memory_advance(solo->memory, n);
     return STATUS_OK;
 }
@@ -103,6 +107,7 @@ enum status solo_feed_all(struct solo *solo, const uint32_t *token, uint64_t n,
 enum status solo_fork(const struct solo *solo, struct memory **out)
 {
     const uint64_t position = memory_position(solo->memory);
+    struct device *device = model_device(solo->model);
     const struct layer_memory *from = memory_layers(solo->memory), *to;
     const uint64_t n_block = (position + KV_BLOCK - 1) / KV_BLOCK;
     struct memory *memory = NULL;
@@ -118,10 +123,10 @@ enum status solo_fork(const struct solo *solo, struct memory **out)
     for (uint32_t i = 0; i < model_config(solo->model)->n_layer; i++) {
         const struct mixer_plan *plan = model_plan(solo->model, i);
 
-        if (plan->state_bytes)
-            memcpy(to[i].state, from[i].state, plan->state_bytes);
+        device_copy(device, to[i].state, from[i].state, plan->state_bytes);
         for (uint64_t b = 0; b < n_block && plan->block_bytes; b++)
-            memcpy(to[i].block[b], from[i].block[b], plan->block_bytes);
+            device_copy(device, memory_block(memory, i, b),
+                        memory_block(solo->memory, i, b), plan->block_bytes);
     }
     memory_advance(memory, position);
     *out = memory;

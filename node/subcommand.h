@@ -46,7 +46,7 @@ uint32_t subcommand_threads(uint64_t n_thread);
         {.name = "numerics",                                                   \
          .kind = SETTING_CHOICE,                                               \
          .preset = "auto",                                                     \
-         .choices = "auto|fp32|bf16-pair|bf16-tile",                           \
+         .choices = "auto|fp32|bf16-pair|bf16-tile|bf16-mma",                  \
          .unit = "",                                                           \
          .help = "arithmetic of products; auto: the backend's fastest",        \
          .offset = (place) + offsetof(struct model_choice, numerics)},         \

@@ -269,12 +269,29 @@ static void settle(struct engine *engine, struct request *request,
         end_prefill(engine, request);
 }
 
+/* The device is lost, and all memories with it: what was committed lies in the
+ * journal, and whoever asks again is told to ask elsewhere. */
+static void lose(struct engine *engine, struct lane *lane)
+{
+    struct cause cause;
+
+    status_because("DEVICE_LOST");
+    cause = *status_cause();
+    for (uint32_t i = 0; i < lane->batch.n_span; i++)
+        request_fail(engine, lane->request[i], FINISH_ERROR, &cause);
+    lane_clear(lane);
+}
+
 /* A pass is done: what it means to each of its requests, who may go by it. */
 static void take(struct engine *engine, struct lane *lane)
 {
     const struct draw *draw = engine->draw;
 
     engine->step++;
+    if (pass_check(lane->workspace)) {
+        lose(engine, lane);
+        return;
+    }
     metric_observe(engine->metrics.iteration_tokens, lane->batch.n_row);
     schedule_observe(engine, lane);
     advance(engine, lane);

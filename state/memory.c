@@ -1,5 +1,7 @@
 #include "state/memory.h"
 
+#include "kernels/device.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,16 +12,17 @@
 
 /*
  * Blocks come as slabs: one allocation holds the block of every layer for the
- * same KV_BLOCK tokens, so that growth succeeds or fails as a whole. The blocks
- * lie behind this head.
+ * same KV_BLOCK tokens, so that growth succeeds or fails as a whole.
  */
 struct slab {
     uint32_t n_holder;    /* memories that it is part of */
     size_t *shared_bytes; /* counts it; NULL: it was never shared */
+    char *block;          /* the layers' blocks, where the model's are; owned */
 };
 
 struct memory {
     const struct model *model;
+    struct device *device; /* the queue that asks for its memory */
     uint64_t position;
     uint64_t n_slab;
     uint64_t capacity; /* slabs that the tables can name */
@@ -28,6 +31,8 @@ struct memory {
     void *state;                /* of all layers, one behind the other; owned */
     void **table;               /* [1 + n_layer][capacity]: slabs, then the
                                     layers' blocks in them; owned, and slabs */
+    void **far;                 /* [n_layer][capacity] the latter where kernels
+                                   read them; owned. The host: in `table` */
     struct layer_memory *layer; /* [n_layer], views of the above; owned */
 };
 
@@ -67,13 +72,18 @@ static size_t state_bytes(const struct model *model)
  * Zeroed, of whole pages that the system finds when they are first touched: by
  * the kernels' threads, each those of its heads, and not by the one thread that
  * starts the session while the others wait. Rings that a prompt never needs
- * are never touched.
+ * are never touched. A device's memory is taken from the device.
  */
 static void *take_states(const struct model *model)
 {
     const size_t n_bytes = state_bytes(model);
-    void *room = mmap(NULL, n_bytes ? n_bytes : 1, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct device *device = model_device(model);
+    void *room;
+
+    if (device)
+        return device_take(device, n_bytes, &room) ? NULL : room;
+    room = mmap(NULL, n_bytes ? n_bytes : 1, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     if (room != MAP_FAILED)
         return room;
@@ -86,7 +96,9 @@ static void put_states(const struct model *model, void *states)
 {
     const size_t n_bytes = state_bytes(model);
 
-    if (states)
+    if (model_device(model))
+        device_give(model_device(model), states);
+    else if (states)
         (void)munmap(states, n_bytes ? n_bytes : 1);
 }
 
@@ -97,6 +109,11 @@ static size_t slab_bytes(const struct model *model)
     for (uint32_t i = 0; i < count_layers(model); i++)
         n += rounded(model_plan(model, i)->block_bytes);
     return n ? n + rounded(sizeof(struct slab)) : 0;
+}
+
+static size_t blocks_bytes(const struct model *model)
+{
+    return slab_bytes(model) - rounded(sizeof(struct slab));
 }
 
 static size_t fixed_bytes(const struct model *model)
@@ -123,6 +140,13 @@ static uint64_t capacity_for(uint64_t n_slab)
     return capacity;
 }
 
+/* Of the tables that kernels read, where they are not the host's. */
+static size_t far_bytes(const struct model *model, uint64_t capacity)
+{
+    return model_device(model) ? count_layers(model) * capacity * sizeof(void *)
+                               : 0;
+}
+
 static size_t table_bytes(const struct model *model, uint64_t capacity)
 {
     return (1 + (size_t)count_layers(model)) * capacity * sizeof(void *);
@@ -137,6 +161,7 @@ enum status memory_create(const struct model *model, struct memory **out)
     if (!memory)
         return STATUS_RESOURCE_EXHAUSTED;
     memory->model = model;
+    memory->device = model_device(model);
     memory->bytes = fixed_bytes(model);
     if (!(memory->layer = take(n_layer * sizeof(*memory->layer))) ||
         !(memory->state = take_states(model))) {
@@ -150,16 +175,19 @@ enum status memory_create(const struct model *model, struct memory **out)
         memory->layer[i].state = n ? state : NULL;
         state += rounded(n);
     }
+    /* Whoever loads it does so by the other queue. */
+    device_follow(device_side(memory->device), memory->device);
     *out = memory;
     return STATUS_OK;
 }
 
-static void slab_put(const struct model *model, struct slab *slab)
+static void slab_put(const struct memory *memory, struct slab *slab)
 {
     if (--slab->n_holder > 0)
         return;
     if (slab->shared_bytes)
-        *slab->shared_bytes -= slab_bytes(model);
+        *slab->shared_bytes -= slab_bytes(memory->model);
+    device_give(memory->device, slab->block);
     free(slab);
 }
 
@@ -168,38 +196,63 @@ void memory_destroy(struct memory *memory)
     if (!memory)
         return;
     for (uint64_t b = 0; b < memory->n_slab; b++)
-        slab_put(memory->model, memory->table[b]);
+        slab_put(memory, memory->table[b]);
     free(memory->table);
     free(memory->layer);
     put_states(memory->model, memory->state);
+    device_give(memory->device, memory->far);
     free(memory);
+}
+
+/* Tell kernels of blocks from `first` on. */
+static void write_tables(struct memory *memory, uint64_t first)
+{
+    const size_t bytes = (memory->n_slab - first) * sizeof(void *);
+
+    for (uint32_t i = 0; memory->far && i < count_layers(memory->model); i++)
+        if (model_plan(memory->model, i)->block_bytes)
+            device_write(
+                memory->device, memory->far + i * memory->capacity + first,
+                memory->table + (1 + i) * memory->capacity + first, bytes);
 }
 
 static enum status widen_table(struct memory *memory, uint64_t capacity)
 {
     const uint32_t n_layer = count_layers(memory->model);
     void **wide = take(table_bytes(memory->model, capacity));
+    void *far = NULL;
 
     if (!wide)
         return STATUS_RESOURCE_EXHAUSTED;
+    if (memory->device &&
+        device_take(memory->device, far_bytes(memory->model, capacity), &far)) {
+        free(wide);
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
     for (uint32_t i = 0; i < 1 + n_layer && memory->n_slab; i++)
         memcpy(wide + i * capacity, memory->table + i * memory->capacity,
                memory->n_slab * sizeof(*wide));
-    memory->bytes += table_bytes(memory->model, capacity) -
-                     table_bytes(memory->model, memory->capacity);
+    memory->bytes += table_bytes(memory->model, capacity) +
+                     far_bytes(memory->model, capacity) -
+                     table_bytes(memory->model, memory->capacity) -
+                     far_bytes(memory->model, memory->capacity);
     free(memory->table);
+    device_give(memory->device, memory->far);
     memory->table = wide;
+    memory->far = far;
     memory->capacity = capacity;
     for (uint32_t i = 0; i < n_layer; i++)
         if (model_plan(memory->model, i)->block_bytes)
-            memory->layer[i].block = wide + (1 + i) * capacity;
+            memory->layer[i].block =
+                far ? memory->far + i * capacity : wide + (1 + i) * capacity;
+    write_tables(memory, 0);
     return STATUS_OK;
 }
 
 /* Where it belongs in the tables. */
 static void set_slab(struct memory *memory, uint64_t b, struct slab *slab)
 {
-    char *block = (char *)slab + rounded(sizeof(*slab));
+    char *block = slab->block;
 
     memory->table[b] = slab;
     for (uint32_t i = 0; i < count_layers(memory->model); i++) {
@@ -219,11 +272,16 @@ static void append_slab(struct memory *memory, struct slab *slab)
 
 static enum status add_slab(struct memory *memory)
 {
-    struct slab *slab = take(slab_bytes(memory->model));
+    struct slab *slab = take(sizeof(*slab));
+    void *block;
 
-    if (!slab)
+    if (!slab ||
+        device_take(memory->device, blocks_bytes(memory->model), &block)) {
+        free(slab);
         return STATUS_RESOURCE_EXHAUSTED;
+    }
     slab->n_holder = 1;
+    slab->block = block;
     append_slab(memory, slab);
     return STATUS_OK;
 }
@@ -252,6 +310,7 @@ static enum status reserve_table(struct memory *memory, uint64_t n_slab)
 enum status memory_reserve(struct memory *memory, uint64_t n_token)
 {
     const uint64_t limit = model_n_context(memory->model);
+    const uint64_t before = memory->n_slab;
     uint64_t n_slab;
     enum status st;
 
@@ -263,12 +322,19 @@ enum status memory_reserve(struct memory *memory, uint64_t n_token)
     st = reserve_table(memory, n_slab);
     if (st)
         return st;
-    while (memory->n_slab < n_slab) {
+    while (!st && memory->n_slab < n_slab)
         st = add_slab(memory);
-        if (st)
-            return st;
-    }
-    return STATUS_OK;
+    write_tables(memory, before);
+    return st;
+}
+
+static void copy_slab(struct memory *memory, const struct memory *from,
+                      uint64_t b)
+{
+    const struct slab *to = memory->table[b], *source = from->table[b];
+
+    device_copy(memory->device, to->block, source->block,
+                blocks_bytes(memory->model));
 }
 
 enum status memory_fork(struct memory *memory, size_t *shared_bytes,
@@ -291,16 +357,14 @@ enum status memory_fork(struct memory *memory, size_t *shared_bytes,
     if (!st && n_sealed < slabs_for(model, memory->position)) {
         st = add_slab(fork);
         if (!st)
-            memcpy((char *)fork->table[n_sealed] + rounded(sizeof(struct slab)),
-                   (char *)memory->table[n_sealed] +
-                       rounded(sizeof(struct slab)),
-                   slab_bytes(model) - rounded(sizeof(struct slab)));
+            copy_slab(fork, memory, n_sealed);
     }
     if (st) {
         memory_destroy(fork);
         return st;
     }
-    memcpy(fork->state, memory->state, state_bytes(model));
+    write_tables(fork, 0);
+    device_copy(fork->device, fork->state, memory->state, state_bytes(model));
     fork->position = memory->position;
     *out = fork;
     return STATUS_OK;
@@ -319,8 +383,9 @@ void memory_share(struct memory *memory, struct memory *from, uint64_t n_token,
             continue;
         memory->n_shared += !own->shared_bytes;
         set_slab(memory, b, lend(from, b, shared_bytes));
-        slab_put(memory->model, own);
+        slab_put(memory, own);
     }
+    write_tables(memory, 0);
 }
 
 uint64_t memory_position(const struct memory *memory)
@@ -341,6 +406,17 @@ const struct layer_memory *memory_layers(const struct memory *memory)
     return memory->layer;
 }
 
+void *memory_block(const struct memory *memory, uint32_t layer, uint64_t b)
+{
+    assert(b < memory->n_slab);
+    return memory->table[(1 + layer) * memory->capacity + b];
+}
+
+void memory_use(struct memory *memory, struct device *device)
+{
+    memory->device = device;
+}
+
 size_t memory_bytes(const struct memory *memory)
 {
     return memory->bytes;
@@ -356,5 +432,6 @@ size_t memory_bytes_for(const struct model *model, uint64_t n_token)
     const uint64_t n_slab = slabs_for(model, n_token);
 
     return fixed_bytes(model) + n_slab * slab_bytes(model) +
-           table_bytes(model, capacity_for(n_slab));
+           table_bytes(model, capacity_for(n_slab)) +
+           far_bytes(model, capacity_for(n_slab));
 }

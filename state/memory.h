@@ -5,7 +5,8 @@
  * state per recurrent layer and growing KV blocks per softmax layer. All of it
  * is a cache: the session's truth is its journal. A block that lies wholly
  * below `position` is sealed: its bytes never change again, so the store
- * thread may read it while the engine goes on.
+ * thread may read it while the engine goes on. With a device (kernels/device.h)
+ * states and blocks lie in its memory, and so do the tables that name blocks.
  */
 #include "base/status.h"
 #include "model/model.h"
@@ -15,7 +16,8 @@
 
 struct memory;
 
-/* The empty memory, position 0.  RESOURCE_EXHAUSTED  no memory */
+/* The empty memory, position 0.  RESOURCE_EXHAUSTED  no memory; with a device
+ * all that can fail here may also say UNAVAILABLE, as device_take() */
 MUST_CHECK enum status memory_create(const struct model *model,
                                      struct memory **out);
 void memory_destroy(struct memory *memory);
@@ -51,6 +53,17 @@ void memory_advance(struct memory *memory, uint64_t n_token);
 
 /* [n_layer], for struct span; valid until the next reserve or destroy. */
 const struct layer_memory *memory_layers(const struct memory *memory);
+
+/* Block b of a layer that has blocks, and layers' states, for the functions of
+ * kernels/device.h: a model with a device has them there. */
+void *memory_block(const struct memory *memory, uint32_t layer, uint64_t b);
+
+/*
+ * From now on another queue of the model's device asks for its memory: its
+ * side, while another thread than the engine's has it. Who gives it back has
+ * waited for that queue.
+ */
+void memory_use(struct memory *memory, struct device *device);
 
 /* Bytes held now; of them, those of shared blocks; and what a session of
    n_token tokens would hold: the same, for a session that grew to n_token in

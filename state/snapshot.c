@@ -1,6 +1,7 @@
 #include "state/snapshot.h"
 
 #include "base/log.h"
+#include "kernels/device.h"
 #include "state/lineage.h"
 #include "state/retention.h"
 #include "state/snapshot_image.h"
@@ -11,6 +12,20 @@
 #include <string.h>
 
 #define BATCH_BYTES (2u << 20) /* values written at once */
+
+/* Bytes of the largest value. */
+static size_t staging_bytes(const struct model *model)
+{
+    size_t most = 0;
+
+    for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
+        const struct mixer_plan *plan = model_plan(model, i);
+
+        most = plan->state_bytes > most ? plan->state_bytes : most;
+        most = plan->block_bytes > most ? plan->block_bytes : most;
+    }
+    return most;
+}
 
 enum status snapshots_open(struct store *store, const struct model *model,
                            struct snapshots **out)
@@ -29,6 +44,11 @@ enum status snapshots_open(struct store *store, const struct model *model,
     snapshots->batch = store_batch_create(store);
     if (!snapshots->batch)
         goto no_memory;
+    snapshots->device = device_side(model_device(model));
+    if (snapshots->device &&
+        device_take_host(snapshots->device, staging_bytes(model),
+                         &snapshots->staging))
+        goto no_memory;
     *out = snapshots;
     return STATUS_OK;
 
@@ -43,6 +63,8 @@ void snapshots_close(struct snapshots *snapshots)
         return;
     writer_release(&snapshots->frame);
     store_batch_destroy(snapshots->batch);
+    if (snapshots->device)
+        device_give_host(snapshots->device, snapshots->staging);
     free(snapshots);
 }
 
@@ -69,16 +91,30 @@ enum status read_manifest(struct snapshots *snapshots, struct uid uid,
     return st;
 }
 
+/* The value's bytes where the host can read them. */
+static enum status stage(struct snapshots *snapshots, size_t bytes,
+                         const void **data)
+{
+    if (!snapshots->device)
+        return STATUS_OK;
+    device_read(snapshots->device, snapshots->staging, *data, bytes);
+    *data = snapshots->staging;
+    return device_wait(snapshots->device);
+}
+
 /* Put one value, and write the batch once it is large. */
 static enum status save_value(struct snapshots *snapshots,
                               const struct key *key, enum frame_kind kind,
                               const struct value_head *head, const void *data,
                               size_t data_bytes)
 {
-    struct writer *value =
-        store_batch_begin_put(snapshots->batch, key->bytes, key->n);
-    enum status st = value_put(value, kind, head, data, data_bytes);
+    enum status st = stage(snapshots, data_bytes, &data);
+    struct writer *value;
 
+    if (st)
+        return st;
+    value = store_batch_begin_put(snapshots->batch, key->bytes, key->n);
+    st = value_put(value, kind, head, data, data_bytes);
     store_batch_end_put(snapshots->batch);
     if (st)
         return st;

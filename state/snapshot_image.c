@@ -1,5 +1,6 @@
 #include "state/snapshot_image.h"
 
+#include "kernels/device.h"
 #include "state/lineage.h"
 
 #include <assert.h>
@@ -10,6 +11,7 @@
 #define SPARE_MAX 16u
 
 struct image_pool {
+    struct device *device;          /* in whose memory the rooms lie */
     size_t room_bytes;              /* for the largest copy of this model */
     unsigned char *room[SPARE_MAX]; /* [n] owned */
     uint32_t n;
@@ -35,6 +37,7 @@ enum status image_pool_create(const struct model *model,
     if (!pool)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for a pool of images");
+    pool->device = model_device(model);
     pool->room_bytes = copy_bytes(model, 1);
     *out = pool;
     return STATUS_OK;
@@ -45,49 +48,63 @@ void image_pool_destroy(struct image_pool *pool)
     if (!pool)
         return;
     while (pool->n > 0)
-        free(pool->room[--pool->n]);
+        device_give(pool->device, pool->room[--pool->n]);
     free(pool);
 }
 
-static unsigned char *take_room(struct image_pool *pool, size_t n_bytes)
+/* Where the model's memory is; NULL and the cause when there is none. */
+static unsigned char *take_room(struct image *image)
 {
-    if (!pool)
-        return malloc(n_bytes + 1);
-    if (pool->n > 0)
+    struct image_pool *pool = image->pool;
+    void *room;
+
+    if (pool && pool->n > 0)
         return pool->room[--pool->n];
-    return malloc(pool->room_bytes + 1);
+    return device_take(image->device,
+                       pool ? pool->room_bytes : image->copy_bytes, &room)
+               ? NULL
+               : room;
 }
 
-static void put_room(struct image_pool *pool, unsigned char *room)
+static void put_room(struct image_pool *pool, struct device *device,
+                     unsigned char *room)
 {
     if (pool && room && pool->n < SPARE_MAX &&
         (pool->n + 1) * pool->room_bytes <= SPARE_BYTES)
         pool->room[pool->n++] = room;
     else
-        free(room);
+        device_give(device, room);
+}
+
+/* The next of the copies. */
+static const void *copy(struct image *image, const void *from, size_t bytes,
+                        unsigned char **room)
+{
+    void *to = *room;
+
+    device_copy(image->device, to, from, bytes);
+    *room += bytes;
+    return to;
 }
 
 static void copy_layer(struct image *image, const struct model *model,
-                       uint32_t layer, const struct layer_memory *memory,
+                       uint32_t layer, const struct memory *memory,
                        unsigned char **room)
 {
     const struct mixer_plan *plan = model_plan(model, layer);
     struct image_layer *out = &image->layer[layer];
 
-    if (plan->state_bytes > 0) {
-        out->state = memcpy(*room, memory->state, plan->state_bytes);
-        *room += plan->state_bytes;
-    }
+    if (plan->state_bytes > 0)
+        out->state = copy(image, memory_layers(memory)[layer].state,
+                          plan->state_bytes, room);
     if (plan->block_bytes == 0)
         return;
-    if (image->position % KV_BLOCK) {
-        out->open =
-            memcpy(*room, memory->block[image->n_block], plan->block_bytes);
-        *room += plan->block_bytes;
-    }
+    if (image->position % KV_BLOCK)
+        out->open = copy(image, memory_block(memory, layer, image->n_block),
+                         plan->block_bytes, room);
     out->block = image->block + layer * (image->n_block - image->first_block);
     for (uint64_t b = image->first_block; b < image->n_block; b++)
-        out->block[b - image->first_block] = memory->block[b];
+        out->block[b - image->first_block] = memory_block(memory, layer, b);
 }
 
 /* One pass over the tokens that are not stored yet. */
@@ -130,17 +147,22 @@ enum status image_create(const struct model *model,
         image->base = *source->base;
     assert(log_pieces_end(&image->base) <= image->first_block * KV_BLOCK);
     image->n_layer = n_layer;
+    image->device = model_device(model);
     image->copy_bytes = copy_bytes(model, image->position);
     image->pool = source->pool;
-    image->copy = take_room(image->pool, image->copy_bytes);
-    image->block = calloc(n_save * n_layer + 1, sizeof(float *));
+    image->block = calloc(n_save * n_layer + 1, sizeof(void *));
     image->end_chain = calloc(n_save + 1, sizeof(*image->end_chain));
-    if (!image->copy || !image->block || !image->end_chain)
+    if (!image->block || !image->end_chain)
+        goto no_memory;
+    image->copy = take_room(image);
+    if (!image->copy)
         goto no_memory;
     chain_blocks(image, source);
     room = image->copy;
     for (uint32_t i = 0; i < n_layer; i++)
-        copy_layer(image, model, i, &memory_layers(memory)[i], &room);
+        copy_layer(image, model, i, memory, &room);
+    /* The store thread reads it by the other queue. */
+    device_follow(device_side(image->device), image->device);
     *out = image;
     return STATUS_OK;
 
@@ -154,7 +176,7 @@ void image_destroy(struct image *image)
 {
     if (!image)
         return;
-    put_room(image->pool, image->copy);
+    put_room(image->pool, image->device, image->copy);
     free(image->block);
     free(image->end_chain);
     free(image);

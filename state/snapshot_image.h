@@ -2,14 +2,15 @@
 #define STATE_SNAPSHOT_IMAGE_H
 /*
  * What lies in a struct image (state/snapshot.h): the engine thread makes it,
- * the store thread reads it.
+ * the store thread reads it. With a device the copies are made within it, at
+ * once, and come to the host only when they are stored.
  */
 #include "state/snapshot.h"
 
 struct image_layer {
-    const void *state;   /* copy, or NULL */
-    const void *open;    /* copy of the block that is not full, or NULL */
-    const float **block; /* [n_block - first_block] borrowed sealed blocks */
+    const void *state;  /* copy, or NULL */
+    const void *open;   /* copy of the block that is not full, or NULL */
+    const void **block; /* [n_block - first_block] borrowed sealed blocks */
 };
 
 struct image {
@@ -24,7 +25,8 @@ struct image {
     size_t copy_bytes;
     unsigned char *copy;     /* [copy_bytes] states and open blocks; owned */
     struct image_pool *pool; /* that gave it, or NULL */
-    const float **block;     /* the layers' tables; owned */
+    const void **block;      /* the layers' tables; owned */
+    struct device *device;   /* in whose memory copies and blocks lie */
     struct image_layer layer[];
 };
 #endif

@@ -1,4 +1,5 @@
 #include "base/log.h"
+#include "kernels/device.h"
 #include "state/lineage.h"
 #include "state/snapshot_chain.h"
 #include "state/snapshot_parts.h"
@@ -13,8 +14,13 @@ struct attempt {
     struct chains *chains;
     const struct manifest *manifest;
     uint64_t position;
-    const struct layer_memory *layer;
+    const struct memory *memory;
 };
+
+static void *state_of(const struct attempt *attempt, uint32_t layer)
+{
+    return memory_layers(attempt->memory)[layer].state;
+}
 
 static enum restore_reason damaged(const char *what, uint64_t place,
                                    uint32_t layer)
@@ -82,7 +88,7 @@ static enum restore_reason take_value(struct attempt *attempt,
                           wanted->what, wanted->place, wanted->layer);
         return RESTORE_CHAIN;
     }
-    memcpy(wanted->to, data, data_bytes);
+    device_write(attempt->snapshots->device, wanted->to, data, data_bytes);
     return RESTORE_HIT;
 }
 
@@ -118,7 +124,7 @@ static enum restore_reason load_layers(struct attempt *attempt)
                                 .layer = i,
                                 .min_position = position,
                                 .data_bytes = plan->state_bytes,
-                                .to = attempt->layer[i].state};
+                                .to = state_of(attempt, i)};
 
         if (plan->state_bytes > 0)
             reason = fetch_value(attempt, 's', &wanted);
@@ -128,7 +134,7 @@ static enum restore_reason load_layers(struct attempt *attempt)
         wanted.what = "open block";
         wanted.n_token = position % KV_BLOCK;
         wanted.data_bytes = plan->block_bytes;
-        wanted.to = attempt->layer[i].block[position / KV_BLOCK];
+        wanted.to = memory_block(attempt->memory, i, position / KV_BLOCK);
         reason = fetch_value(attempt, 'o', &wanted);
     }
     return reason;
@@ -185,7 +191,7 @@ static enum restore_reason load_piece(struct attempt *attempt, struct uid owner,
 
             if (plan->block_bytes == 0)
                 continue;
-            wanted.to = attempt->layer[i].block[b];
+            wanted.to = memory_block(attempt->memory, i, b);
             reason = scan_value(attempt, scan, &wanted);
         }
     store_scan_close(scan);
@@ -220,11 +226,38 @@ static void wipe(const struct attempt *attempt)
         const struct mixer_plan *plan =
             model_plan(attempt->snapshots->model, i);
 
-        if (plan->state_bytes > 0)
-            memset(attempt->layer[i].state, 0, plan->state_bytes);
+        device_zero(attempt->snapshots->device, state_of(attempt, i),
+                    plan->state_bytes);
         for (uint64_t b = 0; plan->block_bytes > 0 && b < n_block; b++)
-            memset(attempt->layer[i].block[b], 0, plan->block_bytes);
+            device_zero(attempt->snapshots->device,
+                        memory_block(attempt->memory, i, b), plan->block_bytes);
     }
+}
+
+/* RESTORE_HIT: the memory stands at the attempt's position. A device gets it
+ * all by its side, and has it when this returns. */
+static enum status fill(struct attempt *attempt, struct memory *memory,
+                        enum restore_reason *out)
+{
+    struct device *device = attempt->snapshots->device;
+    struct device *before = model_device(attempt->snapshots->model);
+    enum status st;
+
+    memory_use(memory, device);
+    attempt->memory = memory;
+    st = memory_reserve(memory, attempt->position);
+    if (!st) {
+        *out = load_layers(attempt);
+        if (*out == RESTORE_HIT)
+            *out = load_blocks(attempt);
+        if (*out == RESTORE_HIT)
+            memory_advance(memory, attempt->position);
+        else
+            wipe(attempt);
+        st = device_wait(device);
+    }
+    memory_use(memory, before);
+    return st;
 }
 
 /* RESTORE_HIT: the memory stands at the entry's position. */
@@ -238,7 +271,6 @@ static enum status try_entry(struct snapshots *snapshots,
                               .chains = chains,
                               .manifest = manifest,
                               .position = entry->position};
-    enum status st;
 
     if (!numerics_equal(manifest->numerics, snapshots->numerics)) {
         (void)status_fail(STATUS_FAILED_PRECONDITION,
@@ -252,18 +284,7 @@ static enum status try_entry(struct snapshots *snapshots,
         *out = RESTORE_CHAIN;
         return STATUS_OK;
     }
-    st = memory_reserve(memory, entry->position);
-    if (st)
-        return st;
-    attempt.layer = memory_layers(memory);
-    *out = load_layers(&attempt);
-    if (*out == RESTORE_HIT)
-        *out = load_blocks(&attempt);
-    if (*out == RESTORE_HIT)
-        memory_advance(memory, entry->position);
-    else
-        wipe(&attempt);
-    return STATUS_OK;
+    return fill(&attempt, memory, out);
 }
 
 static void log_refused(struct uid uid, uint64_t position, uint64_t n_token,

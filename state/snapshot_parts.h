@@ -12,7 +12,9 @@ struct snapshots {
     const struct model *model; /* borrowed */
     uint32_t n_layer;
     struct numerics numerics;
-    struct writer frame;       /* scratch of a manifest; owned */
+    struct writer frame;   /* scratch of a manifest; owned */
+    struct device *device; /* the model's side, or NULL */
+    void *staging;         /* host memory for one value of a device; owned */
     struct store_batch *batch; /* owned */
 };
 

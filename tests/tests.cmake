@@ -45,6 +45,15 @@ foreach(name IN LISTS GODWIT_LAYERS)
   endforeach()
 endforeach()
 
+# Once more with all memory on a device: kernels/apart/apart.h.
+if(TARGET test_state_snapshot)
+  add_test(NAME unit.state.snapshot.apart COMMAND test_state_snapshot
+    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  set_tests_properties(unit.state.snapshot.apart PROPERTIES LABELS unit
+    TIMEOUT 300 ENVIRONMENT "${SANITIZER_ENVIRONMENT};GODWIT_BACKEND=apart"
+    FAIL_REGULAR_EXPRESSION "Tested: 0 ;LeakSanitizer;runtime error:")
+endif()
+
 # Further tests (lint, golden, e2e, fuzz) each bring a file of their own.
 file(GLOB more CONFIGURE_DEPENDS tests/*/tests.cmake)
 foreach(file IN LISTS more)

@@ -573,7 +573,7 @@ static void attend_with(struct pool *pool, const struct attend_args *args,
 #define OPERATOR(name, f32, pair, tile)                                        \
     void name(struct pool *pool, const struct attend_args *args)               \
     {                                                                          \
-        static const struct attend_kernel *const KERNEL[N_ARITHMETIC] = {      \
+        static const struct attend_kernel *const KERNEL[N_CPU_ARITHMETIC] = {  \
             [ARITHMETIC_FP32] = &(f32),                                        \
             [ARITHMETIC_PAIR] = &(pair),                                       \
             [ARITHMETIC_TILE] = &(tile)};                                      \

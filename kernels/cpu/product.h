@@ -44,7 +44,7 @@ struct product_kernel {
 };
 
 struct product_kernels {
-    struct product_kernel of[N_ARITHMETIC][N_LINEAR_TYPE];
+    struct product_kernel of[N_CPU_ARITHMETIC][N_LINEAR_TYPE];
     const struct product_kernels *base; /* has what is not here; or NULL */
     /* y = silu(gate) * up of n floats. */
     void (*swiglu)(float *y, const float *gate, const float *up, uint32_t n);

@@ -5,9 +5,9 @@
 
 /* All but those that are products. */
 #define OPERATORS                                                              \
-    .rms_norm = LANES_NAME(rms_norm), .gated_norm = LANES_NAME(gated_norm),    \
-    .swiglu = LANES_NAME(swiglu), .gate = LANES_NAME(gate),                    \
-    .embed = move_embed, .rope = LANES_NAME(rope),                             \
+    .arithmetics = ARITHMETICS_CPU, .rms_norm = LANES_NAME(rms_norm),          \
+    .gated_norm = LANES_NAME(gated_norm), .swiglu = LANES_NAME(swiglu),        \
+    .gate = LANES_NAME(gate), .embed = move_embed, .rope = LANES_NAME(rope),   \
     .kv_append = move_kv_append, .conv = LANES_NAME(conv),                     \
     .delta_gate = LANES_NAME(delta_gate), .route = LANES_NAME(route),          \
     .combine = LANES_NAME(combine), .draw = LANES_NAME(draw),                  \

@@ -37,6 +37,7 @@ FLUSHED(combine, combine_args)
 const struct backend backend_ref = {
     .name = "ref",
     .is_supported = is_supported,
+    .arithmetics = ARITHMETICS_CPU,
     .linear = linear,
     .linear_add = linear_add,
     .ffn = ffn,

@@ -65,9 +65,10 @@ static enum status open_bench(struct bench *b, const struct attend_case *c,
     b->block = malloc(b->n_session * n_block * sizeof(*b->block));
     b->q = product_floats(n_row, 2, PRODUCT_NOISE);
     b->out = malloc(n_row * sizeof(*b->out));
-    b->table = (struct rope_table){c->n_rot, (uint64_t)n_block * KV_BLOCK,
-                                   product_floats(n_angle, 3, PRODUCT_NOISE),
-                                   product_floats(n_angle, 4, PRODUCT_NOISE)};
+    b->table =
+        (struct rope_table){c->n_rot, (uint64_t)n_block * KV_BLOCK,
+                            product_floats(n_angle, 3, PRODUCT_NOISE),
+                            product_floats(n_angle, 4, PRODUCT_NOISE), NULL};
     for (size_t i = 0; i < n_byte; i += sizeof(uint64_t)) {
         uint64_t bits = product_random(&seed) & 0x80ff80ff80ff80ffu;
 

@@ -18,4 +18,13 @@ if(TARGET godwitd AND TARGET godwitctl AND TARGET proto_python)
       RUN_SERIAL TRUE # each wants both cores, and they time things
       ENVIRONMENT "${e2e_environment}")
   endforeach()
+  # The same with everything in the memory of a device: kernels/apart/apart.h.
+  foreach(stem IN ITEMS serve fork prefix kill)
+    add_test(NAME e2e.apart.${stem}
+      COMMAND /usr/bin/python3 -B ${CMAKE_CURRENT_LIST_DIR}/test_${stem}.py
+      WORKING_DIRECTORY ${CMAKE_CURRENT_LIST_DIR})
+    set_tests_properties(e2e.apart.${stem} PROPERTIES LABELS e2e TIMEOUT 300
+      RUN_SERIAL TRUE
+      ENVIRONMENT "${e2e_environment};GODWIT_BACKEND=apart;KILLS=5")
+  endforeach()
 endif()

@@ -14,6 +14,13 @@ if(TARGET godwitd)
       --model ${golden_dir}/${name} --golden ${golden_dir}/${name}
       --numerics fp32)
   endforeach()
+  # And through a device, which must not change a bit: kernels/apart/apart.h.
+  foreach(name IN LISTS random_models)
+    list(APPEND apart apart.${name})
+    add_test(NAME golden.apart.${name} COMMAND godwitd check --backend apart
+      --model ${golden_dir}/${name} --golden ${golden_dir}/${name}
+      --numerics fp32)
+  endforeach()
   add_test(NAME golden.godwit-tiny COMMAND godwitd check --model ${tiny_dir}
     --golden ${golden_dir}/godwit-tiny --max-length ${golden_limit}
     --numerics fp32)
@@ -34,7 +41,7 @@ if(TARGET godwitd)
   add_test(NAME golden.judge COMMAND /usr/bin/python3
     ${golden_dir}/check_judge.py $<TARGET_FILE:godwitd> ${golden_dir}
     ${tiny_dir})
-  foreach(name IN LISTS random_models rounded ITEMS godwit-tiny tokenizer judge)
+  foreach(name IN LISTS random_models apart rounded ITEMS godwit-tiny tokenizer judge)
     set_tests_properties(golden.${name} PROPERTIES LABELS golden TIMEOUT 600
       FAIL_REGULAR_EXPRESSION "LeakSanitizer;runtime error:")
   endforeach()

@@ -50,7 +50,7 @@ static inline void attend_bench_init(struct attend_bench *b,
     for (size_t i = 0; i < n_q; i += 3)
         b->q[i] *= 30.0f;
     b->table = (struct rope_table){c->n_rot, (uint64_t)ATTEND_BLOCK * KV_BLOCK,
-                                   b->cos, b->sin};
+                                   b->cos, b->sin, NULL};
     for (uint32_t i = 0; i < ATTEND_BLOCK; i++)
         b->block[i] = aligned_alloc(64, kv_block_bytes(c->shape));
 }
@@ -148,7 +148,7 @@ static inline size_t attend_check_all(const struct backend *backend,
     size_t n_bad = 0;
 
     for (size_t i = 0; i < PRODUCT_COUNT(ATTEND_CASE); i++)
-        for (int a = 0; a < N_ARITHMETIC; a++) {
+        for (int a = 0; a < N_CPU_ARITHMETIC; a++) {
             struct attend_case c = ATTEND_CASE[i];
 
             c.shape.arithmetic = (enum arithmetic)a;

@@ -153,10 +153,10 @@ static inline size_t delta_check_all(const struct backend *backend,
 {
     size_t n_bad = 0;
 
-    for (size_t i = 0; i < PRODUCT_COUNT(DELTA_SHAPE) * N_ARITHMETIC; i++) {
-        struct delta_shape shape = DELTA_SHAPE[i / N_ARITHMETIC];
+    for (size_t i = 0; i < PRODUCT_COUNT(DELTA_SHAPE) * N_CPU_ARITHMETIC; i++) {
+        struct delta_shape shape = DELTA_SHAPE[i / N_CPU_ARITHMETIC];
 
-        shape.arithmetic = (enum arithmetic)(i % N_ARITHMETIC);
+        shape.arithmetic = (enum arithmetic)(i % N_CPU_ARITHMETIC);
         struct delta_session want = delta_session(shape, DELTA_TOKENS);
         struct delta_session got = delta_session(shape, DELTA_TOKENS);
         delta_play(&want, ref, NULL, DELTA_TOKENS);

@@ -190,7 +190,7 @@ static inline size_t product_check_all(const struct backend *backend,
 
             if ((i + k) % 7) /* not all pairs; every dimension is there */
                 continue;
-            for (int a = 0; a < N_ARITHMETIC; a++) {
+            for (int a = 0; a < N_CPU_ARITHMETIC; a++) {
                 c.arithmetic = (enum arithmetic)a;
                 n_bad += !product_check(backend, ref, pool, n_pool, &c);
             }

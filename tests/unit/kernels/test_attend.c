@@ -20,7 +20,7 @@ static const struct shape SHAPES[] = {
     {{5, 1, 17, 0}, 16}, {{2, 2, 3, 0}, 2},    {{2, 1, 256, 0}, 64},
 };
 
-#define N_CASE (COUNT(SHAPES) * N_ARITHMETIC)
+#define N_CASE (COUNT(SHAPES) * N_CPU_ARITHMETIC)
 
 /* Each shape in each arithmetic, FP32 first. */
 static struct shape case_of(size_t i)
@@ -554,7 +554,7 @@ Test(attend, many_wide_rows_share_the_threads_in_rounds)
     struct pool *pool = NULL;
 
     must(pool_create(2, &pool));
-    for (int i = 0; i < N_ARITHMETIC; i++)
+    for (int i = 0; i < N_CPU_ARITHMETIC; i++)
         check_rounds(pool, (enum arithmetic)i);
     pool_destroy(pool);
 }
@@ -588,6 +588,6 @@ static void check_mean(enum arithmetic arithmetic)
 
 Test(attend, one_key_returns_its_value_and_equal_keys_the_mean)
 {
-    for (int i = 0; i < N_ARITHMETIC; i++)
+    for (int i = 0; i < N_CPU_ARITHMETIC; i++)
         check_mean((enum arithmetic)i);
 }

@@ -62,3 +62,48 @@ Test(backend, no_operator_is_missing)
                   b->combine && b->draw && b->peaks);
     }
 }
+
+Test(backend, one_of_a_gpu_works_or_says_what_is_missing)
+{
+    static const char *const MISSING[] = {"no library", "no NVIDIA driver",
+                                          "no GPU", "compute capability",
+                                          "driver for CUDA"};
+    const struct backend *found = NULL;
+    enum status st = backend_find("cuda", &found);
+    size_t n = 0;
+
+    if (st == STATUS_OK) {
+        cr_assert(eq(str, (char *)found->name, "cuda"));
+        return;
+    }
+    cr_assert(eq(int, st, STATUS_FAILED_PRECONDITION));
+    for (size_t i = 0; i < COUNT(MISSING); i++)
+        n += strstr(status_reason(), MISSING[i]) != NULL;
+    cr_assert(eq(sz, n, 1), "%s", status_reason());
+    cr_assert(eq(ptr, (void *)found, NULL));
+}
+
+Test(backend, a_library_that_is_named_and_not_there_is_said)
+{
+    const struct backend *found = NULL;
+
+    cr_assert(eq(int, backend_find("cuda:/nowhere/lib.so", &found),
+                 STATUS_FAILED_PRECONDITION));
+    cr_assert(strstr(status_reason(), "/nowhere/lib.so") != NULL);
+    cr_assert(
+        eq(int, backend_find("cuda:", &found), STATUS_FAILED_PRECONDITION));
+    cr_assert(eq(ptr, (void *)found, NULL));
+}
+
+Test(backend, what_it_can_multiply_is_asked)
+{
+    EACH_BACKEND(backend)
+    {
+        for (int i = 0; i < N_CPU_ARITHMETIC; i++)
+            must(backend_check(backend, (enum arithmetic)i));
+        cr_assert(eq(int, backend_check(backend, ARITHMETIC_MMA),
+                     STATUS_FAILED_PRECONDITION));
+        cr_assert(strstr(status_reason(), backend->name) != NULL);
+        cr_assert(strstr(status_reason(), "bf16-tile") != NULL);
+    }
+}

@@ -18,14 +18,14 @@ static const struct delta_shape SHAPES[] = {
 
 /* Relative to the largest output, of outputs and of the folded state: what one
  * rounding to bf16 of every factor of every product may do, 2^-9 each. */
-static const double TOLERANCE[N_ARITHMETIC] = {
+static const double TOLERANCE[N_CPU_ARITHMETIC] = {
     [ARITHMETIC_FP32] = 1e-5,
     [ARITHMETIC_PAIR] = 5e-3,
     [ARITHMETIC_TILE] = 5e-3,
 };
 
 /* Every shape in every arithmetic. */
-#define N_CASE (COUNT(SHAPES) * N_ARITHMETIC)
+#define N_CASE (COUNT(SHAPES) * N_CPU_ARITHMETIC)
 
 static struct delta_shape shape_of(size_t i)
 {

@@ -161,7 +161,7 @@ Test(ffn, every_backend_gives_the_bits_of_its_three_operators, .timeout = 120)
     for (size_t s = 0; s < COUNT(SHAPE); s++)
         for (enum linear_type type = 0; type < N_LINEAR_TYPE; type++)
             for (enum arithmetic order = 0;
-                 order < (type == LINEAR_F32 ? 1 : N_ARITHMETIC); order++) {
+                 order < (type == LINEAR_F32 ? 1 : N_CPU_ARITHMETIC); order++) {
                 const uint32_t n_row = ROWS[turn++ % COUNT(ROWS)];
                 struct layer layer = layer_of(SHAPE[s], type, order);
                 float *x = filled(n_row * ((size_t)layer.n_in + 1), turn);

@@ -14,7 +14,7 @@ static const uint32_t ROWS[] = {1,  2,  3,  4,  5,  6,  7,
 #define EACH_KIND(type, order)                                                 \
     for (enum linear_type type = 0; type < N_LINEAR_TYPE; type++)              \
         for (enum arithmetic order = 0;                                        \
-             order < (type == LINEAR_F32 ? 1 : N_ARITHMETIC); order++)
+             order < (type == LINEAR_F32 ? 1 : N_CPU_ARITHMETIC); order++)
 
 static uint16_t to_bf16(float x)
 {
@@ -270,7 +270,7 @@ static float by_hand_sum(const float *x, const float *w, size_t n,
 
 Test(linear, each_order_is_the_one_that_linear_h_states)
 {
-    float x[N_HAND], weight[N_HAND], q[N_HAND], want[N_ARITHMETIC], y;
+    float x[N_HAND], weight[N_HAND], q[N_HAND], want[N_CPU_ARITHMETIC], y;
     struct linear w;
 
     for (size_t k = 0; k < N_HAND; k++) {
@@ -350,7 +350,7 @@ Test(linear, bf16_orders_round_inputs_and_all_flush_subnormals)
     const float more = 1.00390625f; /* between two bf16: ties go to even */
 
     EACH_BACKEND(backend)
-    for (enum arithmetic order = 0; order < N_ARITHMETIC; order++) {
+    for (enum arithmetic order = 0; order < N_CPU_ARITHMETIC; order++) {
         const bool is_exact = order == ARITHMETIC_FP32;
         const float y = product_of(backend, order, more, 1.0f);
         const float tiny = product_of(backend, order, 0x1p-70f, 0x1p-60f);

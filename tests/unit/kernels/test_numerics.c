@@ -58,7 +58,7 @@ static uint64_t digest_attend(const struct backend *b, uint64_t hash,
     float *out = room(N_ROW * 2 * D);
     void *block[3];
     float *angle = filled(192 * D, 13);
-    struct rope_table table = {n_rot, 192, angle, angle + 192 * D / 2};
+    struct rope_table table = {n_rot, 192, angle, angle + 192 * D / 2, NULL};
 
     for (size_t i = 0; i < 3; i++)
         block[i] = constant(kv_block_bytes(shape) / sizeof(float), 0.0f);
@@ -182,7 +182,7 @@ Test(numerics, the_bits_are_those_that_the_ids_were_given_for)
     static const struct {
         const char *id;
         uint64_t products, attend, delta;
-    } PIN[N_ARITHMETIC] = {
+    } PIN[N_CPU_ARITHMETIC] = {
         [ARITHMETIC_FP32] = {"fp32-chain-2", UINT64_C(0xf44d7730215236c2),
                              UINT64_C(0xb389026ea6799b63),
                              UINT64_C(0x003423e66479d7ec)},
@@ -205,7 +205,7 @@ Test(numerics, the_bits_are_those_that_the_ids_were_given_for)
         hash = digest_experts(backend, 0xcbf29ce484222325u);
         cr_assert(eq(u64, hash, UINT64_C(0xc4e2eab81baacc0f)),
                   "%s: digest is %lx", backend->name, hash);
-        for (int i = 0; i < N_ARITHMETIC; i++) {
+        for (int i = 0; i < N_CPU_ARITHMETIC; i++) {
             cr_assert_str_eq(arithmetic_id((enum arithmetic)i), PIN[i].id);
             hash = digest_products(backend, (enum arithmetic)i);
             cr_expect(eq(u64, hash, PIN[i].products), "%s %s: digest is %lx",

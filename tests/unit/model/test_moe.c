@@ -513,7 +513,7 @@ Test(moe, rows_are_the_same_in_any_batch_arithmetic_format_and_thread_count)
         x[i] = sinf((float)(i * i % 4099));
     work = aligned_alloc(64, N_EXACT * moe_row_floats(&config) * 4);
     for (int format = 0; format < N_WEIGHT_FORMAT; format++)
-        for (int order = 0; order < N_ARITHMETIC; order++) {
+        for (int order = 0; order < N_CPU_ARITHMETIC; order++) {
             struct moe *moe = bind(&config, (enum weight_format)format,
                                    (enum arithmetic)order);
 

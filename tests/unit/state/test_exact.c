@@ -1,12 +1,13 @@
 /*
  * The one arithmetic (docs/NUMERICS.md), judged by bits: logits of every row
  * and all that the layers remember, over six architectures and every backend
- * that this machine has. E1 batch, E2 cut, E3 phase, E7 threads, and equality
- * between backends. These are laws; that the numbers are also right is judged
- * by the golden.* tests.
+ * that this machine has, and through a device ("apart"). E1 batch, E2 cut, E3
+ * phase, E7 threads, and equality between backends. These are laws; that the
+ * numbers are also right is judged by the golden.* tests.
  */
 #include "state/memory.h"
 
+#include "kernels/apart/apart.h"
 #include "model/safetensors.h"
 
 #include <criterion/criterion.h>
@@ -117,6 +118,12 @@ static void visit_all(visit *visit)
         }
     }
     cr_assert_geq(n, N_DIR);
+    for (size_t i = 0; i < N_DIR; i++) {
+        struct bench bench = open_bench(DIR[i], &backend_apart, KIND[0]);
+
+        visit(&bench);
+        close_bench(&bench);
+    }
 }
 
 /* ------------------------------------------------------------- one session */
@@ -189,6 +196,14 @@ static void clear_stale(const struct mixer_field *field, uint64_t position,
         }
 }
 
+/* The memory's bytes, wherever they lie. */
+static void read_bytes(const struct bench *bench, void *to, const void *from,
+                       size_t n)
+{
+    device_read(model_device(bench->model), to, from, n);
+    cr_assert_eq(device_wait(model_device(bench->model)), STATUS_OK);
+}
+
 /* Digest of everything that the layers remember. */
 static struct digest digest_memory(const struct bench *bench,
                                    const struct memory *memory)
@@ -199,16 +214,19 @@ static struct digest digest_memory(const struct bench *bench,
     for (uint32_t i = 0; i < model_config(bench->model)->n_layer; i++) {
         const struct mixer_plan *plan = model_plan(bench->model, i);
         const struct layer_memory *layer = &memory_layers(memory)[i];
-        char *copy = malloc(plan->state_bytes + 1);
+        char *copy = malloc(plan->state_bytes + plan->block_bytes + 1);
 
-        if (plan->state_bytes)
-            memcpy(copy, layer->state, plan->state_bytes);
+        read_bytes(bench, copy, layer->state, plan->state_bytes);
         for (uint32_t f = 0; f < plan->n_field; f++)
             clear_stale(&plan->field[f], position,
                         copy + plan->field[f].offset);
         all = digest_chain(all, copy, plan->state_bytes);
-        for (uint64_t b = 0; plan->block_bytes && b * KV_BLOCK < position; b++)
-            all = digest_chain(all, layer->block[b], plan->block_bytes);
+        for (uint64_t b = 0; plan->block_bytes && b * KV_BLOCK < position;
+             b++) {
+            read_bytes(bench, copy, memory_block(memory, i, b),
+                       plan->block_bytes);
+            all = digest_chain(all, copy, plan->block_bytes);
+        }
         free(copy);
     }
     return all;
@@ -486,6 +504,25 @@ Test(exact, e1_a_session_is_the_same_alone_and_in_batches_up_to_9)
 
 /* ------------------------------------------------------------- backends */
 
+/* The prompt by another backend, with what `first` made of it. */
+static void compare(const struct bench *first, struct outcome expected,
+                    const char *dir, const struct backend *backend)
+{
+    const struct kind kind = {model_weight_format(first->model),
+                              model_arithmetic(first->model)};
+    struct bench other = open_bench(dir, backend, kind);
+    struct outcome found;
+
+    other.n_token = first->n_token;
+    found = play(&other, NULL, NULL, 0);
+    assert_same(&other, expected, found, "backend", 0);
+    cr_assert_str_eq(model_numerics(other.model), model_numerics(first->model));
+    cr_assert(digest_equal(model_fingerprint(other.model),
+                           model_fingerprint(first->model)));
+    free(found.logit);
+    close_bench(&other);
+}
+
 Test(exact, all_backends_give_the_same_bits)
 {
     for (size_t i = 0; i < N_DIR * N_KIND; i++) {
@@ -501,23 +538,10 @@ Test(exact, all_backends_give_the_same_bits)
         first = open_bench(dir, ref, kind);
         first.n_token = kind.format ? N_TOKEN_REF : N_TOKEN;
         expected = play(&first, NULL, NULL, 0);
-        for (const struct backend *const *b = backend_all(); *b; b++) {
-            struct bench other;
-            struct outcome found;
-
-            if (*b == ref || !(*b)->is_supported())
-                continue;
-            other = open_bench(dir, *b, kind);
-            other.n_token = first.n_token;
-            found = play(&other, NULL, NULL, 0);
-            assert_same(&other, expected, found, "backend", 0);
-            cr_assert_str_eq(model_numerics(other.model),
-                             model_numerics(first.model));
-            cr_assert(digest_equal(model_fingerprint(other.model),
-                                   model_fingerprint(first.model)));
-            free(found.logit);
-            close_bench(&other);
-        }
+        for (const struct backend *const *b = backend_all(); *b; b++)
+            if (*b != ref && (*b)->is_supported())
+                compare(&first, expected, dir, *b);
+        compare(&first, expected, dir, &backend_apart);
         free(expected.logit);
         close_bench(&first);
     }

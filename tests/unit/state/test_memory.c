@@ -251,8 +251,9 @@ Test(memory, a_reserve_that_fails_keeps_what_was_there_and_can_go_on)
     cr_assert_eq(memory_reserve(memory, 64), STATUS_OK);
     ((float *)memory_layers(memory)[3].block[0])[5] = 7;
     do {
-        /* the table first, then each slab: every call gets one further */
-        fail_at = n_failed ? 2 : 1;
+        /* the table first, then each slab and its blocks: every call gets one
+         * slab further */
+        fail_at = n_failed ? 3 : 1;
         n_taken = 0;
         st = memory_reserve(memory, 20 * KV_BLOCK);
         cr_assert(((float *)memory_layers(memory)[3].block[0])[5] == 7);
@@ -399,7 +400,8 @@ Test(memory, every_failing_allocation_of_a_fork_is_reported)
     } while (st == STATUS_RESOURCE_EXHAUSTED && !fork && n < 20);
     fail_at = 0;
     cr_assert_eq(st, STATUS_OK);
-    cr_assert_eq(n, 6); /* struct, layers, state, table, open slab; success */
+    cr_assert_eq(
+        n, 7); /* struct, layers, state, table, open slab, blocks; success */
     assert_marked(model, memory, 200);
     memory_destroy(memory);
     assert_marked(model, fork, 200);

@@ -1,0 +1,495 @@
+#include "kernels/apart/apart.h"
+
+#include "kernels/apart/apart_run.h"
+
+#include <assert.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define N_RECORD 4u
+
+/* An operator that was asked for, with its own copy of its host array. */
+struct call {
+    enum apart_op op;
+    union apart_args args; /* names `array` */
+    void *array;           /* owned; NULL: it has none */
+};
+
+/* One repeatable step. */
+struct record {
+    struct device_step step;
+    uint32_t n_seen; /* 0: free; it is recorded when seen the second time */
+    size_t n_call, capacity;
+    struct call *call; /* owned */
+};
+
+/* What was read and waits to be told. */
+struct late {
+    struct late *next;
+    void *to;
+    size_t bytes;
+    unsigned char byte[];
+};
+
+enum mode { MODE_DIRECT, MODE_REFUSE, MODE_RECORD, MODE_REPLAY };
+
+/* Memory, which both queues share. */
+struct store {
+    pthread_mutex_t lock;
+    size_t limit, used;
+    uint64_t n_taken;
+    bool is_lost;
+};
+
+struct queue {
+    struct device device; /* first: callers hold pointers to it */
+    struct store *store;  /* owned by the device, borrowed by its side */
+    const struct backend *backend;
+    struct late *late, **end;
+    enum mode mode;
+    struct record record[N_RECORD], *now;
+    size_t at;      /* next call of a replay */
+    uint32_t fresh; /* record to be given up next */
+    uint64_t n_replay;
+};
+
+/* Before every piece of memory, so that it is known when given. */
+struct head {
+    size_t bytes;
+};
+
+static struct queue *queue_of(const struct device *device)
+{
+    return (struct queue *)device;
+}
+
+/* ---------------------------------------------------------------------- life
+ */
+
+static enum status probe(char out_why[DEVICE_WHY_SIZE])
+{
+    (void)out_why;
+    return STATUS_OK;
+}
+
+static void forget(struct record *record)
+{
+    for (size_t i = 0; i < record->n_call; i++)
+        free(record->call[i].array);
+    free(record->call);
+    *record = (struct record){0};
+}
+
+static void tell_late(struct queue *queue)
+{
+    while (queue->late) {
+        struct late *late = queue->late;
+
+        memcpy(late->to, late->byte, late->bytes);
+        queue->late = late->next;
+        free(late);
+    }
+    queue->end = &queue->late;
+}
+
+static void destroy_queue(struct queue *queue)
+{
+    if (!queue)
+        return;
+    while (queue->late) {
+        struct late *late = queue->late;
+
+        queue->late = late->next;
+        free(late);
+    }
+    for (uint32_t i = 0; i < N_RECORD; i++)
+        forget(&queue->record[i]);
+    free(queue);
+}
+
+static void destroy(struct device *device)
+{
+    struct queue *queue = queue_of(device);
+
+    assert(queue->store->n_taken == 0);
+    destroy_queue(queue_of(device->side));
+    (void)pthread_mutex_destroy(&queue->store->lock);
+    free(queue->store);
+    destroy_queue(queue);
+}
+
+static void why(struct device *device, char out[DEVICE_WHY_SIZE])
+{
+    (void)snprintf(out, DEVICE_WHY_SIZE, "%s",
+                   queue_of(device)->store->is_lost
+                       ? "device 'apart' is lost"
+                       : "device 'apart' has no memory left");
+}
+
+/* -------------------------------------------------------------------- memory
+ */
+
+static size_t left_in(const struct store *store)
+{
+    return store->used < store->limit ? store->limit - store->used : 0;
+}
+
+static enum status take(struct device *device, size_t bytes, void **out)
+{
+    struct store *store = queue_of(device)->store;
+    enum status st = STATUS_OK;
+    struct head *head = NULL;
+
+    pthread_mutex_lock(&store->lock);
+    if (store->is_lost)
+        st = STATUS_UNAVAILABLE;
+    else if (bytes > left_in(store) ||
+             !(head = aligned_alloc(DEVICE_ALIGN,
+                                    (bytes + 2 * (size_t)DEVICE_ALIGN - 1) /
+                                        DEVICE_ALIGN * DEVICE_ALIGN)))
+        st = STATUS_RESOURCE_EXHAUSTED;
+    if (!st) {
+        store->used += bytes;
+        store->n_taken++;
+        head->bytes = bytes;
+        memset((char *)head + DEVICE_ALIGN, 0, bytes);
+        *out = apart_far((char *)head + DEVICE_ALIGN);
+    }
+    pthread_mutex_unlock(&store->lock);
+    return st;
+}
+
+static void give(struct device *device, void *memory)
+{
+    struct store *store = queue_of(device)->store;
+    struct head *head =
+        (struct head *)(void *)((char *)apart_near(memory) - DEVICE_ALIGN);
+
+    pthread_mutex_lock(&store->lock);
+    store->used -= head->bytes;
+    store->n_taken--;
+    pthread_mutex_unlock(&store->lock);
+    free(head);
+}
+
+static enum status take_host(struct device *device, size_t bytes, void **out)
+{
+    if (queue_of(device)->store->is_lost)
+        return STATUS_UNAVAILABLE;
+    *out = malloc(bytes + 1);
+    return *out ? STATUS_OK : STATUS_RESOURCE_EXHAUSTED;
+}
+
+static void give_host(struct device *device, void *memory)
+{
+    (void)device;
+    free(memory);
+}
+
+static size_t available(struct device *device)
+{
+    const struct store *store = queue_of(device)->store;
+    const size_t host = device_available(NULL);
+    const size_t left = left_in(store);
+
+    return left < host ? left : host;
+}
+
+/* --------------------------------------------------------------------- order
+ */
+
+static enum status wait(struct device *device)
+{
+    struct queue *queue = queue_of(device);
+
+    if (queue->store->is_lost)
+        return STATUS_UNAVAILABLE;
+    tell_late(queue);
+    return STATUS_OK;
+}
+
+static void follow(struct device *device, struct device *other)
+{
+    (void)device;
+    (void)other; /* all has happened already */
+}
+
+static bool same_step(const struct device_step *a, const struct device_step *b)
+{
+    return a->owner == b->owner && a->n_row == b->n_row;
+}
+
+/* Its record; a new one takes the place of the oldest. */
+static struct record *find_record(struct queue *queue,
+                                  const struct device_step *step)
+{
+    struct record *record;
+
+    for (uint32_t i = 0; i < N_RECORD; i++)
+        if (queue->record[i].n_seen && same_step(&queue->record[i].step, step))
+            return &queue->record[i];
+    record = &queue->record[queue->fresh++ % N_RECORD];
+    forget(record);
+    record->step = *step;
+    return record;
+}
+
+/* Directly, then refused once, then recorded, then run from the record. */
+static void begin(struct device *device, const struct device_step *step)
+{
+    static const enum mode MODE[] = {MODE_DIRECT, MODE_REFUSE, MODE_RECORD,
+                                     MODE_REPLAY};
+    struct queue *queue = queue_of(device);
+
+    queue->now = NULL;
+    queue->mode = MODE_DIRECT;
+    queue->at = 0;
+    if (!step->is_repeatable)
+        return;
+    queue->now = find_record(queue, step);
+    queue->mode = MODE[queue->now->n_seen < 3 ? queue->now->n_seen : 3];
+    queue->now->n_seen++;
+}
+
+static void read_now(struct queue *queue, const struct apart_read *read)
+{
+    struct late *late = malloc(sizeof(*late) + read->bytes);
+
+    assert(late);
+    *late = (struct late){.to = read->to, .bytes = read->bytes};
+    memcpy(late->byte, apart_near(read->from), read->bytes);
+    *queue->end = late;
+    queue->end = &late->next;
+}
+
+static enum status end(struct device *device, bool *out_again)
+{
+    struct queue *queue = queue_of(device);
+    const enum mode mode = queue->mode;
+
+    queue->mode = MODE_DIRECT;
+    *out_again = mode == MODE_REFUSE;
+    assert(mode != MODE_REPLAY || queue->at == queue->now->n_call);
+    if (mode == MODE_RECORD || mode == MODE_REPLAY)
+        for (size_t i = 0; i < queue->now->n_call; i++) {
+            const struct call *call = &queue->now->call[i];
+
+            if (call->op == APART_READ)
+                read_now(queue, &call->args.read);
+            else
+                apart_run(queue->backend, call->op, &call->args);
+        }
+    queue->n_replay += mode == MODE_REPLAY;
+    return wait(device);
+}
+
+/* ----------------------------------------------------------------- operators
+ */
+
+static void record_call(struct queue *queue, enum apart_op op,
+                        const union apart_args *args)
+{
+    struct record *record = queue->now;
+    struct apart_array array;
+    struct call *call;
+
+    if (record->n_call == record->capacity) {
+        record->capacity = record->capacity ? 2 * record->capacity : 64;
+        record->call =
+            realloc(record->call, record->capacity * sizeof(*record->call));
+        assert(record->call);
+    }
+    call = &record->call[record->n_call++];
+    *call = (struct call){.op = op, .args = *args};
+    array = apart_array(op, &call->args);
+    if (!array.at)
+        return;
+    call->array = malloc(array.bytes + 1);
+    assert(call->array);
+    memcpy(call->array, *array.at, array.bytes);
+    *array.at = call->array;
+}
+
+static bool same_bytes(const void *a, const void *b, size_t n)
+{
+    return memcmp(a, b, n) == 0;
+}
+
+/* The record's arguments with new contents of its array. */
+static void replay_call(struct queue *queue, enum apart_op op,
+                        const union apart_args *args)
+{
+    struct call *call = &queue->now->call[queue->at++];
+    union apart_args wanted = call->args, given = *args;
+    const struct apart_array array = apart_array(op, &given);
+
+    assert(queue->at <= queue->now->n_call && call->op == op);
+    if (array.at) {
+        memcpy(call->array, *array.at, array.bytes);
+        *array.at = *apart_array(op, &wanted).at;
+    }
+    assert(same_bytes(&given, &wanted, sizeof(given)));
+}
+
+static void ask(struct device *device, enum apart_op op,
+                const union apart_args *args)
+{
+    struct queue *queue = queue_of(device);
+
+    switch (queue->mode) {
+    case MODE_DIRECT:
+        if (op == APART_READ)
+            read_now(queue, &args->read);
+        else
+            apart_run(queue->backend, op, args);
+        return;
+    case MODE_REFUSE:
+        return;
+    case MODE_RECORD:
+        record_call(queue, op, args);
+        return;
+    case MODE_REPLAY:
+        replay_call(queue, op, args);
+        return;
+    }
+}
+
+#define DEVICE_OPERATOR(name, type)                                            \
+    static void ask_##name(struct device *device, const struct type *args)     \
+    {                                                                          \
+        union apart_args all;                                                  \
+                                                                               \
+        memset(&all, 0, sizeof(all));                                          \
+        memcpy(&all.name, args, sizeof(*args));                                \
+        apart_clear_padding(APART_##name, &all);                               \
+        ask(device, APART_##name, &all);                                       \
+    }
+DEVICE_OPERATORS(DEVICE_OPERATOR)
+#undef DEVICE_OPERATOR
+
+static void read_far(struct device *device, void *to, const void *from,
+                     size_t bytes)
+{
+    union apart_args all;
+
+    memset(&all, 0, sizeof(all));
+    all.read = (struct apart_read){to, from, bytes};
+    ask(device, APART_READ, &all);
+}
+
+/* Neither belongs into a step that is recorded. */
+static void copy_far(struct device *device, void *to, const void *from,
+                     size_t bytes)
+{
+    assert(queue_of(device)->mode == MODE_DIRECT);
+    memcpy(apart_near(to), apart_near(from), bytes);
+}
+
+static void write_far(struct device *device, void *to, const void *from,
+                      size_t bytes)
+{
+    assert(queue_of(device)->mode == MODE_DIRECT);
+    assert((uintptr_t)from < APART_SHIFT);
+    memcpy(apart_near(to), from, bytes);
+}
+
+static void zero_far(struct device *device, void *to, size_t bytes)
+{
+    assert(queue_of(device)->mode == MODE_DIRECT);
+    memset(apart_near(to), 0, bytes);
+}
+
+static enum status create(struct device **out, char out_why[DEVICE_WHY_SIZE]);
+
+static const struct device_calls CALLS = {.probe = probe,
+                                          .create = create,
+                                          .destroy = destroy,
+                                          .why = why,
+                                          .take = take,
+                                          .give = give,
+                                          .take_host = take_host,
+                                          .give_host = give_host,
+                                          .available = available,
+                                          .write = write_far,
+                                          .read = read_far,
+                                          .copy = copy_far,
+                                          .zero = zero_far,
+                                          .wait = wait,
+                                          .follow = follow,
+                                          .begin = begin,
+                                          .end = end,
+#define DEVICE_OPERATOR(name, type) .name = ask_##name,
+                                          DEVICE_OPERATORS(DEVICE_OPERATOR)
+#undef DEVICE_OPERATOR
+};
+
+static struct queue *create_queue(struct store *store)
+{
+    const struct backend *const *best = backend_all();
+    struct queue *queue = calloc(1, sizeof(*queue));
+
+    while (!(*best)->is_supported())
+        best++;
+    if (queue) {
+        queue->device.calls = &CALLS;
+        queue->store = store;
+        queue->backend = *best;
+        queue->end = &queue->late;
+    }
+    return queue;
+}
+
+static enum status create(struct device **out, char out_why[DEVICE_WHY_SIZE])
+{
+    struct store *store = calloc(1, sizeof(*store));
+    struct queue *queue = create_queue(store), *side = create_queue(store);
+
+    if (!store || !queue || !side) {
+        free(store);
+        free(queue);
+        free(side);
+        (void)snprintf(out_why, DEVICE_WHY_SIZE, "no memory for it");
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
+    (void)pthread_mutex_init(&store->lock, NULL);
+    store->limit = SIZE_MAX;
+    queue->device.side = &side->device;
+    *out = &queue->device;
+    return STATUS_OK;
+}
+
+void apart_limit(struct device *device, size_t bytes)
+{
+    queue_of(device)->store->limit = bytes;
+}
+
+void apart_lose(struct device *device)
+{
+    queue_of(device)->store->is_lost = true;
+}
+
+uint64_t apart_n_replay(const struct device *device)
+{
+    return queue_of(device)->n_replay;
+}
+
+static bool is_supported(void)
+{
+    return true;
+}
+
+static enum status find_device(const struct device_calls **out)
+{
+    *out = &CALLS;
+    return STATUS_OK;
+}
+
+const struct backend backend_apart = {
+    .name = "apart",
+    .is_supported = is_supported,
+    .arithmetics = ARITHMETICS_CPU,
+    .find_device = find_device,
+    DEVICE_BACKEND_OPERATORS,
+};

@@ -1,0 +1,25 @@
+#ifndef KERNELS_APART_APART_H
+#define KERNELS_APART_APART_H
+/*
+ * A device without hardware: its memory is the host's under other addresses,
+ * which fault when the host reads or writes there, and its operators are those
+ * of the best CPU backend. So all code around a device (loading, sessions,
+ * snapshots, errors, recorded steps) is held to the bits of a CPU backend on
+ * machines without a GPU. It is as late as a device may be: what was read is
+ * there after a wait and not before, and a step that repeats is recorded, then
+ * run from the record with new contents of its host arrays; what must not
+ * change between the two is asserted.
+ */
+#include "kernels/device.h"
+
+extern const struct backend backend_apart;
+
+/* Of this device and its side, from now on: no memory beyond so many bytes. */
+void apart_limit(struct device *device, size_t bytes);
+
+/* It is lost: every wait, end and take says UNAVAILABLE. */
+void apart_lose(struct device *device);
+
+/* Steps that were run from a record so far. */
+uint64_t apart_n_replay(const struct device *device);
+#endif

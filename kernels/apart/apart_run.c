@@ -1,0 +1,410 @@
+#include "kernels/apart/apart_run.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+void *apart_near(const void *device)
+{
+    if (!device)
+        return NULL;
+    assert((uintptr_t)device >= APART_SHIFT);
+    return (void *)((uintptr_t)device - APART_SHIFT);
+}
+
+struct apart_array apart_array(enum apart_op op, union apart_args *args)
+{
+#define ARRAY(field, n)                                                        \
+    (struct apart_array)                                                       \
+    {                                                                          \
+        (const void **)&(field), (n) * sizeof(*(field))                        \
+    }
+    switch (op) {
+    case APART_embed:
+        return ARRAY(args->embed.token, args->embed.n_row);
+    case APART_rope:
+        return ARRAY(args->rope.position, args->rope.n_row);
+    case APART_kv_append:
+        return ARRAY(args->kv_append.span, args->kv_append.n_span);
+    case APART_attend:
+        return ARRAY(args->attend.span, args->attend.n_span);
+    case APART_conv:
+        return ARRAY(args->conv.span, args->conv.n_span);
+    case APART_delta:
+        return ARRAY(args->delta.span, args->delta.n_span);
+    case APART_expert:
+        return ARRAY(args->expert.w, args->expert.n_expert);
+    case APART_combine:
+        return ARRAY(args->combine.by, 1);
+    default:
+        return (struct apart_array){.at = NULL};
+    }
+#undef ARRAY
+}
+
+/* From the end of a struct's field to the next field, or to the end. */
+#define CLEAR(s, field, next)                                                  \
+    memset((char *)&(s).field + sizeof((s).field), 0,                          \
+           (size_t)((char *)&(next) - (char *)&(s).field) - sizeof((s).field))
+#define CLEAR_LAST(s, field) CLEAR(s, field, *(&(s) + 1))
+
+static void clear_span_padding(enum apart_op op, union apart_args *args)
+{
+    switch (op) {
+    case APART_kv_append:
+        CLEAR_LAST(args->kv_append, n_span);
+        return;
+    case APART_attend:
+        CLEAR(args->attend, scale, args->attend.span);
+        CLEAR(args->attend, n_span, args->attend.first_block);
+        return;
+    case APART_conv:
+        CLEAR_LAST(args->conv, n_span);
+        return;
+    case APART_delta:
+        CLEAR(args->delta, shape, args->delta.out);
+        CLEAR_LAST(args->delta, n_span);
+        return;
+    default:
+        return;
+    }
+}
+
+void apart_clear_padding(enum apart_op op, union apart_args *args)
+{
+    switch (op) {
+    case APART_linear:
+    case APART_linear_add:
+        CLEAR(args->linear, n_row, args->linear.w);
+        return;
+    case APART_ffn:
+    case APART_ffn_add:
+        CLEAR(args->ffn, n_row, args->ffn.gate);
+        return;
+    case APART_embed:
+        CLEAR_LAST(args->embed, dim);
+        return;
+    case APART_rope:
+        CLEAR(args->rope, d_head, args->rope.table);
+        return;
+    case APART_route:
+        CLEAR(args->route.to, n_chosen, args->route.to.expert);
+        CLEAR_LAST(args->route, is_renormalised);
+        return;
+    case APART_expert:
+        CLEAR_LAST(args->expert, n_expert);
+        return;
+    case APART_combine:
+        CLEAR_LAST(args->combine, dim);
+        return;
+    default:
+        clear_span_padding(op, args);
+        return;
+    }
+}
+
+#define NEAR(field) ((field) = apart_near(field))
+
+static struct linear near_linear(const struct linear *linear)
+{
+    struct linear it = *linear;
+
+    NEAR(it.panel);
+    return it;
+}
+
+/* Room for n of them; the device would have it on board. */
+static void *room(size_t n, size_t size)
+{
+    void *it = calloc(n + 1, size);
+
+    assert(it);
+    return it;
+}
+
+/* ------------------------------------------------------------------ products
+ */
+
+static void run_linear(const struct backend *backend, enum apart_op op,
+                       struct linear_args a)
+{
+    const struct linear w = near_linear(a.w);
+
+    NEAR(a.y);
+    NEAR(a.x);
+    a.w = &w;
+    if (op == APART_linear)
+        backend->linear(NULL, &a);
+    else
+        backend->linear_add(NULL, &a);
+}
+
+static void run_ffn(const struct backend *backend, enum apart_op op,
+                    struct ffn_args a)
+{
+    const struct linear gate = near_linear(a.gate), up = near_linear(a.up),
+                        down = near_linear(a.down);
+
+    NEAR(a.y);
+    NEAR(a.x);
+    a.gate = &gate;
+    a.up = &up;
+    a.down = &down;
+    if (op == APART_ffn)
+        backend->ffn(NULL, &a);
+    else
+        backend->ffn_add(NULL, &a);
+}
+
+static void run_expert(const struct backend *backend, struct expert_args a)
+{
+    struct linear *w = room(a.n_expert, sizeof(*w));
+
+    NEAR(a.y);
+    NEAR(a.x);
+    NEAR(a.row);
+    NEAR(a.first);
+    for (uint32_t e = 0; e < a.n_expert; e++)
+        w[e] = near_linear(&a.w[e]);
+    a.w = w;
+    backend->expert(NULL, &a);
+    free(w);
+}
+
+/* ---------------------------------------------------------------------- rows
+ */
+
+static struct norm_args near_norm(struct norm_args a)
+{
+    NEAR(a.y);
+    NEAR(a.x);
+    a.weight = apart_near(a.weight);
+    return a;
+}
+
+static void run_gated_norm(const struct backend *backend,
+                           struct gated_norm_args a)
+{
+    a.norm = near_norm(a.norm);
+    NEAR(a.z);
+    backend->gated_norm(NULL, &a);
+}
+
+static void run_swiglu(const struct backend *backend, struct swiglu_args a)
+{
+    NEAR(a.y);
+    NEAR(a.x);
+    backend->swiglu(NULL, &a);
+}
+
+static void run_gate(const struct backend *backend, struct gate_args a)
+{
+    NEAR(a.y);
+    NEAR(a.gate);
+    backend->gate(NULL, &a);
+}
+
+static void run_embed(const struct backend *backend, struct embed_args a)
+{
+    NEAR(a.y);
+    NEAR(a.table);
+    backend->embed(NULL, &a);
+}
+
+static struct rope_table near_table(const struct rope_table *table)
+{
+    struct rope_table it = *table;
+
+    NEAR(it.cos);
+    NEAR(it.sin);
+    return it;
+}
+
+static void run_rope(const struct backend *backend, struct rope_args a)
+{
+    const struct rope_table table = near_table(a.table);
+
+    NEAR(a.x);
+    a.table = &table;
+    backend->rope(NULL, &a);
+}
+
+/* -------------------------------------------------------------------- mixers
+ */
+
+/* The spans with tables of near blocks; free() them by free_spans(). */
+static struct attend_span *near_spans(const struct attend_span *span,
+                                      uint32_t n)
+{
+    struct attend_span *it = room(n, sizeof(*it));
+
+    for (uint32_t i = 0; i < n; i++) {
+        const uint64_t n_block =
+            (span[i].position + span[i].n_row - 1) / KV_BLOCK + 1;
+        void *const *far = apart_near(span[i].block);
+        void **block = room(n_block, sizeof(*block));
+
+        for (uint64_t b = 0; b < n_block; b++)
+            block[b] = apart_near(far[b]);
+        it[i] = span[i];
+        it[i].block = block;
+    }
+    return it;
+}
+
+static void free_spans(struct attend_span *span, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        free((void *)span[i].block);
+    free(span);
+}
+
+static void run_kv_append(const struct backend *backend,
+                          struct kv_append_args a)
+{
+    struct attend_span *span = near_spans(a.span, a.n_span);
+
+    NEAR(a.k);
+    NEAR(a.v);
+    a.span = span;
+    backend->kv_append(NULL, &a);
+    free_spans(span, a.n_span);
+}
+
+static void run_attend(const struct backend *backend, struct attend_args a)
+{
+    struct attend_span *span = near_spans(a.span, a.n_span);
+    const struct rope_table table = near_table(a.table);
+
+    NEAR(a.out);
+    NEAR(a.q);
+    NEAR(a.stat);
+    a.span = span;
+    a.table = &table;
+    backend->attend(NULL, &a);
+    free_spans(span, a.n_span);
+}
+
+static void run_conv(const struct backend *backend, struct conv_args a)
+{
+    struct conv_span *span = room(a.n_span, sizeof(*span));
+
+    NEAR(a.y);
+    NEAR(a.x);
+    NEAR(a.weight);
+    for (uint32_t i = 0; i < a.n_span; i++) {
+        span[i] = a.span[i];
+        NEAR(span[i].tail);
+    }
+    a.span = span;
+    backend->conv(NULL, &a);
+    free(span);
+}
+
+static void run_delta_gate(const struct backend *backend,
+                           struct delta_gate_args a)
+{
+    NEAR(a.beta);
+    NEAR(a.log_decay);
+    NEAR(a.a);
+    NEAR(a.b);
+    NEAR(a.decay_scale);
+    NEAR(a.dt_bias);
+    backend->delta_gate(NULL, &a);
+}
+
+static void run_delta(const struct backend *backend, struct delta_args a)
+{
+    struct delta_span *span = room(a.n_span, sizeof(*span));
+
+    NEAR(a.out);
+    NEAR(a.q);
+    NEAR(a.k);
+    NEAR(a.v);
+    NEAR(a.beta);
+    NEAR(a.log_decay);
+    for (uint32_t i = 0; i < a.n_span; i++) {
+        span[i] = a.span[i];
+        NEAR(span[i].state.s);
+        NEAR(span[i].state.ring_k);
+        NEAR(span[i].state.ring_u);
+        NEAR(span[i].state.ring_g);
+    }
+    a.span = span;
+    backend->delta(NULL, &a);
+    free(span);
+}
+
+/* ------------------------------------------------------------------- experts
+ */
+
+static struct routing near_routing(struct routing it)
+{
+    NEAR(it.expert);
+    NEAR(it.weight);
+    NEAR(it.place);
+    NEAR(it.row);
+    NEAR(it.first);
+    return it;
+}
+
+static void run_route(const struct backend *backend, struct route_args a)
+{
+    a.to = near_routing(a.to);
+    NEAR(a.logit);
+    backend->route(NULL, &a);
+}
+
+static void run_combine(const struct backend *backend, struct combine_args a)
+{
+    const struct routing by = near_routing(*a.by);
+
+    NEAR(a.y);
+    NEAR(a.x);
+    NEAR(a.shared);
+    NEAR(a.shared_gate);
+    a.by = &by;
+    backend->combine(NULL, &a);
+}
+
+void apart_run(const struct backend *backend, enum apart_op op,
+               const union apart_args *args)
+{
+    switch (op) {
+    case APART_linear:
+    case APART_linear_add:
+        run_linear(backend, op, args->linear);
+        return;
+    case APART_ffn:
+    case APART_ffn_add:
+        run_ffn(backend, op, args->ffn);
+        return;
+    case APART_rms_norm: {
+        const struct norm_args norm = near_norm(args->rms_norm);
+
+        backend->rms_norm(NULL, &norm);
+        return;
+    }
+#define RUN(name)                                                              \
+    case APART_##name:                                                         \
+        run_##name(backend, args->name);                                       \
+        return;
+        RUN(gated_norm)
+        RUN(swiglu)
+        RUN(gate)
+        RUN(embed)
+        RUN(rope)
+        RUN(kv_append)
+        RUN(attend)
+        RUN(conv)
+        RUN(delta_gate)
+        RUN(delta)
+        RUN(route)
+        RUN(expert)
+        RUN(combine)
+#undef RUN
+    case APART_READ:
+        break;
+    }
+    assert(!"a read is not run");
+}

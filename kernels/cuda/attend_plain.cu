@@ -1,0 +1,150 @@
+/*
+ * Attention for rotations that the fast kernels do not have (small tests do):
+ * the steps of kernels/backend.h in plain loops, over the blocks that
+ * kv_append() fills. A block has a query head of a row and goes through its
+ * past block by block, so nothing depends on the call. Threads are keys, then
+ * dims; sums are fma chains.
+ */
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/scalar.cuh"
+
+#include <assert.h>
+#include <cuda_bf16.h>
+
+#define THREADS 64u /* one for each key of a block */
+#define DIM_MAX 256u
+#define TILE_BYTES 8192u /* 64 tokens of 64 dims */
+
+/* Where kv_append() puts dim d of token j in the tiles of a head. */
+static __device__ uint32_t place_of(uint32_t j, uint32_t d)
+{
+    return d / 64 * TILE_BYTES + j * 128 + ((d % 64 / 8) ^ (j % 8)) * 16 +
+           d % 8 * 2;
+}
+
+struct plain_frame {
+    struct attend_args args;
+    const float *cosine, *sine;
+    uint32_t n_pair, n_tile; /* of 64 dims in a padded head */
+};
+
+static __device__ float at(const unsigned char *head, uint32_t j, uint32_t d)
+{
+    return __bfloat162float(*(const __nv_bfloat16 *)(head + place_of(j, d)));
+}
+
+static __device__ float to_bf16(float x)
+{
+    return __bfloat162float(__float2bfloat16_rn(x));
+}
+
+/* Dim d of key j of a block, rotated by its position. */
+static __device__ float rotated(const struct plain_frame &f,
+                                const unsigned char *keys, uint64_t b,
+                                uint32_t j, uint32_t d)
+{
+    const uint32_t i = d < f.n_pair ? d : d - f.n_pair;
+    const size_t angle = (b * f.n_pair + i) * KV_BLOCK + j;
+
+    if (d >= 2 * f.n_pair)
+        return at(keys, j, d);
+    const float x = at(keys, j, i), y = at(keys, j, i + f.n_pair);
+    return to_bf16(d < f.n_pair
+                       ? __fmaf_rn(x, f.cosine[angle], -(y * f.sine[angle]))
+                       : __fmaf_rn(y, f.cosine[angle], x * f.sine[angle]));
+}
+
+static __device__ float most_of(const float *score)
+{
+    float most = score[0];
+
+    for (uint32_t j = 1; j < KV_BLOCK; j++)
+        most = score[j] > most ? score[j] : most;
+    return most;
+}
+
+/* What is kept from block to block; O lies with the threads. */
+struct running {
+    float most, sum;
+};
+
+static __global__ void
+attend_plain(const __grid_constant__ struct plain_frame f,
+             const struct attend_span *spans)
+{
+    launch_begin();
+    __shared__ float q[DIM_MAX], score[KV_BLOCK], p[KV_BLOCK];
+    const struct attend_args &a = f.args;
+    const struct attend_span &span = spans[blockIdx.z];
+    const uint32_t d_head = a.shape.d_head, head = blockIdx.y, me = threadIdx.x;
+    const uint32_t kv = head / (a.shape.n_head / a.shape.n_kv_head);
+    const size_t head_bytes = (size_t)f.n_tile * TILE_BYTES;
+    const float none = __int_as_float(0xff800000);
+
+    for (uint32_t t = blockIdx.x; t < span.n_row; t += gridDim.x) {
+        const size_t row = span.first_row + t;
+        const uint64_t position = span.position + t;
+        float *out = a.out + row * a.out_stride + (size_t)head * d_head;
+        float o[DIM_MAX / THREADS] = {};
+        struct running all = {none, 0.0f};
+
+        for (uint32_t d = me; d < d_head; d += THREADS)
+            q[d] = to_bf16(a.q[row * a.q_stride + (size_t)head * d_head + d] *
+                           a.scale);
+        for (uint64_t b = 0; b <= position / KV_BLOCK; b++) {
+            const unsigned char *keys =
+                (const unsigned char *)span.block[b] + kv * head_bytes;
+            const unsigned char *values = keys + a.shape.n_kv_head * head_bytes;
+            const uint64_t left = position + 1 - b * KV_BLOCK;
+            const uint32_t n_key = left < KV_BLOCK ? (uint32_t)left : KV_BLOCK;
+            const bool is_seen = me < n_key;
+            float s = 0.0f, sum = 0.0f;
+
+            __syncthreads();
+            for (uint32_t d = 0; d < d_head && is_seen; d++)
+                s = __fmaf_rn(q[d], rotated(f, keys, b, me, d), s);
+            score[me] = is_seen ? s : none;
+            __syncthreads();
+            const float most = fmaxf(all.most, most_of(score));
+            const float by = scalar_exp(all.most - most);
+
+            p[me] = is_seen ? scalar_exp(s - most) : 0.0f;
+            __syncthreads();
+            for (uint32_t j = 0; j < n_key; j++)
+                sum += p[j];
+            all.sum = __fmaf_rn(all.sum, by, sum);
+            all.most = most;
+            for (uint32_t i = 0; me + i * THREADS < d_head; i++) {
+                o[i] *= by;
+                for (uint32_t j = 0; j < n_key; j++)
+                    o[i] = __fmaf_rn(to_bf16(p[j]),
+                                     at(values, j, me + i * THREADS), o[i]);
+            }
+        }
+        for (uint32_t i = 0; me + i * THREADS < d_head; i++)
+            out[me + i * THREADS] = o[i] / all.sum;
+        __syncthreads();
+    }
+}
+
+void cuda_attend_plain(struct gpu *gpu, const struct attend_args *args)
+{
+    const struct attend_shape shape = args->shape;
+    struct plain_frame f;
+    uint32_t n_row = 1;
+
+    assert(shape.d_head <= DIM_MAX);
+    for (uint32_t i = 0; i < args->n_span; i++)
+        n_row = args->span[i].n_row > n_row ? args->span[i].n_row : n_row;
+    f.args = *args;
+    f.cosine = args->table->cos;
+    f.sine = args->table->sin;
+    f.n_pair = args->table->n_rot / 2;
+    f.n_tile = shape.d_head <= 64 ? 1 : shape.d_head <= 128 ? 2 : 4;
+    const struct attend_span *span = (const struct attend_span *)gpu_stage(
+        gpu, args->span, args->n_span * sizeof(*span));
+    if (!gpu_is_replaying(gpu))
+        launch_early(gpu, attend_plain, dim3(n_row, shape.n_head, args->n_span),
+                     THREADS, f, span);
+}

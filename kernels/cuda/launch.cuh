@@ -1,0 +1,46 @@
+#ifndef KERNELS_CUDA_LAUNCH_CUH
+#define KERNELS_CUDA_LAUNCH_CUH
+/*
+ * Launches whose beginning overlaps the end of the kernel before: a decode step
+ * is hundreds of kernels of a few microseconds, and a plain launch starts only
+ * when the one before has drained. A kernel that is launched so calls
+ * launch_begin() first, in every thread: it lets the next one come, and waits
+ * until all before it is done and seen. (Programmatic dependent launch.)
+ */
+#include "kernels/cuda/device.h"
+
+#include <cuda_runtime.h>
+
+static __device__ __forceinline__ void launch_begin(void)
+{
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/* Errors are found where the step ends. */
+template <class... PARAMETERS, class... ARGUMENTS>
+static inline void launch_early_on(cudaStream_t stream,
+                                   void (*kernel)(PARAMETERS...), dim3 grid,
+                                   uint32_t n_thread, ARGUMENTS... arguments)
+{
+    cudaLaunchAttribute attribute = {};
+    cudaLaunchConfig_t config = {};
+
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = dim3(n_thread);
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    (void)cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+template <class... PARAMETERS, class... ARGUMENTS>
+static inline void launch_early(struct gpu *gpu, void (*kernel)(PARAMETERS...),
+                                dim3 grid, uint32_t n_thread,
+                                ARGUMENTS... arguments)
+{
+    launch_early_on(gpu_stream(gpu), kernel, grid, n_thread, arguments...);
+}
+#endif

@@ -1,0 +1,29 @@
+#ifndef KERNELS_CUDA_OPS_H
+#define KERNELS_CUDA_OPS_H
+/* The operators of kernels/backend.h on a GPU, with device pointers. */
+#include "kernels/cuda/device.h"
+#include "kernels/device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DEVICE_OPERATOR(name, type)                                            \
+    void cuda_##name(struct gpu *gpu, const struct type *args);
+DEVICE_OPERATORS(DEVICE_OPERATOR)
+#undef DEVICE_OPERATOR
+
+/* linear of weights in panels with the fp32 chain: a router's product, which no
+ * matrix unit may round. */
+void cuda_linear_plain(struct gpu *gpu, const struct linear_args *args);
+
+/* delta for head dims that cuda_delta() does not have. */
+void cuda_delta_plain(struct gpu *gpu, const struct delta_args *args);
+
+/* attend for rotations that cuda_attend() does not have. */
+void cuda_attend_plain(struct gpu *gpu, const struct attend_args *args);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

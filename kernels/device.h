@@ -1,0 +1,191 @@
+#ifndef KERNELS_DEVICE_H
+#define KERNELS_DEVICE_H
+/*
+ * A device with memory of its own, on which a backend's operators run. Bulk
+ * data (rows, weights, states, blocks, workspaces) lie in its memory, and no
+ * host code reads or writes there: addresses go in and out of the functions
+ * below. Small arrays that the host builds for one call (spans, positions,
+ * tokens) stay host memory; operators take them along.
+ *
+ * A device is a queue: what is asked of it happens later, in the order of
+ * asking. Only device_wait() and device_end() wait. A struct device belongs to
+ * one thread; its `side` is a second queue on the same memory for another
+ * thread, so that loading and saving sessions never stops the engine. What one
+ * queue shall see of the other is said by device_follow().
+ *
+ * Every function also takes a device of NULL, which stands for the host: its
+ * memory is malloc's, and everything has happened when the call returns. So
+ * code that owns memory has one text for both.
+ */
+#include "kernels/backend.h"
+
+#define DEVICE_ALIGN 256u
+#define DEVICE_WHY_SIZE 256u
+#define DEVICE_ABI 1u /* of what lies behind the library's one symbol */
+
+/* Operators of struct backend that run on the device, with their arguments. */
+#define DEVICE_OPERATORS(X)                                                    \
+    X(linear, linear_args)                                                     \
+    X(attend, attend_args)                                                     \
+    X(delta, delta_args) DEVICE_OTHER_OPERATORS(X)
+#define DEVICE_OTHER_OPERATORS(X)                                              \
+    X(linear_add, linear_args)                                                 \
+    X(ffn, ffn_args)                                                           \
+    X(ffn_add, ffn_args)                                                       \
+    X(rms_norm, norm_args)                                                     \
+    X(gated_norm, gated_norm_args)                                             \
+    X(swiglu, swiglu_args)                                                     \
+    X(gate, gate_args)                                                         \
+    X(embed, embed_args)                                                       \
+    X(rope, rope_args)                                                         \
+    X(kv_append, kv_append_args)                                               \
+    X(conv, conv_args)                                                         \
+    X(delta_gate, delta_gate_args)                                             \
+    X(route, route_args)                                                       \
+    X(expert, expert_args)                                                     \
+    X(combine, combine_args)
+
+/*
+ * What a step's operators will be. Two steps with equal fields and
+ * is_repeatable ask for the same operators with the same arguments in the same
+ * order, but for the contents of host arrays; so a device may record the first
+ * and run the others from the record.
+ */
+struct device_step {
+    const void *owner; /* whose workspace */
+    uint32_t n_row;
+    uint64_t n_block; /* KV blocks of the longest span; may be taken as more */
+    bool is_repeatable;
+};
+
+/*
+ * What a device's library implements. Codes come without a cause; why() tells
+ * the newest one. A device that failed once stays failed.
+ */
+struct device_calls {
+    /* FAILED_PRECONDITION  no driver, no device, or one that is too old */
+    enum status (*probe)(char out_why[DEVICE_WHY_SIZE]);
+    /* A device and its side.  as probe(); RESOURCE_EXHAUSTED */
+    enum status (*create)(struct device **out, char out_why[DEVICE_WHY_SIZE]);
+    void (*destroy)(struct device *device);
+    void (*why)(struct device *device, char out[DEVICE_WHY_SIZE]);
+
+    /* As the functions below. */
+    enum status (*take)(struct device *device, size_t bytes, void **out);
+    void (*give)(struct device *device, void *memory);
+    enum status (*take_host)(struct device *device, size_t bytes, void **out);
+    void (*give_host)(struct device *device, void *memory);
+    size_t (*available)(struct device *device);
+    void (*write)(struct device *device, void *to, const void *from,
+                  size_t bytes);
+    void (*read)(struct device *device, void *to, const void *from,
+                 size_t bytes);
+    void (*copy)(struct device *device, void *to, const void *from,
+                 size_t bytes);
+    void (*zero)(struct device *device, void *to, size_t bytes);
+    enum status (*wait)(struct device *device);
+    void (*follow)(struct device *device, struct device *other);
+    void (*begin)(struct device *device, const struct device_step *step);
+    enum status (*end)(struct device *device, bool *out_again);
+
+#define DEVICE_OPERATOR(name, type)                                            \
+    void (*name)(struct device * device, const struct type *args);
+    DEVICE_OPERATORS(DEVICE_OPERATOR)
+#undef DEVICE_OPERATOR
+};
+
+/* What begins every device; the library knows the rest. */
+struct device {
+    const struct device_calls *calls;
+    struct device *side; /* NULL in the side itself */
+};
+
+/*
+ * The device of a backend, with its side.
+ *   FAILED_PRECONDITION  it is not usable here: says what is missing
+ *   RESOURCE_EXHAUSTED   no memory on it
+ */
+MUST_CHECK enum status device_create(const struct backend *backend,
+                                     struct device **out);
+void device_destroy(struct device *device); /* accepts NULL */
+
+/* The queue for another thread; NULL of the host. */
+struct device *device_side(struct device *device);
+
+/*
+ * Zeroed memory, aligned to 64 bytes on the host and to DEVICE_ALIGN on a
+ * device. give accepts NULL; what was asked for before it still finds the
+ * memory.
+ *   RESOURCE_EXHAUSTED  no memory
+ *   UNAVAILABLE         the device has failed
+ */
+MUST_CHECK enum status device_take(struct device *device, size_t bytes,
+                                   void **out);
+void device_give(struct device *device, void *memory);
+
+/* Host memory that the device reaches: what read and write are quick with.
+ * Errors as above, contents undefined. */
+MUST_CHECK enum status device_take_host(struct device *device, size_t bytes,
+                                        void **out);
+void device_give_host(struct device *device, void *memory);
+
+/* Bytes that could be taken now, as far as one can know. */
+size_t device_available(struct device *device);
+
+/*
+ * write: from host memory, which is free again on return. read: to memory of
+ * device_take_host(), there after a wait. copy and zero: within the device.
+ * An error is told by the next wait.
+ */
+void device_write(struct device *device, void *to, const void *from,
+                  size_t bytes);
+void device_read(struct device *device, void *to, const void *from,
+                 size_t bytes);
+void device_copy(struct device *device, void *to, const void *from,
+                 size_t bytes);
+void device_zero(struct device *device, void *to, size_t bytes);
+
+/*
+ * Until everything that was asked of this queue has happened.
+ *   UNAVAILABLE  the device failed, now or before; what it holds is lost
+ */
+MUST_CHECK enum status device_wait(struct device *device);
+
+/* What is asked of `device` from now on sees what was asked of `other` before.
+ * Called by the thread of `other`. */
+void device_follow(struct device *device, struct device *other);
+
+/*
+ * Around the operators of a step. end waits as device_wait(); true in
+ * *out_again: nothing has happened yet, ask for the same once more from begin
+ * on (at most DEVICE_AGAIN_MAX times).
+ */
+#define DEVICE_AGAIN_MAX 2u
+void device_begin(struct device *device, const struct device_step *step);
+MUST_CHECK enum status device_end(struct device *device, bool *out_again);
+
+/*
+ * The operators of struct backend for backends with a device: they find it in
+ * their pool (pool_create_device()). What the sampler calls runs on the host.
+ */
+#define DEVICE_OPERATOR(name, type)                                            \
+    void device_##name(struct pool *pool, const struct type *args);
+DEVICE_OPERATORS(DEVICE_OPERATOR)
+#undef DEVICE_OPERATOR
+uint32_t device_draw(const struct draw_args *args);
+void device_peaks(const struct peaks_args *args);
+
+#define DEVICE_BACKEND_OPERATORS                                               \
+    .linear = device_linear, .linear_add = device_linear_add,                  \
+    .ffn = device_ffn, .ffn_add = device_ffn_add, .rms_norm = device_rms_norm, \
+    .gated_norm = device_gated_norm, .swiglu = device_swiglu,                  \
+    .gate = device_gate, .embed = device_embed, .rope = device_rope,           \
+    .kv_append = device_kv_append, .attend = device_attend,                    \
+    .conv = device_conv, .delta_gate = device_delta_gate,                      \
+    .delta = device_delta, .route = device_route, .expert = device_expert,     \
+    .combine = device_combine, .draw = device_draw, .peaks = device_peaks
+
+/* The one symbol of a device's library: NULL when `abi` is not its own. */
+#define DEVICE_SYMBOL "godwit_device"
+typedef const struct device_calls *device_symbol(uint32_t abi);
+#endif

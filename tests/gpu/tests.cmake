@@ -1,0 +1,39 @@
+# Whole models on a GPU (tests/gpu/gpu_model.h), in a program that depends on
+# nothing but libc, so that it runs where only a driver is installed; run.sh
+# brings it there. Here it is held to work, with the device that is not there.
+if(TARGET model)
+  set(parts ${PROJECT_SOURCE_DIR}/state/memory.c
+    ${PROJECT_SOURCE_DIR}/node/cmd_check.c ${PROJECT_SOURCE_DIR}/node/golden.c
+    ${PROJECT_SOURCE_DIR}/node/golden_cases.c ${PROJECT_SOURCE_DIR}/node/solo.c
+    ${PROJECT_SOURCE_DIR}/node/subcommand.c)
+  file(GLOB gpu_model CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/*.c)
+  add_executable(gpu_model ${gpu_model} ${parts})
+  target_compile_options(gpu_model PRIVATE ${STRICT})
+  target_include_directories(gpu_model PRIVATE ${PROJECT_SOURCE_DIR})
+  foreach(name model kernels base) # not their shared libraries with them
+    add_dependencies(gpu_model ${name})
+    target_link_libraries(gpu_model PRIVATE $<TARGET_FILE:${name}>)
+  endforeach()
+  foreach(name jansson pcre2-8 utf8proc xxhash)
+    find_library(STATIC_${name} lib${name}.a REQUIRED)
+    mark_as_advanced(STATIC_${name})
+    target_link_libraries(gpu_model PRIVATE ${STATIC_${name}})
+  endforeach()
+  target_link_libraries(gpu_model PRIVATE Threads::Threads m ${CMAKE_DL_LIBS})
+  add_test(NAME gpu.ops COMMAND gpu_model ops apart)
+  set_tests_properties(gpu.ops PROPERTIES LABELS unit
+    ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
+  if(TARGET godwit_cuda) # it loads, and says what this machine lacks
+    add_test(NAME gpu.library COMMAND gpu_model ops cuda)
+    set_tests_properties(gpu.library PROPERTIES LABELS unit
+      PASS_REGULAR_EXPRESSION
+      "no NVIDIA driver;no GPU;compute capability;driver for CUDA;: 0 of ")
+  endif()
+  foreach(name qwen3_5_text qwen3_moe)
+    add_test(NAME gpu.exact.${name}
+      COMMAND gpu_model exact apart tests/golden/${name} 4 1
+      WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+    set_tests_properties(gpu.exact.${name} PROPERTIES LABELS unit TIMEOUT 300
+      ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
+  endforeach()
+endif()
