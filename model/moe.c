@@ -322,6 +322,7 @@ static void run_experts(const struct moe *moe, const struct mlp_args *args,
                         const struct room *r)
 {
     const struct backend *backend = args->backend;
+    const uint32_t n_place = args->n_row * moe->n_chosen;
 
     backend->expert(args->pool,
                     &(struct expert_args){.y = r->gate_up,
@@ -331,13 +332,14 @@ static void run_experts(const struct moe *moe, const struct mlp_args *args,
                                           .row = r->by.row,
                                           .first = r->by.first,
                                           .w = moe->gate_up,
-                                          .n_expert = moe->n_expert});
+                                          .n_expert = moe->n_expert,
+                                          .n_place = n_place});
     backend->swiglu(args->pool,
                     &(struct swiglu_args){.y = r->act,
                                           .y_stride = r->narrow,
                                           .x = r->gate_up,
                                           .x_stride = r->wide,
-                                          .n_row = args->n_row * moe->n_chosen,
+                                          .n_row = n_place,
                                           .n_ff = moe->down->n_in});
     backend->expert(args->pool,
                     &(struct expert_args){.y = r->down,
@@ -346,7 +348,8 @@ static void run_experts(const struct moe *moe, const struct mlp_args *args,
                                           .x_stride = r->narrow,
                                           .first = r->by.first,
                                           .w = moe->down,
-                                          .n_expert = moe->n_expert});
+                                          .n_expert = moe->n_expert,
+                                          .n_place = n_place});
 }
 
 static void run_shared(const struct moe *moe, const struct mlp_args *args,

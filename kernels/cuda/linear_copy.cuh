@@ -1,0 +1,133 @@
+#ifndef KERNELS_CUDA_LINEAR_COPY_CUH
+#define KERNELS_CUDA_LINEAR_COPY_CUH
+/*
+ * Barriers in shared memory and copies by the tensor memory accelerator that
+ * report to them (PTX ISA: mbarrier, cp.async.bulk.tensor). A barrier goes
+ * through phases; a phase is over when all arrivals and all announced bytes
+ * have come. In a cluster a copy may go to the same place of several CTAs and
+ * then reports to the same barrier of each.
+ */
+#include <cuda.h>
+#include <stdint.h>
+
+static __device__ __forceinline__ uint32_t shared_address(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+static __device__ __forceinline__ void barrier_init(uint64_t *barrier,
+                                                    uint32_t n_arrival)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(
+                     shared_address(barrier)),
+                 "r"(n_arrival)
+                 : "memory");
+}
+
+/* One arrival, and the announcement of bytes that copies will bring. */
+static __device__ __forceinline__ void barrier_expect(uint64_t *barrier,
+                                                      uint32_t bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                     shared_address(barrier)),
+                 "r"(bytes)
+                 : "memory");
+}
+
+/* One arrival at the same barrier of another CTA of the cluster. Without
+ * .release.cluster, which waits a microsecond for all stores of the thread: it
+ * says that the stage was read, and nothing was written. */
+static __device__ __forceinline__ void barrier_arrive_at(uint64_t *barrier,
+                                                         uint32_t rank)
+{
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+                 "}" ::"r"(shared_address(barrier)),
+                 "r"(rank)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void barrier_arrive(uint64_t *barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(
+                     shared_address(barrier))
+                 : "memory");
+}
+
+/* Until the phase with that parity is over. */
+static __device__ __forceinline__ void barrier_wait(uint64_t *barrier,
+                                                    uint32_t parity)
+{
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n"
+                 "}" ::"r"(shared_address(barrier)),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* Makes initialised barriers known to the copy engine and to the cluster. */
+static __device__ __forceinline__ void barrier_publish(void)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+static __device__ __forceinline__ void cluster_sync(void)
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+static __device__ __forceinline__ uint32_t cluster_rank(void)
+{
+    uint32_t rank;
+
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+/* The box at (column, row) of a matrix, into this CTA. */
+static __device__ __forceinline__ void copy_box(void *to,
+                                                const CUtensorMap *from,
+                                                int32_t column, int32_t row,
+                                                uint64_t *barrier)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier"
+                 "::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(column), "r"(row), "r"(shared_address(barrier))
+                 : "memory");
+}
+
+/* The same into every CTA of the cluster whose bit is set. */
+static __device__ __forceinline__ void
+copy_box_to(void *to, const CUtensorMap *from, int32_t column, int32_t row,
+            uint64_t *barrier, uint16_t mask)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier"
+                 "::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(column), "r"(row), "r"(shared_address(barrier)),
+                 "h"(mask)
+                 : "memory");
+}
+
+/*
+ * Programmatic launches: a kernel that was launched so may begin while the one
+ * before it still runs, and sees its results behind previous_wait(). The one
+ * before allows it by next_begin().
+ */
+static __device__ __forceinline__ void previous_wait(void)
+{
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+static __device__ __forceinline__ void next_begin(void)
+{
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+#endif

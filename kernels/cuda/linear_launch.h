@@ -1,0 +1,71 @@
+#ifndef KERNELS_CUDA_LINEAR_LAUNCH_H
+#define KERNELS_CUDA_LINEAR_LAUNCH_H
+/*
+ * Products of bf16 rows and weights on the host's side: which tile shape, the
+ * tensor maps of the copy engine, the launch. The kernel is in
+ * linear_product.cuh.
+ *
+ * Weights lie as bf16 [n_out][n_in] with both padded with zeros to LINEAR_PAD;
+ * x as bf16 [n_row][n_in], n_in padded in the same way.
+ */
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/linear_product.cuh"
+#include "kernels/linear.h"
+
+#define LINEAR_PAD 64u
+
+static inline size_t linear_padded(size_t n)
+{
+    return (n + LINEAR_PAD - 1) / LINEAR_PAD * LINEAR_PAD;
+}
+
+/* Tile of 64 n_group rows and n outputs; stages of n_box times 64 inputs. */
+struct product_shape {
+    uint32_t n_group, n, n_box;
+    uint32_t w_by, x_by; /* CTAs of a cluster that share weights, or rows */
+};
+
+/* Rows of bf16 with their stride in elements, a multiple of LINEAR_PAD. */
+struct product_matrix {
+    const void *at;
+    size_t n_row, stride;
+};
+
+struct product_job {
+    enum product_end end;
+    void *y;
+    size_t y_stride;
+    uint32_t n_row, n_out; /* of y that are written */
+    uint32_t n_in;
+    struct product_matrix x, w[2]; /* w[1] for PRODUCT_SWIGLU alone */
+    /* Of experts: how many, with w_rows rows each in w[0], and the list of
+     * tiles (struct product); n_row counts the places of all. Or 0. */
+    uint32_t n_expert, w_rows;
+    const struct product_rows *rows;
+    const uint32_t *n_rows;
+};
+
+/* All shapes, for tests and measurements, and whether one can do a job. */
+const struct product_shape *product_shapes(size_t *out_n);
+bool product_fits(const struct product_job *job, struct product_shape shape);
+/* The shape that a model of its cost says is fastest. */
+struct product_shape product_choose(const struct product_job *job,
+                                    uint32_t n_sm);
+/* No list of tiles of rows is longer. */
+uint32_t product_rows_max(const struct product_job *job,
+                          struct product_shape shape);
+/* Launched so that it may begin before the kernel ahead of it is done. */
+void product_launch(struct gpu *gpu, const struct product_job *job,
+                    struct product_shape shape);
+
+/* bf16 rows of n_in inputs, padded with +0; row i is x[row[i]], or x[i] when
+ * row is NULL. */
+struct round_job {
+    void *to;
+    const float *x;
+    size_t x_stride;
+    const uint32_t *row;
+    uint32_t n_row, n_in;
+};
+void round_launch(struct gpu *gpu, const struct round_job *job);
+#endif

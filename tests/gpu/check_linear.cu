@@ -1,0 +1,452 @@
+/*
+ * The products of weights on the GPU, judged by
+ *   an oracle: the product in double on the host, of the rounded inputs;
+ *   a law: a row has the same bits among 1, 2, 3, ... rows, in every tile shape;
+ *   what must not be touched, is not: columns behind n_out, rows behind n_row.
+ * Then what they take, beside the bounds. Prints a line a check and ends with 1
+ * if one failed.
+ */
+#include "kernels/cuda/linear_launch.h"
+#include "kernels/cuda/ops.h"
+#include "tests/gpu/gpu_test.cuh"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ROWS 1000u
+#define BEHIND 3u        /* columns behind n_out in a row of y */
+#define N_SAMPLE 3000u   /* products that the oracle computes, a case */
+
+static int n_failed;
+
+static void judge(bool is_good, const char *what)
+{
+    if (!is_good) {
+        printf("FAILED %s\n", what);
+        n_failed = 1;
+    }
+}
+
+/* Host and device copies of one product's inputs. */
+struct data {
+    uint32_t n_in, n_out;
+    struct linear w;          /* on the device */
+    uint16_t *host_w;         /* [n_out][n_in], unpadded */
+    float *x, *host_x;        /* [ROWS][x_stride] */
+    size_t x_stride, y_stride;
+    float *y, *host_y;
+};
+
+static void make_weights(struct linear *w, uint16_t *host, uint32_t n_out,
+                         uint32_t n_in)
+{
+    const size_t wide = linear_padded(n_in), high = linear_padded(n_out);
+    uint16_t *padded = (uint16_t *)calloc(wide * high, sizeof(*padded));
+
+    for (size_t o = 0; o < n_out; o++)
+        for (size_t i = 0; i < n_in; i++)
+            host[o * n_in + i] = padded[o * wide + i] =
+                test_bf16(test_normal() / sqrtf((float)n_in));
+    memset(w, 0, sizeof(*w));
+    w->n_in = n_in;
+    w->n_out = n_out;
+    w->type = LINEAR_BF16;
+    w->panel = test_device(padded, wide * high * sizeof(*padded));
+    free(padded);
+}
+
+static void make(struct data *d, uint32_t n_out, uint32_t n_in)
+{
+    d->n_in = n_in;
+    d->n_out = n_out;
+    d->x_stride = n_in + n_in % 3;
+    d->y_stride = n_out + BEHIND;
+    d->host_w = (uint16_t *)malloc((size_t)n_out * n_in * sizeof(uint16_t));
+    make_weights(&d->w, d->host_w, n_out, n_in);
+    d->host_x = (float *)malloc(ROWS * d->x_stride * sizeof(float));
+    for (size_t i = 0; i < ROWS * d->x_stride; i++)
+        d->host_x[i] = test_normal();
+    d->x = (float *)test_device(d->host_x, ROWS * d->x_stride * sizeof(float));
+    d->host_y = (float *)malloc((ROWS + 1) * d->y_stride * sizeof(float));
+    d->y = (float *)test_device(NULL, (ROWS + 1) * d->y_stride * sizeof(float));
+}
+
+static void drop(struct data *d)
+{
+    cudaFree(d->w.panel);
+    cudaFree(d->x);
+    cudaFree(d->y);
+    free(d->host_w);
+    free(d->host_x);
+    free(d->host_y);
+}
+
+/* y is filled with this before a run. */
+static float before(size_t i)
+{
+    return (float)(i % 17) - 8.0f;
+}
+
+static void prepare(struct data *d)
+{
+    const size_t n = (ROWS + 1) * d->y_stride;
+
+    for (size_t i = 0; i < n; i++)
+        d->host_y[i] = before(i);
+    test_write(d->y, d->host_y, n * sizeof(float));
+}
+
+static void fetch(struct data *d, float *to)
+{
+    test_read(to, d->y, (ROWS + 1) * d->y_stride * sizeof(float));
+}
+
+static double exact(const struct data *d, size_t row, size_t o, double *size)
+{
+    double sum = 0.0;
+
+    *size = 0.0;
+    for (size_t i = 0; i < d->n_in; i++) {
+        const double product =
+            (double)test_float(test_bf16(d->host_x[row * d->x_stride + i])) *
+            (double)test_float(d->host_w[o * d->n_in + i]);
+
+        sum += product;
+        *size += fabs(product);
+    }
+    return sum;
+}
+
+/* A step of 16 inputs loses at most 2^-23 of what has come so far. */
+static void judge_values(const struct data *d, uint32_t n_row, bool is_add,
+                         const char *name)
+{
+    double off = 0.0, all = 0.0, worst = 0.0;
+
+    for (uint32_t s = 0; s < N_SAMPLE; s++) {
+        const size_t row = test_below(n_row), o = test_below(d->n_out);
+        const size_t at = row * d->y_stride + o;
+        double size;
+        const double start = is_add ? before(at) : 0.0;
+        const double want = exact(d, row, o, &size) + start;
+        const double error = fabs(d->host_y[at] - want);
+        const double bound =
+            (size * (d->n_in / 16.0 + 2) + 2 * fabs(start)) * 0x1p-23;
+
+        off += error * error;
+        all += want * want;
+        worst = fmax(worst, error / bound);
+        if (!(error <= bound)) {
+            worst = INFINITY;
+            break;
+        }
+    }
+    off = sqrt(off / all);
+    printf("%-10s %6u x %5u, %4u rows: relative error %.1e, worst of bound "
+           "%.2f\n",
+           name, d->n_out, d->n_in, n_row, off, worst);
+    judge(worst <= 1.0 && off < 1e-5, "values");
+}
+
+static void judge_rest(const struct data *d, uint32_t n_row, const char *name)
+{
+    const size_t n = (ROWS + 1) * d->y_stride;
+
+    for (size_t i = 0; i < n; i++)
+        if ((i / d->y_stride >= n_row || i % d->y_stride >= d->n_out) &&
+            d->host_y[i] != before(i)) {
+            printf("%s: wrote [%zu, %zu]\n", name, i / d->y_stride,
+                   i % d->y_stride);
+            judge(false, "what must not be written");
+            return;
+        }
+}
+
+static void judge_same(const struct data *d, const float *whole, size_t first,
+                       size_t n_row, const char *name)
+{
+    for (size_t r = 0; r < n_row; r++)
+        if (memcmp(d->host_y + r * d->y_stride,
+                   whole + (first + r) * d->y_stride,
+                   d->n_out * sizeof(float)) != 0) {
+            printf("%s: row %zu of %zu from %zu differs\n", name, r, n_row,
+                   first);
+            judge(false, "bits");
+            return;
+        }
+}
+
+/* ------------------------------------------------------- linear, linear_add */
+
+static void run_linear(struct gpu *gpu, struct data *d, uint32_t first,
+                       uint32_t n_row, bool is_add)
+{
+    struct linear_args a = {};
+
+    a.y = d->y;
+    a.y_stride = d->y_stride;
+    a.x = d->x + first * d->x_stride;
+    a.x_stride = d->x_stride;
+    a.n_row = n_row;
+    a.w = &d->w;
+    prepare(d);
+    if (is_add)
+        cuda_linear_add(gpu, &a);
+    else
+        cuda_linear(gpu, &a);
+    fetch(d, d->host_y);
+}
+
+static const uint32_t ROW_COUNT[] = {1,  2,  3,   7,   8,   16,  17,
+                                     63, 64, 65,  127, 128, 129, 256};
+
+static void check_linear(struct gpu *gpu, uint32_t n_out, uint32_t n_in)
+{
+    struct data d;
+    float *whole;
+
+    make(&d, n_out, n_in);
+    whole = (float *)malloc((ROWS + 1) * d.y_stride * sizeof(float));
+    run_linear(gpu, &d, 0, ROWS, true);
+    judge_values(&d, ROWS, true, "linear_add");
+    judge_rest(&d, ROWS, "linear_add");
+    run_linear(gpu, &d, 0, ROWS, false);
+    judge_values(&d, ROWS, false, "linear");
+    judge_rest(&d, ROWS, "linear");
+    memcpy(whole, d.host_y, (ROWS + 1) * d.y_stride * sizeof(float));
+    for (size_t i = 0; i < sizeof(ROW_COUNT) / sizeof(*ROW_COUNT); i++) {
+        const uint32_t n = ROW_COUNT[i], first = (uint32_t)(i * 37 % 700);
+
+        run_linear(gpu, &d, first, n, false);
+        judge_same(&d, whole, first, n, "linear");
+        judge_rest(&d, n, "linear");
+    }
+    free(whole);
+    drop(&d);
+}
+
+/* Every shape of the table that fits, for few and many rows. */
+static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in)
+{
+    size_t n_shape, stride = linear_padded(n_in);
+    const struct product_shape *shape = product_shapes(&n_shape);
+    void *x = test_device(NULL, ROWS * stride * 2);
+    struct product_job job = {};
+    struct round_job round = {};
+    struct data d;
+    float *whole;
+
+    make(&d, n_out, n_in);
+    whole = (float *)malloc((ROWS + 1) * d.y_stride * sizeof(float));
+    run_linear(gpu, &d, 0, ROWS, false);
+    memcpy(whole, d.host_y, (ROWS + 1) * d.y_stride * sizeof(float));
+    round.to = x;
+    round.x = d.x;
+    round.x_stride = d.x_stride;
+    round.n_row = ROWS;
+    round.n_in = n_in;
+    round_launch(gpu, &round);
+    job.y = d.y;
+    job.y_stride = d.y_stride;
+    job.n_out = n_out;
+    job.n_in = n_in;
+    job.w[0].at = d.w.panel;
+    job.w[0].n_row = linear_padded(n_out);
+    job.w[0].stride = job.x.stride = stride;
+    job.x.at = x;
+    for (size_t i = 0; i < n_shape; i++)
+        for (uint32_t n = 5; n < ROWS; n *= 10) {
+            char name[80];
+
+            job.x.n_row = job.n_row = n;
+            if (!product_fits(&job, shape[i]))
+                continue;
+            snprintf(name, sizeof(name), "shape %u %u %u %u %u",
+                     shape[i].n_group, shape[i].n, shape[i].n_box,
+                     shape[i].w_by, shape[i].x_by);
+            prepare(&d);
+            product_launch(gpu, &job, shape[i]);
+            fetch(&d, d.host_y);
+            judge_same(&d, whole, 0, n, name);
+            judge_rest(&d, n, name);
+        }
+    free(whole);
+    cudaFree(x);
+    drop(&d);
+}
+
+/* --------------------------------------------------------------------- ffn */
+
+struct ffn_data {
+    struct data gate, up, down; /* x of gate, y of down */
+};
+
+static void run_ffn(struct gpu *gpu, struct ffn_data *d, uint32_t n_row,
+                    bool is_add)
+{
+    struct ffn_args a = {};
+
+    a.y = d->down.y;
+    a.y_stride = d->down.y_stride;
+    a.x = d->gate.x;
+    a.x_stride = d->gate.x_stride;
+    a.n_row = n_row;
+    a.gate = &d->gate.w;
+    a.up = &d->up.w;
+    a.down = &d->down.w;
+    prepare(&d->down);
+    if (is_add)
+        cuda_ffn_add(gpu, &a);
+    else
+        cuda_ffn(gpu, &a);
+    fetch(&d->down, d->down.host_y);
+}
+
+/* The oracle: hidden rows from linear's results, in double; then the product of
+ * what they are as bf16. One that lies near the middle of two may go to the
+ * other one: 2^-8 of it. */
+static void check_ffn(struct gpu *gpu, uint32_t n_in, uint32_t n_ff,
+                      uint32_t n_out)
+{
+    struct ffn_data d;
+    double off = 0.0, all = 0.0;
+    float *gate, *whole;
+
+    make(&d.gate, n_ff, n_in);
+    make(&d.up, n_ff, n_in);
+    make(&d.down, n_out, n_ff);
+    cudaFree(d.up.x);
+    d.up.x = (float *)test_device(d.gate.host_x,
+                                  ROWS * d.gate.x_stride * sizeof(float));
+    whole = (float *)malloc((ROWS + 1) * d.down.y_stride * sizeof(float));
+    gate = (float *)malloc((ROWS + 1) * d.gate.y_stride * sizeof(float));
+    run_ffn(gpu, &d, ROWS, false);
+    judge_rest(&d.down, ROWS, "ffn");
+    memcpy(whole, d.down.host_y, (ROWS + 1) * d.down.y_stride * sizeof(float));
+    run_linear(gpu, &d.gate, 0, ROWS, false);
+    memcpy(gate, d.gate.host_y, (ROWS + 1) * d.gate.y_stride * sizeof(float));
+    run_linear(gpu, &d.up, 0, ROWS, false);
+    for (size_t s = 0; s < 200; s++) {
+        const size_t row = test_below(ROWS), o = test_below(n_out);
+        double want = 0.0;
+
+        for (size_t i = 0; i < n_ff; i++) {
+            const double g = gate[row * d.gate.y_stride + i];
+            const float hidden =
+                (float)(g / (1.0 + exp(-g)) *
+                        d.up.host_y[row * d.up.y_stride + i]);
+
+            want += (double)test_float(test_bf16(hidden)) *
+                    (double)test_float(d.down.host_w[o * n_ff + i]);
+        }
+        off += pow(whole[row * d.down.y_stride + o] - want, 2);
+        all += want * want;
+    }
+    off = sqrt(off / all);
+    printf("%-10s %u -> %u -> %u: relative error %.1e\n", "ffn", n_in, n_ff,
+           n_out, off);
+    judge(off < 1e-4, "ffn");
+    for (size_t i = 0; i < sizeof(ROW_COUNT) / sizeof(*ROW_COUNT); i++) {
+        run_ffn(gpu, &d, ROW_COUNT[i], false);
+        judge_same(&d.down, whole, 0, ROW_COUNT[i], "ffn");
+        judge_rest(&d.down, ROW_COUNT[i], "ffn");
+    }
+    run_ffn(gpu, &d, ROWS, true);
+    for (size_t i = 0; i < ROWS * d.down.y_stride; i++)
+        if (i % d.down.y_stride < n_out &&
+            d.down.host_y[i] != whole[i] + before(i)) {
+            judge(false, "ffn_add");
+            break;
+        }
+    free(gate);
+    free(whole);
+    drop(&d.gate);
+    drop(&d.up);
+    drop(&d.down);
+}
+
+/* ------------------------------------------------------------------ expert */
+
+#define N_EXPERT 9u
+
+/* Rows for each expert: none, one, a few, more than a tile. */
+static uint32_t n_row_of(uint32_t expert, uint32_t most)
+{
+    static const uint32_t N[N_EXPERT] = {1, 0, 3, 200, 64, 65, 0, 129, 17};
+
+    return N[expert] < most ? N[expert] : most;
+}
+
+/* linear() of the same rows and weights, itself judged above, is the oracle:
+ * the bits must be its bits. */
+static void check_expert(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
+                         uint32_t most)
+{
+    const size_t one = linear_padded(n_out) * linear_padded(n_in) * 2;
+    uint32_t first[N_EXPERT + 1] = {0}, row[ROWS], n_place = 0;
+    struct expert_args a = {};
+    struct linear w[N_EXPERT];
+    struct data d;
+    float *y;
+
+    make(&d, n_out, n_in);
+    a.n_expert = N_EXPERT;
+    unsigned char *panel = (unsigned char *)test_device(NULL, one * N_EXPERT);
+    for (uint32_t e = 0; e < N_EXPERT; e++) {
+        const uint32_t n = n_row_of(e, most);
+
+        make_weights(&w[e], d.host_w, n_out, n_in);
+        test_cuda(cudaMemcpy(panel + e * one, w[e].panel, one,
+                             cudaMemcpyDeviceToDevice));
+        cudaFree(w[e].panel);
+        w[e].panel = panel + e * one;
+        for (uint32_t i = 0; i < n; i++)
+            row[n_place++] = i * 7 % ROWS;
+        first[e + 1] = n_place;
+    }
+    a.y = d.y;
+    a.y_stride = d.y_stride;
+    a.x = d.x;
+    a.x_stride = d.x_stride;
+    a.row = (uint32_t *)test_device(row, sizeof(row));
+    a.first = (uint32_t *)test_device(first, sizeof(first));
+    a.w = w;
+    a.n_place = n_place;
+    prepare(&d);
+    cuda_expert(gpu, &a);
+    fetch(&d, d.host_y);
+    judge_rest(&d, n_place, "expert");
+    y = (float *)malloc((ROWS + 1) * d.y_stride * sizeof(float));
+    memcpy(y, d.host_y, (ROWS + 1) * d.y_stride * sizeof(float));
+    for (uint32_t e = 0; e < N_EXPERT; e++)
+        for (uint32_t i = first[e]; i < first[e + 1]; i++) {
+            d.w.panel = w[e].panel;
+            run_linear(gpu, &d, row[i], 1, false);
+            judge_same(&d, y, i, 1, "expert");
+        }
+    printf("%-10s %u experts of %u x %u, %u places\n", "expert", N_EXPERT, n_out,
+           n_in, n_place);
+    free(y);
+}
+
+int main(void)
+{
+    static const uint32_t OUT[] = {1, 63, 65, 4097}, IN[] = {64, 96, 1000, 4096};
+    struct gpu *gpu = test_gpu();
+
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++)
+            check_linear(gpu, OUT[i], IN[j]);
+    check_shapes(gpu, 65, 96);
+    check_shapes(gpu, 1000, 1024);
+    check_shapes(gpu, 4096, 512);
+    check_ffn(gpu, 96, 65, 63);
+    check_ffn(gpu, 1024, 2816, 1000);
+    check_expert(gpu, 100, 160, 1);
+    check_expert(gpu, 100, 160, 300);
+    check_expert(gpu, 768, 512, 300);
+    printf("%s\n", n_failed ? "FAILED" : "all checks passed");
+    return n_failed;
+}
