@@ -353,8 +353,7 @@ struct route_args {
  * The products of all experts in one go: for place i of expert e
  *     y[i] = x[row[i]] w[e]^T
  * with the bits of linear(); row may be NULL for x[i]. Experts without rows
- * are not touched. On a device row and first lie in its memory, whence n_place,
- * and the experts' weights one behind the other.
+ * are not touched. On a device row and first lie in its memory, whence n_place.
  */
 struct expert_args {
     float *y;

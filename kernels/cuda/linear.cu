@@ -10,12 +10,13 @@
 
 static struct product_matrix weights(const struct linear *w)
 {
-    struct product_matrix m;
+    struct product_matrix m = {};
 
     assert(w->type == LINEAR_BF16);
     m.at = w->panel;
     m.n_row = linear_padded(w->n_out);
     m.stride = linear_padded(w->n_in);
+    m.n_matrix = 1;
     return m;
 }
 
@@ -28,7 +29,7 @@ static struct product_matrix rounded(struct gpu *gpu,
                                      const struct linear_args *a, void *to)
 {
     struct round_job job = {};
-    struct product_matrix m;
+    struct product_matrix m = {};
 
     job.to = to;
     job.x = a->x;
@@ -39,6 +40,7 @@ static struct product_matrix rounded(struct gpu *gpu,
     m.at = to;
     m.n_row = a->n_row;
     m.stride = linear_padded(a->w->n_in);
+    m.n_matrix = 1;
     return m;
 }
 
@@ -83,7 +85,7 @@ static struct product_matrix hidden(struct gpu *gpu, const struct ffn_args *a,
 {
     struct linear_args in = {};
     struct product_job job = {};
-    struct product_matrix m;
+    struct product_matrix m = {};
 
     in.x = a->x;
     in.x_stride = a->x_stride;
@@ -92,6 +94,7 @@ static struct product_matrix hidden(struct gpu *gpu, const struct ffn_args *a,
     m.at = to;
     m.n_row = a->n_row;
     m.stride = linear_padded(a->gate->n_out);
+    m.n_matrix = 1;
     job.end = PRODUCT_SWIGLU;
     job.y = to;
     job.y_stride = m.stride;

@@ -70,16 +70,18 @@ static __device__ __forceinline__ void barrier_wait(uint64_t *barrier,
                  : "memory");
 }
 
-/* Makes initialised barriers known to the copy engine and to the cluster. */
+/* Makes initialised barriers known to the copy engine and, with cluster_sync()
+ * behind it, to the cluster. */
 static __device__ __forceinline__ void barrier_publish(void)
 {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+/* All threads of the cluster have come here. Orders nothing else. */
 static __device__ __forceinline__ void cluster_sync(void)
 {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\n"
+                 "barrier.cluster.wait.aligned;" ::: "memory");
 }
 
 static __device__ __forceinline__ uint32_t cluster_rank(void)
@@ -90,29 +92,36 @@ static __device__ __forceinline__ uint32_t cluster_rank(void)
     return rank;
 }
 
-/* The box at (column, row) of a matrix, into this CTA. */
+/* Where a box begins: column, row, matrix. */
+struct box_at {
+    int32_t column, row, matrix;
+};
+
+/* Into this CTA. */
 static __device__ __forceinline__ void copy_box(void *to,
                                                 const CUtensorMap *from,
-                                                int32_t column, int32_t row,
+                                                struct box_at at,
                                                 uint64_t *barrier)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier"
-                 "::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier"
+                 "::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
                      shared_address(to)),
-                 "l"(from), "r"(column), "r"(row), "r"(shared_address(barrier))
+                 "l"(from), "r"(at.column), "r"(at.row), "r"(at.matrix),
+                 "r"(shared_address(barrier))
                  : "memory");
 }
 
-/* The same into every CTA of the cluster whose bit is set. */
+/* Into every CTA of the cluster whose bit is set. */
 static __device__ __forceinline__ void
-copy_box_to(void *to, const CUtensorMap *from, int32_t column, int32_t row,
+copy_box_to(void *to, const CUtensorMap *from, struct box_at at,
             uint64_t *barrier, uint16_t mask)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier"
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier"
                  "::complete_tx::bytes.multicast::cluster "
-                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
-                 "l"(from), "r"(column), "r"(row), "r"(shared_address(barrier)),
-                 "h"(mask)
+                 "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(at.column), "r"(at.row), "r"(at.matrix),
+                 "r"(shared_address(barrier)), "h"(mask)
                  : "memory");
 }
 

@@ -39,11 +39,13 @@ static __global__ void __launch_bounds__(EXPERT_MAX)
                 const uint32_t *first, uint32_t n_expert, uint32_t height)
 {
     const uint32_t e = threadIdx.x;
+
+    next_begin();
+    previous_wait();
     const uint32_t begin = e < n_expert ? first[e] : 0;
     const uint32_t end = e < n_expert ? first[e + 1] : 0;
     uint32_t n_all, at = sum_before((end - begin + height - 1) / height, &n_all);
 
-    next_begin();
     if (e == 0)
         *n_rows = n_all;
     for (uint32_t row = begin; row < end; row += height, at++) {
@@ -53,18 +55,27 @@ static __global__ void __launch_bounds__(EXPERT_MAX)
     }
 }
 
-/* All experts' weights as one matrix. */
-static struct product_matrix weights(const struct expert_args *a)
+/* All experts' weights, wherever each one's lie, and their numbers. */
+static struct product_matrix weights(const struct expert_args *a,
+                                     uint32_t *matrix)
 {
-    const size_t n_row = linear_padded(a->w->n_out);
-    struct product_matrix m;
+    const unsigned char *first = (const unsigned char *)a->w->panel;
+    struct product_matrix m = {};
 
-    m.at = a->w->panel;
-    m.n_row = n_row * a->n_expert;
+    for (size_t e = 1; e < a->n_expert; e++)
+        if ((const unsigned char *)a->w[e].panel < first)
+            first = (const unsigned char *)a->w[e].panel;
+    m.at = first;
+    m.n_row = linear_padded(a->w->n_out);
     m.stride = linear_padded(a->w->n_in);
-    for (size_t e = 0; e < a->n_expert; e++)
-        assert(a->w[e].type == LINEAR_BF16 &&
-               a->w[e].panel == (const uint16_t *)m.at + e * n_row * m.stride);
+    for (size_t e = 0; e < a->n_expert; e++) {
+        const size_t at = (const unsigned char *)a->w[e].panel - first;
+
+        assert(a->w[e].type == LINEAR_BF16 && at % MATRIX_STEP == 0 &&
+               at / MATRIX_STEP < UINT32_MAX / 2);
+        matrix[e] = (uint32_t)(at / MATRIX_STEP);
+        m.n_matrix = matrix[e] < m.n_matrix ? m.n_matrix : matrix[e] + 1;
+    }
     return m;
 }
 
@@ -86,8 +97,13 @@ void cuda_expert(struct gpu *gpu, const struct expert_args *a)
     struct round_job round = {};
     struct product_job job = {};
     struct product_shape shape;
+    struct early_launch list;
+    uint32_t matrix[EXPERT_MAX];
 
     assert(a->n_expert <= EXPERT_MAX);
+    job.w[0] = weights(a, matrix);
+    job.matrix = (const uint32_t *)gpu_stage(gpu, matrix,
+                                             a->n_expert * sizeof(*matrix));
     if (gpu_is_replaying(gpu) || !a->n_place)
         return;
     job.end = PRODUCT_STORE;
@@ -98,9 +114,8 @@ void cuda_expert(struct gpu *gpu, const struct expert_args *a)
     job.n_in = a->w->n_in;
     job.x.at = at;
     job.x.stride = stride;
-    job.w[0] = weights(a);
+    job.x.n_matrix = 1;
     job.n_expert = a->n_expert;
-    job.w_rows = (uint32_t)linear_padded(a->w->n_out);
     job.rows = rows;
     job.n_rows = n_rows;
     shape = product_choose(&job, (uint32_t)gpu_n_sm(gpu));
@@ -111,7 +126,8 @@ void cuda_expert(struct gpu *gpu, const struct expert_args *a)
     round.n_row = a->n_place;
     round.n_in = a->w->n_in;
     round_launch(gpu, &round);
-    list_kernel<<<1, EXPERT_MAX, 0, gpu_stream(gpu)>>>(
-        rows, n_rows, a->first, a->n_expert, shape.n_group * GROUP_ROWS);
+    early_launch_init(&list, gpu, dim3(1), EXPERT_MAX);
+    (void)cudaLaunchKernelEx(&list.config, list_kernel, rows, n_rows, a->first,
+                             a->n_expert, shape.n_group * GROUP_ROWS);
     product_launch(gpu, &job, shape);
 }

@@ -19,6 +19,7 @@
     X(1, 64, 1, 1, 1)                                                          \
     X(1, 64, 2, 1, 1)                                                          \
     X(1, 96, 2, 1, 1)                                                          \
+    X(1, 64, 2, 1, 2)                                                          \
     X(1, 96, 2, 1, 2)                                                          \
     X(1, 128, 1, 1, 1)                                                         \
     X(1, 192, 1, 1, 1)                                                         \
@@ -26,6 +27,8 @@
     X(2, 64, 1, 1, 1)                                                          \
     X(2, 128, 1, 1, 1)                                                         \
     X(2, 256, 1, 1, 1)                                                         \
+    X(2, 128, 1, 2, 1)                                                         \
+    X(2, 192, 1, 1, 1)                                                         \
     X(2, 256, 1, 2, 1)
 
 static const struct product_shape SHAPE[] = {
@@ -121,11 +124,11 @@ struct product_shape product_choose(const struct product_job *job,
 static void encode(CUtensorMap *map, const struct product_matrix *m,
                    uint32_t n_in, uint32_t box_rows)
 {
-    const cuuint64_t size[2] = {linear_padded(n_in), m->n_row};
-    const cuuint64_t stride[1] = {m->stride * sizeof(uint16_t)};
-    const cuuint32_t box[2] = {TILE_K, box_rows}, each[2] = {1, 1};
+    const cuuint64_t size[3] = {linear_padded(n_in), m->n_row, m->n_matrix};
+    const cuuint64_t stride[2] = {m->stride * sizeof(uint16_t), MATRIX_STEP};
+    const cuuint32_t box[3] = {TILE_K, box_rows, 1}, each[3] = {1, 1, 1};
     const CUresult result = cuTensorMapEncodeTiled(
-        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)m->at, size, stride,
+        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)m->at, size, stride,
         box, each, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
         CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
@@ -150,17 +153,20 @@ static struct product parameters(const struct product_job *job,
     p.n_m = up(up(job->n_row, s.n_group * GROUP_ROWS), s.w_by);
     p.n_n = up(up(job->n_out, n_out), s.x_by);
     p.n_m_group = 16 / s.w_by;
-    p.w_rows = job->w_rows;
     p.is_paired = (uintptr_t)job->y % 8 == 0 && job->y_stride % 2 == 0;
     p.rows = job->rows;
     p.n_rows = job->n_rows;
+    p.matrix = job->matrix;
     stage = s.n_box * (p.x_rows + s.n) * TILE_ROW_BYTES;
     p.n_stage = (SHARED_BYTES - STAGE_AT - STAGE_BEHIND) / stage;
     p.n_stage = p.n_stage < STAGE_MAX ? p.n_stage : STAGE_MAX;
     encode(&p.x, &job->x, job->n_in, p.x_rows);
-    encode(&p.w[0], &job->w[0], job->n_in, n_out);
-    if (job->end == PRODUCT_SWIGLU)
+    if (job->end == PRODUCT_SWIGLU) {
+        encode(&p.w[0], &job->w[0], job->n_in, n_out);
         encode(&p.w[1], &job->w[1], job->n_in, n_out);
+    } else {
+        encode(&p.w[0], &job->w[0], job->n_in, n_out / s.w_by);
+    }
     return p;
 }
 
@@ -173,27 +179,24 @@ static void launch_as(struct gpu *gpu, const struct product *p,
     const uint32_t bytes =
         STAGE_AT + STAGE_BEHIND +
         p->n_stage * BOX * (p->x_rows + N) * TILE_ROW_BYTES;
-    cudaLaunchAttribute attribute[2] = {};
-    cudaLaunchConfig_t config = {};
+    struct early_launch launch;
 
-    attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute[0].val.programmaticStreamSerializationAllowed = 1;
-    attribute[1].id = cudaLaunchAttributeClusterDimension;
-    attribute[1].val.clusterDim.x = by;
-    attribute[1].val.clusterDim.y = 1;
-    attribute[1].val.clusterDim.z = 1;
-    config.gridDim = dim3(n_tile < n_sm ? n_tile : n_sm);
-    config.blockDim = dim3(PRODUCT_THREADS(GROUPS));
-    config.dynamicSmemBytes = bytes;
-    config.stream = gpu_stream(gpu);
-    config.attrs = attribute;
-    config.numAttrs = by > 1 ? 2 : 1;
+    early_launch_init(&launch, gpu, dim3(n_tile < n_sm ? n_tile : n_sm),
+                      PRODUCT_THREADS(GROUPS));
+    launch.config.dynamicSmemBytes = bytes;
+    if (by > 1) {
+        launch.attribute[1].id = cudaLaunchAttributeClusterDimension;
+        launch.attribute[1].val.clusterDim.x = by;
+        launch.attribute[1].val.clusterDim.y = 1;
+        launch.attribute[1].val.clusterDim.z = 1;
+        launch.config.numAttrs = 2;
+    }
     /* Errors of both are found where the step is waited for. */
     (void)cudaFuncSetAttribute(
         product_kernel<GROUPS, N, BOX, W_BY, X_BY, END>,
         cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     (void)cudaLaunchKernelEx(
-        &config, product_kernel<GROUPS, N, BOX, W_BY, X_BY, END>, *p);
+        &launch.config, product_kernel<GROUPS, N, BOX, W_BY, X_BY, END>, *p);
 }
 
 void product_launch(struct gpu *gpu, const struct product_job *job,

@@ -25,10 +25,17 @@ struct product_shape {
     uint32_t w_by, x_by; /* CTAs of a cluster that share weights, or rows */
 };
 
-/* Rows of bf16 with their stride in elements, a multiple of LINEAR_PAD. */
+/*
+ * Rows of bf16 with their stride in elements, a multiple of LINEAR_PAD. There
+ * may be several of them, alike, in one map for the copy engine: number i lies
+ * MATRIX_STEP i bytes behind `at`, wherever that is.
+ */
+#define MATRIX_STEP 256u
+
 struct product_matrix {
     const void *at;
     size_t n_row, stride;
+    uint32_t n_matrix; /* numbers are below */
 };
 
 struct product_job {
@@ -38,11 +45,11 @@ struct product_job {
     uint32_t n_row, n_out; /* of y that are written */
     uint32_t n_in;
     struct product_matrix x, w[2]; /* w[1] for PRODUCT_SWIGLU alone */
-    /* Of experts: how many, with w_rows rows each in w[0], and the list of
-     * tiles (struct product); n_row counts the places of all. Or 0. */
-    uint32_t n_expert, w_rows;
+    /* Of experts: how many, and what struct product has of them; n_row counts
+     * the places of all. Or 0. */
+    uint32_t n_expert;
     const struct product_rows *rows;
-    const uint32_t *n_rows;
+    const uint32_t *n_rows, *matrix;
 };
 
 /* All shapes, for tests and measurements, and whether one can do a job. */
@@ -57,6 +64,31 @@ uint32_t product_rows_max(const struct product_job *job,
 /* Launched so that it may begin before the kernel ahead of it is done. */
 void product_launch(struct gpu *gpu, const struct product_job *job,
                     struct product_shape shape);
+
+/*
+ * A launch that may begin before the kernel ahead of it is done, which every
+ * kernel here waits for by previous_wait() before it reads or writes anything
+ * but weights.
+ */
+struct early_launch {
+    cudaLaunchAttribute attribute[2]; /* room for a cluster's */
+    cudaLaunchConfig_t config;
+};
+
+static inline void early_launch_init(struct early_launch *launch,
+                                     struct gpu *gpu, dim3 grid,
+                                     uint32_t n_thread)
+{
+    *launch = {};
+    launch->attribute[0].id =
+        cudaLaunchAttributeProgrammaticStreamSerialization;
+    launch->attribute[0].val.programmaticStreamSerializationAllowed = 1;
+    launch->config.gridDim = grid;
+    launch->config.blockDim = dim3(n_thread);
+    launch->config.stream = gpu_stream(gpu);
+    launch->config.attrs = launch->attribute;
+    launch->config.numAttrs = 1;
+}
 
 /* bf16 rows of n_in inputs, padded with +0; row i is x[row[i]], or x[i] when
  * row is NULL. */

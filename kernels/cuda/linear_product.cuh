@@ -12,9 +12,9 @@
  * are fewer than 64 rows, fewer are copied (x_rows), and the instruction reads
  * whatever lies behind them: that goes into rows which nobody stores.
  *
- * A cluster of CTAs reads what its tiles have in common once: W_BY tiles of
- * rows share their weights, or X_BY tiles of outputs share their rows; one of
- * the two is 1. The CTAs take turns in copying it to all.
+ * A cluster of CTAs reads what its tiles have in common once: W_BY (1 or 2)
+ * tiles of rows share their weights, or X_BY tiles of outputs share their rows;
+ * one of the two is 1.
  */
 #include "kernels/cuda/linear_copy.cuh"
 #include "kernels/cuda/linear_wgmma.cuh"
@@ -53,17 +53,18 @@ struct product {
     uint32_t x_rows;         /* that are copied for a tile */
     uint32_t n_m, n_n;       /* tiles of rows and of outputs, for clusters */
     uint32_t n_m_group;      /* neighbours in time: see product_tile() */
-    uint32_t w_rows;         /* of one expert in w */
     bool is_paired;          /* y may be written two floats at a time */
-    /* Of experts: the tiles of rows, made on the device. Or NULL. */
+    /* Of experts: the tiles of rows, made on the device, and which matrix of w
+     * is an expert's. Or NULL. */
     const struct product_rows *rows;
     const uint32_t *n_rows;
+    const uint32_t *matrix; /* [n_expert] */
 };
 
 struct product_tile {
     uint32_t row, row_end; /* of x and y */
     uint32_t out;          /* first output */
-    uint32_t w_row;        /* first row of w */
+    uint32_t matrix;       /* of w */
 };
 
 /* Two floats as bf16 in one word, as scalar_to_bf16(): subnormals are zeros. */
@@ -125,11 +126,11 @@ product_tile(const struct product *p, uint32_t i, uint32_t rank)
     tile.out = n_at * n_out;
     tile.row = m_at * GROUPS * GROUP_ROWS;
     tile.row_end = p->n_row;
-    tile.w_row = tile.out;
+    tile.matrix = 0;
     if (p->rows) {
         tile.row = p->rows[m_at].first;
         tile.row_end = p->rows[m_at].end;
-        tile.w_row += p->rows[m_at].expert * p->w_rows;
+        tile.matrix = p->matrix[p->rows[m_at].expert];
     }
     return tile;
 }
@@ -149,52 +150,58 @@ product_stage_bytes(const struct product *p)
     return BOX * (p->x_rows + N) * TILE_ROW_BYTES;
 }
 
-/* The box at (block, row), into this CTA or into all of the cluster. */
+/* A box to `to` in the stage, into this CTA or into all of the cluster. */
 template <int CLUSTER>
 static __device__ __forceinline__ void
-product_copy(const struct product_stage *stage, uint32_t box, size_t at,
-             const CUtensorMap *from, uint32_t row)
+product_copy(const struct product_stage *stage, size_t to,
+             const CUtensorMap *from, struct box_at at)
 {
-    const int32_t column = (int32_t)((stage->block + box) * TILE_K);
-
     if (CLUSTER == 1)
-        copy_box(stage->at + at, from, column, (int32_t)row, stage->full);
+        copy_box(stage->at + to, from, at, stage->full);
     else
-        copy_box_to(stage->at + at, from, column, (int32_t)row, stage->full,
+        copy_box_to(stage->at + to, from, at, stage->full,
                     (uint16_t)((1u << CLUSTER) - 1));
 }
 
-/* SHARED: by how many CTAs, all of which come here. */
-template <int N, int BOX, int SHARED, enum product_end END>
+/* As one box, or as two halves: of two matrices, or by two CTAs for both. */
+template <int N, int BOX, int W_BY, enum product_end END>
 static __device__ __forceinline__ void
 product_copy_w(const struct product *p, const struct product_tile *tile,
                const struct product_stage *stage, uint32_t rank)
 {
+    const bool IS_TWO = END == PRODUCT_SWIGLU;
     const uint32_t box_bytes = (p->x_rows + N) * TILE_ROW_BYTES;
 
-    if (SHARED > 1 && stage->block / BOX % SHARED != rank)
-        return;
-    for (uint32_t b = 0; b < BOX; b++) {
-        const size_t at = b * box_bytes + p->x_rows * TILE_ROW_BYTES;
+    for (uint32_t b = 0; b < BOX; b++)
+        for (uint32_t half = 0; half < (IS_TWO || W_BY > 1 ? 2 : 1); half++) {
+            const size_t to = b * box_bytes + p->x_rows * TILE_ROW_BYTES +
+                              half * (N / 2 * TILE_ROW_BYTES);
+            const struct box_at at = {
+                (int32_t)((stage->block + b) * TILE_K),
+                (int32_t)(tile->out + (IS_TWO ? 0 : half * (N / 2))),
+                (int32_t)tile->matrix};
 
-        product_copy<SHARED>(stage, b, at, &p->w[0], tile->w_row);
-        if (END == PRODUCT_SWIGLU)
-            product_copy<SHARED>(stage, b, at + N / 2 * TILE_ROW_BYTES,
-                                 &p->w[1], tile->w_row);
-    }
+            if (W_BY == 1 || half == rank)
+                product_copy<W_BY>(stage, to, &p->w[IS_TWO ? half : 0], at);
+        }
 }
 
-template <int N, int BOX, int SHARED>
+/* The CTAs that share rows take turns. */
+template <int N, int BOX, int X_BY>
 static __device__ __forceinline__ void
 product_copy_x(const struct product *p, const struct product_tile *tile,
                const struct product_stage *stage, uint32_t rank)
 {
     const uint32_t box_bytes = (p->x_rows + N) * TILE_ROW_BYTES;
 
-    if (SHARED > 1 && stage->block / BOX % SHARED != rank)
+    if (X_BY > 1 && stage->block / BOX % X_BY != rank)
         return;
-    for (uint32_t b = 0; b < BOX; b++)
-        product_copy<SHARED>(stage, b, b * box_bytes, &p->x, tile->row);
+    for (uint32_t b = 0; b < BOX; b++) {
+        const struct box_at at = {(int32_t)((stage->block + b) * TILE_K),
+                                  (int32_t)tile->row, 0};
+
+        product_copy<X_BY>(stage, b * box_bytes, &p->x, at);
+    }
 }
 
 /* One thread: all copies of all tiles of this CTA. The weights of the first

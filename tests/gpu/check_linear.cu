@@ -255,6 +255,7 @@ static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in)
     job.w[0].at = d.w.panel;
     job.w[0].n_row = linear_padded(n_out);
     job.w[0].stride = job.x.stride = stride;
+    job.w[0].n_matrix = job.x.n_matrix = 1;
     job.x.at = x;
     for (size_t i = 0; i < n_shape; i++)
         for (uint32_t n = 5; n < ROWS; n *= 10) {
