@@ -97,31 +97,38 @@ struct box_at {
     int32_t column, row, matrix;
 };
 
+/* How long the L2 cache keeps what a copy reads: policies as createpolicy makes
+ * them (CUTLASS has the same constants). */
+#define KEEP_NORMALLY 0x1000000000000000u
+#define KEEP_SHORTLY 0x12f0000000000000u
+
 /* Into this CTA. */
 static __device__ __forceinline__ void copy_box(void *to,
                                                 const CUtensorMap *from,
                                                 struct box_at at,
-                                                uint64_t *barrier)
+                                                uint64_t *barrier,
+                                                uint64_t keep)
 {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier"
-                 "::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
+                 "::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(
                      shared_address(to)),
                  "l"(from), "r"(at.column), "r"(at.row), "r"(at.matrix),
-                 "r"(shared_address(barrier))
+                 "r"(shared_address(barrier)), "l"(keep)
                  : "memory");
 }
 
 /* Into every CTA of the cluster whose bit is set. */
 static __device__ __forceinline__ void
 copy_box_to(void *to, const CUtensorMap *from, struct box_at at,
-            uint64_t *barrier, uint16_t mask)
+            uint64_t *barrier, uint16_t mask, uint64_t keep)
 {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier"
-                 "::complete_tx::bytes.multicast::cluster "
-                 "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(
+                 "::complete_tx::bytes.multicast::cluster.L2::cache_hint "
+                 "[%0], [%1, {%2, %3, %4}], [%5], %6, %7;" ::"r"(
                      shared_address(to)),
                  "l"(from), "r"(at.column), "r"(at.row), "r"(at.matrix),
-                 "r"(shared_address(barrier)), "h"(mask)
+                 "r"(shared_address(barrier)), "h"(mask), "l"(keep)
                  : "memory");
 }
 

@@ -29,7 +29,8 @@
     X(2, 256, 1, 1, 1)                                                         \
     X(2, 128, 1, 2, 1)                                                         \
     X(2, 192, 1, 1, 1)                                                         \
-    X(2, 256, 1, 2, 1)
+    X(2, 256, 1, 2, 1)                                                         \
+    X(2, 256, 1, 2, 2)
 
 static const struct product_shape SHAPE[] = {
 #define ENTRY(...) {__VA_ARGS__},
@@ -104,7 +105,8 @@ const struct product_shape *product_shapes(size_t *out_n)
 bool product_fits(const struct product_job *job, struct product_shape shape)
 {
     return up(job->n_in, TILE_K) % shape.n_box == 0 &&
-           (!job->n_expert || shape.w_by == 1);
+           (!job->n_expert || shape.w_by == 1) &&
+           (job->end != PRODUCT_SWIGLU || shape.n >= 32);
 }
 
 struct product_shape product_choose(const struct product_job *job,
@@ -153,7 +155,8 @@ static struct product parameters(const struct product_job *job,
     p.n_m = up(up(job->n_row, s.n_group * GROUP_ROWS), s.w_by);
     p.n_n = up(up(job->n_out, n_out), s.x_by);
     p.n_m_group = 16 / s.w_by;
-    p.is_paired = (uintptr_t)job->y % 8 == 0 && job->y_stride % 2 == 0;
+    p.is_even = (uintptr_t)job->y % 16 == 0 && job->y_stride % 4 == 0 &&
+                job->n_out % 4 == 0;
     p.rows = job->rows;
     p.n_rows = job->n_rows;
     p.matrix = job->matrix;
@@ -199,6 +202,9 @@ static void launch_as(struct gpu *gpu, const struct product *p,
         &launch.config, product_kernel<GROUPS, N, BOX, W_BY, X_BY, END>, *p);
 }
 
+/* Half a tile's outputs are written in pieces of 16. */
+#define SWIGLU_OF(N) ((N) < 32 ? PRODUCT_STORE : PRODUCT_SWIGLU)
+
 void product_launch(struct gpu *gpu, const struct product_job *job,
                     struct product_shape s)
 {
@@ -214,8 +220,7 @@ void product_launch(struct gpu *gpu, const struct product_job *job,
         else if (job->end == PRODUCT_ADD)                                      \
             launch_as<GROUPS, N, BOX, W_BY, X_BY, PRODUCT_ADD>(gpu, &p, n_m);  \
         else                                                                   \
-            launch_as<GROUPS, N, BOX, W_BY, X_BY, PRODUCT_SWIGLU>(gpu, &p,     \
-                                                                  n_m);        \
+            launch_as<GROUPS, N, BOX, W_BY, X_BY, SWIGLU_OF(N)>(gpu, &p, n_m); \
         return;                                                                \
     }
     PRODUCT_SHAPES(CASE)

@@ -13,8 +13,8 @@
  * whatever lies behind them: that goes into rows which nobody stores.
  *
  * A cluster of CTAs reads what its tiles have in common once: W_BY (1 or 2)
- * tiles of rows share their weights, or X_BY tiles of outputs share their rows;
- * one of the two is 1.
+ * tiles of rows share their weights, X_BY tiles of outputs their rows. CTA
+ * number r of a cluster has tile r % W_BY of rows, r / W_BY of outputs.
  */
 #include "kernels/cuda/linear_copy.cuh"
 #include "kernels/cuda/linear_wgmma.cuh"
@@ -53,7 +53,7 @@ struct product {
     uint32_t x_rows;         /* that are copied for a tile */
     uint32_t n_m, n_n;       /* tiles of rows and of outputs, for clusters */
     uint32_t n_m_group;      /* neighbours in time: see product_tile() */
-    bool is_paired;          /* y may be written two floats at a time */
+    bool is_even;            /* y may be written four floats at a time */
     /* Of experts: the tiles of rows, made on the device, and which matrix of w
      * is an expert's. Or NULL. */
     const struct product_rows *rows;
@@ -119,10 +119,8 @@ product_tile(const struct product *p, uint32_t i, uint32_t rank)
     uint32_t m_at = first + i % per_group % n, n_at = i % per_group / n;
     struct product_tile tile;
 
-    if (X_BY > 1)
-        n_at = n_at * X_BY + rank;
-    if (W_BY > 1)
-        m_at = m_at * W_BY + rank;
+    n_at = n_at * X_BY + rank / W_BY;
+    m_at = m_at * W_BY + rank % W_BY;
     tile.out = n_at * n_out;
     tile.row = m_at * GROUPS * GROUP_ROWS;
     tile.row_end = p->n_row;
@@ -150,17 +148,20 @@ product_stage_bytes(const struct product *p)
     return BOX * (p->x_rows + N) * TILE_ROW_BYTES;
 }
 
-/* A box to `to` in the stage, into this CTA or into all of the cluster. */
-template <int CLUSTER>
+/* A box to `to` in the stage, into this CTA or into those of a mask. */
 static __device__ __forceinline__ void
 product_copy(const struct product_stage *stage, size_t to,
-             const CUtensorMap *from, struct box_at at)
+             const CUtensorMap *from, struct box_at at, uint64_t keep)
 {
-    if (CLUSTER == 1)
-        copy_box(stage->at + to, from, at, stage->full);
-    else
-        copy_box_to(stage->at + to, from, at, stage->full,
-                    (uint16_t)((1u << CLUSTER) - 1));
+    copy_box(stage->at + to, from, at, stage->full, keep);
+}
+
+static __device__ __forceinline__ void
+product_copy_to(const struct product_stage *stage, size_t to,
+                const CUtensorMap *from, struct box_at at, uint64_t keep,
+                uint32_t mask)
+{
+    copy_box_to(stage->at + to, from, at, stage->full, (uint16_t)mask, keep);
 }
 
 /* As one box, or as two halves: of two matrices, or by two CTAs for both. */
@@ -171,9 +172,11 @@ product_copy_w(const struct product *p, const struct product_tile *tile,
 {
     const bool IS_TWO = END == PRODUCT_SWIGLU;
     const uint32_t box_bytes = (p->x_rows + N) * TILE_ROW_BYTES;
+    const uint32_t mask = ((1u << W_BY) - 1) << rank / W_BY * W_BY;
 
     for (uint32_t b = 0; b < BOX; b++)
         for (uint32_t half = 0; half < (IS_TWO || W_BY > 1 ? 2 : 1); half++) {
+            const CUtensorMap *from = &p->w[IS_TWO ? half : 0];
             const size_t to = b * box_bytes + p->x_rows * TILE_ROW_BYTES +
                               half * (N / 2 * TILE_ROW_BYTES);
             const struct box_at at = {
@@ -181,26 +184,35 @@ product_copy_w(const struct product *p, const struct product_tile *tile,
                 (int32_t)(tile->out + (IS_TWO ? 0 : half * (N / 2))),
                 (int32_t)tile->matrix};
 
-            if (W_BY == 1 || half == rank)
-                product_copy<W_BY>(stage, to, &p->w[IS_TWO ? half : 0], at);
+            if (W_BY == 1)
+                product_copy(stage, to, from, at, KEEP_SHORTLY);
+            else if (half == rank % W_BY)
+                product_copy_to(stage, to, from, at, KEEP_SHORTLY, mask);
         }
 }
 
 /* The CTAs that share rows take turns. */
-template <int N, int BOX, int X_BY>
+template <int N, int BOX, int W_BY, int X_BY>
 static __device__ __forceinline__ void
 product_copy_x(const struct product *p, const struct product_tile *tile,
                const struct product_stage *stage, uint32_t rank)
 {
     const uint32_t box_bytes = (p->x_rows + N) * TILE_ROW_BYTES;
+    uint32_t mask = 0;
 
-    if (X_BY > 1 && stage->block / BOX % X_BY != rank)
+    if (X_BY > 1 && stage->block / BOX % X_BY != rank / W_BY)
         return;
+    for (uint32_t i = 0; i < X_BY; i++)
+        mask |= 1u << (rank % W_BY + i * W_BY);
     for (uint32_t b = 0; b < BOX; b++) {
         const struct box_at at = {(int32_t)((stage->block + b) * TILE_K),
                                   (int32_t)tile->row, 0};
 
-        product_copy<X_BY>(stage, b * box_bytes, &p->x, at);
+        if (X_BY == 1)
+            product_copy(stage, b * box_bytes, &p->x, at, KEEP_NORMALLY);
+        else
+            product_copy_to(stage, b * box_bytes, &p->x, at, KEEP_NORMALLY,
+                            mask);
     }
 }
 
@@ -245,7 +257,7 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
                 barrier_expect(stage.full, stage_bytes);
                 product_copy_w<N, BOX, W_BY, END>(p, &tile, &stage, rank);
             }
-            product_copy_x<N, BOX, X_BY>(p, &tile, &stage, rank);
+            product_copy_x<N, BOX, W_BY, X_BY>(p, &tile, &stage, rank);
             product_advance(&ring, p->n_stage);
         }
     }
@@ -253,31 +265,47 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
 
 /* ---------------------------------------------------------------- results */
 
-/* Columns c and c + 1 of a row of y. */
+/* One addition to an element in a launch, so its order is no question. */
 template <enum product_end END>
-static __device__ __forceinline__ void
-product_put(float *y, uint32_t n_left, bool is_paired, float v0, float v1)
+static __device__ __forceinline__ void product_put(float *y, float v)
 {
-    /* One addition to an element in a launch: its order is no question. */
-    if (is_paired && n_left > 1) {
-        if (END == PRODUCT_ADD)
-            atomicAdd((float2 *)y, make_float2(v0, v1));
-        else
-            *(float2 *)y = make_float2(v0, v1);
-        return;
-    }
-    if (n_left > 0) {
-        if (END == PRODUCT_ADD)
-            atomicAdd(y, v0);
-        else
-            y[0] = v0;
-    }
-    if (n_left > 1) {
-        if (END == PRODUCT_ADD)
-            atomicAdd(y + 1, v1);
-        else
-            y[1] = v1;
-    }
+    if (END == PRODUCT_ADD)
+        atomicAdd(y, v);
+    else
+        *y = v;
+}
+
+template <enum product_end END>
+static __device__ __forceinline__ void product_put_quad(float *y, float4 v)
+{
+    if (END == PRODUCT_ADD)
+        atomicAdd((float4 *)y, v);
+    else
+        __stcs((float4 *)y, v);
+}
+
+/* Of two neighbours, the even lane gets both of their a, the odd one both of
+ * their b; the even lane's first. */
+template <typename T>
+static __device__ __forceinline__ void product_swap(T a, T b, T *out_0,
+                                                    T *out_1)
+{
+    const bool is_odd = threadIdx.x % 2;
+    const T other = __shfl_xor_sync(0xffffffff, is_odd ? a : b, 1);
+
+    *out_0 = is_odd ? other : a;
+    *out_1 = is_odd ? b : other;
+}
+
+/*
+ * The first column of what a lane writes of 16 columns from 8 j on: the even
+ * lanes have those of the first 8, the odd ones of the others.
+ */
+static __device__ __forceinline__ uint32_t product_column(uint32_t j)
+{
+    const uint32_t t = threadIdx.x % 4;
+
+    return 8 * (j + t % 2) + t / 2 * 4;
 }
 
 template <int N, enum product_end END>
@@ -285,23 +313,35 @@ static __device__ __forceinline__ void
 product_put_row(const struct product *p, const struct product_tile *tile,
                 uint32_t row, const float *acc)
 {
-    const uint32_t t = threadIdx.x % 4 * 2;
-    float *y = (float *)p->y + row * p->y_stride + tile->out + t;
+    float *y = (float *)p->y + row * p->y_stride + tile->out;
 
-    if (row >= tile->row_end)
-        return;
-    if (p->is_paired && tile->out + N <= p->n_out) {
 #pragma unroll
-        for (int j = 0; j < N / 8; j++)
-            product_put<END>(y + 8 * j, 2, true, acc[4 * j], acc[4 * j + 1]);
-        return;
+    for (int j = 0; j < N / 8; j += 2) {
+        const uint32_t c = product_column(j);
+        const float *a = acc + 4 * j, *b = a + 4;
+        float4 v;
+
+        product_swap(a[0], b[0], &v.x, &v.z);
+        product_swap(a[1], b[1], &v.y, &v.w);
+        if (row < tile->row_end && tile->out + c < p->n_out)
+            product_put_quad<END>(y + c, v);
     }
-#pragma unroll
-    for (int j = 0; j < N / 8; j++) {
-        const uint32_t c = tile->out + 8 * j + t;
+}
 
-        product_put<END>(y + 8 * j, c < p->n_out ? p->n_out - c : 0,
-                         p->is_paired, acc[4 * j], acc[4 * j + 1]);
+/* Rows that lie anywhere and end anywhere. */
+template <int N, enum product_end END>
+static __device__ __forceinline__ void
+product_put_odd_row(const struct product *p, const struct product_tile *tile,
+                    uint32_t row, const float *acc)
+{
+    float *y = (float *)p->y + row * p->y_stride + tile->out;
+
+#pragma unroll
+    for (int i = 0; i < N / 4; i++) {
+        const uint32_t c = i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2;
+
+        if (row < tile->row_end && tile->out + c < p->n_out)
+            product_put<END>(y + c, acc[i / 2 * 4 + i % 2]);
     }
 }
 
@@ -310,18 +350,21 @@ static __device__ __forceinline__ void
 product_put_swiglu(const struct product *p, const struct product_tile *tile,
                    uint32_t row, const float *acc)
 {
-    const uint32_t t = threadIdx.x % 4 * 2;
-    uint16_t *y = (uint16_t *)p->y + row * p->y_stride + tile->out + t;
+    uint16_t *y = (uint16_t *)p->y + row * p->y_stride + tile->out;
 
-    if (row >= tile->row_end)
-        return;
 #pragma unroll
-    for (int j = 0; j < N / 16; j++) {
+    for (int j = 0; j < N / 16; j += 2) {
+        const uint32_t c = product_column(j);
         const float *gate = acc + 4 * j, *up = gate + N / 4;
+        uint2 v;
 
-        if (tile->out + 8 * j + t < p->n_out)
-            *(uint32_t *)(y + 8 * j) = round_pair(
-                scalar_silu(gate[0]) * up[0], scalar_silu(gate[1]) * up[1]);
+        product_swap(round_pair(scalar_silu(gate[0]) * up[0],
+                                scalar_silu(gate[1]) * up[1]),
+                     round_pair(scalar_silu(gate[4]) * up[4],
+                                scalar_silu(gate[5]) * up[5]),
+                     &v.x, &v.y);
+        if (row < tile->row_end && tile->out + c < p->n_out)
+            *(uint2 *)(y + c) = v;
     }
 }
 
@@ -330,14 +373,18 @@ static __device__ __forceinline__ void
 product_finish(const struct product *p, const struct product_tile *tile,
                const float *acc)
 {
-    const uint32_t row = tile->row + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+    const uint32_t row =
+        tile->row + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
 
     if (END == PRODUCT_SWIGLU) {
         product_put_swiglu<N>(p, tile, row, acc);
         product_put_swiglu<N>(p, tile, row + 8, acc + 2);
-    } else {
+    } else if (p->is_even) {
         product_put_row<N, END>(p, tile, row, acc);
         product_put_row<N, END>(p, tile, row + 8, acc + 2);
+    } else {
+        product_put_odd_row<N, END>(p, tile, row, acc);
+        product_put_odd_row<N, END>(p, tile, row + 8, acc + 2);
     }
 }
 
