@@ -3,34 +3,29 @@
 #include <assert.h>
 
 #define SHARED_BYTES 232448u /* that a CTA of sm_90 may have */
+#define M_GROUP 16u          /* tiles of rows that are neighbours in time */
 
 /*
- * The shapes that are compiled: n_group, n, n_box, w_by, x_by. Few rows want
- * tiles of few outputs, so that all SMs read weights; many rows want large
- * tiles.
+ * The shapes that are compiled: n_group, n, n_box, x_by. Few rows want tiles of
+ * few outputs, so that all SMs read weights; many rows want large tiles. Those
+ * with an n_box of 1 do any job.
  */
 #define PRODUCT_SHAPES(X)                                                      \
-    X(1, 16, 1, 1, 1)                                                          \
-    X(1, 16, 4, 1, 1)                                                          \
-    X(1, 32, 4, 1, 1)                                                          \
-    X(1, 32, 2, 1, 2)                                                          \
-    X(1, 32, 2, 1, 4)                                                          \
-    X(1, 32, 1, 1, 1)                                                          \
-    X(1, 64, 1, 1, 1)                                                          \
-    X(1, 64, 2, 1, 1)                                                          \
-    X(1, 96, 2, 1, 1)                                                          \
-    X(1, 64, 2, 1, 2)                                                          \
-    X(1, 96, 2, 1, 2)                                                          \
-    X(1, 128, 1, 1, 1)                                                         \
-    X(1, 192, 1, 1, 1)                                                         \
-    X(2, 32, 1, 1, 2)                                                          \
-    X(2, 64, 1, 1, 1)                                                          \
-    X(2, 128, 1, 1, 1)                                                         \
-    X(2, 256, 1, 1, 1)                                                         \
-    X(2, 128, 1, 2, 1)                                                         \
-    X(2, 192, 1, 1, 1)                                                         \
-    X(2, 256, 1, 2, 1)                                                         \
-    X(2, 256, 1, 2, 2)
+    X(1, 16, 1, 1)                                                             \
+    X(1, 16, 4, 1)                                                             \
+    X(1, 32, 1, 1)                                                             \
+    X(1, 32, 4, 1)                                                             \
+    X(1, 64, 1, 1)                                                             \
+    X(1, 64, 2, 1)                                                             \
+    X(1, 96, 1, 1)                                                             \
+    X(1, 96, 2, 1)                                                             \
+    X(1, 128, 1, 1)                                                            \
+    X(1, 192, 1, 1)                                                            \
+    X(2, 64, 1, 1)                                                             \
+    X(2, 128, 1, 1)                                                            \
+    X(2, 192, 1, 1)                                                            \
+    X(2, 256, 1, 1)                                                            \
+    X(2, 256, 1, 2)
 
 static const struct product_shape SHAPE[] = {
 #define ENTRY(...) {__VA_ARGS__},
@@ -56,32 +51,37 @@ static uint32_t x_rows(const struct product_job *job, uint32_t n_group)
 }
 
 /*
- * Cycles of an SM, roughly. Per 64 inputs a warpgroup's product of N outputs
- * takes N / 2 cycles a step, but 16 at least to read its rows; an SM takes in
- * some 32 bytes a cycle from the L2 cache, the L2 cache 13 a cycle and SM from
- * memory (H100, measured: docs/PERFORMANCE.md).
+ * What a shape costs in cycles of an SM, roughly; fitted to an H100. Per 64
+ * inputs: four steps, of N / 2 cycles for each warpgroup and of 45 at least,
+ * since each waits for the one before, and what a stage costs; copies at 45 bytes a cycle to an SM and
+ * 35 on average when all are at it, from the L2 cache; 13 from memory. Then the
+ * results go out.
  */
 static double cost(const struct product_job *job, struct product_shape s,
                    uint32_t n_sm)
 {
     const uint32_t n_out = job->end == PRODUCT_SWIGLU ? s.n / 2 : s.n;
-    const uint32_t n_m = product_rows_max(job, s);
+    const uint32_t n_n = up(up(job->n_out, n_out), s.x_by) * s.x_by;
+    const double n_tile = (double)product_rows_max(job, s) * n_n;
+    const double n_busy = n_tile < n_sm ? n_tile : n_sm;
+    const double n_wave = up((size_t)n_tile, n_sm);
     const double n_block = up(job->n_in, TILE_K);
-    const double n_tile =
-        (double)up(n_m, s.w_by) * s.w_by * up(up(job->n_out, n_out), s.x_by) *
-        s.x_by;
-    const double waves = up((size_t)n_tile, n_sm);
-    const double multiply = 4.0 * s.n_group * (s.n < 32 ? 16 : s.n / 2);
-    const double copy = 128.0 *
-                        ((double)x_rows(job, s.n_group) / s.x_by +
-                         (double)s.n / s.w_by) /
-                        32;
-    const double n_matrix = job->n_expert < job->n_row ? job->n_expert : n_m;
-    const double memory = 128.0 * (job->n_expert ? n_matrix : 1) * n_tile /
-                          n_m * s.n * n_block / 13 / n_sm;
-    const double tiles = waves * n_block * (multiply > copy ? multiply : copy);
+    const double n_matrix = job->n_expert < job->n_row ? job->n_expert
+                                                       : job->n_row;
+    const double step = s.n_group * s.n / 2 < 45 ? 45 : s.n_group * s.n / 2;
+    const double multiply = 4 * step + 30.0 / s.n_box;
+    const double bytes =
+        128.0 * (s.n + (double)x_rows(job, s.n_group) / s.x_by);
+    const double rate = 35.0 * n_sm / n_busy < 45 ? 35.0 * n_sm / n_busy : 45;
+    const double copy = bytes / rate;
+    const double tiles =
+        n_wave * (n_block * (multiply > copy ? multiply : copy) +
+                  2000 + s.n_group * s.n * 8);
+    const double memory = 128.0 * (job->n_expert ? n_matrix : 1) * n_n * s.n *
+                          n_block / 13 / n_sm;
 
-    return (tiles > memory ? tiles : memory) + 0.05 * tiles;
+    /* Of those that memory bounds, the one with the least work besides. */
+    return (tiles > memory ? tiles : memory) + tiles / 16;
 }
 
 /* An expert's last tile may be any part of one. */
@@ -105,7 +105,6 @@ const struct product_shape *product_shapes(size_t *out_n)
 bool product_fits(const struct product_job *job, struct product_shape shape)
 {
     return up(job->n_in, TILE_K) % shape.n_box == 0 &&
-           (!job->n_expert || shape.w_by == 1) &&
            (job->end != PRODUCT_SWIGLU || shape.n >= 32);
 }
 
@@ -152,9 +151,9 @@ static struct product parameters(const struct product_job *job,
     p.n_out = job->n_out;
     p.n_block = up(job->n_in, TILE_K);
     p.x_rows = x_rows(job, s.n_group);
-    p.n_m = up(up(job->n_row, s.n_group * GROUP_ROWS), s.w_by);
+    p.n_m = up(job->n_row, s.n_group * GROUP_ROWS);
     p.n_n = up(up(job->n_out, n_out), s.x_by);
-    p.n_m_group = 16 / s.w_by;
+    p.n_m_group = M_GROUP;
     p.is_even = (uintptr_t)job->y % 16 == 0 && job->y_stride % 4 == 0 &&
                 job->n_out % 4 == 0;
     p.rows = job->rows;
@@ -164,21 +163,18 @@ static struct product parameters(const struct product_job *job,
     p.n_stage = (SHARED_BYTES - STAGE_AT - STAGE_BEHIND) / stage;
     p.n_stage = p.n_stage < STAGE_MAX ? p.n_stage : STAGE_MAX;
     encode(&p.x, &job->x, job->n_in, p.x_rows);
-    if (job->end == PRODUCT_SWIGLU) {
-        encode(&p.w[0], &job->w[0], job->n_in, n_out);
+    encode(&p.w[0], &job->w[0], job->n_in, n_out);
+    if (job->end == PRODUCT_SWIGLU)
         encode(&p.w[1], &job->w[1], job->n_in, n_out);
-    } else {
-        encode(&p.w[0], &job->w[0], job->n_in, n_out / s.w_by);
-    }
     return p;
 }
 
-template <int GROUPS, int N, int BOX, int W_BY, int X_BY, enum product_end END>
+template <int GROUPS, int N, int BOX, int X_BY, enum product_end END>
 static void launch_as(struct gpu *gpu, const struct product *p,
                       uint32_t n_m_max)
 {
-    const uint32_t by = W_BY * X_BY, n_sm = (uint32_t)gpu_n_sm(gpu) / by * by;
-    const uint32_t n_tile = n_m_max * p->n_n * by;
+    const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu) / X_BY * X_BY;
+    const uint32_t n_tile = n_m_max * p->n_n * X_BY;
     const uint32_t bytes =
         STAGE_AT + STAGE_BEHIND +
         p->n_stage * BOX * (p->x_rows + N) * TILE_ROW_BYTES;
@@ -187,19 +183,19 @@ static void launch_as(struct gpu *gpu, const struct product *p,
     early_launch_init(&launch, gpu, dim3(n_tile < n_sm ? n_tile : n_sm),
                       PRODUCT_THREADS(GROUPS));
     launch.config.dynamicSmemBytes = bytes;
-    if (by > 1) {
+    if (X_BY > 1) {
         launch.attribute[1].id = cudaLaunchAttributeClusterDimension;
-        launch.attribute[1].val.clusterDim.x = by;
+        launch.attribute[1].val.clusterDim.x = X_BY;
         launch.attribute[1].val.clusterDim.y = 1;
         launch.attribute[1].val.clusterDim.z = 1;
         launch.config.numAttrs = 2;
     }
     /* Errors of both are found where the step is waited for. */
     (void)cudaFuncSetAttribute(
-        product_kernel<GROUPS, N, BOX, W_BY, X_BY, END>,
+        product_kernel<GROUPS, N, BOX, X_BY, END>,
         cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     (void)cudaLaunchKernelEx(
-        &launch.config, product_kernel<GROUPS, N, BOX, W_BY, X_BY, END>, *p);
+        &launch.config, product_kernel<GROUPS, N, BOX, X_BY, END>, *p);
 }
 
 /* Half a tile's outputs are written in pieces of 16. */
@@ -211,16 +207,16 @@ void product_launch(struct gpu *gpu, const struct product_job *job,
     const struct product p = parameters(job, s);
     const uint32_t n_m = job->n_expert ? product_rows_max(job, s) : p.n_m;
 
-#define CASE(GROUPS, N, BOX, W_BY, X_BY)                                       \
-    if (s.n_group == GROUPS && s.n == N && s.n_box == BOX && s.w_by == W_BY && \
+#define CASE(GROUPS, N, BOX, X_BY)                                       \
+    if (s.n_group == GROUPS && s.n == N && s.n_box == BOX &&                   \
         s.x_by == X_BY) {                                                      \
         if (job->end == PRODUCT_STORE)                                         \
-            launch_as<GROUPS, N, BOX, W_BY, X_BY, PRODUCT_STORE>(gpu, &p,      \
+            launch_as<GROUPS, N, BOX, X_BY, PRODUCT_STORE>(gpu, &p,      \
                                                                  n_m);         \
         else if (job->end == PRODUCT_ADD)                                      \
-            launch_as<GROUPS, N, BOX, W_BY, X_BY, PRODUCT_ADD>(gpu, &p, n_m);  \
+            launch_as<GROUPS, N, BOX, X_BY, PRODUCT_ADD>(gpu, &p, n_m);  \
         else                                                                   \
-            launch_as<GROUPS, N, BOX, W_BY, X_BY, SWIGLU_OF(N)>(gpu, &p, n_m); \
+            launch_as<GROUPS, N, BOX, X_BY, SWIGLU_OF(N)>(gpu, &p, n_m); \
         return;                                                                \
     }
     PRODUCT_SHAPES(CASE)

@@ -22,7 +22,7 @@ static inline size_t linear_padded(size_t n)
 /* Tile of 64 n_group rows and n outputs; stages of n_box times 64 inputs. */
 struct product_shape {
     uint32_t n_group, n, n_box;
-    uint32_t w_by, x_by; /* CTAs of a cluster that share weights, or rows */
+    uint32_t x_by; /* CTAs of a cluster, which share rows */
 };
 
 /*

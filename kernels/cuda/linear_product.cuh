@@ -12,9 +12,9 @@
  * are fewer than 64 rows, fewer are copied (x_rows), and the instruction reads
  * whatever lies behind them: that goes into rows which nobody stores.
  *
- * A cluster of CTAs reads what its tiles have in common once: W_BY (1 or 2)
- * tiles of rows share their weights, X_BY tiles of outputs their rows. CTA
- * number r of a cluster has tile r % W_BY of rows, r / W_BY of outputs.
+ * A cluster of X_BY CTAs works on neighbouring tiles of outputs of the same rows,
+ * which are copied to all of them at once. (Sharing weights among tiles of rows
+ * in the same way gained nothing.)
  */
 #include "kernels/cuda/linear_copy.cuh"
 #include "kernels/cuda/linear_wgmma.cuh"
@@ -27,7 +27,7 @@
 #define STAGE_MAX 32u
 #define STAGE_AT 1024u /* bytes: barriers lie before the stages */
 /* Behind the last stage: what an instruction may read of rows not copied. */
-#define STAGE_BEHIND (GROUP_ROWS * TILE_ROW_BYTES)
+#define STAGE_BEHIND (2 * GROUP_ROWS * TILE_ROW_BYTES)
 
 enum product_end {
     PRODUCT_STORE, /* float y */
@@ -107,7 +107,7 @@ static __device__ __forceinline__ uint32_t product_n_m(const struct product *p)
  * rows, within a group by outputs, then rows: what runs at the same time then
  * reads few rows and few weights, and finds them in the L2 cache.
  */
-template <int GROUPS, int N, int W_BY, int X_BY, enum product_end END>
+template <int GROUPS, int N, int X_BY, enum product_end END>
 static __device__ __forceinline__ struct product_tile
 product_tile(const struct product *p, uint32_t i, uint32_t rank)
 {
@@ -116,11 +116,10 @@ product_tile(const struct product *p, uint32_t i, uint32_t rank)
     const uint32_t first = i / per_group * p->n_m_group;
     const uint32_t n_left = product_n_m(p) - first;
     const uint32_t n = n_left < p->n_m_group ? n_left : p->n_m_group;
-    uint32_t m_at = first + i % per_group % n, n_at = i % per_group / n;
+    const uint32_t m_at = first + i % per_group % n;
+    const uint32_t n_at = i % per_group / n * X_BY + rank;
     struct product_tile tile;
 
-    n_at = n_at * X_BY + rank / W_BY;
-    m_at = m_at * W_BY + rank % W_BY;
     tile.out = n_at * n_out;
     tile.row = m_at * GROUPS * GROUP_ROWS;
     tile.row_end = p->n_row;
@@ -148,77 +147,53 @@ product_stage_bytes(const struct product *p)
     return BOX * (p->x_rows + N) * TILE_ROW_BYTES;
 }
 
-/* A box to `to` in the stage, into this CTA or into those of a mask. */
-static __device__ __forceinline__ void
-product_copy(const struct product_stage *stage, size_t to,
-             const CUtensorMap *from, struct box_at at, uint64_t keep)
-{
-    copy_box(stage->at + to, from, at, stage->full, keep);
-}
-
-static __device__ __forceinline__ void
-product_copy_to(const struct product_stage *stage, size_t to,
-                const CUtensorMap *from, struct box_at at, uint64_t keep,
-                uint32_t mask)
-{
-    copy_box_to(stage->at + to, from, at, stage->full, (uint16_t)mask, keep);
-}
-
-/* As one box, or as two halves: of two matrices, or by two CTAs for both. */
-template <int N, int BOX, int W_BY, enum product_end END>
+/* As one box, or for swiglu as two. */
+template <int N, int BOX, enum product_end END>
 static __device__ __forceinline__ void
 product_copy_w(const struct product *p, const struct product_tile *tile,
-               const struct product_stage *stage, uint32_t rank)
+               const struct product_stage *stage)
 {
-    const bool IS_TWO = END == PRODUCT_SWIGLU;
+    const uint32_t n_part = END == PRODUCT_SWIGLU ? 2 : 1;
     const uint32_t box_bytes = (p->x_rows + N) * TILE_ROW_BYTES;
-    const uint32_t mask = ((1u << W_BY) - 1) << rank / W_BY * W_BY;
 
     for (uint32_t b = 0; b < BOX; b++)
-        for (uint32_t half = 0; half < (IS_TWO || W_BY > 1 ? 2 : 1); half++) {
-            const CUtensorMap *from = &p->w[IS_TWO ? half : 0];
-            const size_t to = b * box_bytes + p->x_rows * TILE_ROW_BYTES +
-                              half * (N / 2 * TILE_ROW_BYTES);
-            const struct box_at at = {
-                (int32_t)((stage->block + b) * TILE_K),
-                (int32_t)(tile->out + (IS_TWO ? 0 : half * (N / 2))),
-                (int32_t)tile->matrix};
+        for (uint32_t part = 0; part < n_part; part++) {
+            const uint32_t row = p->x_rows + part * (N / 2);
+            const struct box_at at = {(int32_t)((stage->block + b) * TILE_K),
+                                      (int32_t)tile->out,
+                                      (int32_t)tile->matrix};
 
-            if (W_BY == 1)
-                product_copy(stage, to, from, at, KEEP_SHORTLY);
-            else if (half == rank % W_BY)
-                product_copy_to(stage, to, from, at, KEEP_SHORTLY, mask);
+            copy_box(stage->at + b * box_bytes + row * TILE_ROW_BYTES,
+                     &p->w[part], at, stage->full, KEEP_SHORTLY);
         }
 }
 
-/* The CTAs that share rows take turns. */
-template <int N, int BOX, int W_BY, int X_BY>
+/* The CTAs of a cluster take turns in copying to all. */
+template <int N, int BOX, int X_BY>
 static __device__ __forceinline__ void
 product_copy_x(const struct product *p, const struct product_tile *tile,
                const struct product_stage *stage, uint32_t rank)
 {
     const uint32_t box_bytes = (p->x_rows + N) * TILE_ROW_BYTES;
-    uint32_t mask = 0;
 
-    if (X_BY > 1 && stage->block / BOX % X_BY != rank / W_BY)
+    if (stage->block / BOX % X_BY != rank)
         return;
-    for (uint32_t i = 0; i < X_BY; i++)
-        mask |= 1u << (rank % W_BY + i * W_BY);
     for (uint32_t b = 0; b < BOX; b++) {
         const struct box_at at = {(int32_t)((stage->block + b) * TILE_K),
                                   (int32_t)tile->row, 0};
 
         if (X_BY == 1)
-            product_copy(stage, b * box_bytes, &p->x, at, KEEP_NORMALLY);
+            copy_box(stage->at + b * box_bytes, &p->x, at, stage->full,
+                     KEEP_NORMALLY);
         else
-            product_copy_to(stage, b * box_bytes, &p->x, at, KEEP_NORMALLY,
-                            mask);
+            copy_box_to(stage->at + b * box_bytes, &p->x, at, stage->full,
+                        (1u << X_BY) - 1, KEEP_NORMALLY);
     }
 }
 
 /* One thread: all copies of all tiles of this CTA. The weights of the first
  * stages come while the kernel before this one still makes x. */
-template <int GROUPS, int N, int BOX, int W_BY, int X_BY, enum product_end END>
+template <int GROUPS, int N, int BOX, int X_BY, enum product_end END>
 static __device__ __forceinline__ void
 product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
 {
@@ -226,24 +201,24 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
     const uint32_t stage_bytes = product_stage_bytes<N, BOX>(p);
     const uint32_t n_step = p->n_block / BOX;
     const uint32_t n_first = n_step < p->n_stage ? n_step : p->n_stage;
-    const uint32_t first = blockIdx.x / (W_BY * X_BY), by = gridDim.x / (W_BY * X_BY);
+    const uint32_t first = blockIdx.x / X_BY, by = gridDim.x / X_BY;
     struct product_ring ring = {0, 0};
     uint32_t n_early = p->rows ? 0 : n_first;
 
     for (uint32_t s = 0; s < n_early; s++) {
         const struct product_tile tile =
-            product_tile<GROUPS, N, W_BY, X_BY, END>(p, first, rank);
+            product_tile<GROUPS, N, X_BY, END>(p, first, rank);
         const struct product_stage stage = {
             shared + STAGE_AT + s * stage_bytes, &full[s], s * BOX};
 
         barrier_expect(stage.full, stage_bytes);
-        product_copy_w<N, BOX, W_BY, END>(p, &tile, &stage, rank);
+        product_copy_w<N, BOX, END>(p, &tile, &stage);
     }
     previous_wait();
     const uint32_t n_tile = product_n_m(p) * p->n_n;
     for (uint32_t i = first; i < n_tile; i += by) {
         const struct product_tile tile =
-            product_tile<GROUPS, N, W_BY, X_BY, END>(p, i, rank);
+            product_tile<GROUPS, N, X_BY, END>(p, i, rank);
 
         for (uint32_t s = 0; s < n_step; s++) {
             const struct product_stage stage = {
@@ -255,11 +230,16 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
             } else {
                 barrier_wait(&empty[ring.stage], ring.parity ^ 1);
                 barrier_expect(stage.full, stage_bytes);
-                product_copy_w<N, BOX, W_BY, END>(p, &tile, &stage, rank);
+                product_copy_w<N, BOX, END>(p, &tile, &stage);
             }
-            product_copy_x<N, BOX, W_BY, X_BY>(p, &tile, &stage, rank);
+            product_copy_x<N, BOX, X_BY>(p, &tile, &stage, rank);
             product_advance(&ring, p->n_stage);
         }
+    }
+    /* Nobody leaves while others still report to its barriers. */
+    for (uint32_t s = 0; X_BY > 1 && s < p->n_stage; s++) {
+        barrier_wait(&empty[ring.stage], ring.parity ^ 1);
+        product_advance(&ring, p->n_stage);
     }
 }
 
@@ -390,14 +370,14 @@ product_finish(const struct product *p, const struct product_tile *tile,
 
 /* ------------------------------------------------------------ multiplying */
 
-template <int CLUSTER>
+template <int X_BY>
 static __device__ __forceinline__ void product_release(uint64_t *empty)
 {
     const uint32_t i = threadIdx.x % GROUP_THREADS;
 
-    if (CLUSTER == 1 && i == 0)
+    if (X_BY == 1 && i == 0)
         barrier_arrive(empty);
-    else if (CLUSTER > 1 && i < CLUSTER)
+    else if (X_BY > 1 && i < X_BY)
         barrier_arrive_at(empty, i);
 }
 
@@ -413,7 +393,7 @@ product_multiply(float *acc, uint32_t x_at, uint32_t w_at, bool is_sum)
                         is_sum || k > 0);
 }
 
-template <int GROUPS, int N, int BOX, int W_BY, int X_BY, enum product_end END>
+template <int GROUPS, int N, int BOX, int X_BY, enum product_end END>
 static __device__ __forceinline__ void
 product_consume(const struct product *p, unsigned char *shared, uint32_t rank)
 {
@@ -430,8 +410,8 @@ product_consume(const struct product *p, unsigned char *shared, uint32_t rank)
 
     previous_wait();
     const uint32_t n_tile = product_n_m(p) * p->n_n;
-    for (uint32_t i = blockIdx.x / (W_BY * X_BY); i < n_tile;
-         i += gridDim.x / (W_BY * X_BY)) {
+    for (uint32_t i = blockIdx.x / X_BY; i < n_tile;
+         i += gridDim.x / X_BY) {
         uint64_t *done = NULL; /* of the stage before */
 
         for (uint32_t block = 0; block < p->n_block; block += BOX) {
@@ -446,15 +426,15 @@ product_consume(const struct product *p, unsigned char *shared, uint32_t rank)
             product_commit();
             product_wait<1>();
             if (done)
-                product_release<W_BY * X_BY>(done);
+                product_release<X_BY>(done);
             done = &empty[ring.stage];
             product_advance(&ring, p->n_stage);
         }
         product_wait<0>();
         product_pin<N / 2>(acc);
-        product_release<W_BY * X_BY>(done);
+        product_release<X_BY>(done);
         const struct product_tile tile =
-            product_tile<GROUPS, N, W_BY, X_BY, END>(p, i, rank);
+            product_tile<GROUPS, N, X_BY, END>(p, i, rank);
         product_finish<N, END>(p, &tile, acc);
     }
 }
@@ -463,13 +443,12 @@ product_consume(const struct product *p, unsigned char *shared, uint32_t rank)
 
 #define PRODUCT_THREADS(GROUPS) (((GROUPS) + 1) * GROUP_THREADS)
 
-template <int GROUPS, int N, int BOX, int W_BY, int X_BY, enum product_end END>
+template <int GROUPS, int N, int BOX, int X_BY, enum product_end END>
 static __global__ void __launch_bounds__(PRODUCT_THREADS(GROUPS), 1)
     product_kernel(const __grid_constant__ struct product p)
 {
     extern __shared__ __align__(1024) unsigned char shared[];
-    const int CLUSTER = W_BY * X_BY;
-    const uint32_t rank = CLUSTER > 1 ? cluster_rank() : 0;
+    const uint32_t rank = X_BY > 1 ? cluster_rank() : 0;
 
     next_begin();
     if (threadIdx.x == 0) {
@@ -477,11 +456,11 @@ static __global__ void __launch_bounds__(PRODUCT_THREADS(GROUPS), 1)
 
         for (uint32_t s = 0; s < p.n_stage; s++) {
             barrier_init(&full[s], 1);
-            barrier_init(&empty[s], GROUPS * CLUSTER);
+            barrier_init(&empty[s], GROUPS * X_BY);
         }
         barrier_publish();
     }
-    if (CLUSTER > 1)
+    if (X_BY > 1)
         cluster_sync();
     else
         __syncthreads();
@@ -489,14 +468,12 @@ static __global__ void __launch_bounds__(PRODUCT_THREADS(GROUPS), 1)
         if (GROUPS > 1)
             asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x == GROUPS * GROUP_THREADS)
-            product_produce<GROUPS, N, BOX, W_BY, X_BY, END>(&p, shared, rank);
+            product_produce<GROUPS, N, BOX, X_BY, END>(&p, shared, rank);
         __syncwarp();
     } else {
         if (GROUPS > 1)
             asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        product_consume<GROUPS, N, BOX, W_BY, X_BY, END>(&p, shared, rank);
+        product_consume<GROUPS, N, BOX, X_BY, END>(&p, shared, rank);
     }
-    if (CLUSTER > 1) /* nobody leaves while others write into its memory */
-        cluster_sync();
 }
 #endif
