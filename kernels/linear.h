@@ -39,7 +39,13 @@
 #define LINEAR_STEP 32u   /* inputs of BF16 weights are padded to this */
 #define LINEAR_GROUP 128u /* inputs that share a scale in W8 */
 
-enum linear_type { LINEAR_F32, LINEAR_BF16, LINEAR_W8, N_LINEAR_TYPE };
+enum linear_type {
+    LINEAR_F32,
+    LINEAR_BF16,
+    LINEAR_W8,
+    N_LINEAR_TYPE, /* those that every CPU backend has */
+    LINEAR_F8 = N_LINEAR_TYPE /* of a GPU: kernels/linear_f8.h */
+};
 
 enum arithmetic {
     ARITHMETIC_FP32,

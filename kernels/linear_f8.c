@@ -10,21 +10,10 @@
 #define E4M3_TINY 0x1p-6f /* the smallest normal one; below, steps of 2^-9 */
 #define BIAS_LESS (127u - 7u)
 
-static size_t n_block(uint32_t n)
-{
-    return ((size_t)n + LINEAR_F8_BLOCK - 1) / LINEAR_F8_BLOCK;
-}
-
-size_t linear_f8_scales_at(struct linear_f8_shape shape)
-{
-    return n_block(shape.n_out) * n_block(shape.n_in) * LINEAR_F8_BLOCK *
-           LINEAR_F8_BLOCK;
-}
-
 size_t linear_f8_bytes(struct linear_f8_shape shape)
 {
     return linear_f8_scales_at(shape) +
-           n_block(shape.n_out) * n_block(shape.n_in) * sizeof(float);
+           linear_f8_n_block(shape.n_out) * linear_f8_n_block(shape.n_in) * sizeof(float);
 }
 
 uint8_t linear_f8_round(float x)
@@ -91,7 +80,7 @@ static void put_block(const struct block *b, uint8_t *to, size_t to_stride,
 void linear_f8_pack(void *to, struct linear_f8_shape shape, uint32_t first_out,
                     uint32_t n_row, const float *weight)
 {
-    const size_t wide = n_block(shape.n_in), stride = wide * LINEAR_F8_BLOCK;
+    const size_t wide = linear_f8_n_block(shape.n_in), stride = wide * LINEAR_F8_BLOCK;
     uint8_t *q = to;
     float *scale = (float *)(void *)(q + linear_f8_scales_at(shape));
 

@@ -17,15 +17,30 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define LINEAR_F8_BLOCK 128u
 
 struct linear_f8_shape {
     uint32_t n_in, n_out;
 };
 
+/* Blocks along n. */
+static inline size_t linear_f8_n_block(uint32_t n)
+{
+    return ((size_t)n + LINEAR_F8_BLOCK - 1) / LINEAR_F8_BLOCK;
+}
+
+/* From the first weight to the first scale. */
+static inline size_t linear_f8_scales_at(struct linear_f8_shape shape)
+{
+    return linear_f8_n_block(shape.n_out) * linear_f8_n_block(shape.n_in) *
+           LINEAR_F8_BLOCK * LINEAR_F8_BLOCK;
+}
+
 size_t linear_f8_bytes(struct linear_f8_shape shape);
-/* From the first weight to the first scale: a multiple of 128 * 128. */
-size_t linear_f8_scales_at(struct linear_f8_shape shape);
 
 /*
  * Quantise rows [first_out, first_out + n_row) of n_in floats, whole blocks but
@@ -37,4 +52,8 @@ void linear_f8_pack(void *to, struct linear_f8_shape shape, uint32_t first_out,
 /* The nearest e4m3, ties to even; beyond 448 that. x is a number. */
 uint8_t linear_f8_round(float x);
 float linear_f8_float(uint8_t q);
+
+#ifdef __cplusplus
+}
+#endif
 #endif

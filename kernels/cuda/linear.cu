@@ -8,18 +8,6 @@
 
 #include <assert.h>
 
-static struct product_matrix weights(const struct linear *w)
-{
-    struct product_matrix m = {};
-
-    assert(w->type == LINEAR_BF16);
-    m.at = w->panel;
-    m.n_row = linear_padded(w->n_out);
-    m.stride = linear_padded(w->n_in);
-    m.n_matrix = 1;
-    return m;
-}
-
 static size_t matrix_bytes(size_t n_row, size_t n)
 {
     return (n_row * linear_padded(n) * sizeof(uint16_t) + 1023) / 1024 * 1024;
@@ -46,7 +34,7 @@ static struct product_matrix rounded(struct gpu *gpu,
 
 static void run(struct gpu *gpu, const struct product_job *job)
 {
-    product_launch(gpu, job, product_choose(job, (uint32_t)gpu_n_sm(gpu)));
+    product_run(gpu, job, product_shape_of(gpu, job));
 }
 
 static void run_linear(struct gpu *gpu, const struct linear_args *a,
@@ -64,7 +52,7 @@ static void run_linear(struct gpu *gpu, const struct linear_args *a,
     job.n_out = a->w->n_out;
     job.n_in = a->w->n_in;
     job.x = rounded(gpu, a, x);
-    job.w[0] = weights(a->w);
+    product_set_weights(&job, 0, a->w);
     run(gpu, &job);
 }
 
@@ -102,8 +90,8 @@ static struct product_matrix hidden(struct gpu *gpu, const struct ffn_args *a,
     job.n_out = (uint32_t)m.stride;
     job.n_in = a->gate->n_in;
     job.x = rounded(gpu, &in, x);
-    job.w[0] = weights(a->gate);
-    job.w[1] = weights(a->up);
+    product_set_weights(&job, 0, a->gate);
+    product_set_weights(&job, 1, a->up);
     run(gpu, &job);
     return m;
 }
@@ -127,7 +115,7 @@ static void run_ffn(struct gpu *gpu, const struct ffn_args *a,
     job.n_out = a->down->n_out;
     job.n_in = a->down->n_in;
     job.x = hidden(gpu, a, x, x + x_bytes);
-    job.w[0] = weights(a->down);
+    product_set_weights(&job, 0, a->down);
     run(gpu, &job);
 }
 

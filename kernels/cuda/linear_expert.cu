@@ -56,27 +56,25 @@ static __global__ void __launch_bounds__(EXPERT_MAX)
 }
 
 /* All experts' weights, wherever each one's lie, and their numbers. */
-static struct product_matrix weights(const struct expert_args *a,
-                                     uint32_t *matrix)
+static void set_weights(struct product_job *job, const struct expert_args *a,
+                        uint32_t *matrix)
 {
     const unsigned char *first = (const unsigned char *)a->w->panel;
-    struct product_matrix m = {};
 
     for (size_t e = 1; e < a->n_expert; e++)
         if ((const unsigned char *)a->w[e].panel < first)
             first = (const unsigned char *)a->w[e].panel;
-    m.at = first;
-    m.n_row = linear_padded(a->w->n_out);
-    m.stride = linear_padded(a->w->n_in);
+    product_set_weights(job, 0, a->w);
+    job->w[0].at = first;
     for (size_t e = 0; e < a->n_expert; e++) {
         const size_t at = (const unsigned char *)a->w[e].panel - first;
 
-        assert(a->w[e].type == LINEAR_BF16 && at % MATRIX_STEP == 0 &&
+        assert(a->w[e].type == a->w->type && at % MATRIX_STEP == 0 &&
                at / MATRIX_STEP < UINT32_MAX / 2);
         matrix[e] = (uint32_t)(at / MATRIX_STEP);
-        m.n_matrix = matrix[e] < m.n_matrix ? m.n_matrix : matrix[e] + 1;
+        if (matrix[e] >= job->w[0].n_matrix)
+            job->w[0].n_matrix = matrix[e] + 1;
     }
-    return m;
 }
 
 static size_t up(size_t bytes)
@@ -101,7 +99,7 @@ void cuda_expert(struct gpu *gpu, const struct expert_args *a)
     uint32_t matrix[EXPERT_MAX];
 
     assert(a->n_expert <= EXPERT_MAX);
-    job.w[0] = weights(a, matrix);
+    set_weights(&job, a, matrix);
     job.matrix = (const uint32_t *)gpu_stage(gpu, matrix,
                                              a->n_expert * sizeof(*matrix));
     if (gpu_is_replaying(gpu) || !a->n_place)
@@ -118,7 +116,7 @@ void cuda_expert(struct gpu *gpu, const struct expert_args *a)
     job.n_expert = a->n_expert;
     job.rows = rows;
     job.n_rows = n_rows;
-    shape = product_choose(&job, (uint32_t)gpu_n_sm(gpu));
+    shape = product_shape_of(gpu, &job);
     round.to = at;
     round.x = a->x;
     round.x_stride = a->x_stride;
@@ -129,5 +127,5 @@ void cuda_expert(struct gpu *gpu, const struct expert_args *a)
     early_launch_init(&list, gpu, dim3(1), EXPERT_MAX);
     (void)cudaLaunchKernelEx(&list.config, list_kernel, rows, n_rows, a->first,
                              a->n_expert, shape.n_group * GROUP_ROWS);
-    product_launch(gpu, &job, shape);
+    product_run(gpu, &job, shape);
 }

@@ -1,8 +1,9 @@
 #include "kernels/cuda/linear_launch.h"
 
+#include "kernels/cuda/linear_f8.cuh"
+
 #include <assert.h>
 
-#define SHARED_BYTES 232448u /* that a CTA of sm_90 may have */
 #define M_GROUP 16u          /* tiles of rows that are neighbours in time */
 
 /*
@@ -138,18 +139,33 @@ static void encode(CUtensorMap *map, const struct product_matrix *m,
     (void)result;
 }
 
-static struct product parameters(const struct product_job *job,
-                                 struct product_shape s)
+static void encode_f8(CUtensorMap *map, const struct product_matrix *m,
+                      uint32_t box_rows)
+{
+    const cuuint64_t size[3] = {m->stride, m->n_row, m->n_matrix};
+    const cuuint64_t stride[2] = {m->stride, MATRIX_STEP};
+    const cuuint32_t box[3] = {F8_BLOCK, box_rows, 1}, each[3] = {1, 1, 1};
+    const CUresult result = cuTensorMapEncodeTiled(
+        map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, (void *)m->at, size, stride, box,
+        each, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+
+    assert(result == CUDA_SUCCESS);
+    (void)result;
+}
+
+struct product product_parameters(const struct product_job *job,
+                                  struct product_shape s)
 {
     const uint32_t n_out = job->end == PRODUCT_SWIGLU ? s.n / 2 : s.n;
     struct product p = {};
-    uint32_t stage;
 
     p.y = job->y;
     p.y_stride = job->y_stride;
     p.n_row = job->n_row;
     p.n_out = job->n_out;
-    p.n_block = up(job->n_in, TILE_K);
+    p.n_block = up(job->n_in, job->is_f8 ? F8_BLOCK : TILE_K);
     p.x_rows = x_rows(job, s.n_group);
     p.n_m = up(job->n_row, s.n_group * GROUP_ROWS);
     p.n_n = up(up(job->n_out, n_out), s.x_by);
@@ -159,13 +175,24 @@ static struct product parameters(const struct product_job *job,
     p.rows = job->rows;
     p.n_rows = job->n_rows;
     p.matrix = job->matrix;
-    stage = s.n_box * (p.x_rows + s.n) * TILE_ROW_BYTES;
-    p.n_stage = (SHARED_BYTES - STAGE_AT - STAGE_BEHIND) / stage;
-    p.n_stage = p.n_stage < STAGE_MAX ? p.n_stage : STAGE_MAX;
     encode(&p.x, &job->x, job->n_in, p.x_rows);
-    encode(&p.w[0], &job->w[0], job->n_in, n_out);
-    if (job->end == PRODUCT_SWIGLU)
-        encode(&p.w[1], &job->w[1], job->n_in, n_out);
+    for (int i = 0; i < (job->end == PRODUCT_SWIGLU ? 2 : 1); i++)
+        if (job->is_f8)
+            encode_f8(&p.w[i], &job->w[i], n_out);
+        else
+            encode(&p.w[i], &job->w[i], job->n_in, n_out);
+    return p;
+}
+
+/* The ring has what a CTA's memory has room for. */
+static struct product with_stages(const struct product_job *job,
+                                  struct product_shape s)
+{
+    struct product p = product_parameters(job, s);
+    const uint32_t bytes = s.n_box * (p.x_rows + s.n) * TILE_ROW_BYTES;
+    const uint32_t n = (SHARED_BYTES - STAGE_AT - STAGE_BEHIND) / bytes;
+
+    p.n_stage = n < STAGE_MAX ? n : STAGE_MAX;
     return p;
 }
 
@@ -204,7 +231,7 @@ static void launch_as(struct gpu *gpu, const struct product *p,
 void product_launch(struct gpu *gpu, const struct product_job *job,
                     struct product_shape s)
 {
-    const struct product p = parameters(job, s);
+    const struct product p = with_stages(job, s);
     const uint32_t n_m = job->n_expert ? product_rows_max(job, s) : p.n_m;
 
 #define CASE(GROUPS, N, BOX, X_BY)                                       \
@@ -222,4 +249,40 @@ void product_launch(struct gpu *gpu, const struct product_job *job,
     PRODUCT_SHAPES(CASE)
 #undef CASE
     assert(!"a shape of the table");
+}
+
+/* ----------------------------------------------------------- kinds of weights */
+
+void product_set_weights(struct product_job *job, uint32_t part,
+                         const struct linear *w)
+{
+    const struct linear_f8_shape shape = {w->n_in, w->n_out};
+    struct product_matrix *m = &job->w[part];
+
+    assert(w->type == LINEAR_BF16 || w->type == LINEAR_F8);
+    job->is_f8 = w->type == LINEAR_F8;
+    job->scales_at = job->is_f8 ? linear_f8_scales_at(shape) : 0;
+    m->at = w->panel;
+    m->n_row = job->is_f8 ? up(w->n_out, F8_BLOCK) * F8_BLOCK
+                          : linear_padded(w->n_out);
+    m->stride = job->is_f8 ? up(w->n_in, F8_BLOCK) * F8_BLOCK
+                           : linear_padded(w->n_in);
+    m->n_matrix = 1;
+}
+
+struct product_shape product_shape_of(struct gpu *gpu,
+                                      const struct product_job *job)
+{
+    const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu);
+
+    return job->is_f8 ? f8_choose(job, n_sm) : product_choose(job, n_sm);
+}
+
+void product_run(struct gpu *gpu, const struct product_job *job,
+                 struct product_shape shape)
+{
+    if (job->is_f8)
+        f8_launch(gpu, job, shape);
+    else
+        product_launch(gpu, job, shape);
 }

@@ -11,6 +11,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/linear_product.cuh"
 #include "kernels/linear.h"
+#include "kernels/linear_f8.h"
 
 #define LINEAR_PAD 64u
 
@@ -30,7 +31,6 @@ struct product_shape {
  * may be several of them, alike, in one map for the copy engine: number i lies
  * MATRIX_STEP i bytes behind `at`, wherever that is.
  */
-#define MATRIX_STEP 256u
 
 struct product_matrix {
     const void *at;
@@ -40,6 +40,8 @@ struct product_matrix {
 
 struct product_job {
     enum product_end end;
+    bool is_f8; /* w is of kernels/linear_f8.h, strides are bytes */
+    size_t scales_at; /* in it */
     void *y;
     size_t y_stride;
     uint32_t n_row, n_out; /* of y that are written */
@@ -52,6 +54,9 @@ struct product_job {
     const uint32_t *n_rows, *matrix;
 };
 
+/* The job of a kernel but for its stages, and the matrices of its weights. */
+struct product product_parameters(const struct product_job *job,
+                                  struct product_shape shape);
 /* All shapes, for tests and measurements, and whether one can do a job. */
 const struct product_shape *product_shapes(size_t *out_n);
 bool product_fits(const struct product_job *job, struct product_shape shape);
@@ -65,11 +70,28 @@ uint32_t product_rows_max(const struct product_job *job,
 void product_launch(struct gpu *gpu, const struct product_job *job,
                     struct product_shape shape);
 
+/* The same for weights of eight bits. */
+const struct product_shape *f8_shapes(size_t *out_n);
+struct product_shape f8_choose(const struct product_job *job, uint32_t n_sm);
+void f8_launch(struct gpu *gpu, const struct product_job *job,
+               struct product_shape shape);
+
+/* Weights of one of two matrices; n_matrix is 1. */
+void product_set_weights(struct product_job *job, uint32_t part,
+                         const struct linear *w);
+/* By the job's kind of weights. */
+struct product_shape product_shape_of(struct gpu *gpu,
+                                      const struct product_job *job);
+void product_run(struct gpu *gpu, const struct product_job *job,
+                 struct product_shape shape);
+
 /*
  * A launch that may begin before the kernel ahead of it is done, which every
  * kernel here waits for by previous_wait() before it reads or writes anything
  * but weights.
  */
+#define SHARED_BYTES 232448u /* that a CTA of sm_90 may have */
+
 struct early_launch {
     cudaLaunchAttribute attribute[2]; /* room for a cluster's */
     cudaLaunchConfig_t config;

@@ -29,6 +29,9 @@
 /* Behind the last stage: what an instruction may read of rows not copied. */
 #define STAGE_BEHIND (2 * GROUP_ROWS * TILE_ROW_BYTES)
 
+/* Matrix number i of w lies this times i bytes behind the first one. */
+#define MATRIX_STEP 256u
+
 enum product_end {
     PRODUCT_STORE, /* float y */
     PRODUCT_ADD,   /* float y += */

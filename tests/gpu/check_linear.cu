@@ -33,38 +33,69 @@ static void judge(bool is_good, const char *what)
 struct data {
     uint32_t n_in, n_out;
     struct linear w;          /* on the device */
-    uint16_t *host_w;         /* [n_out][n_in], unpadded */
+    double *host_w;           /* [n_out][n_in], what they stand for */
     float *x, *host_x;        /* [ROWS][x_stride] */
     size_t x_stride, y_stride;
     float *y, *host_y;
 };
 
-static void make_weights(struct linear *w, uint16_t *host, uint32_t n_out,
-                         uint32_t n_in)
+/* As the host packs them: rows of bf16, padded. */
+static void *pack_bf16(const float *from, double *host, struct linear *w)
 {
-    const size_t wide = linear_padded(n_in), high = linear_padded(n_out);
-    uint16_t *padded = (uint16_t *)calloc(wide * high, sizeof(*padded));
+    const size_t wide = linear_padded(w->n_in), high = linear_padded(w->n_out);
+    uint16_t *to = (uint16_t *)calloc(wide * high, sizeof(*to));
 
-    for (size_t o = 0; o < n_out; o++)
-        for (size_t i = 0; i < n_in; i++)
-            host[o * n_in + i] = padded[o * wide + i] =
-                test_bf16(test_normal() / sqrtf((float)n_in));
+    for (size_t o = 0; o < w->n_out; o++)
+        for (size_t i = 0; i < w->n_in; i++) {
+            to[o * wide + i] = test_bf16(from[o * w->n_in + i]);
+            host[o * w->n_in + i] = (double)test_float(to[o * wide + i]);
+        }
+    w->panel = test_device(to, wide * high * sizeof(*to));
+    return to;
+}
+
+static void *pack_f8(const float *from, double *host, struct linear *w)
+{
+    const struct linear_f8_shape shape = {w->n_in, w->n_out};
+    const size_t n_block = linear_f8_n_block(w->n_in);
+    uint8_t *to = (uint8_t *)calloc(1, linear_f8_bytes(shape));
+    const float *scale = (const float *)(to + linear_f8_scales_at(shape));
+
+    linear_f8_pack(to, shape, 0, w->n_out, from);
+    for (size_t o = 0; o < w->n_out; o++)
+        for (size_t i = 0; i < w->n_in; i++)
+            host[o * w->n_in + i] =
+                (double)linear_f8_float(to[o * n_block * 128 + i]) *
+                (double)scale[o / 128 * n_block + i / 128];
+    w->panel = test_device(to, linear_f8_bytes(shape));
+    return to;
+}
+
+static void make_weights(struct linear *w, double *host, uint32_t n_out,
+                         uint32_t n_in, enum linear_type type)
+{
+    const size_t n = (size_t)n_out * n_in;
+    float *from = (float *)malloc(n * sizeof(*from));
+
+    for (size_t i = 0; i < n; i++)
+        from[i] = test_normal() / sqrtf((float)n_in);
     memset(w, 0, sizeof(*w));
     w->n_in = n_in;
     w->n_out = n_out;
-    w->type = LINEAR_BF16;
-    w->panel = test_device(padded, wide * high * sizeof(*padded));
-    free(padded);
+    w->type = type;
+    free(type == LINEAR_F8 ? pack_f8(from, host, w) : pack_bf16(from, host, w));
+    free(from);
 }
 
-static void make(struct data *d, uint32_t n_out, uint32_t n_in)
+static void make(struct data *d, uint32_t n_out, uint32_t n_in,
+                 enum linear_type type)
 {
     d->n_in = n_in;
     d->n_out = n_out;
     d->x_stride = n_in + n_in % 3;
     d->y_stride = n_out + BEHIND;
-    d->host_w = (uint16_t *)malloc((size_t)n_out * n_in * sizeof(uint16_t));
-    make_weights(&d->w, d->host_w, n_out, n_in);
+    d->host_w = (double *)malloc((size_t)n_out * n_in * sizeof(double));
+    make_weights(&d->w, d->host_w, n_out, n_in, type);
     d->host_x = (float *)malloc(ROWS * d->x_stride * sizeof(float));
     for (size_t i = 0; i < ROWS * d->x_stride; i++)
         d->host_x[i] = test_normal();
@@ -111,7 +142,7 @@ static double exact(const struct data *d, size_t row, size_t o, double *size)
     for (size_t i = 0; i < d->n_in; i++) {
         const double product =
             (double)test_float(test_bf16(d->host_x[row * d->x_stride + i])) *
-            (double)test_float(d->host_w[o * d->n_in + i]);
+            d->host_w[o * d->n_in + i];
 
         sum += product;
         *size += fabs(product);
@@ -144,9 +175,9 @@ static void judge_values(const struct data *d, uint32_t n_row, bool is_add,
         }
     }
     off = sqrt(off / all);
-    printf("%-10s %6u x %5u, %4u rows: relative error %.1e, worst of bound "
+    printf("%-10s %s %6u x %5u, %4u rows: relative error %.1e, worst of bound "
            "%.2f\n",
-           name, d->n_out, d->n_in, n_row, off, worst);
+           name, d->w.type == LINEAR_F8 ? "f8  " : "bf16", d->n_out, d->n_in, n_row, off, worst);
     judge(worst <= 1.0 && off < 1e-5, "values");
 }
 
@@ -202,12 +233,13 @@ static void run_linear(struct gpu *gpu, struct data *d, uint32_t first,
 static const uint32_t ROW_COUNT[] = {1,  2,  3,   7,   8,   16,  17,
                                      63, 64, 65,  127, 128, 129, 256};
 
-static void check_linear(struct gpu *gpu, uint32_t n_out, uint32_t n_in)
+static void check_linear(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
+                         enum linear_type type)
 {
     struct data d;
     float *whole;
 
-    make(&d, n_out, n_in);
+    make(&d, n_out, n_in, type);
     whole = (float *)malloc((ROWS + 1) * d.y_stride * sizeof(float));
     run_linear(gpu, &d, 0, ROWS, true);
     judge_values(&d, ROWS, true, "linear_add");
@@ -228,17 +260,19 @@ static void check_linear(struct gpu *gpu, uint32_t n_out, uint32_t n_in)
 }
 
 /* Every shape of the table that fits, for few and many rows. */
-static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in)
+static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
+                         enum linear_type type)
 {
     size_t n_shape, stride = linear_padded(n_in);
-    const struct product_shape *shape = product_shapes(&n_shape);
+    const struct product_shape *shape =
+        type == LINEAR_F8 ? f8_shapes(&n_shape) : product_shapes(&n_shape);
     void *x = test_device(NULL, ROWS * stride * 2);
     struct product_job job = {};
     struct round_job round = {};
     struct data d;
     float *whole;
 
-    make(&d, n_out, n_in);
+    make(&d, n_out, n_in, type);
     whole = (float *)malloc((ROWS + 1) * d.y_stride * sizeof(float));
     run_linear(gpu, &d, 0, ROWS, false);
     memcpy(whole, d.host_y, (ROWS + 1) * d.y_stride * sizeof(float));
@@ -252,23 +286,22 @@ static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in)
     job.y_stride = d.y_stride;
     job.n_out = n_out;
     job.n_in = n_in;
-    job.w[0].at = d.w.panel;
-    job.w[0].n_row = linear_padded(n_out);
-    job.w[0].stride = job.x.stride = stride;
-    job.w[0].n_matrix = job.x.n_matrix = 1;
+    job.x.stride = stride;
+    job.x.n_matrix = 1;
+    product_set_weights(&job, 0, &d.w);
     job.x.at = x;
     for (size_t i = 0; i < n_shape; i++)
         for (uint32_t n = 5; n < ROWS; n *= 10) {
             char name[80];
 
             job.x.n_row = job.n_row = n;
-            if (!product_fits(&job, shape[i]))
+            if (type != LINEAR_F8 && !product_fits(&job, shape[i]))
                 continue;
             snprintf(name, sizeof(name), "shape %u %u %u %u",
                      shape[i].n_group, shape[i].n, shape[i].n_box,
                      shape[i].x_by);
             prepare(&d);
-            product_launch(gpu, &job, shape[i]);
+            product_run(gpu, &job, shape[i]);
             fetch(&d, d.host_y);
             judge_same(&d, whole, 0, n, name);
             judge_rest(&d, n, name);
@@ -309,15 +342,15 @@ static void run_ffn(struct gpu *gpu, struct ffn_data *d, uint32_t n_row,
  * what they are as bf16. One that lies near the middle of two may go to the
  * other one: 2^-8 of it. */
 static void check_ffn(struct gpu *gpu, uint32_t n_in, uint32_t n_ff,
-                      uint32_t n_out)
+                      uint32_t n_out, enum linear_type type)
 {
     struct ffn_data d;
     double off = 0.0, all = 0.0;
     float *gate, *whole;
 
-    make(&d.gate, n_ff, n_in);
-    make(&d.up, n_ff, n_in);
-    make(&d.down, n_out, n_ff);
+    make(&d.gate, n_ff, n_in, type);
+    make(&d.up, n_ff, n_in, type);
+    make(&d.down, n_out, n_ff, type);
     cudaFree(d.up.x);
     d.up.x = (float *)test_device(d.gate.host_x,
                                   ROWS * d.gate.x_stride * sizeof(float));
@@ -340,7 +373,7 @@ static void check_ffn(struct gpu *gpu, uint32_t n_in, uint32_t n_ff,
                         d.up.host_y[row * d.up.y_stride + i]);
 
             want += (double)test_float(test_bf16(hidden)) *
-                    (double)test_float(d.down.host_w[o * n_ff + i]);
+                    d.down.host_w[o * n_ff + i];
         }
         off += pow(whole[row * d.down.y_stride + o] - want, 2);
         all += want * want;
@@ -383,26 +416,20 @@ static uint32_t n_row_of(uint32_t expert, uint32_t most)
 /* linear() of the same rows and weights, itself judged above, is the oracle:
  * the bits must be its bits. */
 static void check_expert(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
-                         uint32_t most)
+                         uint32_t most, enum linear_type type)
 {
-    const size_t one = linear_padded(n_out) * linear_padded(n_in) * 2;
     uint32_t first[N_EXPERT + 1] = {0}, row[ROWS], n_place = 0;
     struct expert_args a = {};
     struct linear w[N_EXPERT];
     struct data d;
     float *y;
 
-    make(&d, n_out, n_in);
+    make(&d, n_out, n_in, type);
     a.n_expert = N_EXPERT;
-    unsigned char *panel = (unsigned char *)test_device(NULL, one * N_EXPERT);
     for (uint32_t e = 0; e < N_EXPERT; e++) {
         const uint32_t n = n_row_of(e, most);
 
-        make_weights(&w[e], d.host_w, n_out, n_in);
-        test_cuda(cudaMemcpy(panel + e * one, w[e].panel, one,
-                             cudaMemcpyDeviceToDevice));
-        cudaFree(w[e].panel);
-        w[e].panel = panel + e * one;
+        make_weights(&w[e], d.host_w, n_out, n_in, type);
         for (uint32_t i = 0; i < n; i++)
             row[n_place++] = i * 7 % ROWS;
         first[e + 1] = n_place;
@@ -432,27 +459,34 @@ static void check_expert(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
     free(y);
 }
 
-/* With "small" only what compute-sanitizer is done with in a minute. */
-int main(int argc, char **argv)
+static void check_all(struct gpu *gpu, enum linear_type type, bool is_small)
 {
     static const uint32_t OUT[] = {1, 63, 65, 1028, 4097},
                           IN[] = {64, 96, 1000, 4096};
-    const bool is_small = argc > 1 && strcmp(argv[1], "small") == 0;
-    struct gpu *gpu = test_gpu();
 
     for (int i = 0; i < (is_small ? 3 : 5); i++)
         for (int j = 0; j < (is_small ? 2 : 4); j++)
-            check_linear(gpu, OUT[i], IN[j]);
-    check_shapes(gpu, 65, 96);
-    check_ffn(gpu, 96, 65, 63);
-    check_expert(gpu, 100, 160, 1);
-    if (!is_small) {
-        check_shapes(gpu, 1000, 1024);
-        check_shapes(gpu, 4096, 512);
-        check_ffn(gpu, 1024, 2816, 1000);
-        check_expert(gpu, 100, 160, 300);
-        check_expert(gpu, 768, 512, 300);
-    }
+            check_linear(gpu, OUT[i], IN[j], type);
+    check_shapes(gpu, 65, 96, type);
+    check_ffn(gpu, 96, 65, 63, type);
+    check_expert(gpu, 100, 160, 1, type);
+    if (is_small)
+        return;
+    check_shapes(gpu, 1000, 1024, type);
+    check_shapes(gpu, 4096, 512, type);
+    check_ffn(gpu, 1024, 2816, 1000, type);
+    check_expert(gpu, 100, 160, 300, type);
+    check_expert(gpu, 768, 512, 300, type);
+}
+
+/* With "small" only what compute-sanitizer is done with in a minute. */
+int main(int argc, char **argv)
+{
+    const bool is_small = argc > 1 && strcmp(argv[1], "small") == 0;
+    struct gpu *gpu = test_gpu();
+
+    check_all(gpu, LINEAR_BF16, is_small);
+    check_all(gpu, LINEAR_F8, is_small);
     printf("%s\n", n_failed ? "FAILED" : "all checks passed");
     return n_failed;
 }
