@@ -56,18 +56,32 @@ static __device__ __forceinline__ void barrier_arrive(uint64_t *barrier)
                  : "memory");
 }
 
-/* Until the phase with that parity is over. */
+static __device__ __forceinline__ bool barrier_try(uint64_t *barrier,
+                                                   uint32_t parity)
+{
+    uint32_t is_over;
+
+    asm volatile("{\n"
+                 ".reg .pred over;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, over;\n"
+                 "}"
+                 : "=r"(is_over)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+    return is_over;
+}
+
+/* Until the phase with that parity is over. A copy that never comes is a bug
+ * of ours, and better an error than a GPU that hangs: seconds. */
+#define BARRIER_POLLS_MAX (1u << 24)
+
 static __device__ __forceinline__ void barrier_wait(uint64_t *barrier,
                                                     uint32_t parity)
 {
-    asm volatile("{\n"
-                 ".reg .pred done;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n"
-                 "}" ::"r"(shared_address(barrier)),
-                 "r"(parity)
-                 : "memory");
+    for (uint32_t n = 0; !barrier_try(barrier, parity); n++)
+        if (n > BARRIER_POLLS_MAX)
+            __trap();
 }
 
 /* Makes initialised barriers known to the copy engine and, with cluster_sync()

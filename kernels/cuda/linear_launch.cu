@@ -3,6 +3,7 @@
 #include "kernels/cuda/linear_f8.cuh"
 
 #include <assert.h>
+#include <math.h>
 
 #define M_GROUP 16u          /* tiles of rows that are neighbours in time */
 
@@ -112,13 +113,18 @@ bool product_fits(const struct product_job *job, struct product_shape shape)
 struct product_shape product_choose(const struct product_job *job,
                                     uint32_t n_sm)
 {
-    size_t best = 0;
+    struct product_shape best = {};
+    double least = INFINITY;
 
-    for (size_t i = 1; i < N_SHAPE; i++)
-        if (product_fits(job, SHAPE[i]) &&
-            cost(job, SHAPE[i], n_sm) < cost(job, SHAPE[best], n_sm))
-            best = i;
-    return SHAPE[best];
+    for (size_t i = 0; i < N_SHAPE; i++) {
+        const double here = cost(job, SHAPE[i], n_sm);
+
+        if (product_fits(job, SHAPE[i]) && here < least) {
+            best = SHAPE[i];
+            least = here;
+        }
+    }
+    return best;
 }
 
 /* ------------------------------------------------------------------ launch */
@@ -231,6 +237,7 @@ static void launch_as(struct gpu *gpu, const struct product *p,
 void product_launch(struct gpu *gpu, const struct product_job *job,
                     struct product_shape s)
 {
+    assert(product_fits(job, s)); /* else the copies would not come out even */
     const struct product p = with_stages(job, s);
     const uint32_t n_m = job->n_expert ? product_rows_max(job, s) : p.n_m;
 
