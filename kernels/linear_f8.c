@@ -12,8 +12,9 @@
 
 size_t linear_f8_bytes(struct linear_f8_shape shape)
 {
-    return linear_f8_scales_at(shape) +
-           linear_f8_n_block(shape.n_out) * linear_f8_n_block(shape.n_in) * sizeof(float);
+    return linear_f8_scales_at(shape) + linear_f8_n_block(shape.n_out) *
+                                            linear_f8_n_block(shape.n_in) *
+                                            sizeof(float);
 }
 
 uint8_t linear_f8_round(float x)
@@ -80,7 +81,8 @@ static void put_block(const struct block *b, uint8_t *to, size_t to_stride,
 void linear_f8_pack(void *to, struct linear_f8_shape shape, uint32_t first_out,
                     uint32_t n_row, const float *weight)
 {
-    const size_t wide = linear_f8_n_block(shape.n_in), stride = wide * LINEAR_F8_BLOCK;
+    const size_t wide = linear_f8_n_block(shape.n_in),
+                 stride = wide * LINEAR_F8_BLOCK;
     uint8_t *q = to;
     float *scale = (float *)(void *)(q + linear_f8_scales_at(shape));
 
@@ -93,13 +95,13 @@ void linear_f8_pack(void *to, struct linear_f8_shape shape, uint32_t first_out,
             const struct block b = {
                 .weight = weight + r * shape.n_in + c,
                 .stride = shape.n_in,
-                .n_row = n_row - r < LINEAR_F8_BLOCK ? n_row - r
-                                                     : LINEAR_F8_BLOCK,
+                .n_row =
+                    n_row - r < LINEAR_F8_BLOCK ? n_row - r : LINEAR_F8_BLOCK,
                 .n_column = shape.n_in - c < LINEAR_F8_BLOCK ? shape.n_in - c
                                                              : LINEAR_F8_BLOCK,
             };
-            float *s = &scale[out / LINEAR_F8_BLOCK * wide +
-                              c / LINEAR_F8_BLOCK];
+            float *s =
+                &scale[out / LINEAR_F8_BLOCK * wide + c / LINEAR_F8_BLOCK];
 
             *s = block_scale(&b);
             put_block(&b, q + out * stride + c, stride, *s);

@@ -334,22 +334,20 @@ static void run_experts(const struct moe *moe, const struct mlp_args *args,
                                           .w = moe->gate_up,
                                           .n_expert = moe->n_expert,
                                           .n_place = n_place});
-    backend->swiglu(args->pool,
-                    &(struct swiglu_args){.y = r->act,
-                                          .y_stride = r->narrow,
-                                          .x = r->gate_up,
-                                          .x_stride = r->wide,
-                                          .n_row = n_place,
-                                          .n_ff = moe->down->n_in});
-    backend->expert(args->pool,
-                    &(struct expert_args){.y = r->down,
-                                          .y_stride = r->hidden,
-                                          .x = r->act,
-                                          .x_stride = r->narrow,
-                                          .first = r->by.first,
-                                          .w = moe->down,
-                                          .n_expert = moe->n_expert,
-                                          .n_place = n_place});
+    backend->swiglu(args->pool, &(struct swiglu_args){.y = r->act,
+                                                      .y_stride = r->narrow,
+                                                      .x = r->gate_up,
+                                                      .x_stride = r->wide,
+                                                      .n_row = n_place,
+                                                      .n_ff = moe->down->n_in});
+    backend->expert(args->pool, &(struct expert_args){.y = r->down,
+                                                      .y_stride = r->hidden,
+                                                      .x = r->act,
+                                                      .x_stride = r->narrow,
+                                                      .first = r->by.first,
+                                                      .w = moe->down,
+                                                      .n_expert = moe->n_expert,
+                                                      .n_place = n_place});
 }
 
 static void run_shared(const struct moe *moe, const struct mlp_args *args,

@@ -95,7 +95,8 @@ static __device__ __forceinline__ void barrier_publish(void)
 static __device__ __forceinline__ void cluster_sync(void)
 {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;\n"
-                 "barrier.cluster.wait.aligned;" ::: "memory");
+                 "barrier.cluster.wait.aligned;" ::
+                     : "memory");
 }
 
 static __device__ __forceinline__ uint32_t cluster_rank(void)
@@ -117,19 +118,17 @@ struct box_at {
 #define KEEP_SHORTLY 0x12f0000000000000u
 
 /* Into this CTA. */
-static __device__ __forceinline__ void copy_box(void *to,
-                                                const CUtensorMap *from,
-                                                struct box_at at,
-                                                uint64_t *barrier,
-                                                uint64_t keep)
+static __device__ __forceinline__ void
+copy_box(void *to, const CUtensorMap *from, struct box_at at, uint64_t *barrier,
+         uint64_t keep)
 {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier"
-                 "::complete_tx::bytes.L2::cache_hint "
-                 "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(
-                     shared_address(to)),
-                 "l"(from), "r"(at.column), "r"(at.row), "r"(at.matrix),
-                 "r"(shared_address(barrier)), "l"(keep)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier"
+        "::complete_tx::bytes.L2::cache_hint "
+        "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address(to)),
+        "l"(from), "r"(at.column), "r"(at.row), "r"(at.matrix),
+        "r"(shared_address(barrier)), "l"(keep)
+        : "memory");
 }
 
 /* Into every CTA of the cluster whose bit is set. */
@@ -137,13 +136,13 @@ static __device__ __forceinline__ void
 copy_box_to(void *to, const CUtensorMap *from, struct box_at at,
             uint64_t *barrier, uint16_t mask, uint64_t keep)
 {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier"
-                 "::complete_tx::bytes.multicast::cluster.L2::cache_hint "
-                 "[%0], [%1, {%2, %3, %4}], [%5], %6, %7;" ::"r"(
-                     shared_address(to)),
-                 "l"(from), "r"(at.column), "r"(at.row), "r"(at.matrix),
-                 "r"(shared_address(barrier)), "h"(mask), "l"(keep)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier"
+        "::complete_tx::bytes.multicast::cluster.L2::cache_hint "
+        "[%0], [%1, {%2, %3, %4}], [%5], %6, %7;" ::"r"(shared_address(to)),
+        "l"(from), "r"(at.column), "r"(at.row), "r"(at.matrix),
+        "r"(shared_address(barrier)), "h"(mask), "l"(keep)
+        : "memory");
 }
 
 /*

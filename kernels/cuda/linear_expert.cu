@@ -44,7 +44,8 @@ static __global__ void __launch_bounds__(EXPERT_MAX)
     previous_wait();
     const uint32_t begin = e < n_expert ? first[e] : 0;
     const uint32_t end = e < n_expert ? first[e + 1] : 0;
-    uint32_t n_all, at = sum_before((end - begin + height - 1) / height, &n_all);
+    uint32_t n_all,
+        at = sum_before((end - begin + height - 1) / height, &n_all);
 
     if (e == 0)
         *n_rows = n_all;
@@ -88,8 +89,8 @@ void cuda_expert(struct gpu *gpu, const struct expert_args *a)
     const size_t x_bytes = up(a->n_place * stride * sizeof(uint16_t));
     const size_t list_bytes =
         up((a->n_expert + a->n_place) * sizeof(struct product_rows));
-    unsigned char *at = (unsigned char *)gpu_scratch(
-        gpu, x_bytes + list_bytes + sizeof(uint32_t));
+    unsigned char *at = (unsigned char *)gpu_scratch(gpu, x_bytes + list_bytes +
+                                                              sizeof(uint32_t));
     struct product_rows *rows = (struct product_rows *)(at + x_bytes);
     uint32_t *n_rows = (uint32_t *)(at + x_bytes + list_bytes);
     struct round_job round = {};
@@ -100,8 +101,8 @@ void cuda_expert(struct gpu *gpu, const struct expert_args *a)
 
     assert(a->n_expert <= EXPERT_MAX);
     set_weights(&job, a, matrix);
-    job.matrix = (const uint32_t *)gpu_stage(gpu, matrix,
-                                             a->n_expert * sizeof(*matrix));
+    job.matrix =
+        (const uint32_t *)gpu_stage(gpu, matrix, a->n_expert * sizeof(*matrix));
     if (gpu_is_replaying(gpu) || !a->n_place)
         return;
     job.end = PRODUCT_STORE;

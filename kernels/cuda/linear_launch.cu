@@ -5,7 +5,7 @@
 #include <assert.h>
 #include <math.h>
 
-#define M_GROUP 16u          /* tiles of rows that are neighbours in time */
+#define M_GROUP 16u /* tiles of rows that are neighbours in time */
 
 /*
  * The shapes that are compiled: n_group, n, n_box, x_by. Few rows want tiles of
@@ -43,8 +43,7 @@ static uint32_t up(size_t n, size_t by)
 
 /* ------------------------------------------------------------------ choice */
 
-/* Rows of x that a tile copies: whole groups of 8, as the swizzle has them. */
-static uint32_t x_rows(const struct product_job *job, uint32_t n_group)
+uint32_t product_x_rows(const struct product_job *job, uint32_t n_group)
 {
     const uint32_t most = n_group * GROUP_ROWS;
     const uint32_t n_row = up(job->n_row, 8) * 8;
@@ -55,9 +54,9 @@ static uint32_t x_rows(const struct product_job *job, uint32_t n_group)
 /*
  * What a shape costs in cycles of an SM, roughly; fitted to an H100. Per 64
  * inputs: four steps, of N / 2 cycles for each warpgroup and of 45 at least,
- * since each waits for the one before, and what a stage costs; copies at 45 bytes a cycle to an SM and
- * 35 on average when all are at it, from the L2 cache; 13 from memory. Then the
- * results go out.
+ * since each waits for the one before; 520 a stage at least; copies at 45
+ * bytes a cycle to an SM and 35 on average when all are at it, from the L2
+ * cache; 13 from memory. Then the results go out.
  */
 static double cost(const struct product_job *job, struct product_shape s,
                    uint32_t n_sm)
@@ -68,17 +67,17 @@ static double cost(const struct product_job *job, struct product_shape s,
     const double n_busy = n_tile < n_sm ? n_tile : n_sm;
     const double n_wave = up((size_t)n_tile, n_sm);
     const double n_block = up(job->n_in, TILE_K);
-    const double n_matrix = job->n_expert < job->n_row ? job->n_expert
-                                                       : job->n_row;
+    const double n_matrix =
+        job->n_expert < job->n_row ? job->n_expert : job->n_row;
     const double step = s.n_group * s.n / 2 < 45 ? 45 : s.n_group * s.n / 2;
-    const double multiply = 4 * step + 30.0 / s.n_box;
+    const double multiply = fmax(4 * step, 520.0 / s.n_box);
     const double bytes =
-        128.0 * (s.n + (double)x_rows(job, s.n_group) / s.x_by);
+        128.0 * (s.n + (double)product_x_rows(job, s.n_group) / s.x_by);
     const double rate = 35.0 * n_sm / n_busy < 45 ? 35.0 * n_sm / n_busy : 45;
     const double copy = bytes / rate;
     const double tiles =
-        n_wave * (n_block * (multiply > copy ? multiply : copy) +
-                  2000 + s.n_group * s.n * 8);
+        n_wave * (n_block * (multiply > copy ? multiply : copy) + 2000 +
+                  s.n_group * s.n * 8);
     const double memory = 128.0 * (job->n_expert ? n_matrix : 1) * n_n * s.n *
                           n_block / 13 / n_sm;
 
@@ -87,8 +86,7 @@ static double cost(const struct product_job *job, struct product_shape s,
 }
 
 /* An expert's last tile may be any part of one. */
-uint32_t product_rows_max(const struct product_job *job,
-                          struct product_shape s)
+uint32_t product_rows_max(const struct product_job *job, struct product_shape s)
 {
     const uint32_t height = s.n_group * GROUP_ROWS;
     const uint32_t n_part =
@@ -138,8 +136,7 @@ static void encode(CUtensorMap *map, const struct product_matrix *m,
     const CUresult result = cuTensorMapEncodeTiled(
         map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)m->at, size, stride,
         box, each, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 
     assert(result == CUDA_SUCCESS); /* our own shapes */
     (void)result;
@@ -154,8 +151,7 @@ static void encode_f8(CUtensorMap *map, const struct product_matrix *m,
     const CUresult result = cuTensorMapEncodeTiled(
         map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, (void *)m->at, size, stride, box,
         each, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 
     assert(result == CUDA_SUCCESS);
     (void)result;
@@ -172,7 +168,7 @@ struct product product_parameters(const struct product_job *job,
     p.n_row = job->n_row;
     p.n_out = job->n_out;
     p.n_block = up(job->n_in, job->is_f8 ? F8_BLOCK : TILE_K);
-    p.x_rows = x_rows(job, s.n_group);
+    p.x_rows = product_x_rows(job, s.n_group);
     p.n_m = up(job->n_row, s.n_group * GROUP_ROWS);
     p.n_n = up(up(job->n_out, n_out), s.x_by);
     p.n_m_group = M_GROUP;
@@ -208,9 +204,8 @@ static void launch_as(struct gpu *gpu, const struct product *p,
 {
     const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu) / X_BY * X_BY;
     const uint32_t n_tile = n_m_max * p->n_n * X_BY;
-    const uint32_t bytes =
-        STAGE_AT + STAGE_BEHIND +
-        p->n_stage * BOX * (p->x_rows + N) * TILE_ROW_BYTES;
+    const uint32_t bytes = STAGE_AT + STAGE_BEHIND +
+                           p->n_stage * BOX * (p->x_rows + N) * TILE_ROW_BYTES;
     struct early_launch launch;
 
     early_launch_init(&launch, gpu, dim3(n_tile < n_sm ? n_tile : n_sm),
@@ -224,11 +219,11 @@ static void launch_as(struct gpu *gpu, const struct product *p,
         launch.config.numAttrs = 2;
     }
     /* Errors of both are found where the step is waited for. */
-    (void)cudaFuncSetAttribute(
-        product_kernel<GROUPS, N, BOX, X_BY, END>,
-        cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-    (void)cudaLaunchKernelEx(
-        &launch.config, product_kernel<GROUPS, N, BOX, X_BY, END>, *p);
+    (void)cudaFuncSetAttribute(product_kernel<GROUPS, N, BOX, X_BY, END>,
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               (int)bytes);
+    (void)cudaLaunchKernelEx(&launch.config,
+                             product_kernel<GROUPS, N, BOX, X_BY, END>, *p);
 }
 
 /* Half a tile's outputs are written in pieces of 16. */
@@ -241,16 +236,14 @@ void product_launch(struct gpu *gpu, const struct product_job *job,
     const struct product p = with_stages(job, s);
     const uint32_t n_m = job->n_expert ? product_rows_max(job, s) : p.n_m;
 
-#define CASE(GROUPS, N, BOX, X_BY)                                       \
-    if (s.n_group == GROUPS && s.n == N && s.n_box == BOX &&                   \
-        s.x_by == X_BY) {                                                      \
+#define CASE(GROUPS, N, BOX, X_BY)                                             \
+    if (s.n_group == GROUPS && s.n == N && s.n_box == BOX && s.x_by == X_BY) { \
         if (job->end == PRODUCT_STORE)                                         \
-            launch_as<GROUPS, N, BOX, X_BY, PRODUCT_STORE>(gpu, &p,      \
-                                                                 n_m);         \
+            launch_as<GROUPS, N, BOX, X_BY, PRODUCT_STORE>(gpu, &p, n_m);      \
         else if (job->end == PRODUCT_ADD)                                      \
-            launch_as<GROUPS, N, BOX, X_BY, PRODUCT_ADD>(gpu, &p, n_m);  \
+            launch_as<GROUPS, N, BOX, X_BY, PRODUCT_ADD>(gpu, &p, n_m);        \
         else                                                                   \
-            launch_as<GROUPS, N, BOX, X_BY, SWIGLU_OF(N)>(gpu, &p, n_m); \
+            launch_as<GROUPS, N, BOX, X_BY, SWIGLU_OF(N)>(gpu, &p, n_m);       \
         return;                                                                \
     }
     PRODUCT_SHAPES(CASE)
@@ -258,7 +251,8 @@ void product_launch(struct gpu *gpu, const struct product_job *job,
     assert(!"a shape of the table");
 }
 
-/* ----------------------------------------------------------- kinds of weights */
+/* ----------------------------------------------------------- kinds of weights
+ */
 
 void product_set_weights(struct product_job *job, uint32_t part,
                          const struct linear *w)
@@ -272,8 +266,8 @@ void product_set_weights(struct product_job *job, uint32_t part,
     m->at = w->panel;
     m->n_row = job->is_f8 ? up(w->n_out, F8_BLOCK) * F8_BLOCK
                           : linear_padded(w->n_out);
-    m->stride = job->is_f8 ? up(w->n_in, F8_BLOCK) * F8_BLOCK
-                           : linear_padded(w->n_in);
+    m->stride =
+        job->is_f8 ? up(w->n_in, F8_BLOCK) * F8_BLOCK : linear_padded(w->n_in);
     m->n_matrix = 1;
 }
 

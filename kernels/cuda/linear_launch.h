@@ -40,7 +40,7 @@ struct product_matrix {
 
 struct product_job {
     enum product_end end;
-    bool is_f8; /* w is of kernels/linear_f8.h, strides are bytes */
+    bool is_f8;       /* w is of kernels/linear_f8.h, strides are bytes */
     size_t scales_at; /* in it */
     void *y;
     size_t y_stride;
@@ -54,6 +54,8 @@ struct product_job {
     const uint32_t *n_rows, *matrix;
 };
 
+/* Rows of x that a tile copies: whole groups of 8, as the swizzle has them. */
+uint32_t product_x_rows(const struct product_job *job, uint32_t n_group);
 /* The job of a kernel but for its stages, and the matrices of its weights. */
 struct product product_parameters(const struct product_job *job,
                                   struct product_shape shape);
@@ -72,6 +74,7 @@ void product_launch(struct gpu *gpu, const struct product_job *job,
 
 /* The same for weights of eight bits. */
 const struct product_shape *f8_shapes(size_t *out_n);
+bool f8_fits(const struct product_job *job, struct product_shape shape);
 struct product_shape f8_choose(const struct product_job *job, uint32_t n_sm);
 void f8_launch(struct gpu *gpu, const struct product_job *job,
                struct product_shape shape);

@@ -12,9 +12,9 @@
  * are fewer than 64 rows, fewer are copied (x_rows), and the instruction reads
  * whatever lies behind them: that goes into rows which nobody stores.
  *
- * A cluster of X_BY CTAs works on neighbouring tiles of outputs of the same rows,
- * which are copied to all of them at once. (Sharing weights among tiles of rows
- * in the same way gained nothing.)
+ * A cluster of X_BY CTAs works on neighbouring tiles of outputs of the same
+ * rows, which are copied to all of them at once. (Sharing weights among tiles
+ * of rows in the same way gained nothing.)
  */
 #include "kernels/cuda/linear_copy.cuh"
 #include "kernels/cuda/linear_wgmma.cuh"
@@ -50,13 +50,13 @@ struct product {
     CUtensorMap x, w[2];
     void *y;
     size_t y_stride;
-    uint32_t n_row, n_out;   /* that are stored; n_out of y */
-    uint32_t n_block;        /* of TILE_K inputs; a multiple of BOX */
-    uint32_t n_stage;        /* of the ring */
-    uint32_t x_rows;         /* that are copied for a tile */
-    uint32_t n_m, n_n;       /* tiles of rows and of outputs, for clusters */
-    uint32_t n_m_group;      /* neighbours in time: see product_tile() */
-    bool is_even;            /* y may be written four floats at a time */
+    uint32_t n_row, n_out; /* that are stored; n_out of y */
+    uint32_t n_block;      /* of TILE_K inputs; a multiple of BOX */
+    uint32_t n_stage;      /* of the ring */
+    uint32_t x_rows;       /* that are copied for a tile */
+    uint32_t n_m, n_n;     /* tiles of rows and of outputs, for clusters */
+    uint32_t n_m_group;    /* neighbours in time: see product_tile() */
+    bool is_even;          /* y may be written four floats at a time */
     /* Of experts: the tiles of rows, made on the device, and which matrix of w
      * is an expert's. Or NULL. */
     const struct product_rows *rows;
@@ -211,8 +211,8 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
     for (uint32_t s = 0; s < n_early; s++) {
         const struct product_tile tile =
             product_tile<GROUPS, N, X_BY, END>(p, first, rank);
-        const struct product_stage stage = {
-            shared + STAGE_AT + s * stage_bytes, &full[s], s * BOX};
+        const struct product_stage stage = {shared + STAGE_AT + s * stage_bytes,
+                                            &full[s], s * BOX};
 
         barrier_expect(stage.full, stage_bytes);
         product_copy_w<N, BOX, END>(p, &tile, &stage);
@@ -224,9 +224,9 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
             product_tile<GROUPS, N, X_BY, END>(p, i, rank);
 
         for (uint32_t s = 0; s < n_step; s++) {
-            const struct product_stage stage = {
-                shared + STAGE_AT + ring.stage * stage_bytes,
-                &full[ring.stage], s * BOX};
+            const struct product_stage stage = {shared + STAGE_AT +
+                                                    ring.stage * stage_bytes,
+                                                &full[ring.stage], s * BOX};
 
             if (n_early) {
                 n_early--;
@@ -413,8 +413,7 @@ product_consume(const struct product *p, unsigned char *shared, uint32_t rank)
 
     previous_wait();
     const uint32_t n_tile = product_n_m(p) * p->n_n;
-    for (uint32_t i = blockIdx.x / X_BY; i < n_tile;
-         i += gridDim.x / X_BY) {
+    for (uint32_t i = blockIdx.x / X_BY; i < n_tile; i += gridDim.x / X_BY) {
         uint64_t *done = NULL; /* of the stage before */
 
         for (uint32_t block = 0; block < p->n_block; block += BOX) {

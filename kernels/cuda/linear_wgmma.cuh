@@ -8,7 +8,8 @@
  *
  * acc: thread t of the warpgroup, warp w = t / 32, lane l = t % 32, holds for
  * each j < N / 8 the columns 8 j + l % 4 * 2 and the next one, of row
- * 16 w + l / 4 in acc[4 j] and acc[4 j + 1], of the row 8 below in the next two.
+ * 16 w + l / 4 in acc[4 j] and acc[4 j + 1], of the row 8 below in the next
+ * two.
  */
 #include <stdint.h>
 
@@ -18,8 +19,8 @@
 /* A tile at a multiple of 1024 bytes; 8 rows lie 1024 bytes apart. */
 static __device__ __forceinline__ uint64_t tile_descriptor(uint32_t address)
 {
-    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 |
-           (uint64_t)1 << 16 | (address & 0x3ffff) >> 4;
+    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 16 |
+           (address & 0x3ffff) >> 4;
 }
 
 /* From one step of 16 columns to the next. */
@@ -53,7 +54,8 @@ template <int N>
 static __device__ void product_step(float *acc, uint64_t a, uint64_t b,
                                     uint32_t is_sum);
 
-/* clang-format off: lists of operands */
+/* Lists of operands. */
+/* clang-format off */
 #define R0 "%0, %1, %2, %3"
 #define R4 "%4, %5, %6, %7"
 #define R8 "%8, %9, %10, %11"

@@ -1,13 +1,12 @@
 /*
  * The products of weights on the GPU, judged by
  *   an oracle: the product in double on the host, of the rounded inputs;
- *   a law: a row has the same bits among 1, 2, 3, ... rows, in every tile shape;
- *   what must not be touched, is not: columns behind n_out, rows behind n_row.
- * Prints a line a check and ends with 1 if one failed. Build and run, on a
- * machine with a Hopper GPU:
- *     gcc -O2 -I. -c kernels/linear_f8.c
- *     nvcc -std=c++17 -O3 -fmad=false -gencode=arch=compute_90a,code=sm_90a -I. \
- *         tests/gpu/check_linear.cu kernels/cuda/linear*.cu linear_f8.o -lcuda
+ *   a law: a row has the same bits among 1, 2, 3, ... rows, in every tile
+ * shape; what must not be touched, is not: columns behind n_out, rows behind
+ * n_row. Prints a line a check and ends with 1 if one failed. Build and run, on
+ * a machine with a Hopper GPU: gcc -O2 -I. -c kernels/linear_f8.c
+ *     nvcc -std=c++17 -O3 -fmad=false -gencode=arch=compute_90a,code=sm_90a -I.
+ * \ tests/gpu/check_linear.cu kernels/cuda/linear*.cu linear_f8.o -lcuda
  */
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/ops.h"
@@ -20,8 +19,8 @@
 #include <string.h>
 
 #define ROWS 1000u
-#define BEHIND 4u        /* columns behind n_out in a row of y */
-#define N_SAMPLE 1000u   /* products that the oracle computes, a case */
+#define BEHIND 4u      /* columns behind n_out in a row of y */
+#define N_SAMPLE 1000u /* products that the oracle computes, a case */
 
 static int n_failed;
 
@@ -36,9 +35,9 @@ static void judge(bool is_good, const char *what)
 /* Host and device copies of one product's inputs. */
 struct data {
     uint32_t n_in, n_out;
-    struct linear w;          /* on the device */
-    double *host_w;           /* [n_out][n_in], what they stand for */
-    float *x, *host_x;        /* [ROWS][x_stride] */
+    struct linear w;   /* on the device */
+    double *host_w;    /* [n_out][n_in], what they stand for */
+    float *x, *host_x; /* [ROWS][x_stride] */
     size_t x_stride, y_stride;
     float *y, *host_y;
 };
@@ -185,7 +184,8 @@ static void judge_values(const struct data *d, uint32_t n_row, bool is_add,
     off = sqrt(off / all);
     printf("%-10s %s %6u x %5u, %4u rows: relative error %.1e, worst of bound "
            "%.2f\n",
-           name, d->w.type == LINEAR_F8 ? "f8  " : "bf16", d->n_out, d->n_in, n_row, off, worst);
+           name, d->w.type == LINEAR_F8 ? "f8  " : "bf16", d->n_out, d->n_in,
+           n_row, off, worst);
     judge(worst <= 1.0 && off < 1e-5, "values");
 }
 
@@ -236,8 +236,8 @@ static void run_linear(struct gpu *gpu, struct data *d, uint32_t first,
     fetch(d, n_row);
 }
 
-static const uint32_t ROW_COUNT[] = {1,  2,  3,   7,   8,   16,  17,
-                                     63, 64, 65,  127, 128, 129, 256};
+static const uint32_t ROW_COUNT[] = {1,  2,  3,  7,   8,   16,  17,
+                                     63, 64, 65, 127, 128, 129, 256};
 
 static void check_linear(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
                          enum linear_type type)
@@ -301,11 +301,10 @@ static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
             char name[80];
 
             job.x.n_row = job.n_row = n;
-            if (type != LINEAR_F8 && !product_fits(&job, shape[i]))
+            if (!(type == LINEAR_F8 ? f8_fits : product_fits)(&job, shape[i]))
                 continue;
-            snprintf(name, sizeof(name), "shape %u %u %u %u",
-                     shape[i].n_group, shape[i].n, shape[i].n_box,
-                     shape[i].x_by);
+            snprintf(name, sizeof(name), "shape %u %u %u %u", shape[i].n_group,
+                     shape[i].n, shape[i].n_box, shape[i].x_by);
             prepare(&d, n);
             product_run(gpu, &job, shape[i]);
             fetch(&d, n);
@@ -374,9 +373,8 @@ static void check_ffn(struct gpu *gpu, uint32_t n_in, uint32_t n_ff,
 
         for (size_t i = 0; i < n_ff; i++) {
             const double g = gate[row * d.gate.y_stride + i];
-            const float hidden =
-                (float)(g / (1.0 + exp(-g)) *
-                        d.up.host_y[row * d.up.y_stride + i]);
+            const float hidden = (float)(g / (1.0 + exp(-g)) *
+                                         d.up.host_y[row * d.up.y_stride + i]);
 
             want += (double)test_float(test_bf16(hidden)) *
                     d.down.host_w[o * n_ff + i];
@@ -460,8 +458,8 @@ static void check_expert(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
             run_linear(gpu, &d, row[i], 1, false);
             judge_same(&d, y, i, 1, "expert");
         }
-    printf("%-10s %u experts of %u x %u, %u places\n", "expert", N_EXPERT, n_out,
-           n_in, n_place);
+    printf("%-10s %u experts of %u x %u, %u places\n", "expert", N_EXPERT,
+           n_out, n_in, n_place);
     free(y);
 }
 

@@ -61,8 +61,8 @@ static inline uint32_t test_below(uint32_t n)
 static inline float test_normal(void)
 {
     const uint32_t r = test_random();
-    const int sum = (int)((r & 255) + (r >> 8 & 255) + (r >> 16 & 255) +
-                          (r >> 24)) - 510;
+    const int sum =
+        (int)((r & 255) + (r >> 8 & 255) + (r >> 16 & 255) + (r >> 24)) - 510;
 
     return (float)sum * (1.7320508f / 256);
 }

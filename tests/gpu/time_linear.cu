@@ -89,8 +89,8 @@ static double timed(void (*call)(const void *job, uint32_t i), const void *job,
 
     call(job, 0); /* scratch memory grows */
     test_cuda(cudaDeviceSynchronize());
-    test_cuda(cudaStreamBeginCapture(gpu.stream,
-                                     cudaStreamCaptureModeThreadLocal));
+    test_cuda(
+        cudaStreamBeginCapture(gpu.stream, cudaStreamCaptureModeThreadLocal));
     for (uint32_t i = 0; i < n; i++)
         call(job, i);
     test_cuda(cudaStreamEndCapture(gpu.stream, &graph));
@@ -135,10 +135,9 @@ struct shape {
 static size_t weight_bytes(const struct shape *s)
 {
     const struct linear_f8_shape f8 = {s->n_in, s->n_out};
-    const size_t bytes =
-        s->type == LINEAR_F8
-            ? linear_f8_bytes(f8)
-            : linear_padded(s->n_out) * linear_padded(s->n_in) * 2;
+    const size_t bytes = s->type == LINEAR_F8 ? linear_f8_bytes(f8)
+                                              : linear_padded(s->n_out) *
+                                                    linear_padded(s->n_in) * 2;
 
     return (bytes + 1023) / 1024 * 1024;
 }
@@ -188,7 +187,8 @@ static double torch_time(const char *path, const struct shape *s)
     uint32_t n_out, n_in, n_row;
     double us, found = 0.0;
 
-    while (file && fscanf(file, "%u %u %u %lf", &n_out, &n_in, &n_row, &us) == 4)
+    while (file &&
+           fscanf(file, "%u %u %u %lf", &n_out, &n_in, &n_row, &us) == 4)
         if (n_out == s->n_out && n_in == s->n_in && n_row == s->n_row)
             found = us;
     if (file)
@@ -217,7 +217,8 @@ static void time_linear(uint32_t n_out, uint32_t n_in, const char *torch)
     }
 }
 
-/* --------------------------------------------------------------- ffn, expert */
+/* --------------------------------------------------------------- ffn, expert
+ */
 
 static void call_ffn(const void *job, uint32_t i)
 {
@@ -256,7 +257,7 @@ static void time_ffn(void)
 }
 
 struct routed {
-    struct shape shape; /* of one expert; n_row counts places */
+    struct shape shape;    /* of one expert; n_row counts places */
     uint32_t *row, *first; /* on the device */
     uint32_t n_used;
 };
@@ -339,9 +340,10 @@ static void time_expert(void)
             2.0 * r.shape.n_row * r.shape.n_out * r.shape.n_in / PEAK;
         const double b = memory > multiply ? memory : multiply;
 
-        printf("expert 128 of 1536 x 2048, 8 chosen, %4u rows, %3u used | %7.1f "
-               "%7.1f %3.0f %%\n",
-               ROWS[i], r.n_used, b, us, 100 * b / us);
+        printf(
+            "expert 128 of 1536 x 2048, 8 chosen, %4u rows, %3u used | %7.1f "
+            "%7.1f %3.0f %%\n",
+            ROWS[i], r.n_used, b, us, 100 * b / us);
     }
 }
 

@@ -397,8 +397,8 @@ Test(experts, who_has_no_rows_is_not_touched)
     w[0].panel = w[2].panel = NULL;
     EACH_BACKEND(backend)
     {
-        backend->expert(NULL,
-                        &(struct expert_args){y, 24, x, 40, row, first, w, 3, 2});
+        backend->expert(
+            NULL, &(struct expert_args){y, 24, x, 40, row, first, w, 3, 2});
         for (uint32_t i = 0; i < 2 * 24; i++)
             cr_assert(isfinite(y[i]));
     }

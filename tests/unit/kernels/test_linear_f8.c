@@ -13,8 +13,9 @@
 /* Sign, 4 bits of exponent with a bias of 7, 3 of mantissa; no infinities. */
 static double value(unsigned q)
 {
-    const double size = q >> 3 & 15 ? ldexp(8 + (q & 7), (int)(q >> 3 & 15) - 10)
-                                    : ldexp(q & 7, -9);
+    const double size = q >> 3 & 15
+                            ? ldexp(8 + (q & 7), (int)(q >> 3 & 15) - 10)
+                            : ldexp(q & 7, -9);
 
     return q & 0x80 ? -size : size;
 }
@@ -50,7 +51,8 @@ Test(linear_f8, rounds_to_the_nearest_and_ties_to_even)
     for (int i = 0; i < 200000; i++) {
         state = state * 1664525u + 1013904223u;
         /* Many ties: few bits of mantissa. */
-        const float x = ldexpf((float)(state >> 25), (int)(state >> 8 & 15) - 14);
+        const float x =
+            ldexpf((float)(state >> 25), (int)(state >> 8 & 15) - 14);
         const float signed_x = state & 1 ? -x : x;
 
         cr_assert(eq(u8, linear_f8_round(signed_x), (uint8_t)nearest(signed_x)),
@@ -85,9 +87,9 @@ Test(linear_f8, packs_blocks_with_their_scales)
             const bool is_there = o < 130 && i < 200 && s > 0.0f;
             const float x = is_there ? w[o * 200 + i] * (1.0f / s) : 0.0f;
 
-            cr_assert(eq(u8, packed[o * 256 + i],
-                         is_there ? (uint8_t)nearest(x) : 0),
-                      "[%zu, %zu]", o, i);
+            cr_assert(
+                eq(u8, packed[o * 256 + i], is_there ? (uint8_t)nearest(x) : 0),
+                "[%zu, %zu]", o, i);
         }
     free(packed);
     free(w);
