@@ -26,9 +26,9 @@ static double up(double n, double by)
     return (double)(((uint64_t)n + (uint64_t)by - 1) / (uint64_t)by);
 }
 
-/* As cost() of linear_launch.cu: per block of 128 inputs widening takes some 5
- * cycles an output for a warpgroup, beside which the steps run, those of n_box
- * sums between each other; then a stage's end, 300. */
+/* As cost() of linear_launch.cu: per block of 128 inputs a warpgroup widens an
+ * output in some 5 cycles, beside which the steps run, those of n_box sums
+ * between each other; then a stage's end, 200. */
 static double cost(const struct product_job *job, struct product_shape s,
                    uint32_t n_sm)
 {
@@ -38,12 +38,12 @@ static double cost(const struct product_job *job, struct product_shape s,
     const double n_tile = product_rows_max(job, s) * n_n;
     const double n_block = up(job->n_in, F8_BLOCK);
     const double x_rows = job->n_row < high ? job->n_row : high;
-    const double widen = 5.0 * s.n / s.n_group;
+    const double widen = 5.0 * s.n / F8_WIDENERS(s.n_group);
     const double step = fmax(s.n_group * s.n / 2.0, 55.0 / s.n_box);
     const double copy = F8_BLOCK * (s.n + 2 * x_rows) / 35;
     const double block = fmax(fmax(widen, F8_BLOCK / 16 * step), copy);
     const double tiles =
-        up(n_tile, n_sm) * (n_block * (block + 300.0 / s.n_box) + 2000);
+        up(n_tile, n_sm) * (n_block * (block + 200.0 / s.n_box) + 2000);
     const double memory = F8_BLOCK * n_n * s.n * n_block / 13 / n_sm;
 
     return fmax(tiles, memory) + tiles / 16;
@@ -107,7 +107,7 @@ static void launch_as(struct gpu *gpu, const struct f8_product *f,
     struct early_launch launch;
 
     early_launch_init(&launch, gpu, dim3(n_tile < n_sm ? n_tile : n_sm),
-                      PRODUCT_THREADS(GROUPS));
+                      F8_THREADS(GROUPS));
     launch.config.dynamicSmemBytes = bytes;
     /* Errors of both are found where the step is waited for. */
     (void)cudaFuncSetAttribute(f8_kernel<GROUPS, N, BOX, END>,

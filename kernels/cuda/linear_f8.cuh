@@ -3,16 +3,23 @@
 /*
  * y = x W^T with weights of kernels/linear_f8.h: as linear_product.cuh, whose
  * tiles, ring and results it has, but a stage comes as BOX times [x: two tiles
- * of 64 inputs][q: N rows of 128 bytes], and the warpgroups first widen q to
- * bf16 (exact) in one of two buffers. While the tensor cores multiply one, the
- * next one is widened. A block of 128 inputs is a sum of its own from zero,
- * which goes into the result by one fma with the block's scale. The BOX sums of
- * a stage take steps in turn: a step need not wait for the one before it.
+ * of 64 inputs][q: N rows of 128 bytes]. WIDENERS more warpgroups widen q to
+ * bf16 (exact) in one of two buffers while the others multiply by what is in
+ * the other one; then all meet at a barrier. A block of 128 inputs is a sum of
+ * its own from zero, which goes into the result by one fma with the block's
+ * scale. The BOX sums of a stage take steps in turn: a step need not wait for
+ * the one before it.
  */
 #include "kernels/cuda/linear_product.cuh"
 
 #define F8_BLOCK 128u
-#define F8_TILES (F8_BLOCK / TILE_K) /* tiles of x in a stage */
+#define F8_TILES (F8_BLOCK / TILE_K) /* tiles of x in a block */
+
+/* Warpgroups: those that multiply, those that widen, one that copies. With two
+ * that multiply a tile takes them long enough. */
+#define F8_WIDENERS(GROUPS) ((GROUPS) == 1 ? 2 : 1)
+#define F8_THREADS(GROUPS)                                                     \
+    (((GROUPS) + F8_WIDENERS(GROUPS) + 1) * GROUP_THREADS)
 
 struct f8_product {
     struct product p; /* n_block counts blocks of F8_BLOCK inputs */
@@ -58,11 +65,12 @@ static __device__ __forceinline__ void f8_widen_piece(unsigned char *to,
 }
 
 /* The q of a stage, box_bytes apart. Four loads at a time are under way. */
-template <int GROUPS, int N, int BOX>
+template <int WIDENERS, int N, int BOX>
 static __device__ __forceinline__ void
 f8_widen_stage(unsigned char *to, const unsigned char *q, uint32_t box_bytes)
 {
-    const int EACH = N * 8, THREADS = GROUPS * GROUP_THREADS;
+    const int EACH = N * 8, THREADS = WIDENERS * GROUP_THREADS;
+    const uint32_t thread = threadIdx.x % THREADS;
 
 #pragma unroll
     for (int first = 0; first < BOX * EACH; first += 4 * THREADS) {
@@ -70,7 +78,7 @@ f8_widen_stage(unsigned char *to, const unsigned char *q, uint32_t box_bytes)
 
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            const uint32_t i = first + k * THREADS + threadIdx.x;
+            const uint32_t i = first + k * THREADS + thread;
 
             if (first + k * THREADS < BOX * EACH)
                 v[k] =
@@ -78,7 +86,7 @@ f8_widen_stage(unsigned char *to, const unsigned char *q, uint32_t box_bytes)
         }
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            const uint32_t i = first + k * THREADS + threadIdx.x;
+            const uint32_t i = first + k * THREADS + thread;
 
             if (first + k * THREADS < BOX * EACH)
                 f8_widen_piece<N>(to + i / EACH * N * F8_BLOCK * 2, i % EACH,
@@ -88,10 +96,11 @@ f8_widen_stage(unsigned char *to, const unsigned char *q, uint32_t box_bytes)
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/* All warpgroups that multiply. */
+/* All warpgroups but the one that copies. */
 template <int GROUPS> static __device__ __forceinline__ void f8_sync(void)
 {
-    asm volatile("barrier.sync 1, %0;" ::"n"(GROUPS * GROUP_THREADS)
+    asm volatile("barrier.sync 1, %0;" ::"n"((GROUPS + F8_WIDENERS(GROUPS)) *
+                                             GROUP_THREADS)
                  : "memory");
 }
 
@@ -184,52 +193,50 @@ static __device__ __forceinline__ void f8_produce(const struct product *p,
     }
 }
 
-/* ------------------------------------------------------------ multiplying */
+/* --------------------------------------------------------------- widening */
 
-/* Where a warpgroup is. */
-struct f8_place {
-    unsigned char *shared;
-    unsigned char *buffer; /* the first of two, of a stage's weights as bf16 */
-    uint32_t box_bytes, x_tile_bytes;
-    struct product_ring ring; /* of the stage to be widened next */
-    uint32_t n_widened;
-};
-
-template <int GROUPS, int N, int BOX>
-static __device__ __forceinline__ void f8_widen_next(const struct product *p,
-                                                     struct f8_place *at)
+template <int GROUPS, int N, int BOX, enum product_end END>
+static __device__ __forceinline__ void f8_widen_all(const struct product *p,
+                                                    unsigned char *shared)
 {
-    uint64_t *full = (uint64_t *)at->shared;
+    uint64_t *full = (uint64_t *)shared;
+    const uint32_t box_bytes = f8_box_bytes<N>(p);
+    const uint32_t q_at = STAGE_AT + F8_TILES * p->x_rows * TILE_ROW_BYTES;
+    unsigned char *buffer = shared + STAGE_AT + p->n_stage * BOX * box_bytes;
+    struct product_ring ring = {0, 0};
 
-    barrier_wait(&full[at->ring.stage], at->ring.parity);
-    f8_widen_stage<GROUPS, N, BOX>(
-        at->buffer + at->n_widened % 2 * BOX * N * F8_BLOCK * 2,
-        at->shared + STAGE_AT + at->ring.stage * BOX * at->box_bytes +
-            F8_TILES * at->x_tile_bytes,
-        at->box_bytes);
-    at->n_widened++;
-    product_advance(&at->ring, p->n_stage);
+    previous_wait();
+    const uint32_t n_tile = product_n_m(p) * p->n_n;
+    const uint32_t n_step = p->n_block / BOX;
+    uint32_t n_widened = 0;
+    for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x)
+        for (uint32_t s = 0; s < n_step; s++) {
+            barrier_wait(&full[ring.stage], ring.parity);
+            f8_widen_stage<F8_WIDENERS(GROUPS), N, BOX>(
+                buffer + n_widened % 2 * BOX * N * F8_BLOCK * 2,
+                shared + q_at + ring.stage * BOX * box_bytes, box_bytes);
+            f8_sync<GROUPS>();
+            n_widened++;
+            product_advance(&ring, p->n_stage);
+        }
 }
 
-/* sum = x times the blocks widened last, of a stage. */
-template <int N, int BOX>
-static __device__ __forceinline__ void
-f8_multiply(float sum[BOX][N / 2], const struct f8_place *at, uint32_t stage)
-{
-    const uint32_t x =
-        shared_address(at->shared) + STAGE_AT + stage * BOX * at->box_bytes +
-        threadIdx.x / GROUP_THREADS * GROUP_ROWS * TILE_ROW_BYTES;
-    const uint32_t w = shared_address(at->buffer) +
-                       (at->n_widened - 1) % 2 * BOX * N * F8_BLOCK * 2;
+/* ------------------------------------------------------------ multiplying */
 
+/* sum = x times the blocks of a stage, whose weights lie in a buffer. */
+template <int N, int BOX>
+static __device__ __forceinline__ void f8_multiply(float sum[BOX][N / 2],
+                                                   const struct product *p,
+                                                   uint32_t x, uint32_t w)
+{
     product_begin();
 #pragma unroll
     for (uint32_t k = 0; k < F8_BLOCK / 16; k++)
 #pragma unroll
         for (uint32_t b = 0; b < BOX; b++) {
             const uint32_t tile = k / (TILE_K / 16), step = k % (TILE_K / 16);
-            const uint64_t x_at = tile_descriptor(x + b * at->box_bytes +
-                                                  tile * at->x_tile_bytes);
+            const uint64_t x_at = tile_descriptor(
+                x + b * f8_box_bytes<N>(p) + tile * p->x_rows * TILE_ROW_BYTES);
             const uint64_t w_at =
                 tile_descriptor(w + (b * F8_TILES + tile) * N * TILE_ROW_BYTES);
 
@@ -257,37 +264,22 @@ f8_scales(const struct f8_product *f, const struct product_tile *tile,
     }
 }
 
-/* One tile. Its first stage is widened already; so is the next tile's first one
- * when this returns, if there is one. */
-template <int GROUPS, int N, int BOX, enum product_end END>
+/* One stage: multiply it, then add its sums. */
+template <int N, int BOX, enum product_end END>
 static __device__ __forceinline__ void
-f8_consume_tile(const struct f8_product *f, const struct product_tile *tile,
-                struct f8_place *at, bool is_last, float *acc)
+f8_consume_stage(const struct f8_product *f, float *acc, uint32_t x, uint32_t w,
+                 float scale[BOX][2])
 {
-    uint64_t *empty = (uint64_t *)at->shared + STAGE_MAX;
-    float sum[BOX][N / 2], scale[BOX][2];
+    float sum[BOX][N / 2];
 
+    f8_multiply<N, BOX>(sum, &f->p, x, w);
+    product_wait<0>();
 #pragma unroll
-    for (int i = 0; i < N / 2; i++)
-        acc[i] = 0.0f;
-    for (uint32_t block = 0; block < f->p.n_block; block += BOX) {
-        const uint32_t stage =
-            (at->ring.stage ? at->ring.stage : f->p.n_stage) - 1;
-
-        f8_multiply<N, BOX>(sum, at, stage);
-        f8_scales<BOX, END>(f, tile, block, scale);
-        if (block + BOX < f->p.n_block || !is_last)
-            f8_widen_next<GROUPS, N, BOX>(&f->p, at);
-        product_wait<0>();
-        product_release<1>(&empty[stage]);
+    for (int b = 0; b < BOX; b++) {
+        product_pin<N / 2>(sum[b]);
 #pragma unroll
-        for (int b = 0; b < BOX; b++) {
-            product_pin<N / 2>(sum[b]);
-#pragma unroll
-            for (int i = 0; i < N / 2; i++)
-                acc[i] = __fmaf_rn(sum[b][i], scale[b][i >= N / 4], acc[i]);
-        }
-        f8_sync<GROUPS>();
+        for (int i = 0; i < N / 2; i++)
+            acc[i] = __fmaf_rn(sum[b][i], scale[b][i >= N / 4], acc[i]);
     }
 }
 
@@ -296,35 +288,48 @@ static __device__ __forceinline__ void f8_consume(const struct f8_product *f,
                                                   unsigned char *shared)
 {
     const struct product *p = &f->p;
-    struct f8_place at;
-    float acc[N / 2];
+    uint64_t *full = (uint64_t *)shared, *empty = full + STAGE_MAX;
+    const uint32_t stage_bytes = BOX * f8_box_bytes<N>(p);
+    const uint32_t stages = shared_address(shared) + STAGE_AT;
+    const uint32_t buffers = stages + p->n_stage * stage_bytes;
+    const uint32_t group =
+        threadIdx.x / GROUP_THREADS * GROUP_ROWS * TILE_ROW_BYTES;
+    struct product_ring ring = {0, 0};
+    float acc[N / 2], scale[BOX][2];
 
-    at.shared = shared;
-    at.box_bytes = f8_box_bytes<N>(p);
-    at.x_tile_bytes = p->x_rows * TILE_ROW_BYTES;
-    at.buffer = shared + STAGE_AT + p->n_stage * BOX * at.box_bytes;
-    at.ring.stage = at.ring.parity = at.n_widened = 0;
     previous_wait();
     const uint32_t n_tile = product_n_m(p) * p->n_n;
-    if (blockIdx.x >= n_tile)
-        return;
-    f8_widen_next<GROUPS, N, BOX>(p, &at);
-    f8_sync<GROUPS>();
+    uint32_t n_done = 0;
     for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x) {
         const struct product_tile tile =
             product_tile<GROUPS, N, 1, END>(p, i, 0);
 
-        f8_consume_tile<GROUPS, N, BOX, END>(f, &tile, &at,
-                                             i + gridDim.x >= n_tile, acc);
+#pragma unroll
+        for (int k = 0; k < N / 2; k++)
+            acc[k] = 0.0f;
+        for (uint32_t block = 0; block < p->n_block; block += BOX) {
+            f8_scales<BOX, END>(f, &tile, block, scale);
+            f8_sync<GROUPS>();
+            barrier_wait(&full[ring.stage], ring.parity); /* is over: for x */
+            f8_consume_stage<N, BOX, END>(
+                f, acc, stages + ring.stage * stage_bytes + group,
+                buffers + n_done % 2 * BOX * N * F8_BLOCK * 2, scale);
+            product_release<1>(&empty[ring.stage]);
+            n_done++;
+            product_advance(&ring, p->n_stage);
+        }
         product_finish<N, END>(p, &tile, acc);
     }
 }
 
+/* At launch a thread has 128 registers; those that multiply get what the others
+ * do not need. */
 template <int GROUPS, int N, int BOX, enum product_end END>
-static __global__ void __launch_bounds__(PRODUCT_THREADS(GROUPS), 1)
+static __global__ void __launch_bounds__(F8_THREADS(GROUPS), 1)
     f8_kernel(const __grid_constant__ struct f8_product f)
 {
     extern __shared__ __align__(1024) unsigned char shared[];
+    const uint32_t group = threadIdx.x / GROUP_THREADS;
 
     next_begin();
     if (threadIdx.x == 0) {
@@ -337,16 +342,17 @@ static __global__ void __launch_bounds__(PRODUCT_THREADS(GROUPS), 1)
         barrier_publish();
     }
     __syncthreads();
-    if (threadIdx.x >= GROUPS * GROUP_THREADS) {
-        if (GROUPS > 1)
-            asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x == GROUPS * GROUP_THREADS)
+    if (group < GROUPS) {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 184;");
+        f8_consume<GROUPS, N, BOX, END>(&f, shared);
+    } else if (group < GROUPS + F8_WIDENERS(GROUPS)) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
+        f8_widen_all<GROUPS, N, BOX, END>(&f.p, shared);
+    } else {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (threadIdx.x % GROUP_THREADS == 0)
             f8_produce<GROUPS, N, BOX, END>(&f.p, shared);
         __syncwarp();
-    } else {
-        if (GROUPS > 1)
-            asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        f8_consume<GROUPS, N, BOX, END>(&f, shared);
     }
 }
 #endif

@@ -105,7 +105,7 @@ const struct product_shape *product_shapes(size_t *out_n)
 bool product_fits(const struct product_job *job, struct product_shape shape)
 {
     return up(job->n_in, TILE_K) % shape.n_box == 0 &&
-           (job->end != PRODUCT_SWIGLU || shape.n >= 32);
+           (job->end != PRODUCT_SWIGLU || (shape.n >= 32 && shape.x_by == 1));
 }
 
 struct product_shape product_choose(const struct product_job *job,
@@ -226,13 +226,10 @@ static void launch_as(struct gpu *gpu, const struct product *p,
                              product_kernel<GROUPS, N, BOX, X_BY, END>, *p);
 }
 
-/* Half a tile's outputs are written in pieces of 16. */
-#define SWIGLU_OF(N) ((N) < 32 ? PRODUCT_STORE : PRODUCT_SWIGLU)
-
 void product_launch(struct gpu *gpu, const struct product_job *job,
                     struct product_shape s)
 {
-    assert(product_fits(job, s)); /* else the copies would not come out even */
+    assert(product_fits(job, s));
     const struct product p = with_stages(job, s);
     const uint32_t n_m = job->n_expert ? product_rows_max(job, s) : p.n_m;
 
@@ -243,7 +240,7 @@ void product_launch(struct gpu *gpu, const struct product_job *job,
         else if (job->end == PRODUCT_ADD)                                      \
             launch_as<GROUPS, N, BOX, X_BY, PRODUCT_ADD>(gpu, &p, n_m);        \
         else                                                                   \
-            launch_as<GROUPS, N, BOX, X_BY, SWIGLU_OF(N)>(gpu, &p, n_m);       \
+            launch_as<GROUPS, N, BOX, X_BY, PRODUCT_SWIGLU>(gpu, &p, n_m);     \
         return;                                                                \
     }
     PRODUCT_SHAPES(CASE)

@@ -150,8 +150,9 @@ product_stage_bytes(const struct product *p)
     return BOX * (p->x_rows + N) * TILE_ROW_BYTES;
 }
 
-/* As one box, or for swiglu as two. */
-template <int N, int BOX, enum product_end END>
+/* As one box, or for swiglu as two. Where there are few rows, nobody else will
+ * ask for these weights. */
+template <int GROUPS, int N, int BOX, enum product_end END>
 static __device__ __forceinline__ void
 product_copy_w(const struct product *p, const struct product_tile *tile,
                const struct product_stage *stage)
@@ -167,7 +168,8 @@ product_copy_w(const struct product *p, const struct product_tile *tile,
                                       (int32_t)tile->matrix};
 
             copy_box(stage->at + b * box_bytes + row * TILE_ROW_BYTES,
-                     &p->w[part], at, stage->full, KEEP_SHORTLY);
+                     &p->w[part], at, stage->full,
+                     GROUPS == 1 ? KEEP_SHORTLY : KEEP_NORMALLY);
         }
 }
 
@@ -215,7 +217,7 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
                                             &full[s], s * BOX};
 
         barrier_expect(stage.full, stage_bytes);
-        product_copy_w<N, BOX, END>(p, &tile, &stage);
+        product_copy_w<GROUPS, N, BOX, END>(p, &tile, &stage);
     }
     previous_wait();
     const uint32_t n_tile = product_n_m(p) * p->n_n;
@@ -233,7 +235,7 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
             } else {
                 barrier_wait(&empty[ring.stage], ring.parity ^ 1);
                 barrier_expect(stage.full, stage_bytes);
-                product_copy_w<N, BOX, END>(p, &tile, &stage);
+                product_copy_w<GROUPS, N, BOX, END>(p, &tile, &stage);
             }
             product_copy_x<N, BOX, X_BY>(p, &tile, &stage, rank);
             product_advance(&ring, p->n_stage);
@@ -269,12 +271,11 @@ static __device__ __forceinline__ void product_put_quad(float *y, float4 v)
 
 /* Of two neighbours, the even lane gets both of their a, the odd one both of
  * their b; the even lane's first. */
-template <typename T>
-static __device__ __forceinline__ void product_swap(T a, T b, T *out_0,
-                                                    T *out_1)
+static __device__ __forceinline__ void product_swap(float a, float b,
+                                                    float *out_0, float *out_1)
 {
     const bool is_odd = threadIdx.x % 2;
-    const T other = __shfl_xor_sync(0xffffffff, is_odd ? a : b, 1);
+    const float other = __shfl_xor_sync(0xffffffff, is_odd ? a : b, 1);
 
     *out_0 = is_odd ? other : a;
     *out_1 = is_odd ? b : other;
@@ -333,21 +334,18 @@ static __device__ __forceinline__ void
 product_put_swiglu(const struct product *p, const struct product_tile *tile,
                    uint32_t row, const float *acc)
 {
-    uint16_t *y = (uint16_t *)p->y + row * p->y_stride + tile->out;
+    const uint32_t t = threadIdx.x % 4 * 2;
+    uint16_t *y = (uint16_t *)p->y + row * p->y_stride + tile->out + t;
 
+    if (row >= tile->row_end)
+        return;
 #pragma unroll
-    for (int j = 0; j < N / 16; j += 2) {
-        const uint32_t c = product_column(j);
+    for (int j = 0; j < N / 16; j++) {
         const float *gate = acc + 4 * j, *up = gate + N / 4;
-        uint2 v;
 
-        product_swap(round_pair(scalar_silu(gate[0]) * up[0],
-                                scalar_silu(gate[1]) * up[1]),
-                     round_pair(scalar_silu(gate[4]) * up[4],
-                                scalar_silu(gate[5]) * up[5]),
-                     &v.x, &v.y);
-        if (row < tile->row_end && tile->out + c < p->n_out)
-            *(uint2 *)(y + c) = v;
+        if (tile->out + 8 * j + t < p->n_out)
+            *(uint32_t *)(y + 8 * j) = round_pair(scalar_silu(gate[0]) * up[0],
+                                                  scalar_silu(gate[1]) * up[1]);
     }
 }
 
