@@ -15,6 +15,7 @@
 #define PRODUCT_SHAPES(X)                                                      \
     X(1, 16, 1, 1)                                                             \
     X(1, 16, 4, 1)                                                             \
+    X(1, 16, 8, 1)                                                             \
     X(1, 32, 1, 1)                                                             \
     X(1, 32, 4, 1)                                                             \
     X(1, 64, 1, 1)                                                             \
@@ -70,7 +71,7 @@ static double cost(const struct product_job *job, struct product_shape s,
     const double n_matrix =
         job->n_expert < job->n_row ? job->n_expert : job->n_row;
     const double step = s.n_group * s.n / 2 < 45 ? 45 : s.n_group * s.n / 2;
-    const double multiply = fmax(4 * step, 520.0 / s.n_box);
+    const double multiply = fmax(4 * step + 100.0 / s.n_box, 520.0 / s.n_box);
     const double bytes =
         128.0 * (s.n + (double)product_x_rows(job, s.n_group) / s.x_by);
     const double rate = 35.0 * n_sm / n_busy < 45 ? 35.0 * n_sm / n_busy : 45;
