@@ -360,9 +360,9 @@ struct expert_args {
     size_t y_stride;
     const float *x;
     size_t x_stride;
-    const uint32_t *row;    /* [first[n_expert]] */
-    const uint32_t *first;  /* [n_expert + 1] */
-    const struct linear *w; /* [n_expert], of one shape and type */
+    const uint32_t *row;        /* [first[n_expert]] */
+    const uint32_t *first;      /* [n_expert + 1] */
+    const struct linear *w;     /* [n_expert], of one shape and type */
     uint32_t n_expert, n_place; /* n_place: first[n_expert] */
 };
 

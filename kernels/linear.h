@@ -43,7 +43,7 @@ enum linear_type {
     LINEAR_F32,
     LINEAR_BF16,
     LINEAR_W8,
-    N_LINEAR_TYPE, /* those that every CPU backend has */
+    N_LINEAR_TYPE,            /* those that every CPU backend has */
     LINEAR_F8 = N_LINEAR_TYPE /* of a GPU: kernels/linear_f8.h */
 };
 

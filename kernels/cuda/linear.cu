@@ -105,7 +105,7 @@ static void run_ffn(struct gpu *gpu, const struct ffn_args *a,
     struct product_job job = {};
 
     assert(a->up->n_out == a->gate->n_out && a->up->n_in == a->gate->n_in &&
-           a->down->n_in == a->gate->n_out);
+           a->up->type == a->gate->type && a->down->n_in == a->gate->n_out);
     if (gpu_is_replaying(gpu) || !a->n_row)
         return;
     job.end = end;

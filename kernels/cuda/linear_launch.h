@@ -1,9 +1,9 @@
 #ifndef KERNELS_CUDA_LINEAR_LAUNCH_H
 #define KERNELS_CUDA_LINEAR_LAUNCH_H
 /*
- * Products of bf16 rows and weights on the host's side: which tile shape, the
- * tensor maps of the copy engine, the launch. The kernel is in
- * linear_product.cuh.
+ * Products of weights on the host's side: which tile shape, the tensor maps of
+ * the copy engine, the launch. The kernels are in linear_product.cuh and
+ * linear_f8.cuh.
  *
  * Weights lie as bf16 [n_out][n_in] with both padded with zeros to LINEAR_PAD;
  * x as bf16 [n_row][n_in], n_in padded in the same way.
@@ -14,24 +14,25 @@
 #include "kernels/linear_f8.h"
 
 #define LINEAR_PAD 64u
+#define SHARED_BYTES 232448u /* that a CTA of sm_90 may have */
 
 static inline size_t linear_padded(size_t n)
 {
     return (n + LINEAR_PAD - 1) / LINEAR_PAD * LINEAR_PAD;
 }
 
-/* Tile of 64 n_group rows and n outputs; stages of n_box times 64 inputs. */
+/* Tile of 64 n_group rows and n outputs; stages of n_box times 64 inputs (of
+ * 128 with weights of eight bits). */
 struct product_shape {
     uint32_t n_group, n, n_box;
     uint32_t x_by; /* CTAs of a cluster, which share rows */
 };
 
 /*
- * Rows of bf16 with their stride in elements, a multiple of LINEAR_PAD. There
- * may be several of them, alike, in one map for the copy engine: number i lies
- * MATRIX_STEP i bytes behind `at`, wherever that is.
+ * Rows of bf16, or of bytes, with their stride in elements, padded. There may
+ * be several such matrices, alike, in one map for the copy engine: number i
+ * lies MATRIX_STEP i bytes behind `at`, so that each may lie anywhere.
  */
-
 struct product_matrix {
     const void *at;
     size_t n_row, stride;
@@ -40,7 +41,7 @@ struct product_matrix {
 
 struct product_job {
     enum product_end end;
-    bool is_f8;       /* w is of kernels/linear_f8.h, strides are bytes */
+    bool is_f8;       /* w is of kernels/linear_f8.h */
     size_t scales_at; /* in it */
     void *y;
     size_t y_stride;
@@ -79,7 +80,7 @@ struct product_shape f8_choose(const struct product_job *job, uint32_t n_sm);
 void f8_launch(struct gpu *gpu, const struct product_job *job,
                struct product_shape shape);
 
-/* Weights of one of two matrices; n_matrix is 1. */
+/* w[part] and of what kind it is; n_matrix is 1. */
 void product_set_weights(struct product_job *job, uint32_t part,
                          const struct linear *w);
 /* By the job's kind of weights. */
@@ -93,8 +94,6 @@ void product_run(struct gpu *gpu, const struct product_job *job,
  * kernel here waits for by previous_wait() before it reads or writes anything
  * but weights.
  */
-#define SHARED_BYTES 232448u /* that a CTA of sm_90 may have */
-
 struct early_launch {
     cudaLaunchAttribute attribute[2]; /* room for a cluster's */
     cudaLaunchConfig_t config;
