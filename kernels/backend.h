@@ -359,17 +359,17 @@ struct route_args {
  * The products of all experts in one go: for place i of expert e
  *     y[i] = x[row[i]] w[e]^T
  * with the bits of linear(); row may be NULL for x[i]. Experts without rows
- * are not touched.
+ * are not touched. On a device row and first lie in its memory, whence n_place.
  */
 struct expert_args {
     float *y;
     size_t y_stride;
     const float *x;
     size_t x_stride;
-    const uint32_t *row;    /* [first[n_expert]] */
-    const uint32_t *first;  /* [n_expert + 1] */
-    const struct linear *w; /* [n_expert], of one shape and type */
-    uint32_t n_expert;
+    const uint32_t *row;        /* [first[n_expert]] */
+    const uint32_t *first;      /* [n_expert + 1] */
+    const struct linear *w;     /* [n_expert], of one shape and type */
+    uint32_t n_expert, n_place; /* n_place: first[n_expert] */
 };
 
 /*

@@ -44,7 +44,13 @@
 #define LINEAR_GROUP 128u /* inputs that share a scale in W8 */
 #define LINEAR_TILE 64u   /* to which MMA pads inputs and outputs */
 
-enum linear_type { LINEAR_F32, LINEAR_BF16, LINEAR_W8, N_LINEAR_TYPE };
+enum linear_type {
+    LINEAR_F32,
+    LINEAR_BF16,
+    LINEAR_W8,
+    N_LINEAR_TYPE,            /* those that every CPU backend has */
+    LINEAR_F8 = N_LINEAR_TYPE /* of a GPU: kernels/linear_f8.h */
+};
 
 enum arithmetic {
     ARITHMETIC_FP32,

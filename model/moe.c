@@ -359,6 +359,7 @@ static void run_experts(const struct moe *moe, const struct mlp_args *args,
                         const struct room *r)
 {
     const struct backend *backend = args->backend;
+    const uint32_t n_place = args->n_row * moe->n_chosen;
 
     backend->expert(args->pool,
                     &(struct expert_args){.y = r->gate_up,
@@ -368,22 +369,22 @@ static void run_experts(const struct moe *moe, const struct mlp_args *args,
                                           .row = r->by.row,
                                           .first = r->by.first,
                                           .w = moe->gate_up,
-                                          .n_expert = moe->n_expert});
-    backend->swiglu(args->pool,
-                    &(struct swiglu_args){.y = r->act,
-                                          .y_stride = r->narrow,
-                                          .x = r->gate_up,
-                                          .x_stride = r->wide,
-                                          .n_row = args->n_row * moe->n_chosen,
-                                          .n_ff = moe->down->n_in});
-    backend->expert(args->pool,
-                    &(struct expert_args){.y = r->down,
-                                          .y_stride = r->hidden,
-                                          .x = r->act,
-                                          .x_stride = r->narrow,
-                                          .first = r->by.first,
-                                          .w = moe->down,
-                                          .n_expert = moe->n_expert});
+                                          .n_expert = moe->n_expert,
+                                          .n_place = n_place});
+    backend->swiglu(args->pool, &(struct swiglu_args){.y = r->act,
+                                                      .y_stride = r->narrow,
+                                                      .x = r->gate_up,
+                                                      .x_stride = r->wide,
+                                                      .n_row = n_place,
+                                                      .n_ff = moe->down->n_in});
+    backend->expert(args->pool, &(struct expert_args){.y = r->down,
+                                                      .y_stride = r->hidden,
+                                                      .x = r->act,
+                                                      .x_stride = r->narrow,
+                                                      .first = r->by.first,
+                                                      .w = moe->down,
+                                                      .n_expert = moe->n_expert,
+                                                      .n_place = n_place});
 }
 
 static void run_shared(const struct moe *moe, const struct mlp_args *args,

@@ -320,7 +320,8 @@ static void compare_products(const struct product *p, bool is_gathered,
                                       .row = is_gathered ? p->by.row : NULL,
                                       .first = p->by.first,
                                       .w = p->w,
-                                      .n_expert = p->n_expert});
+                                      .n_expert = p->n_expert,
+                                      .n_place = p->by.n_row * p->by.n_chosen});
         snprintf(what, sizeof(what),
                  "%s %u -> %u, %u experts, %u rows, pool %u", backend->name,
                  p->n_in, p->n_out, p->n_expert, p->by.n_row, i);
@@ -396,8 +397,8 @@ Test(experts, who_has_no_rows_is_not_touched)
     w[0].panel = w[2].panel = NULL;
     EACH_BACKEND(backend)
     {
-        backend->expert(NULL,
-                        &(struct expert_args){y, 24, x, 40, row, first, w, 3});
+        backend->expert(
+            NULL, &(struct expert_args){y, 24, x, 40, row, first, w, 3, 2});
         for (uint32_t i = 0; i < 2 * 24; i++)
             cr_assert(isfinite(y[i]));
     }

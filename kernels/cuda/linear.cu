@@ -1,0 +1,130 @@
+/*
+ * linear, linear_add, ffn and ffn_add: rows are rounded to bf16 in scratch
+ * memory, then multiplied (linear_product.cuh). ffn keeps its hidden rows there
+ * too, as bf16, which is what the second product would round them to.
+ */
+#include "kernels/cuda/linear_launch.h"
+#include "kernels/cuda/ops.h"
+
+#include <assert.h>
+
+static size_t matrix_bytes(size_t n_row, size_t n)
+{
+    return (n_row * linear_padded(n) * sizeof(uint16_t) + 1023) / 1024 * 1024;
+}
+
+static struct product_matrix rounded(struct gpu *gpu,
+                                     const struct linear_args *a, void *to)
+{
+    struct round_job job = {};
+    struct product_matrix m = {};
+
+    job.to = to;
+    job.x = a->x;
+    job.x_stride = a->x_stride;
+    job.n_row = a->n_row;
+    job.n_in = a->w->n_in;
+    round_launch(gpu, &job);
+    m.at = to;
+    m.n_row = a->n_row;
+    m.stride = linear_padded(a->w->n_in);
+    m.n_matrix = 1;
+    return m;
+}
+
+static void run(struct gpu *gpu, const struct product_job *job)
+{
+    product_run(gpu, job, product_shape_of(gpu, job));
+}
+
+static void run_linear(struct gpu *gpu, const struct linear_args *a,
+                       enum product_end end)
+{
+    void *x = gpu_scratch(gpu, matrix_bytes(a->n_row, a->w->n_in));
+    struct product_job job = {};
+
+    if (gpu_is_replaying(gpu) || !a->n_row)
+        return;
+    job.end = end;
+    job.y = a->y;
+    job.y_stride = a->y_stride;
+    job.n_row = a->n_row;
+    job.n_out = a->w->n_out;
+    job.n_in = a->w->n_in;
+    job.x = rounded(gpu, a, x);
+    product_set_weights(&job, 0, a->w);
+    run(gpu, &job);
+}
+
+void cuda_linear(struct gpu *gpu, const struct linear_args *args)
+{
+    run_linear(gpu, args, PRODUCT_STORE);
+}
+
+void cuda_linear_add(struct gpu *gpu, const struct linear_args *args)
+{
+    run_linear(gpu, args, PRODUCT_ADD);
+}
+
+/* Into hidden rows of bf16, all of their padding with them: the weights'
+ * padding makes it zero. */
+static struct product_matrix hidden(struct gpu *gpu, const struct ffn_args *a,
+                                    void *x, void *to)
+{
+    struct linear_args in = {};
+    struct product_job job = {};
+    struct product_matrix m = {};
+
+    in.x = a->x;
+    in.x_stride = a->x_stride;
+    in.n_row = a->n_row;
+    in.w = a->gate;
+    m.at = to;
+    m.n_row = a->n_row;
+    m.stride = linear_padded(a->gate->n_out);
+    m.n_matrix = 1;
+    job.end = PRODUCT_SWIGLU;
+    job.y = to;
+    job.y_stride = m.stride;
+    job.n_row = a->n_row;
+    job.n_out = (uint32_t)m.stride;
+    job.n_in = a->gate->n_in;
+    job.x = rounded(gpu, &in, x);
+    product_set_weights(&job, 0, a->gate);
+    product_set_weights(&job, 1, a->up);
+    run(gpu, &job);
+    return m;
+}
+
+static void run_ffn(struct gpu *gpu, const struct ffn_args *a,
+                    enum product_end end)
+{
+    const size_t x_bytes = matrix_bytes(a->n_row, a->gate->n_in);
+    const size_t bytes = matrix_bytes(a->n_row, a->gate->n_out);
+    unsigned char *x = (unsigned char *)gpu_scratch(gpu, x_bytes + bytes);
+    struct product_job job = {};
+
+    assert(a->up->n_out == a->gate->n_out && a->up->n_in == a->gate->n_in &&
+           a->up->type == a->gate->type && a->down->n_in == a->gate->n_out);
+    if (gpu_is_replaying(gpu) || !a->n_row)
+        return;
+    job.end = end;
+    job.y = a->y;
+    job.y_stride = a->y_stride;
+    job.n_row = a->n_row;
+    job.n_out = a->down->n_out;
+    job.n_in = a->down->n_in;
+    job.x = hidden(gpu, a, x, x + x_bytes);
+    product_set_weights(&job, 0, a->down);
+    run(gpu, &job);
+}
+
+void cuda_ffn(struct gpu *gpu, const struct ffn_args *args)
+{
+    run_ffn(gpu, args, PRODUCT_STORE);
+}
+
+void cuda_ffn_add(struct gpu *gpu, const struct ffn_args *args)
+{
+    run_ffn(gpu, args, PRODUCT_ADD);
+}

@@ -1,0 +1,145 @@
+#include "kernels/cuda/linear_f8.cuh"
+
+#include "kernels/cuda/linear_launch.h"
+
+#include <assert.h>
+#include <math.h>
+
+/* n_group, n, n_box: a tile's outputs lie in one block of weights. Those with
+ * an n_box of 1 do any job. */
+#define F8_SHAPES(X)                                                           \
+    X(1, 32, 1)                                                                \
+    X(1, 32, 4)                                                                \
+    X(1, 64, 2)                                                                \
+    X(1, 128, 1)                                                               \
+    X(2, 128, 1)
+
+static const struct product_shape SHAPE[] = {
+#define ENTRY(GROUPS, N, BOX) {GROUPS, N, BOX, 1},
+    F8_SHAPES(ENTRY)
+#undef ENTRY
+};
+#define N_SHAPE (sizeof(SHAPE) / sizeof(*SHAPE))
+
+static double up(double n, double by)
+{
+    return (double)(((uint64_t)n + (uint64_t)by - 1) / (uint64_t)by);
+}
+
+/* As cost() of linear_launch.cu: per block of 128 inputs a warpgroup widens an
+ * output in some 5 cycles, beside which the steps run, those of n_box sums
+ * between each other; then a stage's end, 200. */
+static double cost(const struct product_job *job, struct product_shape s,
+                   uint32_t n_sm)
+{
+    const double n_out = job->end == PRODUCT_SWIGLU ? s.n / 2.0 : s.n;
+    const double high = s.n_group * (double)GROUP_ROWS;
+    const double n_n = up(job->n_out, n_out);
+    const double n_tile = product_rows_max(job, s) * n_n;
+    const double n_block = up(job->n_in, F8_BLOCK);
+    const double x_rows = job->n_row < high ? job->n_row : high;
+    const double widen = 5.0 * s.n / F8_WIDENERS(s.n_group);
+    const double step = fmax(s.n_group * s.n / 2.0, 55.0 / s.n_box);
+    const double copy = F8_BLOCK * (s.n + 2 * x_rows) / 35;
+    const double block = fmax(fmax(widen, F8_BLOCK / 16 * step), copy);
+    const double tiles =
+        up(n_tile, n_sm) * (n_block * (block + 200.0 / s.n_box) + 2000);
+    const double memory = F8_BLOCK * n_n * s.n * n_block / 13 / n_sm;
+
+    return fmax(tiles, memory) + tiles / 16;
+}
+
+const struct product_shape *f8_shapes(size_t *out_n)
+{
+    *out_n = N_SHAPE;
+    return SHAPE;
+}
+
+/* Bytes beside the stages, and of one. */
+static uint32_t fixed_bytes(struct product_shape s)
+{
+    return STAGE_AT + STAGE_BEHIND + 2 * s.n_box * s.n * F8_BLOCK * 2;
+}
+
+static uint32_t stage_bytes(struct product_shape s, uint32_t x_rows)
+{
+    return s.n_box * (F8_TILES * x_rows + s.n) * TILE_ROW_BYTES;
+}
+
+static uint32_t n_stage(struct product_shape s, uint32_t x_rows)
+{
+    const uint32_t n = (SHARED_BYTES - fixed_bytes(s)) / stage_bytes(s, x_rows);
+
+    return n < STAGE_MAX ? n : STAGE_MAX;
+}
+
+/* One stage is widened while the one before is multiplied. */
+bool f8_fits(const struct product_job *job, struct product_shape s)
+{
+    return (uint32_t)up(job->n_in, F8_BLOCK) % s.n_box == 0 &&
+           n_stage(s, product_x_rows(job, s.n_group)) > 1;
+}
+
+struct product_shape f8_choose(const struct product_job *job, uint32_t n_sm)
+{
+    struct product_shape best = {};
+    double least = INFINITY;
+
+    for (size_t i = 0; i < N_SHAPE; i++) {
+        const double here = cost(job, SHAPE[i], n_sm);
+
+        if (f8_fits(job, SHAPE[i]) && here < least) {
+            best = SHAPE[i];
+            least = here;
+        }
+    }
+    return best;
+}
+
+template <int GROUPS, int N, int BOX, enum product_end END>
+static void launch_as(struct gpu *gpu, const struct f8_product *f,
+                      uint32_t n_m_max)
+{
+    const struct product_shape s = {GROUPS, N, BOX, 1};
+    const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu), n_tile = n_m_max * f->p.n_n;
+    const uint32_t bytes =
+        fixed_bytes(s) + f->p.n_stage * stage_bytes(s, f->p.x_rows);
+    struct early_launch launch;
+
+    early_launch_init(&launch, gpu, dim3(n_tile < n_sm ? n_tile : n_sm),
+                      F8_THREADS(GROUPS));
+    launch.config.dynamicSmemBytes = bytes;
+    /* Errors of both are found where the step is waited for. */
+    (void)cudaFuncSetAttribute(f8_kernel<GROUPS, N, BOX, END>,
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               (int)bytes);
+    (void)cudaLaunchKernelEx(&launch.config, f8_kernel<GROUPS, N, BOX, END>,
+                             *f);
+}
+
+void f8_launch(struct gpu *gpu, const struct product_job *job,
+               struct product_shape s)
+{
+    const uint32_t n_m = product_rows_max(job, s);
+    struct f8_product f = {};
+
+    assert(f8_fits(job, s));
+    f.p = product_parameters(job, s);
+    f.p.n_stage = n_stage(s, f.p.x_rows);
+    f.w[0] = (const unsigned char *)job->w[0].at;
+    f.w[1] = (const unsigned char *)job->w[1].at;
+    f.scales_at = job->scales_at;
+#define CASE(GROUPS, N, BOX)                                                   \
+    if (s.n_group == GROUPS && s.n == N && s.n_box == BOX) {                   \
+        if (job->end == PRODUCT_STORE)                                         \
+            launch_as<GROUPS, N, BOX, PRODUCT_STORE>(gpu, &f, n_m);            \
+        else if (job->end == PRODUCT_ADD)                                      \
+            launch_as<GROUPS, N, BOX, PRODUCT_ADD>(gpu, &f, n_m);              \
+        else                                                                   \
+            launch_as<GROUPS, N, BOX, PRODUCT_SWIGLU>(gpu, &f, n_m);           \
+        return;                                                                \
+    }
+    F8_SHAPES(CASE)
+#undef CASE
+    assert(!"a shape of the table");
+}

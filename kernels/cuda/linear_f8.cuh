@@ -1,0 +1,358 @@
+#ifndef KERNELS_CUDA_LINEAR_F8_CUH
+#define KERNELS_CUDA_LINEAR_F8_CUH
+/*
+ * y = x W^T with weights of kernels/linear_f8.h: as linear_product.cuh, whose
+ * tiles, ring and results it has, but a stage comes as BOX times [x: two tiles
+ * of 64 inputs][q: N rows of 128 bytes]. WIDENERS more warpgroups widen q to
+ * bf16 (exact) in one of two buffers while the others multiply by what is in
+ * the other one; then all meet at a barrier. A block of 128 inputs is a sum of
+ * its own from zero, which goes into the result by one fma with the block's
+ * scale. The BOX sums of a stage take steps in turn: a step need not wait for
+ * the one before it.
+ */
+#include "kernels/cuda/linear_product.cuh"
+
+#define F8_BLOCK 128u
+#define F8_TILES (F8_BLOCK / TILE_K) /* tiles of x in a block */
+
+/* Warpgroups: those that multiply, those that widen, one that copies. With two
+ * that multiply a tile takes them long enough. */
+#define F8_WIDENERS(GROUPS) ((GROUPS) == 1 ? 2 : 1)
+#define F8_THREADS(GROUPS)                                                     \
+    (((GROUPS) + F8_WIDENERS(GROUPS) + 1) * GROUP_THREADS)
+
+struct f8_product {
+    struct product p; /* n_block counts blocks of F8_BLOCK inputs */
+    const unsigned char *w[2];
+    size_t scales_at; /* from a matrix of w to its scales */
+};
+
+/* Four e4m3, of which `half` has two in the high bytes of its halves, to bf16:
+ * exponent and mantissa to their places, then the exponents' biases apart. */
+static __device__ __forceinline__ uint32_t f8_widen_pair(uint32_t half)
+{
+    const uint32_t bits = (half >> 4 & 0x07f007f0) | (half & 0x80008000);
+    uint32_t pair;
+
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(bits), "r"(0x7b807b80));
+    return pair;
+}
+
+static __device__ __forceinline__ uint4 f8_widen(uint32_t a, uint32_t b)
+{
+    return make_uint4(f8_widen_pair(__byte_perm(a, 0, 0x1404)),
+                      f8_widen_pair(__byte_perm(a, 0, 0x3424)),
+                      f8_widen_pair(__byte_perm(b, 0, 0x1404)),
+                      f8_widen_pair(__byte_perm(b, 0, 0x3424)));
+}
+
+/*
+ * N rows of q into two tiles of 64 columns, swizzled as the copy engine does
+ * it: 16 bytes number c of row r lie at c ^ r % 8. The upper half of the lanes
+ * of a row writes its two pieces the other way round, so that the banks differ.
+ */
+template <int N>
+static __device__ __forceinline__ void f8_widen_piece(unsigned char *to,
+                                                      uint32_t i, uint4 v)
+{
+    const uint32_t row = i / 8, piece = i % 8, first = piece / 4;
+    const uint4 low = f8_widen(v.x, v.y), high = f8_widen(v.z, v.w);
+    unsigned char *at = to + (first * N + row) * TILE_ROW_BYTES;
+    const uint32_t slot = (piece % 4 * 2 + first) ^ row % 8;
+
+    *(uint4 *)(at + slot * 16) = first ? high : low;
+    *(uint4 *)(at + (slot ^ 1) * 16) = first ? low : high;
+}
+
+/* The q of a stage, box_bytes apart. Four loads at a time are under way. */
+template <int WIDENERS, int N, int BOX>
+static __device__ __forceinline__ void
+f8_widen_stage(unsigned char *to, const unsigned char *q, uint32_t box_bytes)
+{
+    const int EACH = N * 8, THREADS = WIDENERS * GROUP_THREADS;
+    const uint32_t thread = threadIdx.x % THREADS;
+
+#pragma unroll
+    for (int first = 0; first < BOX * EACH; first += 4 * THREADS) {
+        uint4 v[4];
+
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            const uint32_t i = first + k * THREADS + thread;
+
+            if (first + k * THREADS < BOX * EACH)
+                v[k] =
+                    *(const uint4 *)(q + i / EACH * box_bytes + i % EACH * 16);
+        }
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            const uint32_t i = first + k * THREADS + thread;
+
+            if (first + k * THREADS < BOX * EACH)
+                f8_widen_piece<N>(to + i / EACH * N * F8_BLOCK * 2, i % EACH,
+                                  v[k]);
+        }
+    }
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* All warpgroups but the one that copies. */
+template <int GROUPS> static __device__ __forceinline__ void f8_sync(void)
+{
+    asm volatile("barrier.sync 1, %0;" ::"n"((GROUPS + F8_WIDENERS(GROUPS)) *
+                                             GROUP_THREADS)
+                 : "memory");
+}
+
+/* Of one block in a stage. */
+template <int N>
+static __device__ __forceinline__ uint32_t f8_box_bytes(const struct product *p)
+{
+    return (F8_TILES * p->x_rows + N) * TILE_ROW_BYTES;
+}
+
+/* ---------------------------------------------------------------- copying */
+
+template <int N, int BOX, enum product_end END>
+static __device__ __forceinline__ void
+f8_copy_w(const struct product *p, const struct product_tile *tile,
+          const struct product_stage *stage)
+{
+    const uint32_t n_part = END == PRODUCT_SWIGLU ? 2 : 1;
+
+    for (uint32_t b = 0; b < BOX; b++)
+        for (uint32_t part = 0; part < n_part; part++) {
+            const uint32_t row = F8_TILES * p->x_rows + part * (N / 2);
+            const struct box_at at = {(int32_t)((stage->block + b) * F8_BLOCK),
+                                      (int32_t)tile->out,
+                                      (int32_t)tile->matrix};
+
+            copy_box(stage->at + b * f8_box_bytes<N>(p) + row * TILE_ROW_BYTES,
+                     &p->w[part], at, stage->full, KEEP_SHORTLY);
+        }
+}
+
+template <int N, int BOX>
+static __device__ __forceinline__ void
+f8_copy_x(const struct product *p, const struct product_tile *tile,
+          const struct product_stage *stage)
+{
+    for (uint32_t i = 0; i < BOX * F8_TILES; i++) {
+        const uint32_t row = i % F8_TILES * p->x_rows;
+        const struct box_at at = {
+            (int32_t)(stage->block * F8_BLOCK + i * TILE_K), (int32_t)tile->row,
+            0};
+
+        copy_box(stage->at + i / F8_TILES * f8_box_bytes<N>(p) +
+                     row * TILE_ROW_BYTES,
+                 &p->x, at, stage->full, KEEP_NORMALLY);
+    }
+}
+
+template <int GROUPS, int N, int BOX, enum product_end END>
+static __device__ __forceinline__ void f8_produce(const struct product *p,
+                                                  unsigned char *shared)
+{
+    uint64_t *full = (uint64_t *)shared, *empty = full + STAGE_MAX;
+    const uint32_t stage_bytes = BOX * f8_box_bytes<N>(p);
+    const uint32_t n_step = p->n_block / BOX;
+    uint32_t n_early = n_step < p->n_stage ? n_step : p->n_stage;
+    struct product_ring ring = {0, 0};
+
+    n_early = p->rows ? 0 : n_early;
+    for (uint32_t s = 0; s < n_early; s++) {
+        const struct product_tile tile =
+            product_tile<GROUPS, N, 1, END>(p, blockIdx.x, 0);
+        const struct product_stage stage = {shared + STAGE_AT + s * stage_bytes,
+                                            &full[s], s * BOX};
+
+        barrier_expect(stage.full, stage_bytes);
+        f8_copy_w<N, BOX, END>(p, &tile, &stage);
+    }
+    previous_wait();
+    const uint32_t n_tile = product_n_m(p) * p->n_n;
+    for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x) {
+        const struct product_tile tile =
+            product_tile<GROUPS, N, 1, END>(p, i, 0);
+
+        for (uint32_t s = 0; s < n_step; s++) {
+            const struct product_stage stage = {shared + STAGE_AT +
+                                                    ring.stage * stage_bytes,
+                                                &full[ring.stage], s * BOX};
+
+            if (n_early) {
+                n_early--;
+            } else {
+                barrier_wait(&empty[ring.stage], ring.parity ^ 1);
+                barrier_expect(stage.full, stage_bytes);
+                f8_copy_w<N, BOX, END>(p, &tile, &stage);
+            }
+            f8_copy_x<N, BOX>(p, &tile, &stage);
+            product_advance(&ring, p->n_stage);
+        }
+    }
+}
+
+/* --------------------------------------------------------------- widening */
+
+template <int GROUPS, int N, int BOX, enum product_end END>
+static __device__ __forceinline__ void f8_widen_all(const struct product *p,
+                                                    unsigned char *shared)
+{
+    uint64_t *full = (uint64_t *)shared;
+    const uint32_t box_bytes = f8_box_bytes<N>(p);
+    const uint32_t q_at = STAGE_AT + F8_TILES * p->x_rows * TILE_ROW_BYTES;
+    unsigned char *buffer = shared + STAGE_AT + p->n_stage * BOX * box_bytes;
+    struct product_ring ring = {0, 0};
+
+    previous_wait();
+    const uint32_t n_tile = product_n_m(p) * p->n_n;
+    const uint32_t n_step = p->n_block / BOX;
+    uint32_t n_widened = 0;
+    for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x)
+        for (uint32_t s = 0; s < n_step; s++) {
+            barrier_wait(&full[ring.stage], ring.parity);
+            f8_widen_stage<F8_WIDENERS(GROUPS), N, BOX>(
+                buffer + n_widened % 2 * BOX * N * F8_BLOCK * 2,
+                shared + q_at + ring.stage * BOX * box_bytes, box_bytes);
+            f8_sync<GROUPS>();
+            n_widened++;
+            product_advance(&ring, p->n_stage);
+        }
+}
+
+/* ------------------------------------------------------------ multiplying */
+
+/* sum = x times the blocks of a stage, whose weights lie in a buffer. */
+template <int N, int BOX>
+static __device__ __forceinline__ void f8_multiply(float sum[BOX][N / 2],
+                                                   const struct product *p,
+                                                   uint32_t x, uint32_t w)
+{
+    product_begin();
+#pragma unroll
+    for (uint32_t k = 0; k < F8_BLOCK / 16; k++)
+#pragma unroll
+        for (uint32_t b = 0; b < BOX; b++) {
+            const uint32_t tile = k / (TILE_K / 16), step = k % (TILE_K / 16);
+            const uint64_t x_at = tile_descriptor(
+                x + b * f8_box_bytes<N>(p) + tile * p->x_rows * TILE_ROW_BYTES);
+            const uint64_t w_at =
+                tile_descriptor(w + (b * F8_TILES + tile) * N * TILE_ROW_BYTES);
+
+            product_step<N>(sum[b], x_at + step * TILE_STEP,
+                            w_at + step * TILE_STEP, k > 0);
+        }
+    product_commit();
+}
+
+/* Of the blocks of a stage, for the gate and for up. */
+template <int BOX, enum product_end END>
+static __device__ __forceinline__ void
+f8_scales(const struct f8_product *f, const struct product_tile *tile,
+          uint32_t block, float scale[BOX][2])
+{
+    const size_t at = (size_t)tile->matrix * MATRIX_STEP + f->scales_at;
+    const uint32_t first = tile->out / F8_BLOCK * f->p.n_block + block;
+
+#pragma unroll
+    for (int b = 0; b < BOX; b++) {
+        scale[b][0] = __ldg((const float *)(f->w[0] + at) + first + b);
+        scale[b][1] = END == PRODUCT_SWIGLU
+                          ? __ldg((const float *)(f->w[1] + at) + first + b)
+                          : scale[b][0];
+    }
+}
+
+/* One stage: multiply it, then add its sums. */
+template <int N, int BOX, enum product_end END>
+static __device__ __forceinline__ void
+f8_consume_stage(const struct f8_product *f, float *acc, uint32_t x, uint32_t w,
+                 float scale[BOX][2])
+{
+    float sum[BOX][N / 2];
+
+    f8_multiply<N, BOX>(sum, &f->p, x, w);
+    product_wait<0>();
+#pragma unroll
+    for (int b = 0; b < BOX; b++) {
+        product_pin<N / 2>(sum[b]);
+#pragma unroll
+        for (int i = 0; i < N / 2; i++)
+            acc[i] = __fmaf_rn(sum[b][i], scale[b][i >= N / 4], acc[i]);
+    }
+}
+
+template <int GROUPS, int N, int BOX, enum product_end END>
+static __device__ __forceinline__ void f8_consume(const struct f8_product *f,
+                                                  unsigned char *shared)
+{
+    const struct product *p = &f->p;
+    uint64_t *full = (uint64_t *)shared, *empty = full + STAGE_MAX;
+    const uint32_t stage_bytes = BOX * f8_box_bytes<N>(p);
+    const uint32_t stages = shared_address(shared) + STAGE_AT;
+    const uint32_t buffers = stages + p->n_stage * stage_bytes;
+    const uint32_t group =
+        threadIdx.x / GROUP_THREADS * GROUP_ROWS * TILE_ROW_BYTES;
+    struct product_ring ring = {0, 0};
+    float acc[N / 2], scale[BOX][2];
+
+    previous_wait();
+    const uint32_t n_tile = product_n_m(p) * p->n_n;
+    uint32_t n_done = 0;
+    for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x) {
+        const struct product_tile tile =
+            product_tile<GROUPS, N, 1, END>(p, i, 0);
+
+#pragma unroll
+        for (int k = 0; k < N / 2; k++)
+            acc[k] = 0.0f;
+        for (uint32_t block = 0; block < p->n_block; block += BOX) {
+            f8_scales<BOX, END>(f, &tile, block, scale);
+            f8_sync<GROUPS>();
+            barrier_wait(&full[ring.stage], ring.parity); /* is over: for x */
+            f8_consume_stage<N, BOX, END>(
+                f, acc, stages + ring.stage * stage_bytes + group,
+                buffers + n_done % 2 * BOX * N * F8_BLOCK * 2, scale);
+            product_release<1>(&empty[ring.stage]);
+            n_done++;
+            product_advance(&ring, p->n_stage);
+        }
+        product_finish<N, END>(p, &tile, acc);
+    }
+}
+
+/* At launch a thread has 128 registers; those that multiply get what the others
+ * do not need. */
+template <int GROUPS, int N, int BOX, enum product_end END>
+static __global__ void __launch_bounds__(F8_THREADS(GROUPS), 1)
+    f8_kernel(const __grid_constant__ struct f8_product f)
+{
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const uint32_t group = threadIdx.x / GROUP_THREADS;
+
+    next_begin();
+    if (threadIdx.x == 0) {
+        uint64_t *full = (uint64_t *)shared, *empty = full + STAGE_MAX;
+
+        for (uint32_t s = 0; s < f.p.n_stage; s++) {
+            barrier_init(&full[s], 1);
+            barrier_init(&empty[s], GROUPS);
+        }
+        barrier_publish();
+    }
+    __syncthreads();
+    if (group < GROUPS) {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 184;");
+        f8_consume<GROUPS, N, BOX, END>(&f, shared);
+    } else if (group < GROUPS + F8_WIDENERS(GROUPS)) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
+        f8_widen_all<GROUPS, N, BOX, END>(&f.p, shared);
+    } else {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (threadIdx.x % GROUP_THREADS == 0)
+            f8_produce<GROUPS, N, BOX, END>(&f.p, shared);
+        __syncwarp();
+    }
+}
+#endif

@@ -1,0 +1,287 @@
+#include "kernels/cuda/linear_launch.h"
+
+#include "kernels/cuda/linear_f8.cuh"
+
+#include <assert.h>
+#include <math.h>
+
+#define M_GROUP 16u /* tiles of rows that are neighbours in time */
+
+/*
+ * The shapes that are compiled: n_group, n, n_box, x_by. Few rows want tiles of
+ * few outputs, so that all SMs read weights; many rows want large tiles. Those
+ * with an n_box of 1 do any job.
+ */
+#define PRODUCT_SHAPES(X)                                                      \
+    X(1, 16, 1, 1)                                                             \
+    X(1, 16, 4, 1)                                                             \
+    X(1, 16, 8, 1)                                                             \
+    X(1, 32, 1, 1)                                                             \
+    X(1, 32, 4, 1)                                                             \
+    X(1, 64, 1, 1)                                                             \
+    X(1, 64, 2, 1)                                                             \
+    X(1, 96, 1, 1)                                                             \
+    X(1, 96, 2, 1)                                                             \
+    X(1, 128, 1, 1)                                                            \
+    X(1, 192, 1, 1)                                                            \
+    X(2, 64, 1, 1)                                                             \
+    X(2, 128, 1, 1)                                                            \
+    X(2, 192, 1, 1)                                                            \
+    X(2, 256, 1, 1)                                                            \
+    X(2, 256, 1, 2)
+
+static const struct product_shape SHAPE[] = {
+#define ENTRY(...) {__VA_ARGS__},
+    PRODUCT_SHAPES(ENTRY)
+#undef ENTRY
+};
+#define N_SHAPE (sizeof(SHAPE) / sizeof(*SHAPE))
+
+static uint32_t up(size_t n, size_t by)
+{
+    return (uint32_t)((n + by - 1) / by);
+}
+
+/* ------------------------------------------------------------------ choice */
+
+uint32_t product_x_rows(const struct product_job *job, uint32_t n_group)
+{
+    const uint32_t most = n_group * GROUP_ROWS;
+    const uint32_t n_row = up(job->n_row, 8) * 8;
+
+    return n_row < most ? n_row : most;
+}
+
+/*
+ * What a shape costs in cycles of an SM, roughly; fitted to an H100. Per 64
+ * inputs: four steps, of N / 2 cycles for each warpgroup and of 45 at least,
+ * since each waits for the one before; 520 a stage at least; copies at 45
+ * bytes a cycle to an SM and 35 on average when all are at it, from the L2
+ * cache; 13 from memory. Then the results go out.
+ */
+static double cost(const struct product_job *job, struct product_shape s,
+                   uint32_t n_sm)
+{
+    const uint32_t n_out = job->end == PRODUCT_SWIGLU ? s.n / 2 : s.n;
+    const uint32_t n_n = up(up(job->n_out, n_out), s.x_by) * s.x_by;
+    const double n_tile = (double)product_rows_max(job, s) * n_n;
+    const double n_busy = n_tile < n_sm ? n_tile : n_sm;
+    const double n_wave = up((size_t)n_tile, n_sm);
+    const double n_block = up(job->n_in, TILE_K);
+    const double n_matrix =
+        job->n_expert < job->n_row ? job->n_expert : job->n_row;
+    const double step = s.n_group * s.n / 2 < 45 ? 45 : s.n_group * s.n / 2;
+    const double multiply = fmax(4 * step + 100.0 / s.n_box, 520.0 / s.n_box);
+    const double bytes =
+        128.0 * (s.n + (double)product_x_rows(job, s.n_group) / s.x_by);
+    const double rate = 35.0 * n_sm / n_busy < 45 ? 35.0 * n_sm / n_busy : 45;
+    const double copy = bytes / rate;
+    const double tiles =
+        n_wave * (n_block * (multiply > copy ? multiply : copy) + 2000 +
+                  s.n_group * s.n * 8);
+    const double memory = 128.0 * (job->n_expert ? n_matrix : 1) * n_n * s.n *
+                          n_block / 13 / n_sm;
+
+    /* Of those that memory bounds, the one with the least work besides. */
+    return (tiles > memory ? tiles : memory) + tiles / 16;
+}
+
+/* An expert's last tile may be any part of one. */
+uint32_t product_rows_max(const struct product_job *job, struct product_shape s)
+{
+    const uint32_t height = s.n_group * GROUP_ROWS;
+    const uint32_t n_part =
+        job->n_expert < job->n_row ? job->n_expert : job->n_row;
+
+    return job->n_expert ? n_part + job->n_row / height
+                         : up(job->n_row, height);
+}
+
+const struct product_shape *product_shapes(size_t *out_n)
+{
+    *out_n = N_SHAPE;
+    return SHAPE;
+}
+
+bool product_fits(const struct product_job *job, struct product_shape shape)
+{
+    return up(job->n_in, TILE_K) % shape.n_box == 0 &&
+           (job->end != PRODUCT_SWIGLU || (shape.n >= 32 && shape.x_by == 1));
+}
+
+struct product_shape product_choose(const struct product_job *job,
+                                    uint32_t n_sm)
+{
+    struct product_shape best = {};
+    double least = INFINITY;
+
+    for (size_t i = 0; i < N_SHAPE; i++) {
+        const double here = cost(job, SHAPE[i], n_sm);
+
+        if (product_fits(job, SHAPE[i]) && here < least) {
+            best = SHAPE[i];
+            least = here;
+        }
+    }
+    return best;
+}
+
+/* ------------------------------------------------------------------ launch */
+
+static void encode(CUtensorMap *map, const struct product_matrix *m,
+                   uint32_t n_in, uint32_t box_rows)
+{
+    const cuuint64_t size[3] = {linear_padded(n_in), m->n_row, m->n_matrix};
+    const cuuint64_t stride[2] = {m->stride * sizeof(uint16_t), MATRIX_STEP};
+    const cuuint32_t box[3] = {TILE_K, box_rows, 1}, each[3] = {1, 1, 1};
+    const CUresult result = cuTensorMapEncodeTiled(
+        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)m->at, size, stride,
+        box, each, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+
+    assert(result == CUDA_SUCCESS); /* our own shapes */
+    (void)result;
+}
+
+static void encode_f8(CUtensorMap *map, const struct product_matrix *m,
+                      uint32_t box_rows)
+{
+    const cuuint64_t size[3] = {m->stride, m->n_row, m->n_matrix};
+    const cuuint64_t stride[2] = {m->stride, MATRIX_STEP};
+    const cuuint32_t box[3] = {F8_BLOCK, box_rows, 1}, each[3] = {1, 1, 1};
+    const CUresult result = cuTensorMapEncodeTiled(
+        map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, (void *)m->at, size, stride, box,
+        each, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+
+    assert(result == CUDA_SUCCESS);
+    (void)result;
+}
+
+struct product product_parameters(const struct product_job *job,
+                                  struct product_shape s)
+{
+    const uint32_t n_out = job->end == PRODUCT_SWIGLU ? s.n / 2 : s.n;
+    struct product p = {};
+
+    p.y = job->y;
+    p.y_stride = job->y_stride;
+    p.n_row = job->n_row;
+    p.n_out = job->n_out;
+    p.n_block = up(job->n_in, job->is_f8 ? F8_BLOCK : TILE_K);
+    p.x_rows = product_x_rows(job, s.n_group);
+    p.n_m = up(job->n_row, s.n_group * GROUP_ROWS);
+    p.n_n = up(up(job->n_out, n_out), s.x_by);
+    p.n_m_group = M_GROUP;
+    p.is_even = (uintptr_t)job->y % 16 == 0 && job->y_stride % 4 == 0 &&
+                job->n_out % 4 == 0;
+    p.rows = job->rows;
+    p.n_rows = job->n_rows;
+    p.matrix = job->matrix;
+    encode(&p.x, &job->x, job->n_in, p.x_rows);
+    for (int i = 0; i < (job->end == PRODUCT_SWIGLU ? 2 : 1); i++)
+        if (job->is_f8)
+            encode_f8(&p.w[i], &job->w[i], n_out);
+        else
+            encode(&p.w[i], &job->w[i], job->n_in, n_out);
+    return p;
+}
+
+/* The ring has what a CTA's memory has room for. */
+static struct product with_stages(const struct product_job *job,
+                                  struct product_shape s)
+{
+    struct product p = product_parameters(job, s);
+    const uint32_t bytes = s.n_box * (p.x_rows + s.n) * TILE_ROW_BYTES;
+    const uint32_t n = (SHARED_BYTES - STAGE_AT - STAGE_BEHIND) / bytes;
+
+    p.n_stage = n < STAGE_MAX ? n : STAGE_MAX;
+    return p;
+}
+
+template <int GROUPS, int N, int BOX, int X_BY, enum product_end END>
+static void launch_as(struct gpu *gpu, const struct product *p,
+                      uint32_t n_m_max)
+{
+    const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu) / X_BY * X_BY;
+    const uint32_t n_tile = n_m_max * p->n_n * X_BY;
+    const uint32_t bytes = STAGE_AT + STAGE_BEHIND +
+                           p->n_stage * BOX * (p->x_rows + N) * TILE_ROW_BYTES;
+    struct early_launch launch;
+
+    early_launch_init(&launch, gpu, dim3(n_tile < n_sm ? n_tile : n_sm),
+                      PRODUCT_THREADS(GROUPS));
+    launch.config.dynamicSmemBytes = bytes;
+    if (X_BY > 1) {
+        launch.attribute[1].id = cudaLaunchAttributeClusterDimension;
+        launch.attribute[1].val.clusterDim.x = X_BY;
+        launch.attribute[1].val.clusterDim.y = 1;
+        launch.attribute[1].val.clusterDim.z = 1;
+        launch.config.numAttrs = 2;
+    }
+    /* Errors of both are found where the step is waited for. */
+    (void)cudaFuncSetAttribute(product_kernel<GROUPS, N, BOX, X_BY, END>,
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               (int)bytes);
+    (void)cudaLaunchKernelEx(&launch.config,
+                             product_kernel<GROUPS, N, BOX, X_BY, END>, *p);
+}
+
+void product_launch(struct gpu *gpu, const struct product_job *job,
+                    struct product_shape s)
+{
+    assert(product_fits(job, s));
+    const struct product p = with_stages(job, s);
+    const uint32_t n_m = job->n_expert ? product_rows_max(job, s) : p.n_m;
+
+#define CASE(GROUPS, N, BOX, X_BY)                                             \
+    if (s.n_group == GROUPS && s.n == N && s.n_box == BOX && s.x_by == X_BY) { \
+        if (job->end == PRODUCT_STORE)                                         \
+            launch_as<GROUPS, N, BOX, X_BY, PRODUCT_STORE>(gpu, &p, n_m);      \
+        else if (job->end == PRODUCT_ADD)                                      \
+            launch_as<GROUPS, N, BOX, X_BY, PRODUCT_ADD>(gpu, &p, n_m);        \
+        else                                                                   \
+            launch_as<GROUPS, N, BOX, X_BY, PRODUCT_SWIGLU>(gpu, &p, n_m);     \
+        return;                                                                \
+    }
+    PRODUCT_SHAPES(CASE)
+#undef CASE
+    assert(!"a shape of the table");
+}
+
+/* ----------------------------------------------------------- kinds of weights
+ */
+
+void product_set_weights(struct product_job *job, uint32_t part,
+                         const struct linear *w)
+{
+    const struct linear_f8_shape shape = {w->n_in, w->n_out};
+    struct product_matrix *m = &job->w[part];
+
+    assert(w->type == LINEAR_BF16 || w->type == LINEAR_F8);
+    job->is_f8 = w->type == LINEAR_F8;
+    job->scales_at = job->is_f8 ? linear_f8_scales_at(shape) : 0;
+    m->at = w->panel;
+    m->n_row = job->is_f8 ? up(w->n_out, F8_BLOCK) * F8_BLOCK
+                          : linear_padded(w->n_out);
+    m->stride =
+        job->is_f8 ? up(w->n_in, F8_BLOCK) * F8_BLOCK : linear_padded(w->n_in);
+    m->n_matrix = 1;
+}
+
+struct product_shape product_shape_of(struct gpu *gpu,
+                                      const struct product_job *job)
+{
+    const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu);
+
+    return job->is_f8 ? f8_choose(job, n_sm) : product_choose(job, n_sm);
+}
+
+void product_run(struct gpu *gpu, const struct product_job *job,
+                 struct product_shape shape)
+{
+    if (job->is_f8)
+        f8_launch(gpu, job, shape);
+    else
+        product_launch(gpu, job, shape);
+}
