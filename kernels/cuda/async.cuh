@@ -73,4 +73,14 @@ static __device__ __forceinline__ void copy_16(uint32_t to, const void *from)
                  "l"(from)
                  : "memory");
 }
+/* This thread's copies of 16 bytes are in. */
+static __device__ __forceinline__ void copies_wait(void)
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+/* What this thread wrote to shared memory comes before later bulk copies. */
+static __device__ __forceinline__ void copies_after_writes(void)
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 #endif

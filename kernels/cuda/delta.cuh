@@ -25,16 +25,17 @@
 
 #define DELTA_FEW 16u /* rows of a span that take the one kernel */
 #define N_BLOCK (GRID / DELTA_BLOCK)
-#define DELTA_SLICE 32u    /* outputs e of one CTA of recur, one warp of few */
+#define DELTA_SLICE 32u /* outputs e of one CTA of recur, one warp of few */
+#define NEAR (DELTA_BLOCK * (DELTA_BLOCK - 1) / 2)
 #define SPAN_GROUP_MAX 32u /* spans of one launch of prepare and recur */
 
 /* Of one chunk and v-head, made by prepare. */
 struct chunk_head {
-    uint4 far[N_BLOCK * (N_BLOCK - 1) / 2][32];    /* ~w, as B operands */
-    uint4 seen[N_BLOCK * (N_BLOCK + 1) / 2][32];   /* ~x, as B operands */
-    float near[N_BLOCK][DELTA_BLOCK][DELTA_BLOCK]; /* [j][i] of -w_ij, j < i */
-    float since[GRID];                             /* exp(G_i) */
-    float until[GRID];                             /* exp(G_63 - G_j) */
+    uint4 far[N_BLOCK * (N_BLOCK - 1) / 2][32];  /* ~w, as B operands */
+    uint4 seen[N_BLOCK * (N_BLOCK + 1) / 2][32]; /* ~x, as B operands */
+    float near[N_BLOCK][NEAR]; /* -w_ij, j < i of one block: near_at() */
+    float since[GRID];         /* exp(G_i) */
+    float until[GRID];         /* exp(G_63 - G_j) */
     float beta[GRID];
     double g[GRID];
     float whole[4]; /* exp(G_63), three unused */
@@ -44,6 +45,13 @@ struct chunk_head {
 static __device__ __forceinline__ uint32_t far_at(uint32_t i, uint32_t j)
 {
     return i * (i - 1) / 2 + j;
+}
+
+/* Pair j < i within a block, in the order in which u_j becomes known. */
+static __device__ __forceinline__ constexpr uint32_t near_at(uint32_t i,
+                                                             uint32_t j)
+{
+    return j * (2 * DELTA_BLOCK - 1 - j) / 2 + i - j - 1;
 }
 
 static __device__ __forceinline__ uint32_t seen_at(uint32_t i, uint32_t j)

@@ -15,6 +15,7 @@
  * rest with an empty ring. The v-heads of a k-head are then a cluster, since
  * one of them overwrites the ring that all read.
  */
+#include "kernels/cuda/async.cuh"
 #include "kernels/cuda/delta.cuh"
 
 #include <assert.h>
@@ -31,7 +32,8 @@ template <uint32_t D_K, uint32_t R> struct few_shared {
     uint16_t row[2 * R][D_K + PAD];              /* keys, queries */
     uint16_t weight[2 * R][GRID + PAD];          /* ~w, ~x */
     float near[R][GRID];                         /* w */
-    float r[R][D_V_MAX];                         /* by slice_entry() */
+    float v[R][D_V_MAX];
+    float r[R][D_V_MAX]; /* by slice_entry() */
     double g[GRID];
     float since[R], beta[R];
 };
@@ -66,11 +68,13 @@ static __device__ __forceinline__ void load_state(struct few_state<D_K> *to,
                                   i / 4 * 16);
 }
 
-/* What the ring has for this head, and zeros up to the end of a block. */
+/* What the ring has for this head, the rows' v, and zeros for u up to the end
+ * of a block. */
 template <uint32_t D_K, uint32_t R>
-static __device__ void
-load_ring(const struct delta_args &a, const struct delta_state &state,
-          struct few_part part, struct few_shared<D_K, R> *shared)
+static __device__ void copy_inputs(const struct delta_args &a,
+                                   const struct delta_state &state,
+                                   size_t first_row, struct few_part part,
+                                   struct few_shared<D_K, R> *shared)
 {
     const uint32_t head = blockIdx.x, d_v = a.shape.d_v;
     const uint32_t k_head = head / (a.shape.n_v_head / a.shape.n_k_head);
@@ -78,20 +82,23 @@ load_ring(const struct delta_args &a, const struct delta_state &state,
         (const uint4 *)state.ring_k + (size_t)k_head * GRID * D_K / 8;
     const uint4 *u =
         (const uint4 *)state.ring_u + (size_t)head * GRID * d_v / 8;
-    const double *g = state.ring_g + (size_t)head * GRID;
-    const uint32_t end = (part.i + part.n + 15) / 16 * 16;
+    const float *v = a.v + first_row * a.qkv_stride + (size_t)head * d_v;
+    const uint32_t n_each = d_v / 8; /* vectors of a row of u */
 
     for (uint32_t j = threadIdx.x; j < part.i * (D_K / 8); j += blockDim.x)
-        *(uint4 *)(shared->key + tile_at(j / (D_K / 8), j % (D_K / 8),
-                                         tile_stride(D_K))) = key[j];
-    for (uint32_t j = threadIdx.x; j < end * (d_v / 8); j += blockDim.x) {
-        const uint32_t row = j / (d_v / 8);
-
-        *(uint4 *)&shared->u[row][j % (d_v / 8) * 8] =
-            row < part.i ? u[j] : make_uint4(0, 0, 0, 0);
-    }
-    for (uint32_t j = threadIdx.x; j < part.i; j += blockDim.x)
-        shared->g[j] = g[j];
+        copy_16(shared_of(shared->key + tile_at(j / (D_K / 8), j % (D_K / 8),
+                                                tile_stride(D_K))),
+                &key[j]);
+    for (uint32_t j = threadIdx.x; j < part.i * n_each; j += blockDim.x)
+        copy_16(shared_of(&shared->u[j / n_each][j % n_each * 8]), &u[j]);
+    for (uint32_t j = threadIdx.x; j < part.n * (d_v / 4); j += blockDim.x)
+        copy_16(shared_of(&shared->v[j / (d_v / 4)][j % (d_v / 4) * 4]),
+                v + j / (d_v / 4) * a.qkv_stride + j % (d_v / 4) * 4);
+    for (uint32_t j = threadIdx.x; j < part.i / 2; j += blockDim.x)
+        copy_16(shared_of(&shared->g[2 * j]),
+                state.ring_g + (size_t)head * GRID + 2 * j);
+    for (uint32_t row = part.i; row % 16 || row < part.i + part.n; row++)
+        shared->u[row][threadIdx.x] = 0;
 }
 
 /* Keys and queries of the rows, normalised; a warp a row. */
@@ -105,21 +112,22 @@ static __device__ void load_rows(const struct delta_args &a, size_t first_row,
     const bool is_mine = 4 * lane < D_K;
     const float q_scale = 1.0f / __fsqrt_rn((float)D_K);
 
-    for (uint32_t c = threadIdx.x / 32; c < 2 * R; c += blockDim.x / 32) {
-        const bool is_query = c >= R, is_here = c % R < part.n;
-        const size_t from = (first_row + c % R) * a.qkv_stride +
-                            (size_t)k_head * D_K + 4 * lane;
+    for (uint32_t i = threadIdx.x / 32; i < 2 * part.n; i += blockDim.x / 32) {
+        const uint32_t c = i / 2;
+        const bool is_query = i % 2;
+        const size_t from =
+            (first_row + c) * a.qkv_stride + (size_t)k_head * D_K + 4 * lane;
         float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 
-        if (is_mine && is_here)
+        if (is_mine)
             x = *(const float4 *)((is_query ? a.q : a.k) + from);
         const float scale = unit_scale(x);
         const uint2 unit =
             is_query ? unit_query(x, scale, q_scale) : unit_key(x, scale);
         if (!is_mine)
             continue;
-        *(uint2 *)&shared->row[c][4 * lane] = unit;
-        if (!is_query && is_here)
+        *(uint2 *)&shared->row[is_query ? R + c : c][4 * lane] = unit;
+        if (!is_query)
             *(uint2 *)(shared->key +
                        tile_at(part.i + c, lane / 2, tile_stride(D_K)) +
                        lane % 2 * 8) = unit;
@@ -135,6 +143,8 @@ static __device__ void load_gates(const struct delta_args &a, size_t first_row,
     const size_t at = first_row * a.shape.n_v_head + blockIdx.x;
     double g = part.i ? ring[part.i - 1] : 0.0;
 
+    if (part.i % 2) /* the others come in pairs */
+        shared->g[part.i - 1] = g;
     for (uint32_t c = 0; c < part.n; c++) {
         const size_t from = at + (size_t)c * a.shape.n_v_head;
 
@@ -165,14 +175,16 @@ static __device__ void weigh(struct few_part part,
     const uint32_t lane = threadIdx.x % 32, n_warp = blockDim.x / 32;
 
     for (uint32_t m = threadIdx.x / 32; 16 * m < part.i + part.n; m += n_warp) {
+        const uint32_t left =
+            left_of(shared_of(shared->key), tile_stride(D_K)) +
+            m * 32 * tile_stride(D_K);
         float dot[R / 4][4] = {};
 
 #pragma unroll
         for (uint32_t s = 0; s < D_K / 16; s++) {
             uint32_t key[4], b[2];
 
-            load_matrices(key, shared_of(shared->key) +
-                                   left_at(m, s, tile_stride(D_K)));
+            load_matrices(key, tile_step(left, s));
 #pragma unroll
             for (uint32_t p = 0; p < R / 4; p++) {
                 load_columns(b, shared->row, p, s);
@@ -300,8 +312,7 @@ finish_block(const struct delta_args &a, size_t first_row, struct few_part part,
         if (c >= part.n || (part.i + c) / 16 != block)
             continue;
         const float2 v =
-            *(const float2 *)(a.v + (first_row + c) * a.qkv_stride + e +
-                              16 * half);
+            *(const float2 *)&shared->v[c][slice + lane / 4 * 2 + 16 * half];
         const float since = -shared->since[c];
         float *r = &shared->r[c][slice + 8 * half + lane / 4];
         r[0] =
@@ -382,26 +393,40 @@ age(uint32_t a[N_BLOCK][2][4], const struct few_shared<D_K, R> *shared)
     }
 }
 
+/* Sum i of tiles n and n + 1 in the state, of both tiles of outputs. */
+static __device__ __forceinline__ float2 *folded_at(float *s, uint32_t n,
+                                                    uint32_t i, uint32_t d_v)
+{
+    const uint32_t dim = 8 * (n + i / 4) + threadIdx.x % 4 * 2 + i % 2;
+
+    return (float2 *)(s + (size_t)dim * d_v + i / 2 % 2 * 16);
+}
+
 /* The full ring into the state, which stays where it was read from. */
 template <uint32_t D_K, uint32_t R>
 static __device__ void fold(float *s, uint32_t d_v,
                             const struct few_shared<D_K, R> *shared)
 {
-    const uint32_t lane = threadIdx.x % 32, t = lane % 4 * 2;
+    const uint32_t lane = threadIdx.x % 32;
     const float whole = scalar_exp((float)shared->g[GRID - 1]);
     float *at = s + threadIdx.x / 32 * 32 + lane / 4 * 2;
+    const uint32_t deep = deep_of(shared_of(shared->key), tile_stride(D_K));
     uint32_t aged[N_BLOCK][2][4];
 
     age(aged, shared);
     for (uint32_t n = 0; n < D_K / 8; n += 2) {
         float sum[2][2][4] = {};
+        float2 old[8];
 
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++)
+            old[i] = *folded_at(at, n, i, d_v);
 #pragma unroll
         for (uint32_t j = 0; j < N_BLOCK; j++) {
             uint32_t k[4];
 
-            load_transposed(k, shared_of(shared->key) +
-                                   deep_at(j, n, tile_stride(D_K)));
+            load_transposed(k,
+                            tile_step(deep, n / 2) + j * 32 * tile_stride(D_K));
 #pragma unroll
             for (uint32_t p = 0; p < 2; p++) {
                 mma(sum[p][0], aged[j][p], k[0], k[1]);
@@ -409,21 +434,18 @@ static __device__ void fold(float *s, uint32_t d_v,
             }
         }
 #pragma unroll
-        for (uint32_t i = 0; i < 8; i++) {
-            const uint32_t dim = 8 * (n + i / 4) + t + i % 2;
-            float2 *two = (float2 *)(at + (size_t)dim * d_v + i / 2 % 2 * 16);
-            const float2 old = *two;
-
-            *two = make_float2(__fmaf_rn(whole, old.x, sum[0][i / 4][i % 4]),
-                               __fmaf_rn(whole, old.y, sum[1][i / 4][i % 4]));
-        }
+        for (uint32_t i = 0; i < 8; i++)
+            *folded_at(at, n, i, d_v) =
+                make_float2(__fmaf_rn(whole, old[i].x, sum[0][i / 4][i % 4]),
+                            __fmaf_rn(whole, old[i].y, sum[1][i / 4][i % 4]));
     }
 }
 
-template <uint32_t D_K, uint32_t R>
-static __global__ void __launch_bounds__(D_V_MAX) few(struct delta_args a)
+template <uint32_t D_K, uint32_t R, uint32_t N_THREAD>
+static __global__ void __launch_bounds__(N_THREAD, 384 / N_THREAD)
+    few(struct delta_args a)
 {
-    extern __shared__ __align__(128) char raw[];
+    extern __shared__ __align__(256) char raw[];
     struct few_shared<D_K, R> *shared = (struct few_shared<D_K, R> *)raw;
     const struct delta_span span = a.span[blockIdx.y];
     const uint32_t d_v = a.shape.d_v;
@@ -438,12 +460,13 @@ static __global__ void __launch_bounds__(D_V_MAX) few(struct delta_args a)
         float read[2][R / 4][4] = {};
 
         part.n = min(span.n_row - part.row, GRID - part.i);
+        copy_inputs(a, span.state, row, part, shared);
         load_state(&state, s, d_v);
-        load_ring(a, span.state, part, shared);
         load_rows(a, row, part, shared);
         if (threadIdx.x == blockDim.x - 1)
             load_gates(a, row, part,
                        span.state.ring_g + (size_t)blockIdx.x * GRID, shared);
+        copies_wait();
         __syncthreads();
         weigh(part, shared);
         read_state(read, &state, shared);
@@ -460,7 +483,7 @@ static __global__ void __launch_bounds__(D_V_MAX) few(struct delta_args a)
     }
 }
 
-template <uint32_t D_K, uint32_t R>
+template <uint32_t D_K, uint32_t R, uint32_t N_THREAD>
 static void launch(struct gpu *gpu, const struct delta_args *a, uint32_t n_row)
 {
     const int bytes = (int)sizeof(struct few_shared<D_K, R>);
@@ -476,9 +499,19 @@ static void launch(struct gpu *gpu, const struct delta_args *a, uint32_t n_row)
     config.stream = gpu_stream(gpu);
     config.attrs = &cluster;
     config.numAttrs = n_row > 1; /* one row passes no grid point */
-    cudaFuncSetAttribute(few<D_K, R>,
+    cudaFuncSetAttribute(few<D_K, R, N_THREAD>,
                          cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    cudaLaunchKernelEx(&config, few<D_K, R>, *a);
+    cudaLaunchKernelEx(&config, few<D_K, R, N_THREAD>, *a);
+}
+
+template <uint32_t D_K, uint32_t R>
+static void launch_outputs(struct gpu *gpu, const struct delta_args *args,
+                           uint32_t n_row)
+{
+    if (args->shape.d_v <= 128)
+        launch<D_K, R, 128>(gpu, args, n_row);
+    else
+        launch<D_K, R, D_V_MAX>(gpu, args, n_row);
 }
 
 template <uint32_t D_K>
@@ -486,11 +519,11 @@ static void launch_rows(struct gpu *gpu, const struct delta_args *args,
                         uint32_t n_row)
 {
     if (n_row <= 4)
-        launch<D_K, 4>(gpu, args, n_row);
+        launch_outputs<D_K, 4>(gpu, args, n_row);
     else if (n_row <= 8)
-        launch<D_K, 8>(gpu, args, n_row);
+        launch_outputs<D_K, 8>(gpu, args, n_row);
     else
-        launch<D_K, 16>(gpu, args, n_row);
+        launch_outputs<D_K, DELTA_FEW>(gpu, args, n_row);
 }
 
 void delta_few(struct gpu *gpu, const struct delta_args *args, uint32_t n_row)

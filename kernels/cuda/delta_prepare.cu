@@ -139,15 +139,17 @@ template <uint32_t D_K>
 static __device__ void multiply(uint32_t tile, uint32_t i, uint32_t j,
                                 float kk[2][4], float qk[2][4])
 {
-    const uint32_t stride = tile_stride(D_K), query = tile + tile_bytes(D_K);
+    const uint32_t stride = tile_stride(D_K), query = tile_bytes(D_K);
+    const uint32_t left = left_of(tile, stride) + i * 32 * stride;
+    const uint32_t right = right_of(tile, stride) + j * 32 * stride;
 
 #pragma unroll
     for (uint32_t s = 0; s < D_K / 16; s++) {
         uint32_t k[4], q[4], b[4];
 
-        load_matrices(k, tile + left_at(i, s, stride));
-        load_matrices(q, query + left_at(i, s, stride));
-        load_matrices(b, tile + right_at(j, s, stride));
+        load_matrices(k, tile_step(left, s));
+        load_matrices(q, tile_step(left, s) + query);
+        load_matrices(b, tile_step(right, s));
         mma(kk[0], k, b[0], b[1]);
         mma(kk[1], k, b[2], b[3]);
         mma(qk[0], q, b[0], b[1]);
@@ -175,8 +177,8 @@ static __device__ void weigh(uint32_t i, uint32_t j, struct delta_chunk at,
             is_here && at_j < at_i ? aged * kk[c / 4][c % 4] : 0.0f;
         x[c / 4][c % 4] =
             is_here && at_j <= at_i ? aged * qk[c / 4][c % 4] : 0.0f;
-        if (i == j)
-            out->near[i][column][row] = -w[c / 4][c % 4];
+        if (i == j && column < row)
+            out->near[i][near_at(row, column)] = -w[c / 4][c % 4];
     }
     out->seen[seen_at(i, j)][lane] =
         make_uint4(bf16_pair(x[0][0], x[0][1]), bf16_pair(x[1][0], x[1][1]),
@@ -191,7 +193,7 @@ template <uint32_t D_K>
 static __global__ void __launch_bounds__(N_WARP * 32)
     prepare(struct delta_many many)
 {
-    extern __shared__ __align__(128) char tile[];
+    extern __shared__ __align__(256) char tile[];
     __shared__ struct prepare_shared shared;
     const struct delta_args &a = many.args;
     const struct delta_span *span = &a.span[blockIdx.z];

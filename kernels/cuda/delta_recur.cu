@@ -4,18 +4,20 @@
  *
  * All is transposed: rows of the products are outputs e, columns tokens or key
  * dims. Then the state's sums, rounded, are operands in the lanes where they
- * are (fragment.cuh). Two warps have 16 outputs each of the state in registers
- * and walk the critical path: a, the triangle, the fold. Two more take the
- * rounded state and u from shared memory and make the outputs, at most a chunk
- * behind. A fifth warp loads, a chunk ahead.
+ * are (fragment.cuh). Each 16 outputs have three warps:
+ *   owner   the state in registers: r = v - exp(G) a of a chunk, then the fold,
+ *           block after block as u comes
+ *   solver  the triangles of the four blocks, and between them what a block
+ *           means for those behind it
+ *   output  o, from the rounded state and u, at most a chunk behind
+ * and one warp loads, a chunk ahead. The path from chunk to chunk is r of the
+ * first block, the solver's four blocks, and the last block's share of the
+ * fold; the rest is done beside it.
  *
  * The triangle next to the diagonal is a chain of 16 steps for each output,
- * fma, multiplication and rounding each. A lane has one output, so that its
- * chain needs no exchange: sums pass through shared memory into lanes of
- * outputs, u back as operands.
- *
- * Bound by that chain: 64 rows of about 14 clocks, and the latencies of
- * reading the state, of three sums over blocks and of the fold around it.
+ * fma, multiplication and rounding each. A lane of the solver has one output,
+ * so that its chain needs no exchange: sums pass through shared memory into
+ * lanes of outputs, u back as operands.
  */
 #include "kernels/cuda/async.cuh"
 #include "kernels/cuda/delta.cuh"
@@ -23,32 +25,44 @@
 #include <assert.h>
 
 #define N_STAGE 2u
-#define N_STATE 2u /* warps with the state, and as many for outputs */
-#define N_WARP (2u * N_STATE + 1u)
+#define N_SLICE 2u /* warps of each role, 16 outputs each */
+#define N_WARP 8u
 #define U_STRIDE 72u /* tokens of a row of u: 144 bytes, no bank met twice */
-#define R_STRIDE 20u
+#define R_STRIDE 68u /* of r, and */
+#define P_STRIDE 20u /* of a block's sums */
 #define V_STRIDE 36u
 
+enum role { OWNER, SOLVER, LOADER, OUTPUT }; /* warps in pairs; one loads */
+
 /* What the loading warp brings for one chunk. */
-template <uint32_t D_K> struct recur_stage {
+template <uint32_t D_K> struct __align__(256) recur_stage
+{
     char tile[2][GRID * (D_K <= 64 ? 64 : 128) * 2];
     struct chunk_head head;
     float v[GRID][V_STRIDE];
 };
 
-/* Between a state warp and its output warp, for one chunk. */
+/* For the output warp, of one chunk. */
 template <uint32_t D_K> struct recur_hand {
     uint4 state[D_K / 16][32];
     uint16_t u[16][U_STRIDE];
 };
 
+/* Of 16 outputs: what its three warps hand to each other. Barriers
+ * by chunk parity where the output warp takes part, which may lag. */
+template <uint32_t D_K> struct recur_slice {
+    struct recur_hand<D_K> hand[2];
+    uint16_t aged[16][U_STRIDE];
+    float r[16][R_STRIDE];
+    float sum[16][P_STRIDE];
+    uint64_t has_r[2], has_block[N_BLOCK]; /* of tokens 0 .. 31, 32 .. 63 */
+    uint64_t has_state[2], has_u[2], is_free[2];
+};
+
 template <uint32_t D_K> struct recur_shared {
     struct recur_stage<D_K> stage[N_STAGE];
-    struct recur_hand<D_K> hand[N_STATE][2];
-    uint16_t aged[N_STATE][16][U_STRIDE];
-    float r[N_STATE][16][R_STRIDE];
+    struct recur_slice<D_K> slice[N_SLICE];
     uint64_t full[N_STAGE], empty[N_STAGE];
-    uint64_t has_state[N_STATE][2], has_u[N_STATE][2], is_free[N_STATE][2];
 };
 
 /* One CTA's part of the work. */
@@ -80,21 +94,31 @@ static __device__ struct recur_work work_of(const struct delta_many &many)
 
 /* ------------------------------------------------------------- loading */
 
-/* Four inputs of a row that the call does not bring: of the ring, or zeros. */
-static __device__ void fill_values(const struct delta_many &many,
+/*
+ * The inputs v of a row, of the slice. Where the call does not bring them they
+ * are the ring's u, or zeros, and this lane writes them.
+ */
+static __device__ void load_values(const struct delta_many &many,
                                    const struct recur_work &work,
                                    struct delta_chunk at, uint32_t row,
-                                   uint32_t first, float *to)
+                                   float *to, uint32_t barrier)
 {
-    const uint32_t d_v = many.args.shape.d_v;
+    const struct delta_args &a = many.args;
+    const uint32_t d_v = a.shape.d_v;
     const uint16_t *ring = (const uint16_t *)work.span->state.ring_u +
                            ((size_t)work.head * GRID + row) * d_v + work.output;
 
-    for (uint32_t i = 0; i < 4; i++)
-        to[i] =
-            row < at.first
-                ? __uint_as_float((uint32_t)ring[slice_entry(first + i)] << 16)
-                : 0.0f;
+    if (row >= at.first && row < at.end) {
+        copy_bulk(shared_of(to),
+                  a.v + (at.row + row) * a.qkv_stride +
+                      (size_t)work.head * d_v + work.output,
+                  DELTA_SLICE * 4, barrier);
+        return;
+    }
+    for (uint32_t i = 0; i < DELTA_SLICE; i++)
+        to[i] = row < at.first
+                    ? __uint_as_float((uint32_t)ring[slice_entry(i)] << 16)
+                    : 0.0f;
 }
 
 template <uint32_t D_K>
@@ -102,35 +126,28 @@ static __device__ void
 load_chunk(const struct delta_many &many, const struct recur_work &work,
            uint32_t turn, struct recur_stage<D_K> *stage, uint32_t barrier)
 {
-    const struct delta_args &a = many.args;
+    const struct delta_shape shape = many.args.shape;
     const struct delta_chunk at = delta_chunk(work.span, work.chunk + turn);
     const uint32_t lane = threadIdx.x % 32;
 
     if (lane == 0) {
         const size_t slot = work.slot + turn;
 
-        barrier_expect(barrier, sizeof(stage->tile) + sizeof(stage->head));
+        barrier_expect(barrier, sizeof(stage->tile) + sizeof(stage->head) +
+                                    (at.end - at.first) * DELTA_SLICE * 4);
         copy_bulk(shared_of(stage->tile),
-                  many.tile + (slot * a.shape.n_k_head + work.k_head) *
+                  many.tile + (slot * shape.n_k_head + work.k_head) *
                                   sizeof(stage->tile),
                   sizeof(stage->tile), barrier);
         copy_bulk(shared_of(&stage->head),
-                  &many.head[slot * a.shape.n_v_head + work.head],
+                  &many.head[slot * shape.n_v_head + work.head],
                   sizeof(stage->head), barrier);
     }
-    for (uint32_t i = lane; i < GRID * DELTA_SLICE / 4; i += 32) {
-        const uint32_t row = i / 8, first = i % 8 * 4;
-        float *to = &stage->v[row][first];
-
-        if (row >= at.first && row < at.end)
-            copy_16(shared_of(to), a.v + (at.row + row) * a.qkv_stride +
-                                       (size_t)work.head * a.shape.d_v +
-                                       work.output + first);
-        else
-            fill_values(many, work, at, row, first, to);
-    }
-    barrier_arrive_copied(barrier);
-    barrier_arrive(barrier); /* for fill_values() */
+    copies_after_writes();
+    __syncwarp(); /* bytes are announced before they come */
+    for (uint32_t row = lane; row < GRID; row += 32)
+        load_values(many, work, at, row, stage->v[row], barrier);
+    barrier_arrive(barrier); /* of what this lane wrote itself */
 }
 
 template <uint32_t D_K>
@@ -148,7 +165,15 @@ static __device__ void load(const struct delta_many &many,
     }
 }
 
-/* --------------------------------------------------------------- state */
+/* Once all lanes of a warp have written: one arrival. */
+static __device__ __forceinline__ void hand_over(uint64_t *barrier)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        barrier_arrive(shared_of(barrier));
+}
+
+/* --------------------------------------------------------------- owner */
 
 /* The state of 16 outputs from memory, or back: sums of tile n are dims 8n.. */
 template <uint32_t D_K, bool IS_STORE>
@@ -174,90 +199,48 @@ static __device__ void move_state(const struct delta_many &many,
         }
 }
 
-/* P over dims of the state and keys or queries, for all tokens. */
-template <uint32_t D_K>
+/*
+ * P over dims of the state and keys or queries, of N blocks of tokens. right:
+ * where the lane points for the first of them.
+ */
+template <uint32_t D_K, uint32_t N>
 static __device__ __forceinline__ void
-read_state(float out[GRID / 8][4], const uint32_t s[D_K / 16][4], uint32_t tile)
+read_state(float out[2 * N][4], const uint32_t s[D_K / 16][4], uint32_t right)
 {
 #pragma unroll
     for (uint32_t k = 0; k < D_K / 16; k++)
 #pragma unroll
-        for (uint32_t p = 0; p < N_BLOCK; p++) {
+        for (uint32_t p = 0; p < N; p++) {
             uint32_t b[4];
 
-            load_matrices(b, tile + right_at(p, k, tile_stride(D_K)));
+            load_matrices(b, tile_step(right, k) + p * 32 * tile_stride(D_K));
             mma(out[2 * p], s[k], b[0], b[1]);
             mma(out[2 * p + 1], s[k], b[2], b[3]);
         }
 }
 
-/* r = v - exp(G) a, as the sums lie. */
-static __device__ __forceinline__ void
-subtract_past(float r[GRID / 8][4], const struct chunk_head *head,
-              const float (*v)[V_STRIDE], uint32_t output)
+/* r = v - exp(G) a of 32 tokens, to where the solver reads. output: of 32. */
+static __device__ __forceinline__ void put_r(const float a[4][4],
+                                             const struct chunk_head *head,
+                                             const float (*v)[V_STRIDE],
+                                             uint32_t first, uint32_t output,
+                                             float (*r)[R_STRIDE])
 {
-    const uint32_t t = threadIdx.x % 4 * 2;
+    const uint32_t g = threadIdx.x % 32 / 4, t = first + threadIdx.x % 4 * 2;
 
 #pragma unroll
-    for (uint32_t p = 0; p < GRID / 8; p++) {
+    for (uint32_t p = 0; p < 4; p++) {
         const float2 since = *(const float2 *)&head->since[8 * p + t];
-        const float *even = &v[8 * p + t][output],
-                    *odd = &v[8 * p + t + 1][output];
+        const float *even = &v[8 * p + t][output + g];
+        const float *odd = even + V_STRIDE;
 
-        r[p][0] = __fmaf_rn(-since.x, r[p][0], even[0]);
-        r[p][1] = __fmaf_rn(-since.y, r[p][1], odd[0]);
-        r[p][2] = __fmaf_rn(-since.x, r[p][2], even[8]);
-        r[p][3] = __fmaf_rn(-since.y, r[p][3], odd[8]);
+        *(float2 *)&r[g][8 * p + t] =
+            make_float2(__fmaf_rn(-since.x, a[p][0], even[0]),
+                        __fmaf_rn(-since.y, a[p][1], odd[0]));
+        *(float2 *)&r[g + 8][8 * p + t] =
+            make_float2(__fmaf_rn(-since.x, a[p][2], even[8]),
+                        __fmaf_rn(-since.y, a[p][3], odd[8]));
     }
-}
-
-/*
- * The triangle of one block: r of its 16 rows, as two tiles of sums, to u and
- * aged u in shared memory, [output][token].
- */
-static __device__ __forceinline__ void
-solve(const float r[2][4], float (*turned)[R_STRIDE],
-      const struct chunk_head *head, uint32_t block, uint16_t (*u)[U_STRIDE],
-      uint16_t (*aged)[U_STRIDE])
-{
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4 * 2;
-    const uint32_t e = lane % 16;
-    float x[16], y[16];
-    uint32_t pair[8];
-
-    *(float2 *)&turned[g][t] = make_float2(r[0][0], r[0][1]);
-    *(float2 *)&turned[g + 8][t] = make_float2(r[0][2], r[0][3]);
-    *(float2 *)&turned[g][t + 8] = make_float2(r[1][0], r[1][1]);
-    *(float2 *)&turned[g + 8][t + 8] = make_float2(r[1][2], r[1][3]);
-    __syncwarp();
-#pragma unroll
-    for (uint32_t i = 0; i < 16; i += 4)
-        *(float4 *)&x[i] = *(const float4 *)&turned[e][i];
-#pragma unroll
-    for (uint32_t j = 0; j < 16; j++) {
-        x[j] = bf16_rounded(head->beta[16 * block + j] * x[j]);
-        y[j] = head->until[16 * block + j] * x[j];
-#pragma unroll
-        for (uint32_t i = j + 1; i < 16; i++)
-            x[i] = __fmaf_rn(head->near[block][j][i], x[j], x[i]);
-    }
-    if (lane < 16) {
-        uint4 *to = (uint4 *)&u[e][16 * block];
-
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++)
-            pair[i] = __byte_perm(__float_as_uint(x[2 * i]),
-                                  __float_as_uint(x[2 * i + 1]), 0x7632);
-        to[0] = make_uint4(pair[0], pair[1], pair[2], pair[3]);
-        to[1] = make_uint4(pair[4], pair[5], pair[6], pair[7]);
-        to = (uint4 *)&aged[e][16 * block];
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++)
-            pair[i] = bf16_pair(y[2 * i], y[2 * i + 1]);
-        to[0] = make_uint4(pair[0], pair[1], pair[2], pair[3]);
-        to[1] = make_uint4(pair[4], pair[5], pair[6], pair[7]);
-    }
-    __syncwarp();
 }
 
 /* Block `block` of u, [output][token], as an A operand. */
@@ -269,25 +252,190 @@ load_u(uint32_t out[4], const uint16_t (*u)[U_STRIDE], uint32_t block)
     load_matrices(out, shared_of(&u[lane % 16][16 * block + lane / 16 * 8]));
 }
 
-/* u of a chunk, and the sums of the fold. r: v - exp(G) a; it is used up. */
+/* The sums of the fold, each block's once its u is there. */
+template <uint32_t D_K>
+static __device__ __forceinline__ void sum_fold(float fold[D_K / 8][4],
+                                                uint32_t key, uint32_t turn,
+                                                struct recur_slice<D_K> *slice)
+{
+    const uint32_t deep = deep_of(key, tile_stride(D_K));
+
+#pragma unroll
+    for (uint32_t b = 0; b < N_BLOCK; b++) {
+        uint32_t a[4], k[D_K / 16][4];
+
+#pragma unroll
+        for (uint32_t n = 0; n < D_K / 16; n++)
+            load_transposed(k[n],
+                            tile_step(deep, n) + b * 32 * tile_stride(D_K));
+        barrier_wait(shared_of(&slice->has_block[b]), turn % 2);
+        load_u(a, slice->aged, b);
+#pragma unroll
+        for (uint32_t n = 0; n < D_K / 16; n++) {
+            mma(fold[2 * n], a, k[n][0], k[n][1]);
+            mma(fold[2 * n + 1], a, k[n][2], k[n][3]);
+        }
+    }
+}
+
+/* What of a chunk does not change the state: r, and the state for outputs. */
 template <uint32_t D_K>
 static __device__ __forceinline__ void
-solve_chunk(float r[GRID / 8][4], float fold[D_K / 8][4],
-            const struct recur_stage<D_K> *stage, float (*turned)[R_STRIDE],
-            uint16_t (*u)[U_STRIDE], uint16_t (*aged)[U_STRIDE])
+hand_state(const float s[D_K / 8][4], const struct recur_stage<D_K> *stage,
+           uint32_t turn, uint32_t output, struct recur_slice<D_K> *slice)
 {
-    const struct chunk_head *head = &stage->head;
-    const uint32_t lane = threadIdx.x % 32, key = shared_of(stage->tile[0]);
-    float far[N_BLOCK][2][4] = {};
+    struct recur_hand<D_K> *hand = &slice->hand[turn % 2];
+    const uint32_t right =
+        right_of(shared_of(stage->tile[0]), tile_stride(D_K));
+    uint32_t rounded[D_K / 16][4];
 
+#pragma unroll
+    for (uint32_t k = 0; k < D_K / 16; k++)
+        fragment_of(rounded[k], s[2 * k], s[2 * k + 1]);
+#pragma unroll
+    for (uint32_t half = 0; half < 2; half++) {
+        float a[4][4] = {};
+
+        read_state<D_K, 2>(a, rounded, right + half * 64 * tile_stride(D_K));
+        put_r(a, &stage->head, stage->v, 32 * half, output, slice->r);
+        hand_over(&slice->has_r[half]);
+    }
+    if (turn >= 2)
+        barrier_wait(shared_of(&slice->is_free[turn % 2]), turn / 2 % 2 ^ 1);
+#pragma unroll
+    for (uint32_t k = 0; k < D_K / 16; k++)
+        hand->state[k][threadIdx.x % 32] = make_uint4(
+            rounded[k][0], rounded[k][1], rounded[k][2], rounded[k][3]);
+    hand_over(&slice->has_state[turn % 2]);
+}
+
+template <uint32_t D_K>
+static __device__ void own(const struct delta_many &many,
+                           const struct recur_work &work, uint32_t warp,
+                           struct recur_shared<D_K> *shared)
+{
+    struct recur_slice<D_K> *slice = &shared->slice[warp];
+    float s[D_K / 8][4];
+    bool is_folded = false;
+
+    move_state<D_K, false>(many, work, warp, s);
+    for (uint32_t turn = 0; work.chunk + turn < work.end; turn++) {
+        const struct delta_chunk at = delta_chunk(work.span, work.chunk + turn);
+        const struct recur_stage<D_K> *stage = &shared->stage[turn % N_STAGE];
+        float fold[D_K / 8][4] = {};
+
+        barrier_wait(shared_of(&shared->full[turn % N_STAGE]),
+                     turn / N_STAGE % 2);
+        hand_state<D_K>(s, stage, turn, 16 * warp, slice);
+        sum_fold<D_K>(fold, shared_of(stage->tile[0]), turn, slice);
+        const float whole = stage->head.whole[0];
+#pragma unroll
+        for (uint32_t i = 0; i < D_K / 2 && at.end == GRID; i++)
+            s[i / 4][i % 4] =
+                __fmaf_rn(whole, s[i / 4][i % 4], fold[i / 4][i % 4]);
+        is_folded = is_folded || at.end == GRID;
+        hand_over(&shared->empty[turn % N_STAGE]);
+    }
+    if (is_folded)
+        move_state<D_K, true>(many, work, warp, s);
+}
+
+/* -------------------------------------------------------------- solver */
+
+static __device__ __forceinline__ void load_near(float out[NEAR],
+                                                 const float *near)
+{
+#pragma unroll
+    for (uint32_t i = 0; i < NEAR; i += 4)
+        *(float4 *)&out[i] = *(const float4 *)&near[i];
+}
+
+/* The triangle of one block: x is r of this lane's output and becomes u. */
+static __device__ __forceinline__ void
+solve(float x[DELTA_BLOCK], const float near[NEAR], const float *beta)
+{
+#pragma unroll
+    for (uint32_t j = 0; j < DELTA_BLOCK; j++) {
+        x[j] = bf16_rounded(beta[j] * x[j]);
+#pragma unroll
+        for (uint32_t i = j + 1; i < DELTA_BLOCK; i++)
+            x[i] = __fmaf_rn(near[near_at(i, j)], x[j], x[i]);
+    }
+}
+
+/* u and aged u of one block and this lane's output to their rows. */
+static __device__ __forceinline__ void put_u(const float x[DELTA_BLOCK],
+                                             const float *until, uint16_t *u,
+                                             uint16_t *aged)
+{
+    uint32_t pair[8], old[8];
+
+#pragma unroll
+    for (uint32_t i = 0; i < 8; i++) {
+        pair[i] = __byte_perm(__float_as_uint(x[2 * i]),
+                              __float_as_uint(x[2 * i + 1]), 0x7632);
+        old[i] =
+            bf16_pair(until[2 * i] * x[2 * i], until[2 * i + 1] * x[2 * i + 1]);
+    }
+    if (threadIdx.x % 32 >= 16) /* the same outputs again */
+        return;
+    ((uint4 *)u)[0] = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+    ((uint4 *)u)[1] = make_uint4(pair[4], pair[5], pair[6], pair[7]);
+    ((uint4 *)aged)[0] = make_uint4(old[0], old[1], old[2], old[3]);
+    ((uint4 *)aged)[1] = make_uint4(old[4], old[5], old[6], old[7]);
+}
+
+/* Sums of one block from where they lie to lanes of outputs: x -= sum. */
+static __device__ __forceinline__ void
+subtract(float x[DELTA_BLOCK], const float sum[2][4], float (*turned)[P_STRIDE])
+{
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4 * 2;
+
+    *(float2 *)&turned[g][t] = make_float2(sum[0][0], sum[0][1]);
+    *(float2 *)&turned[g + 8][t] = make_float2(sum[0][2], sum[0][3]);
+    *(float2 *)&turned[g][t + 8] = make_float2(sum[1][0], sum[1][1]);
+    *(float2 *)&turned[g + 8][t + 8] = make_float2(sum[1][2], sum[1][3]);
+    __syncwarp();
+#pragma unroll
+    for (uint32_t i = 0; i < DELTA_BLOCK; i += 4) {
+        const float4 four = *(const float4 *)&turned[lane % 16][i];
+
+        x[i] -= four.x;
+        x[i + 1] -= four.y;
+        x[i + 2] -= four.z;
+        x[i + 3] -= four.w;
+    }
+}
+
+/* The four blocks of a chunk. */
+template <uint32_t D_K>
+static __device__ __forceinline__ void
+solve_chunk(const struct chunk_head *head, uint32_t turn,
+            struct recur_slice<D_K> *slice)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    uint16_t(*u)[U_STRIDE] = slice->hand[turn % 2].u;
+    float far[N_BLOCK][2][4] = {}, near[NEAR], x[DELTA_BLOCK];
+
+    load_near(near, head->near[0]);
 #pragma unroll
     for (uint32_t b = 0; b < N_BLOCK; b++) {
         uint32_t a[4];
 
+        if (b % 2 == 0)
+            barrier_wait(shared_of(&slice->has_r[b / 2]), turn % 2);
 #pragma unroll
-        for (uint32_t i = 0; i < 8 && b; i++)
-            r[2 * b + i / 4][i % 4] -= far[b][i / 4][i % 4];
-        solve(&r[2 * b], turned, head, b, u, aged);
+        for (uint32_t i = 0; i < DELTA_BLOCK; i += 4)
+            *(float4 *)&x[i] =
+                *(const float4 *)&slice->r[lane % 16][16 * b + i];
+        if (b)
+            subtract(x, far[b], slice->sum);
+        solve(x, near, &head->beta[16 * b]);
+        put_u(x, &head->until[16 * b], &u[lane % 16][16 * b],
+              &slice->aged[lane % 16][16 * b]);
+        hand_over(&slice->has_block[b]);
+        if (b + 1 == N_BLOCK)
+            break;
         load_u(a, u, b);
 #pragma unroll
         for (uint32_t i = b + 1; i < N_BLOCK; i++) {
@@ -296,15 +444,7 @@ solve_chunk(float r[GRID / 8][4], float fold[D_K / 8][4],
             mma(far[i][0], a, w.x, w.y);
             mma(far[i][1], a, w.z, w.w);
         }
-        load_u(a, aged, b);
-#pragma unroll
-        for (uint32_t n = 0; n < D_K / 8; n += 2) {
-            uint32_t k[4];
-
-            load_transposed(k, key + deep_at(b, n, tile_stride(D_K)));
-            mma(fold[n], a, k[0], k[1]);
-            mma(fold[n + 1], a, k[2], k[3]);
-        }
+        load_near(near, head->near[b + 1]);
     }
 }
 
@@ -325,60 +465,27 @@ static __device__ void keep_u(const struct delta_many &many,
 }
 
 template <uint32_t D_K>
-static __device__ void recur_state(const struct delta_many &many,
-                                   const struct recur_work &work,
-                                   struct recur_shared<D_K> *shared)
+static __device__ void solve_all(const struct delta_many &many,
+                                 const struct recur_work &work, uint32_t warp,
+                                 struct recur_shared<D_K> *shared)
 {
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    float s[D_K / 8][4];
-    bool is_folded = false;
+    struct recur_slice<D_K> *slice = &shared->slice[warp];
 
-    move_state<D_K, false>(many, work, warp, s);
     for (uint32_t turn = 0; work.chunk + turn < work.end; turn++) {
         const struct delta_chunk at = delta_chunk(work.span, work.chunk + turn);
-        struct recur_stage<D_K> *stage = &shared->stage[turn % N_STAGE];
-        struct recur_hand<D_K> *hand = &shared->hand[warp][turn % 2];
-        float r[GRID / 8][4] = {}, fold[D_K / 8][4] = {};
-        uint32_t rounded[D_K / 16][4];
+        const struct recur_stage<D_K> *stage = &shared->stage[turn % N_STAGE];
 
-        if (turn >= 2)
-            barrier_wait(shared_of(&shared->is_free[warp][turn % 2]),
-                         turn / 2 % 2 ^ 1);
-#pragma unroll
-        for (uint32_t k = 0; k < D_K / 16; k++) {
-            fragment_of(rounded[k], s[2 * k], s[2 * k + 1]);
-            hand->state[k][lane] = make_uint4(rounded[k][0], rounded[k][1],
-                                              rounded[k][2], rounded[k][3]);
-        }
-        __syncwarp();
-        if (lane == 0)
-            barrier_arrive(shared_of(&shared->has_state[warp][turn % 2]));
         barrier_wait(shared_of(&shared->full[turn % N_STAGE]),
                      turn / N_STAGE % 2);
-        read_state<D_K>(r, rounded, shared_of(stage->tile[0]));
-        subtract_past(r, &stage->head, stage->v, 16 * warp + lane / 4);
-        solve_chunk<D_K>(r, fold, stage, shared->r[warp], hand->u,
-                         shared->aged[warp]);
-        if (lane == 0)
-            barrier_arrive(shared_of(&shared->has_u[warp][turn % 2]));
-        if (at.end == GRID) {
-            const float whole = stage->head.whole[0];
-
-#pragma unroll
-            for (uint32_t n = 0; n < D_K / 8; n++)
-#pragma unroll
-                for (uint32_t i = 0; i < 4; i++)
-                    s[n][i] = __fmaf_rn(whole, s[n][i], fold[n][i]);
-            is_folded = true;
-        } else {
-            keep_u(many, work, warp, at, hand->u);
-        }
-        __syncwarp();
-        if (lane == 0)
-            barrier_arrive(shared_of(&shared->empty[turn % N_STAGE]));
+        if (turn >= 2)
+            barrier_wait(shared_of(&slice->is_free[turn % 2]),
+                         turn / 2 % 2 ^ 1);
+        solve_chunk<D_K>(&stage->head, turn, slice);
+        hand_over(&slice->has_u[turn % 2]);
+        if (at.end < GRID)
+            keep_u(many, work, warp, at, slice->hand[turn % 2].u);
+        hand_over(&shared->empty[turn % N_STAGE]);
     }
-    if (is_folded)
-        move_state<D_K, true>(many, work, warp, s);
 }
 
 /* ------------------------------------------------------------- outputs */
@@ -446,68 +553,80 @@ keep_keys(const struct delta_many &many, const struct recur_work &work,
 }
 
 template <uint32_t D_K>
-static __device__ void recur_output(const struct delta_many &many,
-                                    const struct recur_work &work,
-                                    struct recur_shared<D_K> *shared)
+static __device__ void put_all(const struct delta_many &many,
+                               const struct recur_work &work, uint32_t warp,
+                               struct recur_shared<D_K> *shared)
 {
-    const uint32_t warp = threadIdx.x / 32 - N_STATE, lane = threadIdx.x % 32;
+    struct recur_slice<D_K> *slice = &shared->slice[warp];
+    const uint32_t lane = threadIdx.x % 32;
 
     for (uint32_t turn = 0; work.chunk + turn < work.end; turn++) {
         const struct delta_chunk at = delta_chunk(work.span, work.chunk + turn);
         struct recur_stage<D_K> *stage = &shared->stage[turn % N_STAGE];
-        struct recur_hand<D_K> *hand = &shared->hand[warp][turn % 2];
+        struct recur_hand<D_K> *hand = &slice->hand[turn % 2];
         float c[GRID / 8][4] = {};
         uint32_t rounded[D_K / 16][4];
 
         barrier_wait(shared_of(&shared->full[turn % N_STAGE]),
                      turn / N_STAGE % 2);
-        barrier_wait(shared_of(&shared->has_state[warp][turn % 2]),
-                     turn / 2 % 2);
+        barrier_wait(shared_of(&slice->has_state[turn % 2]), turn / 2 % 2);
 #pragma unroll
         for (uint32_t k = 0; k < D_K / 16; k++)
             *(uint4 *)rounded[k] = hand->state[k][lane];
-        read_state<D_K>(c, rounded, shared_of(stage->tile[1]));
-        barrier_wait(shared_of(&shared->has_u[warp][turn % 2]), turn / 2 % 2);
+        read_state<D_K, N_BLOCK>(
+            c, rounded, right_of(shared_of(stage->tile[1]), tile_stride(D_K)));
+        barrier_wait(shared_of(&slice->has_u[turn % 2]), turn / 2 % 2);
         put_outputs(many, work, at, c, &stage->head, hand->u, warp);
         if (at.end < GRID && work.output == 0 && warp == 0)
             keep_keys<D_K>(many, work, at, stage);
-        __syncwarp();
-        if (lane == 0) {
-            barrier_arrive(shared_of(&shared->is_free[warp][turn % 2]));
-            barrier_arrive(shared_of(&shared->empty[turn % N_STAGE]));
+        hand_over(&slice->is_free[turn % 2]);
+        hand_over(&shared->empty[turn % N_STAGE]);
+    }
+}
+
+template <uint32_t D_K>
+static __device__ void init_barriers(struct recur_shared<D_K> *shared)
+{
+    for (uint32_t i = 0; i < N_STAGE; i++) {
+        barrier_init(shared_of(&shared->full[i]), 32 + 1);
+        barrier_init(shared_of(&shared->empty[i]), 3 * N_SLICE);
+    }
+    for (uint32_t w = 0; w < N_SLICE; w++) {
+        struct recur_slice<D_K> *slice = &shared->slice[w];
+
+        for (uint32_t b = 0; b < N_BLOCK; b++)
+            barrier_init(shared_of(&slice->has_block[b]), 1);
+        for (uint32_t i = 0; i < 2; i++) {
+            barrier_init(shared_of(&slice->has_r[i]), 1);
+            barrier_init(shared_of(&slice->has_state[i]), 1);
+            barrier_init(shared_of(&slice->has_u[i]), 1);
+            barrier_init(shared_of(&slice->is_free[i]), 1);
         }
     }
+    barrier_publish();
 }
 
 template <uint32_t D_K>
 static __global__ void __launch_bounds__(N_WARP * 32, 1)
     recur(struct delta_many many)
 {
-    extern __shared__ __align__(128) char raw[];
+    extern __shared__ __align__(256) char raw[];
     struct recur_shared<D_K> *shared = (struct recur_shared<D_K> *)raw;
     const struct recur_work work = work_of(many);
-    const uint32_t warp = threadIdx.x / 32;
+    const uint32_t role = threadIdx.x / 64, warp = threadIdx.x / 32 % 2;
 
     if (work.chunk >= work.end)
         return;
-    if (threadIdx.x == 0) {
-        for (uint32_t i = 0; i < N_STAGE; i++) {
-            barrier_init(shared_of(&shared->full[i]), 2 * 32 + 1);
-            barrier_init(shared_of(&shared->empty[i]), 2 * N_STATE);
-        }
-        for (uint32_t i = 0; i < 2 * N_STATE; i++) {
-            barrier_init(shared_of(&shared->has_state[i / 2][i % 2]), 1);
-            barrier_init(shared_of(&shared->has_u[i / 2][i % 2]), 1);
-            barrier_init(shared_of(&shared->is_free[i / 2][i % 2]), 1);
-        }
-        barrier_publish();
-    }
+    if (threadIdx.x == 0)
+        init_barriers(shared);
     __syncthreads();
-    if (warp < N_STATE)
-        recur_state<D_K>(many, work, shared);
-    else if (warp < 2 * N_STATE)
-        recur_output<D_K>(many, work, shared);
-    else
+    if (role == OWNER)
+        own<D_K>(many, work, warp, shared);
+    else if (role == SOLVER)
+        solve_all<D_K>(many, work, warp, shared);
+    else if (role == OUTPUT)
+        put_all<D_K>(many, work, warp, shared);
+    else if (warp == 0)
         load<D_K>(many, work, shared);
 }
 

@@ -96,33 +96,37 @@ static __device__ __forceinline__ uint32_t tile_at(uint32_t r, uint32_t v,
 }
 
 /*
- * Where this lane points for the matrices of a tile. left: an A operand, rows
- * 16i .. and inner vectors 2s, 2s+1. right: two B operands whose columns are
- * the rows 16i .. of the tile. deep: two B operands whose inner index is the
- * row, of columns 8n .. 8n+15 (by load_transposed()).
+ * Where this lane points for the matrices of a tile that starts at `tile`, a
+ * multiple of 256. left: an A operand, of rows 0 .. 15 and inner vectors 0, 1.
+ * right: two B operands whose columns are those rows. deep: two B operands
+ * whose inner index is the row, of columns 0 .. 15 (by load_transposed()).
+ * tile_step() goes to other vectors, 2s and 2s + 1; others rows are 16 times
+ * the bytes of a row away.
  */
-static __device__ __forceinline__ uint32_t left_at(uint32_t i, uint32_t s,
+static __device__ __forceinline__ uint32_t left_of(uint32_t tile,
                                                    uint32_t stride)
 {
     const uint32_t lane = threadIdx.x % 32;
 
-    return tile_at(16 * i + lane % 16, 2 * s + lane / 16, stride);
+    return tile + tile_at(lane % 16, lane / 16, stride);
 }
 
-static __device__ __forceinline__ uint32_t right_at(uint32_t i, uint32_t s,
+static __device__ __forceinline__ uint32_t right_of(uint32_t tile,
                                                     uint32_t stride)
 {
     const uint32_t lane = threadIdx.x % 32;
 
-    return tile_at(16 * i + lane / 16 * 8 + lane % 8, 2 * s + lane / 8 % 2,
-                   stride);
+    return tile + tile_at(lane / 16 * 8 + lane % 8, lane / 8 % 2, stride);
 }
 
-static __device__ __forceinline__ uint32_t deep_at(uint32_t i, uint32_t n,
+static __device__ __forceinline__ uint32_t deep_of(uint32_t tile,
                                                    uint32_t stride)
 {
-    const uint32_t lane = threadIdx.x % 32;
+    return left_of(tile, stride);
+}
 
-    return tile_at(16 * i + lane % 16, n + lane / 16, stride);
+static __device__ __forceinline__ uint32_t tile_step(uint32_t at, uint32_t s)
+{
+    return at ^ 32 * s;
 }
 #endif
