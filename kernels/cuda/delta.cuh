@@ -3,7 +3,12 @@
 /*
  * The gated delta rule (kernels/backend.h) on the GPU, in bf16-mma: the steps
  * of PAIR and TILE with P a chain of tensor core steps of 16 from zero, save
- * that the fold rounds the aged u and not the aged key:
+ * that beta comes first, out of the chain from row to row, and that the fold
+ * rounds the aged u and not the aged key:
+ *   w_ij = beta_i * (exp(G_i - G_j) * (P of k_i, k_j))
+ *   r = beta_i * fma(-exp(G_i), a[e], v[e]);  r = r - (P over j < b of ~w_ij
+ *   u_j[e]);  for j = b .. i - 1 ascending r = fma(-w_ij, u_j[e], r)
+ *   u_i[e] = ~r
  *   S0[d][e] = fma(exp(G_63), S0[d][e],
  *                  P over j of k_j[d] ~(exp(G_63 - G_j) * u_j[e]))
  *
@@ -33,7 +38,7 @@
 struct chunk_head {
     uint4 far[N_BLOCK * (N_BLOCK - 1) / 2][32];  /* ~w, as B operands */
     uint4 seen[N_BLOCK * (N_BLOCK + 1) / 2][32]; /* ~x, as B operands */
-    float near[N_BLOCK][NEAR]; /* -w_ij, j < i of one block: near_at() */
+    float near[N_BLOCK][NEAR]; /* -w_ij of one block: near_at() */
     float since[GRID];         /* exp(G_i) */
     float until[GRID];         /* exp(G_63 - G_j) */
     float beta[GRID];

@@ -202,7 +202,9 @@ static __device__ void weigh(struct few_part part,
                 continue;
             const float aged = decay(shared->g[part.i + c], shared->g[j]);
             const bool is_seen = is_query ? j <= part.i + c : j < part.i + c;
-            const float weight = is_seen ? aged * dot[i / 4][i % 4] : 0.0f;
+            float weight = is_seen ? aged * dot[i / 4][i % 4] : 0.0f;
+            if (!is_query)
+                weight = shared->beta[c] * weight;
             shared->weight[column][j] = (uint16_t)(bf16_pair(weight, 0.0f));
             if (!is_query)
                 shared->near[c][j] = weight;
@@ -286,7 +288,7 @@ static __device__ void solve(struct few_part part, uint32_t block,
         r = shared->r[c][e];
         for (uint32_t j = 16 * block; j < i; j++)
             r = __fmaf_rn(-shared->near[c][j], bf16_low(shared->u[j][e]), r);
-        shared->u[i][e] = (uint16_t)bf16_pair(shared->beta[c] * r, 0.0f);
+        shared->u[i][e] = (uint16_t)bf16_pair(r, 0.0f);
     }
 }
 
@@ -315,10 +317,11 @@ finish_block(const struct delta_args &a, size_t first_row, struct few_part part,
             *(const float2 *)&shared->v[c][slice + lane / 4 * 2 + 16 * half];
         const float since = -shared->since[c];
         float *r = &shared->r[c][slice + 8 * half + lane / 4];
-        r[0] =
-            __fmaf_rn(since, read[0][i / 4][i % 4], v.x) - sum[0][i / 4][i % 4];
-        r[16] =
-            __fmaf_rn(since, read[1][i / 4][i % 4], v.y) - sum[1][i / 4][i % 4];
+        const float beta = shared->beta[c];
+        r[0] = beta * __fmaf_rn(since, read[0][i / 4][i % 4], v.x) -
+               sum[0][i / 4][i % 4];
+        r[16] = beta * __fmaf_rn(since, read[1][i / 4][i % 4], v.y) -
+                sum[1][i / 4][i % 4];
     }
     __syncwarp();
     solve(part, block, shared);

@@ -22,7 +22,7 @@ static_assert(sizeof(struct chunk_head) % 16 == 0, "bulk copies");
 
 struct prepare_shared {
     double g[HEADS_MAX][GRID];
-    float log_decay[HEADS_MAX][GRID];
+    float log_decay[HEADS_MAX][GRID], beta[HEADS_MAX][GRID];
 };
 
 /* Four bf16 of a row to their place in a tile. */
@@ -92,9 +92,12 @@ static __device__ void fill_decays(const struct delta_many &many,
     for (uint32_t i = lane; i < n_each * GRID; i += 32) {
         const uint32_t h = i / GRID, row = i % GRID;
         const bool is_here = row >= at.first && row < at.end;
+        const size_t from = (at.row + row) * n_v + head + h;
 
-        shared->log_decay[h][row] =
-            is_here ? a.log_decay[(at.row + row) * n_v + head + h] : 0.0f;
+        shared->log_decay[h][row] = is_here ? a.log_decay[from] : 0.0f;
+        shared->beta[h][row] = is_here          ? a.beta[from]
+                               : row < at.first ? 1.0f
+                                                : 0.0f;
     }
     __syncwarp();
     if (lane < n_each) {
@@ -121,14 +124,11 @@ static __device__ void fill_vectors(const struct delta_many &many,
         const uint32_t h = i / GRID, row = i % GRID;
         const bool is_here = row >= at.first && row < at.end;
         const double g = shared->g[h][row], last = shared->g[h][GRID - 1];
-        const size_t from = (at.row + row) * n_v + blockIdx.y * n_each + h;
 
         out[h].g[row] = g;
         out[h].since[row] = is_here ? scalar_exp((float)g) : 0.0f;
         out[h].until[row] = decay(last, g);
-        out[h].beta[row] = is_here          ? a.beta[from]
-                           : row < at.first ? 1.0f
-                                            : 0.0f;
+        out[h].beta[row] = shared->beta[h][row];
         if (row == 0)
             out[h].whole[0] = scalar_exp((float)last);
     }
@@ -159,8 +159,9 @@ static __device__ void multiply(uint32_t tile, uint32_t i, uint32_t j,
 
 /* Weights of one block (i, j) for one v-head. */
 static __device__ void weigh(uint32_t i, uint32_t j, struct delta_chunk at,
-                             const double *g, const float kk[2][4],
-                             const float qk[2][4], struct chunk_head *out)
+                             const double *g, const float *beta,
+                             const float kk[2][4], const float qk[2][4],
+                             struct chunk_head *out)
 {
     const uint32_t lane = threadIdx.x % 32;
     float w[2][4], x[2][4];
@@ -173,8 +174,9 @@ static __device__ void weigh(uint32_t i, uint32_t j, struct delta_chunk at,
         const bool is_here = at_i >= at.first && at_i < at.end;
         const float aged = decay(g[at_i], g[at_j]);
 
-        w[c / 4][c % 4] =
-            is_here && at_j < at_i ? aged * kk[c / 4][c % 4] : 0.0f;
+        w[c / 4][c % 4] = is_here && at_j < at_i
+                              ? beta[at_i] * (aged * kk[c / 4][c % 4])
+                              : 0.0f;
         x[c / 4][c % 4] =
             is_here && at_j <= at_i ? aged * qk[c / 4][c % 4] : 0.0f;
         if (i == j && column < row)
@@ -226,7 +228,7 @@ static __global__ void __launch_bounds__(N_WARP * 32)
 
         multiply<D_K>(shared_of(tile), i, j, kk, qk);
         for (uint32_t h = 0; h < n_each; h++)
-            weigh(i, j, at, shared.g[h], kk, qk, &out[h]);
+            weigh(i, j, at, shared.g[h], shared.beta[h], kk, qk, &out[h]);
     }
 }
 

@@ -4,20 +4,21 @@
  *
  * All is transposed: rows of the products are outputs e, columns tokens or key
  * dims. Then the state's sums, rounded, are operands in the lanes where they
- * are (fragment.cuh). Each 16 outputs have three warps:
- *   owner   the state in registers: r = v - exp(G) a of a chunk, then the fold,
- *           block after block as u comes
- *   solver  the triangles of the four blocks, and between them what a block
- *           means for those behind it
- *   output  o, from the rounded state and u, at most a chunk behind
- * and one warp loads, a chunk ahead. The path from chunk to chunk is r of the
- * first block, the solver's four blocks, and the last block's share of the
- * fold; the rest is done beside it.
+ * are (fragment.cuh). The warps are
+ *   two owners   16 outputs of the state in registers: r = beta (v - exp(G) a)
+ *                of a chunk, then the fold, block after block as u comes
+ *   a solver     the triangles of the four blocks, and between them what a
+ *                block means for those behind it
+ *   two outputs  o, from the rounded state and u, at most a chunk behind
+ *   two loaders  a chunk ahead
+ * The path from chunk to chunk is r of the first blocks, the solver's four
+ * blocks, and the last block's share of the fold; the rest is beside it.
  *
  * The triangle next to the diagonal is a chain of 16 steps for each output,
- * fma, multiplication and rounding each. A lane of the solver has one output,
- * so that its chain needs no exchange: sums pass through shared memory into
- * lanes of outputs, u back as operands.
+ * fma and rounding each. A lane of the solver has one output, so that its
+ * chain needs no exchange: sums pass through shared memory into lanes of
+ * outputs, u back as operands. Next to latencies the bandwidth of shared
+ * memory is the bound: a float that all lanes read costs it a clock.
  */
 #include "kernels/cuda/async.cuh"
 #include "kernels/cuda/delta.cuh"
@@ -25,16 +26,14 @@
 #include <assert.h>
 
 #define N_STAGE 2u
-#define N_SLICE 2u /* warps of each role, 16 outputs each */
+#define N_SLICE 2u /* of 16 outputs */
 #define N_WARP 8u
 #define U_STRIDE 72u /* tokens of a row of u: 144 bytes, no bank met twice */
 #define R_STRIDE 68u /* of r, and */
 #define P_STRIDE 20u /* of a block's sums */
 #define V_STRIDE 36u
 
-enum role { OWNER, SOLVER, LOADER, OUTPUT }; /* warps in pairs; one loads */
-
-/* What the loading warp brings for one chunk. */
+/* What the loading warps bring for one chunk. */
 template <uint32_t D_K> struct __align__(256) recur_stage
 {
     char tile[2][GRID * (D_K <= 64 ? 64 : 128) * 2];
@@ -42,27 +41,22 @@ template <uint32_t D_K> struct __align__(256) recur_stage
     float v[GRID][V_STRIDE];
 };
 
-/* For the output warp, of one chunk. */
+/* For the output warps, of one chunk. */
 template <uint32_t D_K> struct recur_hand {
-    uint4 state[D_K / 16][32];
-    uint16_t u[16][U_STRIDE];
+    uint4 state[N_SLICE][D_K / 16][32];
+    uint16_t u[DELTA_SLICE][U_STRIDE];
 };
 
-/* Of 16 outputs: what its three warps hand to each other. Barriers
- * by chunk parity where the output warp takes part, which may lag. */
-template <uint32_t D_K> struct recur_slice {
-    struct recur_hand<D_K> hand[2];
-    uint16_t aged[16][U_STRIDE];
-    float r[16][R_STRIDE];
-    float sum[16][P_STRIDE];
-    uint64_t has_r[2], has_block[N_BLOCK]; /* of tokens 0 .. 31, 32 .. 63 */
-    uint64_t has_state[2], has_u[2], is_free[2];
-};
-
+/* Barriers of one phase a chunk: has_r of tokens 0 .. 31 and 32 .. 63; by chunk
+ * parity where an output warp takes part, which may lag. */
 template <uint32_t D_K> struct recur_shared {
     struct recur_stage<D_K> stage[N_STAGE];
-    struct recur_slice<D_K> slice[N_SLICE];
+    struct recur_hand<D_K> hand[2];
+    float r[DELTA_SLICE][R_STRIDE];
+    float sum[DELTA_SLICE][P_STRIDE];
     uint64_t full[N_STAGE], empty[N_STAGE];
+    uint64_t has_r[2], has_block[N_BLOCK];
+    uint64_t has_state[N_SLICE][2], has_u[2], is_free[2];
 };
 
 /* One CTA's part of the work. */
@@ -92,49 +86,64 @@ static __device__ struct recur_work work_of(const struct delta_many &many)
     return it;
 }
 
+/* Once all lanes of a warp have written: one arrival. */
+static __device__ __forceinline__ void hand_over(uint64_t *barrier)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        barrier_arrive(shared_of(barrier));
+}
+
 /* ------------------------------------------------------------- loading */
 
 /*
- * The inputs v of a row, of the slice. Where the call does not bring them they
- * are the ring's u, or zeros, and this lane writes them.
+ * This lane's inputs v: four outputs of every eighth row. Where the call does
+ * not bring a row they are the ring's u, or zeros, and written here.
  */
 static __device__ void load_values(const struct delta_many &many,
                                    const struct recur_work &work,
-                                   struct delta_chunk at, uint32_t row,
-                                   float *to, uint32_t barrier)
+                                   struct delta_chunk at, uint32_t warp,
+                                   float (*v)[V_STRIDE])
 {
     const struct delta_args &a = many.args;
-    const uint32_t d_v = a.shape.d_v;
+    const uint32_t lane = threadIdx.x % 32, first = lane % 8 * 4;
+    const uint32_t d_v = a.shape.d_v, begin = warp * 4 + lane / 8;
+    const size_t step = 8 * a.qkv_stride;
+    const float *from = a.v + (at.row + begin) * a.qkv_stride +
+                        (size_t)work.head * d_v + work.output + first;
     const uint16_t *ring = (const uint16_t *)work.span->state.ring_u +
-                           ((size_t)work.head * GRID + row) * d_v + work.output;
+                           (size_t)work.head * GRID * d_v + work.output;
+    const uint32_t to = shared_of(&v[begin][first]);
 
-    if (row >= at.first && row < at.end) {
-        copy_bulk(shared_of(to),
-                  a.v + (at.row + row) * a.qkv_stride +
-                      (size_t)work.head * d_v + work.output,
-                  DELTA_SLICE * 4, barrier);
+    if (at.first == 0 && at.end == GRID) {
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++, from += step)
+            copy_16(to + i * 8 * V_STRIDE * 4, from);
         return;
     }
-    for (uint32_t i = 0; i < DELTA_SLICE; i++)
-        to[i] = row < at.first
-                    ? __uint_as_float((uint32_t)ring[slice_entry(i)] << 16)
-                    : 0.0f;
+    for (uint32_t row = begin; row < GRID; row += 8, from += step) {
+        if (row >= at.first && row < at.end)
+            copy_16(shared_of(&v[row][first]), from);
+        else
+            for (uint32_t i = first; i < first + 4; i++)
+                v[row][i] = row < at.first
+                                ? bf16_low(ring[row * d_v + slice_entry(i)])
+                                : 0.0f;
+    }
 }
 
 template <uint32_t D_K>
-static __device__ void
-load_chunk(const struct delta_many &many, const struct recur_work &work,
-           uint32_t turn, struct recur_stage<D_K> *stage, uint32_t barrier)
+static __device__ void load_chunk(const struct delta_many &many,
+                                  const struct recur_work &work, uint32_t turn,
+                                  uint32_t warp, struct recur_stage<D_K> *stage,
+                                  uint32_t barrier)
 {
     const struct delta_shape shape = many.args.shape;
-    const struct delta_chunk at = delta_chunk(work.span, work.chunk + turn);
-    const uint32_t lane = threadIdx.x % 32;
 
-    if (lane == 0) {
+    if (warp == 0 && threadIdx.x % 32 == 0) {
         const size_t slot = work.slot + turn;
 
-        barrier_expect(barrier, sizeof(stage->tile) + sizeof(stage->head) +
-                                    (at.end - at.first) * DELTA_SLICE * 4);
+        barrier_expect(barrier, sizeof(stage->tile) + sizeof(stage->head));
         copy_bulk(shared_of(stage->tile),
                   many.tile + (slot * shape.n_k_head + work.k_head) *
                                   sizeof(stage->tile),
@@ -143,16 +152,15 @@ load_chunk(const struct delta_many &many, const struct recur_work &work,
                   &many.head[slot * shape.n_v_head + work.head],
                   sizeof(stage->head), barrier);
     }
-    copies_after_writes();
-    __syncwarp(); /* bytes are announced before they come */
-    for (uint32_t row = lane; row < GRID; row += 32)
-        load_values(many, work, at, row, stage->v[row], barrier);
+    load_values(many, work, delta_chunk(work.span, work.chunk + turn), warp,
+                stage->v);
+    barrier_arrive_copied(barrier);
     barrier_arrive(barrier); /* of what this lane wrote itself */
 }
 
 template <uint32_t D_K>
 static __device__ void load(const struct delta_many &many,
-                            const struct recur_work &work,
+                            const struct recur_work &work, uint32_t warp,
                             struct recur_shared<D_K> *shared)
 {
     for (uint32_t turn = 0; work.chunk + turn < work.end; turn++) {
@@ -160,17 +168,9 @@ static __device__ void load(const struct delta_many &many,
 
         if (turn >= N_STAGE)
             barrier_wait(shared_of(&shared->empty[s]), turn / N_STAGE % 2 ^ 1);
-        load_chunk<D_K>(many, work, turn, &shared->stage[s],
+        load_chunk<D_K>(many, work, turn, warp, &shared->stage[s],
                         shared_of(&shared->full[s]));
     }
-}
-
-/* Once all lanes of a warp have written: one arrival. */
-static __device__ __forceinline__ void hand_over(uint64_t *barrier)
-{
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        barrier_arrive(shared_of(barrier));
 }
 
 /* --------------------------------------------------------------- owner */
@@ -200,46 +200,72 @@ static __device__ void move_state(const struct delta_many &many,
 }
 
 /*
- * P over dims of the state and keys or queries, of N blocks of tokens. right:
- * where the lane points for the first of them.
+ * P over dims of the state and keys or queries, of two blocks of tokens. right:
+ * where the lane points for the first of them. All operands are asked for
+ * before the first product.
  */
-template <uint32_t D_K, uint32_t N>
+template <uint32_t D_K>
 static __device__ __forceinline__ void
-read_state(float out[2 * N][4], const uint32_t s[D_K / 16][4], uint32_t right)
+read_state(float out[4][4], const uint32_t s[D_K / 16][4], uint32_t right)
 {
+    uint32_t b[D_K / 16][2][4];
+
 #pragma unroll
     for (uint32_t k = 0; k < D_K / 16; k++)
 #pragma unroll
-        for (uint32_t p = 0; p < N; p++) {
-            uint32_t b[4];
-
-            load_matrices(b, tile_step(right, k) + p * 32 * tile_stride(D_K));
-            mma(out[2 * p], s[k], b[0], b[1]);
-            mma(out[2 * p + 1], s[k], b[2], b[3]);
+        for (uint32_t p = 0; p < 2; p++)
+            load_matrices(b[k][p],
+                          tile_step(right, k) + p * 32 * tile_stride(D_K));
+#pragma unroll
+    for (uint32_t k = 0; k < D_K / 16; k++)
+#pragma unroll
+        for (uint32_t p = 0; p < 2; p++) {
+            mma(out[2 * p], s[k], b[k][p][0], b[k][p][1]);
+            mma(out[2 * p + 1], s[k], b[k][p][2], b[k][p][3]);
         }
 }
 
-/* r = v - exp(G) a of 32 tokens, to where the solver reads. output: of 32. */
+/* What r of 32 tokens needs besides a, in the places of its sums. */
+struct recur_inputs {
+    float2 since[4], beta[4];
+    float v[4][4];
+};
+
+static __device__ __forceinline__ struct recur_inputs
+load_inputs(const struct chunk_head *head, const float (*v)[V_STRIDE],
+            uint32_t first, uint32_t output)
+{
+    const uint32_t g = threadIdx.x % 32 / 4, t = first + threadIdx.x % 4 * 2;
+    struct recur_inputs it;
+
+#pragma unroll
+    for (uint32_t p = 0; p < 4; p++) {
+        it.since[p] = *(const float2 *)&head->since[8 * p + t];
+        it.beta[p] = *(const float2 *)&head->beta[8 * p + t];
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+            it.v[p][i] = v[8 * p + t + i % 2][output + g + i / 2 * 8];
+    }
+    return it;
+}
+
+/* r = beta (v - exp(G) a) of 32 tokens, to where the solver reads. */
 static __device__ __forceinline__ void put_r(const float a[4][4],
-                                             const struct chunk_head *head,
-                                             const float (*v)[V_STRIDE],
-                                             uint32_t first, uint32_t output,
+                                             const struct recur_inputs *in,
+                                             uint32_t first,
                                              float (*r)[R_STRIDE])
 {
     const uint32_t g = threadIdx.x % 32 / 4, t = first + threadIdx.x % 4 * 2;
 
 #pragma unroll
     for (uint32_t p = 0; p < 4; p++) {
-        const float2 since = *(const float2 *)&head->since[8 * p + t];
-        const float *even = &v[8 * p + t][output + g];
-        const float *odd = even + V_STRIDE;
+        const float2 since = in->since[p], beta = in->beta[p];
 
-        *(float2 *)&r[g][8 * p + t] =
-            make_float2(__fmaf_rn(-since.x, a[p][0], even[0]),
-                        __fmaf_rn(-since.y, a[p][1], odd[0]));
-        *(float2 *)&r[g + 8][8 * p + t] =
-            make_float2(__fmaf_rn(-since.x, a[p][2], even[8]),
-                        __fmaf_rn(-since.y, a[p][3], odd[8]));
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i += 2)
+            *(float2 *)&r[g + 4 * i][8 * p + t] = make_float2(
+                beta.x * __fmaf_rn(-since.x, a[p][i], in->v[p][i]),
+                beta.y * __fmaf_rn(-since.y, a[p][i + 1], in->v[p][i + 1]));
     }
 }
 
@@ -252,29 +278,40 @@ load_u(uint32_t out[4], const uint16_t (*u)[U_STRIDE], uint32_t block)
     load_matrices(out, shared_of(&u[lane % 16][16 * block + lane / 16 * 8]));
 }
 
-/* The sums of the fold, each block's once its u is there. */
-template <uint32_t D_K>
-static __device__ __forceinline__ void sum_fold(float fold[D_K / 8][4],
-                                                uint32_t key, uint32_t turn,
-                                                struct recur_slice<D_K> *slice)
+/* u of one block, aged to the chunk's end. until: of its 16 tokens. */
+static __device__ __forceinline__ void age(uint32_t u[4], const float2 until[2])
 {
-    const uint32_t deep = deep_of(key, tile_stride(D_K));
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++)
+        u[i] = bf16_pair(until[i / 2].x * bf16_low(u[i]),
+                         until[i / 2].y * bf16_high(u[i]));
+}
+
+/* A block's share of the sums of the fold, once its u is there. */
+template <uint32_t D_K>
+static __device__ __forceinline__ void
+add_fold(float fold[D_K / 8][4], const struct recur_stage<D_K> *stage,
+         uint32_t block, uint32_t turn, const uint16_t (*u)[U_STRIDE],
+         const uint64_t *has_block)
+{
+    const uint32_t stride = tile_stride(D_K);
+    const uint32_t deep =
+        deep_of(shared_of(stage->tile[0]), stride) + block * 32 * stride;
+    const float *until = &stage->head.until[16 * block + threadIdx.x % 4 * 2];
+    const float2 aging[2] = {*(const float2 *)until,
+                             *(const float2 *)&until[8]};
+    uint32_t a[4], k[D_K / 16][4];
 
 #pragma unroll
-    for (uint32_t b = 0; b < N_BLOCK; b++) {
-        uint32_t a[4], k[D_K / 16][4];
-
+    for (uint32_t n = 0; n < D_K / 16; n++)
+        load_transposed(k[n], tile_step(deep, n));
+    barrier_wait(shared_of(has_block), turn % 2);
+    load_u(a, u, block);
+    age(a, aging);
 #pragma unroll
-        for (uint32_t n = 0; n < D_K / 16; n++)
-            load_transposed(k[n],
-                            tile_step(deep, n) + b * 32 * tile_stride(D_K));
-        barrier_wait(shared_of(&slice->has_block[b]), turn % 2);
-        load_u(a, slice->aged, b);
-#pragma unroll
-        for (uint32_t n = 0; n < D_K / 16; n++) {
-            mma(fold[2 * n], a, k[n][0], k[n][1]);
-            mma(fold[2 * n + 1], a, k[n][2], k[n][3]);
-        }
+    for (uint32_t n = 0; n < D_K / 16; n++) {
+        mma(fold[2 * n], a, k[n][0], k[n][1]);
+        mma(fold[2 * n + 1], a, k[n][2], k[n][3]);
     }
 }
 
@@ -282,9 +319,8 @@ static __device__ __forceinline__ void sum_fold(float fold[D_K / 8][4],
 template <uint32_t D_K>
 static __device__ __forceinline__ void
 hand_state(const float s[D_K / 8][4], const struct recur_stage<D_K> *stage,
-           uint32_t turn, uint32_t output, struct recur_slice<D_K> *slice)
+           uint32_t turn, uint32_t warp, struct recur_shared<D_K> *shared)
 {
-    struct recur_hand<D_K> *hand = &slice->hand[turn % 2];
     const uint32_t right =
         right_of(shared_of(stage->tile[0]), tile_stride(D_K));
     uint32_t rounded[D_K / 16][4];
@@ -294,19 +330,21 @@ hand_state(const float s[D_K / 8][4], const struct recur_stage<D_K> *stage,
         fragment_of(rounded[k], s[2 * k], s[2 * k + 1]);
 #pragma unroll
     for (uint32_t half = 0; half < 2; half++) {
+        const struct recur_inputs in =
+            load_inputs(&stage->head, stage->v, 32 * half, 16 * warp);
         float a[4][4] = {};
 
-        read_state<D_K, 2>(a, rounded, right + half * 64 * tile_stride(D_K));
-        put_r(a, &stage->head, stage->v, 32 * half, output, slice->r);
-        hand_over(&slice->has_r[half]);
+        read_state<D_K>(a, rounded, right + half * 64 * tile_stride(D_K));
+        put_r(a, &in, 32 * half, &shared->r[16 * warp]);
+        hand_over(&shared->has_r[half]);
     }
     if (turn >= 2)
-        barrier_wait(shared_of(&slice->is_free[turn % 2]), turn / 2 % 2 ^ 1);
+        barrier_wait(shared_of(&shared->is_free[turn % 2]), turn / 2 % 2 ^ 1);
 #pragma unroll
     for (uint32_t k = 0; k < D_K / 16; k++)
-        hand->state[k][threadIdx.x % 32] = make_uint4(
+        shared->hand[turn % 2].state[warp][k][threadIdx.x % 32] = make_uint4(
             rounded[k][0], rounded[k][1], rounded[k][2], rounded[k][3]);
-    hand_over(&slice->has_state[turn % 2]);
+    hand_over(&shared->has_state[warp][turn % 2]);
 }
 
 template <uint32_t D_K>
@@ -314,26 +352,34 @@ static __device__ void own(const struct delta_many &many,
                            const struct recur_work &work, uint32_t warp,
                            struct recur_shared<D_K> *shared)
 {
-    struct recur_slice<D_K> *slice = &shared->slice[warp];
     float s[D_K / 8][4];
     bool is_folded = false;
 
     move_state<D_K, false>(many, work, warp, s);
+    barrier_wait(shared_of(&shared->full[0]), 0);
     for (uint32_t turn = 0; work.chunk + turn < work.end; turn++) {
         const struct delta_chunk at = delta_chunk(work.span, work.chunk + turn);
         const struct recur_stage<D_K> *stage = &shared->stage[turn % N_STAGE];
+        const uint16_t(*u)[U_STRIDE] = &shared->hand[turn % 2].u[16 * warp];
+        const float whole = stage->head.whole[0];
+        const uint32_t next = turn + 1;
         float fold[D_K / 8][4] = {};
 
-        barrier_wait(shared_of(&shared->full[turn % N_STAGE]),
-                     turn / N_STAGE % 2);
-        hand_state<D_K>(s, stage, turn, 16 * warp, slice);
-        sum_fold<D_K>(fold, shared_of(stage->tile[0]), turn, slice);
-        const float whole = stage->head.whole[0];
+        hand_state<D_K>(s, stage, turn, warp, shared);
 #pragma unroll
-        for (uint32_t i = 0; i < D_K / 2 && at.end == GRID; i++)
-            s[i / 4][i % 4] =
-                __fmaf_rn(whole, s[i / 4][i % 4], fold[i / 4][i % 4]);
-        is_folded = is_folded || at.end == GRID;
+        for (uint32_t b = 0; b < N_BLOCK; b++) {
+            if (b + 1 == N_BLOCK && work.chunk + next < work.end)
+                barrier_wait(shared_of(&shared->full[next % N_STAGE]),
+                             next / N_STAGE % 2);
+            add_fold<D_K>(fold, stage, b, turn, u, &shared->has_block[b]);
+        }
+        if (at.end == GRID) {
+#pragma unroll
+            for (uint32_t i = 0; i < D_K / 2; i++)
+                s[i / 4][i % 4] =
+                    __fmaf_rn(whole, s[i / 4][i % 4], fold[i / 4][i % 4]);
+            is_folded = true;
+        }
         hand_over(&shared->empty[turn % N_STAGE]);
     }
     if (is_folded)
@@ -350,55 +396,59 @@ static __device__ __forceinline__ void load_near(float out[NEAR],
         *(float4 *)&out[i] = *(const float4 *)&near[i];
 }
 
-/* The triangle of one block: x is r of this lane's output and becomes u. */
+/*
+ * The triangle of one block: x is r of this lane's output and becomes u. The
+ * weights of the next block take the place of those that are used up.
+ */
 static __device__ __forceinline__ void
-solve(float x[DELTA_BLOCK], const float near[NEAR], const float *beta)
+solve(float x[DELTA_BLOCK], float near[NEAR], const float *next)
 {
+    uint32_t free = 0;
+
 #pragma unroll
     for (uint32_t j = 0; j < DELTA_BLOCK; j++) {
-        x[j] = bf16_rounded(beta[j] * x[j]);
+        x[j] = bf16_rounded(x[j]);
 #pragma unroll
         for (uint32_t i = j + 1; i < DELTA_BLOCK; i++)
             x[i] = __fmaf_rn(near[near_at(i, j)], x[j], x[i]);
+#pragma unroll
+        for (; free + 4 <= near_at(j + 2, j + 1); free += 4)
+            *(float4 *)&near[free] = *(const float4 *)&next[free];
     }
 }
 
-/* u and aged u of one block and this lane's output to their rows. */
+/* u of one block and this lane's output to its row. */
 static __device__ __forceinline__ void put_u(const float x[DELTA_BLOCK],
-                                             const float *until, uint16_t *u,
-                                             uint16_t *aged)
+                                             uint16_t *u)
 {
-    uint32_t pair[8], old[8];
+    uint32_t pair[8];
 
 #pragma unroll
-    for (uint32_t i = 0; i < 8; i++) {
+    for (uint32_t i = 0; i < 8; i++)
         pair[i] = __byte_perm(__float_as_uint(x[2 * i]),
                               __float_as_uint(x[2 * i + 1]), 0x7632);
-        old[i] =
-            bf16_pair(until[2 * i] * x[2 * i], until[2 * i + 1] * x[2 * i + 1]);
-    }
-    if (threadIdx.x % 32 >= 16) /* the same outputs again */
-        return;
     ((uint4 *)u)[0] = make_uint4(pair[0], pair[1], pair[2], pair[3]);
     ((uint4 *)u)[1] = make_uint4(pair[4], pair[5], pair[6], pair[7]);
-    ((uint4 *)aged)[0] = make_uint4(old[0], old[1], old[2], old[3]);
-    ((uint4 *)aged)[1] = make_uint4(old[4], old[5], old[6], old[7]);
 }
 
 /* Sums of one block from where they lie to lanes of outputs: x -= sum. */
-static __device__ __forceinline__ void
-subtract(float x[DELTA_BLOCK], const float sum[2][4], float (*turned)[P_STRIDE])
+static __device__ __forceinline__ void subtract(float x[DELTA_BLOCK],
+                                                const float sum[N_SLICE][2][4],
+                                                float (*turned)[P_STRIDE])
 {
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4 * 2;
 
-    *(float2 *)&turned[g][t] = make_float2(sum[0][0], sum[0][1]);
-    *(float2 *)&turned[g + 8][t] = make_float2(sum[0][2], sum[0][3]);
-    *(float2 *)&turned[g][t + 8] = make_float2(sum[1][0], sum[1][1]);
-    *(float2 *)&turned[g + 8][t + 8] = make_float2(sum[1][2], sum[1][3]);
+#pragma unroll
+    for (uint32_t i = 0; i < 4 * N_SLICE; i++) {
+        const float *two = &sum[i / 4][i % 2][i / 2 % 2 * 2];
+
+        *(float2 *)&turned[g + i / 2 * 8][t + i % 2 * 8] =
+            make_float2(two[0], two[1]);
+    }
     __syncwarp();
 #pragma unroll
     for (uint32_t i = 0; i < DELTA_BLOCK; i += 4) {
-        const float4 four = *(const float4 *)&turned[lane % 16][i];
+        const float4 four = *(const float4 *)&turned[lane][i];
 
         x[i] -= four.x;
         x[i + 1] -= four.y;
@@ -407,70 +457,74 @@ subtract(float x[DELTA_BLOCK], const float sum[2][4], float (*turned)[P_STRIDE])
     }
 }
 
+/* What block b means for those behind it, the next of them first. */
+static __device__ __forceinline__ void
+add_far(float far[N_BLOCK][N_SLICE][2][4], uint32_t b,
+        const struct chunk_head *head, const uint16_t (*u)[U_STRIDE])
+{
+    uint32_t a[N_SLICE][4];
+
+    load_u(a[0], u, b);
+    load_u(a[1], &u[16], b);
+#pragma unroll
+    for (uint32_t i = b + 1; i < N_BLOCK; i++) {
+        const uint4 w = head->far[far_at(i, b)][threadIdx.x % 32];
+
+#pragma unroll
+        for (uint32_t n = 0; n < N_SLICE; n++) {
+            mma(far[i][n][0], a[n], w.x, w.y);
+            mma(far[i][n][1], a[n], w.z, w.w);
+        }
+    }
+}
+
 /* The four blocks of a chunk. */
 template <uint32_t D_K>
 static __device__ __forceinline__ void
 solve_chunk(const struct chunk_head *head, uint32_t turn,
-            struct recur_slice<D_K> *slice)
+            struct recur_shared<D_K> *shared)
 {
     const uint32_t lane = threadIdx.x % 32;
-    uint16_t(*u)[U_STRIDE] = slice->hand[turn % 2].u;
-    float far[N_BLOCK][2][4] = {}, near[NEAR], x[DELTA_BLOCK];
+    uint16_t(*u)[U_STRIDE] = shared->hand[turn % 2].u;
+    float far[N_BLOCK][N_SLICE][2][4] = {}, near[NEAR], x[DELTA_BLOCK];
 
     load_near(near, head->near[0]);
 #pragma unroll
     for (uint32_t b = 0; b < N_BLOCK; b++) {
-        uint32_t a[4];
-
         if (b % 2 == 0)
-            barrier_wait(shared_of(&slice->has_r[b / 2]), turn % 2);
+            barrier_wait(shared_of(&shared->has_r[b / 2]), turn % 2);
 #pragma unroll
         for (uint32_t i = 0; i < DELTA_BLOCK; i += 4)
-            *(float4 *)&x[i] =
-                *(const float4 *)&slice->r[lane % 16][16 * b + i];
+            *(float4 *)&x[i] = *(const float4 *)&shared->r[lane][16 * b + i];
         if (b)
-            subtract(x, far[b], slice->sum);
-        solve(x, near, &head->beta[16 * b]);
-        put_u(x, &head->until[16 * b], &u[lane % 16][16 * b],
-              &slice->aged[lane % 16][16 * b]);
-        hand_over(&slice->has_block[b]);
-        if (b + 1 == N_BLOCK)
-            break;
-        load_u(a, u, b);
-#pragma unroll
-        for (uint32_t i = b + 1; i < N_BLOCK; i++) {
-            const uint4 w = head->far[far_at(i, b)][lane];
-
-            mma(far[i][0], a, w.x, w.y);
-            mma(far[i][1], a, w.z, w.w);
-        }
-        load_near(near, head->near[b + 1]);
+            subtract(x, far[b], shared->sum);
+        solve(x, near, head->near[(b + 1) % N_BLOCK]);
+        put_u(x, &u[lane][16 * b]);
+        hand_over(&shared->has_block[b]);
+        add_far(far, b, head, u);
     }
 }
 
-/* Entries of ring_u that the call has brought, of 16 outputs. */
+/* Entries of ring_u that the call has brought. */
 static __device__ void keep_u(const struct delta_many &many,
-                              const struct recur_work &work, uint32_t warp,
+                              const struct recur_work &work,
                               struct delta_chunk at,
                               const uint16_t (*u)[U_STRIDE])
 {
-    const uint32_t lane = threadIdx.x % 32, e = lane % 16,
-                   d_v = many.args.shape.d_v;
+    const uint32_t lane = threadIdx.x % 32, d_v = many.args.shape.d_v;
     uint16_t *ring = (uint16_t *)work.span->state.ring_u +
                      (size_t)work.head * GRID * d_v + work.output +
-                     slice_entry(16 * warp + e);
+                     slice_entry(lane);
 
-    for (uint32_t row = at.first + lane / 16; row < at.end; row += 2)
-        ring[(size_t)row * d_v] = u[e][row];
+    for (uint32_t row = at.first; row < at.end; row++)
+        ring[(size_t)row * d_v] = u[lane][row];
 }
 
 template <uint32_t D_K>
 static __device__ void solve_all(const struct delta_many &many,
-                                 const struct recur_work &work, uint32_t warp,
+                                 const struct recur_work &work,
                                  struct recur_shared<D_K> *shared)
 {
-    struct recur_slice<D_K> *slice = &shared->slice[warp];
-
     for (uint32_t turn = 0; work.chunk + turn < work.end; turn++) {
         const struct delta_chunk at = delta_chunk(work.span, work.chunk + turn);
         const struct recur_stage<D_K> *stage = &shared->stage[turn % N_STAGE];
@@ -478,12 +532,12 @@ static __device__ void solve_all(const struct delta_many &many,
         barrier_wait(shared_of(&shared->full[turn % N_STAGE]),
                      turn / N_STAGE % 2);
         if (turn >= 2)
-            barrier_wait(shared_of(&slice->is_free[turn % 2]),
+            barrier_wait(shared_of(&shared->is_free[turn % 2]),
                          turn / 2 % 2 ^ 1);
-        solve_chunk<D_K>(&stage->head, turn, slice);
-        hand_over(&slice->has_u[turn % 2]);
+        solve_chunk<D_K>(&stage->head, turn, shared);
+        hand_over(&shared->has_u[turn % 2]);
         if (at.end < GRID)
-            keep_u(many, work, warp, at, slice->hand[turn % 2].u);
+            keep_u(many, work, at, shared->hand[turn % 2].u);
         hand_over(&shared->empty[turn % N_STAGE]);
     }
 }
@@ -557,29 +611,29 @@ static __device__ void put_all(const struct delta_many &many,
                                const struct recur_work &work, uint32_t warp,
                                struct recur_shared<D_K> *shared)
 {
-    struct recur_slice<D_K> *slice = &shared->slice[warp];
-    const uint32_t lane = threadIdx.x % 32;
-
     for (uint32_t turn = 0; work.chunk + turn < work.end; turn++) {
         const struct delta_chunk at = delta_chunk(work.span, work.chunk + turn);
-        struct recur_stage<D_K> *stage = &shared->stage[turn % N_STAGE];
-        struct recur_hand<D_K> *hand = &slice->hand[turn % 2];
+        const struct recur_stage<D_K> *stage = &shared->stage[turn % N_STAGE];
+        const struct recur_hand<D_K> *hand = &shared->hand[turn % 2];
+        const uint32_t right =
+            right_of(shared_of(stage->tile[1]), tile_stride(D_K));
         float c[GRID / 8][4] = {};
         uint32_t rounded[D_K / 16][4];
 
         barrier_wait(shared_of(&shared->full[turn % N_STAGE]),
                      turn / N_STAGE % 2);
-        barrier_wait(shared_of(&slice->has_state[turn % 2]), turn / 2 % 2);
+        barrier_wait(shared_of(&shared->has_state[warp][turn % 2]),
+                     turn / 2 % 2);
 #pragma unroll
         for (uint32_t k = 0; k < D_K / 16; k++)
-            *(uint4 *)rounded[k] = hand->state[k][lane];
-        read_state<D_K, N_BLOCK>(
-            c, rounded, right_of(shared_of(stage->tile[1]), tile_stride(D_K)));
-        barrier_wait(shared_of(&slice->has_u[turn % 2]), turn / 2 % 2);
-        put_outputs(many, work, at, c, &stage->head, hand->u, warp);
+            *(uint4 *)rounded[k] = hand->state[warp][k][threadIdx.x % 32];
+        read_state<D_K>(&c[0], rounded, right);
+        read_state<D_K>(&c[4], rounded, right + 64 * tile_stride(D_K));
+        barrier_wait(shared_of(&shared->has_u[turn % 2]), turn / 2 % 2);
+        put_outputs(many, work, at, c, &stage->head, &hand->u[16 * warp], warp);
         if (at.end < GRID && work.output == 0 && warp == 0)
             keep_keys<D_K>(many, work, at, stage);
-        hand_over(&slice->is_free[turn % 2]);
+        hand_over(&shared->is_free[turn % 2]);
         hand_over(&shared->empty[turn % N_STAGE]);
     }
 }
@@ -588,20 +642,17 @@ template <uint32_t D_K>
 static __device__ void init_barriers(struct recur_shared<D_K> *shared)
 {
     for (uint32_t i = 0; i < N_STAGE; i++) {
-        barrier_init(shared_of(&shared->full[i]), 32 + 1);
-        barrier_init(shared_of(&shared->empty[i]), 3 * N_SLICE);
+        barrier_init(shared_of(&shared->full[i]), 2 * 64 + 1);
+        barrier_init(shared_of(&shared->empty[i]), 2 * N_SLICE + 1);
     }
-    for (uint32_t w = 0; w < N_SLICE; w++) {
-        struct recur_slice<D_K> *slice = &shared->slice[w];
-
-        for (uint32_t b = 0; b < N_BLOCK; b++)
-            barrier_init(shared_of(&slice->has_block[b]), 1);
-        for (uint32_t i = 0; i < 2; i++) {
-            barrier_init(shared_of(&slice->has_r[i]), 1);
-            barrier_init(shared_of(&slice->has_state[i]), 1);
-            barrier_init(shared_of(&slice->has_u[i]), 1);
-            barrier_init(shared_of(&slice->is_free[i]), 1);
-        }
+    for (uint32_t b = 0; b < N_BLOCK; b++)
+        barrier_init(shared_of(&shared->has_block[b]), 1);
+    for (uint32_t i = 0; i < 2; i++) {
+        barrier_init(shared_of(&shared->has_r[i]), N_SLICE);
+        barrier_init(shared_of(&shared->has_state[0][i]), 1);
+        barrier_init(shared_of(&shared->has_state[1][i]), 1);
+        barrier_init(shared_of(&shared->has_u[i]), 1);
+        barrier_init(shared_of(&shared->is_free[i]), N_SLICE);
     }
     barrier_publish();
 }
@@ -613,21 +664,31 @@ static __global__ void __launch_bounds__(N_WARP * 32, 1)
     extern __shared__ __align__(256) char raw[];
     struct recur_shared<D_K> *shared = (struct recur_shared<D_K> *)raw;
     const struct recur_work work = work_of(many);
-    const uint32_t role = threadIdx.x / 64, warp = threadIdx.x / 32 % 2;
 
     if (work.chunk >= work.end)
         return;
     if (threadIdx.x == 0)
         init_barriers(shared);
     __syncthreads();
-    if (role == OWNER)
-        own<D_K>(many, work, warp, shared);
-    else if (role == SOLVER)
-        solve_all<D_K>(many, work, warp, shared);
-    else if (role == OUTPUT)
-        put_all<D_K>(many, work, warp, shared);
-    else if (warp == 0)
-        load<D_K>(many, work, shared);
+    switch (threadIdx.x / 32) { /* the solver shares its scheduler with none */
+    case 0:
+    case 1:
+        own<D_K>(many, work, threadIdx.x / 32, shared);
+        break;
+    case 2:
+        solve_all<D_K>(many, work, shared);
+        break;
+    case 3:
+    case 7:
+        put_all<D_K>(many, work, threadIdx.x / 128, shared);
+        break;
+    case 4:
+    case 5:
+        load<D_K>(many, work, threadIdx.x / 32 - 4, shared);
+        break;
+    default:
+        break;
+    }
 }
 
 template <uint32_t D_K>
