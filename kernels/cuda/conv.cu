@@ -10,6 +10,7 @@
 #include <assert.h>
 
 #define ROWS 16u
+#define AHEAD 8 /* rows asked for at once */
 #define N_THREAD 128u
 
 /* Input at row t of the span, before its rows from the tail. */
@@ -43,6 +44,7 @@ static __global__ void __launch_bounds__(N_THREAD) conv(struct conv_args a)
     const struct conv_span span = a.span[blockIdx.z];
     const uint32_t channel = (blockIdx.x * N_THREAD + threadIdx.x) * 4;
     const int first = (int)(blockIdx.y * ROWS);
+    const int end = min(first + (int)ROWS, (int)span.n_row);
     float4 w[WIDTH], x[WIDTH];
 
     if (channel >= a.n_channel || first >= (int)span.n_row)
@@ -55,20 +57,31 @@ static __global__ void __launch_bounds__(N_THREAD) conv(struct conv_args a)
                                   channel)
                    : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
-#pragma unroll 4
-    for (int t = first; t < first + (int)ROWS && t < (int)span.n_row; t++) {
-        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (int t = first; t < end; t += AHEAD) {
+        float4 ahead[AHEAD];
 
-        x[WIDTH - 1] = input<WIDTH>(a, span, t, channel);
 #pragma unroll
-        for (uint32_t i = 0; i < WIDTH; i++)
-            sum = fma4(w[i], x[i], sum);
-        *(float4 *)(a.y + (span.first_row + (size_t)t) * a.y_stride + channel) =
-            make_float4(scalar_silu(sum.x), scalar_silu(sum.y),
-                        scalar_silu(sum.z), scalar_silu(sum.w));
+        for (int n = 0; n < AHEAD; n++)
+            ahead[n] = t + n < end ? input<WIDTH>(a, span, t + n, channel)
+                                   : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-        for (uint32_t i = 0; i + 1 < WIDTH; i++)
-            x[i] = x[i + 1];
+        for (int n = 0; n < AHEAD; n++) {
+            float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+
+            x[WIDTH - 1] = ahead[n];
+#pragma unroll
+            for (uint32_t i = 0; i < WIDTH; i++)
+                sum = fma4(w[i], x[i], sum);
+            if (t + n < end)
+                *(float4 *)(a.y +
+                            (span.first_row + (size_t)(t + n)) * a.y_stride +
+                            channel) =
+                    make_float4(scalar_silu(sum.x), scalar_silu(sum.y),
+                                scalar_silu(sum.z), scalar_silu(sum.w));
+#pragma unroll
+            for (uint32_t i = 0; i + 1 < WIDTH; i++)
+                x[i] = x[i + 1];
+        }
     }
     for (int i = 0; i + 1 < (int)WIDTH && first == 0; i++)
         *(float4 *)(span.tail + (size_t)i * a.n_channel + channel) =

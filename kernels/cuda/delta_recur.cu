@@ -11,8 +11,8 @@
  *                block means for those behind it
  *   two outputs  o, from the rounded state and u, at most a chunk behind
  *   two loaders  a chunk ahead
- * The path from chunk to chunk is r of the first blocks, the solver's four
- * blocks, and the last block's share of the fold; the rest is beside it.
+ * The path from chunk to chunk is r of the first blocks, the four triangles,
+ * and the last block's share of the fold; the rest is beside it.
  *
  * The triangle next to the diagonal is a chain of 16 steps for each output,
  * fma and rounding each. A lane of the solver has one output, so that its
@@ -315,29 +315,29 @@ add_fold(float fold[D_K / 8][4], const struct recur_stage<D_K> *stage,
     }
 }
 
-/* What of a chunk does not change the state: r, and the state for outputs. */
+/* r of half a chunk, from the rounded state. */
 template <uint32_t D_K>
 static __device__ __forceinline__ void
-hand_state(const float s[D_K / 8][4], const struct recur_stage<D_K> *stage,
-           uint32_t turn, uint32_t warp, struct recur_shared<D_K> *shared)
+hand_r(const uint32_t rounded[D_K / 16][4], uint32_t half, uint32_t warp,
+       const struct recur_stage<D_K> *stage, struct recur_shared<D_K> *shared)
 {
-    const uint32_t right =
-        right_of(shared_of(stage->tile[0]), tile_stride(D_K));
-    uint32_t rounded[D_K / 16][4];
+    const uint32_t stride = tile_stride(D_K);
+    const uint32_t right = right_of(shared_of(stage->tile[0]), stride);
+    const struct recur_inputs in =
+        load_inputs(&stage->head, stage->v, 32 * half, 16 * warp);
+    float a[4][4] = {};
 
-#pragma unroll
-    for (uint32_t k = 0; k < D_K / 16; k++)
-        fragment_of(rounded[k], s[2 * k], s[2 * k + 1]);
-#pragma unroll
-    for (uint32_t half = 0; half < 2; half++) {
-        const struct recur_inputs in =
-            load_inputs(&stage->head, stage->v, 32 * half, 16 * warp);
-        float a[4][4] = {};
+    read_state<D_K>(a, rounded, right + half * 64 * stride);
+    put_r(a, &in, 32 * half, &shared->r[16 * warp]);
+    hand_over(&shared->has_r[half]);
+}
 
-        read_state<D_K>(a, rounded, right + half * 64 * tile_stride(D_K));
-        put_r(a, &in, 32 * half, &shared->r[16 * warp]);
-        hand_over(&shared->has_r[half]);
-    }
+/* The rounded state, for outputs. */
+template <uint32_t D_K>
+static __device__ __forceinline__ void
+hand_state(const uint32_t rounded[D_K / 16][4], uint32_t turn, uint32_t warp,
+           struct recur_shared<D_K> *shared)
+{
     if (turn >= 2)
         barrier_wait(shared_of(&shared->is_free[turn % 2]), turn / 2 % 2 ^ 1);
 #pragma unroll
@@ -347,42 +347,56 @@ hand_state(const float s[D_K / 8][4], const struct recur_stage<D_K> *stage,
     hand_over(&shared->has_state[warp][turn % 2]);
 }
 
+/* From r of a chunk to the state behind it, which is right if it is full. */
+template <uint32_t D_K>
+static __device__ __forceinline__ void
+own_chunk(float s[D_K / 8][4], uint32_t turn, uint32_t warp, bool is_last,
+          struct recur_shared<D_K> *shared)
+{
+    const struct recur_stage<D_K> *stage = &shared->stage[turn % N_STAGE];
+    const uint16_t(*u)[U_STRIDE] = &shared->hand[turn % 2].u[16 * warp];
+    const float whole = stage->head.whole[0];
+    const uint32_t next = turn + 1;
+    float fold[D_K / 8][4] = {};
+    uint32_t rounded[D_K / 16][4];
+
+#pragma unroll
+    for (uint32_t k = 0; k < D_K / 16; k++)
+        fragment_of(rounded[k], s[2 * k], s[2 * k + 1]);
+    hand_r<D_K>(rounded, 0, warp, stage, shared);
+    if (turn) /* so late, since the next chunk waits for r */
+        hand_over(&shared->empty[(turn - 1) % N_STAGE]);
+    hand_r<D_K>(rounded, 1, warp, stage, shared);
+    hand_state<D_K>(rounded, turn, warp, shared);
+#pragma unroll
+    for (uint32_t b = 0; b < N_BLOCK; b++) {
+        if (b + 1 == N_BLOCK && !is_last)
+            barrier_wait(shared_of(&shared->full[next % N_STAGE]),
+                         next / N_STAGE % 2);
+        add_fold<D_K>(fold, stage, b, turn, u, &shared->has_block[b]);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < D_K / 2; i++)
+        s[i / 4][i % 4] = __fmaf_rn(whole, s[i / 4][i % 4], fold[i / 4][i % 4]);
+}
+
 template <uint32_t D_K>
 static __device__ void own(const struct delta_many &many,
                            const struct recur_work &work, uint32_t warp,
                            struct recur_shared<D_K> *shared)
 {
+    const uint32_t n_turn = work.end - work.chunk;
+    const bool is_full = delta_chunk(work.span, work.end - 1).end == GRID;
     float s[D_K / 8][4];
-    bool is_folded = false;
 
     move_state<D_K, false>(many, work, warp, s);
     barrier_wait(shared_of(&shared->full[0]), 0);
-    for (uint32_t turn = 0; work.chunk + turn < work.end; turn++) {
-        const struct delta_chunk at = delta_chunk(work.span, work.chunk + turn);
-        const struct recur_stage<D_K> *stage = &shared->stage[turn % N_STAGE];
-        const uint16_t(*u)[U_STRIDE] = &shared->hand[turn % 2].u[16 * warp];
-        const float whole = stage->head.whole[0];
-        const uint32_t next = turn + 1;
-        float fold[D_K / 8][4] = {};
-
-        hand_state<D_K>(s, stage, turn, warp, shared);
-#pragma unroll
-        for (uint32_t b = 0; b < N_BLOCK; b++) {
-            if (b + 1 == N_BLOCK && work.chunk + next < work.end)
-                barrier_wait(shared_of(&shared->full[next % N_STAGE]),
-                             next / N_STAGE % 2);
-            add_fold<D_K>(fold, stage, b, turn, u, &shared->has_block[b]);
-        }
-        if (at.end == GRID) {
-#pragma unroll
-            for (uint32_t i = 0; i < D_K / 2; i++)
-                s[i / 4][i % 4] =
-                    __fmaf_rn(whole, s[i / 4][i % 4], fold[i / 4][i % 4]);
-            is_folded = true;
-        }
-        hand_over(&shared->empty[turn % N_STAGE]);
+    for (uint32_t turn = 0; turn < n_turn; turn++) {
+        if (turn && turn + 1 == n_turn && !is_full)
+            move_state<D_K, true>(many, work, warp, s);
+        own_chunk<D_K>(s, turn, warp, turn + 1 == n_turn, shared);
     }
-    if (is_folded)
+    if (is_full)
         move_state<D_K, true>(many, work, warp, s);
 }
 
@@ -396,24 +410,16 @@ static __device__ __forceinline__ void load_near(float out[NEAR],
         *(float4 *)&out[i] = *(const float4 *)&near[i];
 }
 
-/*
- * The triangle of one block: x is r of this lane's output and becomes u. The
- * weights of the next block take the place of those that are used up.
- */
-static __device__ __forceinline__ void
-solve(float x[DELTA_BLOCK], float near[NEAR], const float *next)
+/* The triangle of one block: x is r of this lane's output and becomes u. */
+static __device__ __forceinline__ void solve(float x[DELTA_BLOCK],
+                                             const float near[NEAR])
 {
-    uint32_t free = 0;
-
 #pragma unroll
     for (uint32_t j = 0; j < DELTA_BLOCK; j++) {
         x[j] = bf16_rounded(x[j]);
 #pragma unroll
         for (uint32_t i = j + 1; i < DELTA_BLOCK; i++)
             x[i] = __fmaf_rn(near[near_at(i, j)], x[j], x[i]);
-#pragma unroll
-        for (; free + 4 <= near_at(j + 2, j + 1); free += 4)
-            *(float4 *)&near[free] = *(const float4 *)&next[free];
     }
 }
 
@@ -457,25 +463,19 @@ static __device__ __forceinline__ void subtract(float x[DELTA_BLOCK],
     }
 }
 
-/* What block b means for those behind it, the next of them first. */
+/* What block b means for those behind it, the next of them first. w: of the
+ * blocks behind it, asked for beforehand. */
 static __device__ __forceinline__ void
-add_far(float far[N_BLOCK][N_SLICE][2][4], uint32_t b,
-        const struct chunk_head *head, const uint16_t (*u)[U_STRIDE])
+add_far(float far[N_BLOCK][N_SLICE][2][4], uint32_t b, const uint4 w[N_BLOCK],
+        const uint32_t u[N_SLICE][4])
 {
-    uint32_t a[N_SLICE][4];
-
-    load_u(a[0], u, b);
-    load_u(a[1], &u[16], b);
 #pragma unroll
-    for (uint32_t i = b + 1; i < N_BLOCK; i++) {
-        const uint4 w = head->far[far_at(i, b)][threadIdx.x % 32];
-
+    for (uint32_t i = b + 1; i < N_BLOCK; i++)
 #pragma unroll
         for (uint32_t n = 0; n < N_SLICE; n++) {
-            mma(far[i][n][0], a[n], w.x, w.y);
-            mma(far[i][n][1], a[n], w.z, w.w);
+            mma(far[i][n][0], u[n], w[i].x, w[i].y);
+            mma(far[i][n][1], u[n], w[i].z, w[i].w);
         }
-    }
 }
 
 /* The four blocks of a chunk. */
@@ -491,6 +491,12 @@ solve_chunk(const struct chunk_head *head, uint32_t turn,
     load_near(near, head->near[0]);
 #pragma unroll
     for (uint32_t b = 0; b < N_BLOCK; b++) {
+        uint32_t a[N_SLICE][4];
+        uint4 w[N_BLOCK];
+
+#pragma unroll
+        for (uint32_t i = b + 1; i < N_BLOCK; i++)
+            w[i] = head->far[far_at(i, b)][lane];
         if (b % 2 == 0)
             barrier_wait(shared_of(&shared->has_r[b / 2]), turn % 2);
 #pragma unroll
@@ -498,10 +504,15 @@ solve_chunk(const struct chunk_head *head, uint32_t turn,
             *(float4 *)&x[i] = *(const float4 *)&shared->r[lane][16 * b + i];
         if (b)
             subtract(x, far[b], shared->sum);
-        solve(x, near, head->near[(b + 1) % N_BLOCK]);
+        solve(x, near);
         put_u(x, &u[lane][16 * b]);
+        __syncwarp();
+        load_u(a[0], u, b);
+        load_u(a[1], &u[16], b);
         hand_over(&shared->has_block[b]);
-        add_far(far, b, head, u);
+        add_far(far, b, w, a);
+        if (b + 1 < N_BLOCK)
+            load_near(near, head->near[b + 1]);
     }
 }
 
@@ -670,21 +681,21 @@ static __global__ void __launch_bounds__(N_WARP * 32, 1)
     if (threadIdx.x == 0)
         init_barriers(shared);
     __syncthreads();
-    switch (threadIdx.x / 32) { /* the solver shares its scheduler with none */
-    case 0:
+    switch (threadIdx.x / 32) { /* warps i and i + 4 share a scheduler: the */
+    case 0:                     /* solver has one for itself */
     case 1:
         own<D_K>(many, work, threadIdx.x / 32, shared);
         break;
     case 2:
         solve_all<D_K>(many, work, shared);
         break;
-    case 3:
-    case 7:
-        put_all<D_K>(many, work, threadIdx.x / 128, shared);
-        break;
     case 4:
     case 5:
-        load<D_K>(many, work, threadIdx.x / 32 - 4, shared);
+        put_all<D_K>(many, work, threadIdx.x / 32 - 4, shared);
+        break;
+    case 3:
+    case 7:
+        load<D_K>(many, work, threadIdx.x / 128, shared);
         break;
     default:
         break;

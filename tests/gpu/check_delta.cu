@@ -1,7 +1,7 @@
 /*
  * The recurrent layer on the GPU, without the node:
- *     check_delta check    against the recurrence in double, and by bits
- *     check_delta rates    times beside what memory allows
+ *     check_delta check [SHAPE]  against the recurrence in double, and by bits
+ *     check_delta rates          times beside what memory allows
  * It judges outputs and folded states by an oracle in double that shares no
  * line with the kernels: the rule token by token, its keys and queries rounded
  * to bf16. Then by bits: a prompt in one call, against the same rows in calls
@@ -247,7 +247,7 @@ static void check_oracle(const struct session *s, const float *out,
     const uint32_t d_k = shape.d_k, d_v = shape.d_v;
     const size_t n_key = (size_t)shape.n_k_head * d_k;
     double *sum = (double *)malloc((size_t)d_k * d_v * 8);
-    double off = 0.0, most = 1.0, state_off = 0.0, state_most = 1.0;
+    double off = 0.0, most = 1e-6, state_off = 0.0, state_most = 1e-6;
     double q[128], k[128], o[192];
 
     for (uint32_t h = 0; h < shape.n_v_head; h++) {
@@ -472,7 +472,8 @@ static void check_batches(struct session *s, const struct kept *want)
     }
 }
 
-static void check_delta(void)
+/* All shapes, or the one named. */
+static void check_delta(const char *only)
 {
     static const struct delta_shape SHAPES[] = {
         {4, 8, 64, 64, ARITHMETIC_FP32},  {2, 4, 128, 128, ARITHMETIC_FP32},
@@ -482,6 +483,8 @@ static void check_delta(void)
     static const uint32_t TOKENS[] = {195, 130, 1000, 65, 64, 63};
 
     for (size_t i = 0; i < COUNT(SHAPES); i++) {
+        if (only && strtoul(only, NULL, 10) != i)
+            continue;
         struct session s = session_of(SHAPES[i], TOKENS[i]);
         struct kept want;
 
@@ -911,7 +914,7 @@ int main(int argc, char **argv)
     const bool is_rates = argc > 1 && strcmp(argv[1], "rates") == 0;
 
     if (argc < 2 || (!is_rates && strcmp(argv[1], "check"))) {
-        fprintf(stderr, "usage: check_delta check|rates\n");
+        fprintf(stderr, "usage: check_delta check [SHAPE]|rates\n");
         return 2;
     }
     small_device_init(&gpu);
@@ -919,7 +922,7 @@ int main(int argc, char **argv)
         rates();
         return 0;
     }
-    check_delta();
+    check_delta(argv[2]);
     for (uint32_t width = 1; width <= CONV_WIDTH_MAX; width++)
         check_conv(width);
     check_gates();
