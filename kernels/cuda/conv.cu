@@ -4,6 +4,7 @@
  * width - 1 before the thread's first. Memory-bound: 4 bytes in and 4 out for
  * each channel of each row.
  */
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/scalar.cuh"
 
@@ -41,6 +42,8 @@ static __device__ __forceinline__ float4 fma4(float4 w, float4 x, float4 sum)
 template <uint32_t WIDTH>
 static __global__ void __launch_bounds__(N_THREAD) conv(struct conv_args a)
 {
+    launch_begin();
+
     const struct conv_span span = a.span[blockIdx.z];
     const uint32_t channel = (blockIdx.x * N_THREAD + threadIdx.x) * 4;
     const int first = (int)(blockIdx.y * ROWS);
@@ -95,7 +98,7 @@ static void launch(struct gpu *gpu, const struct conv_args *a, uint32_t n_row)
     const dim3 grid((a->n_channel / 4 + N_THREAD - 1) / N_THREAD,
                     (n_row + ROWS - 1) / ROWS, a->n_span);
 
-    conv<WIDTH><<<grid, N_THREAD, 0, gpu_stream(gpu)>>>(*a);
+    launch_early(gpu, conv<WIDTH>, grid, N_THREAD, *a);
 }
 
 void cuda_conv(struct gpu *gpu, const struct conv_args *args)

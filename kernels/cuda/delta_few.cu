@@ -17,6 +17,7 @@
  */
 #include "kernels/cuda/async.cuh"
 #include "kernels/cuda/delta.cuh"
+#include "kernels/cuda/launch.cuh"
 
 #include <assert.h>
 #include <cooperative_groups.h>
@@ -450,6 +451,9 @@ static __global__ void __launch_bounds__(N_THREAD, 384 / N_THREAD)
 {
     extern __shared__ __align__(256) char raw[];
     struct few_shared<D_K, R> *shared = (struct few_shared<D_K, R> *)raw;
+
+    launch_begin();
+
     const struct delta_span span = a.span[blockIdx.y];
     const uint32_t d_v = a.shape.d_v;
     float *s = span.state.s + (size_t)blockIdx.x * D_K * d_v;
@@ -490,18 +494,20 @@ template <uint32_t D_K, uint32_t R, uint32_t N_THREAD>
 static void launch(struct gpu *gpu, const struct delta_args *a, uint32_t n_row)
 {
     const int bytes = (int)sizeof(struct few_shared<D_K, R>);
-    cudaLaunchAttribute cluster = {};
+    cudaLaunchAttribute attribute[2] = {};
     cudaLaunchConfig_t config = {};
 
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = a->shape.n_v_head / a->shape.n_k_head;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute[0].val.programmaticStreamSerializationAllowed = 1;
+    attribute[1].id = cudaLaunchAttributeClusterDimension;
+    attribute[1].val.clusterDim.x = a->shape.n_v_head / a->shape.n_k_head;
+    attribute[1].val.clusterDim.y = attribute[1].val.clusterDim.z = 1;
     config.gridDim = dim3(a->shape.n_v_head, a->n_span);
     config.blockDim = dim3(a->shape.d_v);
     config.dynamicSmemBytes = (size_t)bytes;
     config.stream = gpu_stream(gpu);
-    config.attrs = &cluster;
-    config.numAttrs = n_row > 1; /* one row passes no grid point */
+    config.attrs = attribute;
+    config.numAttrs = n_row > 1 ? 2 : 1; /* one row passes no grid point */
     cudaFuncSetAttribute(few<D_K, R, N_THREAD>,
                          cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     cudaLaunchKernelEx(&config, few<D_K, R, N_THREAD>, *a);

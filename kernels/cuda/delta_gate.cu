@@ -3,6 +3,7 @@
  * its outputs behind it. Memory-bound both; a group of the norm is a warp, so
  * that its sum has one order: a lane's fours in turn, then the lanes in pairs.
  */
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/scalar.cuh"
 
@@ -16,6 +17,7 @@ static __global__ void __launch_bounds__(N_THREAD)
     const size_t i = (size_t)blockIdx.x * N_THREAD + threadIdx.x;
     const size_t row = i / a.n_v_head, h = i % a.n_v_head;
 
+    launch_begin();
     if (row >= a.n_row)
         return;
     a.beta[i] = scalar_sigmoid(a.b[row * a.b_stride + h]);
@@ -29,7 +31,7 @@ void cuda_delta_gate(struct gpu *gpu, const struct delta_gate_args *args)
     const uint32_t n_block = (uint32_t)((n + N_THREAD - 1) / N_THREAD);
 
     if (!gpu_is_replaying(gpu) && n)
-        delta_gate<<<n_block, N_THREAD, 0, gpu_stream(gpu)>>>(*args);
+        launch_early(gpu, delta_gate, dim3(n_block), N_THREAD, *args);
 }
 
 /* N fours a lane: dim is at most 128 N. */
@@ -43,6 +45,7 @@ static __global__ void __launch_bounds__(N_THREAD)
     float4 x[N], z[N];
     float sum = 0.0f;
 
+    launch_begin();
     if (row >= norm.n_row)
         return;
 #pragma unroll
@@ -84,13 +87,12 @@ void cuda_gated_norm(struct gpu *gpu, const struct gated_norm_args *args)
     const struct norm_args *norm = &args->norm;
     const size_t n = (size_t)norm->n_row * norm->n_group * 32;
     const uint32_t n_block = (uint32_t)((n + N_THREAD - 1) / N_THREAD);
-    const cudaStream_t stream = gpu_stream(gpu);
 
     assert(norm->dim % 4 == 0 && norm->dim <= 256);
     if (gpu_is_replaying(gpu) || !n)
         return;
     if (norm->dim <= 128)
-        gated_norm<1><<<n_block, N_THREAD, 0, stream>>>(*args);
+        launch_early(gpu, gated_norm<1>, dim3(n_block), N_THREAD, *args);
     else
-        gated_norm<2><<<n_block, N_THREAD, 0, stream>>>(*args);
+        launch_early(gpu, gated_norm<2>, dim3(n_block), N_THREAD, *args);
 }

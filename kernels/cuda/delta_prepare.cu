@@ -134,14 +134,19 @@ static __device__ void fill_vectors(const struct delta_many &many,
     }
 }
 
-/* A block's products of keys with keys and queries with keys. */
+/* One block of pairs of tokens: products of keys with keys and queries with
+ * keys, as the sums of two tiles. */
+struct pairs {
+    uint32_t i, j; /* blocks of the rows, and of the tokens they meet */
+    float kk[2][4], qk[2][4];
+};
+
 template <uint32_t D_K>
-static __device__ void multiply(uint32_t tile, uint32_t i, uint32_t j,
-                                float kk[2][4], float qk[2][4])
+static __device__ __forceinline__ void multiply(uint32_t tile, struct pairs *it)
 {
     const uint32_t stride = tile_stride(D_K), query = tile_bytes(D_K);
-    const uint32_t left = left_of(tile, stride) + i * 32 * stride;
-    const uint32_t right = right_of(tile, stride) + j * 32 * stride;
+    const uint32_t left = left_of(tile, stride) + it->i * 32 * stride;
+    const uint32_t right = right_of(tile, stride) + it->j * 32 * stride;
 
 #pragma unroll
     for (uint32_t s = 0; s < D_K / 16; s++) {
@@ -150,20 +155,19 @@ static __device__ void multiply(uint32_t tile, uint32_t i, uint32_t j,
         load_matrices(k, tile_step(left, s));
         load_matrices(q, tile_step(left, s) + query);
         load_matrices(b, tile_step(right, s));
-        mma(kk[0], k, b[0], b[1]);
-        mma(kk[1], k, b[2], b[3]);
-        mma(qk[0], q, b[0], b[1]);
-        mma(qk[1], q, b[2], b[3]);
+        mma(it->kk[0], k, b[0], b[1]);
+        mma(it->kk[1], k, b[2], b[3]);
+        mma(it->qk[0], q, b[0], b[1]);
+        mma(it->qk[1], q, b[2], b[3]);
     }
 }
 
-/* Weights of one block (i, j) for one v-head. */
-static __device__ void weigh(uint32_t i, uint32_t j, struct delta_chunk at,
+/* Weights of one block for one v-head. */
+static __device__ void weigh(const struct pairs *it, struct delta_chunk at,
                              const double *g, const float *beta,
-                             const float kk[2][4], const float qk[2][4],
                              struct chunk_head *out)
 {
-    const uint32_t lane = threadIdx.x % 32;
+    const uint32_t lane = threadIdx.x % 32, i = it->i, j = it->j;
     float w[2][4], x[2][4];
 
 #pragma unroll
@@ -175,10 +179,10 @@ static __device__ void weigh(uint32_t i, uint32_t j, struct delta_chunk at,
         const float aged = decay(g[at_i], g[at_j]);
 
         w[c / 4][c % 4] = is_here && at_j < at_i
-                              ? beta[at_i] * (aged * kk[c / 4][c % 4])
+                              ? beta[at_i] * (aged * it->kk[c / 4][c % 4])
                               : 0.0f;
         x[c / 4][c % 4] =
-            is_here && at_j <= at_i ? aged * qk[c / 4][c % 4] : 0.0f;
+            is_here && at_j <= at_i ? aged * it->qk[c / 4][c % 4] : 0.0f;
         if (i == j && column < row)
             out->near[i][near_at(row, column)] = -w[c / 4][c % 4];
     }
@@ -222,13 +226,13 @@ static __global__ void __launch_bounds__(N_WARP * 32)
 #pragma unroll
     for (uint32_t turn = 0; turn < 2; turn++) {
         const uint32_t block = turn * N_WARP + warp;
-        const uint32_t i = block < 1 ? 0 : block < 3 ? 1 : block < 6 ? 2 : 3;
-        const uint32_t j = block - i * (i + 1) / 2;
-        float kk[2][4] = {}, qk[2][4] = {};
+        struct pairs it = {};
 
-        multiply<D_K>(shared_of(tile), i, j, kk, qk);
+        it.i = block < 1 ? 0 : block < 3 ? 1 : block < 6 ? 2 : 3;
+        it.j = block - seen_at(it.i, 0);
+        multiply<D_K>(shared_of(tile), &it);
         for (uint32_t h = 0; h < n_each; h++)
-            weigh(i, j, at, shared.g[h], shared.beta[h], kk, qk, &out[h]);
+            weigh(&it, at, shared.g[h], shared.beta[h], &out[h]);
     }
 }
 

@@ -555,18 +555,31 @@ static __device__ void solve_all(const struct delta_many &many,
 
 /* ------------------------------------------------------------- outputs */
 
-/* P over tokens of ~x and u, added to exp(G) c; to memory. */
+/* P over tokens of ~x and u, of block b. past: u as far as it is needed. */
+static __device__ __forceinline__ void sum_past(float sum[2][4], uint32_t b,
+                                                const uint32_t past[N_BLOCK][4],
+                                                const struct chunk_head *head)
+{
+#pragma unroll
+    for (uint32_t j = 0; j <= b; j++) {
+        const uint4 x = head->seen[seen_at(b, j)][threadIdx.x % 32];
+
+        mma(sum[0], past[j], x.x, x.y);
+        mma(sum[1], past[j], x.z, x.w);
+    }
+}
+
+/* o = that, added to exp(G) c; to memory. */
 static __device__ __forceinline__ void
 put_outputs(const struct delta_many &many, const struct recur_work &work,
             struct delta_chunk at, const float c[GRID / 8][4],
-            const struct chunk_head *head, const uint16_t (*u)[U_STRIDE],
-            uint32_t warp)
+            const struct chunk_head *head, const uint16_t (*u)[U_STRIDE])
 {
     const struct delta_args &a = many.args;
     const uint32_t lane = threadIdx.x % 32, t = lane % 4 * 2;
-    float *out = a.out + at.row * a.out_stride +
-                 (size_t)work.head * a.shape.d_v + work.output + 16 * warp +
-                 lane / 4;
+    const bool is_full = at.first == 0 && at.end == GRID;
+    float *out = a.out + (at.row + t) * a.out_stride +
+                 (size_t)work.head * a.shape.d_v + work.output + lane / 4;
     uint32_t past[N_BLOCK][4];
 
 #pragma unroll
@@ -574,21 +587,21 @@ put_outputs(const struct delta_many &many, const struct recur_work &work,
         float sum[2][4] = {};
 
         load_u(past[b], u, b);
+        sum_past(sum, b, past, head);
 #pragma unroll
-        for (uint32_t j = 0; j <= b; j++) {
-            const uint4 x = head->seen[seen_at(b, j)][lane];
+        for (uint32_t p = 0; p < 2; p++, out += 8 * a.out_stride) {
+            const uint32_t row = 16 * b + 8 * p + t;
+            const float2 since = *(const float2 *)&head->since[row];
+            const float *read = c[2 * b + p];
 
-            mma(sum[0], past[j], x.x, x.y);
-            mma(sum[1], past[j], x.z, x.w);
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++) {
-            const uint32_t row = 16 * b + i / 4 * 8 + t + i % 2;
-
-            if (row >= at.first && row < at.end)
-                out[row * a.out_stride + i / 2 % 2 * 8] =
-                    __fmaf_rn(head->since[row], c[2 * b + i / 4][i % 4],
-                              sum[i / 4][i % 4]);
+            if (is_full || (row >= at.first && row < at.end)) {
+                out[0] = __fmaf_rn(since.x, read[0], sum[p][0]);
+                out[8] = __fmaf_rn(since.x, read[2], sum[p][2]);
+            }
+            if (is_full || (row + 1 >= at.first && row + 1 < at.end)) {
+                out[a.out_stride] = __fmaf_rn(since.y, read[1], sum[p][1]);
+                out[a.out_stride + 8] = __fmaf_rn(since.y, read[3], sum[p][3]);
+            }
         }
     }
 }
@@ -622,6 +635,9 @@ static __device__ void put_all(const struct delta_many &many,
                                const struct recur_work &work, uint32_t warp,
                                struct recur_shared<D_K> *shared)
 {
+    struct recur_work mine = work;
+
+    mine.output += 16 * warp;
     for (uint32_t turn = 0; work.chunk + turn < work.end; turn++) {
         const struct delta_chunk at = delta_chunk(work.span, work.chunk + turn);
         const struct recur_stage<D_K> *stage = &shared->stage[turn % N_STAGE];
@@ -641,7 +657,7 @@ static __device__ void put_all(const struct delta_many &many,
         read_state<D_K>(&c[0], rounded, right);
         read_state<D_K>(&c[4], rounded, right + 64 * tile_stride(D_K));
         barrier_wait(shared_of(&shared->has_u[turn % 2]), turn / 2 % 2);
-        put_outputs(many, work, at, c, &stage->head, &hand->u[16 * warp], warp);
+        put_outputs(many, mine, at, c, &stage->head, &hand->u[16 * warp]);
         if (at.end < GRID && work.output == 0 && warp == 0)
             keep_keys<D_K>(many, work, at, stage);
         hand_over(&shared->is_free[turn % 2]);
