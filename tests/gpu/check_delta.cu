@@ -1,27 +1,20 @@
 /*
  * The recurrent layer on the GPU, without the node:
- *     check_delta check [SHAPE]  against the recurrence in double, and by bits
- *     check_delta rates          times beside what memory allows
+ *     check_delta check [SHAPE]
  * It judges outputs and folded states by an oracle in double that shares no
  * line with the kernels: the rule token by token, its keys and queries rounded
  * to bf16. Then by bits: a prompt in one call, against the same rows in calls
- * of other sizes, alone and beside other sessions; outputs, state and ring.
+ * of other sizes, alone, beside other sessions and after rejected drafts;
+ * outputs, state and ring. Rings begin full of NaN.
  *
  *     nvcc -std=c++17 -O3 -fmad=false -I. \
  *         -gencode=arch=compute_90a,code=sm_90a \
- *         tests/gpu/check_delta.cu kernels/cuda/{delta,conv}*.cu
+ *         tests/gpu/check_delta.cu kernels/cuda/{delta*,conv}.cu
  */
-#include "kernels/cuda/delta.cuh"
-#include "kernels/cuda/ops.h"
-#include "tests/gpu/small_device.h"
+#include "tests/gpu/delta_session.h"
 
-#include <math.h>
-#include <string.h>
-
-#define COUNT(x) (sizeof(x) / sizeof(*(x)))
 #define TOLERANCE 1e-2 /* of the largest: factors rounded to 2^-9 each */
 
-static struct gpu gpu;
 static int n_failed, n_checked;
 
 static void claim(bool is_true, const char *what, struct delta_shape s,
@@ -35,14 +28,6 @@ static void claim(bool is_true, const char *what, struct delta_shape s,
            s.n_v_head, s.d_k, s.d_v);
 }
 
-static uint64_t seed = 1;
-
-static float noise(void) /* in [-1, 1) */
-{
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (float)(int32_t)(seed >> 32) * 0x1p-31f;
-}
-
 static float to_bf16(float x)
 {
     uint32_t bits;
@@ -51,160 +36,6 @@ static float to_bf16(float x)
     bits = (bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u;
     memcpy(&x, &bits, 4);
     return x;
-}
-
-static void *on_device(const void *host, size_t bytes)
-{
-    void *p;
-
-    must(cudaMalloc(&p, bytes), "memory");
-    if (host)
-        must(cudaMemcpy(p, host, bytes, cudaMemcpyHostToDevice), "copy");
-    return p;
-}
-
-static void to_host(void *host, const void *device, size_t bytes)
-{
-    must(cudaStreamSynchronize(gpu.stream), "kernels");
-    must(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost), "copy");
-}
-
-/* --------------------------------------------------------------- sessions */
-
-/* Inputs of a session's tokens and its state, on the device. */
-struct session {
-    struct delta_shape shape;
-    uint32_t n_token;
-    size_t stride, out_stride;
-    float *host_qkv, *host_beta, *host_decay; /* the same here */
-    float *qkv, *beta, *decay, *out;
-    struct delta_state state;
-};
-
-static size_t s_bytes(struct delta_shape s)
-{
-    return (size_t)s.n_v_head * s.d_k * s.d_v * 4;
-}
-
-static size_t k_bytes(struct delta_shape s)
-{
-    return (size_t)s.n_k_head * GRID * s.d_k * 2;
-}
-
-static size_t u_bytes(struct delta_shape s)
-{
-    return (size_t)s.n_v_head * GRID * s.d_v * 2;
-}
-
-static size_t g_bytes(struct delta_shape s)
-{
-    return (size_t)s.n_v_head * GRID * 8;
-}
-
-static size_t gate_bytes(const struct session *s)
-{
-    return (size_t)s->n_token * s->shape.n_v_head * 4;
-}
-
-static void state_init(struct delta_state *state, struct delta_shape shape)
-{
-    state->s = (float *)on_device(NULL, s_bytes(shape));
-    state->ring_k = on_device(NULL, k_bytes(shape));
-    state->ring_u = on_device(NULL, u_bytes(shape));
-    state->ring_g = (double *)on_device(NULL, g_bytes(shape));
-}
-
-/* Nothing past yet; the ring is full of NaN, which nobody may see. */
-static void reset(const struct session *s)
-{
-    must(cudaMemset(s->state.s, 0, s_bytes(s->shape)), "reset");
-    must(cudaMemset(s->state.ring_k, 0xff, k_bytes(s->shape)), "reset");
-    must(cudaMemset(s->state.ring_u, 0xff, u_bytes(s->shape)), "reset");
-    must(cudaMemset(s->state.ring_g, 0xff, g_bytes(s->shape)), "reset");
-    must(cudaMemset(s->out, 0xff, s->n_token * s->out_stride * 4), "reset");
-}
-
-static float a_decay(size_t i)
-{
-    if (i % 41 == 40) /* a token that forgets everything */
-        return -150.0f;
-    if (i % 13 == 5)
-        return -6.0f;
-    return i % 7 == 3 ? 0.0f : 0.05f * (noise() - 1.0f);
-}
-
-static struct session session_of(struct delta_shape shape, uint32_t n_token)
-{
-    struct session s = {};
-    size_t n;
-
-    s.shape = shape;
-    s.n_token = n_token;
-    s.stride = 2 * (size_t)shape.n_k_head * shape.d_k +
-               (size_t)shape.n_v_head * shape.d_v + 4;
-    s.out_stride = (size_t)shape.n_v_head * shape.d_v + 8;
-    n = (size_t)n_token * s.stride;
-    s.host_qkv = (float *)malloc(n * 4);
-    s.host_beta = (float *)malloc(gate_bytes(&s));
-    s.host_decay = (float *)malloc(gate_bytes(&s));
-    for (size_t i = 0; i < n; i++)
-        s.host_qkv[i] = noise();
-    for (size_t i = 0; i < gate_bytes(&s) / 4; i++) {
-        s.host_beta[i] = 0.5f + 0.5f * noise();
-        s.host_decay[i] = a_decay(i);
-    }
-    if (n_token > 100) /* a row of zeros has no direction */
-        memset(s.host_qkv + 100 * s.stride, 0, s.stride * 4);
-    s.qkv = (float *)on_device(s.host_qkv, n * 4);
-    s.beta = (float *)on_device(s.host_beta, gate_bytes(&s));
-    s.decay = (float *)on_device(s.host_decay, gate_bytes(&s));
-    s.out = (float *)on_device(NULL, n_token * s.out_stride * 4);
-    state_init(&s.state, shape);
-    return s;
-}
-
-static void session_release(struct session *s)
-{
-    free(s->host_qkv);
-    free(s->host_beta);
-    free(s->host_decay);
-    cudaFree(s->qkv);
-    cudaFree(s->beta);
-    cudaFree(s->decay);
-    cudaFree(s->out);
-    cudaFree(s->state.s);
-    cudaFree(s->state.ring_k);
-    cudaFree(s->state.ring_u);
-    cudaFree(s->state.ring_g);
-}
-
-static struct delta_args args_of(const struct session *s,
-                                 const struct delta_span *span, uint32_t n_span)
-{
-    const size_t n_key = (size_t)s->shape.n_k_head * s->shape.d_k;
-    struct delta_args a = {};
-
-    a.shape = s->shape;
-    a.out = s->out;
-    a.out_stride = s->out_stride;
-    a.q = s->qkv;
-    a.k = s->qkv + n_key;
-    a.v = s->qkv + 2 * n_key;
-    a.qkv_stride = s->stride;
-    a.beta = s->beta;
-    a.log_decay = s->decay;
-    a.span = span;
-    a.n_span = n_span;
-    return a;
-}
-
-/* Rows first .. of the session, which is at that position. */
-static void run(const struct session *s, uint32_t first, uint32_t n)
-{
-    const struct delta_span span = {first, n, first, s->state};
-    const struct delta_args a = args_of(s, &span, 1);
-
-    cuda_delta(&gpu, &a);
 }
 
 /* ----------------------------------------------------------------- oracle */
@@ -392,83 +223,101 @@ static void check_rejected(const struct session *s, const struct kept *want)
     cudaFree(draft.out);
 }
 
-/*
- * Three sessions with the same tokens, each with its own number of rows in each
- * call, some with many, some with few, and rows of a call in any order.
- */
-static void check_batches(struct session *s, const struct kept *want)
+/* A batch of some sessions' next rows: the inputs that stand for them in
+ * `from`, one span behind the other. */
+static struct session gathered(const struct session *from,
+                               const struct delta_span *span, uint32_t n_span)
 {
-    enum { N = 3 };
-    struct session other[N];
-    uint32_t done[N] = {0};
+    const size_t n_v = from->shape.n_v_head;
+    const size_t n_row = span[n_span - 1].first_row + span[n_span - 1].n_row;
+    struct session batch = *from;
 
-    for (uint32_t i = 0; i < N; i++) {
+    batch.qkv = (float *)on_device(NULL, n_row * from->stride * 4);
+    batch.beta = (float *)on_device(NULL, n_row * n_v * 4);
+    batch.decay = (float *)on_device(NULL, n_row * n_v * 4);
+    batch.out = (float *)on_device(NULL, n_row * from->out_stride * 4);
+    must(cudaMemset(batch.out, 0xff, n_row * from->out_stride * 4), "batch");
+    for (uint32_t i = 0; i < n_span; i++) {
+        const size_t to = span[i].first_row, at = span[i].position;
+        const size_t n = span[i].n_row;
+
+        cudaMemcpy(batch.qkv + to * from->stride, from->qkv + at * from->stride,
+                   n * from->stride * 4, cudaMemcpyDeviceToDevice);
+        cudaMemcpy(batch.beta + to * n_v, from->beta + at * n_v, n * n_v * 4,
+                   cudaMemcpyDeviceToDevice);
+        cudaMemcpy(batch.decay + to * n_v, from->decay + at * n_v, n * n_v * 4,
+                   cudaMemcpyDeviceToDevice);
+    }
+    must(cudaDeviceSynchronize(), "batch");
+    return batch;
+}
+
+static void batch_release(struct session *batch)
+{
+    cudaFree(batch->qkv);
+    cudaFree(batch->beta);
+    cudaFree(batch->decay);
+    cudaFree(batch->out);
+}
+
+#define N_BESIDE 3u
+
+/* One call with rows of all that are not done, many of some and few of others.
+ * False when all are done. */
+static bool run_beside(struct session other[N_BESIDE], uint32_t done[N_BESIDE],
+                       uint32_t turn)
+{
+    struct delta_span span[N_BESIDE];
+    uint32_t n_span = 0, n_row = 0, who[N_BESIDE];
+    const size_t out_stride = other->out_stride;
+
+    for (uint32_t i = N_BESIDE; i-- > 0;) {
+        const uint32_t left = other[i].n_token - done[i];
+        uint32_t n = turn % 3 == i % 3 ? 40 + turn % 60 : 1 + turn % 3;
+
+        n = n < left ? n : left;
+        if (n == 0)
+            continue;
+        who[n_span] = i;
+        span[n_span++] = (struct delta_span){n_row, n, done[i], other[i].state};
+        n_row += n;
+    }
+    if (n_span == 0)
+        return false;
+    struct session batch = gathered(&other[0], span, n_span);
+    const struct delta_args a = args_of(&batch, span, n_span);
+    cuda_delta(&gpu, &a);
+    must(cudaStreamSynchronize(gpu.stream), "batch");
+    for (uint32_t i = 0; i < n_span; i++) {
+        cudaMemcpy(other[who[i]].out + span[i].position * out_stride,
+                   batch.out + span[i].first_row * out_stride,
+                   span[i].n_row * out_stride * 4, cudaMemcpyDeviceToDevice);
+        done[who[i]] += span[i].n_row;
+    }
+    batch_release(&batch);
+    return true;
+}
+
+/* Sessions with the same tokens and each with its own number of rows in each
+ * call. */
+static void check_batches(const struct session *s, const struct kept *want)
+{
+    struct session other[N_BESIDE];
+    uint32_t done[N_BESIDE] = {0}, turn = 0;
+
+    for (uint32_t i = 0; i < N_BESIDE; i++) {
         other[i] = *s;
-        if (i)
-            state_init(&other[i].state, s->shape);
+        state_init(&other[i].state, s->shape);
         other[i].out = (float *)on_device(NULL, s->n_token * s->out_stride * 4);
         reset(&other[i]);
     }
-    for (uint32_t turn = 0; turn < 1000; turn++) {
-        struct session batch = *s;
-        struct delta_span span[N];
-        uint32_t n_span = 0, n_row = 0, who[N];
-
-        for (uint32_t i = N; i-- > 0;) {
-            uint32_t n = turn % 3 == i % 3 ? 40 + turn % 60 : 1 + turn % 3;
-
-            n = n < s->n_token - done[i] ? n : s->n_token - done[i];
-            if (n == 0)
-                continue;
-            who[n_span] = i;
-            span[n_span++] =
-                (struct delta_span){n_row, n, done[i], other[i].state};
-            n_row += n;
-        }
-        if (n_span == 0)
-            break;
-        batch.qkv = (float *)on_device(NULL, n_row * s->stride * 4);
-        batch.beta = (float *)on_device(NULL, n_row * s->shape.n_v_head * 4);
-        batch.decay = (float *)on_device(NULL, n_row * s->shape.n_v_head * 4);
-        batch.out = (float *)on_device(NULL, n_row * s->out_stride * 4);
-        must(cudaMemset(batch.out, 0xff, n_row * s->out_stride * 4), "batch");
-        for (uint32_t i = 0; i < n_span; i++) {
-            const size_t to = span[i].first_row, from = span[i].position;
-            const size_t n = span[i].n_row, n_v = s->shape.n_v_head;
-
-            cudaMemcpy(batch.qkv + to * s->stride, s->qkv + from * s->stride,
-                       n * s->stride * 4, cudaMemcpyDeviceToDevice);
-            cudaMemcpy(batch.beta + to * n_v, s->beta + from * n_v, n * n_v * 4,
-                       cudaMemcpyDeviceToDevice);
-            cudaMemcpy(batch.decay + to * n_v, s->decay + from * n_v,
-                       n * n_v * 4, cudaMemcpyDeviceToDevice);
-        }
-        must(cudaDeviceSynchronize(), "batch");
-        const struct delta_args a = args_of(&batch, span, n_span);
-        cuda_delta(&gpu, &a);
-        must(cudaStreamSynchronize(gpu.stream), "batch");
-        for (uint32_t i = 0; i < n_span; i++) {
-            cudaMemcpy(other[who[i]].out + span[i].position * s->out_stride,
-                       batch.out + span[i].first_row * s->out_stride,
-                       span[i].n_row * s->out_stride * 4,
-                       cudaMemcpyDeviceToDevice);
-            done[who[i]] += span[i].n_row;
-        }
-        cudaFree(batch.qkv);
-        cudaFree(batch.beta);
-        cudaFree(batch.decay);
-        cudaFree(batch.out);
-    }
+    while (turn < 1000 && run_beside(other, done, turn))
+        turn++;
     must(cudaDeviceSynchronize(), "batch");
-    for (uint32_t i = 0; i < N; i++) {
+    for (uint32_t i = 0; i < N_BESIDE; i++) {
         check_same(&other[i], want, s->n_token, "beside other sessions");
         cudaFree(other[i].out);
-        if (i) {
-            cudaFree(other[i].state.s);
-            cudaFree(other[i].state.ring_k);
-            cudaFree(other[i].state.ring_u);
-            cudaFree(other[i].state.ring_g);
-        }
+        state_release(&other[i].state);
     }
 }
 
@@ -638,291 +487,10 @@ static void check_norm(uint32_t dim)
     claim(off < 1e-5, "norm", (struct delta_shape){0}, off);
 }
 
-/* ------------------------------------------------------------------ rates */
-
-#define N_RUN 9
-
-typedef void work(void *arg, uint32_t turn);
-
-/* Median microseconds of a turn, over N_RUN runs of n_turn turns. */
-static double median_us(work *run, void *arg, uint32_t n_turn)
-{
-    cudaEvent_t begin, end;
-    float ms[N_RUN];
-
-    must(cudaEventCreate(&begin), "event");
-    must(cudaEventCreate(&end), "event");
-    for (int i = -2; i < N_RUN; i++) {
-        must(cudaEventRecord(begin, gpu.stream), "event");
-        for (uint32_t t = 0; t < n_turn; t++)
-            run(arg, t);
-        must(cudaEventRecord(end, gpu.stream), "event");
-        must(cudaEventSynchronize(end), "run");
-        if (i >= 0)
-            cudaEventElapsedTime(&ms[i], begin, end);
-    }
-    for (int i = 1; i < N_RUN; i++)
-        for (int j = i; j > 0 && ms[j] < ms[j - 1]; j--) {
-            const float swap = ms[j];
-
-            ms[j] = ms[j - 1];
-            ms[j - 1] = swap;
-        }
-    cudaEventDestroy(begin);
-    cudaEventDestroy(end);
-    return 1e3 * ms[N_RUN / 2] / n_turn;
-}
-
-struct bench {
-    struct session *s;
-    struct delta_many many;
-    struct delta_args few[64];
-    struct conv_args conv;
-    struct gated_norm_args norm;
-    void *from, *to;
-    size_t bytes;
-};
-
-static void run_copy(void *arg, uint32_t turn)
-{
-    struct bench *b = (struct bench *)arg;
-
-    (void)turn;
-    cudaMemcpyAsync(b->to, b->from, b->bytes, cudaMemcpyDeviceToDevice,
-                    gpu.stream);
-}
-
-static void run_prompt(void *arg, uint32_t turn)
-{
-    struct bench *b = (struct bench *)arg;
-
-    (void)turn;
-    run(b->s, 0, b->s->n_token);
-}
-
-static void run_prepare(void *arg, uint32_t turn)
-{
-    (void)turn;
-    delta_prepare(&gpu, &((struct bench *)arg)->many);
-}
-
-static void run_recur(void *arg, uint32_t turn)
-{
-    (void)turn;
-    delta_recur(&gpu, &((struct bench *)arg)->many);
-}
-
-static void run_few(void *arg, uint32_t turn)
-{
-    struct bench *b = (struct bench *)arg;
-
-    delta_few(&gpu, &b->few[turn], b->s->n_token);
-}
-
-static void run_conv(void *arg, uint32_t turn)
-{
-    (void)turn;
-    cuda_conv(&gpu, &((struct bench *)arg)->conv);
-}
-
-static void run_norm(void *arg, uint32_t turn)
-{
-    (void)turn;
-    cuda_gated_norm(&gpu, &((struct bench *)arg)->norm);
-}
-
-static void print_rate(const char *what, double bytes, double rate, double us)
-{
-    printf("%-44s %9.1f %9.1f %6.1f %%\n", what, bytes / rate * 1e6, us,
-           100.0 * bytes / rate * 1e6 / us);
-}
-
-/* The two kernels apart, of all chunks at once. */
-static void rate_kernels(struct bench *b, double rate)
-{
-    const struct delta_shape shape = b->s->shape;
-    const uint32_t n_chunk = b->s->n_token / GRID;
-    const struct delta_span span = {0, b->s->n_token, 0, b->s->state};
-    const double rows = (double)b->s->n_token * 4;
-    const double tiles =
-        (double)n_chunk * shape.n_k_head * 2 * tile_bytes(shape.d_k);
-    const double heads =
-        (double)n_chunk * shape.n_v_head * sizeof(struct chunk_head);
-
-    b->many.args = args_of(b->s, &span, 1);
-    b->many.args.span =
-        (const struct delta_span *)on_device(&span, sizeof(span));
-    b->many.n_chunk = n_chunk;
-    b->many.tile = (char *)on_device(NULL, (size_t)tiles);
-    b->many.head = (struct chunk_head *)on_device(NULL, (size_t)heads);
-    print_rate("  prepare (rows in; tiles and weights out)",
-               rows * shape.n_k_head * 2 * shape.d_k + tiles + heads, rate,
-               median_us(run_prepare, b, 1));
-    print_rate("  recur (tiles, weights, v in; outputs out)",
-               rows * shape.n_v_head * 2 * shape.d_v + tiles + heads, rate,
-               median_us(run_recur, b, 1));
-    cudaFree(b->many.tile);
-    cudaFree(b->many.head);
-}
-
-static void rate_prompt(uint32_t n_token, double rate)
-{
-    struct session s = session_of(
-        (struct delta_shape){16, 32, 128, 128, ARITHMETIC_FP32}, n_token);
-    struct bench b = {};
-    char what[64];
-    const double rows = (double)n_token * 4 * (2 * 16 + 2 * 32) * 128;
-
-    b.s = &s;
-    reset(&s);
-    snprintf(what, sizeof(what), "delta, %u tokens (float rows in and out)",
-             n_token);
-    print_rate(what, rows, rate, median_us(run_prompt, &b, 1));
-    rate_kernels(&b, rate);
-    session_release(&s);
-}
-
-/* Sessions in the middle of their chunks; as many sets as no cache holds. */
-static void rate_few(uint32_t n_span, uint32_t n_row, uint32_t at, double rate)
-{
-    const struct delta_shape shape = {16, 32, 128, 128, ARITHMETIC_FP32};
-    const uint32_t n_set = 256 / n_span < 3    ? 3
-                           : 256 / n_span > 64 ? 64
-                                               : 256 / n_span;
-    struct session s = session_of(shape, n_span * n_row);
-    struct delta_span *span =
-        (struct delta_span *)malloc(n_span * sizeof(*span));
-    struct bench b = {};
-    struct session rows = s;
-    const double ring = (at % GRID) * 2.0 * (32 * 128 + 16 * 128);
-    const double state = (double)s_bytes(shape);
-    char what[64];
-
-    for (uint32_t set = 0; set < n_set; set++) {
-        for (uint32_t i = 0; i < n_span; i++) {
-            struct delta_state *state_of = &span[i].state;
-
-            state_init(state_of, shape);
-            cudaMemset(state_of->s, 0x3c, s_bytes(shape));
-            cudaMemset(state_of->ring_k, 0x3c, k_bytes(shape));
-            cudaMemset(state_of->ring_u, 0x3c, u_bytes(shape));
-            cudaMemset(state_of->ring_g, 0, g_bytes(shape));
-            span[i].first_row = i * n_row;
-            span[i].n_row = n_row;
-            span[i].position = at;
-        }
-        b.few[set] = args_of(&s, span, n_span);
-        b.few[set].span =
-            (const struct delta_span *)on_device(span, n_span * sizeof(*span));
-    }
-    must(cudaDeviceSynchronize(), "sets");
-    rows.n_token = n_row;
-    b.s = &rows;
-    snprintf(what, sizeof(what), "decode, %u x %u rows at %u of a chunk",
-             n_span, n_row, at);
-    print_rate(what, n_span * (state + ring), rate,
-               median_us(run_few, &b, n_set));
-    free(span);
-    for (uint32_t set = 0; set < n_set; set++) {
-        struct delta_span *of =
-            (struct delta_span *)malloc(n_span * sizeof(*of));
-
-        to_host(of, b.few[set].span, n_span * sizeof(*of));
-        for (uint32_t i = 0; i < n_span; i++) {
-            cudaFree(of[i].state.s);
-            cudaFree(of[i].state.ring_k);
-            cudaFree(of[i].state.ring_u);
-            cudaFree(of[i].state.ring_g);
-        }
-        free(of);
-    }
-    session_release(&s);
-}
-
-static void rate_around(uint32_t n_token, double rate)
-{
-    const uint32_t n_channel = 8192, n_value = 4096;
-    const size_t bytes = (size_t)n_token * n_channel * 4;
-    struct conv_span span = {0, n_token, NULL};
-    struct bench b = {};
-    float *x = (float *)on_device(NULL, bytes),
-          *y = (float *)on_device(NULL, bytes);
-
-    cudaMemset(x, 0x3c, bytes);
-    cudaMemset(y, 0x3c, bytes);
-    span.tail = (float *)on_device(NULL, 3 * n_channel * 4);
-    b.conv = (struct conv_args){y,
-                                n_channel,
-                                x,
-                                n_channel,
-                                (float *)on_device(NULL, 4 * n_channel * 4),
-                                n_channel,
-                                4,
-                                &span,
-                                1};
-    print_rate("conv, 8192 channels, 4096 rows", 2.0 * bytes, rate,
-               median_us(run_conv, &b, 1));
-    b.norm.norm.x = x;
-    b.norm.norm.y = y;
-    b.norm.norm.x_stride = b.norm.norm.y_stride = n_value;
-    b.norm.norm.weight = b.conv.weight;
-    b.norm.norm.n_row = n_token;
-    b.norm.norm.n_group = 32;
-    b.norm.norm.dim = 128;
-    b.norm.z = x + (size_t)n_token * n_value;
-    b.norm.z_stride = n_value;
-    print_rate("gated norm, 32 groups of 128, 4096 rows", 1.5 * bytes, rate,
-               median_us(run_norm, &b, 1));
-    cudaFree(x);
-    cudaFree(y);
-}
-
-static double copy_rate(void)
-{
-    struct bench b = {};
-
-    b.bytes = (size_t)1 << 30;
-    b.from = on_device(NULL, b.bytes);
-    b.to = on_device(NULL, b.bytes);
-    cudaMemset(b.from, 0x3c, b.bytes);
-    const double rate = 2.0 * b.bytes / median_us(run_copy, &b, 1) * 1e6;
-    cudaFree(b.from);
-    cudaFree(b.to);
-    return rate;
-}
-
-static void rates(void)
-{
-    const double rate = copy_rate();
-
-    printf("copy %.2f TB/s\n%-44s %9s %9s %8s\n", rate / 1e12, "", "bound us",
-           "us", "share");
-    rate_prompt(32768, rate);
-    rate_prompt(4096, rate);
-    rate_few(1, 1, 32, rate);
-    rate_few(8, 1, 32, rate);
-    rate_few(64, 1, 0, rate);
-    rate_few(64, 1, 32, rate);
-    rate_few(64, 1, 63, rate);
-    rate_few(64, 4, 32, rate);
-    rate_few(8, 16, 32, rate);
-    rate_around(4096, rate);
-}
-
 int main(int argc, char **argv)
 {
-    const bool is_rates = argc > 1 && strcmp(argv[1], "rates") == 0;
-
-    if (argc < 2 || (!is_rates && strcmp(argv[1], "check"))) {
-        fprintf(stderr, "usage: check_delta check [SHAPE]|rates\n");
-        return 2;
-    }
     small_device_init(&gpu);
-    if (is_rates) {
-        rates();
-        return 0;
-    }
-    check_delta(argv[2]);
+    check_delta(argc > 2 ? argv[2] : NULL);
     for (uint32_t width = 1; width <= CONV_WIDTH_MAX; width++)
         check_conv(width);
     check_gates();
