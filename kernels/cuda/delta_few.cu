@@ -7,9 +7,9 @@
  * 128, and what is in the ring.
  *
  * Products are as in recur (outputs or ring tokens x rows), with columns for
- * the call's keys and behind them for its queries. Output 2 neighbours lie in
- * the two tiles of a warp at the same place, so that a lane loads 8 bytes; so
- * lies ring_u (slice_entry()).
+ * the call's keys and behind them for its queries. Two neighbouring outputs lie
+ * at the same place of a warp's two tiles, so that a lane loads 8 bytes, and so
+ * they lie in ring_u (slice_entry()).
  *
  * A call may pass a grid point: the part up to it is done and folded, then the
  * rest with an empty ring. The v-heads of a k-head are then a cluster, since
@@ -23,8 +23,8 @@
 #include <cooperative_groups.h>
 
 #define D_V_MAX 192u
-#define PAD                                                                    \
-    8u /* bf16 behind a row of operands, so that eight meet no bank twice */
+/* bf16 behind a row of operands, so that eight rows meet no bank twice. */
+#define PAD 8u
 
 /* R rows fit: columns c < R are keys of rows, columns R + c queries. */
 template <uint32_t D_K, uint32_t R> struct few_shared {
@@ -445,6 +445,7 @@ static __device__ void fold(float *s, uint32_t d_v,
     }
 }
 
+/* Twelve warps fit an SM, 192 KiB of states on their way. */
 template <uint32_t D_K, uint32_t R, uint32_t N_THREAD>
 static __global__ void __launch_bounds__(N_THREAD, 384 / N_THREAD)
     few(struct delta_args a)
