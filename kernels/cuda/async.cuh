@@ -1,0 +1,86 @@
+#ifndef KERNELS_CUDA_ASYNC_CUH
+#define KERNELS_CUDA_ASYNC_CUH
+/*
+ * Barriers in shared memory that go through phases, and copies that arrive at
+ * them (PTX ISA: mbarrier, cp.async.bulk, cp.async).
+ */
+#include <stdint.h>
+
+static __device__ __forceinline__ void barrier_init(uint32_t barrier,
+                                                    uint32_t n_arrival)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier),
+                 "r"(n_arrival)
+                 : "memory");
+}
+
+/* So that the copy engine knows the barriers; before the CTA's first barrier.
+ */
+static __device__ __forceinline__ void barrier_publish(void)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+static __device__ __forceinline__ void barrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier)
+                 : "memory");
+}
+
+/* An arrival that announces bytes of bulk copies. */
+static __device__ __forceinline__ void barrier_expect(uint32_t barrier,
+                                                      uint32_t bytes)
+{
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
+        "r"(bytes)
+        : "memory");
+}
+
+/* One of the counted arrivals, once this thread's copies of 16 bytes are in. */
+static __device__ __forceinline__ void barrier_arrive_copied(uint32_t barrier)
+{
+    asm volatile(
+        "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier)
+        : "memory");
+}
+
+static __device__ __forceinline__ void barrier_wait(uint32_t barrier,
+                                                    uint32_t parity)
+{
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n"
+                 "}" ::"r"(barrier),
+                 "r"(parity)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void
+copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::"
+                 "bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void copy_16(uint32_t to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),
+                 "l"(from)
+                 : "memory");
+}
+/* This thread's copies of 16 bytes are in. */
+static __device__ __forceinline__ void copies_wait(void)
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+/* What this thread wrote to shared memory comes before later bulk copies. */
+static __device__ __forceinline__ void copies_after_writes(void)
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+#endif

@@ -1,0 +1,84 @@
+/*
+ * The delta operator: spans of few rows go to one kernel, the others through
+ * prepare and recur, some chunks of all of them at a time so that what lies
+ * between the two kernels stays small.
+ */
+#include "kernels/cuda/delta.cuh"
+#include "kernels/cuda/ops.h"
+
+#include <assert.h>
+
+#define SEGMENT_TOKENS 8192u /* of all spans of a group together */
+
+static size_t bytes_of_chunk(struct delta_shape shape)
+{
+    return shape.n_k_head * 2 * (size_t)tile_bytes(shape.d_k) +
+           shape.n_v_head * sizeof(struct chunk_head);
+}
+
+static uint32_t n_chunk_of(const struct delta_span *span)
+{
+    return (uint32_t)((span->position % GRID + span->n_row + GRID - 1) / GRID);
+}
+
+/* Spans of many rows, at most SPAN_GROUP_MAX of them. */
+static void run_many(struct gpu *gpu, const struct delta_args *args,
+                     const struct delta_span *span, uint32_t n_span)
+{
+    struct delta_many many = {};
+    uint32_t n_chunk = 0;
+
+    many.args = *args;
+    many.args.n_span = n_span;
+    many.args.span =
+        (const struct delta_span *)gpu_stage(gpu, span, n_span * sizeof(*span));
+    for (uint32_t i = 0; i < n_span; i++)
+        if (n_chunk < n_chunk_of(&span[i]))
+            n_chunk = n_chunk_of(&span[i]);
+    many.n_chunk = SEGMENT_TOKENS / GRID / n_span;
+    if (many.n_chunk > n_chunk)
+        many.n_chunk = n_chunk;
+    many.tile = (char *)gpu_scratch(gpu, n_span * many.n_chunk *
+                                             bytes_of_chunk(args->shape));
+    many.head =
+        (struct chunk_head *)(many.tile + (size_t)n_span * many.n_chunk *
+                                              args->shape.n_k_head * 2 *
+                                              tile_bytes(args->shape.d_k));
+    if (gpu_is_replaying(gpu))
+        return;
+    for (; many.chunk < n_chunk; many.chunk += many.n_chunk) {
+        delta_prepare(gpu, &many);
+        delta_recur(gpu, &many);
+    }
+}
+
+void cuda_delta(struct gpu *gpu, const struct delta_args *args)
+{
+    struct delta_args few = *args;
+    struct delta_span group[SPAN_GROUP_MAX];
+    uint32_t n_row = 0, n_group = 0;
+
+    assert(args->shape.d_k == 64 || args->shape.d_k == 96 ||
+           args->shape.d_k == 128);
+    for (uint32_t i = 0; i < args->n_span; i++) {
+        const struct delta_span *span = &args->span[i];
+
+        if (span->n_row <= DELTA_FEW) {
+            n_row = span->n_row > n_row ? span->n_row : n_row;
+            continue;
+        }
+        group[n_group++] = *span;
+        if (n_group == SPAN_GROUP_MAX) {
+            run_many(gpu, args, group, n_group);
+            n_group = 0;
+        }
+    }
+    if (n_group)
+        run_many(gpu, args, group, n_group);
+    if (!n_row)
+        return;
+    few.span = (const struct delta_span *)gpu_stage(
+        gpu, args->span, args->n_span * sizeof(*args->span));
+    if (!gpu_is_replaying(gpu))
+        delta_few(gpu, &few, n_row);
+}

@@ -1,0 +1,163 @@
+#ifndef KERNELS_CUDA_DELTA_CUH
+#define KERNELS_CUDA_DELTA_CUH
+/*
+ * The gated delta rule (kernels/backend.h) on the GPU, in bf16-mma: the steps
+ * of PAIR and TILE with P a chain of tensor core steps of 16 from zero, save
+ * that beta comes first, out of the chain from row to row, and that the fold
+ * rounds the aged u and not the aged key:
+ *   w_ij = beta_i * (exp(G_i - G_j) * (P of k_i, k_j))
+ *   r = beta_i * fma(-exp(G_i), a[e], v[e]);  r = r - (P over j < b of ~w_ij
+ *   u_j[e]);  for j = b .. i - 1 ascending r = fma(-w_ij, u_j[e], r)
+ *   u_i[e] = ~r
+ *   S0[d][e] = fma(exp(G_63), S0[d][e],
+ *                  P over j of k_j[d] ~(exp(G_63 - G_j) * u_j[e]))
+ *
+ * A chunk is the tokens of one session between two multiples of GRID; a call
+ * has rows `first` .. `end` - 1 of it, others are in the ring or not yet
+ * there. Rows come in blocks of DELTA_BLOCK: an operand step of 16 is a block,
+ * so a row multiplies whole blocks before its own and nothing behind it but
+ * zeros within its block.
+ *
+ * Many rows take two kernels. prepare: what does not need the state, for all
+ * chunks at once. recur: chunk after chunk, the state in registers. Few rows
+ * (decode, verification) take one kernel, few. All three round at the same
+ * places and add in the same order, so who brings a row shows in no bit.
+ */
+#include "kernels/backend.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/fragment.cuh"
+#include "kernels/cuda/scalar.cuh"
+
+#define DELTA_FEW 16u /* rows of a span that take the one kernel */
+#define N_BLOCK (GRID / DELTA_BLOCK)
+#define DELTA_SLICE 32u /* outputs e of one CTA of recur, one warp of few */
+#define NEAR (DELTA_BLOCK * (DELTA_BLOCK - 1) / 2)
+#define SPAN_GROUP_MAX 32u /* spans of one launch of prepare and recur */
+
+/* Of one chunk and v-head, made by prepare. */
+struct chunk_head {
+    uint4 far[N_BLOCK * (N_BLOCK - 1) / 2][32];  /* ~w, as B operands */
+    uint4 seen[N_BLOCK * (N_BLOCK + 1) / 2][32]; /* ~x, as B operands */
+    float near[N_BLOCK][NEAR]; /* -w_ij of one block: near_at() */
+    float since[GRID];         /* exp(G_i) */
+    float until[GRID];         /* exp(G_63 - G_j) */
+    float beta[GRID];
+    double g[GRID];
+    float whole[4]; /* exp(G_63), three unused */
+};
+
+/* Block (i, j), j < i or j <= i, of far and seen. */
+static __device__ __forceinline__ uint32_t far_at(uint32_t i, uint32_t j)
+{
+    return i * (i - 1) / 2 + j;
+}
+
+/* Pair j < i within a block, in the order in which u_j becomes known. */
+static __device__ __forceinline__ constexpr uint32_t near_at(uint32_t i,
+                                                             uint32_t j)
+{
+    return j * (2 * DELTA_BLOCK - 1 - j) / 2 + i - j - 1;
+}
+
+static __device__ __forceinline__ uint32_t seen_at(uint32_t i, uint32_t j)
+{
+    return i * (i + 1) / 2 + j;
+}
+
+/* Keys and queries of a chunk: two swizzled tiles (fragment.cuh) of GRID rows.
+ */
+static __host__ __device__ __forceinline__ uint32_t tile_stride(uint32_t d_k)
+{
+    return d_k <= 64 ? 64 : 128;
+}
+
+static __host__ __device__ __forceinline__ uint32_t tile_bytes(uint32_t d_k)
+{
+    return GRID * tile_stride(d_k) * 2;
+}
+
+/* A call of the kernels for many rows: chunks [chunk, chunk + n_chunk) of each
+ * span, counted from the span's first, and where prepare leaves them. */
+struct delta_many {
+    struct delta_args args; /* span: on the device */
+    uint32_t chunk, n_chunk;
+    char *tile; /* [n_span][n_chunk][n_k_head][2] tiles: keys, queries */
+    struct chunk_head *head; /* [n_span][n_chunk][n_v_head] */
+};
+
+/* Chunk c of a span: its first row in the batch, less the ring's; the rows. */
+struct delta_chunk {
+    size_t row; /* of index 0, may lie before the span: modular */
+    uint32_t first,
+        end; /* indices of the call's rows; first >= end: no chunk */
+};
+
+static __host__ __device__ __forceinline__ struct delta_chunk
+delta_chunk(const struct delta_span *span, uint32_t c)
+{
+    const uint32_t lead = (uint32_t)(span->position % GRID);
+    const uint64_t total = (uint64_t)lead + span->n_row;
+    const uint64_t begin = (uint64_t)c * GRID;
+    struct delta_chunk it;
+
+    it.row = (size_t)span->first_row + begin - lead;
+    it.first = c ? 0 : lead;
+    it.end = total <= begin         ? 0
+             : total - begin < GRID ? (uint32_t)(total - begin)
+                                    : GRID;
+    return it;
+}
+
+/*
+ * ring_u keeps the outputs e of a slice in the order in which a warp of few
+ * meets them: entry 16p + r is output 16 (r / 8) + 2 (r % 8) + p, so that a
+ * lane reads two neighbouring outputs of the state at once.
+ */
+static __device__ __forceinline__ uint32_t slice_output(uint32_t entry)
+{
+    const uint32_t p = entry / 16, r = entry % 16;
+
+    return r / 8 * 16 + r % 8 * 2 + p;
+}
+
+static __device__ __forceinline__ uint32_t slice_entry(uint32_t output)
+{
+    return output % 2 * 16 + output / 16 * 8 + output / 2 % 8;
+}
+
+/* 1 / sqrt(sum of squares + 1e-6) of a vector that a warp holds, 4 a lane. */
+static __device__ __forceinline__ float unit_scale(float4 x)
+{
+    float sum = __fmaf_rn(x.w, x.w,
+                          __fmaf_rn(x.z, x.z, __fmaf_rn(x.y, x.y, x.x * x.x)));
+
+    for (int step = 16; step; step /= 2)
+        sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    return 1.0f / __fsqrt_rn(sum + 1e-6f);
+}
+
+/* The key or, with its scale 1 / sqrt(d_k), the query, rounded. */
+static __device__ __forceinline__ uint2 unit_key(float4 x, float scale)
+{
+    return make_uint2(bf16_pair(x.x * scale, x.y * scale),
+                      bf16_pair(x.z * scale, x.w * scale));
+}
+
+static __device__ __forceinline__ uint2 unit_query(float4 x, float scale,
+                                                   float q_scale)
+{
+    return make_uint2(bf16_pair(x.x * scale * q_scale, x.y * scale * q_scale),
+                      bf16_pair(x.z * scale * q_scale, x.w * scale * q_scale));
+}
+
+/* exp(G_i - G_j) */
+static __device__ __forceinline__ float decay(double later, double earlier)
+{
+    return scalar_exp((float)(later - earlier));
+}
+
+void delta_prepare(struct gpu *gpu, const struct delta_many *many);
+void delta_recur(struct gpu *gpu, const struct delta_many *many);
+/* Spans of at most DELTA_FEW rows; leaves the others alone. */
+void delta_few(struct gpu *gpu, const struct delta_args *args, uint32_t n_row);
+#endif

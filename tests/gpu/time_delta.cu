@@ -1,0 +1,276 @@
+/*
+ * Times of the recurrent layer on the GPU, without the node: medians of nine
+ * runs, each beside what its bytes take at the rate of a copy in the same run.
+ * Bytes: the rows that go in and out, what prepare leaves for recur, the states
+ * and the rings that decode reads. States are as many as no cache holds.
+ *
+ * Built as check_delta.cu is.
+ */
+#include "tests/gpu/delta_session.h"
+
+#define N_RUN 9
+
+typedef void work(void *arg, uint32_t turn);
+
+/* Median microseconds of a turn, over N_RUN runs of n_turn turns. */
+static double median_us(work *run, void *arg, uint32_t n_turn)
+{
+    cudaEvent_t begin, end;
+    float ms[N_RUN];
+
+    must(cudaEventCreate(&begin), "event");
+    must(cudaEventCreate(&end), "event");
+    for (int i = -2; i < N_RUN; i++) {
+        must(cudaEventRecord(begin, gpu.stream), "event");
+        for (uint32_t t = 0; t < n_turn; t++)
+            run(arg, t);
+        must(cudaEventRecord(end, gpu.stream), "event");
+        must(cudaEventSynchronize(end), "run");
+        if (i >= 0)
+            cudaEventElapsedTime(&ms[i], begin, end);
+    }
+    for (int i = 1; i < N_RUN; i++)
+        for (int j = i; j > 0 && ms[j] < ms[j - 1]; j--) {
+            const float swap = ms[j];
+
+            ms[j] = ms[j - 1];
+            ms[j - 1] = swap;
+        }
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    return 1e3 * ms[N_RUN / 2] / n_turn;
+}
+
+struct bench {
+    struct session *s;
+    struct delta_many many;
+    struct delta_args few[64];
+    struct conv_args conv;
+    struct gated_norm_args norm;
+    void *from, *to;
+    size_t bytes;
+};
+
+static void run_copy(void *arg, uint32_t turn)
+{
+    struct bench *b = (struct bench *)arg;
+
+    (void)turn;
+    cudaMemcpyAsync(b->to, b->from, b->bytes, cudaMemcpyDeviceToDevice,
+                    gpu.stream);
+}
+
+static void run_prompt(void *arg, uint32_t turn)
+{
+    struct bench *b = (struct bench *)arg;
+
+    (void)turn;
+    run(b->s, 0, b->s->n_token);
+}
+
+static void run_prepare(void *arg, uint32_t turn)
+{
+    (void)turn;
+    delta_prepare(&gpu, &((struct bench *)arg)->many);
+}
+
+static void run_recur(void *arg, uint32_t turn)
+{
+    (void)turn;
+    delta_recur(&gpu, &((struct bench *)arg)->many);
+}
+
+static void run_few(void *arg, uint32_t turn)
+{
+    struct bench *b = (struct bench *)arg;
+
+    delta_few(&gpu, &b->few[turn], b->s->n_token);
+}
+
+static void run_conv(void *arg, uint32_t turn)
+{
+    (void)turn;
+    cuda_conv(&gpu, &((struct bench *)arg)->conv);
+}
+
+static void run_norm(void *arg, uint32_t turn)
+{
+    (void)turn;
+    cuda_gated_norm(&gpu, &((struct bench *)arg)->norm);
+}
+
+static void print_rate(const char *what, double bytes, double rate, double us)
+{
+    printf("%-44s %9.1f %9.1f %6.1f %%\n", what, bytes / rate * 1e6, us,
+           100.0 * bytes / rate * 1e6 / us);
+}
+
+/* The two kernels apart, of all chunks at once. */
+static void rate_kernels(struct bench *b, double rate)
+{
+    const struct delta_shape shape = b->s->shape;
+    const uint32_t n_chunk = b->s->n_token / GRID;
+    const struct delta_span span = {0, b->s->n_token, 0, b->s->state};
+    const double rows = (double)b->s->n_token * 4;
+    const double tiles =
+        (double)n_chunk * shape.n_k_head * 2 * tile_bytes(shape.d_k);
+    const double heads =
+        (double)n_chunk * shape.n_v_head * sizeof(struct chunk_head);
+
+    b->many.args = args_of(b->s, &span, 1);
+    b->many.args.span =
+        (const struct delta_span *)on_device(&span, sizeof(span));
+    b->many.n_chunk = n_chunk;
+    b->many.tile = (char *)on_device(NULL, (size_t)tiles);
+    b->many.head = (struct chunk_head *)on_device(NULL, (size_t)heads);
+    print_rate("  prepare (rows in; tiles and weights out)",
+               rows * shape.n_k_head * 2 * shape.d_k + tiles + heads, rate,
+               median_us(run_prepare, b, 1));
+    print_rate("  recur (tiles, weights, v in; outputs out)",
+               rows * shape.n_v_head * 2 * shape.d_v + tiles + heads, rate,
+               median_us(run_recur, b, 1));
+    cudaFree(b->many.tile);
+    cudaFree(b->many.head);
+}
+
+static void rate_prompt(uint32_t n_token, double rate)
+{
+    struct session s = session_of(
+        (struct delta_shape){16, 32, 128, 128, ARITHMETIC_FP32}, n_token);
+    struct bench b = {};
+    char what[64];
+    const double rows = (double)n_token * 4 * (2 * 16 + 2 * 32) * 128;
+
+    b.s = &s;
+    reset(&s);
+    snprintf(what, sizeof(what), "delta, %u tokens (float rows in and out)",
+             n_token);
+    print_rate(what, rows, rate, median_us(run_prompt, &b, 1));
+    rate_kernels(&b, rate);
+    session_release(&s);
+}
+
+/* Sessions in the middle of their chunks; as many sets as no cache holds. */
+static void rate_few(uint32_t n_span, uint32_t n_row, uint32_t at, double rate)
+{
+    const struct delta_shape shape = {16, 32, 128, 128, ARITHMETIC_FP32};
+    const uint32_t n_set = 256 / n_span < 3    ? 3
+                           : 256 / n_span > 64 ? 64
+                                               : 256 / n_span;
+    struct session s = session_of(shape, n_span * n_row);
+    struct delta_span *span =
+        (struct delta_span *)malloc(n_span * sizeof(*span));
+    struct bench b = {};
+    struct session rows = s;
+    const double ring = (at % GRID) * 2.0 * (32 * 128 + 16 * 128);
+    const double state = (double)s_bytes(shape);
+    char what[64];
+
+    for (uint32_t set = 0; set < n_set; set++) {
+        for (uint32_t i = 0; i < n_span; i++) {
+            struct delta_state *state_of = &span[i].state;
+
+            state_init(state_of, shape);
+            cudaMemset(state_of->s, 0x3c, s_bytes(shape));
+            cudaMemset(state_of->ring_k, 0x3c, k_bytes(shape));
+            cudaMemset(state_of->ring_u, 0x3c, u_bytes(shape));
+            cudaMemset(state_of->ring_g, 0, g_bytes(shape));
+            span[i].first_row = i * n_row;
+            span[i].n_row = n_row;
+            span[i].position = at;
+        }
+        b.few[set] = args_of(&s, span, n_span);
+        b.few[set].span =
+            (const struct delta_span *)on_device(span, n_span * sizeof(*span));
+    }
+    must(cudaDeviceSynchronize(), "sets");
+    rows.n_token = n_row;
+    b.s = &rows;
+    snprintf(what, sizeof(what), "decode, %u x %u rows at %u of a chunk",
+             n_span, n_row, at);
+    print_rate(what, n_span * (state + ring), rate,
+               median_us(run_few, &b, n_set));
+    free(span);
+    for (uint32_t set = 0; set < n_set; set++) {
+        struct delta_span *of =
+            (struct delta_span *)malloc(n_span * sizeof(*of));
+
+        to_host(of, b.few[set].span, n_span * sizeof(*of));
+        for (uint32_t i = 0; i < n_span; i++)
+            state_release(&of[i].state);
+        free(of);
+    }
+    session_release(&s);
+}
+
+static void rate_around(uint32_t n_token, double rate)
+{
+    const uint32_t n_channel = 8192, n_value = 4096;
+    const size_t bytes = (size_t)n_token * n_channel * 4;
+    struct conv_span span = {0, n_token, NULL};
+    struct bench b = {};
+    float *x = (float *)on_device(NULL, bytes),
+          *y = (float *)on_device(NULL, bytes);
+
+    cudaMemset(x, 0x3c, bytes);
+    cudaMemset(y, 0x3c, bytes);
+    span.tail = (float *)on_device(NULL, 3 * n_channel * 4);
+    b.conv = (struct conv_args){y,
+                                n_channel,
+                                x,
+                                n_channel,
+                                (float *)on_device(NULL, 4 * n_channel * 4),
+                                n_channel,
+                                4,
+                                &span,
+                                1};
+    print_rate("conv, 8192 channels, 4096 rows", 2.0 * bytes, rate,
+               median_us(run_conv, &b, 1));
+    b.norm.norm.x = x;
+    b.norm.norm.y = y;
+    b.norm.norm.x_stride = b.norm.norm.y_stride = n_value;
+    b.norm.norm.weight = b.conv.weight;
+    b.norm.norm.n_row = n_token;
+    b.norm.norm.n_group = 32;
+    b.norm.norm.dim = 128;
+    b.norm.z = x + (size_t)n_token * n_value;
+    b.norm.z_stride = n_value;
+    print_rate("gated norm, 32 groups of 128, 4096 rows", 1.5 * bytes, rate,
+               median_us(run_norm, &b, 1));
+    cudaFree(x);
+    cudaFree(y);
+}
+
+static double copy_rate(void)
+{
+    struct bench b = {};
+
+    b.bytes = (size_t)1 << 30;
+    b.from = on_device(NULL, b.bytes);
+    b.to = on_device(NULL, b.bytes);
+    cudaMemset(b.from, 0x3c, b.bytes);
+    const double rate = 2.0 * b.bytes / median_us(run_copy, &b, 1) * 1e6;
+    cudaFree(b.from);
+    cudaFree(b.to);
+    return rate;
+}
+
+int main(void)
+{
+    small_device_init(&gpu);
+    const double rate = copy_rate();
+
+    printf("copy %.2f TB/s\n%-44s %9s %9s %8s\n", rate / 1e12, "", "bound us",
+           "us", "share");
+    rate_prompt(32768, rate);
+    rate_prompt(4096, rate);
+    rate_few(1, 1, 32, rate);
+    rate_few(8, 1, 32, rate);
+    rate_few(64, 1, 0, rate);
+    rate_few(64, 1, 32, rate);
+    rate_few(64, 1, 63, rate);
+    rate_few(64, 4, 32, rate);
+    rate_few(8, 16, 32, rate);
+    rate_around(4096, rate);
+    return 0;
+}
