@@ -1,0 +1,530 @@
+/*
+ * Attention of few rows: decoding and the check of drafts. The bits are those
+ * of attend_many.cu, so the order is that of attend.cuh; what is free is who
+ * does it.
+ *
+ * A cluster of D / 64 CTAs has one chain of keys, one KV head and 8 packed
+ * rows. Scores need no order: each CTA takes every (D / 64)th block of keys.
+ * Maxima are exact: once the blocks' maxima have been exchanged, every CTA
+ * knows M of every step, and weighs its own blocks. O is one chain over the
+ * keys for each dim: each CTA takes one tile of 64 dims, its four warps 16
+ * dims each, and all weights. Products have keys or dims as their 16 rows and
+ * the packed rows as their 8 columns. A fifth warp brings tiles by bulk
+ * copies, keys first, so that values are on their way while weights are made.
+ * A second kernel merges the chains.
+ *
+ * Bound: the bytes of keys and values over the bandwidth of a copy.
+ */
+#include "kernels/cuda/attend_few.cuh"
+#include "kernels/cuda/attend_sm90.cuh"
+
+#define N_WORKER 128u /* threads that compute */
+#define N_THREAD (N_WORKER + 32)
+#define N_SLOT 10u       /* tiles under way; two CTAs on an SM */
+#define SCORE_STRIDE 72u /* floats of 64 scores, apart in banks */
+#define WORKERS 1        /* named barriers */
+#define EVERYONE 2
+
+template <int D> struct few {
+    static constexpr uint32_t N_CTA = D / 64; /* of a cluster */
+    static constexpr uint32_t STEP = attend_step<D>::N;
+    static constexpr uint32_t N_STEP = ATTEND_CHAIN / STEP;
+    static constexpr uint32_t N_OWN = CHAIN_BLOCKS / N_CTA;
+};
+
+template <int D> struct room {
+    unsigned char tile[N_SLOT][TILE_BYTES];
+    float score[few<D>::N_OWN][FEW_ROWS][SCORE_STRIDE];
+    uint16_t weight[FEW_ROWS][ATTEND_CHAIN + 8];
+    float warp_max[few<D>::N_OWN][4][FEW_ROWS];
+    float block_max[CHAIN_BLOCKS][FEW_ROWS];
+    float block_sum[CHAIN_BLOCKS][FEW_ROWS][4];
+    float max[few<D>::N_STEP][FEW_ROWS], factor[few<D>::N_STEP][FEW_ROWS];
+    float sum[FEW_ROWS];
+    uint64_t full[N_SLOT], empty[N_SLOT], max_ready, weight_ready;
+};
+
+/* 8 packed rows of a span against one chain of keys. */
+struct few_item {
+    struct attend_span span;
+    uint32_t first, n_packed; /* packed row; of the span */
+    uint32_t head, rank;      /* KV head; of the CTA in its cluster */
+    uint32_t chain, n_chain;
+    uint32_t n_block, n_own; /* of the chain; those whose scores are ours */
+};
+
+static __device__ uint64_t position_of(const struct few_item &item,
+                                       uint32_t group, uint32_t row)
+{
+    uint32_t packed = min(item.first + row, item.n_packed - 1);
+    return item.span.position + packed / group;
+}
+
+/* Returns false if there is nothing to do for this cluster. */
+template <int D>
+static __device__ bool item_init(struct few_item *item,
+                                 const struct few_call &c)
+{
+    constexpr uint32_t N_CTA = few<D>::N_CTA;
+    uint32_t i = blockIdx.x / N_CTA;
+
+    item->span = c.span[i / c.n_tile];
+    item->first = i % c.n_tile * FEW_ROWS;
+    item->n_packed = item->span.n_row * c.frame.group;
+    item->head = blockIdx.y;
+    item->rank = blockIdx.x % N_CTA;
+    item->chain = blockIdx.z;
+    if (item->first >= item->n_packed)
+        return false;
+    uint64_t n_key = position_of(*item, c.frame.group, FEW_ROWS - 1) + 1;
+    item->n_chain = (uint32_t)((n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN);
+    if (item->chain >= item->n_chain)
+        return false;
+    uint64_t left = n_key - (uint64_t)item->chain * ATTEND_CHAIN;
+    item->n_block =
+        (uint32_t)min((left + KV_BLOCK - 1) / KV_BLOCK, (uint64_t)CHAIN_BLOCKS);
+    item->n_own = (item->n_block + N_CTA - 1 - item->rank) / N_CTA;
+    return true;
+}
+
+/* The fifth warp: our blocks' keys, then our dims of all blocks' values. */
+template <int D>
+static __device__ void produce(const struct few_call &c,
+                               const struct few_item &item, struct room<D> *m)
+{
+    constexpr uint32_t N_CTA = few<D>::N_CTA;
+    uint32_t lane = threadIdx.x % 32, n_key_tile = item.n_own * N_CTA;
+    const void *block = NULL;
+
+    if (lane < item.n_block)
+        block = item.span.block[item.chain * CHAIN_BLOCKS + lane];
+    for (uint32_t i = 0; i < n_key_tile + item.n_block; i++) {
+        bool is_key = i < n_key_tile;
+        uint32_t b = is_key ? item.rank + i / N_CTA * N_CTA : i - n_key_tile;
+        const void *from =
+            (const void *)__shfl_sync(~0u, (unsigned long long)block, (int)b);
+        if (lane)
+            continue;
+        const unsigned char *tile =
+            is_key ? keys_of<D>(from, item.head) + i % N_CTA * TILE_BYTES
+                   : values_of<D>(from, c.frame.n_kv_head, item.head) +
+                         item.rank * TILE_BYTES;
+        uint32_t slot = i % N_SLOT;
+        barrier_wait(m->empty + slot, i / N_SLOT % 2 ^ 1);
+        barrier_expect(m->full + slot, TILE_BYTES);
+        bulk_copy(m->tile[slot], tile, TILE_BYTES, m->full + slot);
+    }
+    __syncwarp();
+}
+
+/* Queries as the right side of products: dims by packed rows. */
+template <int D>
+static __device__ void load_queries(uint32_t (*q)[2], const struct few_call &c,
+                                    const struct few_item &item)
+{
+    const struct attend_frame &f = c.frame;
+    uint32_t lane = threadIdx.x % 32, packed = item.first + lane / 4;
+    size_t row = item.span.first_row + packed / f.group;
+    uint32_t head = item.head * f.group + packed % f.group;
+    const float *from = f.q + row * f.q_stride + (size_t)head * f.d_head;
+
+#pragma unroll
+    for (uint32_t i = 0; i < D / 16; i++) {
+#pragma unroll
+        for (uint32_t j = 0; j < 2; j++) {
+            uint32_t e = 16 * i + 8 * j + lane % 4 * 2;
+            float2 x = {0.0f, 0.0f};
+            if (packed < item.n_packed && e < f.d_head)
+                x = *(const float2 *)(from + e);
+            q[i][j] = bf16_pair(x.x * f.factor, x.y * f.factor);
+        }
+    }
+}
+
+/* Rotate 16 keys of a block where they lie, tile i of dims in slot first + i.
+ */
+template <int D>
+static __device__ void rotate_keys(struct room<D> *m,
+                                   const struct attend_frame &f, uint32_t first,
+                                   uint64_t block)
+{
+    uint32_t lane = threadIdx.x % 32, j = threadIdx.x / 32 * 16 + lane % 16;
+
+    for (uint32_t e = lane / 16 * 8; e < f.n_pair; e += 16) {
+        uint32_t e2 = e + f.n_pair;
+        uint4 *x = (uint4 *)(m->tile[(first + e / 64) % N_SLOT] +
+                             tile_at(j, e % 64, 64));
+        uint4 *y = (uint4 *)(m->tile[(first + e2 / 64) % N_SLOT] +
+                             tile_at(j, e2 % 64, 64));
+        uint4 a = *x, b = *y;
+        rotate_unit(f, &a, &b, block, e, j);
+        *x = a;
+        *y = b;
+    }
+    __syncwarp();
+}
+
+/* Scores of our blocks, and the largest of each warp's 16 keys. */
+template <int D>
+static __device__ void score(const struct few_call &c,
+                             const struct few_item &item, struct room<D> *m,
+                             const uint32_t (*q)[2])
+{
+    constexpr uint32_t N_CTA = few<D>::N_CTA;
+    uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32;
+    uint32_t key = 16 * w + lane / 4, row = lane % 4 * 2;
+    uint64_t p0 = position_of(item, c.frame.group, row);
+    uint64_t p1 = position_of(item, c.frame.group, row + 1);
+
+    for (uint32_t i = 0; i < item.n_own; i++) {
+        uint32_t first = i * N_CTA;
+        uint64_t b = (uint64_t)item.chain * CHAIN_BLOCKS + item.rank + first;
+        uint64_t at = b * KV_BLOCK + key;
+        float s[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+        for (uint32_t j = 0; j < N_CTA; j++)
+            barrier_wait(m->full + (first + j) % N_SLOT,
+                         (first + j) / N_SLOT % 2);
+        rotate_keys(m, c.frame, first, b);
+#pragma unroll
+        for (uint32_t t = 0; t < D / 16; t++) {
+            uint32_t k[4];
+            load_matrix(k, shared_at(m->tile[(first + t / 4) % N_SLOT]) +
+                               tile_at(16 * w + lane % 16,
+                                       t % 4 * 16 + lane / 16 * 8, 64));
+            warp_product(s, k, q[t]);
+        }
+        copy_fence();
+        __syncwarp();
+        if (lane < N_CTA)
+            barrier_arrive(m->empty + (first + lane) % N_SLOT);
+        s[0] = at <= p0 ? s[0] : -INFINITY;
+        s[1] = at <= p1 ? s[1] : -INFINITY;
+        s[2] = at + 8 <= p0 ? s[2] : -INFINITY;
+        s[3] = at + 8 <= p1 ? s[3] : -INFINITY;
+        m->score[i][row][key] = s[0];
+        m->score[i][row + 1][key] = s[1];
+        m->score[i][row][key + 8] = s[2];
+        m->score[i][row + 1][key + 8] = s[3];
+        float max0 = fmaxf(s[0], s[2]), max1 = fmaxf(s[1], s[3]);
+#pragma unroll
+        for (int d = 4; d < 32; d *= 2) {
+            max0 = fmaxf(max0, __shfl_xor_sync(~0u, max0, d));
+            max1 = fmaxf(max1, __shfl_xor_sync(~0u, max1, d));
+        }
+        if (lane < 4) {
+            m->warp_max[i][w][row] = max0;
+            m->warp_max[i][w][row + 1] = max1;
+        }
+    }
+}
+
+/* Tell the cluster that what we stored in all its CTAs is there. */
+template <int D> static __device__ void announce(uint64_t *bar)
+{
+    named_sync(WORKERS, N_WORKER);
+    if (threadIdx.x < few<D>::N_CTA)
+        cluster_arrive(cluster_at(shared_at(bar), threadIdx.x));
+}
+
+/* Exchange the blocks' maxima; then M and the factor of every step. */
+template <int D>
+static __device__ void find_maxima(const struct few_item &item,
+                                   struct room<D> *m)
+{
+    constexpr uint32_t N_CTA = few<D>::N_CTA, N_STEP = few<D>::N_STEP;
+    constexpr uint32_t N_EACH = few<D>::STEP / KV_BLOCK;
+    uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32;
+
+    named_sync(WORKERS, N_WORKER);
+    for (uint32_t i = threadIdx.x; i < item.n_own * FEW_ROWS; i += N_WORKER) {
+        uint32_t own = i / FEW_ROWS, row = i % FEW_ROWS;
+        const float(*max)[FEW_ROWS] = m->warp_max[own];
+        float x = fmaxf(fmaxf(max[0][row], max[1][row]),
+                        fmaxf(max[2][row], max[3][row]));
+        uint32_t to = shared_at(&m->block_max[item.rank + own * N_CTA][row]);
+        for (uint32_t r = 0; r < N_CTA; r++)
+            cluster_store(cluster_at(to, r), __float_as_uint(x));
+    }
+    announce<D>(&m->max_ready);
+    barrier_wait(&m->max_ready, 0);
+    for (uint32_t row = 2 * w; row < 2 * w + 2; row++) {
+        float x = -INFINITY;
+        for (uint32_t i = 0; i < N_EACH; i++) {
+            uint32_t b = lane * N_EACH + i;
+            x = b < item.n_block ? fmaxf(x, m->block_max[b][row]) : x;
+        }
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            float y = __shfl_up_sync(~0u, x, d);
+            x = lane >= (uint32_t)d ? fmaxf(x, y) : x;
+        }
+        float before = __shfl_up_sync(~0u, x, 1);
+        if (lane < N_STEP) {
+            m->max[lane][row] = x;
+            m->factor[lane][row] =
+                lane ? exp2_of(before - finite_max(x)) : 0.0f;
+        }
+    }
+    named_sync(WORKERS, N_WORKER);
+}
+
+/* Weights of our blocks and their sums, to every CTA. */
+template <int D>
+static __device__ void weigh(const struct few_item &item, struct room<D> *m)
+{
+    constexpr uint32_t N_CTA = few<D>::N_CTA;
+    uint32_t lane = threadIdx.x % 32, row = lane / 4, c = lane % 4;
+
+    for (uint32_t i = threadIdx.x / 32; i < item.n_own; i += 4) {
+        uint32_t b = item.rank + i * N_CTA;
+        float base = finite_max(m->max[b * KV_BLOCK / few<D>::STEP][row]);
+        const float *s = m->score[i][row] + 2 * c;
+        uint32_t pair[8];
+        float t = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float2 x = *(const float2 *)(s + 8 * j);
+            x = {exp2_of(x.x - base), exp2_of(x.y - base)};
+            t = j ? t + x.x : x.x;
+            t = t + x.y;
+            pair[j] = bf16_pair(x.x, x.y);
+        }
+        uint32_t at = shared_at(&m->weight[row][b * KV_BLOCK + 2 * c]);
+        uint32_t sum_at = shared_at(&m->block_sum[b][row][c]);
+        for (uint32_t r = 0; r < N_CTA; r++) {
+            uint32_t to = cluster_at(at, r);
+#pragma unroll
+            for (uint32_t j = 0; j < 8; j++)
+                cluster_store(to + 16 * j, pair[j]);
+            cluster_store(cluster_at(sum_at, r), __float_as_uint(t));
+        }
+    }
+    announce<D>(&m->weight_ready);
+}
+
+/* L of the chain, by one warp. */
+template <int D>
+static __device__ void add_sums(const struct few_item &item, struct room<D> *m)
+{
+    constexpr uint32_t N_EACH = few<D>::STEP / KV_BLOCK;
+    uint32_t row = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+    float sum = 0.0f;
+
+    barrier_wait(&m->weight_ready, 0);
+    for (uint32_t b = 0; b < item.n_block; b += N_EACH) {
+        float t = m->block_sum[b][row][c];
+        if (N_EACH == 2 && b + 1 < item.n_block)
+            t = t + m->block_sum[b + 1][row][c];
+        sum = __fmaf_rn(sum, m->factor[b / N_EACH][row], t);
+    }
+    sum = sum + __shfl_xor_sync(~0u, sum, 1);
+    sum = sum + __shfl_xor_sync(~0u, sum, 2);
+    m->sum[row] = sum;
+}
+
+/* O of this warp's 16 dims: o as the accumulators of dims by packed rows. */
+template <int D>
+static __device__ void multiply(const struct few_item &item, struct room<D> *m,
+                                float *o)
+{
+    constexpr uint32_t N_EACH = few<D>::STEP / KV_BLOCK;
+    uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32, row = lane % 4 * 2;
+    uint32_t n_key_tile = item.n_own * few<D>::N_CTA;
+    uint32_t p_at = shared_at(&m->weight[lane % 8][lane / 8 * 8]);
+    uint32_t v_at =
+        tile_at(lane / 16 * 8 + lane % 8, 16 * w + lane / 8 % 2 * 8, 64);
+
+    barrier_wait(&m->weight_ready, 0);
+    for (uint32_t b = 0; b < item.n_block; b++) {
+        uint32_t slot = (n_key_tile + b) % N_SLOT;
+        if (b % N_EACH == 0) {
+            float2 f = *(const float2 *)&m->factor[b / N_EACH][row];
+            o[0] *= f.x, o[1] *= f.y, o[2] *= f.x, o[3] *= f.y;
+        }
+        uint32_t p[8], v[4][4];
+        load_matrix(p, p_at + b * KV_BLOCK * 2);
+        load_matrix(p + 4, p_at + b * KV_BLOCK * 2 + 64);
+        barrier_wait(m->full + slot, (n_key_tile + b) / N_SLOT % 2);
+#pragma unroll
+        for (uint32_t t = 0; t < 4; t++)
+            load_transposed(v[t],
+                            shared_at(m->tile[slot]) + v_at + t * 16 * 128);
+#pragma unroll
+        for (uint32_t t = 0; t < 4; t++)
+            warp_product(o, v[t], p + 2 * t);
+        __syncwarp();
+        if (lane == 0)
+            barrier_arrive(m->empty + slot);
+    }
+}
+
+/* Where a chain's part of a packed row lies: O, then M and L. */
+template <int D>
+static __device__ float *part_of(const struct few_call &c,
+                                 const struct few_item &item, uint32_t chain,
+                                 uint32_t row)
+{
+    size_t i = blockIdx.x / few<D>::N_CTA * gridDim.y + item.head;
+    return c.part + ((i * c.n_chain + chain) * FEW_ROWS + row) * (D + 4);
+}
+
+template <int D>
+static __device__ void store(const struct few_call &c,
+                             const struct few_item &item, struct room<D> *m,
+                             const float *o)
+{
+    const struct attend_frame &f = c.frame;
+    uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32;
+    uint32_t e = item.rank * 64 + 16 * w + lane / 4;
+
+    for (uint32_t i = 0; i < 2; i++) {
+        uint32_t r = lane % 4 * 2 + i, packed = item.first + r;
+        if (packed >= item.n_packed)
+            continue;
+        if (item.n_chain > 1) {
+            float *to = part_of<D>(c, item, item.chain, r);
+            to[e] = o[i];
+            to[e + 8] = o[2 + i];
+            if (e == 0) {
+                uint32_t last = (item.n_block - 1) * KV_BLOCK / few<D>::STEP;
+                to[D] = m->max[last][r];
+                to[D + 1] = m->sum[r];
+            }
+            continue;
+        }
+        size_t at = item.span.first_row + packed / f.group;
+        uint32_t head = item.head * f.group + packed % f.group;
+        float *to = f.out + at * f.out_stride + (size_t)head * f.d_head;
+        float scale = 1.0f / m->sum[r];
+        if (e < f.d_head)
+            to[e] = o[i] * scale + 0.0f;
+        if (e + 8 < f.d_head)
+            to[e + 8] = o[2 + i] * scale + 0.0f;
+    }
+}
+
+template <int D>
+static __global__ void __launch_bounds__(N_THREAD)
+    attend_chain(const __grid_constant__ struct few_call c)
+{
+    extern __shared__ unsigned char shared[];
+    uint32_t at = shared_at(shared);
+    struct room<D> *m = (struct room<D> *)(shared + (1024 - at % 1024) % 1024);
+    struct few_item item;
+
+    if (!item_init<D>(&item, c))
+        return;
+    if (threadIdx.x == 0) {
+        for (uint32_t i = 0; i < N_SLOT; i++) {
+            barrier_init(m->full + i, 1);
+            barrier_init(m->empty + i, 4);
+        }
+        barrier_init(&m->max_ready, few<D>::N_CTA);
+        barrier_init(&m->weight_ready, few<D>::N_CTA);
+        barrier_init_fence();
+    }
+    cluster_sync();
+    if (threadIdx.x >= N_WORKER) {
+        produce<D>(c, item, m);
+        add_sums<D>(item, m);
+        named_arrive(EVERYONE, N_THREAD);
+        return;
+    }
+    uint32_t q[D / 16][2];
+    float o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    load_queries<D>(q, c, item);
+    score<D>(c, item, m, q);
+    find_maxima<D>(item, m);
+    weigh<D>(item, m);
+    multiply<D>(item, m, o);
+    named_sync(EVERYONE, N_THREAD);
+    store<D>(c, item, m, o);
+}
+
+/* Merge the chains of a packed row, a thread a dim. */
+template <int D>
+static __global__ void __launch_bounds__(D)
+    merge_chains(const __grid_constant__ struct few_call c)
+{
+    const struct attend_frame &f = c.frame;
+    uint32_t r = blockIdx.z, e = threadIdx.x;
+    struct few_item item = {.span = c.span[blockIdx.x / c.n_tile]};
+    item.first = blockIdx.x % c.n_tile * FEW_ROWS;
+    item.n_packed = item.span.n_row * f.group;
+    item.head = blockIdx.y;
+    if (item.first + r >= item.n_packed)
+        return;
+    uint64_t n_key = position_of(item, f.group, FEW_ROWS - 1) + 1;
+    uint32_t n_chain = (uint32_t)((n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN);
+    if (n_chain == 1)
+        return;
+    size_t i = blockIdx.x * gridDim.y + blockIdx.y;
+    const float *part =
+        c.part + (i * c.n_chain * FEW_ROWS + r) * (size_t)(D + 4);
+    float o = part[e], max = part[D], sum = part[D + 1];
+#pragma unroll 8
+    for (uint32_t chain = 1; chain < n_chain; chain++) {
+        part += FEW_ROWS * (D + 4);
+        float both = fmaxf(max, part[D]);
+        float a = exp2_of(max - both), b = exp2_of(part[D] - both);
+        sum = __fmaf_rn(sum, a, part[D + 1] * b);
+        o = __fmaf_rn(o, a, part[e] * b);
+        max = both;
+    }
+    uint32_t packed = item.first + r;
+    size_t row = item.span.first_row + packed / f.group;
+    uint32_t head = item.head * f.group + packed % f.group;
+    if (e < f.d_head)
+        f.out[row * f.out_stride + (size_t)head * f.d_head + e] =
+            o * (1.0f / sum) + 0.0f;
+}
+
+size_t few_part_bytes(const struct few_call *c)
+{
+    if (c->n_chain == 1)
+        return 0;
+    size_t n = (size_t)c->n_span * c->n_tile * c->frame.n_kv_head;
+    return n * c->n_chain * FEW_ROWS * (attend_padded(c->frame.d_head) + 4) *
+           sizeof(float);
+}
+
+template <int D>
+static void attend_few_of(cudaStream_t stream, const struct few_call *c)
+{
+    uint32_t n_item = c->n_span * c->n_tile;
+    size_t bytes = sizeof(struct room<D>) + 1024;
+    cudaLaunchAttribute cluster = {.id = cudaLaunchAttributeClusterDimension};
+    cluster.val.clusterDim.x = few<D>::N_CTA;
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {
+        .gridDim = dim3(n_item * few<D>::N_CTA, c->frame.n_kv_head, c->n_chain),
+        .blockDim = dim3(N_THREAD),
+        .dynamicSmemBytes = bytes,
+        .stream = stream,
+        .attrs = &cluster,
+        .numAttrs = 1};
+
+    cudaFuncSetAttribute(attend_chain<D>,
+                         cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         (int)bytes);
+    cudaLaunchKernelEx(&config, attend_chain<D>, *c);
+    if (c->n_chain > 1)
+        merge_chains<D>
+            <<<dim3(n_item, c->frame.n_kv_head, FEW_ROWS), D, 0, stream>>>(*c);
+}
+
+void attend_few(cudaStream_t stream, const struct few_call *call)
+{
+    switch (attend_padded(call->frame.d_head)) {
+    case 64:
+        attend_few_of<64>(stream, call);
+        break;
+    case 128:
+        attend_few_of<128>(stream, call);
+        break;
+    default:
+        attend_few_of<256>(stream, call);
+        break;
+    }
+}
