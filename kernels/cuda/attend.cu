@@ -143,13 +143,19 @@ static void launch_many(struct gpu *gpu, const struct attend_frame *frame,
         list[i].k_at = at;
         at += many_k_bytes(frame, span[i].position + span[i].n_row);
     }
+    uint64_t n_tile =
+        (uint64_t)many_tiles(*frame, extent.n_row) * n_span * frame->n_kv_head;
+    uint32_t n_sm = (uint32_t)gpu_n_sm(gpu);
     struct many_call call = {.frame = *frame,
-                             .span = (const struct many_span *)gpu_stage(
-                                 gpu, list, n_span * sizeof(list[0])),
                              .n_span = n_span,
                              .n_row_max = extent.n_row,
                              .n_key_max = extent.n_key,
-                             .scratch = (unsigned char *)gpu_scratch(gpu, at)};
+                             .n_cta = n_tile < n_sm ? (uint32_t)n_tile : n_sm,
+                             .sum_at = at};
+    call.span = (const struct many_span *)gpu_stage(gpu, list,
+                                                    n_span * sizeof(list[0]));
+    call.scratch = (unsigned char *)gpu_scratch(
+        gpu, at + many_sum_bytes(frame, call.n_cta));
     attend_many(gpu_stream(gpu), &call);
 }
 

@@ -132,13 +132,33 @@ static __device__ __forceinline__ float finite_max(float max)
 struct angle {
     float cosine, sine;
 };
+static __device__ __forceinline__ struct angle angle_sum(struct angle a,
+                                                         struct angle b)
+{
+    return {__fmaf_rn(a.cosine, b.cosine, -(a.sine * b.sine)),
+            __fmaf_rn(a.sine, b.cosine, a.cosine * b.sine)};
+}
+
+/* Of the first token of a block. */
+static __device__ __forceinline__ struct angle
+angle_block(const struct attend_frame &f, uint64_t block, uint32_t i)
+{
+    size_t at = (block * f.n_pair + i) * KV_BLOCK;
+    return {__ldg(f.cosine + at), __ldg(f.sine + at)};
+}
+
+/* Of token j of block 0. */
+static __device__ __forceinline__ struct angle
+angle_within(const struct attend_frame &f, uint32_t i, uint32_t j)
+{
+    return {__ldg(f.cosine + i * KV_BLOCK + j),
+            __ldg(f.sine + i * KV_BLOCK + j)};
+}
+
 static __device__ __forceinline__ struct angle
 angle_of(const struct attend_frame &f, uint64_t block, uint32_t i, uint32_t j)
 {
-    size_t at = (block * f.n_pair + i) * KV_BLOCK, in = i * KV_BLOCK + j;
-    float cb = __ldg(f.cosine + at), sb = __ldg(f.sine + at);
-    float cj = __ldg(f.cosine + in), sj = __ldg(f.sine + in);
-    return {__fmaf_rn(cb, cj, -(sb * sj)), __fmaf_rn(sb, cj, cb * sj)};
+    return angle_sum(angle_block(f, block, i), angle_within(f, i, j));
 }
 
 /* Two neighbouring pairs, a word of x and one of y. */
@@ -153,17 +173,13 @@ rotate_words(uint32_t *x, uint32_t *y, struct angle low, struct angle high)
                    __fmaf_rn(y1, high.cosine, x1 * high.sine));
 }
 
-/* Dims e .. e + 7 of the key at token j of a block, and their partners. */
-static __device__ __forceinline__ void rotate_unit(const struct attend_frame &f,
-                                                   uint4 *x, uint4 *y,
-                                                   uint64_t block, uint32_t e,
-                                                   uint32_t j)
+/* Eight neighbouring pairs. */
+static __device__ __forceinline__ void rotate_unit(uint4 *x, uint4 *y,
+                                                   const struct angle *angle)
 {
-    uint32_t *xs[4] = {&x->x, &x->y, &x->z, &x->w};
-    uint32_t *ys[4] = {&y->x, &y->y, &y->z, &y->w};
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++)
-        rotate_words(xs[i], ys[i], angle_of(f, block, e + 2 * i, j),
-                     angle_of(f, block, e + 2 * i + 1, j));
+    rotate_words(&x->x, &y->x, angle[0], angle[1]);
+    rotate_words(&x->y, &y->y, angle[2], angle[3]);
+    rotate_words(&x->z, &y->z, angle[4], angle[5]);
+    rotate_words(&x->w, &y->w, angle[6], angle[7]);
 }
 #endif

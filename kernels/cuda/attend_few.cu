@@ -6,12 +6,12 @@
  * A cluster of D / 64 CTAs has one chain of keys, one KV head and 8 packed
  * rows. Scores need no order: each CTA takes every (D / 64)th block of keys.
  * Maxima are exact: once the blocks' maxima have been exchanged, every CTA
- * knows M of every step, and weighs its own blocks. O is one chain over the
- * keys for each dim: each CTA takes one tile of 64 dims, its four warps 16
- * dims each, and all weights. Products have keys or dims as their 16 rows and
- * the packed rows as their 8 columns. A fifth warp brings tiles by bulk
- * copies, keys first, so that values are on their way while weights are made.
- * A second kernel merges the chains.
+ * knows M of every step, weighs its own blocks and copies the weights to the
+ * others. O is one chain over the keys for each dim: each CTA takes one tile of
+ * 64 dims, its four warps 16 dims each, and all weights. Products have keys or
+ * dims as their 16 rows and the packed rows as their 8 columns. A fifth warp
+ * brings tiles by bulk copies, keys first, so that values are on their way
+ * while weights are made. A second kernel merges the chains.
  *
  * Bound: the bytes of keys and values over the bandwidth of a copy.
  */
@@ -20,7 +20,6 @@
 
 #define N_WORKER 128u /* threads that compute */
 #define N_THREAD (N_WORKER + 32)
-#define N_SLOT 10u       /* tiles under way; two CTAs on an SM */
 #define SCORE_STRIDE 72u /* floats of 64 scores, apart in banks */
 #define WORKERS 1        /* named barriers */
 #define EVERYONE 2
@@ -30,18 +29,31 @@ template <int D> struct few {
     static constexpr uint32_t STEP = attend_step<D>::N;
     static constexpr uint32_t N_STEP = ATTEND_CHAIN / STEP;
     static constexpr uint32_t N_OWN = CHAIN_BLOCKS / N_CTA;
+    /* Tiles under way, so many that two CTAs fit an SM. */
+    static constexpr uint32_t N_SLOT =
+        (D == 64 ? 5 : 8) - (ATTEND_CHAIN > 1024 ? 3 : 0);
+    /* Pairs of a key whose angles within a block stay in registers, half of
+     * them with each half of a warp; the others are read again and again. */
+    static constexpr uint32_t N_HELD = D == 128 ? 64 : 32;
+};
+
+/* Weights of a block and their sums, which travel together. */
+struct weights {
+    unsigned char tile[FEW_ROWS * 128]; /* as a tile of 8 packed rows */
+    float sum[FEW_ROWS][4];
 };
 
 template <int D> struct room {
-    unsigned char tile[N_SLOT][TILE_BYTES];
+    unsigned char tile[few<D>::N_SLOT][TILE_BYTES];
+    struct weights weight[CHAIN_BLOCKS];
     float score[few<D>::N_OWN][FEW_ROWS][SCORE_STRIDE];
-    uint16_t weight[FEW_ROWS][ATTEND_CHAIN + 8];
+    struct angle angle[few<D>::N_OWN][D / 2]; /* of the blocks' first tokens */
     float warp_max[few<D>::N_OWN][4][FEW_ROWS];
     float block_max[CHAIN_BLOCKS][FEW_ROWS];
-    float block_sum[CHAIN_BLOCKS][FEW_ROWS][4];
     float max[few<D>::N_STEP][FEW_ROWS], factor[few<D>::N_STEP][FEW_ROWS];
     float sum[FEW_ROWS];
-    uint64_t full[N_SLOT], empty[N_SLOT], max_ready, weight_ready;
+    uint64_t full[few<D>::N_SLOT], empty[few<D>::N_SLOT], max_ready,
+        weight_ready;
 };
 
 /* 8 packed rows of a span against one chain of keys. */
@@ -109,8 +121,8 @@ static __device__ void produce(const struct few_call &c,
             is_key ? keys_of<D>(from, item.head) + i % N_CTA * TILE_BYTES
                    : values_of<D>(from, c.frame.n_kv_head, item.head) +
                          item.rank * TILE_BYTES;
-        uint32_t slot = i % N_SLOT;
-        barrier_wait(m->empty + slot, i / N_SLOT % 2 ^ 1);
+        uint32_t slot = i % few<D>::N_SLOT;
+        barrier_wait(m->empty + slot, i / few<D>::N_SLOT % 2 ^ 1);
         barrier_expect(m->full + slot, TILE_BYTES);
         bulk_copy(m->tile[slot], tile, TILE_BYTES, m->full + slot);
     }
@@ -141,25 +153,63 @@ static __device__ void load_queries(uint32_t (*q)[2], const struct few_call &c,
     }
 }
 
-/* Rotate 16 keys of a block where they lie, tile i of dims in slot first + i.
- */
+/* Angles of our blocks, for all warps. */
 template <int D>
-static __device__ void rotate_keys(struct room<D> *m,
-                                   const struct attend_frame &f, uint32_t first,
-                                   uint64_t block)
+static __device__ void load_angles(const struct few_item &item,
+                                   const struct attend_frame &f,
+                                   struct room<D> *m)
 {
-    uint32_t lane = threadIdx.x % 32, j = threadIdx.x / 32 * 16 + lane % 16;
+    for (uint32_t i = threadIdx.x; i < item.n_own * f.n_pair; i += N_WORKER) {
+        uint32_t own = i / f.n_pair;
+        uint64_t b = (uint64_t)item.chain * CHAIN_BLOCKS + item.rank +
+                     own * few<D>::N_CTA;
+        m->angle[own][i % f.n_pair] = angle_block(f, b, i % f.n_pair);
+    }
+    named_sync(WORKERS, N_WORKER);
+}
 
-    for (uint32_t e = lane / 16 * 8; e < f.n_pair; e += 16) {
-        uint32_t e2 = e + f.n_pair;
-        uint4 *x = (uint4 *)(m->tile[(first + e / 64) % N_SLOT] +
-                             tile_at(j, e % 64, 64));
-        uint4 *y = (uint4 *)(m->tile[(first + e2 / 64) % N_SLOT] +
-                             tile_at(j, e2 % 64, 64));
-        uint4 a = *x, b = *y;
-        rotate_unit(f, &a, &b, block, e, j);
-        *x = a;
-        *y = b;
+/* Eight pairs of a key, from dim e on; tile i of its dims in slot first + i. */
+template <int D>
+static __device__ __forceinline__ void
+rotate(struct room<D> *m, uint32_t n_pair, uint32_t first, uint32_t own,
+       uint32_t e, const struct angle *within)
+{
+    uint32_t j = threadIdx.x / 32 * 16 + threadIdx.x % 16, e2 = e + n_pair;
+    uint4 *x = (uint4 *)(m->tile[(first + e / 64) % few<D>::N_SLOT] +
+                         tile_at(j, e % 64, 64));
+    uint4 *y = (uint4 *)(m->tile[(first + e2 / 64) % few<D>::N_SLOT] +
+                         tile_at(j, e2 % 64, 64));
+    struct angle angle[8];
+    uint4 a = *x, b = *y;
+
+#pragma unroll
+    for (uint32_t i = 0; i < 8; i++)
+        angle[i] = angle_sum(m->angle[own][e + i], within[i]);
+    rotate_unit(&a, &b, angle);
+    *x = a;
+    *y = b;
+}
+
+/* Rotate this warp's 16 keys of a block where they lie. */
+template <int D>
+static __device__ __forceinline__ void
+rotate_keys(struct room<D> *m, const struct attend_frame &f, uint32_t first,
+            uint32_t own, const struct angle *held)
+{
+    constexpr uint32_t N_HELD = few<D>::N_HELD;
+    uint32_t lane = threadIdx.x % 32, j = threadIdx.x / 32 * 16 + lane % 16;
+    uint32_t e0 = lane / 16 * 8;
+
+#pragma unroll
+    for (uint32_t e = 0; e < N_HELD; e += 16)
+        if (e0 + e < f.n_pair)
+            rotate(m, f.n_pair, first, own, e0 + e, held + e / 2);
+    for (uint32_t e = N_HELD + e0; e < f.n_pair; e += 16) {
+        struct angle within[8];
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++)
+            within[i] = angle_within(f, e + i, j);
+        rotate(m, f.n_pair, first, own, e, within);
     }
     __syncwarp();
 }
@@ -175,7 +225,14 @@ static __device__ void score(const struct few_call &c,
     uint32_t key = 16 * w + lane / 4, row = lane % 4 * 2;
     uint64_t p0 = position_of(item, c.frame.group, row);
     uint64_t p1 = position_of(item, c.frame.group, row + 1);
+    struct angle held[few<D>::N_HELD / 2];
 
+#pragma unroll
+    for (uint32_t i = 0; i < few<D>::N_HELD / 2; i++) {
+        uint32_t e = i / 8 * 16 + lane / 16 * 8 + i % 8;
+        if (e < c.frame.n_pair)
+            held[i] = angle_within(c.frame, e, 16 * w + lane % 16);
+    }
     for (uint32_t i = 0; i < item.n_own; i++) {
         uint32_t first = i * N_CTA;
         uint64_t b = (uint64_t)item.chain * CHAIN_BLOCKS + item.rank + first;
@@ -183,21 +240,22 @@ static __device__ void score(const struct few_call &c,
         float s[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
         for (uint32_t j = 0; j < N_CTA; j++)
-            barrier_wait(m->full + (first + j) % N_SLOT,
-                         (first + j) / N_SLOT % 2);
-        rotate_keys(m, c.frame, first, b);
+            barrier_wait(m->full + (first + j) % few<D>::N_SLOT,
+                         (first + j) / few<D>::N_SLOT % 2);
+        rotate_keys(m, c.frame, first, i, held);
 #pragma unroll
         for (uint32_t t = 0; t < D / 16; t++) {
             uint32_t k[4];
-            load_matrix(k, shared_at(m->tile[(first + t / 4) % N_SLOT]) +
-                               tile_at(16 * w + lane % 16,
-                                       t % 4 * 16 + lane / 16 * 8, 64));
+            load_matrix(k,
+                        shared_at(m->tile[(first + t / 4) % few<D>::N_SLOT]) +
+                            tile_at(16 * w + lane % 16,
+                                    t % 4 * 16 + lane / 16 * 8, 64));
             warp_product(s, k, q[t]);
         }
         copy_fence();
         __syncwarp();
         if (lane < N_CTA)
-            barrier_arrive(m->empty + (first + lane) % N_SLOT);
+            barrier_arrive(m->empty + (first + lane) % few<D>::N_SLOT);
         s[0] = at <= p0 ? s[0] : -INFINITY;
         s[1] = at <= p1 ? s[1] : -INFINITY;
         s[2] = at + 8 <= p0 ? s[2] : -INFINITY;
@@ -219,14 +277,6 @@ static __device__ void score(const struct few_call &c,
     }
 }
 
-/* Tell the cluster that what we stored in all its CTAs is there. */
-template <int D> static __device__ void announce(uint64_t *bar)
-{
-    named_sync(WORKERS, N_WORKER);
-    if (threadIdx.x < few<D>::N_CTA)
-        cluster_arrive(cluster_at(shared_at(bar), threadIdx.x));
-}
-
 /* Exchange the blocks' maxima; then M and the factor of every step. */
 template <int D>
 static __device__ void find_maxima(const struct few_item &item,
@@ -246,7 +296,9 @@ static __device__ void find_maxima(const struct few_item &item,
         for (uint32_t r = 0; r < N_CTA; r++)
             cluster_store(cluster_at(to, r), __float_as_uint(x));
     }
-    announce<D>(&m->max_ready);
+    named_sync(WORKERS, N_WORKER);
+    if (threadIdx.x < N_CTA)
+        cluster_arrive(cluster_at(shared_at(&m->max_ready), threadIdx.x));
     barrier_wait(&m->max_ready, 0);
     for (uint32_t row = 2 * w; row < 2 * w + 2; row++) {
         float x = -INFINITY;
@@ -269,7 +321,7 @@ static __device__ void find_maxima(const struct few_item &item,
     named_sync(WORKERS, N_WORKER);
 }
 
-/* Weights of our blocks and their sums, to every CTA. */
+/* Weights of our blocks and their sums, and copies to the other CTAs. */
 template <int D>
 static __device__ void weigh(const struct few_item &item, struct room<D> *m)
 {
@@ -280,27 +332,29 @@ static __device__ void weigh(const struct few_item &item, struct room<D> *m)
         uint32_t b = item.rank + i * N_CTA;
         float base = finite_max(m->max[b * KV_BLOCK / few<D>::STEP][row]);
         const float *s = m->score[i][row] + 2 * c;
-        uint32_t pair[8];
         float t = 0.0f;
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
+        for (uint32_t j = 0; j < 8; j++) {
             float2 x = *(const float2 *)(s + 8 * j);
             x = {exp2_of(x.x - base), exp2_of(x.y - base)};
             t = j ? t + x.x : x.x;
             t = t + x.y;
-            pair[j] = bf16_pair(x.x, x.y);
+            *(uint32_t *)(m->weight[b].tile + tile_at(row, 8 * j + 2 * c, 8)) =
+                bf16_pair(x.x, x.y);
         }
-        uint32_t at = shared_at(&m->weight[row][b * KV_BLOCK + 2 * c]);
-        uint32_t sum_at = shared_at(&m->block_sum[b][row][c]);
-        for (uint32_t r = 0; r < N_CTA; r++) {
-            uint32_t to = cluster_at(at, r);
-#pragma unroll
-            for (uint32_t j = 0; j < 8; j++)
-                cluster_store(to + 16 * j, pair[j]);
-            cluster_store(cluster_at(sum_at, r), __float_as_uint(t));
-        }
+        m->weight[b].sum[row][c] = t;
     }
-    announce<D>(&m->weight_ready);
+    copy_fence();
+    named_sync(WORKERS, N_WORKER);
+    if (threadIdx.x == 0)
+        barrier_arrive(&m->weight_ready);
+    for (uint32_t i = threadIdx.x; i < item.n_own * (N_CTA - 1);
+         i += N_WORKER) {
+        uint32_t b = item.rank + i / (N_CTA - 1) * N_CTA;
+        uint32_t to = (item.rank + 1 + i % (N_CTA - 1)) % N_CTA;
+        cluster_copy(&m->weight[b], sizeof(struct weights), &m->weight_ready,
+                     to);
+    }
 }
 
 /* L of the chain, by one warp. */
@@ -313,9 +367,9 @@ static __device__ void add_sums(const struct few_item &item, struct room<D> *m)
 
     barrier_wait(&m->weight_ready, 0);
     for (uint32_t b = 0; b < item.n_block; b += N_EACH) {
-        float t = m->block_sum[b][row][c];
+        float t = m->weight[b].sum[row][c];
         if (N_EACH == 2 && b + 1 < item.n_block)
-            t = t + m->block_sum[b + 1][row][c];
+            t = t + m->weight[b + 1].sum[row][c];
         sum = __fmaf_rn(sum, m->factor[b / N_EACH][row], t);
     }
     sum = sum + __shfl_xor_sync(~0u, sum, 1);
@@ -323,39 +377,67 @@ static __device__ void add_sums(const struct few_item &item, struct room<D> *m)
     m->sum[row] = sum;
 }
 
-/* O of this warp's 16 dims: o as the accumulators of dims by packed rows. */
+struct operands {
+    uint32_t p[2][4], v[4][4];
+};
+
+/* Weights of block b, and its values as far as they are this warp's 16 dims. */
+template <int D>
+static __device__ __forceinline__ void load_block(const struct few_item &item,
+                                                  struct room<D> *m, uint32_t b,
+                                                  struct operands *to)
+{
+    uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32;
+    uint32_t i = item.n_own * few<D>::N_CTA + b, slot = i % few<D>::N_SLOT;
+    uint32_t p_at = shared_at(m->weight[b].tile);
+    uint32_t v_at =
+        shared_at(m->tile[slot]) +
+        tile_at(lane / 16 * 8 + lane % 8, 16 * w + lane / 8 % 2 * 8, 64);
+
+    barrier_wait(m->full + slot, i / few<D>::N_SLOT % 2);
+#pragma unroll
+    for (uint32_t t = 0; t < 4; t++)
+        load_transposed(to->v[t], v_at + t * 16 * 128);
+    load_matrix(to->p[0], p_at + tile_at(lane % 8, lane / 8 * 8, 8));
+    load_matrix(to->p[1], p_at + tile_at(lane % 8, 32 + lane / 8 * 8, 8));
+}
+
+/* O of this warp's 16 dims: block b joins, while the next one is loaded. */
+template <int D>
+static __device__ __forceinline__ void
+multiply_block(const struct few_item &item, struct room<D> *m, uint32_t b,
+               struct operands *now, struct operands *next, float *o)
+{
+    constexpr uint32_t N_EACH = few<D>::STEP / KV_BLOCK;
+    uint32_t lane = threadIdx.x % 32, row = lane % 4 * 2;
+    uint32_t slot = (item.n_own * few<D>::N_CTA + b) % few<D>::N_SLOT;
+
+    if (b + 1 < item.n_block)
+        load_block(item, m, b + 1, next);
+    if (b % N_EACH == 0) {
+        float2 f = *(const float2 *)&m->factor[b / N_EACH][row];
+        o[0] *= f.x, o[1] *= f.y, o[2] *= f.x, o[3] *= f.y;
+    }
+#pragma unroll
+    for (uint32_t t = 0; t < 4; t++)
+        warp_product(o, now->v[t], now->p[t / 2] + t % 2 * 2);
+    __syncwarp();
+    if (lane == 0)
+        barrier_arrive(m->empty + slot);
+}
+
+/* o: the accumulators of dims by packed rows. */
 template <int D>
 static __device__ void multiply(const struct few_item &item, struct room<D> *m,
                                 float *o)
 {
-    constexpr uint32_t N_EACH = few<D>::STEP / KV_BLOCK;
-    uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32, row = lane % 4 * 2;
-    uint32_t n_key_tile = item.n_own * few<D>::N_CTA;
-    uint32_t p_at = shared_at(&m->weight[lane % 8][lane / 8 * 8]);
-    uint32_t v_at =
-        tile_at(lane / 16 * 8 + lane % 8, 16 * w + lane / 8 % 2 * 8, 64);
+    struct operands even, odd;
 
-    barrier_wait(&m->weight_ready, 0);
-    for (uint32_t b = 0; b < item.n_block; b++) {
-        uint32_t slot = (n_key_tile + b) % N_SLOT;
-        if (b % N_EACH == 0) {
-            float2 f = *(const float2 *)&m->factor[b / N_EACH][row];
-            o[0] *= f.x, o[1] *= f.y, o[2] *= f.x, o[3] *= f.y;
-        }
-        uint32_t p[8], v[4][4];
-        load_matrix(p, p_at + b * KV_BLOCK * 2);
-        load_matrix(p + 4, p_at + b * KV_BLOCK * 2 + 64);
-        barrier_wait(m->full + slot, (n_key_tile + b) / N_SLOT % 2);
-#pragma unroll
-        for (uint32_t t = 0; t < 4; t++)
-            load_transposed(v[t],
-                            shared_at(m->tile[slot]) + v_at + t * 16 * 128);
-#pragma unroll
-        for (uint32_t t = 0; t < 4; t++)
-            warp_product(o, v[t], p + 2 * t);
-        __syncwarp();
-        if (lane == 0)
-            barrier_arrive(m->empty + slot);
+    load_block(item, m, 0, &even);
+    for (uint32_t b = 0; b < item.n_block; b += 2) {
+        multiply_block(item, m, b, &even, &odd, o);
+        if (b + 1 < item.n_block)
+            multiply_block(item, m, b + 1, &odd, &even, o);
     }
 }
 
@@ -416,30 +498,37 @@ static __global__ void __launch_bounds__(N_THREAD)
     if (!item_init<D>(&item, c))
         return;
     if (threadIdx.x == 0) {
-        for (uint32_t i = 0; i < N_SLOT; i++) {
+        for (uint32_t i = 0; i < few<D>::N_SLOT; i++) {
             barrier_init(m->full + i, 1);
             barrier_init(m->empty + i, 4);
         }
         barrier_init(&m->max_ready, few<D>::N_CTA);
-        barrier_init(&m->weight_ready, few<D>::N_CTA);
+        barrier_init(&m->weight_ready, 2);
         barrier_init_fence();
+        barrier_expect(&m->weight_ready,
+                       (item.n_block - item.n_own) * sizeof(struct weights));
     }
     cluster_sync();
     if (threadIdx.x >= N_WORKER) {
         produce<D>(c, item, m);
         add_sums<D>(item, m);
+        cluster_arrive_only();
         named_arrive(EVERYONE, N_THREAD);
-        return;
+    } else {
+        uint32_t q[D / 16][2];
+        float o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        load_queries<D>(q, c, item);
+        load_angles<D>(item, c.frame, m);
+        score<D>(c, item, m, q);
+        find_maxima<D>(item, m);
+        weigh<D>(item, m);
+        barrier_wait(&m->weight_ready, 0);
+        cluster_arrive_only();
+        multiply<D>(item, m, o);
+        named_sync(EVERYONE, N_THREAD);
+        store<D>(c, item, m, o);
     }
-    uint32_t q[D / 16][2];
-    float o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    load_queries<D>(q, c, item);
-    score<D>(c, item, m, q);
-    find_maxima<D>(item, m);
-    weigh<D>(item, m);
-    multiply<D>(item, m, o);
-    named_sync(EVERYONE, N_THREAD);
-    store<D>(c, item, m, o);
+    cluster_wait(); /* others may still be copying our weights */
 }
 
 /* Merge the chains of a packed row, a thread a dim. */

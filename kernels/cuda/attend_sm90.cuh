@@ -92,12 +92,25 @@ static __device__ __forceinline__ uint32_t cluster_at(uint32_t at,
     return y;
 }
 
+/* Copy to the same place in CTA `rank`, completing on its barrier. */
+static __device__ __forceinline__ void
+cluster_copy(const void *from, uint32_t bytes, uint64_t *bar, uint32_t rank)
+{
+    uint32_t at = shared_at(from);
+    asm volatile(
+        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::"
+        "bytes [%0], [%1], %2, [%3];" ::"r"(cluster_at(at, rank)),
+        "r"(at), "r"(bytes), "r"(cluster_at(shared_at(bar), rank))
+        : "memory");
+}
+
 static __device__ __forceinline__ void cluster_store(uint32_t at, uint32_t x)
 {
     asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(at), "r"(x)
                  : "memory");
 }
 
+/* On a barrier of any CTA of the cluster. */
 static __device__ __forceinline__ void cluster_arrive(uint32_t bar)
 {
     asm volatile(
@@ -106,11 +119,20 @@ static __device__ __forceinline__ void cluster_arrive(uint32_t bar)
         : "memory");
 }
 
+static __device__ __forceinline__ void cluster_arrive_only(void)
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+static __device__ __forceinline__ void cluster_wait(void)
+{
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 static __device__ __forceinline__ void cluster_sync(void)
 {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
+    cluster_arrive_only();
+    cluster_wait();
 }
 
 /* Products by a warp: acc += a b, 16 x 8. */

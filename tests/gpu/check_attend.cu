@@ -7,7 +7,10 @@
  * begin as NaNs, so a read of what nobody wrote shows.
  *
  *     check_attend check          every shape; exit status 0 if all hold
- *     check_attend time           a table of times and bounds
+ *     check_attend short          fewer lengths
+ *     check_attend time           tables of times and bounds
+ *     check_attend prompts        one of them
+ *     check_attend steps          the other
  */
 extern "C" {
 #include "kernels/backend.h"
@@ -598,13 +601,12 @@ static void time_copy(struct gpu *gpu)
     cudaFree(b);
 }
 
-static void time_all(struct gpu *gpu)
-{
-    struct shape d64 = {16, 1, 64, 64}, d128 = {16, 1, 128, 128};
-    struct shape g128 = {4, 8, 128, 128}, d256 = {8, 1, 256, 64};
-    struct shape g256 = {4, 4, 256, 64};
+static const struct shape d64 = {16, 1, 64, 64}, d128 = {16, 1, 128, 128};
+static const struct shape g128 = {4, 8, 128, 128}, d256 = {8, 1, 256, 64};
+static const struct shape g256 = {4, 4, 256, 64};
 
-    time_copy(gpu);
+static void time_prompts(struct gpu *gpu)
+{
     time_prefill(gpu, d64, 16384, 16384);
     time_prefill(gpu, d128, 16384, 16384);
     time_prefill(gpu, g128, 16384, 16384);
@@ -613,6 +615,10 @@ static void time_all(struct gpu *gpu)
     time_prefill(gpu, g256, 4096, 4096);
     time_prefill(gpu, g256, 65536, 2048);
     time_prefill(gpu, g256, 65536, 16);
+}
+
+static void time_steps(struct gpu *gpu)
+{
     time_decode(gpu, g256, 64, 4096, 3, 1);
     time_decode(gpu, g256, 1, 131072, 3, 1);
     time_decode(gpu, g256, 1, 32768, 4, 1);
@@ -635,6 +641,10 @@ int main(int argc, char **argv)
         return check_all(&gpu, false);
     if (!strcmp(what, "short"))
         return check_all(&gpu, true);
-    time_all(&gpu);
+    time_copy(&gpu);
+    if (strcmp(what, "steps"))
+        time_prompts(&gpu);
+    if (strcmp(what, "prompts"))
+        time_steps(&gpu);
     return 0;
 }
