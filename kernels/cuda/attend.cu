@@ -116,7 +116,8 @@ static void launch_few(struct gpu *gpu, const struct attend_frame *frame,
 
     for (uint32_t i = 0; i < n_span; i++)
         extent_add(&extent, &span[i]);
-    struct few_call call = {.frame = *frame, .n_span = n_span};
+    struct few_call call = {
+        .frame = *frame, .n_span = n_span, .n_sm = (uint32_t)gpu_n_sm(gpu)};
     call.span = (const struct attend_span *)gpu_stage(gpu, span,
                                                       n_span * sizeof(*span));
     if (gpu_is_replaying(gpu))

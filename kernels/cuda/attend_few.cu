@@ -29,9 +29,6 @@ template <int D> struct few {
     static constexpr uint32_t STEP = attend_step<D>::N;
     static constexpr uint32_t N_STEP = ATTEND_CHAIN / STEP;
     static constexpr uint32_t N_OWN = CHAIN_BLOCKS / N_CTA;
-    /* Tiles under way, so many that two CTAs fit an SM. */
-    static constexpr uint32_t N_SLOT =
-        (D == 64 ? 5 : 8) - (ATTEND_CHAIN > 1024 ? 3 : 0);
     /* Pairs of a key whose angles within a block stay in registers, half of
      * them with each half of a warp; the others are read again and again. */
     static constexpr uint32_t N_HELD = D == 128 ? 64 : 32;
@@ -43,8 +40,10 @@ struct weights {
     float sum[FEW_ROWS][4];
 };
 
-template <int D> struct room {
-    unsigned char tile[few<D>::N_SLOT][TILE_BYTES];
+/* W: a wide ring, for grids that leave an SM to each CTA; or two fit one. */
+template <int D, bool W> struct room {
+    static constexpr uint32_t N_SLOT = W ? 20 : D == 64 ? 5 : 8;
+    unsigned char tile[N_SLOT][TILE_BYTES];
     struct weights weight[CHAIN_BLOCKS];
     float score[few<D>::N_OWN][FEW_ROWS][SCORE_STRIDE];
     struct angle angle[few<D>::N_OWN][D / 2]; /* of the blocks' first tokens */
@@ -52,8 +51,7 @@ template <int D> struct room {
     float block_max[CHAIN_BLOCKS][FEW_ROWS];
     float max[few<D>::N_STEP][FEW_ROWS], factor[few<D>::N_STEP][FEW_ROWS];
     float sum[FEW_ROWS];
-    uint64_t full[few<D>::N_SLOT], empty[few<D>::N_SLOT], max_ready,
-        weight_ready;
+    uint64_t full[N_SLOT], empty[N_SLOT], max_ready, weight_ready;
 };
 
 /* 8 packed rows of a span against one chain of keys. */
@@ -100,9 +98,10 @@ static __device__ bool item_init(struct few_item *item,
 }
 
 /* The fifth warp: our blocks' keys, then our dims of all blocks' values. */
-template <int D>
+template <int D, bool W>
 static __device__ void produce(const struct few_call &c,
-                               const struct few_item &item, struct room<D> *m)
+                               const struct few_item &item,
+                               struct room<D, W> *m)
 {
     constexpr uint32_t N_CTA = few<D>::N_CTA;
     uint32_t lane = threadIdx.x % 32, n_key_tile = item.n_own * N_CTA;
@@ -121,8 +120,8 @@ static __device__ void produce(const struct few_call &c,
             is_key ? keys_of<D>(from, item.head) + i % N_CTA * TILE_BYTES
                    : values_of<D>(from, c.frame.n_kv_head, item.head) +
                          item.rank * TILE_BYTES;
-        uint32_t slot = i % few<D>::N_SLOT;
-        barrier_wait(m->empty + slot, i / few<D>::N_SLOT % 2 ^ 1);
+        uint32_t slot = i % m->N_SLOT;
+        barrier_wait(m->empty + slot, i / m->N_SLOT % 2 ^ 1);
         barrier_expect(m->full + slot, TILE_BYTES);
         bulk_copy(m->tile[slot], tile, TILE_BYTES, m->full + slot);
     }
@@ -154,10 +153,10 @@ static __device__ void load_queries(uint32_t (*q)[2], const struct few_call &c,
 }
 
 /* Angles of our blocks, for all warps. */
-template <int D>
+template <int D, bool W>
 static __device__ void load_angles(const struct few_item &item,
                                    const struct attend_frame &f,
-                                   struct room<D> *m)
+                                   struct room<D, W> *m)
 {
     for (uint32_t i = threadIdx.x; i < item.n_own * f.n_pair; i += N_WORKER) {
         uint32_t own = i / f.n_pair;
@@ -169,15 +168,15 @@ static __device__ void load_angles(const struct few_item &item,
 }
 
 /* Eight pairs of a key, from dim e on; tile i of its dims in slot first + i. */
-template <int D>
+template <int D, bool W>
 static __device__ __forceinline__ void
-rotate(struct room<D> *m, uint32_t n_pair, uint32_t first, uint32_t own,
+rotate(struct room<D, W> *m, uint32_t n_pair, uint32_t first, uint32_t own,
        uint32_t e, const struct angle *within)
 {
     uint32_t j = threadIdx.x / 32 * 16 + threadIdx.x % 16, e2 = e + n_pair;
-    uint4 *x = (uint4 *)(m->tile[(first + e / 64) % few<D>::N_SLOT] +
+    uint4 *x = (uint4 *)(m->tile[(first + e / 64) % m->N_SLOT] +
                          tile_at(j, e % 64, 64));
-    uint4 *y = (uint4 *)(m->tile[(first + e2 / 64) % few<D>::N_SLOT] +
+    uint4 *y = (uint4 *)(m->tile[(first + e2 / 64) % m->N_SLOT] +
                          tile_at(j, e2 % 64, 64));
     struct angle angle[8];
     uint4 a = *x, b = *y;
@@ -191,9 +190,9 @@ rotate(struct room<D> *m, uint32_t n_pair, uint32_t first, uint32_t own,
 }
 
 /* Rotate this warp's 16 keys of a block where they lie. */
-template <int D>
+template <int D, bool W>
 static __device__ __forceinline__ void
-rotate_keys(struct room<D> *m, const struct attend_frame &f, uint32_t first,
+rotate_keys(struct room<D, W> *m, const struct attend_frame &f, uint32_t first,
             uint32_t own, const struct angle *held)
 {
     constexpr uint32_t N_HELD = few<D>::N_HELD;
@@ -215,9 +214,9 @@ rotate_keys(struct room<D> *m, const struct attend_frame &f, uint32_t first,
 }
 
 /* Scores of our blocks, and the largest of each warp's 16 keys. */
-template <int D>
+template <int D, bool W>
 static __device__ void score(const struct few_call &c,
-                             const struct few_item &item, struct room<D> *m,
+                             const struct few_item &item, struct room<D, W> *m,
                              const uint32_t (*q)[2])
 {
     constexpr uint32_t N_CTA = few<D>::N_CTA;
@@ -240,22 +239,21 @@ static __device__ void score(const struct few_call &c,
         float s[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
         for (uint32_t j = 0; j < N_CTA; j++)
-            barrier_wait(m->full + (first + j) % few<D>::N_SLOT,
-                         (first + j) / few<D>::N_SLOT % 2);
+            barrier_wait(m->full + (first + j) % m->N_SLOT,
+                         (first + j) / m->N_SLOT % 2);
         rotate_keys(m, c.frame, first, i, held);
 #pragma unroll
         for (uint32_t t = 0; t < D / 16; t++) {
             uint32_t k[4];
-            load_matrix(k,
-                        shared_at(m->tile[(first + t / 4) % few<D>::N_SLOT]) +
-                            tile_at(16 * w + lane % 16,
-                                    t % 4 * 16 + lane / 16 * 8, 64));
+            load_matrix(k, shared_at(m->tile[(first + t / 4) % m->N_SLOT]) +
+                               tile_at(16 * w + lane % 16,
+                                       t % 4 * 16 + lane / 16 * 8, 64));
             warp_product(s, k, q[t]);
         }
         copy_fence();
         __syncwarp();
         if (lane < N_CTA)
-            barrier_arrive(m->empty + (first + lane) % few<D>::N_SLOT);
+            barrier_arrive(m->empty + (first + lane) % m->N_SLOT);
         s[0] = at <= p0 ? s[0] : -INFINITY;
         s[1] = at <= p1 ? s[1] : -INFINITY;
         s[2] = at + 8 <= p0 ? s[2] : -INFINITY;
@@ -278,9 +276,9 @@ static __device__ void score(const struct few_call &c,
 }
 
 /* Exchange the blocks' maxima; then M and the factor of every step. */
-template <int D>
+template <int D, bool W>
 static __device__ void find_maxima(const struct few_item &item,
-                                   struct room<D> *m)
+                                   struct room<D, W> *m)
 {
     constexpr uint32_t N_CTA = few<D>::N_CTA, N_STEP = few<D>::N_STEP;
     constexpr uint32_t N_EACH = few<D>::STEP / KV_BLOCK;
@@ -322,8 +320,8 @@ static __device__ void find_maxima(const struct few_item &item,
 }
 
 /* Weights of our blocks and their sums, and copies to the other CTAs. */
-template <int D>
-static __device__ void weigh(const struct few_item &item, struct room<D> *m)
+template <int D, bool W>
+static __device__ void weigh(const struct few_item &item, struct room<D, W> *m)
 {
     constexpr uint32_t N_CTA = few<D>::N_CTA;
     uint32_t lane = threadIdx.x % 32, row = lane / 4, c = lane % 4;
@@ -358,8 +356,9 @@ static __device__ void weigh(const struct few_item &item, struct room<D> *m)
 }
 
 /* L of the chain, by one warp. */
-template <int D>
-static __device__ void add_sums(const struct few_item &item, struct room<D> *m)
+template <int D, bool W>
+static __device__ void add_sums(const struct few_item &item,
+                                struct room<D, W> *m)
 {
     constexpr uint32_t N_EACH = few<D>::STEP / KV_BLOCK;
     uint32_t row = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
@@ -382,19 +381,19 @@ struct operands {
 };
 
 /* Weights of block b, and its values as far as they are this warp's 16 dims. */
-template <int D>
-static __device__ __forceinline__ void load_block(const struct few_item &item,
-                                                  struct room<D> *m, uint32_t b,
-                                                  struct operands *to)
+template <int D, bool W>
+static __device__ __forceinline__ void
+load_block(const struct few_item &item, struct room<D, W> *m, uint32_t b,
+           struct operands *to)
 {
     uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32;
-    uint32_t i = item.n_own * few<D>::N_CTA + b, slot = i % few<D>::N_SLOT;
+    uint32_t i = item.n_own * few<D>::N_CTA + b, slot = i % m->N_SLOT;
     uint32_t p_at = shared_at(m->weight[b].tile);
     uint32_t v_at =
         shared_at(m->tile[slot]) +
         tile_at(lane / 16 * 8 + lane % 8, 16 * w + lane / 8 % 2 * 8, 64);
 
-    barrier_wait(m->full + slot, i / few<D>::N_SLOT % 2);
+    barrier_wait(m->full + slot, i / m->N_SLOT % 2);
 #pragma unroll
     for (uint32_t t = 0; t < 4; t++)
         load_transposed(to->v[t], v_at + t * 16 * 128);
@@ -403,14 +402,14 @@ static __device__ __forceinline__ void load_block(const struct few_item &item,
 }
 
 /* O of this warp's 16 dims: block b joins, while the next one is loaded. */
-template <int D>
+template <int D, bool W>
 static __device__ __forceinline__ void
-multiply_block(const struct few_item &item, struct room<D> *m, uint32_t b,
+multiply_block(const struct few_item &item, struct room<D, W> *m, uint32_t b,
                struct operands *now, struct operands *next, float *o)
 {
     constexpr uint32_t N_EACH = few<D>::STEP / KV_BLOCK;
     uint32_t lane = threadIdx.x % 32, row = lane % 4 * 2;
-    uint32_t slot = (item.n_own * few<D>::N_CTA + b) % few<D>::N_SLOT;
+    uint32_t slot = (item.n_own * few<D>::N_CTA + b) % m->N_SLOT;
 
     if (b + 1 < item.n_block)
         load_block(item, m, b + 1, next);
@@ -427,9 +426,9 @@ multiply_block(const struct few_item &item, struct room<D> *m, uint32_t b,
 }
 
 /* o: the accumulators of dims by packed rows. */
-template <int D>
-static __device__ void multiply(const struct few_item &item, struct room<D> *m,
-                                float *o)
+template <int D, bool W>
+static __device__ void multiply(const struct few_item &item,
+                                struct room<D, W> *m, float *o)
 {
     struct operands even, odd;
 
@@ -443,17 +442,16 @@ static __device__ void multiply(const struct few_item &item, struct room<D> *m,
 
 /* Where a chain's part of a packed row lies: O, then M and L. */
 template <int D>
-static __device__ float *part_of(const struct few_call &c,
-                                 const struct few_item &item, uint32_t chain,
-                                 uint32_t row)
+static __device__ float *part_of(const struct few_call &c, size_t item_head,
+                                 uint32_t chain, uint32_t row)
 {
-    size_t i = blockIdx.x / few<D>::N_CTA * gridDim.y + item.head;
-    return c.part + ((i * c.n_chain + chain) * FEW_ROWS + row) * (D + 4);
+    size_t i = (item_head * c.n_chain + chain) * FEW_ROWS + row;
+    return c.part + i * (D + 4);
 }
 
-template <int D>
+template <int D, bool W>
 static __device__ void store(const struct few_call &c,
-                             const struct few_item &item, struct room<D> *m,
+                             const struct few_item &item, struct room<D, W> *m,
                              const float *o)
 {
     const struct attend_frame &f = c.frame;
@@ -465,7 +463,8 @@ static __device__ void store(const struct few_call &c,
         if (packed >= item.n_packed)
             continue;
         if (item.n_chain > 1) {
-            float *to = part_of<D>(c, item, item.chain, r);
+            size_t i_head = blockIdx.x / few<D>::N_CTA * gridDim.y + item.head;
+            float *to = part_of<D>(c, i_head, item.chain, r);
             to[e] = o[i];
             to[e + 8] = o[2 + i];
             if (e == 0) {
@@ -486,62 +485,71 @@ static __device__ void store(const struct few_call &c,
     }
 }
 
-template <int D>
+template <int D, bool W>
 static __global__ void __launch_bounds__(N_THREAD)
     attend_chain(const __grid_constant__ struct few_call c)
 {
     extern __shared__ unsigned char shared[];
     uint32_t at = shared_at(shared);
-    struct room<D> *m = (struct room<D> *)(shared + (1024 - at % 1024) % 1024);
+    struct room<D, W> *m =
+        (struct room<D, W> *)(shared + (1024 - at % 1024) % 1024);
     struct few_item item;
 
-    if (!item_init<D>(&item, c))
-        return;
     if (threadIdx.x == 0) {
-        for (uint32_t i = 0; i < few<D>::N_SLOT; i++) {
+        for (uint32_t i = 0; i < m->N_SLOT; i++) {
             barrier_init(m->full + i, 1);
             barrier_init(m->empty + i, 4);
         }
         barrier_init(&m->max_ready, few<D>::N_CTA);
         barrier_init(&m->weight_ready, 2);
         barrier_init_fence();
+    }
+    kernel_wait(); /* for whoever made q and the blocks */
+    kernel_release();
+    if (!item_init<D>(&item, c))
+        return;
+    if (threadIdx.x == 0)
         barrier_expect(&m->weight_ready,
                        (item.n_block - item.n_own) * sizeof(struct weights));
-    }
     cluster_sync();
     if (threadIdx.x >= N_WORKER) {
-        produce<D>(c, item, m);
-        add_sums<D>(item, m);
+        produce<D, W>(c, item, m);
+        add_sums<D, W>(item, m);
         cluster_arrive_only();
         named_arrive(EVERYONE, N_THREAD);
     } else {
         uint32_t q[D / 16][2];
         float o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         load_queries<D>(q, c, item);
-        load_angles<D>(item, c.frame, m);
-        score<D>(c, item, m, q);
-        find_maxima<D>(item, m);
-        weigh<D>(item, m);
+        load_angles<D, W>(item, c.frame, m);
+        score<D, W>(c, item, m, q);
+        find_maxima<D, W>(item, m);
+        weigh<D, W>(item, m);
         barrier_wait(&m->weight_ready, 0);
         cluster_arrive_only();
-        multiply<D>(item, m, o);
+        multiply<D, W>(item, m, o);
         named_sync(EVERYONE, N_THREAD);
-        store<D>(c, item, m, o);
+        store<D, W>(c, item, m, o);
     }
     cluster_wait(); /* others may still be copying our weights */
 }
 
-/* Merge the chains of a packed row, a thread a dim. */
+/*
+ * Merge the chains of a packed row, a thread a dim. M is a running maximum, so
+ * that a warp finds the factors of 32 chains at once, and then goes along them.
+ */
 template <int D>
 static __global__ void __launch_bounds__(D)
     merge_chains(const __grid_constant__ struct few_call c)
 {
     const struct attend_frame &f = c.frame;
-    uint32_t r = blockIdx.z, e = threadIdx.x;
-    struct few_item item = {.span = c.span[blockIdx.x / c.n_tile]};
+    uint32_t r = blockIdx.z, e = threadIdx.x, lane = e % 32;
+    struct few_item item;
+
+    kernel_wait();
+    item.span = c.span[blockIdx.x / c.n_tile];
     item.first = blockIdx.x % c.n_tile * FEW_ROWS;
     item.n_packed = item.span.n_row * f.group;
-    item.head = blockIdx.y;
     if (item.first + r >= item.n_packed)
         return;
     uint64_t n_key = position_of(item, f.group, FEW_ROWS - 1) + 1;
@@ -549,21 +557,40 @@ static __global__ void __launch_bounds__(D)
     if (n_chain == 1)
         return;
     size_t i = blockIdx.x * gridDim.y + blockIdx.y;
-    const float *part =
-        c.part + (i * c.n_chain * FEW_ROWS + r) * (size_t)(D + 4);
-    float o = part[e], max = part[D], sum = part[D + 1];
-#pragma unroll 8
-    for (uint32_t chain = 1; chain < n_chain; chain++) {
-        part += FEW_ROWS * (D + 4);
-        float both = fmaxf(max, part[D]);
-        float a = exp2_of(max - both), b = exp2_of(part[D] - both);
-        sum = __fmaf_rn(sum, a, part[D + 1] * b);
-        o = __fmaf_rn(o, a, part[e] * b);
-        max = both;
+    const float *part = part_of<D>(c, i, 0, r);
+    size_t stride = part_of<D>(c, i, 1, r) - part;
+    float o = 0.0f, sum = 0.0f, max = -INFINITY;
+    for (uint32_t first = 0; first < n_chain; first += 32) {
+        uint32_t n = min(n_chain - first, 32u);
+        float x[32], own_max = -INFINITY, own_sum = 0.0f;
+#pragma unroll
+        for (uint32_t j = 0; j < 32; j++)
+            x[j] = j < n ? part[(first + j) * stride + e] : 0.0f;
+        if (lane < n) {
+            own_max = part[(first + lane) * stride + D];
+            own_sum = part[(first + lane) * stride + D + 1];
+        }
+        float both = fmaxf(max, own_max);
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            float y = __shfl_up_sync(~0u, both, d);
+            both = lane >= (uint32_t)d ? fmaxf(both, y) : both;
+        }
+        float before = __shfl_up_sync(~0u, both, 1);
+        before = lane ? before : max;
+        float old = exp2_of(before - both), now = exp2_of(own_max - both);
+#pragma unroll
+        for (uint32_t j = 0; j < 32; j++) {
+            float a = __shfl_sync(~0u, old, j), b = __shfl_sync(~0u, now, j);
+            float y = __shfl_sync(~0u, own_sum, j);
+            sum = __fmaf_rn(sum, a, y * b);
+            o = __fmaf_rn(o, a, x[j] * b);
+        }
+        max = __shfl_sync(~0u, both, 31);
     }
     uint32_t packed = item.first + r;
     size_t row = item.span.first_row + packed / f.group;
-    uint32_t head = item.head * f.group + packed % f.group;
+    uint32_t head = blockIdx.y * f.group + packed % f.group;
     if (e < f.d_head)
         f.out[row * f.out_stride + (size_t)head * f.d_head + e] =
             o * (1.0f / sum) + 0.0f;
@@ -578,29 +605,44 @@ size_t few_part_bytes(const struct few_call *c)
            sizeof(float);
 }
 
+/* Launch on `stream`, without waiting for the kernel before, which
+ * kernel_wait() does. */
+static void launch(cudaStream_t stream, dim3 grid, uint32_t n_thread,
+                   uint32_t n_cta, size_t shared, void (*kernel)(few_call),
+                   const struct few_call *c)
+{
+    cudaLaunchAttribute attr[2];
+    attr[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attr[0].val.programmaticStreamSerializationAllowed = 1;
+    attr[1].id = cudaLaunchAttributeClusterDimension;
+    attr[1].val.clusterDim.x = n_cta;
+    attr[1].val.clusterDim.y = attr[1].val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {.gridDim = grid,
+                                 .blockDim = dim3(n_thread),
+                                 .dynamicSmemBytes = shared,
+                                 .stream = stream,
+                                 .attrs = attr,
+                                 .numAttrs = 2};
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         (int)shared);
+    cudaLaunchKernelEx(&config, kernel, *c);
+}
+
 template <int D>
 static void attend_few_of(cudaStream_t stream, const struct few_call *c)
 {
-    uint32_t n_item = c->n_span * c->n_tile;
-    size_t bytes = sizeof(struct room<D>) + 1024;
-    cudaLaunchAttribute cluster = {.id = cudaLaunchAttributeClusterDimension};
-    cluster.val.clusterDim.x = few<D>::N_CTA;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {
-        .gridDim = dim3(n_item * few<D>::N_CTA, c->frame.n_kv_head, c->n_chain),
-        .blockDim = dim3(N_THREAD),
-        .dynamicSmemBytes = bytes,
-        .stream = stream,
-        .attrs = &cluster,
-        .numAttrs = 1};
+    uint32_t n_item = c->n_span * c->n_tile, n_kv_head = c->frame.n_kv_head;
+    dim3 grid(n_item * few<D>::N_CTA, n_kv_head, c->n_chain);
 
-    cudaFuncSetAttribute(attend_chain<D>,
-                         cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         (int)bytes);
-    cudaLaunchKernelEx(&config, attend_chain<D>, *c);
+    if ((uint64_t)grid.x * grid.y * grid.z <= c->n_sm)
+        launch(stream, grid, N_THREAD, few<D>::N_CTA,
+               sizeof(struct room<D, true>) + 1024, attend_chain<D, true>, c);
+    else
+        launch(stream, grid, N_THREAD, few<D>::N_CTA,
+               sizeof(struct room<D, false>) + 1024, attend_chain<D, false>, c);
     if (c->n_chain > 1)
-        merge_chains<D>
-            <<<dim3(n_item, c->frame.n_kv_head, FEW_ROWS), D, 0, stream>>>(*c);
+        launch(stream, dim3(n_item, n_kv_head, FEW_ROWS), D, 1, 0,
+               merge_chains<D>, c);
 }
 
 void attend_few(cudaStream_t stream, const struct few_call *call)

@@ -9,7 +9,8 @@
  * and values by bulk copies, and two warpgroups of 64 rows multiply: S = Q K^T
  * of the next step runs beside O += P V of this one, and the warpgroups take
  * turns, so that one computes weights while the other multiplies. Between
- * chains O lies in the scratch of the CTA, which never leaves the L2 cache.
+ * chains O lies in shared memory or, where that is full, in a scratch of the
+ * CTA, which never leaves the L2 cache.
  *
  * Bound: 4 n_key d operations a row and head (half of it under the diagonal of
  * a prompt) over 790 TFLOP/s.
@@ -28,31 +29,37 @@ template <int D> struct many {
     static constexpr uint32_t N_STAGE = D == 64 ? 4 : 2;
     static constexpr uint32_t Q_BYTES = MANY_ROWS * D * 2;
     static constexpr uint32_t KV_BYTES = STEP * D * 2; /* keys, or values */
-    static constexpr uint32_t SHARED = Q_BYTES + 2 * N_STAGE * KV_BYTES;
+    /* O of past chains lies in shared memory where there is room for it. */
+    static constexpr bool HAS_SUM = D <= 128;
+    static constexpr uint32_t SUM_BYTES = HAS_SUM ? MANY_ROWS * D * 4 : 0;
     static constexpr uint32_t BARRIERS = 2 + 4 * N_STAGE;
-    static constexpr uint32_t BYTES = SHARED + BARRIERS * 8 + 1024;
+    static constexpr uint32_t BYTES =
+        Q_BYTES + 2 * N_STAGE * KV_BYTES + SUM_BYTES + BARRIERS * 8 + 1024;
 };
 
 template <int D> struct room {
     unsigned char *q, *k, *v;
+    float4 *sum;
     uint64_t *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
 };
 
 template <int D>
-static __device__ struct room<D> room_of(unsigned char *shared) {
-    constexpr uint32_t N = many<D>::N_STAGE;
-    unsigned char *q = shared + (1024 - shared_at(shared) % 1024) % 1024;
-    unsigned char *k = q + many<D>::Q_BYTES, *v = k + N * many<D>::KV_BYTES;
-    uint64_t *bar = (uint64_t *)(v + N * many<D>::KV_BYTES);
-    return {q,
-            k,
-            v,
-            bar,
-            bar + 1,
-            bar + 2,
-            bar + 2 + N,
-            bar + 2 + 2 * N,
-            bar + 2 + 3 * N};
+static __device__ __forceinline__ struct room<D>
+room_of(unsigned char *shared) {
+    constexpr uint32_t N = many<D>::N_STAGE, KV = many<D>::KV_BYTES;
+    struct room<D> m;
+
+    m.q = shared + (1024 - shared_at(shared) % 1024) % 1024;
+    m.k = m.q + many<D>::Q_BYTES;
+    m.v = m.k + N * KV;
+    m.sum = (float4 *)(m.v + N * KV);
+    m.q_full = (uint64_t *)(m.v + N * KV + many<D>::SUM_BYTES);
+    m.q_empty = m.q_full + 1;
+    m.k_full = m.q_empty + 1;
+    m.k_empty = m.k_full + N;
+    m.v_full = m.k_empty + N;
+    m.v_empty = m.v_full + N;
+    return m;
 }
 
 /* A tile: 128 packed rows of a span. */
@@ -264,7 +271,8 @@ static __device__ __forceinline__ void merge_old(float *o, const float4 *all,
         float4 old[8];
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++)
-            old[i] = __ldcg(all + (i0 + i) * N_GROUP_THREAD);
+            old[i] = many<D>::HAS_SUM ? all[(i0 + i) * N_GROUP_THREAD]
+                                      : __ldcg(all + (i0 + i) * N_GROUP_THREAD);
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++) {
             float *x = o + 4 * (i0 + i);
@@ -283,7 +291,11 @@ static __device__ __forceinline__ void put_away(float *o, float4 *all)
 #pragma unroll
     for (uint32_t i = 0; i < D / 8; i++) {
         float *x = o + 4 * i;
-        __stcg(all + i * N_GROUP_THREAD, make_float4(x[0], x[1], x[2], x[3]));
+        float4 y = {x[0], x[1], x[2], x[3]};
+        if (many<D>::HAS_SUM)
+            all[i * N_GROUP_THREAD] = y;
+        else
+            __stcg(all + i * N_GROUP_THREAD, y);
         x[0] = x[1] = x[2] = x[3] = 0.0f;
     }
 }
@@ -427,7 +439,11 @@ static __device__ void consume(const struct many_call &c,
             if (!is_first)
                 merge_old<D>(o, w.all, by);
             put_away<D>(o, w.all);
-        } else {
+        } else
+#ifdef ATTEND_SKIP
+            if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f))
+#endif
+        {
 #pragma unroll
             for (int j = 0; j < D / 2; j++)
                 o[j] = o[j] * factor[j / 2 % 2];
@@ -460,11 +476,14 @@ static __device__ void work(const struct many_call &c, struct room<D> m,
                             uint32_t group)
 {
     uint32_t t = threadIdx.x % N_GROUP_THREAD;
-    size_t at = (blockIdx.x * 2 + group) * (size_t)(64 * D);
     struct worker w = {.group = group};
     struct tile tile;
 
-    w.all = (float4 *)(c.scratch + c.sum_at) + at / 4 + t;
+    if (many<D>::HAS_SUM)
+        w.all = m.sum + group * (64 * D / 4) + t;
+    else
+        w.all = (float4 *)(c.scratch + c.sum_at) +
+                (blockIdx.x * 2 + group) * (64 * D / 4) + t;
     if (group == 1) /* the first turn is the other's */
         named_arrive(TURN, 2 * N_GROUP_THREAD);
     for (uint32_t round = 0; tile_take<D>(&tile, c, round); round++) {
@@ -520,7 +539,8 @@ size_t many_k_bytes(const struct attend_frame *f, uint64_t n_key)
 
 size_t many_sum_bytes(const struct attend_frame *f, uint32_t n_cta)
 {
-    return (size_t)n_cta * MANY_ROWS * attend_padded(f->d_head) * sizeof(float);
+    uint32_t d = attend_padded(f->d_head);
+    return d > 128 ? (size_t)n_cta * MANY_ROWS * d * sizeof(float) : 0;
 }
 
 template <int D>

@@ -29,7 +29,8 @@ many_tiles(const struct attend_frame &frame, uint32_t n_row)
     return (n_row * frame.group + MANY_ROWS - 1) / MANY_ROWS;
 }
 
-/* Bytes of scratch for a span's queries, a span's keys, and for the sums. */
+/* Bytes of scratch for a span's queries, a span's keys, and for O of past
+ * chains. */
 size_t many_q_bytes(const struct attend_frame *frame, uint32_t n_row);
 size_t many_k_bytes(const struct attend_frame *frame, uint64_t n_key);
 size_t many_sum_bytes(const struct attend_frame *frame, uint32_t n_cta);

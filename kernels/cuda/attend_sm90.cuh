@@ -83,6 +83,18 @@ static __device__ __forceinline__ void named_arrive(int id, int n_thread)
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n_thread) : "memory");
 }
 
+/* Programmatic dependent launch: wait until the kernels before are over; let
+ * the kernel behind be launched, which waits likewise. */
+static __device__ __forceinline__ void kernel_wait(void)
+{
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+static __device__ __forceinline__ void kernel_release(void)
+{
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 /* Cluster. An address in shared memory as it is called in CTA `rank`. */
 static __device__ __forceinline__ uint32_t cluster_at(uint32_t at,
                                                       uint32_t rank)
