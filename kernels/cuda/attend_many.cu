@@ -439,11 +439,7 @@ static __device__ void consume(const struct many_call &c,
             if (!is_first)
                 merge_old<D>(o, w.all, by);
             put_away<D>(o, w.all);
-        } else
-#ifdef ATTEND_SKIP
-            if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f))
-#endif
-        {
+        } else if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) {
 #pragma unroll
             for (int j = 0; j < D / 2; j++)
                 o[j] = o[j] * factor[j / 2 % 2];

@@ -8,6 +8,7 @@
  *
  *     check_attend check          every shape; exit status 0 if all hold
  *     check_attend short          fewer lengths
+ *     check_attend tiny           for compute-sanitizer
  *     check_attend time           tables of times and bounds
  *     check_attend prompts        one of them
  *     check_attend steps          the other
@@ -337,16 +338,18 @@ static void check_cut(struct gpu *gpu, struct shape shape,
     expect(is_same(s, shape, whole, 0, s->n_token), shape, s->n_token, "cut");
 }
 
-/* Row by row, the first 130 from nothing, then some with what lies behind. */
+static uint32_t n_single = 130; /* first rows that come one by one */
+
+/* Row by row, the first ones from nothing, then some with what lies behind. */
 static void check_single(struct gpu *gpu, struct shape shape,
                          const struct rope_table *table, struct session *s,
                          const float *whole)
 {
-    uint32_t n = s->n_token, first = n < 130 ? n : 130;
+    uint32_t n = s->n_token, first = n < n_single ? n : n_single;
 
     poison(s, shape);
     for (uint32_t p = n; p-- > first;) {
-        if (p % 37 && p % 1024 > 2 && p + 3 < n)
+        if ((p % 37 || n_single == 4) && p % 1024 > 2 && p + 3 < n)
             continue;
         step(gpu, shape, table, s, p, p + 1, false);
         expect(is_same(s, shape, whole, p, p + 1), shape, p, "one row");
@@ -424,22 +427,28 @@ static double check_shape(struct gpu *gpu, struct shape shape, uint32_t n)
     return error;
 }
 
-static int check_all(struct gpu *gpu, bool is_short)
-{
-    static const uint32_t length[] = {1, 63, 64, 65, 127, 128, 129, 1000, 4097};
-    static const uint32_t head[][2] = {
-        {64, 16}, {96, 96}, {128, 128}, {256, 64}};
-    static const uint32_t group[] = {1, 2, 3, 4, 8};
+enum extent { TINY, SHORT, FULL };
 
+static int check_all(struct gpu *gpu, enum extent extent)
+{
+    static const uint32_t length[] = {1,   63,  64,   65,  127,
+                                      128, 129, 1000, 4097};
+    static const uint32_t few[] = {1, 65, 129}, one[] = {1030};
+    static const uint32_t head[][2] = {{64, 16}, {96, 96}, {128, 128},
+                                       {256, 64}};
+    static const uint32_t group[] = {1, 2, 3, 4, 8};
+    const uint32_t *n = extent == FULL ? length : extent == SHORT ? few : one;
+    uint32_t n_length = extent == FULL ? 9 : extent == SHORT ? 3 : 1;
+
+    n_single = extent == TINY ? 4 : 130;
     for (uint32_t i = 0; i < 4; i++) {
         double worst = 0;
         uint32_t bad = n_bad;
-        for (uint32_t g = 0; g < 5; g++)
-            for (uint32_t j = 0; j < (is_short ? 7 : 9);
-                 j += is_short ? 3 : 1) {
+        for (uint32_t g = 0; g < 5; g += extent == TINY ? 3 : 1)
+            for (uint32_t j = 0; j < n_length; j++) {
                 struct shape shape = {1 + g % 3, group[g], head[i][0],
                                       head[i][1]};
-                double e = check_shape(gpu, shape, length[j]);
+                double e = check_shape(gpu, shape, n[j]);
                 worst = e > worst ? e : worst;
                 CUDA(cudaGetLastError());
             }
@@ -463,6 +472,8 @@ static float median_ms(float *ms, int n)
 }
 
 #define N_TIME 9
+
+static double copy_bytes_us = 3.0e6; /* bytes read and written a microsecond */
 
 /* A prompt's last n_row rows of n_token, of one session. */
 static void time_prefill(struct gpu *gpu, struct shape shape, uint32_t n_token,
@@ -595,8 +606,8 @@ static void time_copy(struct gpu *gpu)
         if (i >= 0)
             CUDA(cudaEventElapsedTime(&ms[i], from, to));
     }
-    printf("copy: %.0f GB/s read and written\n",
-           2.0 * (double)n / median_ms(ms, N_TIME) / 1e6);
+    copy_bytes_us = 2.0 * (double)n / median_ms(ms, N_TIME) / 1e3;
+    printf("copy: %.0f GB/s read and written\n", copy_bytes_us / 1e3);
     cudaFree(a);
     cudaFree(b);
 }
@@ -626,7 +637,9 @@ static void time_steps(struct gpu *gpu)
     time_decode(gpu, g256, 1, 512, 16, 1);
     time_decode(gpu, g256, 8, 16384, 3, 1);
     time_decode(gpu, g256, 1, 131072, 3, 4);
+    time_decode(gpu, g256, 1, 4096, 16, 4);
     time_decode(gpu, g256, 1, 4096, 16, 16);
+    time_decode(gpu, g256, 16, 4096, 4, 4);
     time_decode(gpu, g128, 64, 4096, 3, 1);
 }
 
@@ -638,9 +651,11 @@ int main(int argc, char **argv)
     CUDA(cudaStreamCreate(&gpu.stream));
     CUDA(cudaMalloc((void **)&gpu.stage, STAGE_BYTES));
     if (!strcmp(what, "check"))
-        return check_all(&gpu, false);
+        return check_all(&gpu, FULL);
     if (!strcmp(what, "short"))
-        return check_all(&gpu, true);
+        return check_all(&gpu, SHORT);
+    if (!strcmp(what, "tiny"))
+        return check_all(&gpu, TINY);
     time_copy(&gpu);
     if (strcmp(what, "steps"))
         time_prompts(&gpu);
