@@ -155,7 +155,7 @@ static void launch_many(struct gpu *gpu, const struct attend_frame *frame,
     }
     uint64_t n_tile =
         (uint64_t)many_tiles(*frame, extent.n_row) * n_span * frame->n_kv_head;
-    uint32_t n_sm = (uint32_t)gpu_n_sm(gpu);
+    uint32_t n_sm = (uint32_t)gpu_n_sm(gpu) / MANY_CTA * MANY_CTA;
     struct many_call call = {.frame = *frame,
                              .n_span = n_span,
                              .n_row_max = extent.n_row,

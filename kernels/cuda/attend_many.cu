@@ -70,27 +70,30 @@ struct tile {
 };
 
 /*
- * Tile `round` of this CTA; false behind the last. Heads of a tile side by
- * side, since they start at the same time; the longest first; and every other
- * round backwards, which shares the work out evenly.
+ * Tile `round` of this CTA; false behind the last. The CTAs of a cluster take
+ * neighbours with the steps of the longer. Heads of a tile side by side, since
+ * they start at the same time; the longest first; and every other round
+ * backwards, which shares the work out evenly.
  */
 template <int D>
 static __device__ bool tile_take(struct tile *tile, const struct many_call &c,
                                  uint32_t round)
 {
     uint32_t n_kv_head = c.frame.n_kv_head;
-    uint32_t n_tile = many_tiles(c.frame, c.n_row_max);
-    uint32_t i =
-        round * c.n_cta + (round % 2 ? c.n_cta - 1 - blockIdx.x : blockIdx.x);
-    if (i >= n_tile * c.n_span * n_kv_head)
+    uint32_t n_pair = many_tiles(c.frame, c.n_row_max) / MANY_CTA;
+    uint32_t n = c.n_cta / MANY_CTA, pair = blockIdx.x / MANY_CTA;
+    uint32_t i = round * n + (round % 2 ? n - 1 - pair : pair);
+    if (i >= n_pair * c.n_span * n_kv_head)
         return false;
     tile->head = i % n_kv_head;
     tile->in = c.span[i / n_kv_head % c.n_span];
-    tile->first = (n_tile - 1 - i / n_kv_head / c.n_span) * MANY_ROWS;
+    pair = n_pair - 1 - i / n_kv_head / c.n_span;
+    tile->first = (pair * MANY_CTA + blockIdx.x % MANY_CTA) * MANY_ROWS;
     tile->n_packed = tile->in.span.n_row * c.frame.group;
     tile->n_step = 0;
-    if (tile->first < tile->n_packed) {
-        uint32_t last = min(tile->first + MANY_ROWS, tile->n_packed) - 1;
+    if (pair * MANY_CTA * MANY_ROWS < tile->n_packed) {
+        uint32_t end = (pair + 1) * MANY_CTA * MANY_ROWS;
+        uint32_t last = min(end, tile->n_packed) - 1;
         uint64_t n_key = tile->in.span.position + last / c.frame.group + 1;
         tile->n_step = (uint32_t)((n_key + many<D>::STEP - 1) / many<D>::STEP);
     }
@@ -107,40 +110,46 @@ template <int D> static __device__ __forceinline__ uint32_t phase_of(uint32_t i)
     return i / many<D>::N_STAGE % 2;
 }
 
-/* Bring a tile's keys and values; n_past steps went before. */
+/* A stage is free again: for the producers of both CTAs. */
+static __device__ __forceinline__ void free_stage(uint64_t *empty)
+{
+    for (uint32_t rank = 0; rank < MANY_CTA; rank++)
+        cluster_arrive(cluster_at(shared_at(empty), rank));
+}
+
+/* Bring a tile's keys and values, half of them from each CTA; n_past steps
+ * went before. */
 template <int D>
 static __device__ void bring(const struct many_call &c, const struct tile &tile,
                              struct room<D> m, uint32_t n_past)
 {
     using shape = many<D>;
-    constexpr uint32_t N_EACH = shape::STEP / KV_BLOCK;
+    constexpr uint32_t HALF = shape::KV_BYTES / MANY_CTA;
+    constexpr uint32_t N_EACH = shape::STEP / KV_BLOCK; /* blocks of a step */
     const struct attend_span &span = tile.in.span;
     uint64_t n_key = span.position + span.n_row;
     uint64_t n_step_all = (n_key + shape::STEP - 1) / shape::STEP;
     uint64_t n_block = (n_key + KV_BLOCK - 1) / KV_BLOCK;
-    const unsigned char *k =
-        c.scratch + tile.in.k_at + tile.head * n_step_all * shape::KV_BYTES;
+    uint32_t at = blockIdx.x % MANY_CTA * HALF;
+    const unsigned char *k = c.scratch + tile.in.k_at + at +
+                             tile.head * n_step_all * shape::KV_BYTES;
 
     for (uint32_t i = 0; i < tile.n_step; i++) {
         uint32_t stage = stage_of<D>(n_past + i);
         uint32_t parity = phase_of<D>(n_past + i) ^ 1;
-        const unsigned char *v[N_EACH];
-#pragma unroll
-        for (uint32_t j = 0; j < N_EACH; j++) /* behind the last: any finite */
-            v[j] = values_of<D>(
-                span.block[min((uint64_t)(i * N_EACH + j), n_block - 1)],
-                c.frame.n_kv_head, tile.head);
+        uint32_t to = stage * shape::KV_BYTES + at;
+        /* Behind the last block any finite values will do. */
+        uint64_t b = min((uint64_t)i * N_EACH + at / (D * 128), n_block - 1);
+        const unsigned char *v =
+            values_of<D>(span.block[b], c.frame.n_kv_head, tile.head) +
+            at % (D * 128);
         barrier_wait(m.k_empty + stage, parity);
         barrier_expect(m.k_full + stage, shape::KV_BYTES);
-        bulk_copy(m.k + stage * shape::KV_BYTES,
-                  k + i * (size_t)shape::KV_BYTES, shape::KV_BYTES,
-                  m.k_full + stage);
+        bulk_copy_both(m.k + to, k + i * (size_t)shape::KV_BYTES, HALF,
+                       m.k_full + stage);
         barrier_wait(m.v_empty + stage, parity);
         barrier_expect(m.v_full + stage, shape::KV_BYTES);
-#pragma unroll
-        for (uint32_t j = 0; j < N_EACH; j++)
-            bulk_copy(m.v + stage * shape::KV_BYTES + j * D * 128, v[j],
-                      D * 128, m.v_full + stage);
+        bulk_copy_both(m.v + to, v, HALF, m.v_full + stage);
     }
 }
 
@@ -391,7 +400,7 @@ static __device__ void consume(const struct many_call &c,
     wgmma_wait<0>();
     wgmma_pin<STEP / 2>(s);
     if (t == 0)
-        barrier_arrive(m.k_empty + stage_of<D>(at));
+        free_stage(m.k_empty + stage_of<D>(at));
     softmax<D>(s, row, factor, 0);
     to_weights<D>(p, s);
     if (n_step > 1)
@@ -412,7 +421,7 @@ static __device__ void consume(const struct many_call &c,
         wgmma_wait<1>();
         wgmma_pin<STEP / 2>(s);
         if (t == 0)
-            barrier_arrive(m.k_empty + stage);
+            free_stage(m.k_empty + stage);
         bool is_chain = i % N_CHAIN_STEP == 0, is_first = i == N_CHAIN_STEP;
         struct merge by[2];
         if (is_chain) {
@@ -433,7 +442,7 @@ static __device__ void consume(const struct many_call &c,
         wgmma_wait<0>();
         wgmma_pin<D / 2>(o);
         if (t == 0)
-            barrier_arrive(m.v_empty + last);
+            free_stage(m.v_empty + last);
         to_weights<D>(p, s);
         if (is_chain) {
             if (!is_first)
@@ -457,7 +466,7 @@ static __device__ void consume(const struct many_call &c,
     wgmma_wait<0>();
     wgmma_pin<D / 2>(o);
     if (t == 0)
-        barrier_arrive(m.v_empty + last);
+        free_stage(m.v_empty + last);
     bool is_first = n_step <= N_CHAIN_STEP;
     struct merge by[2] = {merge_of(row, row[0].max, row[0].sum, is_first),
                           merge_of(row + 1, row[1].max, row[1].sum, is_first)};
@@ -492,8 +501,9 @@ static __device__ void work(const struct many_call &c, struct room<D> m,
 }
 
 template <int D>
-static __global__ void __launch_bounds__(N_THREAD, 1)
-    multiply(const __grid_constant__ struct many_call c)
+static __global__ void __cluster_dims__(MANY_CTA, 1, 1)
+    __launch_bounds__(N_THREAD, 1)
+        multiply(const __grid_constant__ struct many_call c)
 {
     extern __shared__ unsigned char shared[];
     struct room<D> m = room_of<D>(shared);
@@ -505,25 +515,29 @@ static __global__ void __launch_bounds__(N_THREAD, 1)
         for (uint32_t i = 0; i < many<D>::N_STAGE; i++) {
             barrier_init(m.k_full + i, 1);
             barrier_init(m.v_full + i, 1);
-            barrier_init(m.k_empty + i, 2);
-            barrier_init(m.v_empty + i, 2);
+            barrier_init(m.k_empty + i, 2 * MANY_CTA);
+            barrier_init(m.v_empty + i, 2 * MANY_CTA);
         }
         barrier_init_fence();
     }
-    __syncthreads();
+    cluster_sync();
+    /* At the end the other CTA may still free stages of ours. */
     if (group == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         if (threadIdx.x == 0)
             produce<D>(c, m);
+        __syncwarp();
+        cluster_sync();
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         work<D>(c, m, group - 1);
+        cluster_sync();
     }
 }
 
 size_t many_q_bytes(const struct attend_frame *f, uint32_t n_row)
 {
-    size_t n_tile = ((size_t)n_row * f->group + MANY_ROWS - 1) / MANY_ROWS;
+    size_t n_tile = many_tiles(*f, n_row);
     return f->n_kv_head * n_tile * MANY_ROWS * attend_padded(f->d_head) * 2;
 }
 

@@ -67,6 +67,18 @@ static __device__ __forceinline__ void bulk_copy(void *to, const void *from,
                  : "memory");
 }
 
+/* The same to the same place in both CTAs of a cluster of two, completing on
+ * the barrier of each. */
+static __device__ __forceinline__ void
+bulk_copy_both(void *to, const void *from, uint32_t bytes, uint64_t *bar)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::"
+                 "bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(
+                     shared_at(to)),
+                 "l"(from), "r"(bytes), "r"(shared_at(bar)), "h"((uint16_t)3)
+                 : "memory");
+}
+
 /* Ordinary writes to shared memory before what the copy engine does next. */
 static __device__ __forceinline__ void copy_fence(void)
 {
