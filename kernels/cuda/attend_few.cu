@@ -6,7 +6,7 @@
  * A cluster of D / 64 CTAs has one chain of keys, one KV head and 8 packed
  * rows. Scores need no order: each CTA takes every (D / 64)th block of keys.
  * Maxima are exact: once the blocks' maxima have been exchanged, every CTA
- * knows M of every step, weighs its own blocks and copies the weights to the
+ * finds M of every step, weighs its own blocks and copies the weights to the
  * others. O is one chain over the keys for each dim: each CTA takes one tile of
  * 64 dims, its four warps 16 dims each, and all weights. Products have keys or
  * dims as their 16 rows and the packed rows as their 8 columns. A fifth warp
@@ -303,9 +303,8 @@ template <int D, int R, int N>
 static __device__ void find_maxima(const struct few_item &item,
                                    struct room<D, R, N> *m)
 {
-    constexpr uint32_t N_CTA = few<D>::N_CTA, N_STEP = few<D>::N_STEP;
+    constexpr uint32_t N_CTA = few<D>::N_CTA;
     constexpr uint32_t N_EACH = few<D>::STEP / KV_BLOCK;
-    uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32;
 
     named_sync(WORKERS, N_WORKER);
     for (uint32_t i = threadIdx.x; i < item.n_own * R; i += N_WORKER) {
@@ -321,22 +320,19 @@ static __device__ void find_maxima(const struct few_item &item,
     if (threadIdx.x < N_CTA)
         cluster_arrive(cluster_at(shared_at(&m->max_ready), threadIdx.x));
     barrier_wait(&m->max_ready, 0);
-    for (uint32_t row = w; row < R; row += 4) {
-        float x = -INFINITY;
-        for (uint32_t i = 0; i < N_EACH; i++) {
-            uint32_t b = lane * N_EACH + i;
-            x = b < item.n_block ? fmaxf(x, m->block_max[b][row]) : x;
-        }
+    if (threadIdx.x < R) {
+        uint32_t row = threadIdx.x;
+        float max = -INFINITY;
 #pragma unroll
-        for (int d = 1; d < 32; d *= 2) {
-            float y = __shfl_up_sync(~0u, x, d);
-            x = lane >= (uint32_t)d ? fmaxf(x, y) : x;
-        }
-        float before = __shfl_up_sync(~0u, x, 1);
-        if (lane < N_STEP) {
-            m->max[lane][row] = x;
-            m->factor[lane][row] =
-                lane ? exp2_of(before - finite_max(x)) : 0.0f;
+        for (uint32_t i = 0; i < few<D>::N_STEP; i++) {
+            float x = -INFINITY;
+#pragma unroll
+            for (uint32_t b = i * N_EACH; b < (i + 1) * N_EACH; b++)
+                x = b < item.n_block ? fmaxf(x, m->block_max[b][row]) : x;
+            float before = max;
+            max = raised(max, x);
+            m->max[i][row] = max;
+            m->factor[i][row] = exp2_of(before - finite_max(max));
         }
     }
     named_sync(WORKERS, N_WORKER);

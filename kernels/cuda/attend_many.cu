@@ -114,7 +114,7 @@ template <int D> static __device__ __forceinline__ uint32_t phase_of(uint32_t i)
 static __device__ __forceinline__ void free_stage(uint64_t *empty)
 {
     for (uint32_t rank = 0; rank < MANY_CTA; rank++)
-        cluster_arrive(cluster_at(shared_at(empty), rank));
+        cluster_arrive_free(cluster_at(shared_at(empty), rank));
 }
 
 /* Bring a tile's keys and values, half of them from each CTA; n_past steps
@@ -233,7 +233,7 @@ static __device__ __forceinline__ float weigh(float *s, struct row *row)
         max = fmaxf(max, fmaxf(s[4 * i], s[4 * i + 1]));
     max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
     max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
-    max = fmaxf(max, row->max);
+    max = raised(row->max, max);
     float base = finite_max(max), factor = exp2_of(row->max - base);
     float sum = 0.0f;
 #pragma unroll
@@ -523,13 +523,13 @@ static __global__ void __cluster_dims__(MANY_CTA, 1, 1)
     cluster_sync();
     /* At the end the other CTA may still free stages of ours. */
     if (group == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x == 0)
             produce<D>(c, m);
         __syncwarp();
         cluster_sync();
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         work<D>(c, m, group - 1);
         cluster_sync();
     }

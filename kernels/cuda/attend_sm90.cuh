@@ -43,15 +43,24 @@ static __device__ __forceinline__ void barrier_expect(uint64_t *bar,
                  : "memory");
 }
 
+/* Wait for the end of a phase; one that never ends is an error of ours, which
+ * stops the kernel. */
 static __device__ __forceinline__ void barrier_wait(uint64_t *bar,
                                                     uint32_t parity)
 {
     asm volatile("{\n"
-                 ".reg .pred done;\n"
+                 ".reg .pred done, late;\n"
+                 ".reg .u32 n;\n"
+                 "mov.u32 n, 0;\n"
                  "again:\n"
                  "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 "
                  "done, [%0], %1;\n"
-                 "@!done bra again;\n"
+                 "@done bra over;\n"
+                 "add.u32 n, n, 1;\n"
+                 "setp.gt.u32 late, n, 0x4000000;\n"
+                 "@late trap;\n"
+                 "bra again;\n"
+                 "over:\n"
                  "}" ::"r"(shared_at(bar)),
                  "r"(parity)
                  : "memory");
@@ -134,7 +143,15 @@ static __device__ __forceinline__ void cluster_store(uint32_t at, uint32_t x)
                  : "memory");
 }
 
-/* On a barrier of any CTA of the cluster. */
+/* On a barrier of any CTA of the cluster, when nothing written is to be seen
+ * there: no fence, as for a stage whose products are over. */
+static __device__ __forceinline__ void cluster_arrive_free(uint32_t bar)
+{
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(bar)
+                 : "memory");
+}
+
+/* The same, and what was written before is seen. */
 static __device__ __forceinline__ void cluster_arrive(uint32_t bar)
 {
     asm volatile(
