@@ -42,16 +42,24 @@ extern "C" {
 #include <cuda_runtime.h>
 #include <stdint.h>
 
-#ifndef ATTEND_CHAIN
-#define ATTEND_CHAIN 1024u
+#ifndef CHAIN_256
+#define CHAIN_256 1024u
+#endif
+#ifndef CHAIN_128
+#define CHAIN_128 1024u
 #endif
 #define ATTEND_DIM_MAX 256u
 #define TILE_BYTES 8192u
-#define CHAIN_BLOCKS (ATTEND_CHAIN / KV_BLOCK)
 
-template <int D> struct attend_step {
-    static constexpr int N = D == 256 ? 64 : 128; /* keys */
-};
+/* Keys of a chain, and of a step, by padded dims. */
+static __host__ __device__ constexpr uint32_t chain_keys(uint32_t d)
+{
+    return d > 128 ? CHAIN_256 : CHAIN_128;
+}
+static __host__ __device__ constexpr uint32_t step_keys(uint32_t d)
+{
+    return d > 128 ? 64 : 128;
+}
 
 /*
  * What all kernels of one call know. Packed row r of a span and a KV head

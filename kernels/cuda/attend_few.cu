@@ -23,12 +23,20 @@
 #define SCORE_STRIDE 72u /* floats of 64 scores, apart in banks */
 #define WORKERS 1        /* named barriers */
 #define EVERYONE 2
+#ifndef SLOTS
+#define SLOTS 8
+#define SLOTS_16 12
+#endif
+#ifndef SLOTS_WIDE
+#define SLOTS_WIDE 20
+#endif
 
 template <int D> struct few {
     static constexpr uint32_t N_CTA = D / 64; /* of a cluster */
-    static constexpr uint32_t STEP = attend_step<D>::N;
-    static constexpr uint32_t N_STEP = ATTEND_CHAIN / STEP;
-    static constexpr uint32_t N_OWN = CHAIN_BLOCKS / N_CTA;
+    static constexpr uint32_t CHAIN = chain_keys(D), STEP = step_keys(D);
+    static constexpr uint32_t N_STEP = CHAIN / STEP;
+    static constexpr uint32_t N_BLOCK = CHAIN / KV_BLOCK;
+    static constexpr uint32_t N_OWN = N_BLOCK / N_CTA;
     /* Pairs of a key whose angles within a block stay in registers, half of
      * them with each half of a warp; the others are read again and again. */
     static constexpr uint32_t N_HELD = D == 128 ? 64 : 32;
@@ -43,11 +51,11 @@ template <int R> struct weights {
 /* N tiles are under way. */
 template <int D, int R, int N> struct room {
     unsigned char tile[N][TILE_BYTES];
-    struct weights<R> weight[CHAIN_BLOCKS];
+    struct weights<R> weight[few<D>::N_BLOCK];
     float score[few<D>::N_OWN][R][SCORE_STRIDE];
     struct angle angle[few<D>::N_OWN][D / 2]; /* of the blocks' first tokens */
     float warp_max[few<D>::N_OWN][4][R];
-    float block_max[CHAIN_BLOCKS][R];
+    float block_max[few<D>::N_BLOCK][R];
     float max[few<D>::N_STEP][R], factor[few<D>::N_STEP][R];
     float sum[R];
     uint64_t full[N], empty[N], max_ready, weight_ready;
@@ -86,12 +94,12 @@ static __device__ bool item_init(struct few_item *item,
     if (item->first >= item->n_packed)
         return false;
     uint64_t n_key = position_of(*item, c.frame.group, R - 1) + 1;
-    item->n_chain = (uint32_t)((n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN);
+    item->n_chain = (uint32_t)((n_key + few<D>::CHAIN - 1) / few<D>::CHAIN);
     if (item->chain >= item->n_chain)
         return false;
-    uint64_t left = n_key - (uint64_t)item->chain * ATTEND_CHAIN;
-    item->n_block =
-        (uint32_t)min((left + KV_BLOCK - 1) / KV_BLOCK, (uint64_t)CHAIN_BLOCKS);
+    uint64_t left = n_key - (uint64_t)item->chain * few<D>::CHAIN;
+    item->n_block = (uint32_t)min((left + KV_BLOCK - 1) / KV_BLOCK,
+                                  (uint64_t)few<D>::N_BLOCK);
     item->n_own = (item->n_block + N_CTA - 1 - item->rank) / N_CTA;
     return true;
 }
@@ -107,7 +115,7 @@ static __device__ void produce(const struct few_call &c,
     const void *block = NULL;
 
     if (lane < item.n_block)
-        block = item.span.block[item.chain * CHAIN_BLOCKS + lane];
+        block = item.span.block[item.chain * few<D>::N_BLOCK + lane];
     for (uint32_t i = 0; i < n_key_tile + item.n_block; i++) {
         bool is_key = i < n_key_tile;
         uint32_t b = is_key ? item.rank + i / N_CTA * N_CTA : i - n_key_tile;
@@ -160,7 +168,7 @@ static __device__ void load_angles(const struct few_item &item,
 {
     for (uint32_t i = threadIdx.x; i < item.n_own * f.n_pair; i += N_WORKER) {
         uint32_t own = i / f.n_pair;
-        uint64_t b = (uint64_t)item.chain * CHAIN_BLOCKS + item.rank +
+        uint64_t b = (uint64_t)item.chain * few<D>::N_BLOCK + item.rank +
                      own * few<D>::N_CTA;
         m->angle[own][i % f.n_pair] = angle_block(f, b, i % f.n_pair);
     }
@@ -271,7 +279,7 @@ static __device__ void score(const struct few_call &c,
     }
     for (uint32_t i = 0; i < item.n_own; i++) {
         uint32_t first = i * N_CTA;
-        uint64_t b = (uint64_t)item.chain * CHAIN_BLOCKS + item.rank + first;
+        uint64_t b = (uint64_t)item.chain * few<D>::N_BLOCK + item.rank + first;
         float s[R / 8][4] = {{0.0f}};
 #pragma unroll
         for (uint32_t j = 0; j < N_CTA; j++)
@@ -585,7 +593,7 @@ static __global__ void __launch_bounds__(D)
     if (item.first + r >= item.n_packed)
         return;
     uint64_t n_key = position_of(item, f.group, c.n_row - 1) + 1;
-    uint32_t n_chain = (uint32_t)((n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN);
+    uint32_t n_chain = (uint32_t)((n_key + few<D>::CHAIN - 1) / few<D>::CHAIN);
     if (n_chain == 1)
         return;
     size_t i = blockIdx.x * gridDim.y + blockIdx.y;
@@ -677,11 +685,14 @@ static void attend_few_of(cudaStream_t stream, const struct few_call *c)
         (uint64_t)n_item * few<D>::N_CTA * c->frame.n_kv_head * c->n_chain;
 
     if (c->n_row > FEW_ROWS)
-        launch_chains<D, 2 * FEW_ROWS, 12>(stream, c);
+        launch_chains<D, 2 * FEW_ROWS, D == 256 ? SLOTS_16 : 12>(stream, c);
     else if (n_cta <= c->n_sm) /* an SM for each: as much ahead as it holds */
-        launch_chains<D, FEW_ROWS, 20>(stream, c);
+        launch_chains<D, FEW_ROWS, D == 256 ? SLOTS_WIDE : 20>(stream, c);
     else /* two to an SM */
-        launch_chains<D, FEW_ROWS, D == 64 ? 5 : 8>(stream, c);
+        launch_chains<D, FEW_ROWS,
+                      D == 64    ? 5
+                      : D == 256 ? SLOTS
+                                 : 8>(stream, c);
     if (c->n_chain > 1)
         launch(stream, dim3(n_item, c->frame.n_kv_head, c->n_row), D, 1, 0,
                merge_chains<D>, c);

@@ -6,7 +6,7 @@
 #include "kernels/cuda/attend.cuh"
 
 #define MANY_ROWS 128u /* of a tile: two warpgroups of 64 */
-#define MANY_CTA 2u    /* of a cluster, each with a tile of the same keys */
+#define MANY_CTA 2u    /* of a cluster at most, with a tile each */
 
 struct many_span {
     struct attend_span span;
