@@ -134,8 +134,7 @@ static void launch_few(struct gpu *gpu, const struct attend_frame *frame,
     uint32_t n_packed = extent.n_row * frame->group;
     call.n_row = n_packed > FEW_ROWS ? 2 * FEW_ROWS : FEW_ROWS;
     call.n_tile = (n_packed + call.n_row - 1) / call.n_row;
-    uint32_t n_chain_key = chain_keys(attend_padded(frame->d_head));
-    call.n_chain = (uint32_t)((extent.n_key + n_chain_key - 1) / n_chain_key);
+    call.n_chain = (uint32_t)((extent.n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN);
     call.part = (float *)gpu_scratch(gpu, few_part_bytes(&call));
     attend_few(gpu_stream(gpu), &call);
 }

@@ -42,20 +42,11 @@ extern "C" {
 #include <cuda_runtime.h>
 #include <stdint.h>
 
-#ifndef CHAIN_256
-#define CHAIN_256 1024u
-#endif
-#ifndef CHAIN_128
-#define CHAIN_128 1024u
-#endif
+#define ATTEND_CHAIN 1024u /* keys of a chain */
 #define ATTEND_DIM_MAX 256u
 #define TILE_BYTES 8192u
 
-/* Keys of a chain, and of a step, by padded dims. */
-static __host__ __device__ constexpr uint32_t chain_keys(uint32_t d)
-{
-    return d > 128 ? CHAIN_256 : CHAIN_128;
-}
+/* Keys of a step, by padded dims. */
 static __host__ __device__ constexpr uint32_t step_keys(uint32_t d)
 {
     return d > 128 ? 64 : 128;

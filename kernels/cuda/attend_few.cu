@@ -23,17 +23,10 @@
 #define SCORE_STRIDE 72u /* floats of 64 scores, apart in banks */
 #define WORKERS 1        /* named barriers */
 #define EVERYONE 2
-#ifndef SLOTS
-#define SLOTS 8
-#define SLOTS_16 12
-#endif
-#ifndef SLOTS_WIDE
-#define SLOTS_WIDE 20
-#endif
 
 template <int D> struct few {
     static constexpr uint32_t N_CTA = D / 64; /* of a cluster */
-    static constexpr uint32_t CHAIN = chain_keys(D), STEP = step_keys(D);
+    static constexpr uint32_t CHAIN = ATTEND_CHAIN, STEP = step_keys(D);
     static constexpr uint32_t N_STEP = CHAIN / STEP;
     static constexpr uint32_t N_BLOCK = CHAIN / KV_BLOCK;
     static constexpr uint32_t N_OWN = N_BLOCK / N_CTA;
@@ -327,7 +320,7 @@ static __device__ void find_maxima(const struct few_item &item,
     named_sync(WORKERS, N_WORKER);
     if (threadIdx.x < N_CTA)
         cluster_arrive(cluster_at(shared_at(&m->max_ready), threadIdx.x));
-    barrier_wait(&m->max_ready, 0);
+    cluster_wait_for(&m->max_ready, 0);
     if (threadIdx.x < R) {
         uint32_t row = threadIdx.x;
         float max = -INFINITY;
@@ -684,15 +677,13 @@ static void attend_few_of(cudaStream_t stream, const struct few_call *c)
     uint64_t n_cta =
         (uint64_t)n_item * few<D>::N_CTA * c->frame.n_kv_head * c->n_chain;
 
+    /* Tiles under way: an SM holds three CTAs of 5, two of 8, one of 20. */
     if (c->n_row > FEW_ROWS)
-        launch_chains<D, 2 * FEW_ROWS, D == 256 ? SLOTS_16 : 12>(stream, c);
-    else if (n_cta <= c->n_sm) /* an SM for each: as much ahead as it holds */
-        launch_chains<D, FEW_ROWS, D == 256 ? SLOTS_WIDE : 20>(stream, c);
-    else /* two to an SM */
-        launch_chains<D, FEW_ROWS,
-                      D == 64    ? 5
-                      : D == 256 ? SLOTS
-                                 : 8>(stream, c);
+        launch_chains<D, 2 * FEW_ROWS, D == 256 ? 5 : 12>(stream, c);
+    else if (n_cta <= c->n_sm)
+        launch_chains<D, FEW_ROWS, 20>(stream, c);
+    else
+        launch_chains<D, FEW_ROWS, D == 128 ? 8 : 5>(stream, c);
     if (c->n_chain > 1)
         launch(stream, dim3(n_item, c->frame.n_kv_head, c->n_row), D, 1, 0,
                merge_chains<D>, c);

@@ -24,12 +24,10 @@
 #define N_THREAD (3 * N_GROUP_THREAD)
 #define TURN 1 /* named barriers TURN and TURN + 1: whose turn it is */
 
-#ifndef PAIRS
-#define PAIRS(D) true
-#endif
-
 template <int D> struct many {
-    static constexpr uint32_t N_CTA = PAIRS(D) ? 2 : 1; /* of a cluster */
+    /* CTAs of a cluster: halving what the L2 cache gives out pays only where
+     * O goes there, too. */
+    static constexpr uint32_t N_CTA = D > 128 ? 2 : 1;
     static constexpr uint32_t STEP = step_keys(D);
     static constexpr uint32_t N_STAGE = D == 64 ? 4 : 2;
     static constexpr uint32_t Q_BYTES = MANY_ROWS * D * 2;
@@ -521,7 +519,7 @@ static __device__ void consume(const struct many_call &c,
                                const struct tile &tile, struct room<D> m,
                                const struct worker &w)
 {
-    constexpr uint32_t N_CHAIN_STEP = chain_keys(D) / many<D>::STEP;
+    constexpr uint32_t N_CHAIN_STEP = ATTEND_CHAIN / many<D>::STEP;
     uint32_t t = threadIdx.x % N_GROUP_THREAD;
     uint32_t r = w.group * 64 + t / 32 * 16 + t % 32 / 4; /* and r + 8 */
     struct merge by[2];

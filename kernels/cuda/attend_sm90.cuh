@@ -43,24 +43,35 @@ static __device__ __forceinline__ void barrier_expect(uint64_t *bar,
                  : "memory");
 }
 
-/* Wait for the end of a phase; one that never ends is an error of ours, which
- * stops the kernel. */
+/*
+ * Wait for the end of a phase. Of scope CTA, which is enough for copies and for
+ * stages that are freed; with that of the cluster the wait would empty the L1
+ * cache each time. And it does not count: a counter costs the registers that
+ * keep products asynchronous (ptxas C7512).
+ */
 static __device__ __forceinline__ void barrier_wait(uint64_t *bar,
                                                     uint32_t parity)
 {
     asm volatile("{\n"
-                 ".reg .pred done, late;\n"
-                 ".reg .u32 n;\n"
-                 "mov.u32 n, 0;\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n"
+                 "}" ::"r"(shared_at(bar)),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* The same, and what other CTAs of the cluster stored here before is seen. */
+static __device__ __forceinline__ void cluster_wait_for(uint64_t *bar,
+                                                        uint32_t parity)
+{
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
                  "again:\n"
                  "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 "
                  "done, [%0], %1;\n"
-                 "@done bra over;\n"
-                 "add.u32 n, n, 1;\n"
-                 "setp.gt.u32 late, n, 0x4000000;\n"
-                 "@late trap;\n"
-                 "bra again;\n"
-                 "over:\n"
+                 "@!done bra again;\n"
                  "}" ::"r"(shared_at(bar)),
                  "r"(parity)
                  : "memory");
