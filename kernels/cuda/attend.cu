@@ -19,8 +19,8 @@
 /*
  * Packed rows of a span that count as few. The way of few reads the past once
  * for every 16 packed rows, the way of many has one CTA for 128 of them and a
- * KV head: a span by itself would leave most of the GPU idle. By estimate from
- * the times of both (docs/PERFORMANCE.md).
+ * KV head: a span by itself would leave most of the GPU idle. An
+ * estimate; no sweep over thresholds has been timed.
  */
 #define FEW_PACKED_MAX 32u
 #define FEW_PACKED_ALONE_MAX 128u

@@ -45,9 +45,9 @@ static __device__ __forceinline__ void barrier_expect(uint64_t *bar,
 
 /*
  * Wait for the end of a phase. Of scope CTA, which is enough for copies and for
- * stages that are freed; with that of the cluster the wait would empty the L1
- * cache each time. And it does not count: a counter costs the registers that
- * keep products asynchronous (ptxas C7512).
+ * stages that are freed; for the cluster's the assembler adds an invalidation
+ * of the L1 cache (CCTL.IVALL). It does not count tries: two of three ways to
+ * count took the registers that keep products asynchronous (ptxas C7512).
  */
 static __device__ __forceinline__ void barrier_wait(uint64_t *bar,
                                                     uint32_t parity)
