@@ -1,0 +1,213 @@
+/*
+ * The operators kv_append and attend: which kernels a call needs.
+ *
+ * Spans of many rows and spans of few go different ways to the same bits, so
+ * the threshold between them is free. While a decode step is recorded every
+ * span counts as few, since the way of many has grids that depend on
+ * positions. first_block and end_block are not looked at: calls are for all
+ * blocks.
+ */
+#include "kernels/cuda/attend.cuh"
+#include "kernels/cuda/attend_few.cuh"
+#include "kernels/cuda/attend_many.cuh"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/ops.h"
+
+#include <assert.h>
+
+#define SPAN_MAX 64u /* of a launch */
+/*
+ * Packed rows of a span that count as few. The way of few reads the past once
+ * for every 16 packed rows, the way of many has one CTA for 128 of them and a
+ * KV head: a span by itself would leave most of the GPU idle. An
+ * estimate; no sweep over thresholds has been timed.
+ */
+#define FEW_PACKED_MAX 32u
+#define FEW_PACKED_ALONE_MAX 128u
+
+/*
+ * Write a block's new keys (blockIdx.y < n_kv_head) or values of one head. A
+ * block entered at its first token is filled with zeros behind the rows, so
+ * that what is multiplied by a weight of zero later is always finite.
+ */
+template <int D>
+static __global__ void append(const __grid_constant__ struct kv_append_args a,
+                              const struct attend_span *spans)
+{
+    const struct attend_span &span = spans[blockIdx.z];
+    uint64_t b = span.position / KV_BLOCK + blockIdx.x;
+    uint64_t end = span.position + span.n_row;
+    if (b * KV_BLOCK >= end)
+        return;
+    uint32_t n_kv_head = a.shape.n_kv_head, d_head = a.shape.d_head;
+    uint32_t head = blockIdx.y % n_kv_head;
+    bool is_key = blockIdx.y < n_kv_head;
+    size_t stride = is_key ? a.k_stride : a.v_stride;
+    const float *from = (is_key ? a.k : a.v) + (size_t)head * d_head;
+    unsigned char *to =
+        (unsigned char *)span.block[b] + blockIdx.y * (size_t)D * 128;
+
+    for (uint32_t i = threadIdx.x; i < 64 * D / 8; i += blockDim.x) {
+        uint32_t j = i / (D / 8), e = i % (D / 8) * 8;
+        uint64_t t = b * KV_BLOCK + j;
+        bool is_new = t >= span.position && t < end;
+        if (!is_new && (t < end || b * KV_BLOCK < span.position))
+            continue;
+        uint4 x = {0, 0, 0, 0};
+        if (is_new && e < d_head) {
+            size_t row = span.first_row + (t - span.position);
+            const float *y = from + row * stride + e;
+            x = {bf16_pair(y[0], y[1]), bf16_pair(y[2], y[3]),
+                 bf16_pair(y[4], y[5]), bf16_pair(y[6], y[7])};
+        }
+        *(uint4 *)(to + tile_at(j, e, 64)) = x;
+    }
+}
+
+static void append_launch(cudaStream_t stream, const struct kv_append_args *a,
+                          const struct attend_span *span, uint32_t n_span,
+                          uint32_t n_block)
+{
+    dim3 grid(n_block, 2 * a->shape.n_kv_head, n_span);
+
+    switch (attend_padded(a->shape.d_head)) {
+    case 64:
+        append<64><<<grid, 256, 0, stream>>>(*a, span);
+        break;
+    case 128:
+        append<128><<<grid, 256, 0, stream>>>(*a, span);
+        break;
+    default:
+        append<256><<<grid, 256, 0, stream>>>(*a, span);
+        break;
+    }
+}
+
+void cuda_kv_append(struct gpu *gpu, const struct kv_append_args *args)
+{
+    assert(args->shape.d_head % 8 == 0 && args->shape.d_head <= ATTEND_DIM_MAX);
+    for (uint32_t first = 0; first < args->n_span; first += SPAN_MAX) {
+        uint32_t n = args->n_span - first, n_row = 0;
+        n = n < SPAN_MAX ? n : SPAN_MAX;
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t n_row_of = args->span[first + i].n_row;
+            n_row = n_row_of > n_row ? n_row_of : n_row;
+        }
+        const struct attend_span *span = (const struct attend_span *)gpu_stage(
+            gpu, args->span + first, n * sizeof(struct attend_span));
+        /* So many blocks may n_row rows touch, wherever they begin. */
+        if (!gpu_is_replaying(gpu))
+            append_launch(gpu_stream(gpu), args, span, n,
+                          (n_row + KV_BLOCK - 2) / KV_BLOCK + 1);
+    }
+}
+
+/* The largest of the spans of a launch. */
+struct extent {
+    uint32_t n_row;
+    uint64_t n_key;
+};
+
+static void extent_add(struct extent *extent, const struct attend_span *span)
+{
+    uint64_t n_key = span->position + span->n_row;
+
+    extent->n_row = span->n_row > extent->n_row ? span->n_row : extent->n_row;
+    extent->n_key = n_key > extent->n_key ? n_key : extent->n_key;
+}
+
+static void launch_few(struct gpu *gpu, const struct attend_frame *frame,
+                       const struct attend_span *span, uint32_t n_span)
+{
+    struct extent extent = {0, 0};
+
+    for (uint32_t i = 0; i < n_span; i++)
+        extent_add(&extent, &span[i]);
+    struct few_call call = {
+        .frame = *frame, .n_span = n_span, .n_sm = (uint32_t)gpu_n_sm(gpu)};
+    call.span = (const struct attend_span *)gpu_stage(gpu, span,
+                                                      n_span * sizeof(*span));
+    if (gpu_is_replaying(gpu))
+        return;
+    if (gpu_is_recording(gpu))
+        extent.n_key = gpu_block_bound(gpu) * KV_BLOCK;
+    uint32_t n_packed = extent.n_row * frame->group;
+    call.n_row = n_packed > FEW_ROWS ? 2 * FEW_ROWS : FEW_ROWS;
+    call.n_tile = (n_packed + call.n_row - 1) / call.n_row;
+    call.n_chain = (uint32_t)((extent.n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN);
+    call.part = (float *)gpu_scratch(gpu, few_part_bytes(&call));
+    attend_few(gpu_stream(gpu), &call);
+}
+
+static void launch_many(struct gpu *gpu, const struct attend_frame *frame,
+                        const struct attend_span *span, uint32_t n_span)
+{
+    struct many_span list[SPAN_MAX];
+    struct extent extent = {0, 0};
+    size_t at = 0;
+
+    for (uint32_t i = 0; i < n_span; i++) {
+        extent_add(&extent, &span[i]);
+        list[i] = {.span = span[i], .q_at = at};
+        at += many_q_bytes(frame, span[i].n_row);
+        list[i].k_at = at;
+        at += many_k_bytes(frame, span[i].position + span[i].n_row);
+    }
+    uint64_t n_tile =
+        (uint64_t)many_tiles(*frame, extent.n_row) * n_span * frame->n_kv_head;
+    uint32_t n_sm = (uint32_t)gpu_n_sm(gpu) / MANY_CTA * MANY_CTA;
+    struct many_call call = {.frame = *frame,
+                             .n_span = n_span,
+                             .n_row_max = extent.n_row,
+                             .n_key_max = extent.n_key,
+                             .n_cta = n_tile < n_sm ? (uint32_t)n_tile : n_sm,
+                             .sum_at = at};
+    call.span = (const struct many_span *)gpu_stage(gpu, list,
+                                                    n_span * sizeof(list[0]));
+    call.scratch = (unsigned char *)gpu_scratch(
+        gpu, at + many_sum_bytes(frame, call.n_cta));
+    attend_many(gpu_stream(gpu), &call);
+}
+
+/* The spans of one kind, SPAN_MAX at a time. */
+static void launch(struct gpu *gpu, const struct attend_frame *frame,
+                   const struct attend_args *args, bool is_many)
+{
+    bool is_fixed = gpu_is_recording(gpu) || gpu_is_replaying(gpu);
+    uint32_t n_few = args->n_span == 1 ? FEW_PACKED_ALONE_MAX : FEW_PACKED_MAX;
+    struct attend_span list[SPAN_MAX];
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < args->n_span; i++) {
+        uint64_t n_packed = (uint64_t)args->span[i].n_row * frame->group;
+        if ((!is_fixed && n_packed > n_few) == is_many)
+            list[n++] = args->span[i];
+        if (n == SPAN_MAX || (n && i + 1 == args->n_span)) {
+            (is_many ? launch_many : launch_few)(gpu, frame, list, n);
+            n = 0;
+        }
+    }
+}
+
+void cuda_attend(struct gpu *gpu, const struct attend_args *args)
+{
+    struct attend_shape shape = args->shape;
+    struct attend_frame frame = {
+        .out = args->out,
+        .q = args->q,
+        .out_stride = args->out_stride,
+        .q_stride = args->q_stride,
+        .cosine = args->table->cos,
+        .sine = args->table->sin,
+        .n_pair = args->table->n_rot / 2,
+        .n_kv_head = shape.n_kv_head,
+        .group = shape.n_head / shape.n_kv_head,
+        .d_head = shape.d_head,
+        .factor = args->scale * 0x1.715476p+0f, /* log2(e) */
+    };
+
+    assert(shape.d_head % 8 == 0 && shape.d_head <= ATTEND_DIM_MAX);
+    assert(frame.n_pair % 8 == 0 && 2 * frame.n_pair <= shape.d_head);
+    launch(gpu, &frame, args, true);
+    launch(gpu, &frame, args, false);
+}

@@ -1,0 +1,195 @@
+#ifndef KERNELS_CUDA_ATTEND_CUH
+#define KERNELS_CUDA_ATTEND_CUH
+/*
+ * What the kernels of attention share: where things lie, and the arithmetic.
+ *
+ * Heads are padded with zeros to D = 64, 128 or 256 dims. A tile is 64 rows
+ * (tokens) of 64 dims, bf16, 8192 bytes: row j is 128 bytes, and its 16-byte
+ * unit u lies at place u ^ j % 8, the pattern that wgmma and ldmatrix read
+ * without bank conflicts. So a plain bulk copy brings a tile to where the
+ * tensor cores read it. A KV block holds for each KV head D / 64 tiles of
+ * keys, then for each KV head D / 64 tiles of values.
+ *
+ * The arithmetic, per row and query head. Absolute chains of CHAIN keys, in
+ * each of them steps of STEP keys (128; 64 for D = 256), both ascending:
+ *   q' = bf16(q * factor), factor = scale * log2(e), rounded to float
+ *   k' = bf16(rotated k), by cos and sin of the angle of its block plus the
+ *        angle in the block (attend_rotate)
+ *   s  = P(q', k'): one chain of k16 tensor core steps over the padded dims;
+ *        minus infinity for keys behind the row
+ *   M' = the largest s of the step if that is above M + 8, else M; from minus
+ *        infinity at the start of a chain
+ *   a  = 2^(M - M');  p = 2^(s - M')           (ex2.approx.ftz)
+ *   t  = per 64 keys, for each c < 4: the chain of additions over the keys
+ *        8 j + 2 c, 8 j + 2 c + 1, j ascending
+ *   L_c = fma(L_c, a, t_c of the step), t of two 64s added first
+ *   O  = O * a, then k16 steps of bf16(p) and v continue the chain in O
+ * A chain ends with L = (L_0 + L_1) + (L_2 + L_3), and chains merge in
+ * ascending order, the first giving the start:
+ *   M' = max(M, m);  a = 2^(M - M');  c = 2^(m - M')
+ *   L = fma(L, a, l * c);  O = fma(O, a, o * c)
+ * out = O * (1 / L) + 0; the zero hides which sign a zero has.
+ * What a row does not see changes no bit: a step of keys behind it has a = 1
+ * and p = 0, a chain of them c = 0; hence kv_append keeps what lies behind a
+ * row finite. FlashAttention's recurrence (arXiv:2205.14135) on a fixed grid;
+ * its restart every CHAIN keys lets few rows share a long past among SMs.
+ */
+extern "C" {
+#include "kernels/backend.h"
+}
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#define ATTEND_CHAIN 1024u /* keys of a chain */
+#define ATTEND_DIM_MAX 256u
+#define TILE_BYTES 8192u
+
+/* Keys of a step, by padded dims. */
+static __host__ __device__ constexpr uint32_t step_keys(uint32_t d)
+{
+    return d > 128 ? 64 : 128;
+}
+
+/*
+ * What all kernels of one call know. Packed row r of a span and a KV head
+ * stands for token r / group and query head r % group of the head's group.
+ */
+struct attend_frame {
+    float *out;
+    const float *q;
+    size_t out_stride, q_stride;
+    const float *cosine, *sine; /* of the rope table */
+    uint32_t n_pair;            /* of rotated dims */
+    uint32_t n_kv_head, group, d_head;
+    float factor;
+};
+
+static inline uint32_t attend_padded(uint32_t d_head)
+{
+    return d_head <= 64 ? 64 : d_head <= 128 ? 128 : 256;
+}
+
+/* Byte of dim e of row j among the tiles of a head, `rows` rows to a tile. */
+static __device__ __forceinline__ uint32_t tile_at(uint32_t j, uint32_t e,
+                                                   uint32_t rows)
+{
+    return e / 64 * rows * 128 + j * 128 + ((e % 64 / 8) ^ (j % 8)) * 16 +
+           e % 8 * 2;
+}
+
+/* Tiles of KV head h in a block. */
+template <int D>
+static __device__ __forceinline__ const unsigned char *
+keys_of(const void *block, uint32_t h)
+{
+    return (const unsigned char *)block + (size_t)h * (D / 64) * TILE_BYTES;
+}
+
+template <int D>
+static __device__ __forceinline__ const unsigned char *
+values_of(const void *block, uint32_t n_kv_head, uint32_t h)
+{
+    return keys_of<D>(block, n_kv_head + h);
+}
+
+static __device__ __forceinline__ float exp2_of(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+static __device__ __forceinline__ uint32_t bf16_pair(float low, float high)
+{
+    uint32_t y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
+static __device__ __forceinline__ float bf16_low(uint32_t pair)
+{
+    return __uint_as_float(pair << 16);
+}
+
+static __device__ __forceinline__ float bf16_high(uint32_t pair)
+{
+    return __uint_as_float(pair & 0xffff0000u);
+}
+
+/*
+ * M after a step whose largest score is `step`. It need not be the maximum,
+ * only near enough that weights stay below 2^8; and a step that leaves it alone
+ * spares the multiplication of O (FlashAttention-4).
+ */
+static __device__ __forceinline__ float raised(float max, float step)
+{
+    return step > max + 8.0f ? step : max;
+}
+
+/* The subtrahend of exponents: a row that has seen nothing has M = -inf. */
+static __device__ __forceinline__ float finite_max(float max)
+{
+    return max == -INFINITY ? 0.0f : max;
+}
+
+/*
+ * cos and sin of a key's angle for pair i: the table's entries for the first
+ * token of its block and for token j of block 0 are added by the theorem. It
+ * spares reading a table row per key, which would be as long as the key.
+ */
+struct angle {
+    float cosine, sine;
+};
+static __device__ __forceinline__ struct angle angle_sum(struct angle a,
+                                                         struct angle b)
+{
+    return {__fmaf_rn(a.cosine, b.cosine, -(a.sine * b.sine)),
+            __fmaf_rn(a.sine, b.cosine, a.cosine * b.sine)};
+}
+
+/* Of the first token of a block. */
+static __device__ __forceinline__ struct angle
+angle_block(const struct attend_frame &f, uint64_t block, uint32_t i)
+{
+    size_t at = (block * f.n_pair + i) * KV_BLOCK;
+    return {__ldg(f.cosine + at), __ldg(f.sine + at)};
+}
+
+/* Of token j of block 0. */
+static __device__ __forceinline__ struct angle
+angle_within(const struct attend_frame &f, uint32_t i, uint32_t j)
+{
+    return {__ldg(f.cosine + i * KV_BLOCK + j),
+            __ldg(f.sine + i * KV_BLOCK + j)};
+}
+
+static __device__ __forceinline__ struct angle
+angle_of(const struct attend_frame &f, uint64_t block, uint32_t i, uint32_t j)
+{
+    return angle_sum(angle_block(f, block, i), angle_within(f, i, j));
+}
+
+/* Two neighbouring pairs, a word of x and one of y. */
+static __device__ __forceinline__ void
+rotate_words(uint32_t *x, uint32_t *y, struct angle low, struct angle high)
+{
+    float x0 = bf16_low(*x), x1 = bf16_high(*x);
+    float y0 = bf16_low(*y), y1 = bf16_high(*y);
+    *x = bf16_pair(__fmaf_rn(x0, low.cosine, -(y0 * low.sine)),
+                   __fmaf_rn(x1, high.cosine, -(y1 * high.sine)));
+    *y = bf16_pair(__fmaf_rn(y0, low.cosine, x0 * low.sine),
+                   __fmaf_rn(y1, high.cosine, x1 * high.sine));
+}
+
+/* Eight neighbouring pairs. */
+static __device__ __forceinline__ void rotate_unit(uint4 *x, uint4 *y,
+                                                   const struct angle *angle)
+{
+    rotate_words(&x->x, &y->x, angle[0], angle[1]);
+    rotate_words(&x->y, &y->y, angle[2], angle[3]);
+    rotate_words(&x->z, &y->z, angle[4], angle[5]);
+    rotate_words(&x->w, &y->w, angle[6], angle[7]);
+}
+#endif

@@ -1,0 +1,700 @@
+/*
+ * Attention on the GPU, standalone: is it right, is it exact, how fast.
+ *
+ * Judges: softmax in double on the CPU over the rounded inputs (an oracle that
+ * knows no blocks, chains or steps), then laws in bits: a prompt in one piece,
+ * cut anywhere, row by row, beside other spans and as a recorded step. Blocks
+ * begin as NaNs, so a read of what nobody wrote shows.
+ *
+ *     check_attend check          every shape; exit status 0 if all hold
+ *     check_attend short          fewer lengths
+ *     check_attend tiny [D]       for compute-sanitizer, heads of D dims alone
+ *     check_attend time           tables of times and bounds
+ *     check_attend prompts        one of them
+ *     check_attend long           the long ones of it
+ *     check_attend steps          the other
+ */
+extern "C" {
+#include "kernels/backend.h"
+}
+#include "kernels/cuda/ops.h"
+#include "tests/gpu/recorded_device.h"
+
+#include <cuda_bf16.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TOLERANCE 1e-2 /* of a head's output, by norms; bf16 rounds to 2^-9 */
+
+static uint64_t seed = 1;
+static uint32_t draw(uint32_t n)
+{
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(seed >> 33) % n;
+}
+
+/* Roughly normal. */
+static __device__ float normal(uint64_t i)
+{
+    uint64_t z = i * 0x9e3779b97f4a7c15u, sum = 0;
+    for (int j = 0; j < 4; j++) {
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        sum += (z >> 32) & 0xffff;
+    }
+    return ((float)sum / 65536.0f - 2.0f) * 1.7f;
+}
+
+static __global__ void fill(float *x, size_t n, uint64_t start, float scale)
+{
+    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    if (i < n)
+        x[i] = normal(start + i) * scale;
+}
+
+static __global__ void fill_bf16(__nv_bfloat16 *x)
+{
+    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    x[i] = __float2bfloat16(normal(i));
+}
+
+static float *numbers(size_t n, float scale)
+{
+    static uint64_t start;
+    float *x;
+
+    CUDA(cudaMalloc((void **)&x, n * sizeof(float)));
+    fill<<<(unsigned)((n + 255) / 256), 256>>>(x, n, start, scale);
+    start += n;
+    return x;
+}
+
+struct shape {
+    uint32_t n_kv_head, group, d_head, n_rot;
+};
+
+static struct attend_shape shape_of(struct shape s)
+{
+    struct attend_shape shape = {.n_head = s.n_kv_head * s.group,
+                                 .n_kv_head = s.n_kv_head,
+                                 .d_head = s.d_head};
+    return shape;
+}
+
+static double inv_freq(struct shape s, uint32_t i)
+{
+    return pow(1e6, -2.0 * i / s.n_rot);
+}
+
+static struct rope_table table_make(struct shape s, uint64_t n_position)
+{
+    struct rope_table t = {s.n_rot, (n_position + 63) / 64 * 64, NULL, NULL};
+    size_t n = t.n_position * (s.n_rot / 2);
+    float *c = (float *)malloc(n * 4), *sine = (float *)malloc(n * 4);
+
+    for (uint64_t p = 0; p < t.n_position; p++)
+        for (uint32_t i = 0; i < s.n_rot / 2; i++) {
+            size_t at = (p / 64 * (s.n_rot / 2) + i) * 64 + p % 64;
+            double angle = (double)p * inv_freq(s, i);
+            c[at] = (float)cos(angle);
+            sine[at] = (float)sin(angle);
+        }
+    CUDA(cudaMalloc((void **)&t.cos, n * 4 + 4));
+    CUDA(cudaMalloc((void **)&t.sin, n * 4 + 4));
+    CUDA(cudaMemcpy(t.cos, c, n * 4, cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(t.sin, sine, n * 4, cudaMemcpyHostToDevice));
+    free(c);
+    free(sine);
+    return t;
+}
+
+static void table_release(struct rope_table *t)
+{
+    cudaFree(t->cos);
+    cudaFree(t->sin);
+}
+
+/* The blocks of a session, not in order, and the rows of its tokens. */
+struct session {
+    uint32_t n_token;
+    float *q, *k, *v, *out; /* [n_token] rows */
+    unsigned char *block;
+    size_t block_bytes, n_block;
+    void **table;
+};
+
+static void session_clear(struct session *s)
+{
+    CUDA(cudaMemset(s->block, 0xff, s->n_block * s->block_bytes));
+}
+
+static struct session session_make(struct shape shape, uint32_t n_token)
+{
+    struct session s = {.n_token = n_token};
+    size_t d = shape.d_head <= 64 ? 64 : shape.d_head <= 128 ? 128 : 256;
+    size_t n_q = (size_t)n_token * shape.n_kv_head * shape.group * shape.d_head;
+    size_t n_k = (size_t)n_token * shape.n_kv_head * shape.d_head;
+
+    s.q = numbers(n_q, 1.5f);
+    s.k = numbers(n_k, 1.0f);
+    s.v = numbers(n_k, 1.0f);
+    CUDA(cudaMalloc((void **)&s.out, n_q * sizeof(float)));
+    s.block_bytes = 2 * shape.n_kv_head * d * 128;
+    s.n_block = (n_token + 63) / 64;
+    CUDA(cudaMalloc((void **)&s.block, s.n_block * s.block_bytes));
+    CUDA(cudaMalloc((void **)&s.table, s.n_block * sizeof(void *)));
+    void **table = (void **)malloc(s.n_block * sizeof(void *));
+    for (size_t i = 0; i < s.n_block; i++) /* 7 is no divisor, or one block */
+        table[i] =
+            s.block + (s.n_block % 7 ? i * 7 % s.n_block : i) * s.block_bytes;
+    CUDA(cudaMemcpy(s.table, table, s.n_block * sizeof(void *),
+                    cudaMemcpyHostToDevice));
+    free(table);
+    session_clear(&s);
+    return s;
+}
+
+static void session_release(struct session *s)
+{
+    cudaFree(s->q);
+    cudaFree(s->k);
+    cudaFree(s->v);
+    cudaFree(s->out);
+    cudaFree(s->block);
+    cudaFree(s->table);
+}
+
+/* One call for spans of which row r of all lies at q + r * width. */
+struct rows {
+    float *q, *k, *v, *out;
+};
+static void append(struct gpu *gpu, struct shape shape, struct rows rows,
+                   const struct attend_span *span, uint32_t n_span)
+{
+    size_t n_k = (size_t)shape.n_kv_head * shape.d_head;
+    struct kv_append_args args = {
+        shape_of(shape), rows.k, rows.v, n_k, n_k, span, n_span};
+    cuda_kv_append(gpu, &args);
+}
+
+static void attend(struct gpu *gpu, struct shape shape,
+                   const struct rope_table *table, struct rows rows,
+                   const struct attend_span *span, uint32_t n_span)
+{
+    size_t n_q = (size_t)shape.n_kv_head * shape.group * shape.d_head;
+    struct attend_args args = {.shape = shape_of(shape),
+                               .out = rows.out,
+                               .out_stride = n_q,
+                               .q = rows.q,
+                               .q_stride = n_q,
+                               .table = table,
+                               .scale = 1.0f / sqrtf((float)shape.d_head),
+                               .span = span,
+                               .n_span = n_span};
+    cuda_attend(gpu, &args);
+}
+
+static struct rows rows_of(const struct session *s)
+{
+    struct rows rows = {s->q, s->k, s->v, s->out};
+    return rows;
+}
+
+static float *fetch(const float *x, size_t n)
+{
+    float *y = (float *)malloc(n * sizeof(float));
+    CUDA(cudaMemcpy(y, x, n * sizeof(float), cudaMemcpyDeviceToHost));
+    return y;
+}
+
+/* Rows [from, to) at once; is_new: append them first. */
+static void run(struct gpu *gpu, struct shape shape,
+                const struct rope_table *table, struct session *s,
+                uint32_t from, uint32_t to, bool is_new)
+{
+    struct attend_span span = {from, to - from, from, s->table};
+
+    if (is_new)
+        append(gpu, shape, rows_of(s), &span, 1);
+    attend(gpu, shape, table, rows_of(s), &span, 1);
+}
+
+static float bf16(float x)
+{
+    return __bfloat162float(__float2bfloat16(x));
+}
+
+/* Error of one row and head against softmax in double. */
+static double error_of(struct shape shape, const float *q, const float *k,
+                       const float *v, const float *out, uint32_t row,
+                       uint32_t head)
+{
+    uint32_t d = shape.d_head, n_q = shape.n_kv_head * shape.group * d;
+    uint32_t n_k = shape.n_kv_head * d, half = shape.n_rot / 2;
+    double *p = (double *)malloc((row + 1) * sizeof(double)), max = -1e300;
+    double sum = 0, wrong = 0, norm = 0;
+    const float *x = q + (size_t)row * n_q + (size_t)head * d;
+
+    for (uint32_t t = 0; t <= row; t++) {
+        const float *y = k + (size_t)t * n_k + head / shape.group * d;
+        double s = 0;
+        for (uint32_t e = 0; e < d; e++) {
+            double z = bf16(y[e]);
+            if (e < 2 * half) {
+                double angle = (double)t * inv_freq(shape, e % half);
+                double other = bf16(y[e < half ? e + half : e - half]);
+                z = z * cos(angle) + (e < half ? -1 : 1) * other * sin(angle);
+            }
+            s += z * bf16(x[e] * (1.0f / sqrtf((float)d)));
+        }
+        p[t] = s;
+        max = s > max ? s : max;
+    }
+    for (uint32_t t = 0; t <= row; t++)
+        sum += p[t] = exp(p[t] - max);
+    for (uint32_t e = 0; e < d; e++) {
+        double o = 0;
+        for (uint32_t t = 0; t <= row; t++)
+            o += p[t] * bf16(v[(size_t)t * n_k + head / shape.group * d + e]);
+        o /= sum;
+        double diff = o - out[(size_t)row * n_q + (size_t)head * d + e];
+        wrong += diff * diff;
+        norm += o * o;
+    }
+    free(p);
+    return isfinite(wrong) ? sqrt(wrong / norm) : 1e9;
+}
+
+static uint32_t n_bad;
+static uint64_t digest = 1469598103934665603u; /* FNV-1a of all results */
+
+static void expect(bool is_good, struct shape s, uint32_t n, const char *law)
+{
+    if (is_good)
+        return;
+    if (++n_bad <= 20)
+        printf("FAILED d %u kv %u group %u tokens %u: %s\n", s.d_head,
+               s.n_kv_head, s.group, n, law);
+}
+
+/* Rows of `out` are those of `whole`, bit for bit. */
+static bool is_same(const struct session *s, struct shape shape,
+                    const float *whole, uint32_t from, uint32_t to)
+{
+    size_t n_q = (size_t)shape.n_kv_head * shape.group * shape.d_head;
+    float *out = fetch(s->out + from * n_q, (to - from) * n_q);
+    bool same =
+        !memcmp(out, whole + from * n_q, (to - from) * n_q * sizeof(float));
+    free(out);
+    return same;
+}
+
+static void poison(struct session *s, struct shape shape)
+{
+    size_t n_q = (size_t)shape.n_kv_head * shape.group * shape.d_head;
+    CUDA(cudaMemset(s->out, 0xff, s->n_token * n_q * sizeof(float)));
+}
+
+static double check_oracle(struct shape shape, const struct session *s,
+                           const float *whole)
+{
+    uint32_t n = s->n_token, n_head = shape.n_kv_head * shape.group;
+    size_t n_k = (size_t)shape.n_kv_head * shape.d_head;
+    float *q = fetch(s->q, n * n_k * shape.group), *k = fetch(s->k, n * n_k);
+    float *v = fetch(s->v, n * n_k);
+    double worst = 0;
+
+    for (uint32_t i = 0; i < 5; i++) {
+        uint32_t row = i == 0 ? n - 1 : draw(n);
+        double e = error_of(shape, q, k, v, whole, row, draw(n_head));
+        worst = e > worst ? e : worst;
+    }
+    free(q);
+    free(k);
+    free(v);
+    return worst;
+}
+
+/* Cuts of every size, in order. */
+static void check_cut(struct gpu *gpu, struct shape shape,
+                      const struct rope_table *table, struct session *s,
+                      const float *whole)
+{
+    session_clear(s);
+    poison(s, shape);
+    for (uint32_t from = 0, to; from < s->n_token; from = to) {
+        to = from + 1 + draw(draw(2) ? 6 : 400);
+        to = to < s->n_token ? to : s->n_token;
+        run(gpu, shape, table, s, from, to, true);
+    }
+    expect(is_same(s, shape, whole, 0, s->n_token), shape, s->n_token, "cut");
+}
+
+static uint32_t n_single = 130; /* first rows that come one by one */
+
+/* Row by row, the first ones from nothing, then some with what lies behind. */
+static void check_single(struct gpu *gpu, struct shape shape,
+                         const struct rope_table *table, struct session *s,
+                         const float *whole)
+{
+    uint32_t n = s->n_token, first = n < n_single ? n : n_single;
+
+    poison(s, shape);
+    for (uint32_t p = n; p-- > first;) {
+        if ((p % 37 || n_single == 4) && p % 1024 > 2 && p + 3 < n)
+            continue;
+        run(gpu, shape, table, s, p, p + 1, false);
+        expect(is_same(s, shape, whole, p, p + 1), shape, p, "one row");
+    }
+    session_clear(s);
+    for (uint32_t p = 0; p < first; p++)
+        run(gpu, shape, table, s, p, p + 1, true);
+    expect(is_same(s, shape, whole, 0, first), shape, n, "row by row");
+}
+
+/* Spans of several sessions in one call, few rows and many, in one matrix. */
+static void check_beside(struct gpu *gpu, struct shape shape,
+                         const struct rope_table *table, struct session *s,
+                         const float *whole)
+{
+    uint32_t n = s->n_token, n_other = 90, at = 0;
+    struct session other = session_make(shape, n_other);
+    size_t n_q = (size_t)shape.n_kv_head * shape.group * shape.d_head;
+    uint32_t n_mine = n < 70 ? n : draw(2) ? 3 : 70;
+    uint32_t n_row = n_mine + n_other;
+    float *q = numbers((n_row + 3) * n_q, 1.0f);
+    float *out = numbers((n_row + 3) * n_q, 1.0f);
+    struct attend_span span[5];
+    struct rows rows = {q, NULL, NULL, out};
+
+    run(gpu, shape, table, s, 0, n, true);
+    run(gpu, shape, table, &other, 0, n_other, true);
+    uint32_t size[5] = {1, 2, n_mine, 70, 17}, here = 0;
+    for (uint32_t i = 0; i < 5; i++) {
+        bool is_mine = i == 2;
+        uint64_t position = is_mine ? n - n_mine : draw(n_other - size[i]);
+        span[i] = {at, size[i], position, is_mine ? s->table : other.table};
+        here = is_mine ? at : here;
+        at += size[i];
+    }
+    CUDA(cudaMemcpy(q + here * n_q, s->q + (n - n_mine) * n_q,
+                    n_mine * n_q * sizeof(float), cudaMemcpyDeviceToDevice));
+    for (int recorded = 0; recorded < 2; recorded++) {
+        CUDA(cudaMemset(out, 0xff, n_row * n_q * sizeof(float)));
+        gpu->is_recording = recorded;
+        gpu->block_bound = 128;
+        attend(gpu, shape, table, rows, span, 5);
+        gpu->is_recording = false;
+        poison(s, shape);
+        CUDA(cudaMemcpy(s->out + (n - n_mine) * n_q, out + here * n_q,
+                        n_mine * n_q * sizeof(float),
+                        cudaMemcpyDeviceToDevice));
+        expect(is_same(s, shape, whole, n - n_mine, n), shape, n,
+               recorded ? "beside others, recorded" : "beside others");
+    }
+    cudaFree(q);
+    cudaFree(out);
+    session_release(&other);
+}
+
+static double check_shape(struct gpu *gpu, struct shape shape, uint32_t n)
+{
+    struct rope_table table = table_make(shape, n + 64);
+    struct session s = session_make(shape, n);
+    size_t n_q = (size_t)shape.n_kv_head * shape.group * shape.d_head;
+
+    poison(&s, shape);
+    run(gpu, shape, &table, &s, 0, n, true);
+    CUDA(cudaDeviceSynchronize());
+    float *whole = fetch(s.out, n * n_q);
+    for (size_t i = 0; i < n * n_q * sizeof(float); i++)
+        digest = (digest ^ ((unsigned char *)whole)[i]) * 1099511628211u;
+    double error = check_oracle(shape, &s, whole);
+    expect(error < TOLERANCE, shape, n, "oracle");
+    check_single(gpu, shape, &table, &s, whole);
+    check_cut(gpu, shape, &table, &s, whole);
+    check_beside(gpu, shape, &table, &s, whole);
+    CUDA(cudaDeviceSynchronize());
+    free(whole);
+    session_release(&s);
+    table_release(&table);
+    return error;
+}
+
+enum extent { TINY, SHORT, FULL };
+
+static int check_all(struct gpu *gpu, enum extent extent, uint32_t d_head)
+{
+    static const uint32_t length[] = {1, 63, 64, 65, 127, 128, 129, 1000, 4097};
+    static const uint32_t few[] = {1, 65, 129}, one[] = {1030};
+    static const uint32_t head[][2] = {
+        {64, 16}, {96, 96}, {128, 128}, {256, 64}};
+    static const uint32_t group[] = {1, 2, 3, 4, 8};
+    const uint32_t *n = extent == FULL ? length : extent == SHORT ? few : one;
+    uint32_t n_length = extent == FULL ? 9 : extent == SHORT ? 3 : 1;
+
+    n_single = extent == TINY ? 4 : 130;
+    for (uint32_t i = 0; i < 4; i++) {
+        double worst = 0;
+        uint32_t bad = n_bad;
+        if (d_head && head[i][0] != d_head)
+            continue;
+        for (uint32_t g = extent == TINY ? 3 : 0; g < 5; g++)
+            for (uint32_t j = 0; j < n_length; j++) {
+                struct shape shape = {1 + g % 3, group[g], head[i][0],
+                                      head[i][1]};
+                double e = check_shape(gpu, shape, n[j]);
+                worst = e > worst ? e : worst;
+                CUDA(cudaGetLastError());
+            }
+        printf("check d %3u: largest error %.2e, %u failures\n", head[i][0],
+               worst, n_bad - bad);
+    }
+    printf("%s, digest of the results %016llx\n",
+           n_bad ? "CHECKS FAILED" : "all checks hold",
+           (unsigned long long)digest);
+    return n_bad != 0;
+}
+
+static int compare_float(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+static float median_ms(float *ms, int n)
+{
+    qsort(ms, (size_t)n, sizeof(ms[0]), compare_float);
+    return ms[n / 2];
+}
+
+#define N_TIME 9
+
+static double copy_bytes_us = 3.0e6; /* bytes read and written a microsecond */
+
+/* A prompt's last n_row rows of n_token, of one session. */
+static void time_prefill(struct gpu *gpu, struct shape shape, uint32_t n_token,
+                         uint32_t n_row)
+{
+    struct rope_table table = table_make(shape, n_token + 64);
+    struct session s = session_make(shape, n_token);
+    cudaEvent_t from, to;
+    float ms[N_TIME];
+    struct attend_span all = {0, n_token, 0, s.table};
+    struct attend_span span = {n_token - n_row, n_row, n_token - n_row,
+                               s.table};
+    double head = (double)shape.n_kv_head * shape.group;
+    double pairs =
+        (double)n_row * (n_token - n_row) + n_row * (double)n_row / 2;
+    double flop = 4 * pairs * shape.d_head * head;
+
+    CUDA(cudaEventCreate(&from));
+    CUDA(cudaEventCreate(&to));
+    append(gpu, shape, rows_of(&s), &all, 1);
+    for (int i = -2; i < N_TIME; i++) {
+        CUDA(cudaEventRecord(from, gpu->stream));
+        attend(gpu, shape, &table, rows_of(&s), &span, 1);
+        CUDA(cudaEventRecord(to, gpu->stream));
+        CUDA(cudaEventSynchronize(to));
+        if (i >= 0)
+            CUDA(cudaEventElapsedTime(&ms[i], from, to));
+    }
+    float t = median_ms(ms, N_TIME);
+    printf("prefill d %3u q %2.0f kv %u rows %6u of %6u | %8.3f ms | bound "
+           "%7.3f | %4.0f TFLOP/s | %.2f of 790\n",
+           shape.d_head, head, shape.n_kv_head, n_row, n_token, t, flop / 790e9,
+           flop / t / 1e9, flop / t / 790e9);
+    session_release(&s);
+    table_release(&table);
+}
+
+/* A step of n_layer layers: n_seq sessions of n_token tokens, of which n_row
+ * are new. */
+struct step {
+    uint32_t n_layer, n_seq, n_token, n_row;
+    size_t n_block; /* of a session and layer */
+    void **block;   /* all blocks, on the device */
+    struct rows rows;
+};
+
+static void attend_layers(struct gpu *gpu, struct shape shape,
+                          const struct rope_table *table,
+                          const struct step *step)
+{
+    struct attend_span span[64];
+
+    for (uint32_t l = 0; l < step->n_layer; l++) {
+        for (uint32_t i = 0; i < step->n_seq; i++) {
+            struct attend_span one = {
+                i * step->n_row, step->n_row, step->n_token - step->n_row,
+                step->block + ((size_t)l * step->n_seq + i) * step->n_block};
+            span[i] = one;
+        }
+        attend(gpu, shape, table, step->rows, span, step->n_seq);
+    }
+}
+
+/* The step as a graph, staged once and for all. */
+static cudaGraphExec_t record(struct gpu *gpu, struct shape shape,
+                              const struct rope_table *table,
+                              const struct step *step)
+{
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+
+    gpu->is_recording = true;
+    for (gpu->block_bound = 1; gpu->block_bound < step->n_block;)
+        gpu->block_bound *= 2;
+    gpu->staged = 0;
+    attend_layers(gpu, shape, table, step);
+    CUDA(cudaStreamSynchronize(gpu->stream));
+    gpu->staged = 0;
+    gpu->is_frozen = true;
+    CUDA(cudaStreamBeginCapture(gpu->stream, cudaStreamCaptureModeGlobal));
+    attend_layers(gpu, shape, table, step);
+    CUDA(cudaStreamEndCapture(gpu->stream, &graph));
+    gpu->is_recording = gpu->is_frozen = false;
+    CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    CUDA(cudaGraphDestroy(graph));
+    return exec;
+}
+
+static void time_decode(struct gpu *gpu, struct shape shape, struct step step)
+{
+    struct rope_table table = table_make(shape, step.n_token + 64);
+    size_t d = shape.d_head <= 64 ? 64 : shape.d_head <= 128 ? 128 : 256;
+    size_t bytes = 2 * shape.n_kv_head * d * 128;
+    size_t n_q = (size_t)shape.n_kv_head * shape.group * shape.d_head;
+    unsigned char *block;
+    cudaEvent_t from, to;
+    float ms[N_TIME];
+
+    step.n_block = (step.n_token + 63) / 64;
+    size_t n_all = step.n_block * step.n_seq * step.n_layer;
+    void **host = (void **)malloc(n_all * sizeof(void *));
+    step.rows.q = numbers(step.n_seq * step.n_row * n_q, 1.5f);
+    step.rows.out = numbers(step.n_seq * step.n_row * n_q, 1.5f);
+    CUDA(cudaMalloc((void **)&block, n_all * bytes));
+    CUDA(cudaMalloc((void **)&step.block, n_all * sizeof(void *)));
+    fill_bf16<<<(unsigned)(n_all * bytes / 512), 256>>>((__nv_bfloat16 *)block);
+    for (size_t i = 0; i < n_all; i++)
+        host[i] = block + i * bytes;
+    CUDA(cudaMemcpy(step.block, host, n_all * sizeof(void *),
+                    cudaMemcpyHostToDevice));
+    free(host);
+    cudaGraphExec_t exec = record(gpu, shape, &table, &step);
+    CUDA(cudaEventCreate(&from));
+    CUDA(cudaEventCreate(&to));
+    for (int i = -3; i < N_TIME; i++) {
+        CUDA(cudaEventRecord(from, gpu->stream));
+        CUDA(cudaGraphLaunch(exec, gpu->stream));
+        CUDA(cudaEventRecord(to, gpu->stream));
+        CUDA(cudaEventSynchronize(to));
+        if (i >= 0)
+            CUDA(cudaEventElapsedTime(&ms[i], from, to));
+    }
+    double us = median_ms(ms, N_TIME) * 1e3 / step.n_layer;
+    double bound = (double)step.n_seq * step.n_token * shape.n_kv_head *
+                   shape.d_head * 4 / copy_bytes_us;
+    printf("decode  d %3u q %2u kv %u %2u x %6u rows %2u | %8.2f us | bound "
+           "%7.2f | %.2f of the copy\n",
+           shape.d_head, shape.n_kv_head * shape.group, shape.n_kv_head,
+           step.n_seq, step.n_token, step.n_row, us, bound, bound / us);
+    CUDA(cudaGraphExecDestroy(exec));
+    cudaFree(block);
+    cudaFree(step.block);
+    cudaFree(step.rows.q);
+    cudaFree(step.rows.out);
+    table_release(&table);
+}
+
+static void time_copy(struct gpu *gpu)
+{
+    size_t n = (size_t)1 << 31;
+    unsigned char *a, *b;
+    cudaEvent_t from, to;
+    float ms[N_TIME];
+
+    CUDA(cudaMalloc((void **)&a, n));
+    CUDA(cudaMalloc((void **)&b, n));
+    CUDA(cudaEventCreate(&from));
+    CUDA(cudaEventCreate(&to));
+    for (int i = -2; i < N_TIME; i++) {
+        CUDA(cudaEventRecord(from, gpu->stream));
+        CUDA(cudaMemcpyAsync(a, b, n, cudaMemcpyDeviceToDevice, gpu->stream));
+        CUDA(cudaEventRecord(to, gpu->stream));
+        CUDA(cudaEventSynchronize(to));
+        if (i >= 0)
+            CUDA(cudaEventElapsedTime(&ms[i], from, to));
+    }
+    copy_bytes_us = 2.0 * (double)n / median_ms(ms, N_TIME) / 1e3;
+    printf("copy: %.0f GB/s read and written\n", copy_bytes_us / 1e3);
+    cudaFree(a);
+    cudaFree(b);
+}
+
+static const struct shape d64 = {16, 1, 64, 64}, d128 = {16, 1, 128, 128};
+static const struct shape g128 = {4, 8, 128, 128}, d256 = {8, 1, 256, 64};
+static const struct shape g256 = {4, 4, 256, 64};
+
+static void time_long(struct gpu *gpu)
+{
+    time_prefill(gpu, d64, 16384, 16384);
+    time_prefill(gpu, d128, 16384, 16384);
+    time_prefill(gpu, g128, 16384, 16384);
+    time_prefill(gpu, d256, 16384, 16384);
+    time_prefill(gpu, g256, 16384, 16384);
+}
+
+static void time_prompts(struct gpu *gpu)
+{
+    time_long(gpu);
+    time_prefill(gpu, g256, 4096, 4096);
+    time_prefill(gpu, g256, 65536, 2048);
+    time_prefill(gpu, g256, 65536, 16);
+}
+
+static void time_steps(struct gpu *gpu)
+{
+    static const struct {
+        struct shape shape;
+        struct step step; /* layers, sessions, tokens, new rows */
+    } point[] = {
+        {g256, {3, 64, 4096, 1}},  {g256, {3, 1, 131072, 1}},
+        {g256, {4, 1, 32768, 1}},  {g256, {16, 1, 4096, 1}},
+        {g256, {16, 1, 512, 1}},   {g256, {3, 8, 16384, 1}},
+        {g256, {3, 1, 131072, 4}}, {g256, {16, 1, 4096, 4}},
+        {g256, {16, 1, 4096, 16}}, {g256, {4, 16, 4096, 4}},
+        {g128, {3, 64, 4096, 1}},
+    };
+
+    for (size_t i = 0; i < sizeof(point) / sizeof(point[0]); i++)
+        time_decode(gpu, point[i].shape, point[i].step);
+}
+
+int main(int argc, char **argv)
+{
+    static struct gpu gpu;
+    const char *what = argc > 1 ? argv[1] : "check";
+    uint32_t d_head = argc > 2 ? (uint32_t)atoi(argv[2]) : 0; /* or all */
+
+    gpu_init(&gpu);
+    if (!strcmp(what, "check"))
+        return check_all(&gpu, FULL, d_head);
+    if (!strcmp(what, "short"))
+        return check_all(&gpu, SHORT, d_head);
+    if (!strcmp(what, "tiny"))
+        return check_all(&gpu, TINY, d_head);
+    if (!strcmp(what, "long")) {
+        time_long(&gpu);
+        return 0;
+    }
+    time_copy(&gpu);
+    if (strcmp(what, "steps"))
+        time_prompts(&gpu);
+    if (strcmp(what, "prompts"))
+        time_steps(&gpu);
+    return 0;
+}
