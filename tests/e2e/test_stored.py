@@ -46,7 +46,7 @@ def n_bad(found):
 class Inspect(NodeTests, unittest.TestCase):
 
     def test_what_is_where_by_both_clients(self):
-        turn(self.client, "root", ids(1, 5000), 20)
+        turn(self.client, "root", ids(1, 3200), 20)
         fork(self.client, "root", "leaf", 3000)
         turn(self.client, "leaf", ids(2, 700), 10)
         checkpoint = self.client.admin.CheckpointSession(
@@ -183,8 +183,8 @@ class Bundles(unittest.TestCase):
         for node in cls.nodes:
             node.start()
         cls.source, cls.target, cls.judge = [n.client() for n in cls.nodes]
-        turn(cls.source, "s", ids(5, 9000), 30, seed=4)
-        fork(cls.source, "s", "f", 5000)
+        turn(cls.source, "s", ids(5, 4300), 30, seed=4)
+        fork(cls.source, "s", "f", 2000)
         turn(cls.source, "f", ids(6, 200), 12, seed=5)
 
     @classmethod
@@ -228,7 +228,7 @@ class Bundles(unittest.TestCase):
                 reply = self.expect_goes_on(client, name, seed)
                 restored = reply.complete.reuse.restored_tokens
                 if name[2] == "1":  # others may find that one's prefix
-                    self.assertGreater(restored, 4000)
+                    self.assertGreater(restored, 2000)
             back, _ = export(client, "f-1", with_state=True)
         import_(self.source, back, "back", piece=1 << 20)
         self.expect_goes_on(self.source, "back", 9)
@@ -327,7 +327,7 @@ class Limits(unittest.TestCase):
         with workspace() as directory:
             node = Node(os.path.join(directory, "data"),
                         ["--store-limit", "24", "--tenant-sessions", "40",
-                         "--tenant-tokens", "60000", "--prefix-store", "0"])
+                         "--tenant-tokens", "20000", "--prefix-store", "0"])
             alone = Node(os.path.join(directory, "alone"),
                          ["--prefix-store", "0"])
             try:
@@ -384,9 +384,9 @@ class Limits(unittest.TestCase):
                 tenant="ann", tokenized=tokens(ids(1, count)),
                 sampling_params=greedy(4)), timeout=120)
 
-        ask("a", 50000)
+        ask("a", 16000)
         with self.assertRaises(grpc.RpcError) as caught:
-            ask("b", 9997)
+            ask("b", 3997)
         self.assertEqual(caught.exception.code(), Code.RESOURCE_EXHAUSTED)
         self.assertEqual(error_info(caught.exception).reason, "TENANT_QUOTA")
         found = details_of(caught.exception, error_details_pb2.QuotaFailure)
@@ -457,7 +457,7 @@ class Faults(unittest.TestCase):
             alone = turn(judge, "", client.log(name)[:-6], 6, seed=i)
             self.assertEqual(alone.ids, reply.ids)
             client.admin.CheckpointSession(admin_pb2.CheckpointSessionRequest(
-                session="sessions/" + name), timeout=60)
+                session="sessions/" + name), timeout=120)
             found = verify(client, name, replay=True)
             self.assertEqual((n_bad(found), list(found.findings)), (0, []))
             self.assertGreater(found.compared_values, 0)
