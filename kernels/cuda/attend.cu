@@ -15,8 +15,15 @@
 
 #include <assert.h>
 
-#define SPAN_MAX 64u       /* of a launch */
-#define FEW_PACKED_MAX 32u /* packed rows of a span; measured, H100 */
+#define SPAN_MAX 64u /* of a launch */
+/*
+ * Packed rows of a span that count as few. The way of few reads the past once
+ * for every 16 packed rows, the way of many has one CTA for 128 of them and a
+ * KV head: a span by itself would leave most of the GPU idle. An
+ * estimate; no sweep over thresholds has been timed.
+ */
+#define FEW_PACKED_MAX 32u
+#define FEW_PACKED_ALONE_MAX 128u
 
 /*
  * Write a block's new keys (blockIdx.y < n_kv_head) or values of one head. A
@@ -116,14 +123,17 @@ static void launch_few(struct gpu *gpu, const struct attend_frame *frame,
 
     for (uint32_t i = 0; i < n_span; i++)
         extent_add(&extent, &span[i]);
-    struct few_call call = {.frame = *frame, .n_span = n_span};
+    struct few_call call = {
+        .frame = *frame, .n_span = n_span, .n_sm = (uint32_t)gpu_n_sm(gpu)};
     call.span = (const struct attend_span *)gpu_stage(gpu, span,
                                                       n_span * sizeof(*span));
     if (gpu_is_replaying(gpu))
         return;
     if (gpu_is_recording(gpu))
         extent.n_key = gpu_block_bound(gpu) * KV_BLOCK;
-    call.n_tile = (extent.n_row * frame->group + FEW_ROWS - 1) / FEW_ROWS;
+    uint32_t n_packed = extent.n_row * frame->group;
+    call.n_row = n_packed > FEW_ROWS ? 2 * FEW_ROWS : FEW_ROWS;
+    call.n_tile = (n_packed + call.n_row - 1) / call.n_row;
     call.n_chain = (uint32_t)((extent.n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN);
     call.part = (float *)gpu_scratch(gpu, few_part_bytes(&call));
     attend_few(gpu_stream(gpu), &call);
@@ -145,7 +155,7 @@ static void launch_many(struct gpu *gpu, const struct attend_frame *frame,
     }
     uint64_t n_tile =
         (uint64_t)many_tiles(*frame, extent.n_row) * n_span * frame->n_kv_head;
-    uint32_t n_sm = (uint32_t)gpu_n_sm(gpu);
+    uint32_t n_sm = (uint32_t)gpu_n_sm(gpu) / MANY_CTA * MANY_CTA;
     struct many_call call = {.frame = *frame,
                              .n_span = n_span,
                              .n_row_max = extent.n_row,
@@ -164,12 +174,13 @@ static void launch(struct gpu *gpu, const struct attend_frame *frame,
                    const struct attend_args *args, bool is_many)
 {
     bool is_fixed = gpu_is_recording(gpu) || gpu_is_replaying(gpu);
+    uint32_t n_few = args->n_span == 1 ? FEW_PACKED_ALONE_MAX : FEW_PACKED_MAX;
     struct attend_span list[SPAN_MAX];
     uint32_t n = 0;
 
     for (uint32_t i = 0; i < args->n_span; i++) {
         uint64_t n_packed = (uint64_t)args->span[i].n_row * frame->group;
-        if ((!is_fixed && n_packed > FEW_PACKED_MAX) == is_many)
+        if ((!is_fixed && n_packed > n_few) == is_many)
             list[n++] = args->span[i];
         if (n == SPAN_MAX || (n && i + 1 == args->n_span)) {
             (is_many ? launch_many : launch_few)(gpu, frame, list, n);

@@ -17,7 +17,8 @@
  *        angle in the block (attend_rotate)
  *   s  = P(q', k'): one chain of k16 tensor core steps over the padded dims;
  *        minus infinity for keys behind the row
- *   M' = max(M, s of the step), from minus infinity at the start of a chain
+ *   M' = the largest s of the step if that is above M + 8, else M; from minus
+ *        infinity at the start of a chain
  *   a  = 2^(M - M');  p = 2^(s - M')           (ex2.approx.ftz)
  *   t  = per 64 keys, for each c < 4: the chain of additions over the keys
  *        8 j + 2 c, 8 j + 2 c + 1, j ascending
@@ -41,16 +42,15 @@ extern "C" {
 #include <cuda_runtime.h>
 #include <stdint.h>
 
-#ifndef ATTEND_CHAIN
-#define ATTEND_CHAIN 1024u
-#endif
+#define ATTEND_CHAIN 1024u /* keys of a chain */
 #define ATTEND_DIM_MAX 256u
 #define TILE_BYTES 8192u
-#define CHAIN_BLOCKS (ATTEND_CHAIN / KV_BLOCK)
 
-template <int D> struct attend_step {
-    static constexpr int N = D == 256 ? 64 : 128; /* keys */
-};
+/* Keys of a step, by padded dims. */
+static __host__ __device__ constexpr uint32_t step_keys(uint32_t d)
+{
+    return d > 128 ? 64 : 128;
+}
 
 /*
  * What all kernels of one call know. Packed row r of a span and a KV head
@@ -116,6 +116,16 @@ static __device__ __forceinline__ float bf16_low(uint32_t pair)
 static __device__ __forceinline__ float bf16_high(uint32_t pair)
 {
     return __uint_as_float(pair & 0xffff0000u);
+}
+
+/*
+ * M after a step whose largest score is `step`. It need not be the maximum,
+ * only near enough that weights stay below 2^8; and a step that leaves it alone
+ * spares the multiplication of O (FlashAttention-4).
+ */
+static __device__ __forceinline__ float raised(float max, float step)
+{
+    return step > max + 8.0f ? step : max;
 }
 
 /* The subtrahend of exponents: a row that has seen nothing has M = -inf. */

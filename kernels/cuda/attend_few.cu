@@ -6,7 +6,7 @@
  * A cluster of D / 64 CTAs has one chain of keys, one KV head and 8 packed
  * rows. Scores need no order: each CTA takes every (D / 64)th block of keys.
  * Maxima are exact: once the blocks' maxima have been exchanged, every CTA
- * knows M of every step, weighs its own blocks and copies the weights to the
+ * finds M of every step, weighs its own blocks and copies the weights to the
  * others. O is one chain over the keys for each dim: each CTA takes one tile of
  * 64 dims, its four warps 16 dims each, and all weights. Products have keys or
  * dims as their 16 rows and the packed rows as their 8 columns. A fifth warp
@@ -26,37 +26,35 @@
 
 template <int D> struct few {
     static constexpr uint32_t N_CTA = D / 64; /* of a cluster */
-    static constexpr uint32_t STEP = attend_step<D>::N;
-    static constexpr uint32_t N_STEP = ATTEND_CHAIN / STEP;
-    static constexpr uint32_t N_OWN = CHAIN_BLOCKS / N_CTA;
-    /* Tiles under way, so many that two CTAs fit an SM. */
-    static constexpr uint32_t N_SLOT =
-        (D == 64 ? 5 : 8) - (ATTEND_CHAIN > 1024 ? 3 : 0);
+    static constexpr uint32_t CHAIN = ATTEND_CHAIN, STEP = step_keys(D);
+    static constexpr uint32_t N_STEP = CHAIN / STEP;
+    static constexpr uint32_t N_BLOCK = CHAIN / KV_BLOCK;
+    static constexpr uint32_t N_OWN = N_BLOCK / N_CTA;
     /* Pairs of a key whose angles within a block stay in registers, half of
      * them with each half of a warp; the others are read again and again. */
     static constexpr uint32_t N_HELD = D == 128 ? 64 : 32;
 };
 
 /* Weights of a block and their sums, which travel together. */
-struct weights {
-    unsigned char tile[FEW_ROWS * 128]; /* as a tile of 8 packed rows */
-    float sum[FEW_ROWS][4];
+template <int R> struct weights {
+    unsigned char tile[R * 128]; /* as a tile of R packed rows */
+    float sum[R][4];
 };
 
-template <int D> struct room {
-    unsigned char tile[few<D>::N_SLOT][TILE_BYTES];
-    struct weights weight[CHAIN_BLOCKS];
-    float score[few<D>::N_OWN][FEW_ROWS][SCORE_STRIDE];
+/* N tiles are under way. */
+template <int D, int R, int N> struct room {
+    unsigned char tile[N][TILE_BYTES];
+    struct weights<R> weight[few<D>::N_BLOCK];
+    float score[few<D>::N_OWN][R][SCORE_STRIDE];
     struct angle angle[few<D>::N_OWN][D / 2]; /* of the blocks' first tokens */
-    float warp_max[few<D>::N_OWN][4][FEW_ROWS];
-    float block_max[CHAIN_BLOCKS][FEW_ROWS];
-    float max[few<D>::N_STEP][FEW_ROWS], factor[few<D>::N_STEP][FEW_ROWS];
-    float sum[FEW_ROWS];
-    uint64_t full[few<D>::N_SLOT], empty[few<D>::N_SLOT], max_ready,
-        weight_ready;
+    float warp_max[few<D>::N_OWN][4][R];
+    float block_max[few<D>::N_BLOCK][R];
+    float max[few<D>::N_STEP][R], factor[few<D>::N_STEP][R];
+    float sum[R];
+    uint64_t full[N], empty[N], max_ready, weight_ready;
 };
 
-/* 8 packed rows of a span against one chain of keys. */
+/* R packed rows of a span against one chain of keys. */
 struct few_item {
     struct attend_span span;
     uint32_t first, n_packed; /* packed row; of the span */
@@ -73,7 +71,7 @@ static __device__ uint64_t position_of(const struct few_item &item,
 }
 
 /* Returns false if there is nothing to do for this cluster. */
-template <int D>
+template <int D, int R>
 static __device__ bool item_init(struct few_item *item,
                                  const struct few_call &c)
 {
@@ -81,35 +79,36 @@ static __device__ bool item_init(struct few_item *item,
     uint32_t i = blockIdx.x / N_CTA;
 
     item->span = c.span[i / c.n_tile];
-    item->first = i % c.n_tile * FEW_ROWS;
+    item->first = i % c.n_tile * R;
     item->n_packed = item->span.n_row * c.frame.group;
     item->head = blockIdx.y;
     item->rank = blockIdx.x % N_CTA;
     item->chain = blockIdx.z;
     if (item->first >= item->n_packed)
         return false;
-    uint64_t n_key = position_of(*item, c.frame.group, FEW_ROWS - 1) + 1;
-    item->n_chain = (uint32_t)((n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN);
+    uint64_t n_key = position_of(*item, c.frame.group, R - 1) + 1;
+    item->n_chain = (uint32_t)((n_key + few<D>::CHAIN - 1) / few<D>::CHAIN);
     if (item->chain >= item->n_chain)
         return false;
-    uint64_t left = n_key - (uint64_t)item->chain * ATTEND_CHAIN;
-    item->n_block =
-        (uint32_t)min((left + KV_BLOCK - 1) / KV_BLOCK, (uint64_t)CHAIN_BLOCKS);
+    uint64_t left = n_key - (uint64_t)item->chain * few<D>::CHAIN;
+    item->n_block = (uint32_t)min((left + KV_BLOCK - 1) / KV_BLOCK,
+                                  (uint64_t)few<D>::N_BLOCK);
     item->n_own = (item->n_block + N_CTA - 1 - item->rank) / N_CTA;
     return true;
 }
 
 /* The fifth warp: our blocks' keys, then our dims of all blocks' values. */
-template <int D>
+template <int D, int R, int N>
 static __device__ void produce(const struct few_call &c,
-                               const struct few_item &item, struct room<D> *m)
+                               const struct few_item &item,
+                               struct room<D, R, N> *m)
 {
     constexpr uint32_t N_CTA = few<D>::N_CTA;
     uint32_t lane = threadIdx.x % 32, n_key_tile = item.n_own * N_CTA;
     const void *block = NULL;
 
     if (lane < item.n_block)
-        block = item.span.block[item.chain * CHAIN_BLOCKS + lane];
+        block = item.span.block[item.chain * few<D>::N_BLOCK + lane];
     for (uint32_t i = 0; i < n_key_tile + item.n_block; i++) {
         bool is_key = i < n_key_tile;
         uint32_t b = is_key ? item.rank + i / N_CTA * N_CTA : i - n_key_tile;
@@ -121,21 +120,22 @@ static __device__ void produce(const struct few_call &c,
             is_key ? keys_of<D>(from, item.head) + i % N_CTA * TILE_BYTES
                    : values_of<D>(from, c.frame.n_kv_head, item.head) +
                          item.rank * TILE_BYTES;
-        uint32_t slot = i % few<D>::N_SLOT;
-        barrier_wait(m->empty + slot, i / few<D>::N_SLOT % 2 ^ 1);
+        uint32_t slot = i % N;
+        barrier_wait(m->empty + slot, i / N % 2 ^ 1);
         barrier_expect(m->full + slot, TILE_BYTES);
         bulk_copy(m->tile[slot], tile, TILE_BYTES, m->full + slot);
     }
     __syncwarp();
 }
 
-/* Queries as the right side of products: dims by packed rows. */
+/* Eight queries, from row `first` on, as the right side of products: dims by
+ * packed rows. */
 template <int D>
 static __device__ void load_queries(uint32_t (*q)[2], const struct few_call &c,
-                                    const struct few_item &item)
+                                    const struct few_item &item, uint32_t first)
 {
     const struct attend_frame &f = c.frame;
-    uint32_t lane = threadIdx.x % 32, packed = item.first + lane / 4;
+    uint32_t lane = threadIdx.x % 32, packed = item.first + first + lane / 4;
     size_t row = item.span.first_row + packed / f.group;
     uint32_t head = item.head * f.group + packed % f.group;
     const float *from = f.q + row * f.q_stride + (size_t)head * f.d_head;
@@ -154,14 +154,14 @@ static __device__ void load_queries(uint32_t (*q)[2], const struct few_call &c,
 }
 
 /* Angles of our blocks, for all warps. */
-template <int D>
+template <int D, int R, int N>
 static __device__ void load_angles(const struct few_item &item,
                                    const struct attend_frame &f,
-                                   struct room<D> *m)
+                                   struct room<D, R, N> *m)
 {
     for (uint32_t i = threadIdx.x; i < item.n_own * f.n_pair; i += N_WORKER) {
         uint32_t own = i / f.n_pair;
-        uint64_t b = (uint64_t)item.chain * CHAIN_BLOCKS + item.rank +
+        uint64_t b = (uint64_t)item.chain * few<D>::N_BLOCK + item.rank +
                      own * few<D>::N_CTA;
         m->angle[own][i % f.n_pair] = angle_block(f, b, i % f.n_pair);
     }
@@ -169,32 +169,36 @@ static __device__ void load_angles(const struct few_item &item,
 }
 
 /* Eight pairs of a key, from dim e on; tile i of its dims in slot first + i. */
-template <int D>
+template <int D, int R, int N>
 static __device__ __forceinline__ void
-rotate(struct room<D> *m, uint32_t n_pair, uint32_t first, uint32_t own,
+rotate(struct room<D, R, N> *m, uint32_t n_pair, uint32_t first, uint32_t own,
        uint32_t e, const struct angle *within)
 {
     uint32_t j = threadIdx.x / 32 * 16 + threadIdx.x % 16, e2 = e + n_pair;
-    uint4 *x = (uint4 *)(m->tile[(first + e / 64) % few<D>::N_SLOT] +
-                         tile_at(j, e % 64, 64));
-    uint4 *y = (uint4 *)(m->tile[(first + e2 / 64) % few<D>::N_SLOT] +
-                         tile_at(j, e2 % 64, 64));
+    uint4 *x =
+        (uint4 *)(m->tile[(first + e / 64) % N] + tile_at(j, e % 64, 64));
+    uint4 *y =
+        (uint4 *)(m->tile[(first + e2 / 64) % N] + tile_at(j, e2 % 64, 64));
+    const float4 *block = (const float4 *)&m->angle[own][e]; /* two angles */
     struct angle angle[8];
     uint4 a = *x, b = *y;
 
 #pragma unroll
-    for (uint32_t i = 0; i < 8; i++)
-        angle[i] = angle_sum(m->angle[own][e + i], within[i]);
+    for (uint32_t i = 0; i < 4; i++) {
+        float4 z = block[i];
+        angle[2 * i] = angle_sum({z.x, z.y}, within[2 * i]);
+        angle[2 * i + 1] = angle_sum({z.z, z.w}, within[2 * i + 1]);
+    }
     rotate_unit(&a, &b, angle);
     *x = a;
     *y = b;
 }
 
 /* Rotate this warp's 16 keys of a block where they lie. */
-template <int D>
+template <int D, int R, int N>
 static __device__ __forceinline__ void
-rotate_keys(struct room<D> *m, const struct attend_frame &f, uint32_t first,
-            uint32_t own, const struct angle *held)
+rotate_keys(struct room<D, R, N> *m, const struct attend_frame &f,
+            uint32_t first, uint32_t own, const struct angle *held)
 {
     constexpr uint32_t N_HELD = few<D>::N_HELD;
     uint32_t lane = threadIdx.x % 32, j = threadIdx.x / 32 * 16 + lane % 16;
@@ -214,19 +218,52 @@ rotate_keys(struct room<D> *m, const struct attend_frame &f, uint32_t first,
     __syncwarp();
 }
 
-/* Scores of our blocks, and the largest of each warp's 16 keys. */
-template <int D>
+/* Keep eight rows' scores of a warp's 16 keys, `first` the first row; their
+ * maxima besides. s: keys by packed rows; at: this thread's first key. */
+template <int D, int R, int N>
+static __device__ __forceinline__ void
+keep_scores(const struct few_item &item, struct room<D, R, N> *m, float *s,
+            uint32_t group, uint32_t first, uint32_t own, uint64_t at)
+{
+    uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32;
+    uint32_t key = 16 * w + lane / 4, row = first + lane % 4 * 2;
+    uint64_t p0 = position_of(item, group, row);
+    uint64_t p1 = position_of(item, group, row + 1);
+
+    s[0] = at <= p0 ? s[0] : -INFINITY;
+    s[1] = at <= p1 ? s[1] : -INFINITY;
+    s[2] = at + 8 <= p0 ? s[2] : -INFINITY;
+    s[3] = at + 8 <= p1 ? s[3] : -INFINITY;
+    m->score[own][row][key] = s[0];
+    m->score[own][row + 1][key] = s[1];
+    m->score[own][row][key + 8] = s[2];
+    m->score[own][row + 1][key + 8] = s[3];
+    float max0 = fmaxf(s[0], s[2]), max1 = fmaxf(s[1], s[3]);
+#pragma unroll
+    for (int d = 4; d < 32; d *= 2) {
+        max0 = fmaxf(max0, __shfl_xor_sync(~0u, max0, d));
+        max1 = fmaxf(max1, __shfl_xor_sync(~0u, max1, d));
+    }
+    if (lane < 4) {
+        m->warp_max[own][w][row] = max0;
+        m->warp_max[own][w][row + 1] = max1;
+    }
+}
+
+/* Scores of our blocks. */
+template <int D, int R, int N>
 static __device__ void score(const struct few_call &c,
-                             const struct few_item &item, struct room<D> *m,
-                             const uint32_t (*q)[2])
+                             const struct few_item &item,
+                             struct room<D, R, N> *m)
 {
     constexpr uint32_t N_CTA = few<D>::N_CTA;
     uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32;
-    uint32_t key = 16 * w + lane / 4, row = lane % 4 * 2;
-    uint64_t p0 = position_of(item, c.frame.group, row);
-    uint64_t p1 = position_of(item, c.frame.group, row + 1);
+    uint32_t q[R / 8][D / 16][2];
     struct angle held[few<D>::N_HELD / 2];
 
+#pragma unroll
+    for (uint32_t i = 0; i < R / 8; i++)
+        load_queries<D>(q[i], c, item, 8 * i);
 #pragma unroll
     for (uint32_t i = 0; i < few<D>::N_HELD / 2; i++) {
         uint32_t e = i / 8 * 16 + lane / 16 * 8 + i % 8;
@@ -235,61 +272,45 @@ static __device__ void score(const struct few_call &c,
     }
     for (uint32_t i = 0; i < item.n_own; i++) {
         uint32_t first = i * N_CTA;
-        uint64_t b = (uint64_t)item.chain * CHAIN_BLOCKS + item.rank + first;
-        uint64_t at = b * KV_BLOCK + key;
-        float s[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        uint64_t b = (uint64_t)item.chain * few<D>::N_BLOCK + item.rank + first;
+        float s[R / 8][4] = {{0.0f}};
 #pragma unroll
         for (uint32_t j = 0; j < N_CTA; j++)
-            barrier_wait(m->full + (first + j) % few<D>::N_SLOT,
-                         (first + j) / few<D>::N_SLOT % 2);
+            barrier_wait(m->full + (first + j) % N, (first + j) / N % 2);
         rotate_keys(m, c.frame, first, i, held);
 #pragma unroll
         for (uint32_t t = 0; t < D / 16; t++) {
             uint32_t k[4];
-            load_matrix(k,
-                        shared_at(m->tile[(first + t / 4) % few<D>::N_SLOT]) +
-                            tile_at(16 * w + lane % 16,
-                                    t % 4 * 16 + lane / 16 * 8, 64));
-            warp_product(s, k, q[t]);
+            load_matrix(k, shared_at(m->tile[(first + t / 4) % N]) +
+                               tile_at(16 * w + lane % 16,
+                                       t % 4 * 16 + lane / 16 * 8, 64));
+#pragma unroll
+            for (uint32_t j = 0; j < R / 8; j++)
+                warp_product(s[j], k, q[j][t]);
         }
         copy_fence();
         __syncwarp();
         if (lane < N_CTA)
-            barrier_arrive(m->empty + (first + lane) % few<D>::N_SLOT);
-        s[0] = at <= p0 ? s[0] : -INFINITY;
-        s[1] = at <= p1 ? s[1] : -INFINITY;
-        s[2] = at + 8 <= p0 ? s[2] : -INFINITY;
-        s[3] = at + 8 <= p1 ? s[3] : -INFINITY;
-        m->score[i][row][key] = s[0];
-        m->score[i][row + 1][key] = s[1];
-        m->score[i][row][key + 8] = s[2];
-        m->score[i][row + 1][key + 8] = s[3];
-        float max0 = fmaxf(s[0], s[2]), max1 = fmaxf(s[1], s[3]);
+            barrier_arrive(m->empty + (first + lane) % N);
 #pragma unroll
-        for (int d = 4; d < 32; d *= 2) {
-            max0 = fmaxf(max0, __shfl_xor_sync(~0u, max0, d));
-            max1 = fmaxf(max1, __shfl_xor_sync(~0u, max1, d));
-        }
-        if (lane < 4) {
-            m->warp_max[i][w][row] = max0;
-            m->warp_max[i][w][row + 1] = max1;
-        }
+        for (uint32_t j = 0; j < R / 8; j++)
+            keep_scores(item, m, s[j], c.frame.group, 8 * j, i,
+                        b * KV_BLOCK + 16 * w + lane / 4);
     }
 }
 
 /* Exchange the blocks' maxima; then M and the factor of every step. */
-template <int D>
+template <int D, int R, int N>
 static __device__ void find_maxima(const struct few_item &item,
-                                   struct room<D> *m)
+                                   struct room<D, R, N> *m)
 {
-    constexpr uint32_t N_CTA = few<D>::N_CTA, N_STEP = few<D>::N_STEP;
+    constexpr uint32_t N_CTA = few<D>::N_CTA;
     constexpr uint32_t N_EACH = few<D>::STEP / KV_BLOCK;
-    uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32;
 
     named_sync(WORKERS, N_WORKER);
-    for (uint32_t i = threadIdx.x; i < item.n_own * FEW_ROWS; i += N_WORKER) {
-        uint32_t own = i / FEW_ROWS, row = i % FEW_ROWS;
-        const float(*max)[FEW_ROWS] = m->warp_max[own];
+    for (uint32_t i = threadIdx.x; i < item.n_own * R; i += N_WORKER) {
+        uint32_t own = i / R, row = i % R;
+        const float(*max)[R] = m->warp_max[own];
         float x = fmaxf(fmaxf(max[0][row], max[1][row]),
                         fmaxf(max[2][row], max[3][row]));
         uint32_t to = shared_at(&m->block_max[item.rank + own * N_CTA][row]);
@@ -299,36 +320,35 @@ static __device__ void find_maxima(const struct few_item &item,
     named_sync(WORKERS, N_WORKER);
     if (threadIdx.x < N_CTA)
         cluster_arrive(cluster_at(shared_at(&m->max_ready), threadIdx.x));
-    barrier_wait(&m->max_ready, 0);
-    for (uint32_t row = 2 * w; row < 2 * w + 2; row++) {
-        float x = -INFINITY;
-        for (uint32_t i = 0; i < N_EACH; i++) {
-            uint32_t b = lane * N_EACH + i;
-            x = b < item.n_block ? fmaxf(x, m->block_max[b][row]) : x;
-        }
+    cluster_wait_for(&m->max_ready, 0);
+    if (threadIdx.x < R) {
+        uint32_t row = threadIdx.x;
+        float max = -INFINITY;
 #pragma unroll
-        for (int d = 1; d < 32; d *= 2) {
-            float y = __shfl_up_sync(~0u, x, d);
-            x = lane >= (uint32_t)d ? fmaxf(x, y) : x;
-        }
-        float before = __shfl_up_sync(~0u, x, 1);
-        if (lane < N_STEP) {
-            m->max[lane][row] = x;
-            m->factor[lane][row] =
-                lane ? exp2_of(before - finite_max(x)) : 0.0f;
+        for (uint32_t i = 0; i < few<D>::N_STEP; i++) {
+            float x = -INFINITY;
+#pragma unroll
+            for (uint32_t b = i * N_EACH; b < (i + 1) * N_EACH; b++)
+                x = b < item.n_block ? fmaxf(x, m->block_max[b][row]) : x;
+            float before = max;
+            max = raised(max, x);
+            m->max[i][row] = max;
+            m->factor[i][row] = exp2_of(before - finite_max(max));
         }
     }
     named_sync(WORKERS, N_WORKER);
 }
 
 /* Weights of our blocks and their sums, and copies to the other CTAs. */
-template <int D>
-static __device__ void weigh(const struct few_item &item, struct room<D> *m)
+template <int D, int R, int N>
+static __device__ void weigh(const struct few_item &item,
+                             struct room<D, R, N> *m)
 {
     constexpr uint32_t N_CTA = few<D>::N_CTA;
-    uint32_t lane = threadIdx.x % 32, row = lane / 4, c = lane % 4;
+    uint32_t lane = threadIdx.x % 32, c = lane % 4;
 
-    for (uint32_t i = threadIdx.x / 32; i < item.n_own; i += 4) {
+    for (uint32_t k = threadIdx.x / 32; k < item.n_own * (R / 8); k += 4) {
+        uint32_t i = k / (R / 8), row = k % (R / 8) * 8 + lane / 4;
         uint32_t b = item.rank + i * N_CTA;
         float base = finite_max(m->max[b * KV_BLOCK / few<D>::STEP][row]);
         const float *s = m->score[i][row] + 2 * c;
@@ -339,7 +359,7 @@ static __device__ void weigh(const struct few_item &item, struct room<D> *m)
             x = {exp2_of(x.x - base), exp2_of(x.y - base)};
             t = j ? t + x.x : x.x;
             t = t + x.y;
-            *(uint32_t *)(m->weight[b].tile + tile_at(row, 8 * j + 2 * c, 8)) =
+            *(uint32_t *)(m->weight[b].tile + tile_at(row, 8 * j + 2 * c, R)) =
                 bf16_pair(x.x, x.y);
         }
         m->weight[b].sum[row][c] = t;
@@ -352,86 +372,98 @@ static __device__ void weigh(const struct few_item &item, struct room<D> *m)
          i += N_WORKER) {
         uint32_t b = item.rank + i / (N_CTA - 1) * N_CTA;
         uint32_t to = (item.rank + 1 + i % (N_CTA - 1)) % N_CTA;
-        cluster_copy(&m->weight[b], sizeof(struct weights), &m->weight_ready,
+        cluster_copy(&m->weight[b], sizeof(struct weights<R>), &m->weight_ready,
                      to);
     }
 }
 
 /* L of the chain, by one warp. */
-template <int D>
-static __device__ void add_sums(const struct few_item &item, struct room<D> *m)
+template <int D, int R, int N>
+static __device__ void add_sums(const struct few_item &item,
+                                struct room<D, R, N> *m)
 {
     constexpr uint32_t N_EACH = few<D>::STEP / KV_BLOCK;
-    uint32_t row = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
-    float sum = 0.0f;
+    uint32_t c = threadIdx.x % 4;
 
     barrier_wait(&m->weight_ready, 0);
-    for (uint32_t b = 0; b < item.n_block; b += N_EACH) {
-        float t = m->weight[b].sum[row][c];
-        if (N_EACH == 2 && b + 1 < item.n_block)
-            t = t + m->weight[b + 1].sum[row][c];
-        sum = __fmaf_rn(sum, m->factor[b / N_EACH][row], t);
+    for (uint32_t row = threadIdx.x % 32 / 4; row < R; row += 8) {
+        float sum = 0.0f;
+        for (uint32_t b = 0; b < item.n_block; b += N_EACH) {
+            float t = m->weight[b].sum[row][c];
+            if (N_EACH == 2 && b + 1 < item.n_block)
+                t = t + m->weight[b + 1].sum[row][c];
+            sum = __fmaf_rn(sum, m->factor[b / N_EACH][row], t);
+        }
+        sum = sum + __shfl_xor_sync(~0u, sum, 1);
+        sum = sum + __shfl_xor_sync(~0u, sum, 2);
+        m->sum[row] = sum;
     }
-    sum = sum + __shfl_xor_sync(~0u, sum, 1);
-    sum = sum + __shfl_xor_sync(~0u, sum, 2);
-    m->sum[row] = sum;
 }
 
-struct operands {
-    uint32_t p[2][4], v[4][4];
+template <int R> struct operands {
+    uint32_t p[R / 8][2][4], v[4][4];
 };
 
 /* Weights of block b, and its values as far as they are this warp's 16 dims. */
-template <int D>
-static __device__ __forceinline__ void load_block(const struct few_item &item,
-                                                  struct room<D> *m, uint32_t b,
-                                                  struct operands *to)
+template <int D, int R, int N>
+static __device__ __forceinline__ void
+load_block(const struct few_item &item, struct room<D, R, N> *m, uint32_t b,
+           struct operands<R> *to)
 {
     uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32;
-    uint32_t i = item.n_own * few<D>::N_CTA + b, slot = i % few<D>::N_SLOT;
+    uint32_t i = item.n_own * few<D>::N_CTA + b, slot = i % N;
     uint32_t p_at = shared_at(m->weight[b].tile);
     uint32_t v_at =
         shared_at(m->tile[slot]) +
         tile_at(lane / 16 * 8 + lane % 8, 16 * w + lane / 8 % 2 * 8, 64);
 
-    barrier_wait(m->full + slot, i / few<D>::N_SLOT % 2);
+    barrier_wait(m->full + slot, i / N % 2);
 #pragma unroll
     for (uint32_t t = 0; t < 4; t++)
         load_transposed(to->v[t], v_at + t * 16 * 128);
-    load_matrix(to->p[0], p_at + tile_at(lane % 8, lane / 8 * 8, 8));
-    load_matrix(to->p[1], p_at + tile_at(lane % 8, 32 + lane / 8 * 8, 8));
+#pragma unroll
+    for (uint32_t j = 0; j < R / 8; j++) {
+        uint32_t row = 8 * j + lane % 8, key = lane / 8 * 8;
+        load_matrix(to->p[j][0], p_at + tile_at(row, key, R));
+        load_matrix(to->p[j][1], p_at + tile_at(row, 32 + key, R));
+    }
 }
 
 /* O of this warp's 16 dims: block b joins, while the next one is loaded. */
-template <int D>
+template <int D, int R, int N>
 static __device__ __forceinline__ void
-multiply_block(const struct few_item &item, struct room<D> *m, uint32_t b,
-               struct operands *now, struct operands *next, float *o)
+multiply_block(const struct few_item &item, struct room<D, R, N> *m, uint32_t b,
+               struct operands<R> *now, struct operands<R> *next, float (*o)[4])
 {
     constexpr uint32_t N_EACH = few<D>::STEP / KV_BLOCK;
     uint32_t lane = threadIdx.x % 32, row = lane % 4 * 2;
-    uint32_t slot = (item.n_own * few<D>::N_CTA + b) % few<D>::N_SLOT;
+    uint32_t slot = (item.n_own * few<D>::N_CTA + b) % N;
 
     if (b + 1 < item.n_block)
         load_block(item, m, b + 1, next);
-    if (b % N_EACH == 0) {
-        float2 f = *(const float2 *)&m->factor[b / N_EACH][row];
-        o[0] *= f.x, o[1] *= f.y, o[2] *= f.x, o[3] *= f.y;
+#pragma unroll
+    for (uint32_t j = 0; j < R / 8; j++) {
+        if (b % N_EACH)
+            continue;
+        float2 f = *(const float2 *)&m->factor[b / N_EACH][8 * j + row];
+        o[j][0] *= f.x, o[j][1] *= f.y, o[j][2] *= f.x, o[j][3] *= f.y;
     }
 #pragma unroll
     for (uint32_t t = 0; t < 4; t++)
-        warp_product(o, now->v[t], now->p[t / 2] + t % 2 * 2);
+#pragma unroll
+        for (uint32_t j = 0; j < R / 8; j++)
+            warp_product(o[j], now->v[t], now->p[j][t / 2] + t % 2 * 2);
     __syncwarp();
     if (lane == 0)
         barrier_arrive(m->empty + slot);
 }
 
-/* o: the accumulators of dims by packed rows. */
-template <int D>
-static __device__ void multiply(const struct few_item &item, struct room<D> *m,
-                                float *o)
+/* o: for each 8 packed rows the accumulators of dims by rows. */
+template <int D, int R, int N>
+static __device__ void multiply(const struct few_item &item,
+                                struct room<D, R, N> *m, float (*o)[4])
 {
-    struct operands even, odd;
+    struct operands<R> even, odd;
 
     load_block(item, m, 0, &even);
     for (uint32_t b = 0; b < item.n_block; b += 2) {
@@ -443,31 +475,33 @@ static __device__ void multiply(const struct few_item &item, struct room<D> *m,
 
 /* Where a chain's part of a packed row lies: O, then M and L. */
 template <int D>
-static __device__ float *part_of(const struct few_call &c,
-                                 const struct few_item &item, uint32_t chain,
-                                 uint32_t row)
+static __device__ float *part_of(const struct few_call &c, size_t item_head,
+                                 uint32_t chain, uint32_t row)
 {
-    size_t i = blockIdx.x / few<D>::N_CTA * gridDim.y + item.head;
-    return c.part + ((i * c.n_chain + chain) * FEW_ROWS + row) * (D + 4);
+    size_t i = (item_head * c.n_chain + chain) * c.n_row + row;
+    return c.part + i * (D + 4);
 }
 
-template <int D>
+template <int D, int R, int N>
 static __device__ void store(const struct few_call &c,
-                             const struct few_item &item, struct room<D> *m,
-                             const float *o)
+                             const struct few_item &item,
+                             struct room<D, R, N> *m, const float (*o)[4])
 {
     const struct attend_frame &f = c.frame;
     uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32;
     uint32_t e = item.rank * 64 + 16 * w + lane / 4;
 
-    for (uint32_t i = 0; i < 2; i++) {
-        uint32_t r = lane % 4 * 2 + i, packed = item.first + r;
+#pragma unroll
+    for (uint32_t i = 0; i < R / 4; i++) {
+        uint32_t r = i / 2 * 8 + lane % 4 * 2 + i % 2, packed = item.first + r;
+        float x = o[i / 2][i % 2], y = o[i / 2][2 + i % 2];
         if (packed >= item.n_packed)
             continue;
         if (item.n_chain > 1) {
-            float *to = part_of<D>(c, item, item.chain, r);
-            to[e] = o[i];
-            to[e + 8] = o[2 + i];
+            size_t i_head = blockIdx.x / few<D>::N_CTA * gridDim.y + item.head;
+            float *to = part_of<D>(c, i_head, item.chain, r);
+            to[e] = x;
+            to[e + 8] = y;
             if (e == 0) {
                 uint32_t last = (item.n_block - 1) * KV_BLOCK / few<D>::STEP;
                 to[D] = m->max[last][r];
@@ -480,90 +514,116 @@ static __device__ void store(const struct few_call &c,
         float *to = f.out + at * f.out_stride + (size_t)head * f.d_head;
         float scale = 1.0f / m->sum[r];
         if (e < f.d_head)
-            to[e] = o[i] * scale + 0.0f;
+            to[e] = x * scale + 0.0f;
         if (e + 8 < f.d_head)
-            to[e + 8] = o[2 + i] * scale + 0.0f;
+            to[e + 8] = y * scale + 0.0f;
     }
 }
 
-template <int D>
+template <int D, int R, int N>
 static __global__ void __launch_bounds__(N_THREAD)
     attend_chain(const __grid_constant__ struct few_call c)
 {
     extern __shared__ unsigned char shared[];
     uint32_t at = shared_at(shared);
-    struct room<D> *m = (struct room<D> *)(shared + (1024 - at % 1024) % 1024);
+    struct room<D, R, N> *m =
+        (struct room<D, R, N> *)(shared + (1024 - at % 1024) % 1024);
     struct few_item item;
 
-    if (!item_init<D>(&item, c))
-        return;
     if (threadIdx.x == 0) {
-        for (uint32_t i = 0; i < few<D>::N_SLOT; i++) {
+        for (uint32_t i = 0; i < N; i++) {
             barrier_init(m->full + i, 1);
             barrier_init(m->empty + i, 4);
         }
         barrier_init(&m->max_ready, few<D>::N_CTA);
         barrier_init(&m->weight_ready, 2);
         barrier_init_fence();
-        barrier_expect(&m->weight_ready,
-                       (item.n_block - item.n_own) * sizeof(struct weights));
     }
+    kernel_wait(); /* for whoever made q and the blocks */
+    kernel_release();
+    if (!item_init<D, R>(&item, c))
+        return;
+    if (threadIdx.x == 0)
+        barrier_expect(&m->weight_ready,
+                       (item.n_block - item.n_own) * sizeof(struct weights<R>));
     cluster_sync();
     if (threadIdx.x >= N_WORKER) {
-        produce<D>(c, item, m);
-        add_sums<D>(item, m);
+        produce<D, R, N>(c, item, m);
+        add_sums<D, R, N>(item, m);
         cluster_arrive_only();
         named_arrive(EVERYONE, N_THREAD);
     } else {
-        uint32_t q[D / 16][2];
-        float o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        load_queries<D>(q, c, item);
-        load_angles<D>(item, c.frame, m);
-        score<D>(c, item, m, q);
-        find_maxima<D>(item, m);
-        weigh<D>(item, m);
+        float o[R / 8][4] = {{0.0f}};
+        load_angles<D, R, N>(item, c.frame, m);
+        score<D, R, N>(c, item, m);
+        find_maxima<D, R, N>(item, m);
+        weigh<D, R, N>(item, m);
         barrier_wait(&m->weight_ready, 0);
         cluster_arrive_only();
-        multiply<D>(item, m, o);
+        multiply<D, R, N>(item, m, o);
         named_sync(EVERYONE, N_THREAD);
-        store<D>(c, item, m, o);
+        store<D, R, N>(c, item, m, o);
     }
     cluster_wait(); /* others may still be copying our weights */
 }
 
-/* Merge the chains of a packed row, a thread a dim. */
+/*
+ * Merge the chains of a packed row, a thread a dim. M is a running maximum, so
+ * that a warp finds the factors of 32 chains at once, and then goes along them.
+ */
 template <int D>
 static __global__ void __launch_bounds__(D)
     merge_chains(const __grid_constant__ struct few_call c)
 {
     const struct attend_frame &f = c.frame;
-    uint32_t r = blockIdx.z, e = threadIdx.x;
-    struct few_item item = {.span = c.span[blockIdx.x / c.n_tile]};
-    item.first = blockIdx.x % c.n_tile * FEW_ROWS;
+    uint32_t r = blockIdx.z, e = threadIdx.x, lane = e % 32;
+    struct few_item item;
+
+    kernel_wait();
+    item.span = c.span[blockIdx.x / c.n_tile];
+    item.first = blockIdx.x % c.n_tile * c.n_row;
     item.n_packed = item.span.n_row * f.group;
-    item.head = blockIdx.y;
     if (item.first + r >= item.n_packed)
         return;
-    uint64_t n_key = position_of(item, f.group, FEW_ROWS - 1) + 1;
-    uint32_t n_chain = (uint32_t)((n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN);
+    uint64_t n_key = position_of(item, f.group, c.n_row - 1) + 1;
+    uint32_t n_chain = (uint32_t)((n_key + few<D>::CHAIN - 1) / few<D>::CHAIN);
     if (n_chain == 1)
         return;
     size_t i = blockIdx.x * gridDim.y + blockIdx.y;
-    const float *part =
-        c.part + (i * c.n_chain * FEW_ROWS + r) * (size_t)(D + 4);
-    float o = part[e], max = part[D], sum = part[D + 1];
-#pragma unroll 8
-    for (uint32_t chain = 1; chain < n_chain; chain++) {
-        part += FEW_ROWS * (D + 4);
-        float both = fmaxf(max, part[D]);
-        float a = exp2_of(max - both), b = exp2_of(part[D] - both);
-        sum = __fmaf_rn(sum, a, part[D + 1] * b);
-        o = __fmaf_rn(o, a, part[e] * b);
-        max = both;
+    const float *part = part_of<D>(c, i, 0, r);
+    size_t stride = part_of<D>(c, i, 1, r) - part;
+    float o = 0.0f, sum = 0.0f, max = -INFINITY;
+    for (uint32_t first = 0; first < n_chain; first += 32) {
+        uint32_t n = min(n_chain - first, 32u);
+        float x[32], own_max = -INFINITY, own_sum = 0.0f;
+#pragma unroll
+        for (uint32_t j = 0; j < 32; j++)
+            x[j] = j < n ? part[(first + j) * stride + e] : 0.0f;
+        if (lane < n) {
+            own_max = part[(first + lane) * stride + D];
+            own_sum = part[(first + lane) * stride + D + 1];
+        }
+        float both = fmaxf(max, own_max);
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            float y = __shfl_up_sync(~0u, both, d);
+            both = lane >= (uint32_t)d ? fmaxf(both, y) : both;
+        }
+        float before = __shfl_up_sync(~0u, both, 1);
+        before = lane ? before : max;
+        float old = exp2_of(before - both), now = exp2_of(own_max - both);
+#pragma unroll
+        for (uint32_t j = 0; j < 32; j++) {
+            float a = __shfl_sync(~0u, old, j), b = __shfl_sync(~0u, now, j);
+            float y = __shfl_sync(~0u, own_sum, j);
+            sum = __fmaf_rn(sum, a, y * b);
+            o = __fmaf_rn(o, a, x[j] * b);
+        }
+        max = __shfl_sync(~0u, both, 31);
     }
     uint32_t packed = item.first + r;
     size_t row = item.span.first_row + packed / f.group;
-    uint32_t head = item.head * f.group + packed % f.group;
+    uint32_t head = blockIdx.y * f.group + packed % f.group;
     if (e < f.d_head)
         f.out[row * f.out_stride + (size_t)head * f.d_head + e] =
             o * (1.0f / sum) + 0.0f;
@@ -574,33 +634,59 @@ size_t few_part_bytes(const struct few_call *c)
     if (c->n_chain == 1)
         return 0;
     size_t n = (size_t)c->n_span * c->n_tile * c->frame.n_kv_head;
-    return n * c->n_chain * FEW_ROWS * (attend_padded(c->frame.d_head) + 4) *
+    return n * c->n_chain * c->n_row * (attend_padded(c->frame.d_head) + 4) *
            sizeof(float);
+}
+
+/* Launch on `stream`, without waiting for the kernel before, which
+ * kernel_wait() does. */
+static void launch(cudaStream_t stream, dim3 grid, uint32_t n_thread,
+                   uint32_t n_cta, size_t shared, void (*kernel)(few_call),
+                   const struct few_call *c)
+{
+    cudaLaunchAttribute attr[2];
+    attr[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attr[0].val.programmaticStreamSerializationAllowed = 1;
+    attr[1].id = cudaLaunchAttributeClusterDimension;
+    attr[1].val.clusterDim.x = n_cta;
+    attr[1].val.clusterDim.y = attr[1].val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {.gridDim = grid,
+                                 .blockDim = dim3(n_thread),
+                                 .dynamicSmemBytes = shared,
+                                 .stream = stream,
+                                 .attrs = attr,
+                                 .numAttrs = 2};
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         (int)shared);
+    cudaLaunchKernelEx(&config, kernel, *c);
+}
+
+template <int D, int R, int N>
+static void launch_chains(cudaStream_t stream, const struct few_call *c)
+{
+    dim3 grid(c->n_span * c->n_tile * few<D>::N_CTA, c->frame.n_kv_head,
+              c->n_chain);
+    launch(stream, grid, N_THREAD, few<D>::N_CTA,
+           sizeof(struct room<D, R, N>) + 1024, attend_chain<D, R, N>, c);
 }
 
 template <int D>
 static void attend_few_of(cudaStream_t stream, const struct few_call *c)
 {
     uint32_t n_item = c->n_span * c->n_tile;
-    size_t bytes = sizeof(struct room<D>) + 1024;
-    cudaLaunchAttribute cluster = {.id = cudaLaunchAttributeClusterDimension};
-    cluster.val.clusterDim.x = few<D>::N_CTA;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {
-        .gridDim = dim3(n_item * few<D>::N_CTA, c->frame.n_kv_head, c->n_chain),
-        .blockDim = dim3(N_THREAD),
-        .dynamicSmemBytes = bytes,
-        .stream = stream,
-        .attrs = &cluster,
-        .numAttrs = 1};
+    uint64_t n_cta =
+        (uint64_t)n_item * few<D>::N_CTA * c->frame.n_kv_head * c->n_chain;
 
-    cudaFuncSetAttribute(attend_chain<D>,
-                         cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         (int)bytes);
-    cudaLaunchKernelEx(&config, attend_chain<D>, *c);
+    /* Tiles under way: an SM holds three CTAs of 5, two of 8, one of 20. */
+    if (c->n_row > FEW_ROWS)
+        launch_chains<D, 2 * FEW_ROWS, D == 256 ? 5 : 12>(stream, c);
+    else if (n_cta <= c->n_sm)
+        launch_chains<D, FEW_ROWS, 20>(stream, c);
+    else
+        launch_chains<D, FEW_ROWS, D == 128 ? 8 : 5>(stream, c);
     if (c->n_chain > 1)
-        merge_chains<D>
-            <<<dim3(n_item, c->frame.n_kv_head, FEW_ROWS), D, 0, stream>>>(*c);
+        launch(stream, dim3(n_item, c->frame.n_kv_head, c->n_row), D, 1, 0,
+               merge_chains<D>, c);
 }
 
 void attend_few(cudaStream_t stream, const struct few_call *call)

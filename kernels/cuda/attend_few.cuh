@@ -12,9 +12,11 @@ struct few_call {
     struct attend_frame frame;
     const struct attend_span *span; /* on the device */
     uint32_t n_span;
-    uint32_t n_tile;  /* the most tiles of 8 packed rows of a span */
+    uint32_t n_row;   /* packed rows of a tile: FEW_ROWS or twice as many */
+    uint32_t n_tile;  /* the most tiles of a span */
     uint32_t n_chain; /* no span's past has more */
-    float *part;      /* few_part_bytes() */
+    uint32_t n_sm;
+    float *part; /* few_part_bytes() */
 };
 
 /* The chains' results between the two kernels; 0 if there is but one chain. */

@@ -9,7 +9,8 @@
  * and values by bulk copies, and two warpgroups of 64 rows multiply: S = Q K^T
  * of the next step runs beside O += P V of this one, and the warpgroups take
  * turns, so that one computes weights while the other multiplies. Between
- * chains O lies in the scratch of the CTA, which never leaves the L2 cache.
+ * chains O lies in shared memory or, where that is full, in a scratch of the
+ * CTA, small enough for the L2 cache.
  *
  * Bound: 4 n_key d operations a row and head (half of it under the diagonal of
  * a prompt) over 790 TFLOP/s.
@@ -24,35 +25,44 @@
 #define TURN 1 /* named barriers TURN and TURN + 1: whose turn it is */
 
 template <int D> struct many {
-    static constexpr uint32_t STEP = attend_step<D>::N;
+    /* CTAs of a cluster. Two were 1 to 4 % faster at 256 dims, as fast at 128
+     * and 7 % slower at 64 (H100, prompts of 16,384). */
+    static constexpr uint32_t N_CTA = D > 128 ? 2 : 1;
+    static constexpr uint32_t STEP = step_keys(D);
     static constexpr uint32_t N_STAGE = D == 64 ? 4 : 2;
     static constexpr uint32_t Q_BYTES = MANY_ROWS * D * 2;
     static constexpr uint32_t KV_BYTES = STEP * D * 2; /* keys, or values */
-    static constexpr uint32_t SHARED = Q_BYTES + 2 * N_STAGE * KV_BYTES;
+    /* O of past chains lies in shared memory where there is room for it. */
+    static constexpr bool HAS_SUM = D <= 128;
+    static constexpr uint32_t SUM_BYTES = HAS_SUM ? MANY_ROWS * D * 4 : 0;
     static constexpr uint32_t BARRIERS = 2 + 4 * N_STAGE;
-    static constexpr uint32_t BYTES = SHARED + BARRIERS * 8 + 1024;
+    static constexpr uint32_t BYTES =
+        Q_BYTES + 2 * N_STAGE * KV_BYTES + SUM_BYTES + BARRIERS * 8 + 1024;
 };
 
 template <int D> struct room {
     unsigned char *q, *k, *v;
+    float4 *sum;
     uint64_t *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
 };
 
 template <int D>
-static __device__ struct room<D> room_of(unsigned char *shared) {
-    constexpr uint32_t N = many<D>::N_STAGE;
-    unsigned char *q = shared + (1024 - shared_at(shared) % 1024) % 1024;
-    unsigned char *k = q + many<D>::Q_BYTES, *v = k + N * many<D>::KV_BYTES;
-    uint64_t *bar = (uint64_t *)(v + N * many<D>::KV_BYTES);
-    return {q,
-            k,
-            v,
-            bar,
-            bar + 1,
-            bar + 2,
-            bar + 2 + N,
-            bar + 2 + 2 * N,
-            bar + 2 + 3 * N};
+static __device__ __forceinline__ struct room<D>
+room_of(unsigned char *shared) {
+    constexpr uint32_t N = many<D>::N_STAGE, KV = many<D>::KV_BYTES;
+    struct room<D> m;
+
+    m.q = shared + (1024 - shared_at(shared) % 1024) % 1024;
+    m.k = m.q + many<D>::Q_BYTES;
+    m.v = m.k + N * KV;
+    m.sum = (float4 *)(m.v + N * KV);
+    m.q_full = (uint64_t *)(m.v + N * KV + many<D>::SUM_BYTES);
+    m.q_empty = m.q_full + 1;
+    m.k_full = m.q_empty + 1;
+    m.k_empty = m.k_full + N;
+    m.v_full = m.k_empty + N;
+    m.v_empty = m.v_full + N;
+    return m;
 }
 
 /* A tile: 128 packed rows of a span. */
@@ -63,27 +73,30 @@ struct tile {
 };
 
 /*
- * Tile `round` of this CTA; false behind the last. Heads of a tile side by
- * side, since they start at the same time; the longest first; and every other
- * round backwards, which shares the work out evenly.
+ * Tile `round` of this CTA; false behind the last. The CTAs of a cluster take
+ * neighbours with the steps of the longer. Heads of a tile side by side, since
+ * they start at the same time; the longest first; and every other round
+ * backwards, which shares the work out evenly.
  */
 template <int D>
 static __device__ bool tile_take(struct tile *tile, const struct many_call &c,
                                  uint32_t round)
 {
     uint32_t n_kv_head = c.frame.n_kv_head;
-    uint32_t n_tile = many_tiles(c.frame, c.n_row_max);
-    uint32_t i =
-        round * c.n_cta + (round % 2 ? c.n_cta - 1 - blockIdx.x : blockIdx.x);
-    if (i >= n_tile * c.n_span * n_kv_head)
+    constexpr uint32_t N_CTA = many<D>::N_CTA, N_ROW = N_CTA * MANY_ROWS;
+    uint32_t n_set = many_tiles(c.frame, c.n_row_max) / N_CTA;
+    uint32_t n = c.n_cta / N_CTA, cluster = blockIdx.x / N_CTA;
+    uint32_t i = round * n + (round % 2 ? n - 1 - cluster : cluster);
+    if (i >= n_set * c.n_span * n_kv_head)
         return false;
     tile->head = i % n_kv_head;
     tile->in = c.span[i / n_kv_head % c.n_span];
-    tile->first = (n_tile - 1 - i / n_kv_head / c.n_span) * MANY_ROWS;
+    uint32_t first = (n_set - 1 - i / n_kv_head / c.n_span) * N_ROW;
+    tile->first = first + blockIdx.x % N_CTA * MANY_ROWS;
     tile->n_packed = tile->in.span.n_row * c.frame.group;
     tile->n_step = 0;
-    if (tile->first < tile->n_packed) {
-        uint32_t last = min(tile->first + MANY_ROWS, tile->n_packed) - 1;
+    if (first < tile->n_packed) {
+        uint32_t last = min(first + N_ROW, tile->n_packed) - 1;
         uint64_t n_key = tile->in.span.position + last / c.frame.group + 1;
         tile->n_step = (uint32_t)((n_key + many<D>::STEP - 1) / many<D>::STEP);
     }
@@ -100,40 +113,68 @@ template <int D> static __device__ __forceinline__ uint32_t phase_of(uint32_t i)
     return i / many<D>::N_STAGE % 2;
 }
 
-/* Bring a tile's keys and values; n_past steps went before. */
+/* A stage is free again, say to the producers of all CTAs of the cluster. */
+template <int D> static __device__ __forceinline__ void free_stage(uint64_t *at)
+{
+    if (many<D>::N_CTA == 1)
+        barrier_arrive(at);
+    else
+        for (uint32_t rank = 0; rank < many<D>::N_CTA; rank++)
+            cluster_arrive_free(cluster_at(shared_at(at), rank));
+}
+
+/* To all CTAs of the cluster. */
+template <int D>
+static __device__ __forceinline__ void spread(void *to, const void *from,
+                                              uint32_t bytes, uint64_t *bar)
+{
+    if (many<D>::N_CTA == 1)
+        bulk_copy(to, from, bytes, bar);
+    else
+        bulk_copy_both(to, from, bytes, bar);
+}
+
+/* Bring a tile's keys and values, each CTA of the cluster its share; n_past
+ * steps went before. */
 template <int D>
 static __device__ void bring(const struct many_call &c, const struct tile &tile,
                              struct room<D> m, uint32_t n_past)
 {
     using shape = many<D>;
-    constexpr uint32_t N_EACH = shape::STEP / KV_BLOCK;
+    constexpr uint32_t SHARE = shape::KV_BYTES / shape::N_CTA;
+    constexpr uint32_t BLOCK = D * KV_BLOCK * 2; /* bytes of a head in one */
+    constexpr uint32_t PIECE = SHARE < BLOCK ? SHARE : BLOCK;
     const struct attend_span &span = tile.in.span;
     uint64_t n_key = span.position + span.n_row;
     uint64_t n_step_all = (n_key + shape::STEP - 1) / shape::STEP;
     uint64_t n_block = (n_key + KV_BLOCK - 1) / KV_BLOCK;
-    const unsigned char *k =
-        c.scratch + tile.in.k_at + tile.head * n_step_all * shape::KV_BYTES;
+    uint32_t at = blockIdx.x % shape::N_CTA * SHARE;
+    const unsigned char *k = c.scratch + tile.in.k_at + at +
+                             tile.head * n_step_all * shape::KV_BYTES;
 
     for (uint32_t i = 0; i < tile.n_step; i++) {
         uint32_t stage = stage_of<D>(n_past + i);
         uint32_t parity = phase_of<D>(n_past + i) ^ 1;
-        const unsigned char *v[N_EACH];
+        unsigned char *to = m.v + stage * shape::KV_BYTES + at;
+        const unsigned char *v[SHARE / PIECE];
 #pragma unroll
-        for (uint32_t j = 0; j < N_EACH; j++) /* behind the last: any finite */
-            v[j] = values_of<D>(
-                span.block[min((uint64_t)(i * N_EACH + j), n_block - 1)],
-                c.frame.n_kv_head, tile.head);
+        for (uint32_t j = 0; j < SHARE / PIECE; j++) {
+            uint32_t first = at + j * PIECE;
+            /* Behind the last block any finite values will do. */
+            uint64_t b = (uint64_t)i * (shape::KV_BYTES / BLOCK);
+            b = min(b + first / BLOCK, n_block - 1);
+            v[j] = values_of<D>(span.block[b], c.frame.n_kv_head, tile.head) +
+                   first % BLOCK;
+        }
         barrier_wait(m.k_empty + stage, parity);
         barrier_expect(m.k_full + stage, shape::KV_BYTES);
-        bulk_copy(m.k + stage * shape::KV_BYTES,
-                  k + i * (size_t)shape::KV_BYTES, shape::KV_BYTES,
-                  m.k_full + stage);
+        spread<D>(m.k + stage * shape::KV_BYTES + at,
+                  k + i * (size_t)shape::KV_BYTES, SHARE, m.k_full + stage);
         barrier_wait(m.v_empty + stage, parity);
         barrier_expect(m.v_full + stage, shape::KV_BYTES);
 #pragma unroll
-        for (uint32_t j = 0; j < N_EACH; j++)
-            bulk_copy(m.v + stage * shape::KV_BYTES + j * D * 128, v[j],
-                      D * 128, m.v_full + stage);
+        for (uint32_t j = 0; j < SHARE / PIECE; j++)
+            spread<D>(to + j * PIECE, v[j], PIECE, m.v_full + stage);
     }
 }
 
@@ -217,7 +258,7 @@ static __device__ __forceinline__ float weigh(float *s, struct row *row)
         max = fmaxf(max, fmaxf(s[4 * i], s[4 * i + 1]));
     max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
     max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
-    max = fmaxf(max, row->max);
+    max = raised(row->max, max);
     float base = finite_max(max), factor = exp2_of(row->max - base);
     float sum = 0.0f;
 #pragma unroll
@@ -237,24 +278,45 @@ static __device__ __forceinline__ float weigh(float *s, struct row *row)
     return factor;
 }
 
-/* The chain (max, sum) of a row is over: what its O is to be multiplied by
- * (now), and what went before (old). */
+/* What O of a row is to be multiplied by at the end of a chain (now), and what
+ * went before (old). */
 struct merge {
     float old, now;
 };
-static __device__ __forceinline__ struct merge
-merge_of(struct row *row, float max, float sum, bool is_first)
+
+/* M and L of the rows' chain join those of the chains before; a new one begins.
+ */
+static __device__ __forceinline__ void
+end_chain(struct row *row, struct merge *by, bool is_first)
 {
-    sum = sum + __shfl_xor_sync(~0u, sum, 1);
-    sum = sum + __shfl_xor_sync(~0u, sum, 2);
-    float both = is_first ? max : fmaxf(row->all_max, max);
-    struct merge y = {exp2_of(row->all_max - both), exp2_of(max - both)};
-    row->all_sum = is_first ? sum : __fmaf_rn(row->all_sum, y.old, sum * y.now);
-    row->all_max = both;
-    return y;
+#pragma unroll
+    for (int i = 0; i < 2; i++, row++, by++) {
+        float sum = row->sum;
+        sum = sum + __shfl_xor_sync(~0u, sum, 1);
+        sum = sum + __shfl_xor_sync(~0u, sum, 2);
+        float max = is_first ? row->max : fmaxf(row->all_max, row->max);
+        by->old = exp2_of(row->all_max - max);
+        by->now = exp2_of(row->max - max);
+        row->all_sum =
+            is_first ? sum : __fmaf_rn(row->all_sum, by->old, sum * by->now);
+        row->all_max = max;
+        row->max = -INFINITY;
+        row->sum = 0.0f;
+    }
 }
 
-/* O of the chains before, in the scratch, joins O. */
+/* M has been raised: O follows. */
+template <int D>
+static __device__ __forceinline__ void rescale(float *o, const float *factor)
+{
+    if (!__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f))
+        return;
+#pragma unroll
+    for (int i = 0; i < D / 2; i++)
+        o[i] = o[i] * factor[i / 2 % 2];
+}
+
+/* O of the chains before, as it was put away, joins O. */
 template <int D>
 static __device__ __forceinline__ void merge_old(float *o, const float4 *all,
                                                  const struct merge *by)
@@ -264,7 +326,8 @@ static __device__ __forceinline__ void merge_old(float *o, const float4 *all,
         float4 old[8];
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++)
-            old[i] = __ldcg(all + (i0 + i) * N_GROUP_THREAD);
+            old[i] = many<D>::HAS_SUM ? all[(i0 + i) * N_GROUP_THREAD]
+                                      : __ldcg(all + (i0 + i) * N_GROUP_THREAD);
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++) {
             float *x = o + 4 * (i0 + i);
@@ -276,14 +339,18 @@ static __device__ __forceinline__ void merge_old(float *o, const float4 *all,
     }
 }
 
-/* End of a chain that is not the last: O goes to the scratch. */
+/* A chain ends that is not the last. */
 template <int D>
 static __device__ __forceinline__ void put_away(float *o, float4 *all)
 {
 #pragma unroll
     for (uint32_t i = 0; i < D / 8; i++) {
         float *x = o + 4 * i;
-        __stcg(all + i * N_GROUP_THREAD, make_float4(x[0], x[1], x[2], x[3]));
+        float4 y = {x[0], x[1], x[2], x[3]};
+        if (many<D>::HAS_SUM)
+            all[i * N_GROUP_THREAD] = y;
+        else
+            __stcg(all + i * N_GROUP_THREAD, y);
         x[0] = x[1] = x[2] = x[3] = 0.0f;
     }
 }
@@ -351,108 +418,154 @@ struct worker {
     float4 *all; /* this thread's O of past chains */
 };
 
+/* What a warpgroup has of a tile under way: step `at` of all its steps is the
+ * tile's first. */
+template <int D> struct pass {
+    static constexpr uint32_t STEP = many<D>::STEP;
+    float o[D / 2], s[STEP / 2]; /* O; scores, then weights */
+    uint32_t p[STEP / 4];        /* weights as they are multiplied */
+    struct row row[2];
+    float factor[2];
+    uint32_t q, k, v; /* shared memory: our queries, the stages */
+    uint32_t at, n_step;
+    bool is_lead; /* the thread that speaks for the warpgroup */
+};
+
+/* S of the tile's first step. */
+template <int D>
+static __device__ __forceinline__ void begin(struct pass<D> *x,
+                                             struct room<D> m)
+{
+    uint32_t stage = stage_of<D>(x->at);
+
+    barrier_wait(m.k_full + stage, phase_of<D>(x->at));
+    wgmma_begin();
+    scores<D>(x->s, x->q, x->k + stage * many<D>::KV_BYTES);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_pin<pass<D>::STEP / 2>(x->s);
+    if (x->is_lead)
+        free_stage<D>(m.k_empty + stage);
+}
+
+/* When it is this warpgroup's turn: S of step i, and O of the step before. S is
+ * there at the end, O is still under way. */
+template <int D>
+static __device__ __forceinline__ void
+issue(struct pass<D> *x, struct room<D> m, uint32_t i, uint32_t group)
+{
+    constexpr uint32_t STEP = pass<D>::STEP, BYTES = many<D>::KV_BYTES;
+    uint32_t stage = stage_of<D>(x->at + i), last = stage_of<D>(x->at + i - 1);
+
+    named_sync(TURN + group, 2 * N_GROUP_THREAD);
+    wgmma_pin<STEP / 2>(x->s);
+    wgmma_pin<D / 2>(x->o);
+    words_pin<STEP / 4>(x->p);
+    wgmma_begin();
+    scores<D>(x->s, x->q, x->k + stage * BYTES);
+    wgmma_commit();
+    barrier_wait(m.v_full + last, phase_of<D>(x->at + i - 1));
+    values<D>(x->o, x->p, x->v + last * BYTES);
+    wgmma_commit();
+    named_arrive(TURN + (group ^ 1), 2 * N_GROUP_THREAD);
+    wgmma_wait<1>();
+    wgmma_pin<STEP / 2>(x->s);
+    if (x->is_lead)
+        free_stage<D>(m.k_empty + stage);
+}
+
+/* O of the step before i is there. */
+template <int D>
+static __device__ __forceinline__ void await(struct pass<D> *x,
+                                             struct room<D> m, uint32_t i)
+{
+    /* No sum of weights is negative, but the assembler does not know it, and
+     * so may not move the weights behind the wait for the product. */
+    uint32_t never = x->row[0].sum < 0.0f || x->row[1].sum < 0.0f;
+
+    if (i + 1 < x->n_step)
+        barrier_wait(m.k_full + stage_of<D>(x->at + i + 1),
+                     phase_of<D>(x->at + i + 1) ^ never);
+    wgmma_wait<0>();
+    wgmma_pin<D / 2>(x->o);
+    if (x->is_lead)
+        free_stage<D>(m.v_empty + stage_of<D>(x->at + i - 1));
+}
+
+/* O of the tile's last step. */
+template <int D>
+static __device__ __forceinline__ void finish(struct pass<D> *x,
+                                              struct room<D> m)
+{
+    uint32_t last = x->at + x->n_step - 1, stage = stage_of<D>(last);
+
+    if (x->is_lead)
+        barrier_arrive(m.q_empty);
+    barrier_wait(m.v_full + stage, phase_of<D>(last));
+    wgmma_pin<D / 2>(x->o);
+    words_pin<pass<D>::STEP / 4>(x->p);
+    wgmma_begin();
+    values<D>(x->o, x->p, x->v + stage * many<D>::KV_BYTES);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_pin<D / 2>(x->o);
+    if (x->is_lead)
+        free_stage<D>(m.v_empty + stage);
+}
+
 /* 64 rows of a tile against its keys. */
 template <int D>
 static __device__ void consume(const struct many_call &c,
                                const struct tile &tile, struct room<D> m,
                                const struct worker &w)
 {
-    using shape = many<D>;
-    constexpr uint32_t STEP = shape::STEP, N_CHAIN_STEP = ATTEND_CHAIN / STEP;
-    uint32_t t = threadIdx.x % N_GROUP_THREAD, n_step = tile.n_step;
+    constexpr uint32_t N_CHAIN_STEP = ATTEND_CHAIN / many<D>::STEP;
+    uint32_t t = threadIdx.x % N_GROUP_THREAD;
     uint32_t r = w.group * 64 + t / 32 * 16 + t % 32 / 4; /* and r + 8 */
-    uint32_t q = shared_at(m.q) + w.group * 64 * D * 2, at = w.n_past;
-    float o[D / 2], s[STEP / 2], factor[2];
-    uint32_t p[STEP / 4];
-    struct row row[2];
+    struct merge by[2];
+    struct pass<D> x;
 
-    row_init(row, tile, c.frame.group, r);
-    row_init(row + 1, tile, c.frame.group, r + 8);
+    x.q = shared_at(m.q) + w.group * 64 * D * 2;
+    x.k = shared_at(m.k);
+    x.v = shared_at(m.v);
+    x.at = w.n_past;
+    x.n_step = tile.n_step;
+    x.is_lead = t == 0;
+    row_init(x.row, tile, c.frame.group, r);
+    row_init(x.row + 1, tile, c.frame.group, r + 8);
 #pragma unroll
     for (int i = 0; i < D / 2; i++)
-        o[i] = 0.0f;
+        x.o[i] = 0.0f;
     barrier_wait(m.q_full, w.n_tile % 2);
-    barrier_wait(m.k_full + stage_of<D>(at), phase_of<D>(at));
-    wgmma_begin();
-    scores<D>(s, q, shared_at(m.k) + stage_of<D>(at) * shape::KV_BYTES);
-    wgmma_commit();
-    wgmma_wait<0>();
-    wgmma_pin<STEP / 2>(s);
-    if (t == 0)
-        barrier_arrive(m.k_empty + stage_of<D>(at));
-    softmax<D>(s, row, factor, 0);
-    to_weights<D>(p, s);
-    if (n_step > 1)
-        barrier_wait(m.k_full + stage_of<D>(at + 1), phase_of<D>(at + 1));
-    for (uint32_t i = 1; i < n_step; i++) {
-        uint32_t stage = stage_of<D>(at + i), last = stage_of<D>(at + i - 1);
-        named_sync(TURN + w.group, 2 * N_GROUP_THREAD);
-        wgmma_pin<STEP / 2>(s);
-        wgmma_pin<D / 2>(o);
-        words_pin<STEP / 4>(p);
-        wgmma_begin();
-        scores<D>(s, q, shared_at(m.k) + stage * shape::KV_BYTES);
-        wgmma_commit();
-        barrier_wait(m.v_full + last, phase_of<D>(at + i - 1));
-        values<D>(o, p, shared_at(m.v) + last * shape::KV_BYTES);
-        wgmma_commit();
-        named_arrive(TURN + (w.group ^ 1), 2 * N_GROUP_THREAD);
-        wgmma_wait<1>();
-        wgmma_pin<STEP / 2>(s);
-        if (t == 0)
-            barrier_arrive(m.k_empty + stage);
+    begin(&x, m);
+    softmax<D>(x.s, x.row, x.factor, 0);
+    to_weights<D>(x.p, x.s);
+    if (x.n_step > 1)
+        barrier_wait(m.k_full + stage_of<D>(x.at + 1), phase_of<D>(x.at + 1));
+    for (uint32_t i = 1; i < x.n_step; i++) {
         bool is_chain = i % N_CHAIN_STEP == 0, is_first = i == N_CHAIN_STEP;
-        struct merge by[2];
-        if (is_chain) {
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                by[j] = merge_of(row + j, row[j].max, row[j].sum, is_first);
-                row[j].max = -INFINITY;
-                row[j].sum = 0.0f;
-            }
+
+        issue(&x, m, i, w.group);
+        if (is_chain)
+            end_chain(x.row, by, is_first);
+        softmax<D>(x.s, x.row, x.factor, i);
+        await(&x, m, i);
+        to_weights<D>(x.p, x.s);
+        if (!is_chain) {
+            rescale<D>(x.o, x.factor);
+            continue;
         }
-        softmax<D>(s, row, factor, i);
-        /* No sum of weights is negative, but the assembler does not know it,
-         * and so may not move the weights behind the wait for the product. */
-        uint32_t never = row[0].sum < 0.0f || row[1].sum < 0.0f;
-        if (i + 1 < n_step)
-            barrier_wait(m.k_full + stage_of<D>(at + i + 1),
-                         phase_of<D>(at + i + 1) ^ never);
-        wgmma_wait<0>();
-        wgmma_pin<D / 2>(o);
-        if (t == 0)
-            barrier_arrive(m.v_empty + last);
-        to_weights<D>(p, s);
-        if (is_chain) {
-            if (!is_first)
-                merge_old<D>(o, w.all, by);
-            put_away<D>(o, w.all);
-        } else {
-#pragma unroll
-            for (int j = 0; j < D / 2; j++)
-                o[j] = o[j] * factor[j / 2 % 2];
-        }
+        if (!is_first)
+            merge_old<D>(x.o, w.all, by);
+        put_away<D>(x.o, w.all);
     }
-    if (t == 0)
-        barrier_arrive(m.q_empty);
-    uint32_t last = stage_of<D>(at + n_step - 1);
-    barrier_wait(m.v_full + last, phase_of<D>(at + n_step - 1));
-    wgmma_pin<D / 2>(o);
-    words_pin<STEP / 4>(p);
-    wgmma_begin();
-    values<D>(o, p, shared_at(m.v) + last * shape::KV_BYTES);
-    wgmma_commit();
-    wgmma_wait<0>();
-    wgmma_pin<D / 2>(o);
-    if (t == 0)
-        barrier_arrive(m.v_empty + last);
-    bool is_first = n_step <= N_CHAIN_STEP;
-    struct merge by[2] = {merge_of(row, row[0].max, row[0].sum, is_first),
-                          merge_of(row + 1, row[1].max, row[1].sum, is_first)};
+    finish(&x, m);
+    bool is_first = x.n_step <= N_CHAIN_STEP;
+    end_chain(x.row, by, is_first);
     if (!is_first)
-        merge_old<D>(o, w.all, by);
-    store<D>(o, row[0].all_sum, c.frame, tile, r);
-    store<D>(o + 2, row[1].all_sum, c.frame, tile, r + 8);
+        merge_old<D>(x.o, w.all, by);
+    store<D>(x.o, x.row[0].all_sum, c.frame, tile, r);
+    store<D>(x.o + 2, x.row[1].all_sum, c.frame, tile, r + 8);
 }
 
 template <int D>
@@ -460,11 +573,14 @@ static __device__ void work(const struct many_call &c, struct room<D> m,
                             uint32_t group)
 {
     uint32_t t = threadIdx.x % N_GROUP_THREAD;
-    size_t at = (blockIdx.x * 2 + group) * (size_t)(64 * D);
     struct worker w = {.group = group};
     struct tile tile;
 
-    w.all = (float4 *)(c.scratch + c.sum_at) + at / 4 + t;
+    if (many<D>::HAS_SUM)
+        w.all = m.sum + group * (64 * D / 4) + t;
+    else
+        w.all = (float4 *)(c.scratch + c.sum_at) +
+                (blockIdx.x * 2 + group) * (64 * D / 4) + t;
     if (group == 1) /* the first turn is the other's */
         named_arrive(TURN, 2 * N_GROUP_THREAD);
     for (uint32_t round = 0; tile_take<D>(&tile, c, round); round++) {
@@ -477,8 +593,9 @@ static __device__ void work(const struct many_call &c, struct room<D> m,
 }
 
 template <int D>
-static __global__ void __launch_bounds__(N_THREAD, 1)
-    multiply(const __grid_constant__ struct many_call c)
+static __global__ void __cluster_dims__(many<D>::N_CTA, 1, 1)
+    __launch_bounds__(N_THREAD, 1)
+        multiply(const __grid_constant__ struct many_call c)
 {
     extern __shared__ unsigned char shared[];
     struct room<D> m = room_of<D>(shared);
@@ -490,25 +607,29 @@ static __global__ void __launch_bounds__(N_THREAD, 1)
         for (uint32_t i = 0; i < many<D>::N_STAGE; i++) {
             barrier_init(m.k_full + i, 1);
             barrier_init(m.v_full + i, 1);
-            barrier_init(m.k_empty + i, 2);
-            barrier_init(m.v_empty + i, 2);
+            barrier_init(m.k_empty + i, 2 * many<D>::N_CTA);
+            barrier_init(m.v_empty + i, 2 * many<D>::N_CTA);
         }
         barrier_init_fence();
     }
-    __syncthreads();
+    cluster_sync();
+    /* At the end the other CTA may still free stages of ours. */
     if (group == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x == 0)
             produce<D>(c, m);
+        __syncwarp();
+        cluster_sync();
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         work<D>(c, m, group - 1);
+        cluster_sync();
     }
 }
 
 size_t many_q_bytes(const struct attend_frame *f, uint32_t n_row)
 {
-    size_t n_tile = ((size_t)n_row * f->group + MANY_ROWS - 1) / MANY_ROWS;
+    size_t n_tile = many_tiles(*f, n_row);
     return f->n_kv_head * n_tile * MANY_ROWS * attend_padded(f->d_head) * 2;
 }
 
@@ -520,7 +641,8 @@ size_t many_k_bytes(const struct attend_frame *f, uint64_t n_key)
 
 size_t many_sum_bytes(const struct attend_frame *f, uint32_t n_cta)
 {
-    return (size_t)n_cta * MANY_ROWS * attend_padded(f->d_head) * sizeof(float);
+    uint32_t d = attend_padded(f->d_head);
+    return d > 128 ? (size_t)n_cta * MANY_ROWS * d * sizeof(float) : 0;
 }
 
 template <int D>

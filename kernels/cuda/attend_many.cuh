@@ -6,6 +6,7 @@
 #include "kernels/cuda/attend.cuh"
 
 #define MANY_ROWS 128u /* of a tile: two warpgroups of 64 */
+#define MANY_CTA 2u    /* of a cluster at most, with a tile each */
 
 struct many_span {
     struct attend_span span;
@@ -18,18 +19,21 @@ struct many_call {
     uint32_t n_span;
     uint32_t n_row_max; /* of a span */
     uint64_t n_key_max;
-    uint32_t n_cta;         /* that share the tiles */
+    uint32_t n_cta;         /* that share the tiles; a multiple of MANY_CTA */
     unsigned char *scratch; /* as the spans say, at sum_at O of past chains */
     size_t sum_at;
 };
 
+/* Tiles of a span and KV head: a multiple of MANY_CTA. */
 static __host__ __device__ inline uint32_t
 many_tiles(const struct attend_frame &frame, uint32_t n_row)
 {
-    return (n_row * frame.group + MANY_ROWS - 1) / MANY_ROWS;
+    uint32_t n = MANY_CTA * MANY_ROWS;
+    return (n_row * frame.group + n - 1) / n * MANY_CTA;
 }
 
-/* Bytes of scratch for a span's queries, a span's keys, and for the sums. */
+/* Bytes of scratch for a span's queries, a span's keys, and for O of past
+ * chains. */
 size_t many_q_bytes(const struct attend_frame *frame, uint32_t n_row);
 size_t many_k_bytes(const struct attend_frame *frame, uint64_t n_key);
 size_t many_sum_bytes(const struct attend_frame *frame, uint32_t n_cta);

@@ -44,7 +44,7 @@ template <int D>
 static __global__ void __launch_bounds__(N_THREAD)
     rotate_keys(const __grid_constant__ struct many_call c)
 {
-    constexpr uint32_t STEP = attend_step<D>::N;
+    constexpr uint32_t STEP = step_keys(D);
     const struct attend_frame &f = c.frame;
     const struct many_span &s = c.span[blockIdx.y];
     uint64_t n_key = s.span.position + s.span.n_row, b = blockIdx.x;

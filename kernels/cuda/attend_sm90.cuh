@@ -43,8 +43,28 @@ static __device__ __forceinline__ void barrier_expect(uint64_t *bar,
                  : "memory");
 }
 
+/*
+ * Wait for the end of a phase. Of scope CTA, which is enough for copies and for
+ * stages that are freed; for the cluster's the assembler adds an invalidation
+ * of the L1 cache (CCTL.IVALL). It does not count tries: two of three ways to
+ * count took the registers that keep products asynchronous (ptxas C7512).
+ */
 static __device__ __forceinline__ void barrier_wait(uint64_t *bar,
                                                     uint32_t parity)
+{
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n"
+                 "}" ::"r"(shared_at(bar)),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* The same, and what other CTAs of the cluster stored here before is seen. */
+static __device__ __forceinline__ void cluster_wait_for(uint64_t *bar,
+                                                        uint32_t parity)
 {
     asm volatile("{\n"
                  ".reg .pred done;\n"
@@ -67,6 +87,18 @@ static __device__ __forceinline__ void bulk_copy(void *to, const void *from,
                  : "memory");
 }
 
+/* The same to the same place in both CTAs of a cluster of two, completing on
+ * the barrier of each. */
+static __device__ __forceinline__ void
+bulk_copy_both(void *to, const void *from, uint32_t bytes, uint64_t *bar)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::"
+                 "bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(
+                     shared_at(to)),
+                 "l"(from), "r"(bytes), "r"(shared_at(bar)), "h"((uint16_t)3)
+                 : "memory");
+}
+
 /* Ordinary writes to shared memory before what the copy engine does next. */
 static __device__ __forceinline__ void copy_fence(void)
 {
@@ -81,6 +113,18 @@ static __device__ __forceinline__ void named_sync(int id, int n_thread)
 static __device__ __forceinline__ void named_arrive(int id, int n_thread)
 {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n_thread) : "memory");
+}
+
+/* Programmatic dependent launch: wait until the kernels before are over; let
+ * the kernel behind be launched, which waits likewise. */
+static __device__ __forceinline__ void kernel_wait(void)
+{
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+static __device__ __forceinline__ void kernel_release(void)
+{
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 /* Cluster. An address in shared memory as it is called in CTA `rank`. */
@@ -110,7 +154,15 @@ static __device__ __forceinline__ void cluster_store(uint32_t at, uint32_t x)
                  : "memory");
 }
 
-/* On a barrier of any CTA of the cluster. */
+/* On a barrier of any CTA of the cluster, when nothing written is to be seen
+ * there: no fence, as for a stage whose products are over. */
+static __device__ __forceinline__ void cluster_arrive_free(uint32_t bar)
+{
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(bar)
+                 : "memory");
+}
+
+/* The same, and what was written before is seen. */
 static __device__ __forceinline__ void cluster_arrive(uint32_t bar)
 {
     asm volatile(

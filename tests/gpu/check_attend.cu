@@ -8,15 +8,17 @@
  *
  *     check_attend check          every shape; exit status 0 if all hold
  *     check_attend short          fewer lengths
+ *     check_attend tiny [D]       for compute-sanitizer, heads of D dims alone
  *     check_attend time           tables of times and bounds
  *     check_attend prompts        one of them
+ *     check_attend long           the long ones of it
  *     check_attend steps          the other
  */
 extern "C" {
 #include "kernels/backend.h"
 }
-#include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
+#include "tests/gpu/recorded_device.h"
 
 #include <cuda_bf16.h>
 #include <math.h>
@@ -25,15 +27,6 @@ extern "C" {
 #include <string.h>
 
 #define TOLERANCE 1e-2 /* of a head's output, by norms; bf16 rounds to 2^-9 */
-#define CUDA(call) must(call, #call, __LINE__)
-
-static void must(cudaError_t e, const char *call, int line)
-{
-    if (e == cudaSuccess)
-        return;
-    fprintf(stderr, "line %d: %s: %s\n", line, call, cudaGetErrorString(e));
-    exit(2);
-}
 
 static uint64_t seed = 1;
 static uint32_t draw(uint32_t n)
@@ -84,8 +77,9 @@ struct shape {
 
 static struct attend_shape shape_of(struct shape s)
 {
-    struct attend_shape shape = {s.n_kv_head * s.group, s.n_kv_head, s.d_head,
-                                 ARITHMETIC_TILE};
+    struct attend_shape shape = {.n_head = s.n_kv_head * s.group,
+                                 .n_kv_head = s.n_kv_head,
+                                 .d_head = s.d_head};
     return shape;
 }
 
@@ -216,9 +210,9 @@ static float *fetch(const float *x, size_t n)
 }
 
 /* Rows [from, to) at once; is_new: append them first. */
-static void step(struct gpu *gpu, struct shape shape,
-                 const struct rope_table *table, struct session *s,
-                 uint32_t from, uint32_t to, bool is_new)
+static void run(struct gpu *gpu, struct shape shape,
+                const struct rope_table *table, struct session *s,
+                uint32_t from, uint32_t to, bool is_new)
 {
     struct attend_span span = {from, to - from, from, s->table};
 
@@ -274,6 +268,7 @@ static double error_of(struct shape shape, const float *q, const float *k,
 }
 
 static uint32_t n_bad;
+static uint64_t digest = 1469598103934665603u; /* FNV-1a of all results */
 
 static void expect(bool is_good, struct shape s, uint32_t n, const char *law)
 {
@@ -332,28 +327,30 @@ static void check_cut(struct gpu *gpu, struct shape shape,
     for (uint32_t from = 0, to; from < s->n_token; from = to) {
         to = from + 1 + draw(draw(2) ? 6 : 400);
         to = to < s->n_token ? to : s->n_token;
-        step(gpu, shape, table, s, from, to, true);
+        run(gpu, shape, table, s, from, to, true);
     }
     expect(is_same(s, shape, whole, 0, s->n_token), shape, s->n_token, "cut");
 }
 
-/* Row by row, the first 130 from nothing, then some with what lies behind. */
+static uint32_t n_single = 130; /* first rows that come one by one */
+
+/* Row by row, the first ones from nothing, then some with what lies behind. */
 static void check_single(struct gpu *gpu, struct shape shape,
                          const struct rope_table *table, struct session *s,
                          const float *whole)
 {
-    uint32_t n = s->n_token, first = n < 130 ? n : 130;
+    uint32_t n = s->n_token, first = n < n_single ? n : n_single;
 
     poison(s, shape);
     for (uint32_t p = n; p-- > first;) {
-        if (p % 37 && p % 1024 > 2 && p + 3 < n)
+        if ((p % 37 || n_single == 4) && p % 1024 > 2 && p + 3 < n)
             continue;
-        step(gpu, shape, table, s, p, p + 1, false);
+        run(gpu, shape, table, s, p, p + 1, false);
         expect(is_same(s, shape, whole, p, p + 1), shape, p, "one row");
     }
     session_clear(s);
     for (uint32_t p = 0; p < first; p++)
-        step(gpu, shape, table, s, p, p + 1, true);
+        run(gpu, shape, table, s, p, p + 1, true);
     expect(is_same(s, shape, whole, 0, first), shape, n, "row by row");
 }
 
@@ -372,8 +369,8 @@ static void check_beside(struct gpu *gpu, struct shape shape,
     struct attend_span span[5];
     struct rows rows = {q, NULL, NULL, out};
 
-    step(gpu, shape, table, s, 0, n, true);
-    step(gpu, shape, table, &other, 0, n_other, true);
+    run(gpu, shape, table, s, 0, n, true);
+    run(gpu, shape, table, &other, 0, n_other, true);
     uint32_t size[5] = {1, 2, n_mine, 70, 17}, here = 0;
     for (uint32_t i = 0; i < 5; i++) {
         bool is_mine = i == 2;
@@ -387,7 +384,7 @@ static void check_beside(struct gpu *gpu, struct shape shape,
     for (int recorded = 0; recorded < 2; recorded++) {
         CUDA(cudaMemset(out, 0xff, n_row * n_q * sizeof(float)));
         gpu->is_recording = recorded;
-        gpu->bound = 128;
+        gpu->block_bound = 128;
         attend(gpu, shape, table, rows, span, 5);
         gpu->is_recording = false;
         poison(s, shape);
@@ -409,9 +406,11 @@ static double check_shape(struct gpu *gpu, struct shape shape, uint32_t n)
     size_t n_q = (size_t)shape.n_kv_head * shape.group * shape.d_head;
 
     poison(&s, shape);
-    step(gpu, shape, &table, &s, 0, n, true);
+    run(gpu, shape, &table, &s, 0, n, true);
     CUDA(cudaDeviceSynchronize());
     float *whole = fetch(s.out, n * n_q);
+    for (size_t i = 0; i < n * n_q * sizeof(float); i++)
+        digest = (digest ^ ((unsigned char *)whole)[i]) * 1099511628211u;
     double error = check_oracle(shape, &s, whole);
     expect(error < TOLERANCE, shape, n, "oracle");
     check_single(gpu, shape, &table, &s, whole);
@@ -424,29 +423,38 @@ static double check_shape(struct gpu *gpu, struct shape shape, uint32_t n)
     return error;
 }
 
-static int check_all(struct gpu *gpu, bool is_short)
+enum extent { TINY, SHORT, FULL };
+
+static int check_all(struct gpu *gpu, enum extent extent, uint32_t d_head)
 {
     static const uint32_t length[] = {1, 63, 64, 65, 127, 128, 129, 1000, 4097};
+    static const uint32_t few[] = {1, 65, 129}, one[] = {1030};
     static const uint32_t head[][2] = {
         {64, 16}, {96, 96}, {128, 128}, {256, 64}};
     static const uint32_t group[] = {1, 2, 3, 4, 8};
+    const uint32_t *n = extent == FULL ? length : extent == SHORT ? few : one;
+    uint32_t n_length = extent == FULL ? 9 : extent == SHORT ? 3 : 1;
 
+    n_single = extent == TINY ? 4 : 130;
     for (uint32_t i = 0; i < 4; i++) {
         double worst = 0;
         uint32_t bad = n_bad;
-        for (uint32_t g = 0; g < 5; g++)
-            for (uint32_t j = 0; j < (is_short ? 7 : 9);
-                 j += is_short ? 3 : 1) {
+        if (d_head && head[i][0] != d_head)
+            continue;
+        for (uint32_t g = extent == TINY ? 3 : 0; g < 5; g++)
+            for (uint32_t j = 0; j < n_length; j++) {
                 struct shape shape = {1 + g % 3, group[g], head[i][0],
                                       head[i][1]};
-                double e = check_shape(gpu, shape, length[j]);
+                double e = check_shape(gpu, shape, n[j]);
                 worst = e > worst ? e : worst;
                 CUDA(cudaGetLastError());
             }
         printf("check d %3u: largest error %.2e, %u failures\n", head[i][0],
                worst, n_bad - bad);
     }
-    printf("%s\n", n_bad ? "CHECKS FAILED" : "all checks hold");
+    printf("%s, digest of the results %016llx\n",
+           n_bad ? "CHECKS FAILED" : "all checks hold",
+           (unsigned long long)digest);
     return n_bad != 0;
 }
 
@@ -463,6 +471,8 @@ static float median_ms(float *ms, int n)
 }
 
 #define N_TIME 9
+
+static double copy_bytes_us = 3.0e6; /* bytes read and written a microsecond */
 
 /* A prompt's last n_row rows of n_token, of one session. */
 static void time_prefill(struct gpu *gpu, struct shape shape, uint32_t n_token,
@@ -500,57 +510,81 @@ static void time_prefill(struct gpu *gpu, struct shape shape, uint32_t n_token,
     table_release(&table);
 }
 
-/* A recorded step of n_layer layers, n_seq sessions of n_token tokens. */
-static void time_decode(struct gpu *gpu, struct shape shape, uint32_t n_seq,
-                        uint32_t n_token, uint32_t n_layer, uint32_t n_row)
+/* A step of n_layer layers: n_seq sessions of n_token tokens, of which n_row
+ * are new. */
+struct step {
+    uint32_t n_layer, n_seq, n_token, n_row;
+    size_t n_block; /* of a session and layer */
+    void **block;   /* all blocks, on the device */
+    struct rows rows;
+};
+
+static void attend_layers(struct gpu *gpu, struct shape shape,
+                          const struct rope_table *table,
+                          const struct step *step)
 {
-    struct rope_table table = table_make(shape, n_token + 64);
-    size_t d = shape.d_head <= 64 ? 64 : shape.d_head <= 128 ? 128 : 256;
-    size_t bytes = 2 * shape.n_kv_head * d * 128, n_block = (n_token + 63) / 64;
-    size_t n_all = n_block * n_seq * n_layer;
-    size_t n_q = (size_t)shape.n_kv_head * shape.group * shape.d_head;
-    struct attend_span span[256];
-    struct rows rows = {numbers(n_seq * n_row * n_q, 1.5f), NULL, NULL,
-                        numbers(n_seq * n_row * n_q, 1.5f)};
-    unsigned char *block;
-    void **address, **host = (void **)malloc(n_all * sizeof(void *));
+    struct attend_span span[64];
+
+    for (uint32_t l = 0; l < step->n_layer; l++) {
+        for (uint32_t i = 0; i < step->n_seq; i++) {
+            struct attend_span one = {
+                i * step->n_row, step->n_row, step->n_token - step->n_row,
+                step->block + ((size_t)l * step->n_seq + i) * step->n_block};
+            span[i] = one;
+        }
+        attend(gpu, shape, table, step->rows, span, step->n_seq);
+    }
+}
+
+/* The step as a graph, staged once and for all. */
+static cudaGraphExec_t record(struct gpu *gpu, struct shape shape,
+                              const struct rope_table *table,
+                              const struct step *step)
+{
     cudaGraph_t graph;
     cudaGraphExec_t exec;
+
+    gpu->is_recording = true;
+    for (gpu->block_bound = 1; gpu->block_bound < step->n_block;)
+        gpu->block_bound *= 2;
+    gpu->staged = 0;
+    attend_layers(gpu, shape, table, step);
+    CUDA(cudaStreamSynchronize(gpu->stream));
+    gpu->staged = 0;
+    gpu->is_frozen = true;
+    CUDA(cudaStreamBeginCapture(gpu->stream, cudaStreamCaptureModeGlobal));
+    attend_layers(gpu, shape, table, step);
+    CUDA(cudaStreamEndCapture(gpu->stream, &graph));
+    gpu->is_recording = gpu->is_frozen = false;
+    CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    CUDA(cudaGraphDestroy(graph));
+    return exec;
+}
+
+static void time_decode(struct gpu *gpu, struct shape shape, struct step step)
+{
+    struct rope_table table = table_make(shape, step.n_token + 64);
+    size_t d = shape.d_head <= 64 ? 64 : shape.d_head <= 128 ? 128 : 256;
+    size_t bytes = 2 * shape.n_kv_head * d * 128;
+    size_t n_q = (size_t)shape.n_kv_head * shape.group * shape.d_head;
+    unsigned char *block;
     cudaEvent_t from, to;
     float ms[N_TIME];
 
+    step.n_block = (step.n_token + 63) / 64;
+    size_t n_all = step.n_block * step.n_seq * step.n_layer;
+    void **host = (void **)malloc(n_all * sizeof(void *));
+    step.rows.q = numbers(step.n_seq * step.n_row * n_q, 1.5f);
+    step.rows.out = numbers(step.n_seq * step.n_row * n_q, 1.5f);
     CUDA(cudaMalloc((void **)&block, n_all * bytes));
-    CUDA(cudaMalloc((void **)&address, n_all * sizeof(void *)));
+    CUDA(cudaMalloc((void **)&step.block, n_all * sizeof(void *)));
     fill_bf16<<<(unsigned)(n_all * bytes / 512), 256>>>((__nv_bfloat16 *)block);
     for (size_t i = 0; i < n_all; i++)
         host[i] = block + i * bytes;
-    CUDA(cudaMemcpy(address, host, n_all * sizeof(void *),
+    CUDA(cudaMemcpy(step.block, host, n_all * sizeof(void *),
                     cudaMemcpyHostToDevice));
-    gpu->is_recording = true;
-    for (gpu->bound = 1; gpu->bound < n_block;)
-        gpu->bound *= 2;
-    for (int captured = 0; captured < 2; captured++) {
-        gpu->staged = 0;
-        gpu->is_frozen = captured;
-        if (captured)
-            CUDA(cudaStreamBeginCapture(gpu->stream,
-                                        cudaStreamCaptureModeGlobal));
-        for (uint32_t l = 0; l < n_layer; l++) {
-            for (uint32_t i = 0; i < n_seq; i++) {
-                struct attend_span one = {i * n_row, n_row, n_token - n_row,
-                                          address + ((size_t)l * n_seq + i) *
-                                                        n_block};
-                span[i] = one;
-            }
-            attend(gpu, shape, &table, rows, span, n_seq);
-        }
-        if (captured)
-            CUDA(cudaStreamEndCapture(gpu->stream, &graph));
-        else
-            CUDA(cudaStreamSynchronize(gpu->stream));
-    }
-    gpu->is_recording = gpu->is_frozen = false;
-    CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    free(host);
+    cudaGraphExec_t exec = record(gpu, shape, &table, &step);
     CUDA(cudaEventCreate(&from));
     CUDA(cudaEventCreate(&to));
     for (int i = -3; i < N_TIME; i++) {
@@ -561,18 +595,18 @@ static void time_decode(struct gpu *gpu, struct shape shape, uint32_t n_seq,
         if (i >= 0)
             CUDA(cudaEventElapsedTime(&ms[i], from, to));
     }
-    double us = median_ms(ms, N_TIME) * 1e3 / n_layer;
-    double bound =
-        (double)n_seq * n_token * shape.n_kv_head * shape.d_head * 4 / 3.0e6;
+    double us = median_ms(ms, N_TIME) * 1e3 / step.n_layer;
+    double bound = (double)step.n_seq * step.n_token * shape.n_kv_head *
+                   shape.d_head * 4 / copy_bytes_us;
     printf("decode  d %3u q %2u kv %u %2u x %6u rows %2u | %8.2f us | bound "
-           "%7.2f | %4.0f GB/s | %.2f of 3.0 TB/s\n",
-           shape.d_head, shape.n_kv_head * shape.group, shape.n_kv_head, n_seq,
-           n_token, n_row, us, bound, bound * 3000 / us, bound / us);
+           "%7.2f | %.2f of the copy\n",
+           shape.d_head, shape.n_kv_head * shape.group, shape.n_kv_head,
+           step.n_seq, step.n_token, step.n_row, us, bound, bound / us);
     CUDA(cudaGraphExecDestroy(exec));
-    CUDA(cudaGraphDestroy(graph));
-    CUDA(cudaFree(block));
-    CUDA(cudaFree(address));
-    free(host);
+    cudaFree(block);
+    cudaFree(step.block);
+    cudaFree(step.rows.q);
+    cudaFree(step.rows.out);
     table_release(&table);
 }
 
@@ -595,8 +629,8 @@ static void time_copy(struct gpu *gpu)
         if (i >= 0)
             CUDA(cudaEventElapsedTime(&ms[i], from, to));
     }
-    printf("copy: %.0f GB/s read and written\n",
-           2.0 * (double)n / median_ms(ms, N_TIME) / 1e6);
+    copy_bytes_us = 2.0 * (double)n / median_ms(ms, N_TIME) / 1e3;
+    printf("copy: %.0f GB/s read and written\n", copy_bytes_us / 1e3);
     cudaFree(a);
     cudaFree(b);
 }
@@ -605,13 +639,18 @@ static const struct shape d64 = {16, 1, 64, 64}, d128 = {16, 1, 128, 128};
 static const struct shape g128 = {4, 8, 128, 128}, d256 = {8, 1, 256, 64};
 static const struct shape g256 = {4, 4, 256, 64};
 
-static void time_prompts(struct gpu *gpu)
+static void time_long(struct gpu *gpu)
 {
     time_prefill(gpu, d64, 16384, 16384);
     time_prefill(gpu, d128, 16384, 16384);
     time_prefill(gpu, g128, 16384, 16384);
     time_prefill(gpu, d256, 16384, 16384);
     time_prefill(gpu, g256, 16384, 16384);
+}
+
+static void time_prompts(struct gpu *gpu)
+{
+    time_long(gpu);
     time_prefill(gpu, g256, 4096, 4096);
     time_prefill(gpu, g256, 65536, 2048);
     time_prefill(gpu, g256, 65536, 16);
@@ -619,28 +658,39 @@ static void time_prompts(struct gpu *gpu)
 
 static void time_steps(struct gpu *gpu)
 {
-    time_decode(gpu, g256, 64, 4096, 3, 1);
-    time_decode(gpu, g256, 1, 131072, 3, 1);
-    time_decode(gpu, g256, 1, 32768, 4, 1);
-    time_decode(gpu, g256, 1, 4096, 16, 1);
-    time_decode(gpu, g256, 1, 512, 16, 1);
-    time_decode(gpu, g256, 8, 16384, 3, 1);
-    time_decode(gpu, g256, 1, 131072, 3, 4);
-    time_decode(gpu, g256, 1, 4096, 16, 16);
-    time_decode(gpu, g128, 64, 4096, 3, 1);
+    static const struct {
+        struct shape shape;
+        struct step step; /* layers, sessions, tokens, new rows */
+    } point[] = {
+        {g256, {3, 64, 4096, 1}},  {g256, {3, 1, 131072, 1}},
+        {g256, {4, 1, 32768, 1}},  {g256, {16, 1, 4096, 1}},
+        {g256, {16, 1, 512, 1}},   {g256, {3, 8, 16384, 1}},
+        {g256, {3, 1, 131072, 4}}, {g256, {16, 1, 4096, 4}},
+        {g256, {16, 1, 4096, 16}}, {g256, {4, 16, 4096, 4}},
+        {g128, {3, 64, 4096, 1}},
+    };
+
+    for (size_t i = 0; i < sizeof(point) / sizeof(point[0]); i++)
+        time_decode(gpu, point[i].shape, point[i].step);
 }
 
 int main(int argc, char **argv)
 {
     static struct gpu gpu;
     const char *what = argc > 1 ? argv[1] : "check";
+    uint32_t d_head = argc > 2 ? (uint32_t)atoi(argv[2]) : 0; /* or all */
 
-    CUDA(cudaStreamCreate(&gpu.stream));
-    CUDA(cudaMalloc((void **)&gpu.stage, STAGE_BYTES));
+    gpu_init(&gpu);
     if (!strcmp(what, "check"))
-        return check_all(&gpu, false);
+        return check_all(&gpu, FULL, d_head);
     if (!strcmp(what, "short"))
-        return check_all(&gpu, true);
+        return check_all(&gpu, SHORT, d_head);
+    if (!strcmp(what, "tiny"))
+        return check_all(&gpu, TINY, d_head);
+    if (!strcmp(what, "long")) {
+        time_long(&gpu);
+        return 0;
+    }
     time_copy(&gpu);
     if (strcmp(what, "steps"))
         time_prompts(&gpu);
