@@ -73,6 +73,12 @@ bool gpu_is_recording(const struct gpu *gpu)
     return false;
 }
 
+uint64_t gpu_block_bound(const struct gpu *gpu)
+{
+    (void)gpu;
+    return UINT64_MAX;
+}
+
 static void small_device_init(struct gpu *gpu)
 {
     must(cudaStreamCreate(&gpu->stream), "stream");
