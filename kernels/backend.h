@@ -134,12 +134,30 @@ struct rope_args {
  * k lies transposed so that lanes are keys. A row reads no token behind its
  * own position into its result, so what lies there (nothing yet, or rejected
  * drafts) does not matter.
+ *
+ * A span whose rows see only some blocks of their past (model/policy.h) has
+ * those in `block`, in the order in which they merge, and the rows' own block
+ * last. Its position counts the keys that the rows meet, so it is a multiple of
+ * KV_BLOCK plus the place in the own block, and its rows are of one grid chunk.
+ * `place` then says at which positions the keys are rotated.
  */
+struct key_place {
+    uint64_t position; /* of the first key */
+    bool is_flat;      /* all 64 lie there; else one behind the other, and
+                          position is a multiple of KV_BLOCK */
+};
 struct attend_span {
     uint32_t first_row, n_row;
-    uint64_t position;  /* of the first row */
-    void *const *block; /* blocks of tokens [0, position + n_row) */
+    uint64_t position;             /* of the first row */
+    void *const *block;            /* blocks of tokens [0, position + n_row) */
+    const struct key_place *place; /* of each; NULL: block b at b * KV_BLOCK */
 };
+static inline struct key_place key_place_of(const struct attend_span *span,
+                                            uint64_t block)
+{
+    return span->place ? span->place[block]
+                       : (struct key_place){.position = block * KV_BLOCK};
+}
 struct attend_shape {
     uint32_t n_head, n_kv_head, d_head; /* head h reads KV head h / (n/n_kv) */
     enum arithmetic arithmetic; /* of its products; decides the blocks */
@@ -201,6 +219,52 @@ struct attend_args {
     uint64_t first_block, end_block; /* 0, 0: all */
     float *stat; /* rows [M n_head | L n_head]; NULL will do for all blocks */
     size_t stat_stride;
+};
+
+/*
+ * What a look-up reads of a full block instead of its keys, as floats:
+ *   INDEX_MEAN    [n_kv_head][d_head] mean of a head's INDEX_CHOSEN keys, not
+ *                 rotated, that the block's own queries attended to most
+ *   INDEX_BOUNDS  [n_kv_head][2][d_head] least and largest of each dimension of
+ *                 a head's keys, rotated by their true positions
+ */
+enum index_kind { INDEX_NONE, INDEX_MEAN, INDEX_BOUNDS, N_INDEX };
+#define INDEX_CHOSEN 4u
+size_t kv_index_bytes(struct attend_shape shape, enum index_kind kind);
+
+/*
+ * Make the index of a full block.
+ *   INDEX_MEAN    a key's score is q . k, s = s + q[d] * k[d] over d ascending
+ *                 from zero with q and k not rotated. Of the INDEX_CHOSEN
+ * largest (of equals the earlier) in order, m = m + k from zero, then m * (1 /
+ * INDEX_CHOSEN). (InfLLM, arXiv:2402.04617) INDEX_BOUNDS  rotated as floats, as
+ * attend does before it rounds. (Quest, arXiv:2406.10774)
+ */
+struct kv_seal_args {
+    struct attend_shape shape;
+    enum index_kind kind;
+    const struct rope_table *table;
+    const void *block;
+    uint64_t position; /* of its first key */
+    const float *q;    /* [n_kv_head, d_head] MEAN: sum of its queries */
+    float *index;
+};
+
+/*
+ * How well blocks [first, end) match a query, larger is better.
+ *   INDEX_MEAN    q [n_kv_head, d_head]: sum of q * mean
+ *   INDEX_BOUNDS  q [n_head, d_head]: sum of max(q * low, q * high), a bound of
+ *                 what all heads together score at most on one key
+ * Element i of q (of q of head h: lane d % 16, heads one after the other) adds
+ * product to lane i % 16, two roundings; lanes fold as in scalar_sum().
+ */
+struct kv_score_args {
+    struct attend_shape shape;
+    enum index_kind kind;
+    const float *q;
+    void *const *index; /* by block */
+    uint64_t first, end;
+    float *score; /* [end - first] */
 };
 
 /*
@@ -428,6 +492,8 @@ struct backend {
     void (*rope)(struct pool *pool, const struct rope_args *args);
     void (*kv_append)(struct pool *pool, const struct kv_append_args *args);
     void (*attend)(struct pool *pool, const struct attend_args *args);
+    void (*kv_seal)(struct pool *pool, const struct kv_seal_args *args);
+    void (*kv_score)(struct pool *pool, const struct kv_score_args *args);
     void (*conv)(struct pool *pool, const struct conv_args *args);
     void (*delta_gate)(struct pool *pool, const struct delta_gate_args *args);
     void (*delta)(struct pool *pool, const struct delta_args *args);

@@ -27,10 +27,26 @@ void solo_release(struct solo *solo)
     memset(solo, 0, sizeof(*solo));
 }
 
+/* Empty, under the solo's policy. */
+static enum status new_memory(const struct solo *solo, struct memory **out)
+{
+    struct memory *memory;
+    enum status st = memory_create(solo->model, &memory);
+
+    if (st)
+        return st;
+    st = memory_set_policy(memory, &solo->policy);
+    if (st)
+        memory_destroy(memory);
+    else
+        *out = memory;
+    return st;
+}
+
 enum status solo_restart(struct solo *solo)
 {
     struct memory *fresh = NULL;
-    const enum status st = memory_create(solo->model, &fresh);
+    const enum status st = new_memory(solo, &fresh);
 
     if (st)
         return st;
@@ -60,7 +76,8 @@ static enum status step(struct solo *solo, const uint32_t *token, uint32_t n,
             .n_row = n,
             .span = &(struct span){.n_row = n,
                                    .position = position,
-                                   .layer = memory_layers(solo->memory)},
+                                   .layer = memory_layers(solo->memory),
+                                   .policy = memory_policy(solo->memory)},
             .n_span = 1,
             .logit_row = row,
             .n_logit = n_logit});
@@ -106,7 +123,7 @@ enum status solo_fork(const struct solo *solo, struct memory **out)
     const struct layer_memory *from = memory_layers(solo->memory), *to;
     const uint64_t n_block = (position + KV_BLOCK - 1) / KV_BLOCK;
     struct memory *memory = NULL;
-    enum status st = memory_create(solo->model, &memory);
+    enum status st = new_memory(solo, &memory);
 
     if (!st)
         st = memory_reserve(memory, position);
@@ -116,7 +133,7 @@ enum status solo_fork(const struct solo *solo, struct memory **out)
     }
     to = memory_layers(memory);
     for (uint32_t i = 0; i < model_config(solo->model)->n_layer; i++) {
-        const struct mixer_plan *plan = model_plan(solo->model, i);
+        const struct mixer_plan *plan = memory_plan(memory, i);
 
         if (plan->state_bytes)
             memcpy(to[i].state, from[i].state, plan->state_bytes);

@@ -16,6 +16,7 @@ struct solo {
     struct pool *pool;           /* borrowed */
     struct workspace *workspace; /* owned */
     struct memory *memory;       /* owned */
+    struct policy policy;        /* of memories from the next restart on */
 };
 
 /*

@@ -19,14 +19,16 @@ struct slab {
 
 struct memory {
     const struct model *model;
+    struct policy policy;
     uint64_t position;
     uint64_t n_slab;
     uint64_t capacity; /* slabs that the tables can name */
     size_t bytes;
     uint64_t n_shared;          /* of the slabs */
     void *state;                /* of all layers, one behind the other; owned */
-    void **table;               /* [1 + n_layer][capacity]: slabs, then the
-                                    layers' blocks in them; owned, and slabs */
+    void **table;               /* [n_table][capacity]: slabs, then the
+                                    layers' blocks in them, then, if the policy
+                                    has any, their indices; owned, and slabs */
     struct layer_memory *layer; /* [n_layer], views of the above; owned */
 };
 
@@ -53,34 +55,50 @@ static uint32_t count_layers(const struct model *model)
     return model_config(model)->n_layer;
 }
 
-static size_t state_bytes(const struct model *model)
+/* What decides how much of everything there is. */
+struct form {
+    const struct model *model;
+    enum index_kind index;
+};
+
+static struct form form_of(const struct memory *memory)
+{
+    return (struct form){memory->model, policy_index(&memory->policy)};
+}
+
+static const struct mixer_plan *plan_of(struct form form, uint32_t layer)
+{
+    return model_plan_for(form.model, layer, form.index);
+}
+
+static size_t state_bytes(struct form form)
 {
     size_t n = 0;
 
-    for (uint32_t i = 0; i < count_layers(model); i++)
-        n += rounded(model_plan(model, i)->state_bytes);
+    for (uint32_t i = 0; i < count_layers(form.model); i++)
+        n += rounded(plan_of(form, i)->state_bytes);
     return n;
 }
 
-static size_t slab_bytes(const struct model *model)
+static size_t slab_bytes(struct form form)
 {
     size_t n = 0;
 
-    for (uint32_t i = 0; i < count_layers(model); i++)
-        n += rounded(model_plan(model, i)->block_bytes);
+    for (uint32_t i = 0; i < count_layers(form.model); i++)
+        n += rounded(plan_of(form, i)->block_bytes);
     return n ? n + rounded(sizeof(struct slab)) : 0;
 }
 
-static size_t fixed_bytes(const struct model *model)
+static size_t fixed_bytes(struct form form)
 {
     return sizeof(struct memory) +
-           count_layers(model) * sizeof(struct layer_memory) +
-           state_bytes(model);
+           count_layers(form.model) * sizeof(struct layer_memory) +
+           state_bytes(form);
 }
 
-static uint64_t slabs_for(const struct model *model, uint64_t n_token)
+static uint64_t slabs_for(struct form form, uint64_t n_token)
 {
-    if (!slab_bytes(model))
+    if (!slab_bytes(form))
         return 0;
     return n_token / KV_BLOCK + (n_token % KV_BLOCK != 0);
 }
@@ -95,43 +113,85 @@ static uint64_t capacity_for(uint64_t n_slab)
     return capacity;
 }
 
-static size_t table_bytes(const struct model *model, uint64_t capacity)
+static size_t count_tables(struct form form)
 {
-    return (1 + (size_t)count_layers(model)) * capacity * sizeof(void *);
+    const size_t n_layer = count_layers(form.model);
+
+    return 1 + n_layer + (form.index ? n_layer : 0);
+}
+
+static size_t table_bytes(struct form form, uint64_t capacity)
+{
+    return count_tables(form) * capacity * sizeof(void *);
+}
+
+/* Room for the states of all layers, and where each has its own. */
+static enum status take_states(struct memory *memory)
+{
+    const struct form form = form_of(memory);
+    char *state = take(state_bytes(form));
+
+    if (!state)
+        return STATUS_RESOURCE_EXHAUSTED;
+    free(memory->state);
+    memory->state = state;
+    memory->bytes = fixed_bytes(form);
+    for (uint32_t i = 0; i < count_layers(form.model); i++) {
+        const size_t n = plan_of(form, i)->state_bytes;
+
+        memory->layer[i].state = n ? state : NULL;
+        state += rounded(n);
+    }
+    return STATUS_OK;
 }
 
 enum status memory_create(const struct model *model, struct memory **out)
 {
-    const uint32_t n_layer = count_layers(model);
     struct memory *memory = take(sizeof(*memory));
-    char *state;
 
     if (!memory)
         return STATUS_RESOURCE_EXHAUSTED;
     memory->model = model;
-    memory->bytes = fixed_bytes(model);
-    if (!(memory->layer = take(n_layer * sizeof(*memory->layer))) ||
-        !(memory->state = take(state_bytes(model)))) {
+    if (!(memory->layer = take(count_layers(model) * sizeof(*memory->layer))) ||
+        take_states(memory)) {
         memory_destroy(memory);
         return STATUS_RESOURCE_EXHAUSTED;
-    }
-    state = memory->state;
-    for (uint32_t i = 0; i < n_layer; i++) {
-        const size_t n = model_plan(model, i)->state_bytes;
-
-        memory->layer[i].state = n ? state : NULL;
-        state += rounded(n);
     }
     *out = memory;
     return STATUS_OK;
 }
 
-static void slab_put(const struct model *model, struct slab *slab)
+enum status memory_set_policy(struct memory *memory,
+                              const struct policy *policy)
+{
+    const struct policy before = memory->policy;
+
+    assert(memory->n_slab == 0 && memory->capacity == 0);
+    memory->policy = *policy;
+    if (take_states(memory)) {
+        memory->policy = before;
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
+    return STATUS_OK;
+}
+
+const struct policy *memory_policy(const struct memory *memory)
+{
+    return memory->policy.kind == POLICY_FULL ? NULL : &memory->policy;
+}
+
+const struct mixer_plan *memory_plan(const struct memory *memory,
+                                     uint32_t layer)
+{
+    return plan_of(form_of(memory), layer);
+}
+
+static void slab_put(struct form form, struct slab *slab)
 {
     if (--slab->n_holder > 0)
         return;
     if (slab->shared_bytes)
-        *slab->shared_bytes -= slab_bytes(model);
+        *slab->shared_bytes -= slab_bytes(form);
     free(slab);
 }
 
@@ -140,7 +200,7 @@ void memory_destroy(struct memory *memory)
     if (!memory)
         return;
     for (uint64_t b = 0; b < memory->n_slab; b++)
-        slab_put(memory->model, memory->table[b]);
+        slab_put(form_of(memory), memory->table[b]);
     free(memory->table);
     free(memory->layer);
     free(memory->state);
@@ -149,36 +209,46 @@ void memory_destroy(struct memory *memory)
 
 static enum status widen_table(struct memory *memory, uint64_t capacity)
 {
-    const uint32_t n_layer = count_layers(memory->model);
-    void **wide = take(table_bytes(memory->model, capacity));
+    const struct form form = form_of(memory);
+    const uint32_t n_layer = count_layers(form.model);
+    void **wide = take(table_bytes(form, capacity));
 
     if (!wide)
         return STATUS_RESOURCE_EXHAUSTED;
-    for (uint32_t i = 0; i < 1 + n_layer && memory->n_slab; i++)
+    for (size_t i = 0; i < count_tables(form) && memory->n_slab; i++)
         memcpy(wide + i * capacity, memory->table + i * memory->capacity,
                memory->n_slab * sizeof(*wide));
-    memory->bytes += table_bytes(memory->model, capacity) -
-                     table_bytes(memory->model, memory->capacity);
+    memory->bytes +=
+        table_bytes(form, capacity) - table_bytes(form, memory->capacity);
     free(memory->table);
     memory->table = wide;
     memory->capacity = capacity;
-    for (uint32_t i = 0; i < n_layer; i++)
-        if (model_plan(memory->model, i)->block_bytes)
+    for (uint32_t i = 0; i < n_layer; i++) {
+        if (plan_of(form, i)->block_bytes)
             memory->layer[i].block = wide + (1 + i) * capacity;
+        if (plan_of(form, i)->index_bytes)
+            memory->layer[i].index = wide + (1 + n_layer + i) * capacity;
+    }
     return STATUS_OK;
 }
 
 /* Where it belongs in the tables. */
 static void set_slab(struct memory *memory, uint64_t b, struct slab *slab)
 {
+    const struct form form = form_of(memory);
+    const uint32_t n_layer = count_layers(form.model);
     char *block = (char *)slab + rounded(sizeof(*slab));
 
     memory->table[b] = slab;
-    for (uint32_t i = 0; i < count_layers(memory->model); i++) {
-        const size_t n = model_plan(memory->model, i)->block_bytes;
+    for (uint32_t i = 0; i < n_layer; i++) {
+        const struct mixer_plan *plan = plan_of(form, i);
+        const size_t n = plan->block_bytes, n_index = plan->index_bytes;
 
         if (n)
             memory->table[(1 + i) * memory->capacity + b] = block;
+        if (n_index)
+            memory->table[(1 + n_layer + i) * memory->capacity + b] =
+                block + n - n_index;
         block += rounded(n);
     }
 }
@@ -186,12 +256,12 @@ static void set_slab(struct memory *memory, uint64_t b, struct slab *slab)
 static void append_slab(struct memory *memory, struct slab *slab)
 {
     set_slab(memory, memory->n_slab++, slab);
-    memory->bytes += slab_bytes(memory->model);
+    memory->bytes += slab_bytes(form_of(memory));
 }
 
 static enum status add_slab(struct memory *memory)
 {
-    struct slab *slab = take(slab_bytes(memory->model));
+    struct slab *slab = take(slab_bytes(form_of(memory)));
 
     if (!slab)
         return STATUS_RESOURCE_EXHAUSTED;
@@ -208,7 +278,7 @@ static struct slab *lend(struct memory *memory, uint64_t b,
 
     if (!slab->shared_bytes) {
         slab->shared_bytes = shared_bytes;
-        *shared_bytes += slab_bytes(memory->model);
+        *shared_bytes += slab_bytes(form_of(memory));
         memory->n_shared++;
     }
     slab->n_holder++;
@@ -231,7 +301,7 @@ enum status memory_reserve(struct memory *memory, uint64_t n_token)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "session of %lu tokens, the model's context has %lu",
                            n_token, limit);
-    n_slab = slabs_for(memory->model, n_token);
+    n_slab = slabs_for(form_of(memory), n_token);
     st = reserve_table(memory, n_slab);
     if (st)
         return st;
@@ -246,33 +316,36 @@ enum status memory_reserve(struct memory *memory, uint64_t n_token)
 enum status memory_fork(struct memory *memory, size_t *shared_bytes,
                         struct memory **out)
 {
-    const struct model *model = memory->model;
+    const struct form form = form_of(memory);
+    const uint64_t n_slab = slabs_for(form, memory->position);
     const uint64_t n_sealed =
-        slabs_for(model, memory->position) -
-        (memory->position % KV_BLOCK && slab_bytes(model));
+        n_slab - (memory->position % KV_BLOCK && slab_bytes(form));
     struct memory *fork;
-    enum status st = memory_create(model, &fork);
+    enum status st = memory_create(form.model, &fork);
 
     if (st)
         return st;
-    st = reserve_table(fork, slabs_for(model, memory->position));
+    if (memory_policy(memory))
+        st = memory_set_policy(fork, &memory->policy);
+    if (!st)
+        st = reserve_table(fork, n_slab);
     for (uint64_t b = 0; !st && b < n_sealed; b++) {
         append_slab(fork, lend(memory, b, shared_bytes));
         fork->n_shared++;
     }
-    if (!st && n_sealed < slabs_for(model, memory->position)) {
+    if (!st && n_sealed < n_slab) {
         st = add_slab(fork);
         if (!st)
             memcpy((char *)fork->table[n_sealed] + rounded(sizeof(struct slab)),
                    (char *)memory->table[n_sealed] +
                        rounded(sizeof(struct slab)),
-                   slab_bytes(model) - rounded(sizeof(struct slab)));
+                   slab_bytes(form) - rounded(sizeof(struct slab)));
     }
     if (st) {
         memory_destroy(fork);
         return st;
     }
-    memcpy(fork->state, memory->state, state_bytes(model));
+    memcpy(fork->state, memory->state, state_bytes(form));
     fork->position = memory->position;
     *out = fork;
     return STATUS_OK;
@@ -281,7 +354,8 @@ enum status memory_fork(struct memory *memory, size_t *shared_bytes,
 void memory_share(struct memory *memory, struct memory *from, uint64_t n_token,
                   size_t *shared_bytes)
 {
-    const uint64_t n_slab = slab_bytes(memory->model) ? n_token / KV_BLOCK : 0;
+    const uint64_t n_slab =
+        slab_bytes(form_of(memory)) ? n_token / KV_BLOCK : 0;
 
     assert(n_token <= memory->position && n_token <= from->position);
     for (uint64_t b = 0; b < n_slab; b++) {
@@ -291,7 +365,7 @@ void memory_share(struct memory *memory, struct memory *from, uint64_t n_token,
             continue;
         memory->n_shared += !own->shared_bytes;
         set_slab(memory, b, lend(from, b, shared_bytes));
-        slab_put(memory->model, own);
+        slab_put(form_of(memory), own);
     }
 }
 
@@ -303,7 +377,7 @@ uint64_t memory_position(const struct memory *memory)
 void memory_advance(struct memory *memory, uint64_t n_token)
 {
     assert(n_token <= model_n_context(memory->model) - memory->position);
-    assert(slabs_for(memory->model, memory->position + n_token) <=
+    assert(slabs_for(form_of(memory), memory->position + n_token) <=
            memory->n_slab);
     memory->position += n_token;
 }
@@ -320,13 +394,14 @@ size_t memory_bytes(const struct memory *memory)
 
 size_t memory_shared_bytes(const struct memory *memory)
 {
-    return memory->n_shared * slab_bytes(memory->model);
+    return memory->n_shared * slab_bytes(form_of(memory));
 }
 
 size_t memory_bytes_for(const struct model *model, uint64_t n_token)
 {
-    const uint64_t n_slab = slabs_for(model, n_token);
+    const struct form form = {model, INDEX_NONE};
+    const uint64_t n_slab = slabs_for(form, n_token);
 
-    return fixed_bytes(model) + n_slab * slab_bytes(model) +
-           table_bytes(model, capacity_for(n_slab));
+    return fixed_bytes(form) + n_slab * slab_bytes(form) +
+           table_bytes(form, capacity_for(n_slab));
 }

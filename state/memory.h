@@ -21,6 +21,20 @@ MUST_CHECK enum status memory_create(const struct model *model,
 void memory_destroy(struct memory *memory);
 
 /*
+ * What its softmax layers shall see of the past; full, unless this is called,
+ * which is before the first reserve.
+ *   RESOURCE_EXHAUSTED  no memory; nothing has changed
+ */
+MUST_CHECK enum status memory_set_policy(struct memory *memory,
+                                         const struct policy *policy);
+/* For struct span: NULL if that is full. */
+const struct policy *memory_policy(const struct memory *memory);
+
+/* What lies where in a layer of this memory. */
+const struct mixer_plan *memory_plan(const struct memory *memory,
+                                     uint32_t layer);
+
+/*
  * A second memory of the same tokens, at the same position, that shares the
  * first one's sealed blocks and has copies of its states and of its open block.
  * Bytes of blocks that are, or once were, shared belong to no memory: they are

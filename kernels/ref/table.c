@@ -1,4 +1,5 @@
 #include "kernels/flush.h"
+#include "kernels/index.h"
 #include "kernels/move.h"
 #include "kernels/ref/ref.h"
 
@@ -48,6 +49,8 @@ const struct backend backend_ref = {
     .embed = move_embed,
     .rope = rope,
     .kv_append = move_kv_append,
+    .kv_seal = index_seal,
+    .kv_score = index_score,
     .attend = attend,
     .conv = conv,
     .delta_gate = delta_gate,

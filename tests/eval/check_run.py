@@ -158,7 +158,7 @@ def check_refusals(godwitd, model):
              "cwe needs"),
             (["--model", model, "--tasks", "mqar", "--lengths", "1001"],
              "even length"),
-            (["--model", model, "--policy", "window"], "full"),
+            (["--model", model, "--policy", "full,windows"], "there are: full"),
             (["--model", model, "--samples", "0"], "--samples"),
             (["--model", model, "--json"], "--json"),
             (["--model", model, "--show", "nadel"], "no task 'nadel'"),
