@@ -222,23 +222,25 @@ struct attend_args {
 };
 
 /*
- * What a look-up reads of a full block instead of its keys, as floats:
- *   INDEX_MEAN    [n_kv_head][d_head] mean of a head's INDEX_CHOSEN keys, not
- *                 rotated, that the block's own queries attended to most
- *   INDEX_BOUNDS  [n_kv_head][2][d_head] least and largest of each dimension of
- *                 a head's keys, rotated by their true positions
+ * What a look-up reads of a full block instead of all its keys:
+ *   INDEX_KEYS    [n_kv_head][INDEX_CHOSEN][d_head] bf16, some of a head's
+ * keys, not rotated, chosen to be far from each other INDEX_BOUNDS
+ * [n_kv_head][2][d_head] floats, least and largest of each dimension of a
+ * head's keys, rotated by their true positions
  */
-enum index_kind { INDEX_NONE, INDEX_MEAN, INDEX_BOUNDS, N_INDEX };
-#define INDEX_CHOSEN 4u
+enum index_kind { INDEX_NONE, INDEX_KEYS, INDEX_BOUNDS, N_INDEX };
+#define INDEX_CHOSEN 8u
 size_t kv_index_bytes(struct attend_shape shape, enum index_kind kind);
 
 /*
  * Make the index of a full block.
- *   INDEX_MEAN    a key's score is q . k, s = s + q[d] * k[d] over d ascending
- *                 from zero with q and k not rotated. Of the INDEX_CHOSEN
- * largest (of equals the earlier) in order, m = m + k from zero, then m * (1 /
- * INDEX_CHOSEN). (InfLLM, arXiv:2402.04617) INDEX_BOUNDS  rotated as floats, as
- * attend does before it rounds. (Quest, arXiv:2406.10774)
+ *   INDEX_KEYS    the first is the key farthest from the mean of all 64 (sum
+ *                 over keys ascending, * (1 / 64)), each next one the key whose
+ *                 least distance to those before it is largest; of equals the
+ *                 earlier. Distance: s = s + x * x over d ascending, x the
+ *                 difference. (Representatives: InfLLM, arXiv:2402.04617)
+ *   INDEX_BOUNDS  rotated as floats, as attend does before it rounds. (Quest,
+ *                 arXiv:2406.10774)
  */
 struct kv_seal_args {
     struct attend_shape shape;
@@ -246,17 +248,16 @@ struct kv_seal_args {
     const struct rope_table *table;
     const void *block;
     uint64_t position; /* of its first key */
-    const float *q;    /* [n_kv_head, d_head] MEAN: sum of its queries */
-    float *index;
+    void *index;
 };
 
 /*
- * How well blocks [first, end) match a query, larger is better.
- *   INDEX_MEAN    q [n_kv_head, d_head]: sum of q * mean
- *   INDEX_BOUNDS  q [n_head, d_head]: sum of max(q * low, q * high), a bound of
- *                 what all heads together score at most on one key
- * Element i of q (of q of head h: lane d % 16, heads one after the other) adds
- * product to lane i % 16, two roundings; lanes fold as in scalar_sum().
+ * How well blocks [first, end) match a query [n_head, d_head]; larger is
+ * better. The sum over heads, ascending, of
+ *   INDEX_KEYS    the largest q . k of the head's keys
+ *   INDEX_BOUNDS  sum of max(q * low, q * high): what no key's q . k exceeds
+ * Element d adds its product to lane d % 16, two roundings; lanes fold as in
+ * scalar_sum().
  */
 struct kv_score_args {
     struct attend_shape shape;

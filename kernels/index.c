@@ -9,14 +9,13 @@
 #define N_LANE 16u
 #define SCORE_TASK 256u /* blocks of one task */
 
-/* Floats of one KV head. */
-static size_t head_floats(struct attend_shape shape, enum index_kind kind)
+static size_t head_bytes(struct attend_shape shape, enum index_kind kind)
 {
     switch (kind) {
-    case INDEX_MEAN:
-        return shape.d_head;
+    case INDEX_KEYS:
+        return INDEX_CHOSEN * shape.d_head * sizeof(uint16_t);
     case INDEX_BOUNDS:
-        return (size_t)2 * shape.d_head;
+        return 2 * shape.d_head * sizeof(float);
     case INDEX_NONE:
     case N_INDEX:
         break;
@@ -26,7 +25,7 @@ static size_t head_floats(struct attend_shape shape, enum index_kind kind)
 
 size_t kv_index_bytes(struct attend_shape shape, enum index_kind kind)
 {
-    return shape.n_kv_head * head_floats(shape, kind) * sizeof(float);
+    return shape.n_kv_head * head_bytes(shape, kind);
 }
 
 /* Dimension d of a head's keys, widened. */
@@ -50,45 +49,56 @@ static void read_keys(const struct kv_seal_args *a, size_t head, size_t d,
     }
 }
 
-/* The keys with the largest scores, ascending. */
-static void choose_keys(const float *score, uint32_t *out)
+/* far[j] = squared distance of each key to a point of [d_head]. */
+static void distances(const float *k, const float *point, size_t d_head,
+                      float *far)
 {
-    bool is_chosen[KV_BLOCK] = {false};
-    uint32_t n = 0;
+    memset(far, 0, KV_BLOCK * sizeof(*far));
+    for (size_t d = 0; d < d_head; d++)
+        for (size_t j = 0; j < KV_BLOCK; j++) {
+            const float x = k[d * KV_BLOCK + j] - point[d];
 
-    for (uint32_t i = 0; i < INDEX_CHOSEN; i++) {
-        uint32_t best = KV_BLOCK;
-
-        for (uint32_t j = 0; j < KV_BLOCK; j++)
-            if (!is_chosen[j] && (best == KV_BLOCK || score[j] > score[best]))
-                best = j;
-        is_chosen[best] = true;
-    }
-    for (uint32_t j = 0; j < KV_BLOCK; j++)
-        if (is_chosen[j])
-            out[n++] = j;
+            far[j] += x * x;
+        }
 }
 
-static void seal_mean(const struct kv_seal_args *a, size_t head, float *index)
+static size_t farthest(const float *far)
+{
+    size_t best = 0;
+
+    for (size_t j = 1; j < KV_BLOCK; j++)
+        if (far[j] > far[best])
+            best = j;
+    return best;
+}
+
+/* scratch: [d_head, KV_BLOCK] keys, then [d_head] a point. */
+static void seal_keys(const struct kv_seal_args *a, size_t head, float *scratch,
+                      uint16_t *index)
 {
     const size_t d_head = a->shape.d_head;
-    const float *q = a->q + head * d_head;
-    float k[KV_BLOCK], score[KV_BLOCK] = {0.0f};
-    uint32_t chosen[INDEX_CHOSEN];
+    float *k = scratch, *point = k + d_head * KV_BLOCK;
+    float far[KV_BLOCK], least[KV_BLOCK];
 
-    for (size_t d = 0; d < d_head; d++) {
-        read_keys(a, head, d, k);
-        for (size_t j = 0; j < KV_BLOCK; j++)
-            score[j] += q[d] * k[j];
-    }
-    choose_keys(score, chosen);
     for (size_t d = 0; d < d_head; d++) {
         float sum = 0.0f;
 
-        read_keys(a, head, d, k);
-        for (uint32_t i = 0; i < INDEX_CHOSEN; i++)
-            sum += k[chosen[i]];
-        index[d] = sum * (1.0f / (float)INDEX_CHOSEN);
+        read_keys(a, head, d, k + d * KV_BLOCK);
+        for (size_t j = 0; j < KV_BLOCK; j++)
+            sum += k[d * KV_BLOCK + j];
+        point[d] = sum * (1.0f / KV_BLOCK);
+    }
+    distances(k, point, d_head, far);
+    for (uint32_t i = 0; i < INDEX_CHOSEN; i++) {
+        const size_t chosen = farthest(i ? least : far);
+
+        for (size_t d = 0; d < d_head; d++) {
+            point[d] = k[d * KV_BLOCK + chosen];
+            index[i * d_head + d] = scalar_to_bf16(point[d]);
+        }
+        distances(k, point, d_head, far);
+        for (size_t j = 0; j < KV_BLOCK; j++)
+            least[j] = i == 0 || far[j] < least[j] ? far[j] : least[j];
     }
 }
 
@@ -130,11 +140,10 @@ static void seal_bounds(const struct kv_seal_args *a, size_t head, float *index)
 static void seal_task(void *arg, uint32_t head, void *scratch)
 {
     const struct kv_seal_args *a = arg;
-    float *index = a->index + head * head_floats(a->shape, a->kind);
+    void *index = (char *)a->index + head * head_bytes(a->shape, a->kind);
 
-    (void)scratch;
-    if (a->kind == INDEX_MEAN)
-        seal_mean(a, head, index);
+    if (a->kind == INDEX_KEYS)
+        seal_keys(a, head, scratch, index);
     else
         seal_bounds(a, head, index);
 }
@@ -142,7 +151,7 @@ static void seal_task(void *arg, uint32_t head, void *scratch)
 void index_seal(struct pool *pool, const struct kv_seal_args *a)
 {
     (void)pool; /* less than waking a thread */
-    assert(a->kind == INDEX_MEAN || a->kind == INDEX_BOUNDS);
+    assert(a->kind == INDEX_KEYS || a->kind == INDEX_BOUNDS);
     pool_run(NULL, a->shape.n_kv_head, seal_task, (void *)a);
 }
 
@@ -154,41 +163,58 @@ static float fold(float *lane)
     return lane[0];
 }
 
-static float score_mean(const struct kv_score_args *a, const float *mean)
+/* q . k for a key in bf16. */
+static float product(const float *q, const uint16_t *k, size_t d_head)
 {
-    const size_t n = (size_t)a->shape.n_kv_head * a->shape.d_head;
     float lane[N_LANE] = {0.0f};
-    size_t i = 0;
 
-    for (; i + N_LANE <= n; i += N_LANE)
-        for (uint32_t l = 0; l < N_LANE; l++)
-            lane[l] += a->q[i + l] * mean[i + l];
-    for (uint32_t l = 0; i + l < n; l++)
-        lane[l] += a->q[i + l] * mean[i + l];
+    for (size_t d = 0; d < d_head; d += N_LANE)
+        for (size_t l = 0; l < N_LANE && d + l < d_head; l++)
+            lane[l] += q[d + l] * scalar_from_bf16(k[d + l]);
     return fold(lane);
 }
 
-static float score_bounds(const struct kv_score_args *a, const float *index)
+static float score_keys(const float *q, const uint16_t *k, size_t d_head)
 {
-    const struct attend_shape shape = a->shape;
-    const size_t d_head = shape.d_head;
-    const uint32_t n_query = shape.n_head / shape.n_kv_head;
+    float best = product(q, k, d_head);
+
+    for (uint32_t i = 1; i < INDEX_CHOSEN; i++) {
+        const float x = product(q, k + i * d_head, d_head);
+
+        best = x > best ? x : best;
+    }
+    return best;
+}
+
+static float score_bounds(const float *q, const float *low, size_t d_head)
+{
+    const float *high = low + d_head;
     float lane[N_LANE] = {0.0f};
 
-    for (uint32_t h = 0; h < shape.n_head; h++) {
-        const float *q = a->q + h * d_head;
-        const float *low = index + (size_t)(h / n_query) * 2 * d_head;
-        const float *high = low + d_head;
+    for (size_t d = 0; d < d_head; d += N_LANE)
+        for (size_t l = 0; l < N_LANE && d + l < d_head; l++) {
+            const float x = q[d + l] * low[d + l], y = q[d + l] * high[d + l];
 
-        for (size_t i = 0; i < d_head; i += N_LANE)
-            for (size_t l = 0; l < N_LANE && i + l < d_head; l++) {
-                const float x = q[i + l] * low[i + l];
-                const float y = q[i + l] * high[i + l];
-
-                lane[l] += x > y ? x : y;
-            }
-    }
+            lane[l] += x > y ? x : y;
+        }
     return fold(lane);
+}
+
+static float score(const struct kv_score_args *a, const void *index)
+{
+    const struct attend_shape shape = a->shape;
+    const uint32_t n_query = shape.n_head / shape.n_kv_head;
+    float sum = 0.0f;
+
+    for (uint32_t h = 0; h < shape.n_head; h++) {
+        const float *q = a->q + (size_t)h * shape.d_head;
+        const void *of_head =
+            (const char *)index + h / n_query * head_bytes(shape, a->kind);
+
+        sum += a->kind == INDEX_KEYS ? score_keys(q, of_head, shape.d_head)
+                                     : score_bounds(q, of_head, shape.d_head);
+    }
+    return sum;
 }
 
 static void score_task(void *arg, uint32_t task, void *scratch)
@@ -200,16 +226,14 @@ static void score_task(void *arg, uint32_t task, void *scratch)
 
     (void)scratch;
     for (uint64_t b = first; b < last; b++)
-        a->score[b - a->first] = a->kind == INDEX_MEAN
-                                     ? score_mean(a, a->index[b])
-                                     : score_bounds(a, a->index[b]);
+        a->score[b - a->first] = score(a, a->index[b]);
 }
 
 void index_score(struct pool *pool, const struct kv_score_args *a)
 {
     const uint64_t n = a->end - a->first;
 
-    assert(a->kind == INDEX_MEAN || a->kind == INDEX_BOUNDS);
+    assert(a->kind == INDEX_KEYS || a->kind == INDEX_BOUNDS);
     pool_run(n <= SCORE_TASK ? NULL : pool,
              (uint32_t)((n + SCORE_TASK - 1) / SCORE_TASK), score_task,
              (void *)a);

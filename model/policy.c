@@ -20,7 +20,7 @@ static const struct kind {
                        INDEX_NONE},
     [POLICY_INFLLM] = {"infllm",
                        {POLICY_INFLLM, KEYS_FAR, 1, 16, 16, 16},
-                       INDEX_MEAN},
+                       INDEX_KEYS},
     [POLICY_QUEST] = {"quest",
                       {POLICY_QUEST, KEYS_TRUE, 1, 16, 16, 16},
                       INDEX_BOUNDS},

@@ -55,12 +55,10 @@ void view_room_release(struct view_room *room)
 /* Of one layer and session, between two rows. */
 struct look {
     float *q_step;  /* [n_head, d_head] sum of the step's queries so far */
-    float *q_chunk; /* [n_kv_head, d_head] of the grid chunk's, over the query
-                       heads of a KV head */
     uint32_t *pick; /* [1 + POLICY_BLOCK_MAX] how many, then the blocks */
 };
 
-enum { FIELD_STEP, FIELD_CHUNK, FIELD_PICK, N_LOOK_FIELD };
+enum { FIELD_STEP, FIELD_PICK, N_LOOK_FIELD };
 
 static void look_fields(struct attend_shape shape, struct mixer_field *field)
 {
@@ -69,10 +67,6 @@ static void look_fields(struct attend_shape shape, struct mixer_field *field)
          .type = FIELD_F32,
          .n_dim = 2,
          .dim = {shape.n_head, shape.d_head}},
-        {.name = "q_chunk",
-         .type = FIELD_F32,
-         .n_dim = 2,
-         .dim = {shape.n_kv_head, shape.d_head}},
         {.name = "pick",
          .type = FIELD_U32,
          .n_dim = 1,
@@ -115,7 +109,6 @@ static struct look look_of(struct attend_shape shape, void *state)
     look_fields(shape, field);
     return (struct look){
         .q_step = (float *)(void *)(at + field[FIELD_STEP].offset),
-        .q_chunk = (float *)(void *)(at + field[FIELD_CHUNK].offset),
         .pick = (uint32_t *)(void *)(at + field[FIELD_PICK].offset)};
 }
 
@@ -148,53 +141,40 @@ static struct viewed viewed_of(const struct view_args *args,
 static void add_queries(const struct viewed *it, uint32_t row, uint32_t n)
 {
     const struct attend_shape shape = it->args->shape;
-    const uint32_t n_query = shape.n_head / shape.n_kv_head;
+    const size_t n_q = (size_t)shape.n_head * shape.d_head;
 
     for (uint32_t r = row; r < row + n; r++) {
         const float *q = it->args->q + r * it->args->q_stride;
 
-        for (uint32_t h = 0; h < shape.n_head; h++) {
-            float *step = it->look.q_step + (size_t)h * shape.d_head;
-            float *chunk =
-                it->look.q_chunk + (size_t)(h / n_query) * shape.d_head;
-
-            for (uint32_t d = 0; d < shape.d_head; d++, q++) {
-                step[d] += *q;
-                chunk[d] += *q;
-            }
-        }
+        for (size_t i = 0; i < n_q; i++)
+            it->look.q_step[i] += q[i];
     }
 }
 
 /* The chunk's block is full. */
 static void seal(const struct viewed *it, uint64_t chunk)
 {
-    const struct attend_shape shape = it->args->shape;
     const struct mixer_batch *batch = it->args->batch;
 
     batch->backend->kv_seal(
-        batch->pool, &(struct kv_seal_args){.shape = shape,
+        batch->pool, &(struct kv_seal_args){.shape = it->args->shape,
                                             .kind = it->index,
                                             .table = batch->rope,
                                             .block = it->memory->block[chunk],
                                             .position = chunk * KV_BLOCK,
-                                            .q = it->look.q_chunk,
                                             .index = it->memory->index[chunk]});
-    memset(it->look.q_chunk, 0,
-           (size_t)shape.n_kv_head * shape.d_head * sizeof(float));
 }
 
 /*
  * The step's queries as one, as the index wants it: for bounds of rotated keys
  * at the step's last position, for keys without a position at the distance that
- * far blocks have, summed over the query heads of a KV head.
+ * far blocks have.
  */
 static void make_query(const struct viewed *it, uint64_t position, float *query)
 {
     const struct attend_shape shape = it->args->shape;
     const struct mixer_batch *batch = it->args->batch;
-    const size_t d_head = shape.d_head, n_q = shape.n_head * d_head;
-    const uint32_t n_query = shape.n_head / shape.n_kv_head;
+    const size_t n_q = (size_t)shape.n_head * shape.d_head;
     const uint64_t at =
         it->index == INDEX_BOUNDS ? position : policy_far_distance(it->policy);
 
@@ -207,15 +187,6 @@ static void make_query(const struct viewed *it, uint64_t position, float *query)
                                              .n_head = shape.n_head,
                                              .d_head = shape.d_head,
                                              .table = batch->rope});
-    if (it->index != INDEX_MEAN)
-        return;
-    for (size_t h = 0; h < shape.n_head; h++)
-        for (size_t d = 0; d < d_head; d++) {
-            float *sum = query + h / n_query * d_head + d;
-            const float x = query[h * d_head + d];
-
-            *sum = h % n_query ? *sum + x : x;
-        }
 }
 
 /* For the step behind `position`, the last one of its own. */

@@ -43,7 +43,7 @@ struct ctl_options {
     const char *progress;
     bool is_chat, has_special, creates, ignores_eos, wants_stats;
 
-    const char *labels, *durability, *prefix, *etag;
+    const char *labels, *durability, *policy, *prefix, *etag;
     const char *fork_name, *fork_at, *rewind_to;
     uint64_t ttl; /* seconds; 0: never */
     uint64_t from, limit;
@@ -92,6 +92,7 @@ struct ctl_command {
 #define CTL_ROWS_REUSE 2048u
 #define CTL_ROWS_FORK 4096u
 #define CTL_ROWS_REWIND 8192u
+#define CTL_ROWS_POLICY 16384u
 #define CTL_ROWS_BENCH (CTL_ROWS_LOAD | CTL_ROWS_STREAMS | CTL_ROWS_REUSE)
 
 /*

@@ -98,6 +98,9 @@ enum status convert_create(struct job *job, const ProtobufCMessage *message)
     if (!st)
         st = take_durability(session->durability, "session.durability", &is_set,
                              &meta->durability);
+    if (!st)
+        st = take_policy(session->policy, "session.policy", &is_set,
+                         &meta->policy);
     return st;
 }
 

@@ -54,8 +54,10 @@ struct generate_command {
     bool has_seed;            /* else the engine draws one */
     bool has_durability;      /* a new session's; may raise another's */
     enum durability durability;
-    bool is_append; /* prefill only: nothing is sampled */
-    bool creates;   /* make the session if it does not exist */
+    bool has_policy;
+    struct policy policy; /* of a new session; another's must be the same */
+    bool is_append;       /* prefill only: nothing is sampled */
+    bool creates;         /* make the session if it does not exist */
     bool has_expected, has_resume;
     uint64_t expected_position; /* ABORTED unless the log has this length */
     uint64_t resume_position;   /* replay committed tokens from here */
@@ -105,8 +107,8 @@ struct command {
             char etag[24];                    /* DELETE, TRUNCATE */
             bool allows_missing;              /* DELETE */
         } target;
-        struct session_meta create; /* name, labels, expire_ms, durability;
-                                       name "": the engine makes one */
+        struct session_meta create; /* name, labels, expire_ms, durability,
+                                       policy; name "": the engine makes one */
         struct fork_command fork;
         struct list_command list;
         struct update_command update;

@@ -169,6 +169,15 @@ static enum status check_turn(struct engine *engine,
         status_because("DURABILITY_LOWERED");
         return status_field("durability");
     }
+    if (g->has_policy && !policy_equal(&g->policy, &session->policy)) {
+        char text[POLICY_TEXT_SIZE];
+
+        policy_format(&session->policy, text);
+        status_fail(STATUS_FAILED_PRECONDITION,
+                    "session %s has policy %s for good", session->name, text);
+        status_because("POLICY_MISMATCH");
+        return status_field("policy");
+    }
     if (g->n_token == 0 && (n == 0 || g->is_append)) {
         status_fail(STATUS_INVALID_ARGUMENT, "input has no tokens");
         return fail_because(STATUS_INVALID_ARGUMENT, "EMPTY_INPUT");
@@ -405,6 +414,7 @@ static enum status provide(struct engine *engine,
                            struct session **out)
 {
     struct session_meta meta = {.durability = DURABILITY_NONE,
+                                .policy = g->policy,
                                 .path = log_path_alone((struct uid){0, 0})};
     enum status st = STATUS_OK;
 
@@ -470,8 +480,8 @@ static enum status arrive(struct engine *engine, struct command *command)
     if (session->request)
         return meet(engine, session->request, command);
     asked.session = session;
-    asked.promise =
-        request_promise(engine, session->n_token + g->n_token, asked.n_reply);
+    asked.promise = request_promise(
+        engine, &session->policy, session->n_token + g->n_token, asked.n_reply);
     st = schedule_admit(engine, &asked, g->tenant);
     if (st) {
         session_put(session);

@@ -18,6 +18,8 @@ enum restore_reason_code prefix_word(enum restore_reason reason)
         return REUSE_NUMERICS_CHANGED;
     case RESTORE_WEIGHTS:
         return REUSE_WEIGHTS_CHANGED;
+    case RESTORE_POLICY:
+        return REUSE_POLICY_CHANGED;
     case RESTORE_CHAIN:
         return REUSE_SNAPSHOT_MISMATCH;
     case RESTORE_DAMAGED:
@@ -45,6 +47,13 @@ uint64_t prefix_scope(const struct engine *engine,
                     : digest_64(&session->uid, sizeof(session->uid));
     else if (tenant[0])
         scope = digest_64(tenant, strlen(tenant));
+    if (session->policy.kind != POLICY_FULL && scope != NO_SCOPE) {
+        char key[POLICY_TEXT_SIZE + sizeof(scope)] = {0};
+
+        memcpy(key, &scope, sizeof(scope));
+        policy_format(&session->policy, key + sizeof(scope));
+        scope = digest_64(key, sizeof(key));
+    }
     return scope;
 }
 
@@ -91,7 +100,8 @@ static void put(struct engine *engine, struct uid uid, struct uid session,
     struct uid excess;
 
     if (n > 0)
-        owner.bytes = snapshot_bytes(engine->options.model, entry[0].position);
+        owner.bytes =
+            snapshot_bytes(engine->options.model, NULL, entry[0].position);
     prefix_put(engine->prefix, &owner, entry, n);
     while (prefix_take_excess(engine->prefix, &excess))
         jobs_delete(engine, excess);
@@ -234,10 +244,12 @@ void prefix_measure(struct engine *engine, const struct request *request)
 }
 
 /* Unknown costs are learned by trying. */
-static bool is_faster(struct engine *engine, uint64_t from, uint64_t to)
+static bool is_faster(struct engine *engine, const struct session *session,
+                      uint64_t from, uint64_t to)
 {
-    double load_us = engine->cost.load_us_per_byte *
-                         (double)snapshot_bytes(engine->options.model, to) +
+    size_t n_bytes =
+        snapshot_bytes(engine->options.model, &session->policy, to);
+    double load_us = engine->cost.load_us_per_byte * (double)n_bytes +
                      (double)engine->cost.backlog_us;
     double compute_us = engine->cost.compute_us_per_token * (double)(to - from);
 
@@ -272,11 +284,11 @@ static bool send_fetch(struct engine *engine, struct session *session,
     size_t bytes = resident_holds(session);
 
     if (from > 0) /* the memory that it has is held until then */
-        bytes += resident_bytes(engine, to);
+        bytes += resident_bytes(engine, &session->policy, to);
     if (!resident_room(engine, session, bytes))
         return false;
     job = jobs_create(STORE_FETCH, session_log(session), session);
-    if (memory_create(engine->options.model, &job->memory) ||
+    if (resident_memory(engine, session, &job->memory) ||
         tokens_append(&job->tokens, session->resident->tokens.id, to)) {
         memory_destroy(job->memory);
         free(job);
@@ -287,7 +299,9 @@ static bool send_fetch(struct engine *engine, struct session *session,
             job->source[job->n_source++] = answer->hit[i];
     struct ids tokens = job->tokens;
     struct memory *memory = job->memory;
-    prefix_job_sent(engine, job, snapshot_bytes(engine->options.model, to));
+    prefix_job_sent(
+        engine, job,
+        snapshot_bytes(engine->options.model, &session->policy, to));
     if (!jobs_push(engine, job)) {
         memory_destroy(memory);
         ids_release(&tokens);
@@ -337,7 +351,7 @@ bool prefix_seek(struct engine *engine, struct request *request)
     plan_stop(engine, request, answer.n_hit ? answer.hit[0].position : from,
               query.limit, &answer);
     if (answer.n_hit > 0 && answer.hit[0].position >= from + PREFIX_MIN &&
-        is_faster(engine, from, answer.hit[0].position) &&
+        is_faster(engine, session, from, answer.hit[0].position) &&
         send_fetch(engine, session, &answer, from))
         return true;
     if (request->reuse == REUSE_NONE)

@@ -39,6 +39,7 @@ void session_meta_get(const struct session *session, struct session_meta *out)
     out->update_ms = session->update_ms;
     out->expire_ms = session->expire_ms;
     out->durability = session->durability;
+    out->policy = session->policy;
     session_path(session, &out->path);
     out->parent = session->parent;
     if (session->parent_name)
@@ -87,6 +88,7 @@ void session_meta_set(struct session *session, const struct session_meta *meta)
     session->update_ms = meta->update_ms;
     session->expire_ms = meta->expire_ms;
     session->durability = meta->durability;
+    session->policy = meta->policy;
     session->fork_position = meta->fork_position;
     set_path(session, &meta->path);
 }
@@ -138,8 +140,9 @@ void session_info_get(const struct engine *engine,
     out->committed_position = session->n_committed;
     out->last_active_ms = session->last_active_ms;
     if (resident && resident->memory) {
-        out->state_bytes = engine->fixed_bytes;
-        out->kv_bytes = memory_bytes(resident->memory) - engine->fixed_bytes;
+        out->state_bytes =
+            memory_bytes_for(engine->options.model, &session->policy, 0);
+        out->kv_bytes = memory_bytes(resident->memory) - out->state_bytes;
     }
     out->has_chain = resident || session->n_token == 0;
     out->chain = resident ? resident->chain : engine->empty_chain;

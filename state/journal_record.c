@@ -60,10 +60,31 @@ static bool get_lineage(struct reader *reader, struct session_meta *meta)
     return log_path_is_sound(&meta->path) && !is_plain(meta);
 }
 
+static void put_policy(struct writer *writer, const struct policy *policy)
+{
+    char text[POLICY_TEXT_SIZE];
+
+    policy_format(policy, text);
+    writer_text(writer, text);
+}
+
+/* False when there is no such policy, or it is full, which has no record. */
+static bool get_policy(struct reader *reader, struct policy *out)
+{
+    char text[POLICY_TEXT_SIZE];
+
+    reader_text(reader, text, sizeof(text));
+    return !reader->is_failed && !policy_parse(text, out) &&
+           out->kind != POLICY_FULL;
+}
+
 enum status record_put_session(struct writer *writer,
                                const struct session_meta *meta)
 {
-    size_t begin = frame_begin(writer, FRAME_SESSION, RECORD_VERSION);
+    const bool is_full = meta->policy.kind == POLICY_FULL;
+    size_t begin =
+        frame_begin(writer, FRAME_SESSION,
+                    is_full ? RECORD_VERSION : RECORD_POLICY_VERSION);
 
     assert(meta->n_label <= LABEL_MAX && log_path_is_sound(&meta->path));
     put_uid(writer, meta->uid);
@@ -77,6 +98,8 @@ enum status record_put_session(struct writer *writer,
         writer_text(writer, meta->label[i].key);
         writer_text(writer, meta->label[i].value);
     }
+    if (!is_full)
+        put_policy(writer, &meta->policy);
     if (!is_plain(meta))
         put_lineage(writer, meta);
     return frame_end(writer, begin);
@@ -88,9 +111,15 @@ enum status record_get_session(const void *bytes, size_t n_bytes,
     struct session_meta meta = {0};
     struct reader reader;
     unsigned durability;
+    bool has_policy = false;
     enum status st =
         frame_open(bytes, n_bytes, FRAME_SESSION, RECORD_VERSION, &reader);
 
+    if (st == STATUS_FAILED_PRECONDITION) {
+        st = frame_open(bytes, n_bytes, FRAME_SESSION, RECORD_POLICY_VERSION,
+                        &reader);
+        has_policy = !st;
+    }
     if (st)
         return st;
     meta.uid = get_uid(&reader);
@@ -108,6 +137,8 @@ enum status record_get_session(const void *bytes, size_t n_bytes,
         reader_text(&reader, meta.label[i].key, sizeof(meta.label[i].key));
         reader_text(&reader, meta.label[i].value, sizeof(meta.label[i].value));
     }
+    if (has_policy && !get_policy(&reader, &meta.policy))
+        return bad_field("session");
     if (!reader_is_done(&reader) && !get_lineage(&reader, &meta))
         return bad_field("session");
     if (!reader_is_done(&reader) || meta.name[0] == 0)

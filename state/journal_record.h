@@ -9,6 +9,8 @@
 #include "state/session.h"
 
 #define RECORD_VERSION 1u
+#define RECORD_POLICY_VERSION 2u /* of sessions with another policy than full  \
+                                  */
 #define RECORD_BYTES_MAX (128u << 20) /* a row of 2^24 tokens and its head */
 #define RECORD_TOKEN_MAX (1u << 24)
 

@@ -397,9 +397,11 @@ size_t memory_shared_bytes(const struct memory *memory)
     return memory->n_shared * slab_bytes(form_of(memory));
 }
 
-size_t memory_bytes_for(const struct model *model, uint64_t n_token)
+size_t memory_bytes_for(const struct model *model, const struct policy *policy,
+                        uint64_t n_token)
 {
-    const struct form form = {model, INDEX_NONE};
+    const struct form form = {model,
+                              policy ? policy_index(policy) : INDEX_NONE};
     const uint64_t n_slab = slabs_for(form, n_token);
 
     return fixed_bytes(form) + n_slab * slab_bytes(form) +

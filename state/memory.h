@@ -68,8 +68,9 @@ const struct layer_memory *memory_layers(const struct memory *memory);
 
 /* Bytes held now; of them, those of shared blocks; and what a session of
    n_token tokens would hold: the same, for a session that grew to n_token in
-   any number of reserves. */
+   any number of reserves. policy NULL is full. */
 size_t memory_bytes(const struct memory *memory);
 size_t memory_shared_bytes(const struct memory *memory);
-size_t memory_bytes_for(const struct model *model, uint64_t n_token);
+size_t memory_bytes_for(const struct model *model, const struct policy *policy,
+                        uint64_t n_token);
 #endif

@@ -7,6 +7,7 @@
  */
 #include "base/digest.h"
 #include "base/status.h"
+#include "model/policy.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -71,6 +72,8 @@ struct session_meta {
     uint64_t create_ms, update_ms;       /* wall time */
     uint64_t expire_ms;                  /* 0: never */
     enum durability durability;
+    struct policy policy; /* what softmax layers see, for good: states are a
+                             function of tokens and policy */
     uint32_t n_label;
     struct label label[LABEL_MAX];
 };

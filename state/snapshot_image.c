@@ -6,23 +6,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-static size_t copy_bytes(const struct model *model, uint64_t position)
+static size_t copy_bytes(const struct memory *memory, uint32_t n_layer)
 {
     size_t n = 0;
 
-    for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
-        n += model_plan(model, i)->state_bytes;
-        if (position % KV_BLOCK)
-            n += model_plan(model, i)->block_bytes;
+    for (uint32_t i = 0; i < n_layer; i++) {
+        n += memory_plan(memory, i)->state_bytes;
+        if (memory_position(memory) % KV_BLOCK)
+            n += memory_plan(memory, i)->block_bytes;
     }
     return n;
 }
 
-static void copy_layer(struct image *image, const struct model *model,
+static void copy_layer(struct image *image, const struct mixer_plan *plan,
                        uint32_t layer, const struct layer_memory *memory,
                        unsigned char **room)
 {
-    const struct mixer_plan *plan = model_plan(model, layer);
     struct image_layer *out = &image->layer[layer];
 
     if (plan->state_bytes > 0) {
@@ -81,7 +80,10 @@ enum status image_create(const struct model *model,
         image->base = *source->base;
     assert(log_pieces_end(&image->base) <= image->first_block * KV_BLOCK);
     image->n_layer = n_layer;
-    image->copy_bytes = copy_bytes(model, image->position);
+    if (memory_policy(memory))
+        image->index = policy_index(memory_policy(memory));
+    image->policy = policy_digest(memory_policy(memory));
+    image->copy_bytes = copy_bytes(memory, n_layer);
     image->copy = malloc(image->copy_bytes + 1);
     image->block = calloc(n_save * n_layer + 1, sizeof(float *));
     image->end_chain = calloc(n_save + 1, sizeof(*image->end_chain));
@@ -90,7 +92,8 @@ enum status image_create(const struct model *model,
     chain_blocks(image, source);
     room = image->copy;
     for (uint32_t i = 0; i < n_layer; i++)
-        copy_layer(image, model, i, &memory_layers(memory)[i], &room);
+        copy_layer(image, memory_plan(memory, i), i, &memory_layers(memory)[i],
+                   &room);
     *out = image;
     return STATUS_OK;
 
@@ -120,13 +123,15 @@ void image_label(struct image *image, const struct snapshot_label *label)
     image->label = *label;
 }
 
-size_t snapshot_bytes(const struct model *model, uint64_t position)
+size_t snapshot_bytes(const struct model *model, const struct policy *policy,
+                      uint64_t position)
 {
+    const enum index_kind index = policy ? policy_index(policy) : INDEX_NONE;
     uint64_t n_block = position / KV_BLOCK + (position % KV_BLOCK != 0);
     size_t n = 0;
 
     for (uint32_t i = 0; i < model_config(model)->n_layer; i++)
-        n += model_plan(model, i)->state_bytes +
-             n_block * model_plan(model, i)->block_bytes;
+        n += model_plan_for(model, i, index)->state_bytes +
+             n_block * model_plan_for(model, i, index)->block_bytes;
     return n;
 }

@@ -4,7 +4,7 @@
  * What lies in a struct image (state/snapshot.h): the engine thread makes it,
  * the store thread reads it.
  */
-#include "state/snapshot.h"
+#include "state/snapshot_value.h"
 
 struct image_layer {
     const void *state;   /* copy, or NULL */
@@ -21,6 +21,8 @@ struct image {
     struct digest *end_chain; /* [n_block - first_block] at their ends; owned */
     struct log_path base;     /* of blocks before them */
     uint32_t n_layer;
+    enum index_kind index; /* of its policy, for what lies where, */
+    struct digest policy;  /* and that itself */
     size_t copy_bytes;
     unsigned char *copy; /* [copy_bytes] states and open blocks; owned */
     const float **block; /* the layers' tables; owned */

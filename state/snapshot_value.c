@@ -2,10 +2,22 @@
 
 #include "state/lineage.h"
 
+#include <string.h>
+
 bool numerics_equal(struct numerics a, struct numerics b)
 {
     return digest_equal(a.fingerprint, b.fingerprint) &&
            digest_equal(a.id, b.id);
+}
+
+struct digest policy_digest(const struct policy *policy)
+{
+    char text[POLICY_TEXT_SIZE];
+
+    if (!policy)
+        return (struct digest){0};
+    policy_format(policy, text);
+    return digest_bytes(text, strlen(text));
 }
 
 static void put_owner(struct writer *writer, struct uid uid,
@@ -15,6 +27,7 @@ static void put_owner(struct writer *writer, struct uid uid,
     writer_u64(writer, uid.lo);
     writer_digest(writer, numerics.fingerprint);
     writer_digest(writer, numerics.id);
+    writer_digest(writer, numerics.policy);
 }
 
 static void get_owner(struct reader *reader, struct uid *uid,
@@ -24,6 +37,7 @@ static void get_owner(struct reader *reader, struct uid *uid,
     uid->lo = reader_u64(reader);
     numerics->fingerprint = reader_digest(reader);
     numerics->id = reader_digest(reader);
+    numerics->policy = reader_digest(reader);
 }
 
 static void put_base(struct writer *writer, const struct log_path *base)

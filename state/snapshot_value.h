@@ -8,16 +8,20 @@
 #include "proto/frame.h"
 #include "state/snapshot.h"
 
-#define SNAPSHOT_VERSION 1u /* of values */
-#define MANIFEST_VERSION 3u
+#define SNAPSHOT_VERSION 2u /* of values */
+#define MANIFEST_VERSION 4u
 #define SNAPSHOT_VALUE_MAX (256u << 20) /* bytes of one value */
 
 /* What two memories must share to be exchangeable. */
 struct numerics {
     struct digest fingerprint; /* of the model */
     struct digest id;          /* of the text model_numerics() */
+    struct digest policy;      /* of what the softmax layers see */
 };
+/* But for their policies: are they of one model and its numerics? */
 bool numerics_equal(struct numerics a, struct numerics b);
+/* 0 for full, which is NULL. */
+struct digest policy_digest(const struct policy *policy);
 
 struct manifest {
     struct uid uid, session; /* as struct snapshot_owned */

@@ -112,66 +112,106 @@ Test(index, bounds_hold_every_rotated_key_and_are_reached)
     }
 }
 
-Test(index, the_mean_is_of_the_four_keys_that_match_the_queries_best)
+static double distance(const struct session *s, size_t b, size_t head, size_t j,
+                       const double *to)
+{
+    double sum = 0.0;
+
+    for (size_t d = 0; d < s->shape.d_head; d++) {
+        const double x = key_at(s, b * KV_BLOCK + j, head, d, 0.0) - to[d];
+
+        sum += x * x;
+    }
+    return sum;
+}
+
+/* Each chosen key is, but for rounding, as far as any from those before it. */
+static void check_keys(const struct session *s, size_t b, size_t head,
+                       const uint16_t *index)
+{
+    const size_t d_head = s->shape.d_head;
+    double point[HEAD_DIM_MAX] = {0.0}, least[KV_BLOCK];
+
+    for (size_t j = 0; j < KV_BLOCK; j++)
+        for (size_t d = 0; d < d_head; d++)
+            point[d] += key_at(s, b * KV_BLOCK + j, head, d, 0.0) / KV_BLOCK;
+    for (size_t j = 0; j < KV_BLOCK; j++)
+        least[j] = distance(s, b, head, j, point);
+    for (uint32_t i = 0; i < INDEX_CHOSEN; i++, index += d_head) {
+        size_t best = 0, chosen = KV_BLOCK;
+
+        for (size_t j = 0; j < KV_BLOCK; j++) {
+            bool is_it = true;
+
+            for (size_t d = 0; d < d_head; d++)
+                is_it &= index[d] == scalar_to_bf16((float)key_at(
+                                         s, b * KV_BLOCK + j, head, d, 0.0));
+            chosen = is_it ? j : chosen;
+            best = least[j] > least[best] ? j : best;
+        }
+        cr_assert_lt(chosen, KV_BLOCK);
+        cr_assert_geq(least[chosen], least[best] * (1.0 - 1e-5));
+        for (size_t d = 0; d < d_head; d++)
+            point[d] = key_at(s, b * KV_BLOCK + chosen, head, d, 0.0);
+        for (size_t j = 0; j < KV_BLOCK; j++) {
+            const double far = distance(s, b, head, j, point);
+
+            least[j] = i == 0 || far < least[j] ? far : least[j];
+        }
+    }
+}
+
+Test(index, chosen_keys_are_far_from_each_other)
 {
     for (size_t i = 0; i < COUNT(SHAPES) * N_ARITHMETIC; i++) {
         struct session s;
 
         session_init(&s, i);
-        const size_t d_head = s.shape.d_head, b = 2;
         float *index =
-            constant(kv_index_bytes(s.shape, INDEX_MEAN) / sizeof(float), 0.0f);
+            constant(kv_index_bytes(s.shape, INDEX_KEYS) / sizeof(float), 0.0f);
         backend_ref_found()->kv_seal(
             NULL, &(struct kv_seal_args){.shape = s.shape,
-                                         .kind = INDEX_MEAN,
+                                         .kind = INDEX_KEYS,
                                          .table = &s.table,
-                                         .block = s.block[b],
-                                         .position = b * KV_BLOCK,
-                                         .q = s.q,
+                                         .block = s.block[2],
+                                         .position = 2 * KV_BLOCK,
                                          .index = index});
-        for (size_t h = 0; h < s.shape.n_kv_head; h++) {
-            double score[KV_BLOCK], mean;
-            size_t rank[KV_BLOCK] = {0};
-
-            for (size_t j = 0; j < KV_BLOCK; j++) {
-                score[j] = 0.0;
-                for (size_t d = 0; d < d_head; d++)
-                    score[j] += s.q[h * d_head + d] *
-                                key_at(&s, b * KV_BLOCK + j, h, d, 0.0);
-            }
-            for (size_t j = 0; j < KV_BLOCK; j++)
-                for (size_t other = 0; other < KV_BLOCK; other++)
-                    rank[j] += score[other] > score[j];
-            for (size_t d = 0; d < d_head; d++) {
-                mean = 0.0;
-                for (size_t j = 0; j < KV_BLOCK; j++)
-                    if (rank[j] < INDEX_CHOSEN)
-                        mean += key_at(&s, b * KV_BLOCK + j, h, d, 0.0) /
-                                INDEX_CHOSEN;
-                cr_assert_float_eq(index[h * d_head + d], mean, 1e-5);
-            }
-        }
+        for (size_t h = 0; h < s.shape.n_kv_head; h++)
+            check_keys(&s, 2, h,
+                       (uint16_t *)(void *)index +
+                           h * INDEX_CHOSEN * s.shape.d_head);
         drop(index);
         session_release(&s);
     }
 }
 
-static double score_of(const struct session *s, enum index_kind kind,
-                       const float *q, const float *index)
+static double score_of(struct attend_shape shape, enum index_kind kind,
+                       const float *q, const void *index)
 {
-    const size_t d_head = s->shape.d_head;
-    const size_t n_query = s->shape.n_head / s->shape.n_kv_head;
+    const size_t d_head = shape.d_head;
     double sum = 0.0;
 
-    for (size_t d = 0; kind == INDEX_MEAN && d < s->kv_stride; d++)
-        sum += (double)q[d] * index[d];
-    for (size_t h = 0; kind == INDEX_BOUNDS && h < s->shape.n_head; h++)
-        for (size_t d = 0; d < d_head; d++) {
-            const float *low = index + h / n_query * 2 * d_head;
+    for (size_t h = 0; h < shape.n_head; h++) {
+        const size_t kv = h / (shape.n_head / shape.n_kv_head);
+        const float *low = (const float *)index + kv * 2 * d_head;
+        const uint16_t *k =
+            (const uint16_t *)index + kv * INDEX_CHOSEN * d_head;
+        double best = -INFINITY, bound = 0.0;
+
+        for (size_t d = 0; kind == INDEX_BOUNDS && d < d_head; d++) {
             const double x = q[h * d_head + d];
 
-            sum += fmax(x * low[d], x * low[d_head + d]);
+            bound += fmax(x * low[d], x * low[d_head + d]);
         }
+        for (size_t i = 0; kind == INDEX_KEYS && i < INDEX_CHOSEN; i++) {
+            double x = 0.0;
+
+            for (size_t d = 0; d < d_head; d++)
+                x += q[h * d_head + d] * scalar_from_bf16(k[i * d_head + d]);
+            best = x > best ? x : best;
+        }
+        sum += kind == INDEX_KEYS ? best : bound;
+    }
     return sum;
 }
 
@@ -182,18 +222,19 @@ Test(index, scores_are_products_and_bounds_and_the_same_with_threads)
 
     pools_create(pools);
     for (size_t i = 0; i < COUNT(SHAPES) * 2; i++) {
-        const enum index_kind kind = i % 2 ? INDEX_BOUNDS : INDEX_MEAN;
-        struct session s = {.shape = SHAPES[i / 2]};
-        const size_t n = kv_index_bytes(s.shape, kind) / sizeof(float);
-
-        s.kv_stride = (size_t)s.shape.n_kv_head * s.shape.d_head;
+        const enum index_kind kind = i % 2 ? INDEX_BOUNDS : INDEX_KEYS;
+        const struct attend_shape shape = SHAPES[i / 2];
+        const size_t n = kv_index_bytes(shape, kind) / sizeof(float);
         float *all = filled(N * n, i), score[N], again[N];
-        float *q = filled((size_t)s.shape.n_head * s.shape.d_head, i + 50);
+        float *q = filled((size_t)shape.n_head * shape.d_head, i + 50);
+        uint16_t *bits = (uint16_t *)(void *)all;
         void *index[N];
 
         for (size_t b = 0; b < N; b++)
             index[b] = all + b * n;
-        struct kv_score_args args = {.shape = s.shape,
+        for (size_t k = 0; kind == INDEX_KEYS && k < 2 * N * n; k++)
+            bits[k] = scalar_to_bf16(noise(i + 9, k));
+        struct kv_score_args args = {.shape = shape,
                                      .kind = kind,
                                      .q = q,
                                      .index = index,
@@ -203,7 +244,7 @@ Test(index, scores_are_products_and_bounds_and_the_same_with_threads)
         backend_ref_found()->kv_score(NULL, &args);
         for (size_t b = FIRST; b < N; b++)
             cr_assert_float_eq(score[b - FIRST],
-                               score_of(&s, kind, q, index[b]), 1e-3);
+                               score_of(shape, kind, q, index[b]), 1e-3);
         args.score = again;
         EACH_BACKEND(backend)
         for (size_t p = 0; p < N_POOL; p++) {

@@ -44,7 +44,7 @@ Test(policy, a_name_alone_has_its_own_numbers)
 
     cr_assert(policy_equal(&policy, &same));
     cr_assert_not(policy_equal(&policy, &other));
-    cr_assert_eq(policy_index(&policy), INDEX_MEAN);
+    cr_assert_eq(policy_index(&policy), INDEX_KEYS);
     cr_assert_eq(policy_index(&other), INDEX_BOUNDS);
 }
 
