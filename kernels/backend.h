@@ -223,10 +223,12 @@ struct attend_args {
 
 /*
  * What a look-up reads of a full block instead of all its keys:
- *   INDEX_KEYS    [n_kv_head][INDEX_CHOSEN][d_head] bf16, some of a head's
- * keys, not rotated, chosen to be far from each other INDEX_BOUNDS
- * [n_kv_head][2][d_head] floats, least and largest of each dimension of a
- * head's keys, rotated by their true positions
+ *
+ * INDEX_KEYS: [n_kv_head][INDEX_CHOSEN] keys in bf16, some of a head's, not
+ * rotated, chosen to be far from each other (kernels/index.h says how one lies)
+ *
+ * INDEX_BOUNDS: [n_kv_head][2][d_head] floats, least and largest of each
+ * dimension of a head's keys, which may be rotated by their true positions
  */
 enum index_kind { INDEX_NONE, INDEX_KEYS, INDEX_BOUNDS, N_INDEX };
 #define INDEX_CHOSEN 8u
@@ -234,18 +236,20 @@ size_t kv_index_bytes(struct attend_shape shape, enum index_kind kind);
 
 /*
  * Make the index of a full block.
- *   INDEX_KEYS    the first is the key farthest from the mean of all 64 (sum
- *                 over keys ascending, * (1 / 64)), each next one the key whose
- *                 least distance to those before it is largest; of equals the
- *                 earlier. Distance: s = s + x * x over d ascending, x the
- *                 difference. (Representatives: InfLLM, arXiv:2402.04617)
- *   INDEX_BOUNDS  rotated as floats, as attend does before it rounds. (Quest,
- *                 arXiv:2406.10774)
+ *
+ * INDEX_KEYS: the first is the key farthest from the mean of all 64 (sum over
+ * keys ascending, * (1 / 64)), each next one the key whose least distance to
+ * those before it is largest; of equals the earlier. Distance: s = s + x * x
+ * over d ascending, x the difference. (Representatives: InfLLM,
+ * arXiv:2402.04617)
+ *
+ * INDEX_BOUNDS: rotated as floats, as attend does before it rounds. (Quest,
+ * arXiv:2406.10774)
  */
 struct kv_seal_args {
     struct attend_shape shape;
     enum index_kind kind;
-    const struct rope_table *table;
+    const struct rope_table *table; /* NULL: keys are not rotated */
     const void *block;
     uint64_t position; /* of its first key */
     void *index;

@@ -9,21 +9,19 @@ static const char *const RULE[N_KEY_RULE] = {"true", "rank", "far"};
 
 /* Their own numbers: a sixteenth of what the papers' models see, for ours has
  * a sixteenth of their context. */
+static const char *const INDEX[N_INDEX] = {"none", "keys", "bounds"};
+
 static const struct kind {
     const char *name;
     struct policy policy;
-    enum index_kind index;
 } KIND[N_POLICY_KIND] = {
-    [POLICY_FULL] = {"full", {.kind = POLICY_FULL}, INDEX_NONE},
+    [POLICY_FULL] = {"full", {.kind = POLICY_FULL}},
     [POLICY_WINDOW] = {"window",
-                       {POLICY_WINDOW, KEYS_RANK, 1, 16, 0, 0},
-                       INDEX_NONE},
+                       {POLICY_WINDOW, KEYS_RANK, 1, 16, 0, 0, INDEX_NONE}},
     [POLICY_INFLLM] = {"infllm",
-                       {POLICY_INFLLM, KEYS_FAR, 1, 16, 16, 16},
-                       INDEX_KEYS},
+                       {POLICY_INFLLM, KEYS_FAR, 1, 16, 32, 8, INDEX_BOUNDS}},
     [POLICY_QUEST] = {"quest",
-                      {POLICY_QUEST, KEYS_TRUE, 1, 16, 16, 16},
-                      INDEX_BOUNDS},
+                      {POLICY_QUEST, KEYS_TRUE, 1, 16, 32, 8, INDEX_BOUNDS}},
 };
 
 /* ------------------------------------------------------------------- texts */
@@ -70,9 +68,21 @@ static enum status parse_rule(const char *text, enum key_rule *out)
                        "policy has keys=%s, allowed are true, rank, far", text);
 }
 
+static enum status parse_index(const char *text, enum index_kind *out)
+{
+    for (uint32_t i = INDEX_NONE + 1; i < N_INDEX; i++)
+        if (strcmp(text, INDEX[i]) == 0) {
+            *out = (enum index_kind)i;
+            return STATUS_OK;
+        }
+    return status_fail(STATUS_INVALID_ARGUMENT,
+                       "policy has index=%s, allowed are keys, bounds", text);
+}
+
 static enum status parse_parameter(char *text, struct policy *policy)
 {
-    const bool has_look_up = policy_index(policy) != INDEX_NONE;
+    const bool has_look_up = policy->index != INDEX_NONE;
+    const bool has_index = policy->kind == POLICY_INFLLM;
     char *value = strchr(text, '=');
 
     if (value) {
@@ -87,12 +97,15 @@ static enum status parse_parameter(char *text, struct policy *policy)
             return parse_blocks(text, value, &policy->n_pick);
         if (has_look_up && strcmp(text, "step") == 0)
             return parse_step(value, &policy->step);
+        if (has_index && strcmp(text, "index") == 0)
+            return parse_index(value, &policy->index);
     }
     return status_fail(STATUS_INVALID_ARGUMENT,
                        "policy %s has no parameter '%s', there are: sink, "
-                       "window, keys%s",
+                       "window, keys%s%s",
                        KIND[policy->kind].name, text,
-                       has_look_up ? ", pick, step" : "");
+                       has_look_up ? ", pick, step" : "",
+                       has_index ? ", index" : "");
 }
 
 enum status policy_parse(const char *text, struct policy *out)
@@ -137,12 +150,15 @@ void policy_format(const struct policy *policy, char out[POLICY_TEXT_SIZE])
         n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n,
                       ":sink=%u:window=%u", policy->n_sink * KV_BLOCK,
                       policy->n_window * KV_BLOCK);
-    if (kind->index)
+    if (policy->index)
         n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":pick=%u:step=%u",
                       policy->n_pick * KV_BLOCK, policy->step);
     if (policy->kind != POLICY_FULL)
         n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":keys=%s",
                       RULE[policy->keys]);
+    if (policy->kind == POLICY_INFLLM)
+        n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":index=%s",
+                      INDEX[policy->index]);
     assert(n > 0 && n < (int)POLICY_TEXT_SIZE);
 }
 
@@ -150,12 +166,12 @@ bool policy_equal(const struct policy *a, const struct policy *b)
 {
     return a->kind == b->kind && a->keys == b->keys && a->n_sink == b->n_sink &&
            a->n_window == b->n_window && a->n_pick == b->n_pick &&
-           a->step == b->step;
+           a->step == b->step && a->index == b->index;
 }
 
-enum index_kind policy_index(const struct policy *policy)
+bool policy_looks_at_positions(const struct policy *policy)
 {
-    return KIND[policy->kind].index;
+    return policy->kind == POLICY_QUEST;
 }
 
 /* ----------------------------------------------------------------- choices */

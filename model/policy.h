@@ -51,11 +51,12 @@ struct policy {
     enum key_rule keys;
     uint32_t n_sink, n_window, n_pick; /* blocks */
     uint32_t step; /* positions; divides GRID. 0 in policies without look-up */
+    enum index_kind index; /* what its look-up reads of each block */
 };
 
 /*
  * "infllm", or with other numbers than its own, in tokens:
- * "infllm:sink=64:window=1024:pick=1024:step=16:keys=far".
+ * "infllm:sink=64:window=1024:pick=2048:step=8:keys=far:index=bounds".
  *   INVALID_ARGUMENT  no such policy or parameter, or a number out of range or
  *                     off the grid: says which and what is allowed
  */
@@ -69,8 +70,9 @@ bool policy_equal(const struct policy *a, const struct policy *b);
 /* Names of all kinds, "full, window, ...", for help. */
 #define POLICY_NAMES "full, window, infllm, quest"
 
-/* What its look-up reads of each block. */
-enum index_kind policy_index(const struct policy *policy);
+/* Do bounds hold keys where they are? Else keys and bounds have no position,
+ * and the query is at the distance of far blocks. */
+bool policy_looks_at_positions(const struct policy *policy);
 
 /* Blocks [first, end) among which the look-up for rows of grid chunk `chunk`
  * chooses; none: equal. */

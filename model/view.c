@@ -54,19 +54,24 @@ void view_room_release(struct view_room *room)
 
 /* Of one layer and session, between two rows. */
 struct look {
-    float *q_step;  /* [n_head, d_head] sum of the step's queries so far */
+    float *queries; /* [LOOK_ROWS][n_head, d_head] ring of sums, each over the
+                       queries of one step; with longer steps fewer are used */
     uint32_t *pick; /* [1 + POLICY_BLOCK_MAX] how many, then the blocks */
 };
 
-enum { FIELD_STEP, FIELD_PICK, N_LOOK_FIELD };
+/* Rows whose queries a look-up adds up, at least: those right before the step.
+ * A question is rarely shorter; more would drown it. */
+#define LOOK_ROWS 16u
+
+enum { FIELD_QUERIES, FIELD_PICK, N_LOOK_FIELD };
 
 static void look_fields(struct attend_shape shape, struct mixer_field *field)
 {
     const struct mixer_field all[N_LOOK_FIELD] = {
-        {.name = "q_step",
+        {.name = "queries",
          .type = FIELD_F32,
-         .n_dim = 2,
-         .dim = {shape.n_head, shape.d_head}},
+         .n_dim = 3,
+         .dim = {LOOK_ROWS, shape.n_head, shape.d_head}},
         {.name = "pick",
          .type = FIELD_U32,
          .n_dim = 1,
@@ -108,7 +113,7 @@ static struct look look_of(struct attend_shape shape, void *state)
 
     look_fields(shape, field);
     return (struct look){
-        .q_step = (float *)(void *)(at + field[FIELD_STEP].offset),
+        .queries = (float *)(void *)(at + field[FIELD_QUERIES].offset),
         .pick = (uint32_t *)(void *)(at + field[FIELD_PICK].offset)};
 }
 
@@ -131,24 +136,57 @@ static struct viewed viewed_of(const struct view_args *args,
                             .memory = &span->layer[args->batch->layer]};
 
     if (viewed.policy)
-        viewed.index = policy_index(viewed.policy);
+        viewed.index = viewed.policy->index;
     if (viewed.index)
         viewed.look = look_of(args->shape, viewed.memory->state);
     return viewed;
 }
 
-/* Sums of the queries of rows [row, row + n). */
-static void add_queries(const struct viewed *it, uint32_t row, uint32_t n)
+static size_t query_floats(const struct viewed *it)
 {
-    const struct attend_shape shape = it->args->shape;
-    const size_t n_q = (size_t)shape.n_head * shape.d_head;
+    return (size_t)it->args->shape.n_head * it->args->shape.d_head;
+}
 
+/* Sums that a look-up adds up. */
+static uint32_t n_sum(const struct policy *policy)
+{
+    return policy->step < LOOK_ROWS ? LOOK_ROWS / policy->step : 1;
+}
+
+/* That of the step in which `position` lies. */
+static float *sum_at(const struct viewed *it, uint64_t position)
+{
+    const uint64_t step = position / it->policy->step;
+
+    return it->look.queries + step % n_sum(it->policy) * query_floats(it);
+}
+
+/* The queries of rows [row, row + n), all of one step. */
+static void add_queries(const struct viewed *it, uint32_t row, uint32_t n,
+                        uint64_t position)
+{
+    const size_t n_q = query_floats(it);
+    float *sum = sum_at(it, position);
+
+    if (position % it->policy->step == 0)
+        memset(sum, 0, n_q * sizeof(*sum));
     for (uint32_t r = row; r < row + n; r++) {
         const float *q = it->args->q + r * it->args->q_stride;
 
         for (size_t i = 0; i < n_q; i++)
-            it->look.q_step[i] += q[i];
+            sum[i] += q[i];
     }
+}
+
+/* Behind the block, too, where snapshots find it, if it lies apart. */
+static void store_index(const struct viewed *it, uint64_t chunk)
+{
+    const struct attend_shape shape = it->args->shape;
+    void *behind = (char *)it->memory->block[chunk] + kv_block_bytes(shape);
+
+    if (behind != it->memory->index[chunk])
+        memcpy(behind, it->memory->index[chunk],
+               kv_index_bytes(shape, it->index));
 }
 
 /* The chunk's block is full. */
@@ -157,28 +195,34 @@ static void seal(const struct viewed *it, uint64_t chunk)
     const struct mixer_batch *batch = it->args->batch;
 
     batch->backend->kv_seal(
-        batch->pool, &(struct kv_seal_args){.shape = it->args->shape,
-                                            .kind = it->index,
-                                            .table = batch->rope,
-                                            .block = it->memory->block[chunk],
-                                            .position = chunk * KV_BLOCK,
-                                            .index = it->memory->index[chunk]});
+        batch->pool,
+        &(struct kv_seal_args){
+            .shape = it->args->shape,
+            .kind = it->index,
+            .table = policy_looks_at_positions(it->policy) ? batch->rope : NULL,
+            .block = it->memory->block[chunk],
+            .position = chunk * KV_BLOCK,
+            .index = it->memory->index[chunk]});
+    store_index(it, chunk);
 }
 
 /*
- * The step's queries as one, as the index wants it: for bounds of rotated keys
- * at the step's last position, for keys without a position at the distance that
- * far blocks have.
+ * The last queries as one, as the index wants it: at the step's last
+ * position, or at the distance that far blocks have.
  */
 static void make_query(const struct viewed *it, uint64_t position, float *query)
 {
     const struct attend_shape shape = it->args->shape;
     const struct mixer_batch *batch = it->args->batch;
     const size_t n_q = (size_t)shape.n_head * shape.d_head;
-    const uint64_t at =
-        it->index == INDEX_BOUNDS ? position : policy_far_distance(it->policy);
+    const uint64_t at = policy_looks_at_positions(it->policy)
+                            ? position
+                            : policy_far_distance(it->policy);
 
-    memcpy(query, it->look.q_step, n_q * sizeof(float));
+    memset(query, 0, n_q * sizeof(float));
+    for (uint32_t s = 0; s < n_sum(it->policy); s++)
+        for (size_t i = 0; i < n_q; i++)
+            query[i] += it->look.queries[s * n_q + i];
     batch->backend->rope(batch->pool,
                          &(struct rope_args){.x = query,
                                              .x_stride = n_q,
@@ -210,9 +254,6 @@ static void look_up(const struct viewed *it, uint64_t position)
     }
     it->look.pick[0] =
         policy_choose(it->policy, among, room->score, it->look.pick + 1);
-    memset(it->look.q_step, 0,
-           (size_t)it->args->shape.n_head * it->args->shape.d_head *
-               sizeof(float));
 }
 
 /* Rows [row, row + n) at `position`, all of one step, have been seen. */
@@ -223,7 +264,7 @@ static void advance(const struct viewed *it, uint32_t row, uint32_t n,
 
     if (it->index == INDEX_NONE)
         return;
-    add_queries(it, row, n);
+    add_queries(it, row, n, position);
     if (end % GRID == 0)
         seal(it, end / GRID - 1);
     if (end % it->policy->step == 0)

@@ -20,10 +20,10 @@
 #define POLICY_LIST_MAX 16u
 
 struct eval_options {
-    const char *model, *tasks, *lengths, *policy;
+    const char *model, *tasks, *lengths, *policy, *kv_dir;
     const char *out, *plot, *answers, *rows, *show;
     struct model_choice choice;
-    uint64_t depths, samples, seed, threads;
+    uint64_t depths, samples, seed, threads, kv_memory;
     bool share, json, list;
 };
 
@@ -77,6 +77,21 @@ static const struct setting ROW[] = {
              "other: " POLICY_NAMES
              ", with parameters as in infllm:pick=512:step=8",
      .offset = offsetof(struct eval_options, policy)},
+    {.name = "kv-memory",
+     .kind = SETTING_NUMBER,
+     .preset = "0",
+     .max = 1e9,
+     .unit = "MiB",
+     .help =
+         "keys and values of a session that may be in RAM; the rest lies in "
+         "a file; 0 for all",
+     .offset = offsetof(struct eval_options, kv_memory)},
+    {.name = "kv-dir",
+     .kind = SETTING_TEXT,
+     .preset = "/var/tmp",
+     .unit = "DIR",
+     .help = "where that file is",
+     .offset = offsetof(struct eval_options, kv_dir)},
     SUBCOMMAND_MODEL_ROWS(offsetof(struct eval_options, choice)),
     {.name = "threads",
      .kind = SETTING_NUMBER,
@@ -538,7 +553,11 @@ static enum status run_policies(struct eval *eval, struct eval_runner *runner,
         policy_format(&eval->policy[i], text);
         about->policy = text;
         runner->solo->policy = eval->policy[i];
-        st = run_cells(eval, runner, about);
+        if (eval->options->kv_memory)
+            st = solo_set_tier(runner->solo, eval->options->kv_dir,
+                               (size_t)eval->options->kv_memory << 20);
+        if (!st)
+            st = run_cells(eval, runner, about);
         if (!st && eval->plot)
             eval_plot(about, eval->tally, eval->n_tally, eval->plot);
     }

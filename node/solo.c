@@ -24,6 +24,7 @@ void solo_release(struct solo *solo)
 {
     workspace_destroy(solo->workspace);
     memory_destroy(solo->memory);
+    spill_destroy(solo->spill);
     memset(solo, 0, sizeof(*solo));
 }
 
@@ -36,11 +37,58 @@ static enum status new_memory(const struct solo *solo, struct memory **out)
     if (st)
         return st;
     st = memory_set_policy(memory, &solo->policy);
-    if (st)
+    if (st) {
         memory_destroy(memory);
-    else
-        *out = memory;
-    return st;
+        return st;
+    }
+    if (solo->spill)
+        memory_set_tier(memory, solo->spill, solo->tier_bytes);
+    *out = memory;
+    return STATUS_OK;
+}
+
+/* Sessions of a solo that are alive at a time: forks of forks. */
+#define SESSION_MAX 8u
+
+enum status solo_set_tier(struct solo *solo, const char *dir, size_t max_bytes)
+{
+    const struct model *model = solo->model;
+    const uint64_t n_slab = model_n_context(model) / KV_BLOCK + 1;
+    struct memory *fresh = NULL;
+    struct spill *spill;
+    size_t least;
+    enum status st;
+
+    if (solo->policy.kind == POLICY_FULL)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "policy full reads every block at every token: "
+                           "blocks can leave RAM under the other ones");
+    least = memory_tier_min(model, &solo->policy);
+    if (max_bytes < least)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "%zu bytes of blocks in RAM, this policy wants %zu",
+                           max_bytes, least);
+    st = memory_create(model, &fresh);
+    if (st)
+        return st;
+    st = spill_create(dir, memory_slot_bytes(model, &solo->policy),
+                      n_slab * SESSION_MAX, &spill);
+    if (st) {
+        memory_destroy(fresh);
+        return st;
+    }
+    memory_destroy(solo->memory); /* before what it lies in */
+    spill_destroy(solo->spill);
+    solo->memory = fresh;
+    solo->spill = spill;
+    solo->tier_bytes = max_bytes;
+    return STATUS_OK;
+}
+
+/* Rows of a step. */
+static uint32_t chunk_of(const struct solo *solo)
+{
+    return solo->spill ? MEMORY_TIER_ROWS : SOLO_CHUNK;
 }
 
 enum status solo_restart(struct solo *solo)
@@ -91,8 +139,8 @@ enum status solo_feed(struct solo *solo, const uint32_t *token, uint64_t n,
     enum status st = STATUS_OK;
 
     for (uint64_t i = 0; i < n && !st;) {
-        const uint32_t n_row =
-            n - i < SOLO_CHUNK ? (uint32_t)(n - i) : SOLO_CHUNK;
+        const uint32_t most = chunk_of(solo);
+        const uint32_t n_row = n - i < most ? (uint32_t)(n - i) : most;
 
         st = step(solo, token + i, n_row, i + n_row == n, out);
         i += n_row;
@@ -104,8 +152,8 @@ enum status solo_feed_all(struct solo *solo, const uint32_t *token, uint64_t n,
                           solo_take *take, void *arg)
 {
     for (uint64_t i = 0; i < n;) {
-        const uint32_t n_row =
-            n - i < SOLO_CHUNK ? (uint32_t)(n - i) : SOLO_CHUNK;
+        const uint32_t most = chunk_of(solo);
+        const uint32_t n_row = n - i < most ? (uint32_t)(n - i) : most;
         const float *logit;
         const enum status st = step(solo, token + i, n_row, n_row, &logit);
 
@@ -115,6 +163,15 @@ enum status solo_feed_all(struct solo *solo, const uint32_t *token, uint64_t n,
         i += n_row;
     }
     return STATUS_OK;
+}
+
+static void copy_block(const struct mixer_plan *plan,
+                       const struct layer_memory *from,
+                       const struct layer_memory *to, uint64_t b)
+{
+    memcpy(to->block[b], from->block[b], plan->block_bytes);
+    if (plan->index_bytes)
+        memcpy(to->index[b], from->index[b], plan->index_bytes);
 }
 
 enum status solo_fork(const struct solo *solo, struct memory **out)
@@ -138,7 +195,7 @@ enum status solo_fork(const struct solo *solo, struct memory **out)
         if (plan->state_bytes)
             memcpy(to[i].state, from[i].state, plan->state_bytes);
         for (uint64_t b = 0; b < n_block && plan->block_bytes; b++)
-            memcpy(to[i].block[b], from[i].block[b], plan->block_bytes);
+            copy_block(plan, &from[i], &to[i], b);
     }
     memory_advance(memory, position);
     *out = memory;

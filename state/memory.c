@@ -15,6 +15,9 @@
 struct slab {
     uint32_t n_holder;    /* memories that it is part of */
     size_t *shared_bytes; /* counts it; NULL: it was never shared */
+    struct spill *spill;  /* has it as a slot; NULL: it is allocated */
+    char *index;          /* of all layers, in RAM; owned. NULL: look-ups read
+                             those behind the blocks */
 };
 
 struct memory {
@@ -25,6 +28,9 @@ struct memory {
     uint64_t capacity; /* slabs that the tables can name */
     size_t bytes;
     uint64_t n_shared;          /* of the slabs */
+    struct spill *spill;        /* of its new slabs; borrowed */
+    size_t tier_bytes;          /* of those that may be in RAM, */
+    size_t touched_bytes;       /* and at most are since the last release */
     void *state;                /* of all layers, one behind the other; owned */
     void **table;               /* [n_table][capacity]: slabs, then the
                                     layers' blocks in them, then, if the policy
@@ -63,7 +69,7 @@ struct form {
 
 static struct form form_of(const struct memory *memory)
 {
-    return (struct form){memory->model, policy_index(&memory->policy)};
+    return (struct form){memory->model, memory->policy.index};
 }
 
 static const struct mixer_plan *plan_of(struct form form, uint32_t layer)
@@ -192,7 +198,11 @@ static void slab_put(struct form form, struct slab *slab)
         return;
     if (slab->shared_bytes)
         *slab->shared_bytes -= slab_bytes(form);
-    free(slab);
+    free(slab->index);
+    if (slab->spill)
+        spill_put(slab->spill, slab);
+    else
+        free(slab);
 }
 
 void memory_destroy(struct memory *memory)
@@ -238,6 +248,7 @@ static void set_slab(struct memory *memory, uint64_t b, struct slab *slab)
     const struct form form = form_of(memory);
     const uint32_t n_layer = count_layers(form.model);
     char *block = (char *)slab + rounded(sizeof(*slab));
+    char *index = slab->index;
 
     memory->table[b] = slab;
     for (uint32_t i = 0; i < n_layer; i++) {
@@ -248,8 +259,10 @@ static void set_slab(struct memory *memory, uint64_t b, struct slab *slab)
             memory->table[(1 + i) * memory->capacity + b] = block;
         if (n_index)
             memory->table[(1 + n_layer + i) * memory->capacity + b] =
-                block + n - n_index;
+                index ? index : block + n - n_index;
         block += rounded(n);
+        if (index)
+            index += rounded(n_index);
     }
 }
 
@@ -259,10 +272,43 @@ static void append_slab(struct memory *memory, struct slab *slab)
     memory->bytes += slab_bytes(form_of(memory));
 }
 
+static size_t index_bytes(struct form form)
+{
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < count_layers(form.model); i++)
+        n += rounded(plan_of(form, i)->index_bytes);
+    return n;
+}
+
+/* In a slot, its index apart from it. */
+static enum status take_slot(struct memory *memory, struct slab **out)
+{
+    const size_t n_index = index_bytes(form_of(memory));
+    struct slab *slab;
+    void *slot;
+    enum status st = spill_take(memory->spill, &slot);
+
+    if (st)
+        return st;
+    slab = slot;
+    slab->spill = memory->spill;
+    if (n_index && !(slab->index = take(n_index))) {
+        spill_put(memory->spill, slab);
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
+    *out = slab;
+    return STATUS_OK;
+}
+
 static enum status add_slab(struct memory *memory)
 {
-    struct slab *slab = take(slab_bytes(form_of(memory)));
+    struct slab *slab;
 
+    if (!memory->spill)
+        slab = take(slab_bytes(form_of(memory)));
+    else if (take_slot(memory, &slab))
+        slab = NULL;
     if (!slab)
         return STATUS_RESOURCE_EXHAUSTED;
     slab->n_holder = 1;
@@ -374,12 +420,67 @@ uint64_t memory_position(const struct memory *memory)
     return memory->position;
 }
 
+/* Slabs that rows see in any case: sinks, the window, the open one. */
+static uint64_t slabs_kept(const struct policy *policy)
+{
+    return policy->n_sink + policy->n_window + 2;
+}
+
+/* Slabs that rows may see beyond those: what they write and what their steps
+ * have chosen, in each layer another one. */
+static uint64_t slabs_touched(const struct policy *policy, uint64_t n_token)
+{
+    const uint64_t n_step = policy->step ? n_token / policy->step + 1 : 0;
+
+    return n_token / KV_BLOCK + 1 + n_step * policy->n_pick;
+}
+
+/* Let go what the next pass need not find. */
+static void note_touched(struct memory *memory, uint64_t n_token)
+{
+    const struct policy *policy = &memory->policy;
+    const size_t slot = spill_slot_bytes(memory->spill);
+    const size_t next = slabs_touched(policy, MEMORY_TIER_ROWS) * slot;
+
+    memory->touched_bytes += slabs_touched(policy, n_token) * slot;
+    if (memory->touched_bytes + next <= memory->tier_bytes)
+        return;
+    spill_release(memory->spill, memory->table, memory->n_slab);
+    memory->touched_bytes = slabs_kept(policy) * slot;
+}
+
+void memory_set_tier(struct memory *memory, struct spill *spill,
+                     size_t max_bytes)
+{
+    const struct model *model = memory->model;
+
+    assert(memory->n_slab == 0 && memory_policy(memory));
+    assert(max_bytes >= memory_tier_min(model, &memory->policy));
+    assert(spill_slot_bytes(spill) >=
+           memory_slot_bytes(model, &memory->policy));
+    memory->spill = spill;
+    memory->tier_bytes = max_bytes;
+}
+
+size_t memory_slot_bytes(const struct model *model, const struct policy *policy)
+{
+    return slab_bytes((struct form){model, policy->index});
+}
+
+size_t memory_tier_min(const struct model *model, const struct policy *policy)
+{
+    return (slabs_kept(policy) + 2 * slabs_touched(policy, MEMORY_TIER_ROWS)) *
+           (memory_slot_bytes(model, policy) + 4096);
+}
+
 void memory_advance(struct memory *memory, uint64_t n_token)
 {
     assert(n_token <= model_n_context(memory->model) - memory->position);
     assert(slabs_for(form_of(memory), memory->position + n_token) <=
            memory->n_slab);
     memory->position += n_token;
+    if (memory->spill)
+        note_touched(memory, n_token);
 }
 
 const struct layer_memory *memory_layers(const struct memory *memory)
@@ -400,8 +501,7 @@ size_t memory_shared_bytes(const struct memory *memory)
 size_t memory_bytes_for(const struct model *model, const struct policy *policy,
                         uint64_t n_token)
 {
-    const struct form form = {model,
-                              policy ? policy_index(policy) : INDEX_NONE};
+    const struct form form = {model, policy ? policy->index : INDEX_NONE};
     const uint64_t n_slab = slabs_for(form, n_token);
 
     return fixed_bytes(form) + n_slab * slab_bytes(form) +

@@ -81,7 +81,7 @@ enum status image_create(const struct model *model,
     assert(log_pieces_end(&image->base) <= image->first_block * KV_BLOCK);
     image->n_layer = n_layer;
     if (memory_policy(memory))
-        image->index = policy_index(memory_policy(memory));
+        image->index = memory_policy(memory)->index;
     image->policy = policy_digest(memory_policy(memory));
     image->copy_bytes = copy_bytes(memory, n_layer);
     image->copy = malloc(image->copy_bytes + 1);
@@ -126,7 +126,7 @@ void image_label(struct image *image, const struct snapshot_label *label)
 size_t snapshot_bytes(const struct model *model, const struct policy *policy,
                       uint64_t position)
 {
-    const enum index_kind index = policy ? policy_index(policy) : INDEX_NONE;
+    const enum index_kind index = policy ? policy->index : INDEX_NONE;
     uint64_t n_block = position / KV_BLOCK + (position % KV_BLOCK != 0);
     size_t n = 0;
 

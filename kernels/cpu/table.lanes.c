@@ -10,7 +10,7 @@
     .swiglu = LANES_NAME(swiglu), .gate = LANES_NAME(gate),                    \
     .embed = move_embed, .rope = LANES_NAME(rope),                             \
     .kv_append = move_kv_append, .kv_seal = index_seal,                        \
-    .kv_score = index_score, .conv = LANES_NAME(conv),                         \
+    .kv_score = LANES_NAME(kv_score), .conv = LANES_NAME(conv),                \
     .delta_gate = LANES_NAME(delta_gate), .route = LANES_NAME(route),          \
     .combine = LANES_NAME(combine), .draw = LANES_NAME(draw),                  \
     .peaks = LANES_NAME(peaks)

@@ -3,6 +3,7 @@
  * against a softmax in double over the same keys at the same positions; then
  * every backend against ref by bits. In each arithmetic.
  */
+#include "kernels/index.h"
 #include "kernels/scalar.h"
 #include "tests/unit/kernels/fixture.h"
 
@@ -125,6 +126,12 @@ static double distance(const struct session *s, size_t b, size_t head, size_t j,
     return sum;
 }
 
+/* Of a dimension among the halves of a key's words. */
+static size_t place(size_t d)
+{
+    return d / 32 * 32 + (d % 16) * 2 + d / 16 % 2;
+}
+
 /* Each chosen key is, but for rounding, as far as any from those before it. */
 static void check_keys(const struct session *s, size_t b, size_t head,
                        const uint16_t *index)
@@ -137,15 +144,17 @@ static void check_keys(const struct session *s, size_t b, size_t head,
             point[d] += key_at(s, b * KV_BLOCK + j, head, d, 0.0) / KV_BLOCK;
     for (size_t j = 0; j < KV_BLOCK; j++)
         least[j] = distance(s, b, head, j, point);
-    for (uint32_t i = 0; i < INDEX_CHOSEN; i++, index += d_head) {
+    for (uint32_t i = 0; i < INDEX_CHOSEN;
+         i++, index += 2 * index_key_words(s->shape)) {
         size_t best = 0, chosen = KV_BLOCK;
 
         for (size_t j = 0; j < KV_BLOCK; j++) {
             bool is_it = true;
 
             for (size_t d = 0; d < d_head; d++)
-                is_it &= index[d] == scalar_to_bf16((float)key_at(
-                                         s, b * KV_BLOCK + j, head, d, 0.0));
+                is_it &= index[place(d)] ==
+                         scalar_to_bf16(
+                             (float)key_at(s, b * KV_BLOCK + j, head, d, 0.0));
             chosen = is_it ? j : chosen;
             best = least[j] > least[best] ? j : best;
         }
@@ -179,7 +188,7 @@ Test(index, chosen_keys_are_far_from_each_other)
         for (size_t h = 0; h < s.shape.n_kv_head; h++)
             check_keys(&s, 2, h,
                        (uint16_t *)(void *)index +
-                           h * INDEX_CHOSEN * s.shape.d_head);
+                           h * INDEX_CHOSEN * 2 * index_key_words(s.shape));
         drop(index);
         session_release(&s);
     }
@@ -194,8 +203,8 @@ static double score_of(struct attend_shape shape, enum index_kind kind,
     for (size_t h = 0; h < shape.n_head; h++) {
         const size_t kv = h / (shape.n_head / shape.n_kv_head);
         const float *low = (const float *)index + kv * 2 * d_head;
-        const uint16_t *k =
-            (const uint16_t *)index + kv * INDEX_CHOSEN * d_head;
+        const uint16_t *k = (const uint16_t *)index +
+                            kv * INDEX_CHOSEN * 2 * index_key_words(shape);
         double best = -INFINITY, bound = 0.0;
 
         for (size_t d = 0; kind == INDEX_BOUNDS && d < d_head; d++) {
@@ -207,7 +216,9 @@ static double score_of(struct attend_shape shape, enum index_kind kind,
             double x = 0.0;
 
             for (size_t d = 0; d < d_head; d++)
-                x += q[h * d_head + d] * scalar_from_bf16(k[i * d_head + d]);
+                x += q[h * d_head + d] *
+                     scalar_from_bf16(
+                         k[i * 2 * index_key_words(shape) + place(d)]);
             best = x > best ? x : best;
         }
         sum += kind == INDEX_KEYS ? best : bound;

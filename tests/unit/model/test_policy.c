@@ -23,7 +23,8 @@ Test(policy, a_text_gives_a_policy_that_gives_the_text)
     static const char *const TEXT[] = {
         "full",
         "window:sink=64:window=1024:keys=rank",
-        "infllm:sink=128:window=0:pick=65536:step=1:keys=far",
+        "infllm:sink=128:window=0:pick=65536:step=1:keys=far:index=bounds",
+        "infllm:sink=64:window=64:pick=64:step=2:keys=true:index=keys",
         "quest:sink=0:window=64:pick=512:step=64:keys=true",
     };
 
@@ -39,20 +40,20 @@ Test(policy, a_text_gives_a_policy_that_gives_the_text)
 Test(policy, a_name_alone_has_its_own_numbers)
 {
     const struct policy policy = parsed("infllm"), other = parsed("quest");
-    const struct policy same =
-        parsed("infllm:sink=64:window=1024:pick=1024:step=16:keys=far");
+    const struct policy same = parsed(
+        "infllm:sink=64:window=1024:pick=2048:step=8:keys=far:index=bounds");
 
     cr_assert(policy_equal(&policy, &same));
     cr_assert_not(policy_equal(&policy, &other));
-    cr_assert_eq(policy_index(&policy), INDEX_KEYS);
-    cr_assert_eq(policy_index(&other), INDEX_BOUNDS);
+    cr_assert_eq(policy.index, INDEX_BOUNDS);
+    cr_assert_eq(other.index, INDEX_BOUNDS);
 }
 
 Test(policy, no_text_fits_that_is_longer_than_there_is_room)
 {
-    const struct policy most = {POLICY_INFLLM,    KEYS_RANK,
-                                POLICY_BLOCK_MAX, POLICY_BLOCK_MAX,
-                                POLICY_BLOCK_MAX, GRID};
+    const struct policy most = {
+        POLICY_INFLLM,    KEYS_RANK, POLICY_BLOCK_MAX, POLICY_BLOCK_MAX,
+        POLICY_BLOCK_MAX, GRID,      INDEX_BOUNDS};
     char text[POLICY_TEXT_SIZE];
 
     policy_format(&most, text);
@@ -79,6 +80,8 @@ Test(policy, what_is_wrong_is_refused_with_its_reason)
         {"infllm:step=3", "step=3"},
         {"infllm:step=128", "step=128"},
         {"infllm:keys=near", "keys=near"},
+        {"infllm:index=none", "index=none"},
+        {"quest:index=keys", "no parameter 'index'"},
     };
 
     for (size_t i = 0; i < sizeof(CASE) / sizeof(CASE[0]); i++) {
