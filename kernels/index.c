@@ -126,7 +126,8 @@ static void bound(const float *k, float *low, float *high)
 
 static void seal_bounds(const struct kv_seal_args *a, size_t head, float *index)
 {
-    const size_t d_head = a->shape.d_head, n_pair = a->table ? a->table->n_rot / 2 : 0;
+    const size_t d_head = a->shape.d_head,
+                 n_pair = a->table ? a->table->n_rot / 2 : 0;
     float x[KV_BLOCK], y[KV_BLOCK], *high = index + d_head;
 
     for (size_t i = 0; i < n_pair; i++) {

@@ -119,7 +119,7 @@ enum status policy_parse(const char *text, struct policy *out)
         return status_fail(STATUS_INVALID_ARGUMENT,
                            "policy has %zu characters, at most %zu are allowed",
                            strlen(text), sizeof(copy) - 1);
-    strcpy(copy, text);
+    memcpy(copy, text, strlen(text) + 1);
     parameters = strchr(copy, ':');
     if (parameters)
         *parameters++ = '\0';

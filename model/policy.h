@@ -9,17 +9,17 @@
  * A step is a run of `step` positions on an absolute grid. Its rows see
  *     the first n_sink blocks, up to n_pick blocks that a look-up chose,
  *     the n_window blocks before their own, their own up to themselves
- * in ascending order. The look-up is made from the queries of the step before
- * alone, over blocks that were full by then. So what a row sees is a function
- * of its position and of the values before it, never of cuts, batches, phases
- * or of where a block lies (E1, E2, E3, E5, E7). And what a step will read is
- * known when the step before is done.
+ * in ascending order. The look-up is made from the queries right before the
+ * step alone, over blocks that were full by then. So what a row sees is a
+ * function of its position and of the values before it, never of cuts, batches,
+ * phases or of where a block lies (E1, E2, E3, E5, E7). And what a step will
+ * read is known when the step before is done.
  *
  * full    every block
  * window  sinks and window, positions inside the cache. StreamingLLM,
  *         arXiv:2309.17453
- * infllm  look-up by representative keys, far blocks at one constant distance.
- *         InfLLM, arXiv:2402.04617
+ * infllm  look-up by bounds of keys, or by some of the keys, without positions;
+ *         far blocks at one constant distance. InfLLM, arXiv:2402.04617
  * quest   look-up by bounds of keys, true positions. Quest, arXiv:2406.10774
  */
 #include "base/status.h"

@@ -543,23 +543,24 @@ static const char *last_part(const char *path)
 
 /* All of them under one policy after the other. */
 static enum status run_policies(struct eval *eval, struct eval_runner *runner,
-                                struct eval_about *about)
+                                const struct eval_about *about)
 {
     enum status st = STATUS_OK;
 
     for (uint32_t i = 0; i < eval->n_policy && !st; i++) {
         char text[POLICY_TEXT_SIZE];
+        struct eval_about its = *about;
 
         policy_format(&eval->policy[i], text);
-        about->policy = text;
+        its.policy = text;
         runner->solo->policy = eval->policy[i];
         if (eval->options->kv_memory)
             st = solo_set_tier(runner->solo, eval->options->kv_dir,
                                (size_t)eval->options->kv_memory << 20);
         if (!st)
-            st = run_cells(eval, runner, about);
+            st = run_cells(eval, runner, &its);
         if (!st && eval->plot)
-            eval_plot(about, eval->tally, eval->n_tally, eval->plot);
+            eval_plot(&its, eval->tally, eval->n_tally, eval->plot);
     }
     return st;
 }
@@ -567,10 +568,10 @@ static enum status run_policies(struct eval *eval, struct eval_runner *runner,
 static enum status run(struct eval *eval, const struct engine_parts *parts)
 {
     const struct eval_options *options = eval->options;
-    struct eval_about about = {.model = last_part(options->model),
-                               .numerics = model_numerics(parts->model),
-                               .seed = options->seed,
-                               .n_depth = eval->n_depth};
+    const struct eval_about about = {.model = last_part(options->model),
+                                     .numerics = model_numerics(parts->model),
+                                     .seed = options->seed,
+                                     .n_depth = eval->n_depth};
     struct solo solo = {0};
     struct eval_runner runner = {
         .solo = &solo, .tokenizer = eval->tokenizer, .shares = options->share};
