@@ -11,7 +11,7 @@
 static const char *const POLICY[] = {
     "full",
     "window:sink=64:window=64",
-    "infllm:sink=0:window=64:pick=64:step=16",
+    "infllm:sink=0:window=0:pick=64:step=16",
     "quest:sink=64:window=0:pick=64:step=8",
 };
 #define N_POLICY 4u
@@ -54,8 +54,13 @@ Test(engine_policy, decides_the_tokens)
     for (uint32_t p = 0; p < N_POLICY; p++) {
         char name[16];
 
+        struct command *command;
+
         snprintf(name, sizeof(name), "s%u", p);
-        reply[p] = turn(node, name, POLICY[p], 0);
+        command = turn_of(node, name, POLICY[p], 0);
+        command->generate.sampling.max_tokens = 150;
+        reply[p] = node_call(node, command);
+        cr_assert(reply_completed(reply[p], FINISH_LENGTH));
         for (uint32_t q = 0; q < p; q++)
             cr_assert_not(same_tokens(reply[p], reply[q]), "%s as %s",
                           POLICY[p], POLICY[q]);
