@@ -137,13 +137,33 @@ struct rope_args {
  * [n_kv_head][KV_BLOCK tokens of d_head] A row reads no token behind its own
  * position into its result, so what lies there (nothing yet, or rejected
  * drafts) does not matter.
+ *
+ * A span whose rows see only some blocks of their past (model/policy.h) has
+ * those in `block`, in the order in which they merge, and the rows' own block
+ * last. Its position counts the keys that the rows meet, so it is a multiple of
+ * KV_BLOCK plus the place in the own block, and its rows are of one grid chunk.
+ * `place` then says at which positions the keys are rotated.
  */
+struct key_place {
+    uint64_t position; /* of the first key */
+    bool is_flat;      /* all 64 lie there; else one behind the other, and
+                          position is a multiple of KV_BLOCK */
+};
 struct attend_span {
     uint32_t first_row, n_row;
     uint64_t position;  /* of the first row */
     void *const *block; /* blocks of tokens [0, position + n_row); with a device
                            this array lies there, too */
+    const struct key_place *place; /* of each; NULL: block b at b * KV_BLOCK, as
+                                      always with a device */
 };
+static inline struct key_place key_place_of(const struct attend_span *span,
+                                            uint64_t block)
+{
+    const struct key_place own = {block * KV_BLOCK, false};
+
+    return span->place ? span->place[block] : own;
+}
 struct attend_shape {
     uint32_t n_head, n_kv_head, d_head; /* head h reads KV head h / (n/n_kv) */
     enum arithmetic arithmetic; /* of its products; decides the blocks */
@@ -205,6 +225,57 @@ struct attend_args {
     uint64_t first_block, end_block; /* 0, 0: all */
     float *stat; /* rows [M n_head | L n_head]; NULL will do for all blocks */
     size_t stat_stride;
+};
+
+/*
+ * What a look-up reads of a full block instead of all its keys:
+ *
+ * INDEX_KEYS: [n_kv_head][INDEX_CHOSEN] keys in bf16, some of a head's, not
+ * rotated, chosen to be far from each other (kernels/index.h says how one lies)
+ *
+ * INDEX_BOUNDS: [n_kv_head][2][d_head] floats, least and largest of each
+ * dimension of a head's keys, which may be rotated by their true positions
+ */
+enum index_kind { INDEX_NONE, INDEX_KEYS, INDEX_BOUNDS, N_INDEX };
+#define INDEX_CHOSEN 8u
+size_t kv_index_bytes(struct attend_shape shape, enum index_kind kind);
+
+/*
+ * Make the index of a full block.
+ *
+ * INDEX_KEYS: the first is the key farthest from the mean of all 64 (sum over
+ * keys ascending, * (1 / 64)), each next one the key whose least distance to
+ * those before it is largest; of equals the earlier. Distance: s = s + x * x
+ * over d ascending, x the difference. (Representatives: InfLLM,
+ * arXiv:2402.04617)
+ *
+ * INDEX_BOUNDS: rotated as floats, as attend does before it rounds. (Quest,
+ * arXiv:2406.10774)
+ */
+struct kv_seal_args {
+    struct attend_shape shape;
+    enum index_kind kind;
+    const struct rope_table *table; /* NULL: keys are not rotated */
+    const void *block;
+    uint64_t position; /* of its first key */
+    void *index;
+};
+
+/*
+ * How well blocks [first, end) match a query [n_head, d_head]; larger is
+ * better. The sum over heads, ascending, of
+ *   INDEX_KEYS    the largest q . k of the head's keys
+ *   INDEX_BOUNDS  sum of max(q * low, q * high): what no key's q . k exceeds
+ * Element d adds its product to lane d % 16, two roundings; lanes fold as in
+ * scalar_sum().
+ */
+struct kv_score_args {
+    struct attend_shape shape;
+    enum index_kind kind;
+    const float *q;
+    void *const *index; /* by block */
+    uint64_t first, end;
+    float *score; /* [end - first] */
 };
 
 /*
@@ -444,6 +515,8 @@ struct backend {
     void (*rope)(struct pool *pool, const struct rope_args *args);
     void (*kv_append)(struct pool *pool, const struct kv_append_args *args);
     void (*attend)(struct pool *pool, const struct attend_args *args);
+    void (*kv_seal)(struct pool *pool, const struct kv_seal_args *args);
+    void (*kv_score)(struct pool *pool, const struct kv_score_args *args);
     void (*conv)(struct pool *pool, const struct conv_args *args);
     void (*delta_gate)(struct pool *pool, const struct delta_gate_args *args);
     void (*delta)(struct pool *pool, const struct delta_args *args);

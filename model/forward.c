@@ -7,6 +7,7 @@
 #include "kernels/device.h"
 #include "model/graph.h"
 #include "model/pass.h"
+#include "model/view.h"
 #include "model/weights.h"
 
 #include <assert.h>
@@ -46,6 +47,7 @@ struct workspace {
     uint64_t *position; /* [max_row] */
     struct span *span;  /* [max_span] the parts that lie in a piece */
     void *span_work;    /* [max_span][MIXER_SPAN_WORK_BYTES] */
+    struct view_room views;
 };
 
 static size_t work_floats(const struct model *model)
@@ -53,8 +55,8 @@ static size_t work_floats(const struct model *model)
     size_t most = mlp_row_floats(&model->config);
 
     for (uint32_t i = 0; i < model->config.n_layer; i++)
-        if (model->layer[i].plan.row_floats > most)
-            most = model->layer[i].plan.row_floats;
+        if (model->layer[i].plan[INDEX_NONE].row_floats > most)
+            most = model->layer[i].plan[INDEX_NONE].row_floats;
     return most;
 }
 
@@ -111,6 +113,22 @@ static enum status take_all_floats(struct workspace *it)
     return st;
 }
 
+static enum status take_views(struct workspace *workspace)
+{
+    const struct model *model = workspace->model;
+    const size_t n_q = (size_t)model->config.n_head * model->config.d_head;
+    enum status st;
+
+    if (model->device)
+        return STATUS_OK; /* it has no policies, so nobody makes views */
+    st = view_room_init(&workspace->views, workspace->max_row, model->n_context,
+                        n_q);
+    if (!st)
+        workspace->bytes +=
+            view_room_bytes(workspace->max_row, model->n_context, n_q);
+    return st;
+}
+
 enum status workspace_create(const struct model *model, uint32_t max_row,
                              uint32_t max_span, uint32_t max_logit,
                              struct workspace **out)
@@ -128,7 +146,8 @@ enum status workspace_create(const struct model *model, uint32_t max_row,
     if (take_all_floats(it) ||
         !(it->position = take(it, max_row, sizeof(uint64_t))) ||
         !(it->span = take(it, max_span, sizeof(*it->span))) ||
-        !(it->span_work = take(it, max_span, MIXER_SPAN_WORK_BYTES))) {
+        !(it->span_work = take(it, max_span, MIXER_SPAN_WORK_BYTES)) ||
+        take_views(it)) {
         workspace_destroy(it);
         return STATUS_RESOURCE_EXHAUSTED;
     }
@@ -152,6 +171,7 @@ void workspace_destroy(struct workspace *workspace)
     free(workspace->position);
     free(workspace->span);
     free(workspace->span_work);
+    view_room_release(&workspace->views);
     free(workspace);
 }
 
@@ -255,7 +275,8 @@ static uint32_t clip_spans(struct workspace *workspace)
                 .first_row = first - pass->row,
                 .n_row = end - first,
                 .position = span->position + (first - span->first_row),
-                .layer = span->layer};
+                .layer = span->layer,
+                .policy = span->policy};
     }
     return n;
 }
@@ -283,6 +304,7 @@ static bool mix_piece(struct workspace *workspace, struct pool *pool,
                               .residual = residual_of(workspace, pass->row),
                               .work = workspace->work,
                               .span_work = workspace->span_work,
+                              .views = &workspace->views,
                               .max_fma = max_fma},
         &pass->cursor);
 }
@@ -352,7 +374,7 @@ static double half_row_fma(const struct model *model, uint32_t half)
     if (half == n_half(model))
         return (double)c->hidden * (double)c->n_vocab;
     return half % 2 ? mlp_row_flops(c, half / 2) / 2
-                    : model->layer[half / 2].plan.row_flops / 2;
+                    : model->layer[half / 2].plan[INDEX_NONE].row_flops / 2;
 }
 
 /* Multiply-adds of rows [first, end) with their pasts. */
@@ -366,7 +388,7 @@ static double past_fma(const struct workspace *workspace, uint32_t half,
         return 0.0;
     for (uint32_t r = first; r < end; r++)
         n_key += (double)workspace->position[r] + 1.0;
-    return n_key * model->layer[half / 2].plan.past_flops / 2;
+    return n_key * model->layer[half / 2].plan[INDEX_NONE].past_flops / 2;
 }
 
 static double piece_fma(const struct workspace *workspace, uint32_t half,

@@ -13,7 +13,7 @@
 
 struct layer {
     const struct mixer *mixer;
-    struct mixer_plan plan;
+    struct mixer_plan plan[N_INDEX];
     struct mixer_layer *mixing; /* owned, as are the norms, [hidden] */
     float *mixer_norm, *mlp_norm;
     struct mlp mlp;

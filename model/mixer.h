@@ -15,18 +15,19 @@
 #include "base/status.h"
 #include "kernels/backend.h"
 #include "model/config.h"
+#include "model/policy.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 
 #define MIXER_FIELD_MAX 8u
 
-enum field_type { FIELD_BF16, FIELD_F32, FIELD_F64, N_FIELD_TYPE };
+enum field_type { FIELD_BF16, FIELD_F32, FIELD_F64, FIELD_U32, N_FIELD_TYPE };
 
 /* Bytes of one element. */
 static inline size_t field_element_bytes(enum field_type type)
 {
-    return (size_t)2 << type;
+    return type == FIELD_U32 ? 4 : (size_t)2 << type;
 }
 
 /* One array inside a session's state for one layer. */
@@ -40,6 +41,7 @@ struct mixer_field {
 struct mixer_plan {
     size_t state_bytes; /* fixed part per session; 0: none */
     size_t block_bytes; /* per KV_BLOCK tokens; 0: none */
+    size_t index_bytes; /* of these, at the end, what look-ups read; 0: none */
     uint32_t n_field;
     struct mixer_field field[MIXER_FIELD_MAX]; /* cover state_bytes */
     size_t row_floats; /* workspace that rows() needs per row */
@@ -59,6 +61,7 @@ void mixer_clear_moot(const struct mixer_plan *plan, uint64_t position,
 struct layer_memory {
     void *state;        /* [state_bytes], 64-byte aligned, or NULL */
     void *const *block; /* KV blocks of the tokens so far, or NULL */
+    void *const *index; /* their indices, or NULL */
 };
 
 /* A run of consecutive rows of one session. */
@@ -66,7 +69,10 @@ struct span {
     uint32_t first_row, n_row;
     uint64_t position;                /* of the first row, in the session */
     const struct layer_memory *layer; /* [n_layer] */
+    const struct policy *policy;      /* of softmax layers; NULL: full */
 };
+
+struct view_room;
 
 struct mixer_batch {
     const struct backend *backend;
@@ -76,10 +82,11 @@ struct mixer_batch {
     const uint64_t *position; /* [n_row] */
     const struct span *span;
     uint32_t n_span;
-    const float *x;   /* [n_row, hidden] normed input */
-    float *residual;  /* [n_row, hidden] the output is added here */
-    float *work;      /* [n_row, row_floats], 64-byte aligned */
-    void *span_work;  /* room for n_span of the mixer's own span structs */
+    const float *x;  /* [n_row, hidden] normed input */
+    float *residual; /* [n_row, hidden] the output is added here */
+    float *work;     /* [n_row, row_floats], 64-byte aligned */
+    void *span_work; /* room for n_span of the mixer's own span structs */
+    struct view_room *views;
     uint64_t max_fma; /* see rows(); UINT64_MAX: no limit */
 };
 
@@ -99,9 +106,10 @@ struct mixer {
     const char *name; /* "softmax", "delta" */
 
     /* Products of activations with states and keys are of the arithmetic, too,
-     * which decides how those are kept. */
+     * which decides how those are kept. A session's policy decides the index.
+     */
     void (*plan)(const struct config *config, enum arithmetic arithmetic,
-                 struct mixer_plan *out);
+                 enum index_kind index, struct mixer_plan *out);
 
     /*
      * Find, check and pack the layer's weights; prefix is "model.layers.3.".

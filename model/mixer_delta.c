@@ -119,11 +119,12 @@ static double recurrence_flops(struct delta_shape shape)
 }
 
 static void plan(const struct config *config, enum arithmetic arithmetic,
-                 struct mixer_plan *out)
+                 enum index_kind index, struct mixer_plan *out)
 {
     const struct delta_shape s = shape_of(config, arithmetic);
     const struct fused fused = fused_of(s);
 
+    (void)index; /* it has no blocks */
     *out = (struct mixer_plan){
         .row_floats = work_floats(fused, s.n_v_head),
         .row_flops = 2.0 * (double)config->hidden *
@@ -281,7 +282,7 @@ static enum status bind(const struct config *config,
     it->conv_width = config->conv_width;
     it->device = weights->device;
     it->eps = (float)config->rms_eps;
-    plan(config, weights->arithmetic, &it->plan);
+    plan(config, weights->arithmetic, INDEX_NONE, &it->plan);
     st = bind_projections(config, weights, prefix, it);
     if (!st)
         st = bind_conv(weights, prefix, it);

@@ -6,6 +6,7 @@
  * QK-norm and before rotation.
  */
 #include "model/mixer.h"
+#include "model/view.h"
 #include "model/weights.h"
 
 #include <assert.h>
@@ -52,7 +53,7 @@ static struct attend_shape shape_of(const struct config *config,
 }
 
 static void plan(const struct config *config, enum arithmetic arithmetic,
-                 struct mixer_plan *out)
+                 enum index_kind index, struct mixer_plan *out)
 {
     const struct attend_shape shape = shape_of(config, arithmetic);
     const struct fused fused = fused_of(shape, config->has_output_gate);
@@ -65,6 +66,7 @@ static void plan(const struct config *config, enum arithmetic arithmetic,
         .row_flops = 2.0 * (double)config->hidden * (double)(fused.width + n_q),
         .past_flops = 4.0 * (double)n_q,
     };
+    view_plan(shape, index, out);
 }
 
 static enum status bind_projections(const struct config *config,
@@ -209,6 +211,18 @@ static uint32_t clip_spans(const struct mixer_batch *batch, uint32_t first,
     return n;
 }
 
+/* Queries without a rotation, for look-ups, where their results will be. */
+static void keep_queries(const struct mixer_layer *layer,
+                         const struct mixer_batch *batch)
+{
+    const struct work work = work_of(layer, batch);
+
+    for (uint32_t r = 0; r < batch->n_row; r++)
+        memcpy(work.out + r * work.out_stride,
+               work.fused + r * work.at.stride + work.at.q,
+               layer->out.n_in * sizeof(float));
+}
+
 /* Fused rows: q and k normed, q rotated, k and v also in the blocks. */
 static void project(const struct mixer_layer *layer,
                     const struct mixer_batch *batch)
@@ -230,6 +244,8 @@ static void project(const struct mixer_layer *layer,
                                           .w = &layer->in});
     norm_heads(layer, batch, q, stride, shape.n_head, layer->q_norm);
     norm_heads(layer, batch, k, stride, shape.n_kv_head, layer->k_norm);
+    if (view_is_partial(batch))
+        keep_queries(layer, batch);
     backend->rope(batch->pool, &(struct rope_args){.x = q,
                                                    .x_stride = stride,
                                                    .position = batch->position,
@@ -273,6 +289,29 @@ static uint64_t choose_blocks(const struct mixer_batch *batch,
     return n ? n : 1;
 }
 
+/* The spans of rows [at->row, at->end), which may end earlier then. Those with
+ * a policy are made once, before the first call. */
+static const struct attend_span *open_spans(const struct mixer_layer *layer,
+                                            const struct mixer_batch *batch,
+                                            struct mixer_cursor *at,
+                                            uint32_t *out_n)
+{
+    const struct work work = work_of(layer, batch);
+
+    if (!view_is_partial(batch)) {
+        *out_n = clip_spans(batch, at->row, at->end, batch->span_work);
+        return batch->span_work;
+    }
+    if (at->block == 0)
+        at->end = view_rows(&(struct view_args){.batch = batch,
+                                                .shape = layer->shape,
+                                                .q = work.out,
+                                                .q_stride = work.out_stride},
+                            at->row, at->end);
+    *out_n = batch->views->n_span;
+    return batch->views->span;
+}
+
 /* A part of the attention; true when it was the last. */
 static bool attend(const struct mixer_layer *layer,
                    const struct mixer_batch *batch, struct mixer_cursor *at)
@@ -280,14 +319,14 @@ static bool attend(const struct mixer_layer *layer,
     const struct work work = work_of(layer, batch);
     const uint64_t block_fma =
         (uint64_t)layer->shape.n_head * layer->shape.d_head * 2 * KV_BLOCK;
-    struct attend_span *span = batch->span_work;
+    const struct attend_span *span;
     uint64_t n_block = 0, first = at->block;
     uint32_t n_span;
 
     if (first == 0)
         at->end =
             at->row + choose_rows(batch, block_fma, batch->n_row - at->row);
-    n_span = clip_spans(batch, at->row, at->end, span);
+    span = open_spans(layer, batch, at, &n_span);
     for (uint32_t i = 0; i < n_span; i++) {
         uint64_t last = (span[i].position + span[i].n_row - 1) / KV_BLOCK;
         n_block = last + 1 > n_block ? last + 1 : n_block;

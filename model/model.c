@@ -199,7 +199,9 @@ static enum status load_layer(struct model *model, const struct arch *arch,
 
     layer->mixer = arch->mixer[config->layer[i]];
     assert(layer->mixer);
-    layer->mixer->plan(config, weights->arithmetic, &layer->plan);
+    for (int k = 0; k < N_INDEX; k++)
+        layer->mixer->plan(config, weights->arithmetic, (enum index_kind)k,
+                           &layer->plan[k]);
     (void)snprintf(prefix, sizeof(prefix), "%slayers.%u.",
                    arch_prefix(arch, config), i);
     st = weights_norm(weights, prefix, arch->mixer_norm, config->hidden,
@@ -458,8 +460,14 @@ uint64_t model_n_context(const struct model *model)
 
 const struct mixer_plan *model_plan(const struct model *model, uint32_t layer)
 {
-    assert(layer < model->config.n_layer);
-    return &model->layer[layer].plan;
+    return model_plan_for(model, layer, INDEX_NONE);
+}
+
+const struct mixer_plan *model_plan_for(const struct model *model,
+                                        uint32_t layer, enum index_kind index)
+{
+    assert(layer < model->config.n_layer && index < N_INDEX);
+    return &model->layer[layer].plan[index];
 }
 
 const struct backend *model_backend(const struct model *model)
@@ -475,6 +483,17 @@ enum arithmetic model_arithmetic(const struct model *model)
 struct device *model_device(const struct model *model)
 {
     return model->device;
+}
+
+enum status model_check_policy(const struct model *model,
+                               const struct policy *policy)
+{
+    if (!model->device || policy->kind == POLICY_FULL)
+        return STATUS_OK;
+    (void)status_fail(STATUS_FAILED_PRECONDITION,
+                      "the %s backend has no memory policies yet: use full",
+                      model->backend->name);
+    return status_because("POLICY_UNSUPPORTED");
 }
 
 uint64_t model_n_parameter(const struct model *model)
@@ -534,7 +553,7 @@ double model_row_flops(const struct model *model)
     double n = 2.0 * (double)c->hidden * (double)c->n_vocab;
 
     for (uint32_t i = 0; i < c->n_layer; i++)
-        n += model->layer[i].plan.row_flops + mlp_row_flops(c, i);
+        n += model->layer[i].plan[INDEX_NONE].row_flops + mlp_row_flops(c, i);
     return n;
 }
 

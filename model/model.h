@@ -66,6 +66,12 @@ void model_destroy(struct model *model);
 const struct config *model_config(const struct model *model);
 uint64_t model_n_context(const struct model *model); /* tokens, the limit */
 const struct mixer_plan *model_plan(const struct model *model, uint32_t layer);
+/* The same for sessions whose policy makes look-ups. */
+const struct mixer_plan *model_plan_for(const struct model *model,
+                                        uint32_t layer, enum index_kind index);
+/* FAILED_PRECONDITION  POLICY_UNSUPPORTED: its backend has no such policy */
+MUST_CHECK enum status model_check_policy(const struct model *model,
+                                          const struct policy *policy);
 size_t model_weight_bytes(const struct model *model);
 const struct backend *model_backend(const struct model *model);
 enum arithmetic model_arithmetic(const struct model *model);

@@ -114,7 +114,7 @@ static uint32_t sessions_that_fit(const struct model *model, uint64_t n_token,
 {
     const double room =
         MEMORY_SHARE * (double)device_available(model_device(model));
-    const double n = room / (double)memory_bytes_for(model, n_token);
+    const double n = room / (double)memory_bytes_for(model, NULL, n_token);
 
     return n < wanted ? (uint32_t)n : wanted;
 }

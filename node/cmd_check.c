@@ -56,7 +56,7 @@ static void print_summary(const struct model *model)
 {
     const struct config *config = model_config(model);
     const uint64_t n_context = model_n_context(model);
-    const size_t empty = memory_bytes_for(model, 0);
+    const size_t empty = memory_bytes_for(model, NULL, 0);
     char fingerprint[DIGEST_TEXT_SIZE];
     uint32_t n_delta = 0, n_expert_layer = 0;
 
@@ -82,7 +82,7 @@ static void print_summary(const struct model *model)
     printf("table_bytes\t%zu\n", model_table_bytes(model));
     printf("session_bytes\t%zu\n", empty);
     printf("token_bytes\t%.1f\n",
-           (double)(memory_bytes_for(model, n_context) - empty) /
+           (double)(memory_bytes_for(model, NULL, n_context) - empty) /
                (double)n_context);
     printf("fingerprint\t%s\n", fingerprint);
     printf("numerics\t%s\n", model_numerics(model));

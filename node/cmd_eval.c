@@ -17,12 +17,13 @@
 
 #define LIST_MAX 64u
 #define LENGTH_LIMIT (1u << 24)
+#define POLICY_LIST_MAX 16u
 
 struct eval_options {
-    const char *model, *tasks, *lengths, *policy;
+    const char *model, *tasks, *lengths, *policy, *kv_dir;
     const char *out, *plot, *answers, *rows, *show;
     struct model_choice choice;
-    uint64_t depths, samples, seed, threads;
+    uint64_t depths, samples, seed, threads, kv_memory;
     bool share, json, list;
 };
 
@@ -69,12 +70,28 @@ static const struct setting ROW[] = {
      .help = "of all samples",
      .offset = offsetof(struct eval_options, seed)},
     {.name = "policy",
-     .kind = SETTING_CHOICE,
+     .kind = SETTING_TEXT,
      .preset = "full",
-     .choices = "full",
-     .unit = "",
-     .help = "what softmax layers see of the past",
+     .unit = "LIST",
+     .help = "what softmax layers see of the past, one run after the "
+             "other: " POLICY_NAMES
+             ", with parameters as in infllm:pick=512:step=8",
      .offset = offsetof(struct eval_options, policy)},
+    {.name = "kv-memory",
+     .kind = SETTING_NUMBER,
+     .preset = "0",
+     .max = 1e9,
+     .unit = "MiB",
+     .help =
+         "keys and values of a session that may be in RAM; the rest lies in "
+         "a file; 0 for all",
+     .offset = offsetof(struct eval_options, kv_memory)},
+    {.name = "kv-dir",
+     .kind = SETTING_TEXT,
+     .preset = "/var/tmp",
+     .unit = "DIR",
+     .help = "where that file is",
+     .offset = offsetof(struct eval_options, kv_dir)},
     SUBCOMMAND_MODEL_ROWS(offsetof(struct eval_options, choice)),
     {.name = "threads",
      .kind = SETTING_NUMBER,
@@ -148,7 +165,8 @@ struct eval {
     const struct eval_options *options;
     const struct eval_task *task[LIST_MAX];
     uint32_t length[LIST_MAX];
-    uint32_t n_task, n_length, n_sample, n_depth;
+    struct policy policy[POLICY_LIST_MAX];
+    uint32_t n_task, n_length, n_policy, n_sample, n_depth;
     struct tokenizer *tokenizer; /* owned */
     struct eval_tally *tally;    /* all rows; owned */
     uint32_t n_tally;
@@ -208,6 +226,36 @@ static enum status read_lengths(const char *list, struct eval *eval)
     return STATUS_OK;
 }
 
+static enum status read_policies(const char *list, struct eval *eval)
+{
+    uint32_t n = 0;
+
+    for (const char *at = list;;) {
+        const size_t n_text = strcspn(at, ",");
+        char text[POLICY_TEXT_SIZE];
+        enum status st;
+
+        if (n == POLICY_LIST_MAX || n_text >= sizeof(text))
+            return status_fail(
+                STATUS_INVALID_ARGUMENT,
+                "--policy is '%.64s', expected up to %u policies "
+                "of at most %zu characters, divided by commas",
+                list, POLICY_LIST_MAX, sizeof(text) - 1);
+        (void)snprintf(text, sizeof(text), "%.*s", (int)n_text, at);
+        st = policy_parse(text, &eval->policy[n++]);
+        if (st)
+            return st;
+        if (!at[n_text])
+            break;
+        at += n_text + 1;
+    }
+    eval->n_policy = n;
+    if (n > 1 && eval->options->plot[0])
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "--plot is of one policy, --policy has %u", n);
+    return STATUS_OK;
+}
+
 static enum status read_options(struct eval *eval)
 {
     const struct eval_options *options = eval->options;
@@ -223,6 +271,8 @@ static enum status read_options(struct eval *eval)
     st = read_tasks(options->show[0] ? options->show : options->tasks, eval);
     if (!st)
         st = read_lengths(options->lengths, eval);
+    if (!st)
+        st = read_policies(options->policy, eval);
     if (!st)
         st = tokenizer_load(options->model, &eval->tokenizer);
     return st;
@@ -451,12 +501,13 @@ static enum status run_cell(struct eval *eval, struct eval_runner *runner,
 }
 
 /* The line of progress behind a task and length. */
-static void tell(const struct eval *eval, uint32_t n_done, uint64_t us)
+static void tell(const struct eval *eval, const char *policy, uint32_t n_done,
+                 uint64_t us)
 {
     const struct eval_tally *all = &eval->tally[eval->n_tally - 1];
 
-    fprintf(stderr, "%s: %u of %u: %s at %u tokens: %.3f, %.1f s\n",
-            SETTINGS.program, n_done, eval->n_task * eval->n_length,
+    fprintf(stderr, "%s: %u of %u: %s, %s at %u tokens: %.3f, %.1f s\n",
+            SETTINGS.program, n_done, eval->n_task * eval->n_length, policy,
             all->task->name, all->length, eval_share(all), (double)us * 1e-6);
 }
 
@@ -477,7 +528,7 @@ static enum status run_cells(struct eval *eval, struct eval_runner *runner,
             st = run_cell(eval, runner, about, item);
             if (st)
                 return st;
-            tell(eval, t * eval->n_length + l + 1,
+            tell(eval, about->policy, t * eval->n_length + l + 1,
                  clock->now_us(clock) - begin);
         }
     return STATUS_OK;
@@ -490,19 +541,42 @@ static const char *last_part(const char *path)
     return slash && slash[1] ? slash + 1 : path;
 }
 
+/* All of them under one policy after the other. */
+static enum status run_policies(struct eval *eval, struct eval_runner *runner,
+                                const struct eval_about *about)
+{
+    enum status st = STATUS_OK;
+
+    for (uint32_t i = 0; i < eval->n_policy && !st; i++) {
+        char text[POLICY_TEXT_SIZE];
+        struct eval_about its = *about;
+
+        policy_format(&eval->policy[i], text);
+        its.policy = text;
+        runner->solo->policy = eval->policy[i];
+        if (eval->options->kv_memory)
+            st = solo_set_tier(runner->solo, eval->options->kv_dir,
+                               (size_t)eval->options->kv_memory << 20);
+        if (!st)
+            st = run_cells(eval, runner, &its);
+        if (!st && eval->plot)
+            eval_plot(&its, eval->tally, eval->n_tally, eval->plot);
+    }
+    return st;
+}
+
 static enum status run(struct eval *eval, const struct engine_parts *parts)
 {
     const struct eval_options *options = eval->options;
     const struct eval_about about = {.model = last_part(options->model),
                                      .numerics = model_numerics(parts->model),
-                                     .policy = options->policy,
                                      .seed = options->seed,
                                      .n_depth = eval->n_depth};
     struct solo solo = {0};
     struct eval_runner runner = {
         .solo = &solo, .tokenizer = eval->tokenizer, .shares = options->share};
-    const size_t n_row =
-        (size_t)eval->n_task * eval->n_length * ((size_t)eval->n_depth + 1);
+    const size_t n_row = (size_t)eval->n_policy * eval->n_task *
+                         eval->n_length * ((size_t)eval->n_depth + 1);
     enum status st = solo_init(parts->model, parts->pool, &solo);
 
     assert(n_row >= 1);
@@ -511,10 +585,8 @@ static enum status run(struct eval *eval, const struct engine_parts *parts)
         st = status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for the rows");
     if (!st) {
         eval_report_header(eval->out);
-        st = run_cells(eval, &runner, &about);
+        st = run_policies(eval, &runner, &about);
     }
-    if (!st && eval->plot)
-        eval_plot(&about, eval->tally, eval->n_tally, eval->plot);
     if (!st)
         fprintf(stderr, "%s: prompts of %lu tokens, %lu of them computed\n",
                 SETTINGS.program, runner.n_token, runner.n_computed);

@@ -53,7 +53,7 @@ void eval_report_row(const struct eval_about *about,
 #define EVAL_ROW_MAX 8192u
 struct eval_table {
     struct eval_about about; /* of the first row; its texts are below */
-    char model[128], numerics[128], policy[32];
+    char model[128], numerics[128], policy[POLICY_TEXT_SIZE];
     struct eval_tally *row; /* [EVAL_ROW_MAX], the caller's */
     uint32_t n_row;
 };

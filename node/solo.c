@@ -26,13 +26,77 @@ void solo_release(struct solo *solo)
 {
     workspace_destroy(solo->workspace);
     memory_destroy(solo->memory);
+    spill_destroy(solo->spill);
     memset(solo, 0, sizeof(*solo));
+}
+
+/* Empty, under the solo's policy. */
+static enum status new_memory(const struct solo *solo, struct memory **out)
+{
+    struct memory *memory;
+    enum status st = memory_create(solo->model, &memory);
+
+    if (st)
+        return st;
+    st = memory_set_policy(memory, &solo->policy);
+    if (st) {
+        memory_destroy(memory);
+        return st;
+    }
+    if (solo->spill)
+        memory_set_tier(memory, solo->spill, solo->tier_bytes);
+    *out = memory;
+    return STATUS_OK;
+}
+
+/* Sessions of a solo that are alive at a time: forks of forks. */
+#define SESSION_MAX 8u
+
+enum status solo_set_tier(struct solo *solo, const char *dir, size_t max_bytes)
+{
+    const struct model *model = solo->model;
+    const uint64_t n_slab = model_n_context(model) / KV_BLOCK + 1;
+    struct memory *fresh = NULL;
+    struct spill *spill;
+    size_t least;
+    enum status st;
+
+    if (solo->policy.kind == POLICY_FULL)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "policy full reads every block at every token: "
+                           "blocks can leave RAM under the other ones");
+    least = memory_tier_min(model, &solo->policy);
+    if (max_bytes < least)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "%zu bytes of blocks in RAM, this policy wants %zu",
+                           max_bytes, least);
+    st = memory_create(model, &fresh);
+    if (st)
+        return st;
+    st = spill_create(dir, memory_slot_bytes(model, &solo->policy),
+                      n_slab * SESSION_MAX, &spill);
+    if (st) {
+        memory_destroy(fresh);
+        return st;
+    }
+    memory_destroy(solo->memory); /* before what it lies in */
+    spill_destroy(solo->spill);
+    solo->memory = fresh;
+    solo->spill = spill;
+    solo->tier_bytes = max_bytes;
+    return STATUS_OK;
+}
+
+/* Rows of a step. */
+static uint32_t chunk_of(const struct solo *solo)
+{
+    return solo->spill ? MEMORY_TIER_ROWS : SOLO_CHUNK;
 }
 
 enum status solo_restart(struct solo *solo)
 {
     struct memory *fresh = NULL;
-    const enum status st = memory_create(solo->model, &fresh);
+    const enum status st = new_memory(solo, &fresh);
 
     if (st)
         return st;
@@ -62,7 +126,8 @@ static enum status step(struct solo *solo, const uint32_t *token, uint32_t n,
             .n_row = n,
             .span = &(struct span){.n_row = n,
                                    .position = position,
-                                   .layer = memory_layers(solo->memory)},
+                                   .layer = memory_layers(solo->memory),
+                                   .policy = memory_policy(solo->memory)},
             .n_span = 1,
             .logit_row = row,
             .n_logit = n_logit});
@@ -78,8 +143,8 @@ enum status solo_feed(struct solo *solo, const uint32_t *token, uint64_t n,
     enum status st = STATUS_OK;
 
     for (uint64_t i = 0; i < n && !st;) {
-        const uint32_t n_row =
-            n - i < SOLO_CHUNK ? (uint32_t)(n - i) : SOLO_CHUNK;
+        const uint32_t most = chunk_of(solo);
+        const uint32_t n_row = n - i < most ? (uint32_t)(n - i) : most;
 
         st = step(solo, token + i, n_row, i + n_row == n, out);
         i += n_row;
@@ -91,8 +156,8 @@ enum status solo_feed_all(struct solo *solo, const uint32_t *token, uint64_t n,
                           solo_take *take, void *arg)
 {
     for (uint64_t i = 0; i < n;) {
-        const uint32_t n_row =
-            n - i < SOLO_CHUNK ? (uint32_t)(n - i) : SOLO_CHUNK;
+        const uint32_t most = chunk_of(solo);
+        const uint32_t n_row = n - i < most ? (uint32_t)(n - i) : most;
         const float *logit;
         const enum status st = step(solo, token + i, n_row, n_row, &logit);
 
@@ -104,6 +169,19 @@ enum status solo_feed_all(struct solo *solo, const uint32_t *token, uint64_t n,
     return STATUS_OK;
 }
 
+/* Block b of a layer; its index may lie apart from it, in RAM. */
+static void copy_block(const struct memory *from, struct memory *to,
+                       struct device *device, uint32_t layer, uint64_t b)
+{
+    const struct mixer_plan *plan = memory_plan(to, layer);
+
+    device_copy(device, memory_block(to, layer, b),
+                memory_block(from, layer, b), plan->block_bytes);
+    if (plan->index_bytes)
+        memcpy(memory_layers(to)[layer].index[b],
+               memory_layers(from)[layer].index[b], plan->index_bytes);
+}
+
 enum status solo_fork(const struct solo *solo, struct memory **out)
 {
     const uint64_t position = memory_position(solo->memory);
@@ -111,7 +189,7 @@ enum status solo_fork(const struct solo *solo, struct memory **out)
     const struct layer_memory *from = memory_layers(solo->memory), *to;
     const uint64_t n_block = (position + KV_BLOCK - 1) / KV_BLOCK;
     struct memory *memory = NULL;
-    enum status st = memory_create(solo->model, &memory);
+    enum status st = new_memory(solo, &memory);
 
     if (!st)
         st = memory_reserve(memory, position);
@@ -121,12 +199,11 @@ enum status solo_fork(const struct solo *solo, struct memory **out)
     }
     to = memory_layers(memory);
     for (uint32_t i = 0; i < model_config(solo->model)->n_layer; i++) {
-        const struct mixer_plan *plan = model_plan(solo->model, i);
+        const struct mixer_plan *plan = memory_plan(memory, i);
 
         device_copy(device, to[i].state, from[i].state, plan->state_bytes);
         for (uint64_t b = 0; b < n_block && plan->block_bytes; b++)
-            device_copy(device, memory_block(memory, i, b),
-                        memory_block(solo->memory, i, b), plan->block_bytes);
+            copy_block(solo->memory, memory, device, i, b);
     }
     memory_advance(memory, position);
     *out = memory;

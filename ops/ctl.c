@@ -17,7 +17,8 @@ static const struct ctl_command COMMAND[] = {
     {"generate", "", 0, 0,
      "send a prompt and print the reply as it comes; nothing else goes to "
      "stdout (--output json: one object at the end; no tsv)",
-     CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_PROMPT | CTL_ROWS_GENERATE,
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_PROMPT | CTL_ROWS_GENERATE |
+         CTL_ROWS_POLICY,
      true, ctl_generate},
     {"tokenize", "[TEXT]", 0, 1, "print the ids of a text, one per line",
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_PROMPT, true, ctl_tokenize},
@@ -26,8 +27,8 @@ static const struct ctl_command COMMAND[] = {
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_detokenize},
     {"session create", "[ID]", 0, 1,
      "make a session; without an ID the node makes one",
-     CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_SETTINGS, true,
-     ctl_session_create},
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_SETTINGS | CTL_ROWS_POLICY,
+     true, ctl_session_create},
     {"session list", "", 0, 0, "list the sessions in the order of their names",
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_LIST, true, ctl_session_list},
     {"session get", "ID", 1, 1, "show one session",

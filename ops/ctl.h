@@ -43,7 +43,7 @@ struct ctl_options {
     const char *progress;
     bool is_chat, has_special, creates, ignores_eos, wants_stats;
 
-    const char *labels, *durability, *prefix, *etag;
+    const char *labels, *durability, *policy, *prefix, *etag;
     const char *fork_name, *fork_at, *rewind_to;
     bool replays;
     const char *file, *tenant, *show;
@@ -99,6 +99,7 @@ struct ctl_command {
 #define CTL_ROWS_EXPORT 32768u
 #define CTL_ROWS_IMPORT 65536u
 #define CTL_ROWS_INSPECT 131072u
+#define CTL_ROWS_POLICY 262144u
 #define CTL_ROWS_BENCH (CTL_ROWS_LOAD | CTL_ROWS_STREAMS | CTL_ROWS_REUSE)
 
 /*

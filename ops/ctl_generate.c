@@ -186,6 +186,7 @@ static enum status fill_request(struct ctl *ctl, struct asked *asked)
     godwit__v1__sampling_params__init(&asked->sampling);
     request->sampling_params = &asked->sampling;
     request->parse_special_tokens = options->has_special;
+    request->policy = (char *)options->policy;
     request->create_session = *options->session && options->creates;
     if (*options->session) {
         asked->session = ctl_session_name(options->session);

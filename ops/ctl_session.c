@@ -64,6 +64,7 @@ static void put_whole(struct output *output, const session_message *session)
     output_text(output, "durability",
                 enum_name(&godwit__v1__durability__descriptor,
                           (int)session->durability));
+    output_text(output, "policy", session->policy);
     output_text(output, "tenant", session->tenant);
     output_flag(output, "pinned", session->pinned);
     output_number(output, "stored_bytes", session->stored_bytes);
@@ -158,6 +159,7 @@ static enum status fill_wanted(const struct ctl *ctl, struct wanted *wanted)
         session->durability = GODWIT__V1__DURABILITY__DURABILITY_NONE;
     else if (strcmp(options->durability, "local") == 0)
         session->durability = GODWIT__V1__DURABILITY__DURABILITY_LOCAL;
+    session->policy = (char *)options->policy;
     return fill_labels(options->labels, wanted);
 }
 

@@ -80,6 +80,15 @@ enum status take_request_id(const char *id, char out[REQUEST_ID_SIZE])
     return STATUS_OK;
 }
 
+enum status take_policy(const char *text, const char *field, bool *out_is_set,
+                        struct policy *out)
+{
+    *out_is_set = text[0];
+    if (!*out_is_set || !policy_parse(text, out))
+        return STATUS_OK;
+    return status_field(field);
+}
+
 enum status take_durability(Godwit__V1__Durability value, const char *field,
                             bool *out_is_set, enum durability *out)
 {

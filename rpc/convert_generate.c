@@ -257,6 +257,9 @@ enum status convert_generate(struct job *job, const ProtobufCMessage *message)
         st = take_durability(request->durability, "durability",
                              &generate->has_durability, &generate->durability);
     if (!st)
+        st = take_policy(request->policy, "policy", &generate->has_policy,
+                         &generate->policy);
+    if (!st)
         st = take_tenant(request->tenant, "tenant", generate->tenant);
     if (!st)
         st = take_prefill(job, request->prefill);
@@ -304,6 +307,9 @@ enum status convert_append(struct job *job, const ProtobufCMessage *message)
     if (!st)
         st = take_durability(request->durability, "durability",
                              &generate->has_durability, &generate->durability);
+    if (!st)
+        st = take_policy(request->policy, "policy", &generate->has_policy,
+                         &generate->policy);
     if (!st)
         st = take_tenant(request->tenant, "tenant", generate->tenant);
     if (st)

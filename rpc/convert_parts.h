@@ -28,6 +28,9 @@ MUST_CHECK enum status take_id(const char *id, const char *field,
                                char out[SESSION_NAME_SIZE]);
 MUST_CHECK enum status take_request_id(const char *id,
                                        char out[REQUEST_ID_SIZE]);
+/* "": not set. */
+MUST_CHECK enum status take_policy(const char *text, const char *field,
+                                   bool *out_is_set, struct policy *out);
 MUST_CHECK enum status take_durability(Godwit__V1__Durability value,
                                        const char *field, bool *out_is_set,
                                        enum durability *out);

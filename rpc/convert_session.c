@@ -99,6 +99,9 @@ enum status convert_create(struct job *job, const ProtobufCMessage *message)
         st = take_durability(session->durability, "session.durability", &is_set,
                              &meta->durability);
     if (!st)
+        st = take_policy(session->policy, "session.policy", &is_set,
+                         &meta->policy);
+    if (!st)
         st = take_tenant(session->tenant, "session.tenant", meta->tenant);
     meta->is_pinned = session->pinned;
     return st;

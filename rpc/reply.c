@@ -263,10 +263,13 @@ Godwit__V1__Session *session_of(struct arena *arena,
     char *uid = arena_take(arena, UID_TEXT_SIZE);
     char *chain = arena_take(arena, DIGEST_TEXT_SIZE);
     char *parent = arena_take(arena, FULL_NAME_SIZE);
+    char *policy = arena_take(arena, POLICY_TEXT_SIZE);
 
-    if (!to || !name || !uid || !chain || !parent)
+    if (!to || !name || !uid || !chain || !parent || !policy)
         return NULL;
     godwit__v1__session__init(to);
+    policy_format(&meta->policy, policy);
+    to->policy = policy;
     full_name(meta->name, name);
     if (meta->parent_name[0]) {
         full_name(meta->parent_name, parent);

@@ -53,8 +53,9 @@ static bool claim(struct engine *engine, struct request *request)
 {
     struct session *session = request->session;
     uint64_t n = session->n_token;
-    size_t least = resident_bytes(engine, n + 1);
-    size_t bytes = resident_bytes(engine, n + engine->room_tokens);
+    size_t least = resident_bytes(engine, &session->policy, n + 1);
+    size_t bytes =
+        resident_bytes(engine, &session->policy, n + engine->room_tokens);
 
     if (request->phase == REQUEST_RUNNING &&
         (least <= resident_holds(session) ||
@@ -80,7 +81,7 @@ static bool start(struct engine *engine, struct request *request)
     if (prefix_seek(engine, request))
         return true;
     if (!resident->memory &&
-        memory_create(engine->options.model, &resident->memory)) {
+        resident_memory(engine, session, &resident->memory)) {
         status_because("KV_MEMORY");
         request_fail(engine, request, FINISH_ERROR, status_cause());
         return true;

@@ -62,8 +62,10 @@ struct generate_command {
     bool has_seed;            /* else the engine draws one */
     bool has_durability;      /* a new session's; may raise another's */
     enum durability durability;
-    bool is_append; /* prefill only: nothing is sampled */
-    bool creates;   /* make the session if it does not exist */
+    bool has_policy;
+    struct policy policy; /* of a new session; another's must be the same */
+    bool is_append;       /* prefill only: nothing is sampled */
+    bool creates;         /* make the session if it does not exist */
     bool has_expected, has_resume;
     uint64_t expected_position; /* ABORTED unless the log has this length */
     uint64_t resume_position;   /* replay committed tokens from here */
@@ -131,8 +133,8 @@ struct command {
             bool allows_missing;              /* DELETE */
             bool replays;                     /* VERIFY: compute it again */
         } target;
-        struct session_meta create; /* name, labels, expire_ms, durability;
-                                       name "": the engine makes one */
+        struct session_meta create; /* name, labels, expire_ms, durability,
+                                       policy; name "": the engine makes one */
         struct fork_command fork;
         struct export_command export;
         struct import_command import;

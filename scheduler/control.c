@@ -103,6 +103,8 @@ static enum status create(struct engine *engine, const struct command *command)
 
     if (!st)
         st = control_check_new(engine, meta.name);
+    if (!st && model_check_policy(engine->options.model, &meta.policy))
+        return status_field("session.policy");
     if (!st)
         st = keep_quota(engine, meta.tenant, 1, 0);
     if (!st)
@@ -297,7 +299,8 @@ enum status control_checkpoint(struct engine *engine, struct session *session,
         status_fail(STATUS_ABORTED, "session %s is busy", session->name);
         return status_because("OPERATION_IN_PROGRESS");
     }
-    asked.promise = request_promise(engine, session->n_token, 0);
+    asked.promise =
+        request_promise(engine, &session->policy, session->n_token, 0);
     st = schedule_admit(engine, &asked, "");
     if (st)
         return st;
@@ -448,10 +451,10 @@ static void node(struct engine *engine, const struct command *command)
     info->weight_bytes = model_weight_bytes(o->model);
     info->session_bytes = resident_total(engine);
     info->session_bytes_max = o->session_bytes;
-    info->session_fixed_bytes = resident_bytes(engine, 0);
-    info->token_bytes =
-        (resident_bytes(engine, KV_BLOCK) - resident_bytes(engine, 0)) /
-        KV_BLOCK;
+    info->session_fixed_bytes = resident_bytes(engine, NULL, 0);
+    info->token_bytes = (resident_bytes(engine, NULL, KV_BLOCK) -
+                         resident_bytes(engine, NULL, 0)) /
+                        KV_BLOCK;
     info->prompt_tokens = engine->prompt_tokens;
     info->generated_tokens = engine->generated_tokens;
     info->steps = engine->step;

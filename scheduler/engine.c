@@ -73,7 +73,7 @@ enum status engine_create(const struct engine_options *options,
     engine->config = model_config(options->model);
     engine->n_vocab = engine->config->n_vocab;
     engine->n_context = model_n_context(options->model);
-    engine->fixed_bytes = memory_bytes_for(options->model, 0);
+    engine->fixed_bytes = memory_bytes_for(options->model, NULL, 0);
     engine->empty_chain = model_fingerprint(options->model);
     engine->next_expire_ms = UINT64_MAX;
     engine->room_tokens = ROOM_TOKENS;

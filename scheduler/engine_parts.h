@@ -102,6 +102,7 @@ struct session {
     char name[SESSION_NAME_SIZE]; /* "": ephemeral */
     uint64_t create_ms, update_ms, expire_ms, last_active_ms;
     enum durability durability;
+    struct policy policy;
     uint32_t n_label;
     struct label *label; /* [n_label]; owned */
     uint32_t n_piece;
@@ -389,7 +390,12 @@ void resident_settle(struct engine *engine, struct session *session);
 bool resident_room(struct engine *engine, struct session *session,
                    size_t bytes);
 /* What a session of n_token tokens holds. */
-size_t resident_bytes(const struct engine *engine, uint64_t n_token);
+size_t resident_bytes(const struct engine *engine, const struct policy *policy,
+                      uint64_t n_token);
+/* An empty memory under the session's policy.  RESOURCE_EXHAUSTED  no memory */
+MUST_CHECK enum status resident_memory(const struct engine *engine,
+                                       const struct session *session,
+                                       struct memory **out);
 /*
  * Take an image of the memory now and save it when it is committed; not if
  * there is one under way or nothing new. Unless is_wanted it is skipped when
@@ -584,8 +590,8 @@ struct request *request_by_reply(const struct engine *engine, uint64_t reply);
 /* Position that its memory has to reach. */
 uint64_t request_target(const struct request *request);
 /* Bytes that a log of n_token tokens may grow to with max_tokens more. */
-size_t request_promise(const struct engine *engine, uint64_t n_token,
-                       uint64_t max_tokens);
+size_t request_promise(const struct engine *engine, const struct policy *policy,
+                       uint64_t n_token, uint64_t max_tokens);
 
 /* --- generate.c --- */
 /* Owns the command. */

@@ -150,14 +150,17 @@ struct event {
                                                          reading */
                                        REUSE_EVICTED, /* the store's budget took
                                                          it away */
-                                       REUSE_NUMERICS_CHANGED,  /* other
-                                                                   arithmetic
-                                                                   made it */
-                                       REUSE_WEIGHTS_CHANGED,   /* other weights
-                                                                   made it */
-                                       REUSE_SNAPSHOT_DAMAGED,  /* its bytes are
-                                                                   not what was
-                                                                   stored */
+                                       REUSE_NUMERICS_CHANGED, /* other
+                                                                  arithmetic
+                                                                  made it */
+                                       REUSE_WEIGHTS_CHANGED,  /* other weights
+                                                                  made it */
+                                       REUSE_POLICY_CHANGED,   /* another memory
+                                                                  policy made it
+                                                                */
+                                       REUSE_SNAPSHOT_DAMAGED, /* its bytes are
+                                                                  not what was
+                                                                  stored */
                                        REUSE_SNAPSHOT_MISMATCH, /* it belongs to
                                                                    other tokens
                                                                  */

@@ -151,6 +151,24 @@ static uint64_t max_tokens_of(const struct engine *engine,
                                   : engine->options.default_max_tokens;
 }
 
+static enum status check_policy(struct engine *engine,
+                                const struct session *session,
+                                const struct generate_command *g)
+{
+    if (g->has_policy && !policy_equal(&g->policy, &session->policy)) {
+        char text[POLICY_TEXT_SIZE];
+
+        policy_format(&session->policy, text);
+        status_fail(STATUS_FAILED_PRECONDITION,
+                    "session %s has policy %s for good", session->name, text);
+        status_because("POLICY_MISMATCH");
+        return status_field("policy");
+    }
+    return model_check_policy(engine->options.model, &session->policy)
+               ? status_field("policy")
+               : STATUS_OK;
+}
+
 /* What a new turn must meet. */
 static enum status check_turn(struct engine *engine,
                               const struct session *session,
@@ -178,6 +196,8 @@ static enum status check_turn(struct engine *engine,
         status_because("DURABILITY_LOWERED");
         return status_field("durability");
     }
+    if (check_policy(engine, session, g))
+        return status_cause()->code;
     if (g->n_token == 0 && (n == 0 || g->is_append)) {
         status_fail(STATUS_INVALID_ARGUMENT, "input has no tokens");
         return fail_because(STATUS_INVALID_ARGUMENT, "EMPTY_INPUT");
@@ -422,6 +442,7 @@ static enum status provide(struct engine *engine,
                            struct session **out)
 {
     struct session_meta meta = {.durability = DURABILITY_NONE,
+                                .policy = g->policy,
                                 .path = log_path_alone((struct uid){0, 0})};
     enum status st = STATUS_OK;
 
@@ -497,8 +518,8 @@ static enum status arrive(struct engine *engine, struct command *command)
     if (session->request)
         return meet(engine, session->request, command);
     asked.session = session;
-    asked.promise =
-        request_promise(engine, session->n_token + g->n_token, asked.n_reply);
+    asked.promise = request_promise(
+        engine, &session->policy, session->n_token + g->n_token, asked.n_reply);
     st = schedule_admit(engine, &asked, g->tenant);
     if (st) {
         session_put(session);

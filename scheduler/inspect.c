@@ -42,7 +42,8 @@ static void take_layers(const struct engine *engine,
     if (errand->path.n > 0)
         own = errand->stored[errand->path.n - 1];
     for (uint32_t i = 0; i < engine->config->n_layer; i++) {
-        const struct mixer_plan *plan = model_plan(engine->options.model, i);
+        const struct mixer_plan *plan = model_plan_for(
+            engine->options.model, i, errand->session->policy.index);
 
         out[i] = (struct inspected_layer){
             .kind =
@@ -56,6 +57,7 @@ static void take_layers(const struct engine *engine,
 }
 
 static void take_snapshots(const struct engine *engine,
+                           const struct policy *policy,
                            const struct store_job *job,
                            struct inspected_snapshot *out)
 {
@@ -64,8 +66,8 @@ static void take_snapshots(const struct engine *engine,
             .position = job->entry[i].position,
             .chain = job->entry[i].chain,
             .create_ms = job->entry[i].create_ms,
-            .bytes =
-                snapshot_bytes(engine->options.model, job->entry[i].position)};
+            .bytes = snapshot_bytes(engine->options.model, policy,
+                                    job->entry[i].position)};
 }
 
 static void take_logs(const struct errand *errand, struct inspected_log *out)
@@ -99,7 +101,7 @@ static void answer(struct engine *engine, struct errand *errand,
     for (uint32_t i = 0; i < job->n_entry; i++)
         n_open += job->entry[i].position % KV_BLOCK != 0;
     take_layers(engine, errand, job->n_entry, n_open, extra->layer);
-    take_snapshots(engine, job, extra->snapshot);
+    take_snapshots(engine, &errand->session->policy, job, extra->snapshot);
     take_logs(errand, extra->log);
     event->is_last = true;
     session_info_get(engine, errand->session, &event->inspected.session);

@@ -110,7 +110,7 @@ static void send_images(struct engine *engine)
 static bool send_load(struct engine *engine, struct request *request)
 {
     struct session *session = request->session;
-    size_t bytes = resident_bytes(engine, session->n_token);
+    size_t bytes = resident_bytes(engine, &session->policy, session->n_token);
     struct store_job *job;
     enum status st;
 
@@ -119,7 +119,7 @@ static bool send_load(struct engine *engine, struct request *request)
     job = jobs_create(STORE_LOAD, session_log(session), session);
     session_path(session, &job->path);
     job->keep_back = 1;
-    st = memory_create(engine->options.model, &job->memory);
+    st = resident_memory(engine, session, &job->memory);
     if (st) {
         free(job);
         request_fail(engine, request, FINISH_ERROR, status_cause());

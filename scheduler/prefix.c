@@ -18,6 +18,8 @@ enum restore_reason_code prefix_word(enum restore_reason reason)
         return REUSE_NUMERICS_CHANGED;
     case RESTORE_WEIGHTS:
         return REUSE_WEIGHTS_CHANGED;
+    case RESTORE_POLICY:
+        return REUSE_POLICY_CHANGED;
     case RESTORE_CHAIN:
         return REUSE_SNAPSHOT_MISMATCH;
     case RESTORE_DAMAGED:
@@ -45,7 +47,7 @@ uint64_t prefix_scope(const struct engine *engine,
                     : digest_64(&session->uid, sizeof(session->uid));
     else if (tenant[0])
         scope = digest_64(tenant, strlen(tenant));
-    return scope;
+    return scope == NO_SCOPE ? scope : policy_scope(&session->policy, scope);
 }
 
 /* --- the index, kept as the store is --- */
@@ -91,7 +93,8 @@ static void put(struct engine *engine, struct uid uid, struct uid session,
     struct uid excess;
 
     if (n > 0)
-        owner.bytes = snapshot_bytes(engine->options.model, entry[0].position);
+        owner.bytes =
+            snapshot_bytes(engine->options.model, NULL, entry[0].position);
     prefix_put(engine->prefix, &owner, entry, n);
     while (prefix_take_excess(engine->prefix, &excess))
         jobs_delete(engine, excess);
@@ -185,7 +188,8 @@ void prefix_imported(struct engine *engine, const struct session *session,
 {
     put(engine, session_log(session), session_log(session), true, entry, 1);
     keep_stored(engine, session_log(session),
-                snapshot_bytes(engine->options.model, entry->position));
+                snapshot_bytes(engine->options.model, &session->policy,
+                               entry->position));
 }
 
 void prefix_trimmed(struct engine *engine, const struct store_job *job)
@@ -256,10 +260,12 @@ void prefix_measure(struct engine *engine, const struct request *request)
 }
 
 /* Unknown costs are learned by trying. */
-static bool is_faster(struct engine *engine, uint64_t from, uint64_t to)
+static bool is_faster(struct engine *engine, const struct session *session,
+                      uint64_t from, uint64_t to)
 {
-    double load_us = engine->cost.load_us_per_byte *
-                         (double)snapshot_bytes(engine->options.model, to) +
+    size_t n_bytes =
+        snapshot_bytes(engine->options.model, &session->policy, to);
+    double load_us = engine->cost.load_us_per_byte * (double)n_bytes +
                      (double)engine->cost.backlog_us;
     double compute_us = engine->cost.compute_us_per_token * (double)(to - from);
 
@@ -294,11 +300,11 @@ static bool send_fetch(struct engine *engine, struct session *session,
     size_t bytes = resident_holds(session);
 
     if (from > 0) /* the memory that it has is held until then */
-        bytes += resident_bytes(engine, to);
+        bytes += resident_bytes(engine, &session->policy, to);
     if (!resident_room(engine, session, bytes))
         return false;
     job = jobs_create(STORE_FETCH, session_log(session), session);
-    if (memory_create(engine->options.model, &job->memory) ||
+    if (resident_memory(engine, session, &job->memory) ||
         tokens_append(&job->tokens, session->resident->tokens.id, to)) {
         memory_destroy(job->memory);
         free(job);
@@ -309,7 +315,9 @@ static bool send_fetch(struct engine *engine, struct session *session,
             job->source[job->n_source++] = answer->hit[i];
     struct ids tokens = job->tokens;
     struct memory *memory = job->memory;
-    prefix_job_sent(engine, job, snapshot_bytes(engine->options.model, to));
+    prefix_job_sent(
+        engine, job,
+        snapshot_bytes(engine->options.model, &session->policy, to));
     if (!jobs_push(engine, job)) {
         memory_destroy(memory);
         ids_release(&tokens);
@@ -359,7 +367,7 @@ bool prefix_seek(struct engine *engine, struct request *request)
     plan_stop(engine, request, answer.n_hit ? answer.hit[0].position : from,
               query.limit, &answer);
     if (answer.n_hit > 0 && answer.hit[0].position >= from + PREFIX_MIN &&
-        is_faster(engine, from, answer.hit[0].position) &&
+        is_faster(engine, session, from, answer.hit[0].position) &&
         send_fetch(engine, session, &answer, from))
         return true;
     if (request->reuse == REUSE_NONE)

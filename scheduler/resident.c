@@ -30,10 +30,27 @@ uint64_t resident_position(const struct resident *resident)
     return memory_position(resident->memory);
 }
 
-size_t resident_bytes(const struct engine *engine, uint64_t n_token)
+size_t resident_bytes(const struct engine *engine, const struct policy *policy,
+                      uint64_t n_token)
 {
     return sizeof(struct resident) + n_token * sizeof(uint32_t) +
-           memory_bytes_for(engine->options.model, n_token);
+           memory_bytes_for(engine->options.model, policy, n_token);
+}
+
+enum status resident_memory(const struct engine *engine,
+                            const struct session *session, struct memory **out)
+{
+    struct memory *memory;
+    enum status st = memory_create(engine->options.model, &memory);
+
+    if (!st && session->policy.kind != POLICY_FULL) {
+        st = memory_set_policy(memory, &session->policy);
+        if (st)
+            memory_destroy(memory);
+    }
+    if (!st)
+        *out = memory;
+    return st;
 }
 
 /* Of its memory, those that others may have, too. */
@@ -285,8 +302,8 @@ void resident_save_shared(struct engine *engine, struct session *session)
     if (is_kept(session)) {
         if (position <= resident->snapshot_position)
             return;
-    } else if (snapshot_bytes(engine->options.model, position) >
-                   engine->options.prefix_bytes ||
+    } else if (snapshot_bytes(engine->options.model, &session->policy,
+                              position) > engine->options.prefix_bytes ||
                uid_make(engine_wall_ms(engine), &owner)) {
         return;
     } else {
@@ -597,6 +614,8 @@ static const char *reason_text(enum restore_reason reason)
         return "was made by another arithmetic";
     case RESTORE_WEIGHTS:
         return "was made by another model";
+    case RESTORE_POLICY:
+        return "was made under another memory policy";
     case RESTORE_CHAIN:
         return "belongs to other tokens";
     case RESTORE_DAMAGED:

@@ -42,6 +42,7 @@ void session_meta_get(const struct session *session, struct session_meta *out)
     out->update_ms = session->update_ms;
     out->expire_ms = session->expire_ms;
     out->durability = session->durability;
+    out->policy = session->policy;
     session_path(session, &out->path);
     out->parent = session->parent;
     if (session->parent_name)
@@ -94,6 +95,7 @@ void session_meta_set(struct session *session, const struct session_meta *meta)
     session->expire_ms = meta->expire_ms;
     session->durability = meta->durability;
     session->is_pinned = meta->is_pinned;
+    session->policy = meta->policy;
     session->fork_position = meta->fork_position;
     set_path(session, &meta->path);
 }
@@ -147,8 +149,9 @@ void session_info_get(const struct engine *engine,
     out->last_active_ms = session->last_active_ms;
     out->stored_bytes = ledger_get(&engine->stored, session_log(session));
     if (resident && resident->memory) {
-        out->state_bytes = engine->fixed_bytes;
-        out->kv_bytes = memory_bytes(resident->memory) - engine->fixed_bytes;
+        out->state_bytes =
+            memory_bytes_for(engine->options.model, &session->policy, 0);
+        out->kv_bytes = memory_bytes(resident->memory) - out->state_bytes;
     }
     out->has_chain = resident || session->n_token == 0;
     out->chain = resident ? resident->chain : engine->empty_chain;

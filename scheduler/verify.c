@@ -24,6 +24,7 @@ enum status verify_session(struct engine *engine, const struct command *command)
     source = (struct scrub_source){.journal = engine->options.journal,
                                    .snapshots = engine->options.snapshots,
                                    .session = session->uid,
+                                   .policy = session->policy,
                                    .n_token = session->n_committed};
     session_path(session, &source.path);
     st = scrub_create(&source, &scrub);
@@ -66,11 +67,13 @@ bool verify_send(struct engine *engine, struct errand *errand)
 
 /* --- the replay --- */
 
-/* A session of nobody's that has the same tokens. */
+/* A session of nobody's that has the same tokens and policy. */
 static enum status make_double(struct engine *engine, const struct ids *tokens,
+                               const struct policy *policy,
                                struct session **out)
 {
     struct session_meta meta = {.durability = DURABILITY_NONE,
+                                .policy = *policy,
                                 .path = log_path_alone((struct uid){0, 0})};
     struct session *session = session_create(&meta);
     enum status st;
@@ -93,11 +96,13 @@ static enum status begin_replay(struct engine *engine, struct errand *errand)
 {
     const struct ids *tokens = scrub_tokens(errand->scrub);
     struct request asked = {.kind = REQUEST_REPLAY, .errand = errand};
-    enum status st = make_double(engine, tokens, &asked.session);
+    enum status st =
+        make_double(engine, tokens, &errand->session->policy, &asked.session);
 
     if (st)
         return st;
-    asked.promise = request_promise(engine, tokens->n, 0);
+    asked.promise =
+        request_promise(engine, &errand->session->policy, tokens->n, 0);
     asked.shared_stop = scrub_stop(errand->scrub, 0);
     st = schedule_admit(engine, &asked, "");
     if (st) {

@@ -81,13 +81,15 @@ static struct bundle_place turn_over(struct bundle_place at, uint64_t n_block)
 
 /* `at`, or the first place behind it where there is a value. */
 static struct bundle_place settle(const struct snapshots *snapshots,
+                                  const struct policy *policy,
                                   uint64_t snapshot, struct bundle_place at)
 {
     while (at.letter) {
         const struct value_place place = {.letter = at.letter,
                                           .place = at.letter == 'b' ? at.block
                                                                     : snapshot,
-                                          .layer = at.layer};
+                                          .layer = at.layer,
+                                          .policy = policy};
 
         if (at.layer == snapshots->n_layer)
             at = turn_over(at, snapshot / KV_BLOCK);
@@ -100,16 +102,18 @@ static struct bundle_place settle(const struct snapshots *snapshots,
 }
 
 struct bundle_place bundle_first(const struct snapshots *snapshots,
-                                 uint64_t snapshot)
+                                 const struct policy *policy, uint64_t snapshot)
 {
     if (snapshot == 0)
         return (struct bundle_place){0};
-    return settle(snapshots, snapshot, (struct bundle_place){.letter = 's'});
+    return settle(snapshots, policy, snapshot,
+                  (struct bundle_place){.letter = 's'});
 }
 
 struct bundle_place bundle_next(const struct snapshots *snapshots,
-                                uint64_t snapshot, struct bundle_place at)
+                                const struct policy *policy, uint64_t snapshot,
+                                struct bundle_place at)
 {
     at.layer++;
-    return settle(snapshots, snapshot, at);
+    return settle(snapshots, policy, snapshot, at);
 }

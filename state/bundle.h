@@ -52,9 +52,12 @@ struct bundle_place {
     uint64_t block;
     uint32_t layer;
 };
-/* The first value, and the one behind `at`. */
+/* The first value, and the one behind `at`; the session's policy decides which
+ * layers have any. */
 struct bundle_place bundle_first(const struct snapshots *snapshots,
+                                 const struct policy *policy,
                                  uint64_t snapshot);
 struct bundle_place bundle_next(const struct snapshots *snapshots,
-                                uint64_t snapshot, struct bundle_place at);
+                                const struct policy *policy, uint64_t snapshot,
+                                struct bundle_place at);
 #endif

@@ -89,8 +89,11 @@ static enum status choose(struct exporter *exporter,
     if (st == STATUS_RESOURCE_EXHAUSTED)
         return st;
     limit = piece->end < limit ? piece->end : limit;
-    if (st || !numerics_equal(manifest->numerics,
-                              exporter->source.snapshots->numerics))
+    if (st ||
+        !numerics_equal(manifest->numerics,
+                        exporter->source.snapshots->numerics) ||
+        !digest_equal(manifest->numerics.policy,
+                      policy_digest(&exporter->source.meta.policy)))
         return STATUS_OK;
     for (uint32_t i = 0; i < manifest->n && exporter->head.snapshot == 0; i++) {
         const struct snapshot_entry *entry = &manifest->entry[i];
@@ -213,7 +216,8 @@ static enum status put_turns(struct exporter *exporter)
     if (st == STATUS_CANCELLED)
         return STATUS_OK;
     exporter->phase = PHASE_VALUES;
-    exporter->place = bundle_first(source->snapshots, exporter->head.snapshot);
+    exporter->place = bundle_first(source->snapshots, &source->meta.policy,
+                                   exporter->head.snapshot);
     return st;
 }
 
@@ -225,7 +229,8 @@ static struct value_place find_value(const struct exporter *exporter)
     struct value_place place = {.letter = at.letter,
                                 .owner = exporter->manifest.uid,
                                 .place = exporter->head.snapshot,
-                                .layer = at.layer};
+                                .layer = at.layer,
+                                .policy = &exporter->source.meta.policy};
 
     if (at.letter != 'b')
         return place;
@@ -295,8 +300,8 @@ static enum status put_value(struct exporter *exporter)
             value_put(&exporter->plain, kind, &head, data, data_bytes));
     }
     free(bytes);
-    exporter->place =
-        bundle_next(snapshots, exporter->head.snapshot, exporter->place);
+    exporter->place = bundle_next(snapshots, &exporter->source.meta.policy,
+                                  exporter->head.snapshot, exporter->place);
     return st;
 }
 

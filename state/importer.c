@@ -2,6 +2,7 @@
 
 #include "base/utf8.h"
 #include "state/bundle.h"
+#include "state/prefix.h"
 #include "state/snapshot_check.h"
 
 #include <ctype.h>
@@ -56,8 +57,9 @@ static size_t frame_max(const struct snapshots *snapshots)
 {
     size_t max = FRAME_LEAST;
 
-    for (uint32_t i = 0; i < snapshots->n_layer; i++) {
-        const struct mixer_plan *plan = model_plan(snapshots->model, i);
+    for (uint32_t i = 0; i < snapshots->n_layer * N_INDEX; i++) {
+        const struct mixer_plan *plan = model_plan_for(
+            snapshots->model, i / N_INDEX, (enum index_kind)(i % N_INDEX));
 
         if (max < plan->state_bytes + FRAME_SLACK)
             max = plan->state_bytes + FRAME_SLACK;
@@ -191,6 +193,9 @@ static enum status take_session(struct importer *importer, const void *bytes,
         is_good &= is_utf8(meta->label[i].key) && is_utf8(meta->label[i].value);
     if (!is_good)
         return damaged("a name or a label has forbidden characters");
+    st = model_check_policy(importer->source.snapshots->model, &meta->policy);
+    if (st)
+        return st;
     meta->durability = DURABILITY_LOCAL;
     meta->tenant[0] = 0; /* whoever imports it says */
     meta->is_pinned = false;
@@ -256,7 +261,8 @@ static enum status end_tokens(struct importer *importer)
                       "bundle's tokens do not give its head's chain hash");
     importer->phase = PHASE_TURNS;
     if (!importer->source.skips_state)
-        importer->place = bundle_first(snapshots, importer->head.snapshot);
+        importer->place = bundle_first(snapshots, &importer->meta.policy,
+                                       importer->head.snapshot);
     return chains_init(&importer->chains, snapshots->numerics.fingerprint,
                        &importer->tokens);
 }
@@ -298,10 +304,12 @@ static enum status put_manifest(struct importer *importer, bool is_whole)
     struct manifest manifest = {.uid = source->log,
                                 .session = source->log,
                                 .numerics = source->snapshots->numerics,
+                                .index = importer->meta.policy.index,
                                 .n = is_whole,
                                 .entry = {importer->entry}};
     enum status st;
 
+    manifest.numerics.policy = policy_digest(&importer->meta.policy);
     writer_clear(&importer->frame);
     st = manifest_put(&importer->frame, &manifest);
     if (!st)
@@ -360,7 +368,8 @@ static enum status take_value(struct importer *importer, uint16_t kind,
     const struct value_place at = {
         .letter = place.letter,
         .place = place.letter == 'b' ? place.block : importer->head.snapshot,
-        .layer = place.layer};
+        .layer = place.layer,
+        .policy = &importer->meta.policy};
     const void *data;
     enum status st;
 
@@ -371,7 +380,8 @@ static enum status take_value(struct importer *importer, uint16_t kind,
         return damaged(status_reason());
     if (st)
         return st;
-    importer->place = bundle_next(snapshots, importer->head.snapshot, place);
+    importer->place = bundle_next(snapshots, &importer->meta.policy,
+                                  importer->head.snapshot, place);
     return write_value(importer, &at, bytes, n_bytes);
 }
 
@@ -581,7 +591,7 @@ enum status importer_end(struct importer *importer)
         .position = importer->head.snapshot,
         .chain = digest_tokens(importer->source.snapshots->numerics.fingerprint,
                                importer->tokens.id, importer->head.snapshot),
-        .scope = importer->source.scope,
+        .scope = policy_scope(&importer->meta.policy, importer->source.scope),
         .create_ms = importer->source.create_ms};
     st = put_manifest(importer, true);
     return st ? st : flush(importer, true);

@@ -65,18 +65,44 @@ static bool is_owned(const struct session_meta *meta)
     return meta->tenant[0] || meta->is_pinned;
 }
 
+static uint16_t version_of(const struct session_meta *meta)
+{
+    if (meta->policy.kind != POLICY_FULL)
+        return RECORD_VERSION_POLICY;
+    return is_owned(meta) ? RECORD_VERSION_OWNED : RECORD_VERSION;
+}
+
+static void put_policy(struct writer *writer, const struct policy *policy)
+{
+    char text[POLICY_TEXT_SIZE];
+
+    policy_format(policy, text);
+    writer_text(writer, text);
+}
+
+/* False when there is no such policy, or it is full, which has no record. */
+static bool get_policy(struct reader *reader, struct policy *out)
+{
+    char text[POLICY_TEXT_SIZE];
+
+    reader_text(reader, text, sizeof(text));
+    return !reader->is_failed && !policy_parse(text, out) &&
+           out->kind != POLICY_FULL;
+}
+
 enum status record_put_session(struct writer *writer,
                                const struct session_meta *meta)
 {
-    const uint16_t version =
-        is_owned(meta) ? RECORD_VERSION_OWNED : RECORD_VERSION;
+    const uint16_t version = version_of(meta);
     size_t begin = frame_begin(writer, FRAME_SESSION, version);
 
     assert(meta->n_label <= LABEL_MAX && log_path_is_sound(&meta->path));
-    if (is_owned(meta)) {
+    if (version >= RECORD_VERSION_OWNED) {
         writer_text(writer, meta->tenant);
         writer_u8(writer, meta->is_pinned);
     }
+    if (version >= RECORD_VERSION_POLICY)
+        put_policy(writer, &meta->policy);
     put_uid(writer, meta->uid);
     writer_text(writer, meta->name);
     writer_u64(writer, meta->create_ms);
@@ -93,8 +119,7 @@ enum status record_put_session(struct writer *writer,
     return frame_end(writer, begin);
 }
 
-/* False when a field is out of its range, or such a record has no need to be.
- */
+/* False when a field is out of its range. */
 static bool get_owner(struct reader *reader, struct session_meta *meta)
 {
     unsigned is_pinned;
@@ -102,10 +127,11 @@ static bool get_owner(struct reader *reader, struct session_meta *meta)
     reader_text(reader, meta->tenant, sizeof(meta->tenant));
     is_pinned = reader_u8(reader);
     meta->is_pinned = is_pinned == 1;
-    return is_pinned <= 1 && is_owned(meta);
+    return !reader->is_failed && is_pinned <= 1;
 }
 
-/* Of either version; what only the second one has is read. */
+/* Of any version; what only the later ones have is read. Such a record is
+ * refused when it had no need to be. */
 static enum status open_session(const void *bytes, size_t n_bytes,
                                 struct reader *out, struct session_meta *meta)
 {
@@ -115,7 +141,13 @@ static enum status open_session(const void *bytes, size_t n_bytes,
     if (st != STATUS_FAILED_PRECONDITION)
         return st;
     st = frame_open(bytes, n_bytes, FRAME_SESSION, RECORD_VERSION_OWNED, out);
-    if (!st && !get_owner(out, meta))
+    if (!st)
+        return get_owner(out, meta) && is_owned(meta) ? STATUS_OK
+                                                      : bad_field("session");
+    if (st != STATUS_FAILED_PRECONDITION)
+        return st;
+    st = frame_open(bytes, n_bytes, FRAME_SESSION, RECORD_VERSION_POLICY, out);
+    if (!st && !(get_owner(out, meta) && get_policy(out, &meta->policy)))
         st = bad_field("session");
     return st;
 }

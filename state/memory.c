@@ -12,26 +12,37 @@
 
 /*
  * Blocks come as slabs: one allocation holds the block of every layer for the
- * same KV_BLOCK tokens, so that growth succeeds or fails as a whole.
+ * same KV_BLOCK tokens, so that growth succeeds or fails as a whole. The
+ * blocks lie apart from this head: with a device, in its memory, and in a slot
+ * that may leave RAM.
  */
 struct slab {
     uint32_t n_holder;    /* memories that it is part of */
     size_t *shared_bytes; /* counts it; NULL: it was never shared */
     char *block;          /* the layers' blocks, where the model's are; owned */
+    struct spill *spill;  /* has the blocks as a slot; NULL: the model's device,
+                             or the heap */
+    char *index;          /* of all layers, in RAM; owned. NULL: look-ups read
+                             those behind the blocks */
 };
 
 struct memory {
     const struct model *model;
     struct device *device; /* the queue that asks for its memory */
+    struct policy policy;
     uint64_t position;
     uint64_t n_slab;
     uint64_t capacity; /* slabs that the tables can name */
     size_t bytes;
     uint64_t n_shared;          /* of the slabs */
+    struct spill *spill;        /* of its new slabs; borrowed */
+    size_t tier_bytes;          /* of those that may be in RAM, */
+    size_t touched_bytes;       /* and at most are since the last release */
     void *state;                /* of all layers, one behind the other; owned */
-    void **table;               /* [1 + n_layer][capacity]: slabs, then the
-                                    layers' blocks in them; owned, and slabs */
-    void **far;                 /* [n_layer][capacity] the latter where kernels
+    void **table;               /* [n_table][capacity]: slabs, then the
+                                    layers' blocks in them, then, if the policy
+                                    has any, their indices; owned, and slabs */
+    void **far;                 /* [n_layer][capacity] the blocks where kernels
                                    read them; owned. The host: in `table` */
     struct layer_memory *layer; /* [n_layer], views of the above; owned */
 };
@@ -59,12 +70,28 @@ static uint32_t count_layers(const struct model *model)
     return model_config(model)->n_layer;
 }
 
-static size_t state_bytes(const struct model *model)
+/* What decides how much of everything there is. */
+struct form {
+    const struct model *model;
+    enum index_kind index;
+};
+
+static struct form form_of(const struct memory *memory)
+{
+    return (struct form){memory->model, memory->policy.index};
+}
+
+static const struct mixer_plan *plan_of(struct form form, uint32_t layer)
+{
+    return model_plan_for(form.model, layer, form.index);
+}
+
+static size_t state_bytes(struct form form)
 {
     size_t n = 0;
 
-    for (uint32_t i = 0; i < count_layers(model); i++)
-        n += rounded(model_plan(model, i)->state_bytes);
+    for (uint32_t i = 0; i < count_layers(form.model); i++)
+        n += rounded(plan_of(form, i)->state_bytes);
     return n;
 }
 
@@ -74,10 +101,10 @@ static size_t state_bytes(const struct model *model)
  * starts the session while the others wait. Rings that a prompt never needs
  * are never touched. A device's memory is taken from the device.
  */
-static void *take_states(const struct model *model)
+static void *take_states(struct form form)
 {
-    const size_t n_bytes = state_bytes(model);
-    struct device *device = model_device(model);
+    const size_t n_bytes = state_bytes(form);
+    struct device *device = model_device(form.model);
     void *room;
 
     if (device)
@@ -92,40 +119,42 @@ static void *take_states(const struct model *model)
     return NULL;
 }
 
-static void put_states(const struct model *model, void *states)
+static void put_states(struct form form, void *states)
 {
-    const size_t n_bytes = state_bytes(model);
+    const size_t n_bytes = state_bytes(form);
 
-    if (model_device(model))
-        device_give(model_device(model), states);
+    if (model_device(form.model))
+        device_give(model_device(form.model), states);
     else if (states)
         (void)munmap(states, n_bytes ? n_bytes : 1);
 }
 
-static size_t slab_bytes(const struct model *model)
+static size_t slab_bytes(struct form form)
 {
     size_t n = 0;
 
-    for (uint32_t i = 0; i < count_layers(model); i++)
-        n += rounded(model_plan(model, i)->block_bytes);
+    for (uint32_t i = 0; i < count_layers(form.model); i++)
+        n += rounded(plan_of(form, i)->block_bytes);
     return n ? n + rounded(sizeof(struct slab)) : 0;
 }
 
-static size_t blocks_bytes(const struct model *model)
+static size_t blocks_bytes(struct form form)
 {
-    return slab_bytes(model) - rounded(sizeof(struct slab));
+    const size_t n = slab_bytes(form);
+
+    return n ? n - rounded(sizeof(struct slab)) : 0;
 }
 
-static size_t fixed_bytes(const struct model *model)
+static size_t fixed_bytes(struct form form)
 {
     return sizeof(struct memory) +
-           count_layers(model) * sizeof(struct layer_memory) +
-           state_bytes(model);
+           count_layers(form.model) * sizeof(struct layer_memory) +
+           state_bytes(form);
 }
 
-static uint64_t slabs_for(const struct model *model, uint64_t n_token)
+static uint64_t slabs_for(struct form form, uint64_t n_token)
 {
-    if (!slab_bytes(model))
+    if (!slab_bytes(form))
         return 0;
     return n_token / KV_BLOCK + (n_token % KV_BLOCK != 0);
 }
@@ -141,44 +170,95 @@ static uint64_t capacity_for(uint64_t n_slab)
 }
 
 /* Of the tables that kernels read, where they are not the host's. */
-static size_t far_bytes(const struct model *model, uint64_t capacity)
+static size_t far_bytes(struct form form, uint64_t capacity)
 {
-    return model_device(model) ? count_layers(model) * capacity * sizeof(void *)
-                               : 0;
+    return model_device(form.model)
+               ? count_layers(form.model) * capacity * sizeof(void *)
+               : 0;
 }
 
-static size_t table_bytes(const struct model *model, uint64_t capacity)
+static size_t count_tables(struct form form)
 {
-    return (1 + (size_t)count_layers(model)) * capacity * sizeof(void *);
+    const size_t n_layer = count_layers(form.model);
+
+    return 1 + n_layer + (form.index ? n_layer : 0);
 }
 
-enum status memory_create(const struct model *model, struct memory **out)
+static size_t table_bytes(struct form form, uint64_t capacity)
 {
-    const uint32_t n_layer = count_layers(model);
-    struct memory *memory = take(sizeof(*memory));
-    char *state;
+    return count_tables(form) * capacity * sizeof(void *);
+}
 
-    if (!memory)
+/* Room for the states of all layers, and where each has its own. What was
+ * there is the caller's to give back. */
+static enum status renew_states(struct memory *memory)
+{
+    const struct form form = form_of(memory);
+    char *state = take_states(form);
+
+    if (!state)
         return STATUS_RESOURCE_EXHAUSTED;
-    memory->model = model;
-    memory->device = model_device(model);
-    memory->bytes = fixed_bytes(model);
-    if (!(memory->layer = take(n_layer * sizeof(*memory->layer))) ||
-        !(memory->state = take_states(model))) {
-        memory_destroy(memory);
-        return STATUS_RESOURCE_EXHAUSTED;
-    }
-    state = memory->state;
-    for (uint32_t i = 0; i < n_layer; i++) {
-        const size_t n = model_plan(model, i)->state_bytes;
+    memory->state = state;
+    memory->bytes = fixed_bytes(form);
+    for (uint32_t i = 0; i < count_layers(form.model); i++) {
+        const size_t n = plan_of(form, i)->state_bytes;
 
         memory->layer[i].state = n ? state : NULL;
         state += rounded(n);
     }
     /* Whoever loads it does so by the other queue. */
     device_follow(device_side(memory->device), memory->device);
+    return STATUS_OK;
+}
+
+enum status memory_create(const struct model *model, struct memory **out)
+{
+    struct memory *memory = take(sizeof(*memory));
+
+    if (!memory)
+        return STATUS_RESOURCE_EXHAUSTED;
+    memory->model = model;
+    memory->device = model_device(model);
+    if (!(memory->layer = take(count_layers(model) * sizeof(*memory->layer))) ||
+        renew_states(memory)) {
+        memory_destroy(memory);
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
     *out = memory;
     return STATUS_OK;
+}
+
+enum status memory_set_policy(struct memory *memory,
+                              const struct policy *policy)
+{
+    const struct policy before = memory->policy;
+    const struct form form = form_of(memory);
+    void *const states = memory->state;
+    const enum status st = model_check_policy(memory->model, policy);
+
+    assert(memory->n_slab == 0 && memory->capacity == 0);
+    if (st)
+        return st;
+    memory->policy = *policy;
+    if (policy->index == before.index)
+        return STATUS_OK;
+    if (renew_states(memory)) {
+        memory->policy = before;
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
+    put_states(form, states);
+    return STATUS_OK;
+}
+
+const struct policy *memory_policy(const struct memory *memory)
+{
+    return memory->policy.kind == POLICY_FULL ? NULL : &memory->policy;
+}
+
+const struct mixer_plan *memory_plan(const struct memory *memory,
+                                     uint32_t layer)
+{
+    return plan_of(form_of(memory), layer);
 }
 
 static void slab_put(const struct memory *memory, struct slab *slab)
@@ -186,8 +266,12 @@ static void slab_put(const struct memory *memory, struct slab *slab)
     if (--slab->n_holder > 0)
         return;
     if (slab->shared_bytes)
-        *slab->shared_bytes -= slab_bytes(memory->model);
-    device_give(memory->device, slab->block);
+        *slab->shared_bytes -= slab_bytes(form_of(memory));
+    if (slab->spill)
+        spill_put(slab->spill, slab->block);
+    else
+        device_give(memory->device, slab->block);
+    free(slab->index);
     free(slab);
 }
 
@@ -199,7 +283,7 @@ void memory_destroy(struct memory *memory)
         slab_put(memory, memory->table[b]);
     free(memory->table);
     free(memory->layer);
-    put_states(memory->model, memory->state);
+    put_states(form_of(memory), memory->state);
     device_give(memory->device, memory->far);
     free(memory);
 }
@@ -210,7 +294,7 @@ static void write_tables(struct memory *memory, uint64_t first)
     const size_t bytes = (memory->n_slab - first) * sizeof(void *);
 
     for (uint32_t i = 0; memory->far && i < count_layers(memory->model); i++)
-        if (model_plan(memory->model, i)->block_bytes)
+        if (plan_of(form_of(memory), i)->block_bytes)
             device_write(
                 memory->device, memory->far + i * memory->capacity + first,
                 memory->table + (1 + i) * memory->capacity + first, bytes);
@@ -218,33 +302,36 @@ static void write_tables(struct memory *memory, uint64_t first)
 
 static enum status widen_table(struct memory *memory, uint64_t capacity)
 {
-    const uint32_t n_layer = count_layers(memory->model);
-    void **wide = take(table_bytes(memory->model, capacity));
+    const struct form form = form_of(memory);
+    const uint32_t n_layer = count_layers(form.model);
+    void **wide = take(table_bytes(form, capacity));
     void *far = NULL;
 
     if (!wide)
         return STATUS_RESOURCE_EXHAUSTED;
     if (memory->device &&
-        device_take(memory->device, far_bytes(memory->model, capacity), &far)) {
+        device_take(memory->device, far_bytes(form, capacity), &far)) {
         free(wide);
         return STATUS_RESOURCE_EXHAUSTED;
     }
-    for (uint32_t i = 0; i < 1 + n_layer && memory->n_slab; i++)
+    for (size_t i = 0; i < count_tables(form) && memory->n_slab; i++)
         memcpy(wide + i * capacity, memory->table + i * memory->capacity,
                memory->n_slab * sizeof(*wide));
-    memory->bytes += table_bytes(memory->model, capacity) +
-                     far_bytes(memory->model, capacity) -
-                     table_bytes(memory->model, memory->capacity) -
-                     far_bytes(memory->model, memory->capacity);
+    memory->bytes += table_bytes(form, capacity) + far_bytes(form, capacity) -
+                     table_bytes(form, memory->capacity) -
+                     far_bytes(form, memory->capacity);
     free(memory->table);
     device_give(memory->device, memory->far);
     memory->table = wide;
     memory->far = far;
     memory->capacity = capacity;
-    for (uint32_t i = 0; i < n_layer; i++)
-        if (model_plan(memory->model, i)->block_bytes)
+    for (uint32_t i = 0; i < n_layer; i++) {
+        if (plan_of(form, i)->block_bytes)
             memory->layer[i].block =
                 far ? memory->far + i * capacity : wide + (1 + i) * capacity;
+        if (plan_of(form, i)->index_bytes)
+            memory->layer[i].index = wide + (1 + n_layer + i) * capacity;
+    }
     write_tables(memory, 0);
     return STATUS_OK;
 }
@@ -252,36 +339,82 @@ static enum status widen_table(struct memory *memory, uint64_t capacity)
 /* Where it belongs in the tables. */
 static void set_slab(struct memory *memory, uint64_t b, struct slab *slab)
 {
+    const struct form form = form_of(memory);
+    const uint32_t n_layer = count_layers(form.model);
     char *block = slab->block;
+    char *index = slab->index;
 
     memory->table[b] = slab;
-    for (uint32_t i = 0; i < count_layers(memory->model); i++) {
-        const size_t n = model_plan(memory->model, i)->block_bytes;
+    for (uint32_t i = 0; i < n_layer; i++) {
+        const struct mixer_plan *plan = plan_of(form, i);
+        const size_t n = plan->block_bytes, n_index = plan->index_bytes;
 
         if (n)
             memory->table[(1 + i) * memory->capacity + b] = block;
+        if (n_index)
+            memory->table[(1 + n_layer + i) * memory->capacity + b] =
+                index ? index : block + n - n_index;
         block += rounded(n);
+        if (index)
+            index += rounded(n_index);
     }
 }
 
 static void append_slab(struct memory *memory, struct slab *slab)
 {
     set_slab(memory, memory->n_slab++, slab);
-    memory->bytes += slab_bytes(memory->model);
+    memory->bytes += slab_bytes(form_of(memory));
+}
+
+static size_t index_bytes(struct form form)
+{
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < count_layers(form.model); i++)
+        n += rounded(plan_of(form, i)->index_bytes);
+    return n;
+}
+
+/* In a slot, its index apart from it. */
+static enum status take_slot(struct memory *memory, struct slab *slab)
+{
+    const size_t n_index = index_bytes(form_of(memory));
+    void *slot;
+    enum status st = spill_take(memory->spill, &slot);
+
+    if (st)
+        return st;
+    if (n_index && !(slab->index = take(n_index))) {
+        spill_put(memory->spill, slot);
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
+    slab->spill = memory->spill;
+    slab->block = slot;
+    return STATUS_OK;
+}
+
+static enum status take_blocks(struct memory *memory, struct slab *slab)
+{
+    void *block;
+    const enum status st =
+        device_take(memory->device, blocks_bytes(form_of(memory)), &block);
+
+    if (!st)
+        slab->block = block;
+    return st;
 }
 
 static enum status add_slab(struct memory *memory)
 {
     struct slab *slab = take(sizeof(*slab));
-    void *block;
 
-    if (!slab ||
-        device_take(memory->device, blocks_bytes(memory->model), &block)) {
+    if (!slab)
+        return STATUS_RESOURCE_EXHAUSTED;
+    if (memory->spill ? take_slot(memory, slab) : take_blocks(memory, slab)) {
         free(slab);
         return STATUS_RESOURCE_EXHAUSTED;
     }
     slab->n_holder = 1;
-    slab->block = block;
     append_slab(memory, slab);
     return STATUS_OK;
 }
@@ -294,7 +427,7 @@ static struct slab *lend(struct memory *memory, uint64_t b,
 
     if (!slab->shared_bytes) {
         slab->shared_bytes = shared_bytes;
-        *shared_bytes += slab_bytes(memory->model);
+        *shared_bytes += slab_bytes(form_of(memory));
         memory->n_shared++;
     }
     slab->n_holder++;
@@ -318,7 +451,7 @@ enum status memory_reserve(struct memory *memory, uint64_t n_token)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "session of %lu tokens, the model's context has %lu",
                            n_token, limit);
-    n_slab = slabs_for(memory->model, n_token);
+    n_slab = slabs_for(form_of(memory), n_token);
     st = reserve_table(memory, n_slab);
     if (st)
         return st;
@@ -334,27 +467,30 @@ static void copy_slab(struct memory *memory, const struct memory *from,
     const struct slab *to = memory->table[b], *source = from->table[b];
 
     device_copy(memory->device, to->block, source->block,
-                blocks_bytes(memory->model));
+                blocks_bytes(form_of(memory)));
 }
 
 enum status memory_fork(struct memory *memory, size_t *shared_bytes,
                         struct memory **out)
 {
-    const struct model *model = memory->model;
+    const struct form form = form_of(memory);
+    const uint64_t n_slab = slabs_for(form, memory->position);
     const uint64_t n_sealed =
-        slabs_for(model, memory->position) -
-        (memory->position % KV_BLOCK && slab_bytes(model));
+        n_slab - (memory->position % KV_BLOCK && slab_bytes(form));
     struct memory *fork;
-    enum status st = memory_create(model, &fork);
+    enum status st = memory_create(form.model, &fork);
 
     if (st)
         return st;
-    st = reserve_table(fork, slabs_for(model, memory->position));
+    if (memory_policy(memory))
+        st = memory_set_policy(fork, &memory->policy);
+    if (!st)
+        st = reserve_table(fork, n_slab);
     for (uint64_t b = 0; !st && b < n_sealed; b++) {
         append_slab(fork, lend(memory, b, shared_bytes));
         fork->n_shared++;
     }
-    if (!st && n_sealed < slabs_for(model, memory->position)) {
+    if (!st && n_sealed < n_slab) {
         st = add_slab(fork);
         if (!st)
             copy_slab(fork, memory, n_sealed);
@@ -364,7 +500,7 @@ enum status memory_fork(struct memory *memory, size_t *shared_bytes,
         return st;
     }
     write_tables(fork, 0);
-    device_copy(fork->device, fork->state, memory->state, state_bytes(model));
+    device_copy(fork->device, fork->state, memory->state, state_bytes(form));
     fork->position = memory->position;
     *out = fork;
     return STATUS_OK;
@@ -373,7 +509,8 @@ enum status memory_fork(struct memory *memory, size_t *shared_bytes,
 void memory_share(struct memory *memory, struct memory *from, uint64_t n_token,
                   size_t *shared_bytes)
 {
-    const uint64_t n_slab = slab_bytes(memory->model) ? n_token / KV_BLOCK : 0;
+    const uint64_t n_slab =
+        slab_bytes(form_of(memory)) ? n_token / KV_BLOCK : 0;
 
     assert(n_token <= memory->position && n_token <= from->position);
     for (uint64_t b = 0; b < n_slab; b++) {
@@ -393,12 +530,77 @@ uint64_t memory_position(const struct memory *memory)
     return memory->position;
 }
 
+/* Slabs that rows see in any case: sinks, the window, the open one. */
+static uint64_t slabs_kept(const struct policy *policy)
+{
+    return policy->n_sink + policy->n_window + 2;
+}
+
+/* Slabs that rows may see beyond those: what they write and what their steps
+ * have chosen, in each layer another one. */
+static uint64_t slabs_touched(const struct policy *policy, uint64_t n_token)
+{
+    const uint64_t n_step = policy->step ? n_token / policy->step + 1 : 0;
+
+    return n_token / KV_BLOCK + 1 + n_step * policy->n_pick;
+}
+
+/* The slots of its slabs: where the first layer with blocks has its own. */
+static void *const *slots_of(const struct memory *memory)
+{
+    uint32_t i = 0;
+
+    while (!plan_of(form_of(memory), i)->block_bytes)
+        i++;
+    return memory->table + (1 + i) * memory->capacity;
+}
+
+/* Let go what the next pass need not find. */
+static void note_touched(struct memory *memory, uint64_t n_token)
+{
+    const struct policy *policy = &memory->policy;
+    const size_t slot = spill_slot_bytes(memory->spill);
+    const size_t next = slabs_touched(policy, MEMORY_TIER_ROWS) * slot;
+
+    memory->touched_bytes += slabs_touched(policy, n_token) * slot;
+    if (memory->touched_bytes + next <= memory->tier_bytes)
+        return;
+    spill_release(memory->spill, slots_of(memory), memory->n_slab);
+    memory->touched_bytes = slabs_kept(policy) * slot;
+}
+
+void memory_set_tier(struct memory *memory, struct spill *spill,
+                     size_t max_bytes)
+{
+    const struct model *model = memory->model;
+
+    assert(memory->n_slab == 0 && memory_policy(memory));
+    assert(max_bytes >= memory_tier_min(model, &memory->policy));
+    assert(spill_slot_bytes(spill) >=
+           memory_slot_bytes(model, &memory->policy));
+    memory->spill = spill;
+    memory->tier_bytes = max_bytes;
+}
+
+size_t memory_slot_bytes(const struct model *model, const struct policy *policy)
+{
+    return blocks_bytes((struct form){model, policy->index});
+}
+
+size_t memory_tier_min(const struct model *model, const struct policy *policy)
+{
+    return (slabs_kept(policy) + 2 * slabs_touched(policy, MEMORY_TIER_ROWS)) *
+           (memory_slot_bytes(model, policy) + 4096);
+}
+
 void memory_advance(struct memory *memory, uint64_t n_token)
 {
     assert(n_token <= model_n_context(memory->model) - memory->position);
-    assert(slabs_for(memory->model, memory->position + n_token) <=
+    assert(slabs_for(form_of(memory), memory->position + n_token) <=
            memory->n_slab);
     memory->position += n_token;
+    if (memory->spill)
+        note_touched(memory, n_token);
 }
 
 const struct layer_memory *memory_layers(const struct memory *memory)
@@ -424,14 +626,16 @@ size_t memory_bytes(const struct memory *memory)
 
 size_t memory_shared_bytes(const struct memory *memory)
 {
-    return memory->n_shared * slab_bytes(memory->model);
+    return memory->n_shared * slab_bytes(form_of(memory));
 }
 
-size_t memory_bytes_for(const struct model *model, uint64_t n_token)
+size_t memory_bytes_for(const struct model *model, const struct policy *policy,
+                        uint64_t n_token)
 {
-    const uint64_t n_slab = slabs_for(model, n_token);
+    const struct form form = {model, policy ? policy->index : INDEX_NONE};
+    const uint64_t n_slab = slabs_for(form, n_token);
 
-    return fixed_bytes(model) + n_slab * slab_bytes(model) +
-           table_bytes(model, capacity_for(n_slab)) +
-           far_bytes(model, capacity_for(n_slab));
+    return fixed_bytes(form) + n_slab * slab_bytes(form) +
+           table_bytes(form, capacity_for(n_slab)) +
+           far_bytes(form, capacity_for(n_slab));
 }

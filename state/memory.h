@@ -10,6 +10,7 @@
  */
 #include "base/status.h"
 #include "model/model.h"
+#include "state/spill.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -21,6 +22,36 @@ struct memory;
 MUST_CHECK enum status memory_create(const struct model *model,
                                      struct memory **out);
 void memory_destroy(struct memory *memory);
+
+/*
+ * What its softmax layers shall see of the past; full, unless this is called,
+ * which is before the first reserve.
+ *   RESOURCE_EXHAUSTED  no memory; nothing has changed
+ */
+MUST_CHECK enum status memory_set_policy(struct memory *memory,
+                                         const struct policy *policy);
+/* For struct span: NULL if that is full. */
+const struct policy *memory_policy(const struct memory *memory);
+
+/*
+ * Blocks lie in slots of memory_slot_bytes() that may leave RAM; indices and
+ * states stay. At most about max_bytes of blocks are in RAM at a time: what the
+ * session's policy has its rows see is bounded by steps, so those that it has
+ * not seen lately are let go when as much could have been touched. Called once,
+ * before the first reserve; the policy is not full. Passes of more than
+ * MEMORY_TIER_ROWS rows may go beyond the limit.
+ */
+#define MEMORY_TIER_ROWS GRID
+void memory_set_tier(struct memory *memory, struct spill *spill,
+                     size_t max_bytes);
+size_t memory_slot_bytes(const struct model *model,
+                         const struct policy *policy);
+/* The least that max_bytes can be. */
+size_t memory_tier_min(const struct model *model, const struct policy *policy);
+
+/* What lies where in a layer of this memory. */
+const struct mixer_plan *memory_plan(const struct memory *memory,
+                                     uint32_t layer);
 
 /*
  * A second memory of the same tokens, at the same position, that shares the
@@ -67,8 +98,9 @@ void memory_use(struct memory *memory, struct device *device);
 
 /* Bytes held now; of them, those of shared blocks; and what a session of
    n_token tokens would hold: the same, for a session that grew to n_token in
-   any number of reserves. */
+   any number of reserves. policy NULL is full. */
 size_t memory_bytes(const struct memory *memory);
 size_t memory_shared_bytes(const struct memory *memory);
-size_t memory_bytes_for(const struct model *model, uint64_t n_token);
+size_t memory_bytes_for(const struct model *model, const struct policy *policy,
+                        uint64_t n_token);
 #endif

@@ -7,6 +7,17 @@
 #define NONE UINT32_MAX
 #define SEEN_WAYS 4u
 
+uint64_t policy_scope(const struct policy *policy, uint64_t scope)
+{
+    char key[POLICY_TEXT_SIZE + sizeof(scope)] = {0};
+
+    if (policy->kind == POLICY_FULL)
+        return scope;
+    memcpy(key, &scope, sizeof(scope));
+    policy_format(policy, key + sizeof(scope));
+    return digest_64(key, sizeof(key));
+}
+
 enum kind { KIND_LIVE, KIND_LOOSE, KIND_GONE, KIND_COUNT };
 
 struct entry {

@@ -29,6 +29,10 @@
 #define PREFIX_EXPECT_MAX 64u /* snapshots under way */
 #define PREFIX_ENTRY_MIN 32u
 
+/* The scope of a session with this policy whose tenant's is `scope`: snapshots
+ * of another policy are of no use to it. Full: the same. */
+uint64_t policy_scope(const struct policy *policy, uint64_t scope);
+
 struct prefix_index;
 
 struct prefix_limits {

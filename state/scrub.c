@@ -400,7 +400,7 @@ static void check_entry(struct scrub *scrub, struct scrub_log *log)
 
     for (const char *letter = "so"; *letter && !entry->is_gone; letter++) {
         const struct value_place at = {*letter, log->uid, entry->position,
-                                       scrub->layer};
+                                       scrub->layer, &scrub->source.policy};
         enum status st = value_bytes(scrub->source.snapshots, &at) > 0
                              ? check_value(scrub, &at)
                              : STATUS_OK;
@@ -412,7 +412,8 @@ static void check_entry(struct scrub *scrub, struct scrub_log *log)
 
 static void check_block(struct scrub *scrub, struct scrub_log *log)
 {
-    const struct value_place at = {'b', log->uid, scrub->place, scrub->layer};
+    const struct value_place at = {'b', log->uid, scrub->place, scrub->layer,
+                                   &scrub->source.policy};
 
     if (scrub_has_block(log, scrub->place) &&
         value_bytes(scrub->source.snapshots, &at) > 0 &&

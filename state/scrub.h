@@ -23,6 +23,7 @@ struct scrub_source {
     struct journal *journal;
     struct snapshots *snapshots;
     struct uid session;
+    struct policy policy; /* its own, under which all of it was made */
     struct log_path path;
     uint64_t n_token; /* committed */
 };

@@ -33,8 +33,8 @@ uint64_t scrub_stop(const struct scrub *scrub, uint64_t after)
 static bool same_state(const struct scrub *scrub, const struct value_place *at,
                        const void *a, const void *b)
 {
-    const struct mixer_plan *plan =
-        model_plan(scrub->source.snapshots->model, at->layer);
+    const struct mixer_plan *plan = model_plan_for(
+        scrub->source.snapshots->model, at->layer, scrub->source.policy.index);
     void *copy = malloc(2 * plan->state_bytes), *other;
     bool same;
 
@@ -81,9 +81,13 @@ static bool is_same(struct scrub *scrub, const struct value_place *at,
 static void compare_entry(struct scrub *scrub, const struct scrub_log *log,
                           struct scrub_entry *entry, const struct image *image)
 {
+    const struct policy *policy = &scrub->source.policy;
+
     for (uint32_t i = 0; i < image->n_layer; i++) {
-        const struct value_place state = {'s', log->uid, entry->position, i};
-        const struct value_place open = {'o', log->uid, entry->position, i};
+        const struct value_place state = {'s', log->uid, entry->position, i,
+                                          policy};
+        const struct value_place open = {'o', log->uid, entry->position, i,
+                                         policy};
 
         entry->is_bad |= !is_same(scrub, &state, image->layer[i].state);
         entry->is_bad |= !is_same(scrub, &open, image->layer[i].open);
@@ -94,9 +98,10 @@ static void compare_block(struct scrub *scrub, struct scrub_log *log,
                           uint64_t b, const struct image *image)
 {
     for (uint32_t i = 0; i < image->n_layer; i++) {
-        const struct value_place at = {'b', log->uid, b, i};
-        const struct mixer_plan *plan =
-            model_plan(scrub->source.snapshots->model, i);
+        const struct value_place at = {'b', log->uid, b, i,
+                                       &scrub->source.policy};
+        const struct mixer_plan *plan = model_plan_for(
+            scrub->source.snapshots->model, i, scrub->source.policy.index);
 
         if (plan->block_bytes > 0 &&
             !is_same(scrub, &at,

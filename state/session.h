@@ -7,6 +7,7 @@
  */
 #include "base/digest.h"
 #include "base/status.h"
+#include "model/policy.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -74,6 +75,8 @@ struct session_meta {
     enum durability durability;
     char tenant[TENANT_SIZE]; /* whose it is; "": nobody in particular */
     bool is_pinned;           /* not to be evicted from the store */
+    struct policy policy;     /* what softmax layers see, for good: states are a
+                                 function of tokens and policy */
     uint32_t n_label;
     struct label label[LABEL_MAX];
 };

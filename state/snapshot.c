@@ -125,11 +125,20 @@ static enum status save_value(struct snapshots *snapshots,
     return st;
 }
 
+static struct numerics numerics_of(const struct snapshots *snapshots,
+                                   const struct image *image)
+{
+    struct numerics numerics = snapshots->numerics;
+
+    numerics.policy = image->policy;
+    return numerics;
+}
+
 static struct value_head head_of(const struct snapshots *snapshots,
                                  const struct image *image, uint32_t layer)
 {
     return (struct value_head){.uid = image->log,
-                               .numerics = snapshots->numerics,
+                               .numerics = numerics_of(snapshots, image),
                                .position = image->position,
                                .chain = image->chain,
                                .place = image->position,
@@ -157,7 +166,8 @@ static enum status save_values(struct snapshots *snapshots,
 
     for (uint64_t b = image->first_block; !st && b < image->n_block; b++)
         for (uint32_t i = 0; !st && i < image->n_layer; i++) {
-            size_t n = model_plan(snapshots->model, i)->block_bytes;
+            size_t n =
+                model_plan_for(snapshots->model, i, image->index)->block_bytes;
             struct key key = value_key('b', image->log, b, i);
             struct value_head head = head_of_block(snapshots, image, b, i);
 
@@ -167,7 +177,8 @@ static enum status save_values(struct snapshots *snapshots,
                                 n);
         }
     for (uint32_t i = 0; !st && i < image->n_layer; i++) {
-        const struct mixer_plan *plan = model_plan(snapshots->model, i);
+        const struct mixer_plan *plan =
+            model_plan_for(snapshots->model, i, image->index);
         const struct image_layer *layer = &image->layer[i];
         uint64_t position = image->position;
         struct key state = value_key('s', image->log, position, i);
@@ -244,6 +255,16 @@ static void add_entry(struct snapshots *snapshots, struct manifest *manifest,
         remove_entry(snapshots, manifest, i);
 }
 
+/* May its snapshots stay beside the image's? Without any it says nothing. */
+static bool is_like(const struct manifest *manifest,
+                    const struct snapshots *snapshots,
+                    const struct image *image)
+{
+    return numerics_equal(manifest->numerics, snapshots->numerics) &&
+           (manifest->n == 0 ||
+            digest_equal(manifest->numerics.policy, image->policy));
+}
+
 /* The commit point: manifest and deletions, synced. */
 static enum status save_manifest(struct snapshots *snapshots,
                                  const struct image *image)
@@ -253,15 +274,16 @@ static enum status save_manifest(struct snapshots *snapshots,
     enum status st = read_manifest(snapshots, image->log, &manifest);
 
     if (st == STATUS_DATA_LOSS || st == STATUS_FAILED_PRECONDITION ||
-        (!st && !numerics_equal(manifest.numerics, snapshots->numerics))) {
-        manifest = (struct manifest){.uid = image->log,
-                                     .numerics = snapshots->numerics};
+        (!st && !is_like(&manifest, snapshots, image))) {
+        manifest = (struct manifest){.uid = image->log};
         drop_positions(snapshots, image->log, 0, image->position);
         drop_positions(snapshots, image->log, image->position + 1, UINT64_MAX);
     } else if (st) {
         return st;
     }
     manifest.session = image->label.session;
+    manifest.numerics = numerics_of(snapshots, image);
+    manifest.index = image->index;
     manifest.base = image->base;
     add_entry(snapshots, &manifest, image);
     writer_clear(&snapshots->frame);
@@ -431,7 +453,8 @@ static size_t manifest_bytes(const struct snapshots *snapshots,
     for (uint32_t i = 0; i < manifest->n; i++)
         n_open += manifest->entry[i].position % KV_BLOCK != 0;
     for (uint32_t i = 0; i < snapshots->n_layer; i++) {
-        const struct mixer_plan *plan = model_plan(snapshots->model, i);
+        const struct mixer_plan *plan =
+            model_plan_for(snapshots->model, i, manifest->index);
 
         n += manifest->n * plan->state_bytes +
              (n_open + n_block - first) * plan->block_bytes;

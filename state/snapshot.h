@@ -103,8 +103,10 @@ struct snapshot_label {
     bool is_pinned;     /* a client asked for it */
 };
 void image_label(struct image *image, const struct snapshot_label *label);
-/* Bytes in the store of one snapshot, all its blocks included. */
-size_t snapshot_bytes(const struct model *model, uint64_t position);
+/* Bytes in the store of one snapshot, all its blocks included; policy NULL is
+ * full. */
+size_t snapshot_bytes(const struct model *model, const struct policy *policy,
+                      uint64_t position);
 
 /*
  * Write the image and its manifest; drop snapshots that the manifest no longer
@@ -123,6 +125,7 @@ enum restore_reason {
     RESTORE_HIT,      /* the newest snapshot was used */
     RESTORE_NONE,     /* no snapshot exists */
     RESTORE_NUMERICS, /* other numerics id */
+    RESTORE_POLICY,   /* other memory policy */
     RESTORE_WEIGHTS,  /* other model */
     RESTORE_CHAIN,    /* belongs to other tokens */
     RESTORE_DAMAGED,  /* bytes failed their digest, or were missing */

@@ -23,7 +23,9 @@ void value_name(const struct value_place *at, char out[VALUE_NAME_SIZE])
 size_t value_bytes(const struct snapshots *snapshots,
                    const struct value_place *at)
 {
-    const struct mixer_plan *plan = model_plan(snapshots->model, at->layer);
+    const struct mixer_plan *plan =
+        model_plan_for(snapshots->model, at->layer,
+                       at->policy ? at->policy->index : INDEX_NONE);
 
     if (at->letter == 's')
         return plan->state_bytes;
@@ -62,6 +64,11 @@ enum status value_check(const struct snapshots *snapshots,
         (void)status_fail(STATUS_FAILED_PRECONDITION,
                           "it is of another model or numerics id");
         return status_because("NUMERICS_MISMATCH");
+    }
+    if (!digest_equal(head.numerics.policy, policy_digest(at->policy))) {
+        (void)status_fail(STATUS_FAILED_PRECONDITION,
+                          "it was made under another memory policy");
+        return status_because("POLICY_MISMATCH");
     }
     if (!uid_equal(head.uid, at->owner) || head.place != at->place ||
         head.layer != at->layer || head.n_token != n_token_of(at) ||

@@ -15,6 +15,7 @@ struct value_place {
     struct uid owner;
     uint64_t place;
     uint32_t layer;
+    const struct policy *policy; /* of its session; NULL: full */
 };
 
 /* "block 7 of layer 3" */
@@ -23,7 +24,8 @@ void value_name(const struct value_place *at, char out[VALUE_NAME_SIZE]);
 
 /* The kind of its frame. */
 enum frame_kind value_kind(char letter);
-/* Bytes of its payload by the model's plan; 0: this layer has none there. */
+/* Bytes of its payload by the model's plan for sessions of this policy; 0: this
+ * layer has none there. */
 size_t value_bytes(const struct snapshots *snapshots,
                    const struct value_place *at);
 
@@ -33,7 +35,8 @@ size_t value_bytes(const struct snapshots *snapshots,
  *   DATA_LOSS            its frame or its fields are not sound, or it is not
  *                        this value
  *   FAILED_PRECONDITION  of another model or numerics id, or version
- *                        (NUMERICS_MISMATCH); or of other tokens
+ *                        (NUMERICS_MISMATCH); or of another policy
+ *                        (POLICY_MISMATCH), or of other tokens
  *                        (CHAIN_MISMATCH)
  */
 MUST_CHECK enum status value_check(const struct snapshots *snapshots,

@@ -17,16 +17,33 @@ struct image_pool {
     uint32_t n;
 };
 
-static size_t copy_bytes(const struct model *model, uint64_t position)
+static size_t copy_bytes(const struct model *model, enum index_kind index,
+                         uint64_t position)
 {
     size_t n = 0;
 
     for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
-        n += model_plan(model, i)->state_bytes;
+        const struct mixer_plan *plan = model_plan_for(model, i, index);
+
+        n += plan->state_bytes;
         if (position % KV_BLOCK)
-            n += model_plan(model, i)->block_bytes;
+            n += plan->block_bytes;
     }
     return n;
+}
+
+/* Under whichever policy; with a device there is but one. */
+static size_t most_copy_bytes(const struct model *model)
+{
+    const int n_index = model_device(model) ? 1 : N_INDEX;
+    size_t most = 0;
+
+    for (int k = 0; k < n_index; k++) {
+        const size_t n = copy_bytes(model, (enum index_kind)k, 1);
+
+        most = n > most ? n : most;
+    }
+    return most;
 }
 
 enum status image_pool_create(const struct model *model,
@@ -38,7 +55,7 @@ enum status image_pool_create(const struct model *model,
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for a pool of images");
     pool->device = model_device(model);
-    pool->room_bytes = copy_bytes(model, 1);
+    pool->room_bytes = most_copy_bytes(model);
     *out = pool;
     return STATUS_OK;
 }
@@ -87,11 +104,10 @@ static const void *copy(struct image *image, const void *from, size_t bytes,
     return to;
 }
 
-static void copy_layer(struct image *image, const struct model *model,
-                       uint32_t layer, const struct memory *memory,
-                       unsigned char **room)
+static void copy_layer(struct image *image, uint32_t layer,
+                       const struct memory *memory, unsigned char **room)
 {
-    const struct mixer_plan *plan = model_plan(model, layer);
+    const struct mixer_plan *plan = memory_plan(memory, layer);
     struct image_layer *out = &image->layer[layer];
 
     if (plan->state_bytes > 0)
@@ -147,8 +163,11 @@ enum status image_create(const struct model *model,
         image->base = *source->base;
     assert(log_pieces_end(&image->base) <= image->first_block * KV_BLOCK);
     image->n_layer = n_layer;
+    if (memory_policy(memory))
+        image->index = memory_policy(memory)->index;
+    image->policy = policy_digest(memory_policy(memory));
     image->device = model_device(model);
-    image->copy_bytes = copy_bytes(model, image->position);
+    image->copy_bytes = copy_bytes(model, image->index, image->position);
     image->pool = source->pool;
     image->block = calloc(n_save * n_layer + 1, sizeof(void *));
     image->end_chain = calloc(n_save + 1, sizeof(*image->end_chain));
@@ -160,7 +179,7 @@ enum status image_create(const struct model *model,
     chain_blocks(image, source);
     room = image->copy;
     for (uint32_t i = 0; i < n_layer; i++)
-        copy_layer(image, model, i, memory, &room);
+        copy_layer(image, i, memory, &room);
     /* The store thread reads it by the other queue. */
     device_follow(device_side(image->device), image->device);
     *out = image;
@@ -192,13 +211,15 @@ void image_label(struct image *image, const struct snapshot_label *label)
     image->label = *label;
 }
 
-size_t snapshot_bytes(const struct model *model, uint64_t position)
+size_t snapshot_bytes(const struct model *model, const struct policy *policy,
+                      uint64_t position)
 {
+    const enum index_kind index = policy ? policy->index : INDEX_NONE;
     uint64_t n_block = position / KV_BLOCK + (position % KV_BLOCK != 0);
     size_t n = 0;
 
     for (uint32_t i = 0; i < model_config(model)->n_layer; i++)
-        n += model_plan(model, i)->state_bytes +
-             n_block * model_plan(model, i)->block_bytes;
+        n += model_plan_for(model, i, index)->state_bytes +
+             n_block * model_plan_for(model, i, index)->block_bytes;
     return n;
 }

@@ -5,7 +5,7 @@
  * the store thread reads it. With a device the copies are made within it, at
  * once, and come to the host only when they are stored.
  */
-#include "state/snapshot.h"
+#include "state/snapshot_value.h"
 
 struct image_layer {
     const void *state;  /* copy, or NULL */
@@ -22,6 +22,8 @@ struct image {
     struct digest *end_chain; /* [n_block - first_block] at their ends; owned */
     struct log_path base;     /* of blocks before them */
     uint32_t n_layer;
+    enum index_kind index; /* of its policy, for what lies where, */
+    struct digest policy;  /* and that itself */
     size_t copy_bytes;
     unsigned char *copy;     /* [copy_bytes] states and open blocks; owned */
     struct image_pool *pool; /* that gave it, or NULL */

@@ -34,12 +34,26 @@ static enum restore_reason damaged(const char *what, uint64_t place,
     return RESTORE_DAMAGED;
 }
 
-static enum restore_reason other_numerics(const struct snapshots *snapshots,
+/* RESTORE_HIT, or in what it differs from the memory that it would fill. */
+static enum restore_reason check_numerics(const struct snapshots *snapshots,
+                                          const struct memory *memory,
                                           struct numerics its)
 {
-    return digest_equal(its.fingerprint, snapshots->numerics.fingerprint)
-               ? RESTORE_NUMERICS
-               : RESTORE_WEIGHTS;
+    if (!digest_equal(its.fingerprint, snapshots->numerics.fingerprint)) {
+        (void)status_fail(STATUS_FAILED_PRECONDITION, "it is of another model");
+        return RESTORE_WEIGHTS;
+    }
+    if (!digest_equal(its.id, snapshots->numerics.id)) {
+        (void)status_fail(STATUS_FAILED_PRECONDITION,
+                          "it is of another numerics id");
+        return RESTORE_NUMERICS;
+    }
+    if (!digest_equal(its.policy, policy_digest(memory_policy(memory)))) {
+        (void)status_fail(STATUS_FAILED_PRECONDITION,
+                          "it was made under another memory policy");
+        return RESTORE_POLICY;
+    }
+    return RESTORE_HIT;
 }
 
 /* What a value must say of itself; its bytes then go to `to`. */
@@ -61,15 +75,18 @@ static enum restore_reason take_value(struct attempt *attempt,
     struct value_head head;
     const void *data;
     size_t data_bytes;
+    enum restore_reason reason;
 
     if (value_get(bytes, n_bytes, wanted->kind, &head, &data, &data_bytes))
         return damaged(wanted->what, wanted->place, wanted->layer);
-    if (!numerics_equal(head.numerics, attempt->snapshots->numerics)) {
+    reason = check_numerics(attempt->snapshots, attempt->memory, head.numerics);
+    if (reason != RESTORE_HIT) {
+        struct cause cause = *status_cause();
+
         (void)status_fail(STATUS_FAILED_PRECONDITION,
-                          "%s %lu of layer %u is of another model or numerics "
-                          "id",
-                          wanted->what, wanted->place, wanted->layer);
-        return other_numerics(attempt->snapshots, head.numerics);
+                          "%s %lu of layer %u: %.200s", wanted->what,
+                          wanted->place, wanted->layer, cause.text);
+        return reason;
     }
     if (!uid_equal(head.uid, wanted->owner) || head.place != wanted->place ||
         head.layer != wanted->layer || head.n_token != wanted->n_token ||
@@ -115,8 +132,7 @@ static enum restore_reason load_layers(struct attempt *attempt)
     enum restore_reason reason = RESTORE_HIT;
 
     for (uint32_t i = 0; !reason && i < attempt->snapshots->n_layer; i++) {
-        const struct mixer_plan *plan =
-            model_plan(attempt->snapshots->model, i);
+        const struct mixer_plan *plan = memory_plan(attempt->memory, i);
         struct wanted wanted = {.owner = attempt->manifest->uid,
                                 .kind = FRAME_STATE,
                                 .what = "state",
@@ -178,8 +194,7 @@ static enum restore_reason load_piece(struct attempt *attempt, struct uid owner,
         return damaged("block", first, 0);
     for (uint64_t b = first; !reason && b < n; b++)
         for (uint32_t i = 0; !reason && i < attempt->snapshots->n_layer; i++) {
-            const struct mixer_plan *plan =
-                model_plan(attempt->snapshots->model, i);
+            const struct mixer_plan *plan = memory_plan(attempt->memory, i);
             struct wanted wanted = {.owner = owner,
                                     .kind = FRAME_BLOCK,
                                     .what = "block",
@@ -223,8 +238,7 @@ static void wipe(const struct attempt *attempt)
     uint64_t n_block = (attempt->position + KV_BLOCK - 1) / KV_BLOCK;
 
     for (uint32_t i = 0; i < attempt->snapshots->n_layer; i++) {
-        const struct mixer_plan *plan =
-            model_plan(attempt->snapshots->model, i);
+        const struct mixer_plan *plan = memory_plan(attempt->memory, i);
 
         device_zero(attempt->snapshots->device, state_of(attempt, i),
                     plan->state_bytes);
@@ -244,7 +258,6 @@ static enum status fill(struct attempt *attempt, struct memory *memory,
     enum status st;
 
     memory_use(memory, device);
-    attempt->memory = memory;
     st = memory_reserve(memory, attempt->position);
     if (!st) {
         *out = load_layers(attempt);
@@ -270,14 +283,12 @@ static enum status try_entry(struct snapshots *snapshots,
     struct attempt attempt = {.snapshots = snapshots,
                               .chains = chains,
                               .manifest = manifest,
-                              .position = entry->position};
+                              .position = entry->position,
+                              .memory = memory};
 
-    if (!numerics_equal(manifest->numerics, snapshots->numerics)) {
-        (void)status_fail(STATUS_FAILED_PRECONDITION,
-                          "it is of another model or numerics id");
-        *out = other_numerics(snapshots, manifest->numerics);
+    *out = check_numerics(snapshots, memory, manifest->numerics);
+    if (*out != RESTORE_HIT)
         return STATUS_OK;
-    }
     if (!chains_match(chains, entry->position, entry->chain)) {
         (void)status_fail(STATUS_FAILED_PRECONDITION,
                           "it was made from other tokens");

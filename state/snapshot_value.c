@@ -2,10 +2,22 @@
 
 #include "state/lineage.h"
 
+#include <string.h>
+
 bool numerics_equal(struct numerics a, struct numerics b)
 {
     return digest_equal(a.fingerprint, b.fingerprint) &&
            digest_equal(a.id, b.id);
+}
+
+struct digest policy_digest(const struct policy *policy)
+{
+    char text[POLICY_TEXT_SIZE];
+
+    if (!policy || policy->kind == POLICY_FULL)
+        return (struct digest){0};
+    policy_format(policy, text);
+    return digest_bytes(text, strlen(text));
 }
 
 static void put_owner(struct writer *writer, struct uid uid,
@@ -15,6 +27,7 @@ static void put_owner(struct writer *writer, struct uid uid,
     writer_u64(writer, uid.lo);
     writer_digest(writer, numerics.fingerprint);
     writer_digest(writer, numerics.id);
+    writer_digest(writer, numerics.policy);
 }
 
 static void get_owner(struct reader *reader, struct uid *uid,
@@ -24,6 +37,7 @@ static void get_owner(struct reader *reader, struct uid *uid,
     uid->lo = reader_u64(reader);
     numerics->fingerprint = reader_digest(reader);
     numerics->id = reader_digest(reader);
+    numerics->policy = reader_digest(reader);
 }
 
 static void put_base(struct writer *writer, const struct log_path *base)
@@ -63,6 +77,7 @@ enum status manifest_put(struct writer *writer, const struct manifest *manifest)
     put_owner(writer, manifest->uid, manifest->numerics);
     writer_u64(writer, manifest->session.hi);
     writer_u64(writer, manifest->session.lo);
+    writer_u32(writer, manifest->index);
     put_base(writer, &manifest->base);
     writer_u32(writer, manifest->n);
     for (uint32_t i = 0; i < manifest->n; i++) {
@@ -82,6 +97,7 @@ enum status manifest_get(const void *bytes, size_t n_bytes,
 {
     struct manifest manifest = {0};
     struct reader reader;
+    uint32_t index;
     bool is_sound = true;
     enum status st =
         frame_open(bytes, n_bytes, FRAME_MANIFEST, MANIFEST_VERSION, &reader);
@@ -91,9 +107,11 @@ enum status manifest_get(const void *bytes, size_t n_bytes,
     get_owner(&reader, &manifest.uid, &manifest.numerics);
     manifest.session.hi = reader_u64(&reader);
     manifest.session.lo = reader_u64(&reader);
-    if (!get_base(&reader, &manifest.base))
+    index = reader_u32(&reader);
+    if (index >= N_INDEX || !get_base(&reader, &manifest.base))
         return status_fail(STATUS_DATA_LOSS,
                            "manifest has a field out of range");
+    manifest.index = (enum index_kind)index;
     manifest.n = reader_u32(&reader);
     if (manifest.n > SNAPSHOT_KEEP_MAX)
         return status_fail(STATUS_DATA_LOSS,

@@ -8,8 +8,8 @@
 #include "proto/frame.h"
 #include "state/snapshot.h"
 
-#define SNAPSHOT_VERSION 1u /* of values */
-#define MANIFEST_VERSION 3u
+#define SNAPSHOT_VERSION 2u /* of values */
+#define MANIFEST_VERSION 4u
 #define MANIFEST_BYTES_MAX (64u << 10)
 #define SNAPSHOT_VALUE_MAX (256u << 20) /* bytes of one value */
 
@@ -17,13 +17,18 @@
 struct numerics {
     struct digest fingerprint; /* of the model */
     struct digest id;          /* of the text model_numerics() */
+    struct digest policy;      /* of what the softmax layers see */
 };
+/* But for their policies: are they of one model and its numerics? */
 bool numerics_equal(struct numerics a, struct numerics b);
+/* 0 for full, which may also be NULL. */
+struct digest policy_digest(const struct policy *policy);
 
 struct manifest {
     struct uid uid, session; /* as struct snapshot_owned */
     struct numerics numerics;
-    struct log_path base; /* leading blocks that lie with other logs */
+    enum index_kind index; /* of its policy: how large its values are */
+    struct log_path base;  /* leading blocks that lie with other logs */
     uint32_t n;
     struct snapshot_entry entry[SNAPSHOT_KEEP_MAX]; /* newest first */
 };

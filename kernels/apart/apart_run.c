@@ -246,6 +246,7 @@ static struct attend_span *near_spans(const struct attend_span *span,
 
         for (uint64_t b = 0; b < n_block; b++)
             block[b] = apart_near(far[b]);
+        assert(!span[i].place); /* no memory policies there */
         it[i] = span[i];
         it[i].block = block;
     }

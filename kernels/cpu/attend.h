@@ -57,7 +57,7 @@ struct group {
 struct attend_kernel {
     void (*scale)(const struct rows *rows); /* fill q */
     /* Fill rotated, before the groups of a task meet the block. */
-    void (*rotate)(const struct group *group, uint64_t block);
+    void (*rotate)(const struct group *group, struct key_place place);
     /* Those rows against the block, merged into out, sum and max. */
     void (*group)(struct group *group);
     bf16_tile_work *product; /* of PAIR and TILE */
@@ -67,6 +67,15 @@ struct attend_kernel {
 extern const struct attend_kernel attend_f32_avx2, attend_f32_avx512,
     attend_pair_avx2, attend_pair_avx512, attend_pair_avx512_bf16,
     attend_tile_avx2, attend_tile_avx512, attend_tile_amx;
+
+/* The angles of 16 keys from j on of a place whose block of the table has them
+ * in row. */
+LANES_INLINE v16 attend_angles(const float *row, struct key_place place,
+                               size_t j)
+{
+    return place.is_flat ? v16_set1(row[place.position % KV_BLOCK])
+                         : v16_load(row + j);
+}
 
 /* Floats of a group's arrays, and of q, out, sum and max of a task's rows. */
 size_t LANES_NAME(attend_group_floats)(struct attend_shape shape);

@@ -55,34 +55,39 @@ LANES_INLINE void store_words(uint32_t *x, v16 words)
 
 /* Angles of one pair of dimensions, and that pair of 16 keys; rotated in place
  * as rope does it. */
-LANES_INLINE void rotate_pair(const float *cosine, const float *sine, v16 *x,
-                              v16 *y)
+LANES_INLINE void rotate_pair(v16 c, v16 s, v16 *x, v16 *y)
 {
-    v16 c = v16_load(cosine), s = v16_load(sine), was = *x;
+    v16 was = *x;
 
     *x = v16_fms(was, c, v16_mul(*y, s));
     *y = v16_fma(*y, c, v16_mul(was, s));
 }
 
 /* Two pairs lie in the halves of two words. */
-static void rotate_even(const struct rope_table *table, size_t block,
-                        const uint32_t *k, uint32_t *to)
+LANES_INLINE void rotate_even(const struct rope_table *table,
+                              struct key_place place, const uint32_t *k,
+                              uint32_t *to)
 {
     const size_t n_pair = table->n_rot / 2, apart = n_pair / 2 * KV_BLOCK;
-    const float *cosine = table->cos + block * n_pair * KV_BLOCK;
-    const float *sine = table->sin + block * n_pair * KV_BLOCK;
+    const size_t angle = place.position / KV_BLOCK * n_pair * KV_BLOCK;
 
     for (size_t i = 0; i < n_pair / 2; i++) {
-        for (size_t j = i * KV_BLOCK; j < (i + 1) * KV_BLOCK; j += LANES) {
-            const size_t low = j + i * KV_BLOCK, high = low + KV_BLOCK;
-            v16 x = load_words(k + j), x0 = v16_low(x), x1 = v16_high(x);
-            v16 y = load_words(k + j + apart);
+        const float *c0 = table->cos + angle + 2 * i * KV_BLOCK;
+        const float *s0 = table->sin + angle + 2 * i * KV_BLOCK;
+        const float *c1 = c0 + KV_BLOCK, *s1 = s0 + KV_BLOCK;
+
+        for (size_t j = 0; j < KV_BLOCK; j += LANES) {
+            const size_t at = i * KV_BLOCK + j;
+            v16 x = load_words(k + at), x0 = v16_low(x), x1 = v16_high(x);
+            v16 y = load_words(k + at + apart);
             v16 y0 = v16_low(y), y1 = v16_high(y);
 
-            rotate_pair(cosine + low, sine + low, &x0, &y0);
-            rotate_pair(cosine + high, sine + high, &x1, &y1);
-            store_words(to + j, v16_words(x0, x1));
-            store_words(to + j + apart, v16_words(y0, y1));
+            rotate_pair(attend_angles(c0, place, j),
+                        attend_angles(s0, place, j), &x0, &y0);
+            rotate_pair(attend_angles(c1, place, j),
+                        attend_angles(s1, place, j), &x1, &y1);
+            store_words(to + at, v16_words(x0, x1));
+            store_words(to + at + apart, v16_words(y0, y1));
         }
     }
 }
@@ -96,29 +101,30 @@ LANES_INLINE v16 keys_at(const uint32_t *k, size_t d, size_t j)
 }
 
 /* The same rotated. */
-static v16 rotated_at(const struct rope_table *table, size_t block,
+static v16 rotated_at(const struct rope_table *table, struct key_place place,
                       const uint32_t *k, size_t d, size_t j)
 {
     const size_t n_pair = table->n_rot / 2, i = d < n_pair ? d : d - n_pair;
-    const size_t at = (block * n_pair + i) * KV_BLOCK + j;
+    const size_t at = (place.position / KV_BLOCK * n_pair + i) * KV_BLOCK;
     v16 x = keys_at(k, i, j), y = keys_at(k, i + n_pair, j);
 
-    rotate_pair(table->cos + at, table->sin + at, &x, &y);
+    rotate_pair(attend_angles(table->cos + at, place, j),
+                attend_angles(table->sin + at, place, j), &x, &y);
     return d < n_pair ? x : y;
 }
 
 /* An odd number of pairs: the halves of a word may be of both sorts. */
-static void rotate_odd(const struct rope_table *table, size_t block,
+static void rotate_odd(const struct rope_table *table, struct key_place place,
                        const uint32_t *k, uint32_t *to)
 {
     for (size_t d = 0; d < table->n_rot; d += 2)
         for (size_t j = 0; j < KV_BLOCK; j += LANES)
             store_words(to + d / 2 * KV_BLOCK + j,
-                        v16_words(rotated_at(table, block, k, d, j),
-                                  rotated_at(table, block, k, d + 1, j)));
+                        v16_words(rotated_at(table, place, k, d, j),
+                                  rotated_at(table, place, k, d + 1, j)));
 }
 
-static void rotate_keys(const struct group *g, uint64_t block)
+static void rotate_keys(const struct group *g, struct key_place place)
 {
     const struct rope_table *table = g->rows->args->table;
     const size_t n_word = table->n_rot / 2, n_near = n_near_pair(g->rows);
@@ -126,9 +132,12 @@ static void rotate_keys(const struct group *g, uint64_t block)
     uint32_t *to = g->rotated;
 
     if (n_word % 2)
-        rotate_odd(table, block, k, to);
+        rotate_odd(table, place, k, to);
+    else if (place.is_flat)
+        rotate_even(table, place, k, to);
     else
-        rotate_even(table, block, k, to);
+        rotate_even(table, (struct key_place){.position = place.position}, k,
+                    to);
     memcpy(to + n_word * KV_BLOCK, k + n_word * KV_BLOCK,
            (n_near - n_word) * KV_BLOCK * sizeof(*k));
 }

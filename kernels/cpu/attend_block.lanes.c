@@ -164,7 +164,7 @@ void LANES_NAME(attend_block)(const struct rows *rows, struct group *g,
     g->next = next_keys(rows, block);
     if (fetches)
         fetch(rows, block + 1, 0, slice);
-    rows->kernel->rotate(g, block);
+    rows->kernel->rotate(g, key_place_of(rows->span, block));
     while (at < end) {
         uint64_t stop = at + n_position, edge = (at / KV_BLOCK + 1) * KV_BLOCK;
         stop = stop < edge ? stop : edge;

@@ -28,7 +28,7 @@ static void scale_rows(const struct rows *rows)
 }
 
 /* A block of keys with its leading dimensions rotated, lanes are keys. */
-static void rotate_keys(const struct group *g, uint64_t block)
+static void rotate_keys(const struct group *g, struct key_place place)
 {
     const struct rows *rows = g->rows;
     const struct rope_table *table = rows->args->table;
@@ -38,10 +38,10 @@ static void rotate_keys(const struct group *g, uint64_t block)
 
     for (size_t i = 0; i < n_pair; i++) {
         size_t first = i * KV_BLOCK, second = (i + n_pair) * KV_BLOCK;
-        size_t angle = (block * n_pair + i) * KV_BLOCK;
+        size_t angle = (place.position / KV_BLOCK * n_pair + i) * KV_BLOCK;
         for (size_t j = 0; j < KV_BLOCK; j += LANES) {
-            v16 c = v16_load(table->cos + angle + j);
-            v16 s = v16_load(table->sin + angle + j);
+            v16 c = attend_angles(table->cos + angle, place, j);
+            v16 s = attend_angles(table->sin + angle, place, j);
             v16 x = v16_load(k + first + j), y = v16_load(k + second + j);
             v16_store(to + first + j, v16_fms(x, c, v16_mul(y, s)));
             v16_store(to + second + j, v16_fma(y, c, v16_mul(x, s)));

@@ -1,6 +1,7 @@
 /* The backends of one instruction set, and of those that add products to it. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/index.h"
 #include "kernels/move.h"
 
 /* All but those that are products. */
@@ -8,7 +9,8 @@
     .arithmetics = ARITHMETICS_CPU, .rms_norm = LANES_NAME(rms_norm),          \
     .gated_norm = LANES_NAME(gated_norm), .swiglu = LANES_NAME(swiglu),        \
     .gate = LANES_NAME(gate), .embed = move_embed, .rope = LANES_NAME(rope),   \
-    .kv_append = move_kv_append, .conv = LANES_NAME(conv),                     \
+    .kv_append = move_kv_append, .kv_seal = index_seal,                        \
+    .kv_score = LANES_NAME(kv_score), .conv = LANES_NAME(conv),                \
     .delta_gate = LANES_NAME(delta_gate), .route = LANES_NAME(route),          \
     .combine = LANES_NAME(combine), .draw = LANES_NAME(draw),                  \
     .peaks = LANES_NAME(peaks)

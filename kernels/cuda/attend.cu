@@ -180,6 +180,7 @@ static void launch(struct gpu *gpu, const struct attend_frame *frame,
 
     for (uint32_t i = 0; i < args->n_span; i++) {
         uint64_t n_packed = (uint64_t)args->span[i].n_row * frame->group;
+        assert(!args->span[i].place); /* no memory policies here */
         if ((!is_fixed && n_packed > n_few) == is_many)
             list[n++] = args->span[i];
         if (n == SPAN_MAX || (n && i + 1 == args->n_span)) {

@@ -14,7 +14,7 @@ struct partial {
 /* What one row sees of one block. */
 struct seen {
     const void *k, *v; /* of its KV head */
-    uint64_t block;    /* index */
+    struct key_place place;
     uint32_t n_key;
 };
 
@@ -47,7 +47,7 @@ static float value_at(const struct attend_args *a, const void *v, size_t j,
         ((const uint16_t *)v)[(j / 2 * d_head + e) * 2 + j % 2]);
 }
 
-/* The same key rotated by its position. */
+/* The same key rotated by the position that it is taken to have. */
 static float rotated(const struct attend_args *a, const struct seen *seen,
                      size_t d, size_t j)
 {
@@ -56,7 +56,8 @@ static float rotated(const struct attend_args *a, const struct seen *seen,
     if (d >= 2 * n_pair)
         return key_at(a, seen->k, d, j);
     size_t i = d < n_pair ? d : d - n_pair;
-    size_t at = (seen->block * n_pair + i) * KV_BLOCK + j;
+    uint64_t p = seen->place.position + (seen->place.is_flat ? 0 : j);
+    size_t at = (p / KV_BLOCK * n_pair + i) * KV_BLOCK + p % KV_BLOCK;
     float cosine = a->table->cos[at], sine = a->table->sin[at];
     float x = key_at(a, seen->k, i, j);
     float y = key_at(a, seen->k, i + n_pair, j);
@@ -150,7 +151,7 @@ static void attend_row(const struct attend_args *a, const struct row *row,
         uint64_t left = row->position + 1 - b * KV_BLOCK;
         struct seen seen = {.k = block + kv_keys_at(a->shape, kv_head),
                             .v = block + kv_values_at(a->shape, kv_head),
-                            .block = b,
+                            .place = key_place_of(row->span, b),
                             .n_key =
                                 left < KV_BLOCK ? (uint32_t)left : KV_BLOCK};
         attend_block(a, q, &seen, b ? &one : &all);

@@ -1,4 +1,5 @@
 #include "kernels/flush.h"
+#include "kernels/index.h"
 #include "kernels/move.h"
 #include "kernels/ref/ref.h"
 
@@ -17,6 +18,7 @@ static bool is_supported(void)
         ref_##name(pool, args);                                                \
         flush_end(before);                                                     \
     }
+FLUSHED(kv_score, kv_score_args)
 FLUSHED(linear, linear_args)
 FLUSHED(linear_add, linear_args)
 FLUSHED(ffn, ffn_args)
@@ -49,6 +51,8 @@ const struct backend backend_ref = {
     .embed = move_embed,
     .rope = rope,
     .kv_append = move_kv_append,
+    .kv_seal = index_seal,
+    .kv_score = kv_score,
     .attend = attend,
     .conv = conv,
     .delta_gate = delta_gate,

@@ -81,7 +81,7 @@ static enum status open_bench(struct bench *b, const struct attend_case *c,
         for (uint32_t i = 0; i < n_block; i++)
             block[i] = b->memory + ((size_t)s * n_block + i) * b->block_bytes;
         b->span[s] = (struct attend_span){s, POINT[point].n_row,
-                                          POINT[point].past, block};
+                                          POINT[point].past, block, NULL};
     }
     return peak_read_bytes(b->pool, n_byte, &b->read);
 }

@@ -93,6 +93,22 @@ class Commands(NodeTests, unittest.TestCase):
         self.bad(NOT_FOUND, "session", "generate", "--session", "nobody",
                  "--create=false", "--prompt", "x")
 
+    def test_a_session_has_a_policy_for_good(self):
+        policy = "infllm:sink=64:window=128:pick=64:step=4:keys=far:index=bounds"
+        self.good("session", "create", "far", "--policy",
+                  "infllm:window=128:pick=64:step=4")
+        made = json.loads(self.good("session", "get", "far", "--output", "json"))
+        self.assertEqual(made["policy"], policy)
+        prompt = CASE["prompt"] * 12
+        far = self.generate("--session", "far", "--prompt", prompt)
+        near = self.generate("--session", "near", "--policy", policy,
+                             "--prompt", prompt)
+        self.assertEqual(far, near)
+        self.bad(REFUSED, "for good", "generate", "--session", "far",
+                 "--policy", "quest", "--prompt", "x")
+        self.bad(USAGE, "no policy", "generate", "--policy", "qest", "--prompt",
+                 "x")
+
     def test_same_seed_same_text(self):
         def ask(seed):
             return self.good("generate", "--prompt", "The ship", "--seed", seed,

@@ -46,7 +46,7 @@ def measure(godwitd, model, folder, name, *options):
     done = run(godwitd, "--model", model, *RUN, "--out", paths[0], "--plot",
                paths[1], "--answers", paths[2], *options)
     same((done.returncode, done.stdout), (0, ""), done.stderr)
-    want("14 of 14: mqar at 1536 tokens" in done.stderr, done.stderr)
+    want("14 of 14: full, mqar at 1536 tokens" in done.stderr, done.stderr)
     found = re.search(r"prompts of (\d+) tokens, (\d+) of them", done.stderr)
     texts = []
     for path in paths:
@@ -158,7 +158,7 @@ def check_refusals(godwitd, model):
              "cwe needs"),
             (["--model", model, "--tasks", "mqar", "--lengths", "1001"],
              "even length"),
-            (["--model", model, "--policy", "window"], "full"),
+            (["--model", model, "--policy", "full,windows"], "there are: full"),
             (["--model", model, "--samples", "0"], "--samples"),
             (["--model", model, "--json"], "--json"),
             (["--model", model, "--show", "nadel"], "no task 'nadel'"),

@@ -2,7 +2,7 @@
 # nothing but libc, so that it runs where only a driver is installed; run.sh
 # brings it there. Here it is held to work, with the device that is not there.
 if(TARGET model)
-  set(parts ${PROJECT_SOURCE_DIR}/state/memory.c
+  set(parts ${PROJECT_SOURCE_DIR}/state/memory.c ${PROJECT_SOURCE_DIR}/state/spill.c
     ${PROJECT_SOURCE_DIR}/node/cmd_check.c ${PROJECT_SOURCE_DIR}/node/golden.c
     ${PROJECT_SOURCE_DIR}/node/golden_cases.c ${PROJECT_SOURCE_DIR}/node/solo.c
     ${PROJECT_SOURCE_DIR}/node/subcommand.c)

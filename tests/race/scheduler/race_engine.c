@@ -106,7 +106,7 @@ int main(void)
 
     need(shared != NULL);
     shared->node = node;
-    node->options.session_bytes = 3 * memory_bytes_for(node->model, 400);
+    node->options.session_bytes = 3 * memory_bytes_for(node->model, NULL, 400);
     node_start(node);
     need(pthread_create(&engine, NULL, run_engine, shared) == 0);
     need(pthread_create(&listener, NULL, listen_all, shared) == 0);

@@ -79,7 +79,7 @@ static inline void attend_by_cut(struct attend_bench *b,
         memset(b->block[i], stale, kv_block_bytes(b->shape));
     for (uint32_t t = 0; t < ATTEND_TOKEN; t += cut) {
         const uint32_t n = ATTEND_TOKEN - t < cut ? ATTEND_TOKEN - t : cut;
-        const struct attend_span span = {t, n, t, b->block};
+        const struct attend_span span = {t, n, t, b->block, NULL};
 
         backend->kv_append(pool, &(struct kv_append_args){b->shape, b->k, b->v,
                                                           kv_stride, kv_stride,

@@ -109,7 +109,7 @@ static struct attend_args args_of(const struct session *s,
 static void run(const struct session *s, const struct backend *backend,
                 struct pool *pool, uint32_t first, uint32_t n, float *out)
 {
-    struct attend_span span = {first, n, first, s->block};
+    struct attend_span span = {first, n, first, s->block, NULL};
     struct kv_append_args append = {s->shape,    s->k,  s->v, s->k_stride,
                                     s->v_stride, &span, 1};
     struct attend_args args = args_of(s, &span, out);
@@ -367,7 +367,7 @@ static void check_batch(struct shape shape, struct pool *const *pools)
     struct attend_span span[3];
     for (size_t i = 0; i < 3; i++) {
         span[i] = (struct attend_span){FIRST_ROW[i], N_ROW[i], POSITION[i],
-                                       s[i].block};
+                                       s[i].block, NULL};
         memcpy(q + FIRST_ROW[i] * stride, s[i].q + POSITION[i] * stride,
                N_ROW[i] * stride * sizeof(float));
     }
@@ -451,7 +451,7 @@ Test(attend, ranges_of_blocks_give_the_bits_of_one_call)
         EACH_BACKEND(backend)
         for (uint32_t c = 0; c < COUNT(N_ROW) * N_POOL; c++) {
             uint32_t n = N_ROW[c / N_POOL], first = N_TOKEN - n;
-            struct attend_span span = {first, n, first, s.block};
+            struct attend_span span = {first, n, first, s.block, NULL};
             if (is_skipped(backend, i, c))
                 continue;
             float *out = constant(out_floats(&s), 0.0f);
@@ -487,7 +487,8 @@ Test(attend, unequal_sessions_share_the_threads_and_keep_their_bits)
         float *want = whole(&s), *q = constant(97 * s.q_stride, 0.0f);
         struct attend_span span[4];
         for (uint32_t k = 0, row = 0; k < 4; row += N_ROW[k++]) {
-            span[k] = (struct attend_span){row, N_ROW[k], POSITION[k], s.block};
+            span[k] =
+                (struct attend_span){row, N_ROW[k], POSITION[k], s.block, NULL};
             memcpy(q + row * s.q_stride, s.q + POSITION[k] * s.q_stride,
                    N_ROW[k] * s.q_stride * sizeof(float));
         }
@@ -524,12 +525,13 @@ static void check_rounds(struct pool *pool, enum arithmetic arithmetic)
     struct attend_span span[N_SPAN];
 
     session_init(&s, (struct shape){{64, 1, 1024, arithmetic}, 0}, 11);
-    struct attend_span all = {0, N_TOKEN, 0, s.block};
+    struct attend_span all = {0, N_TOKEN, 0, s.block, NULL};
     backend_ref_found()->kv_append(
         NULL, &(struct kv_append_args){s.shape, s.k, s.v, s.k_stride,
                                        s.v_stride, &all, 1});
     for (uint32_t i = 0; i < N_SPAN; i++)
-        span[i] = (struct attend_span){i, 1, i % 2 ? i : 149 + i, s.block};
+        span[i] =
+            (struct attend_span){i, 1, i % 2 ? i : 149 + i, s.block, NULL};
     EACH_BACKEND(backend)
     {
         if (backend == backend_ref_found())

@@ -62,7 +62,7 @@ static uint64_t digest_attend(const struct backend *b, uint64_t hash,
 
     for (size_t i = 0; i < 3; i++)
         block[i] = constant(kv_block_bytes(shape) / sizeof(float), 0.0f);
-    struct attend_span span = {0, N_ROW, 0, block};
+    struct attend_span span = {0, N_ROW, 0, block, NULL};
     b->kv_append(NULL, &(struct kv_append_args){shape, kv, kv + D, 2 * D, 2 * D,
                                                 &span, 1});
     b->attend(NULL, &(struct attend_args){.shape = shape,

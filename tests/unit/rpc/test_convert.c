@@ -208,6 +208,10 @@ Test(convert, a_bad_generate_request_is_refused_by_field)
     INVALID(GENERATE, "request_id");
     with_text(11, longest);
     INVALID(GENERATE, "tenant");
+    with_text(18, "qest");
+    INVALID(GENERATE, "policy");
+    with_text(18, "quest:step=3");
+    INVALID(GENERATE, "policy");
     with_text(3, "another");
     REFUSED(GENERATE, NOT_FOUND, "MODEL_NOT_FOUND", "model");
 
@@ -479,6 +483,7 @@ Test(convert, generate_carries_every_field)
     write_number(&w, 10, (uint64_t)-5);
     write_text(&w, 11, "acme");
     write_number(&w, 16, 1);
+    write_text(&w, 18, "quest:pick=64");
     command = converts(METHOD_GENERATE, &note);
     g = &command->generate;
     cr_expect_eq(command->kind, COMMAND_GENERATE);
@@ -504,6 +509,8 @@ Test(convert, generate_carries_every_field)
     cr_expect(g->has_expected && g->expected_position == 10);
     cr_expect(g->has_resume && g->resume_position == 4);
     cr_expect(g->has_durability && g->durability == DURABILITY_NONE);
+    cr_expect(g->has_policy && g->policy.kind == POLICY_QUEST &&
+              g->policy.n_pick == 1);
     cr_expect_eq(g->priority, -5);
     cr_expect_str_eq(g->tenant, "acme");
     cr_expect(g->creates && g->wants_progress && !g->is_append);
@@ -527,7 +534,7 @@ Test(convert, absent_fields_take_their_defaults)
     cr_expect(g->sampling.max_tokens == 0 && g->sampling.n_logprob == -1);
     cr_expect(g->sampling.skip_special && !g->sampling.ignore_eos);
     cr_expect(!g->has_seed && !g->has_expected && !g->has_resume &&
-              !g->has_durability && !g->creates);
+              !g->has_durability && !g->has_policy && !g->creates);
     arena_destroy(command->arena);
 
     write_number(&sub, 3, (uint64_t)-1); /* top_k: off, as vLLM has it */
@@ -631,6 +638,7 @@ Test(convert, session_requests_carry_every_field)
     write_number(&subsub, 1, 60);
     write_message(&sub, 21, &subsub);
     write_number(&sub, 25, 1);
+    write_text(&sub, 26, "window");
     write_message(&w, 2, &sub);
     command = converts(METHOD_CREATE_SESSION, NULL);
     cr_expect_str_eq(command->create.name, "new");
@@ -639,6 +647,7 @@ Test(convert, session_requests_carry_every_field)
     cr_expect_str_eq(command->create.label[0].value, "v");
     cr_expect_eq(command->create.expire_ms, WALL_MS + 60000);
     cr_expect_eq(command->create.durability, DURABILITY_NONE);
+    cr_expect_eq(command->create.policy.kind, POLICY_WINDOW);
     arena_destroy(command->arena);
 
     w.n = sub.n = subsub.n = 0;

@@ -268,7 +268,7 @@ static uint32_t run(uint64_t number)
     uint32_t i;
 
     node->options.session_bytes =
-        (2 + draw(&seed, 3)) * memory_bytes_for(node->model, 900);
+        (2 + draw(&seed, 3)) * memory_bytes_for(node->model, NULL, 900);
     node->options.max_running = 1 + (uint32_t)draw(&seed, 6);
     node->options.max_queue = 3;
     node_tick(node, draw(&seed, 3) * 3000);

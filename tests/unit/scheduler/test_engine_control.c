@@ -163,7 +163,7 @@ Test(engine_control, limits_of_queue_memory_and_sessions_are_kept)
                            STATUS_RESOURCE_EXHAUSTED, "STATE_SLOTS"));
     node_stop(node);
     node->options.max_sessions = 100;
-    node->options.session_bytes = memory_bytes_for(node->model, 400);
+    node->options.session_bytes = memory_bytes_for(node->model, NULL, 400);
     node_start(node);
     cr_assert(reply_failed(node_call(node, generate(node, "m", "", 1000, 1)),
                            STATUS_RESOURCE_EXHAUSTED, "KV_MEMORY"));

@@ -333,7 +333,7 @@ Test(engine_fork, writes_no_block_that_its_ancestor_has)
 Test(engine_fork, forks_in_memory_cost_what_they_differ_in)
 {
     struct node *node = fork_node();
-    size_t one, all, small = resident_bytes(node->engine, 0);
+    size_t one, all, small = resident_bytes(node->engine, NULL, 0);
     char name[16];
 
     log_set_level(LOG_ERROR);
@@ -348,8 +348,9 @@ Test(engine_fork, forks_in_memory_cost_what_they_differ_in)
         cr_assert_not_null(table_find(node->engine, name)->resident);
     }
     all = resident_total(node->engine);
-    cr_assert_lt(all - one, 16 * (small + 2012 * 4 + 8192 +
-                                  memory_bytes_for(node->model, KV_BLOCK)));
+    cr_assert_lt(all - one,
+                 16 * (small + 2012 * 4 + 8192 +
+                       memory_bytes_for(node->model, NULL, KV_BLOCK)));
     cr_assert_lt(all, 3 * one, "%zu for one, %zu for 17", one, all);
     cr_assert_gt(node->engine->shared_bytes, 0);
     erase(node, "parent");

@@ -100,7 +100,7 @@ static struct node *small_node(void)
 {
     struct node *node = node_create(NULL);
 
-    node->options.store_bytes = 3 * snapshot_bytes(node->model, N_LOG);
+    node->options.store_bytes = 3 * snapshot_bytes(node->model, NULL, N_LOG);
     node->options.prefix_bytes = 0;
     node_start(node);
     log_set_level(LOG_ERROR);

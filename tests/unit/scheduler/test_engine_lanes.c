@@ -239,7 +239,8 @@ static void parked(enum durability durability)
     struct command *command;
     struct reply *low, *high;
 
-    node->options.session_bytes = memory_bytes_for(node->model, 900) * 3 / 2;
+    node->options.session_bytes =
+        memory_bytes_for(node->model, NULL, 900) * 3 / 2;
     node->options.durability = durability;
     node_start(node);
     command = talk(node, "low", 700, 100, 1);

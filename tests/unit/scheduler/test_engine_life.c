@@ -243,7 +243,7 @@ Test(engine_life, a_kill_at_any_step_loses_nothing_that_was_heard)
 Test(engine_life, idle_sessions_leave_memory_and_come_back)
 {
     struct node *node = node_create(NULL);
-    size_t one = memory_bytes_for(node->model, 300);
+    size_t one = memory_bytes_for(node->model, NULL, 300);
 
     node->options.session_bytes = 3 * one;
     node_start(node);
@@ -271,7 +271,7 @@ Test(engine_life, sessions_that_are_not_durable_keep_their_tokens)
 {
     struct node *node = node_create(NULL);
 
-    node->options.session_bytes = 3 * memory_bytes_for(node->model, 300);
+    node->options.session_bytes = 3 * memory_bytes_for(node->model, NULL, 300);
     node_start(node);
     for (uint32_t t = 0; t < N_TURN; t++)
         for (uint32_t s = 0; s < 8; s++) {
@@ -375,7 +375,8 @@ static void crowd_with(uint64_t room_tokens)
     struct command *command;
     uint64_t number;
 
-    node->options.session_bytes = memory_bytes_for(node->model, 1200) + 16384;
+    node->options.session_bytes =
+        memory_bytes_for(node->model, NULL, 1200) + 16384;
     node_start(node);
     node_start(other);
     node->engine->room_tokens = room_tokens;

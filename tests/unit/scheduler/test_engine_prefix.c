@@ -255,7 +255,7 @@ Test(engine_prefix, a_snapshot_that_is_saved_when_its_session_goes_is_not_kept)
 
 static size_t one_snapshot(const struct node *node, uint64_t position)
 {
-    return snapshot_bytes(node->model, position);
+    return snapshot_bytes(node->model, NULL, position);
 }
 
 Test(engine_prefix, the_budget_keeps_what_was_of_use_last)

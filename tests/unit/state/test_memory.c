@@ -95,7 +95,7 @@ Test(memory, an_empty_session_is_zeroed_and_aligned)
         if (model_plan(model, i)->state_bytes)
             cr_assert(is_zero(memory_layers(memory)[i].state,
                               model_plan(model, i)->state_bytes));
-    cr_assert_eq(memory_bytes(memory), memory_bytes_for(model, 0));
+    cr_assert_eq(memory_bytes(memory), memory_bytes_for(model, NULL, 0));
     memory_destroy(memory);
     model_destroy(model);
 }
@@ -114,7 +114,8 @@ Test(memory, growth_keeps_what_was_there_and_adds_zeros)
 
         cr_assert_eq(memory_reserve(memory, STEP[s]), STATUS_OK);
         assert_layout(model, memory, STEP[s]);
-        cr_assert_eq(memory_bytes(memory), memory_bytes_for(model, STEP[s]));
+        cr_assert_eq(memory_bytes(memory),
+                     memory_bytes_for(model, NULL, STEP[s]));
         for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
             const size_t n = model_plan(model, i)->block_bytes / sizeof(float);
             void *const *block = memory_layers(memory)[i].block;
@@ -137,7 +138,7 @@ Test(memory, growth_keeps_what_was_there_and_adds_zeros)
     }
     /* Asking for less takes nothing away. */
     cr_assert_eq(memory_reserve(memory, 1), STATUS_OK);
-    cr_assert_eq(memory_bytes(memory), memory_bytes_for(model, 4096));
+    cr_assert_eq(memory_bytes(memory), memory_bytes_for(model, NULL, 4096));
     memory_destroy(memory);
     model_destroy(model);
 }
@@ -167,10 +168,10 @@ Test(memory, bytes_are_what_the_layers_plan)
         state += model_plan(model, i)->state_bytes;
         block += model_plan(model, i)->block_bytes;
     }
-    cr_assert_geq(memory_bytes_for(model, 0), state);
-    cr_assert_lt(memory_bytes_for(model, 0), state + 4096);
-    growth =
-        (double)(memory_bytes_for(model, 4096) - memory_bytes_for(model, 0));
+    cr_assert_geq(memory_bytes_for(model, NULL, 0), state);
+    cr_assert_lt(memory_bytes_for(model, NULL, 0), state + 4096);
+    growth = (double)(memory_bytes_for(model, NULL, 4096) -
+                      memory_bytes_for(model, NULL, 0));
     cr_assert(growth >= (double)block * 4096 / KV_BLOCK);
     cr_assert(growth < 1.05 * (double)block * 4096 / KV_BLOCK + 4096);
     model_destroy(model);
@@ -261,7 +262,8 @@ Test(memory, a_reserve_that_fails_keeps_what_was_there_and_can_go_on)
     } while (st == STATUS_RESOURCE_EXHAUSTED && n_failed < 100);
     cr_assert_eq(st, STATUS_OK);
     cr_assert_eq(n_failed, 20); /* the table; slab 1; each further slab */
-    cr_assert_eq(memory_bytes(memory), memory_bytes_for(model, 20 * KV_BLOCK));
+    cr_assert_eq(memory_bytes(memory),
+                 memory_bytes_for(model, NULL, 20 * KV_BLOCK));
     assert_layout(model, memory, 20 * KV_BLOCK);
     memory_destroy(memory);
     model_destroy(model);
@@ -311,8 +313,8 @@ Test(memory, a_fork_shares_sealed_blocks_and_nothing_else)
 {
     static const uint64_t POSITION[] = {1, 63, 64, 65, 200, 256};
     struct model *model = open_model(DIR_MIXED, 0);
-    const size_t one =
-        memory_bytes_for(model, KV_BLOCK) - memory_bytes_for(model, 0);
+    const size_t one = memory_bytes_for(model, NULL, KV_BLOCK) -
+                       memory_bytes_for(model, NULL, 0);
     const uint32_t n_layer = model_config(model)->n_layer;
 
     for (size_t p = 0; p < sizeof(POSITION) / sizeof(POSITION[0]); p++) {

@@ -109,7 +109,7 @@ static void fill_memory(struct memory *memory, uint64_t position)
     cr_assert_eq(memory_reserve(memory, position), STATUS_OK);
     for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
         const struct layer_memory *layer = &memory_layers(memory)[i];
-        const struct mixer_plan *plan = model_plan(model, i);
+        const struct mixer_plan *plan = memory_plan(memory, i);
 
         if (layer->state)
             fill(layer->state, plan->state_bytes, STATE_PLACE + position, i);
@@ -137,7 +137,7 @@ static void check_memory(const struct memory *memory, uint64_t n_wiped)
 
     for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
         const struct layer_memory *layer = &memory_layers(memory)[i];
-        const struct mixer_plan *plan = model_plan(model, i);
+        const struct mixer_plan *plan = memory_plan(memory, i);
 
         if (layer->state)
             cr_assert(position == 0 ? is_zero(layer->state, plan->state_bytes)
@@ -153,15 +153,27 @@ static void check_memory(const struct memory *memory, uint64_t n_wiped)
     }
 }
 
+static const char *policy_text = "full"; /* of the memories below */
+
+static struct memory *new_memory(void)
+{
+    struct memory *memory;
+    struct policy policy;
+
+    cr_assert_eq(policy_parse(policy_text, &policy), STATUS_OK);
+    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
+    cr_assert_eq(memory_set_policy(memory, &policy), STATUS_OK);
+    return memory;
+}
+
 static struct snapshot_label label; /* of the saves below, if it has a time */
 
 static enum status save(struct uid uid, uint64_t position, uint64_t first_block)
 {
-    struct memory *memory;
+    struct memory *memory = new_memory();
     struct image *image;
     enum status st;
 
-    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
     fill_memory(memory, position);
     cr_assert_eq(image_create(model,
                               &(struct image_source){
@@ -185,13 +197,12 @@ static enum status save(struct uid uid, uint64_t position, uint64_t first_block)
 static uint64_t load(struct uid uid, uint64_t limit, enum restore_reason *out,
                      uint64_t n_wiped)
 {
-    struct memory *memory;
+    struct memory *memory = new_memory();
     uint64_t position;
 
     struct log_path path = log_path_alone(uid);
     struct restore restore;
 
-    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
     cr_assert_eq(
         snapshot_load(snapshots, &path, &tokens, limit, memory, &restore),
         STATUS_OK, "%s", status_reason());
@@ -323,7 +334,7 @@ Test(snapshot, an_image_is_of_its_moment)
                  STATUS_OK);
     fill_memory(memory, N_TOKEN); /* new tables, new states, new blocks */
     for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
-        const struct mixer_plan *plan = model_plan(model, i);
+        const struct mixer_plan *plan = memory_plan(memory, i);
 
         n_bytes += plan->state_bytes + plan->block_bytes;
         if (plan->block_bytes)
@@ -509,6 +520,11 @@ static void other_numerics(struct value_head *head)
 {
     head->numerics.id.hi ^= 1;
 }
+static void other_policy(struct value_head *head)
+{
+    head->numerics.policy.lo ^= 1;
+}
+
 static void other_tokens(struct value_head *head)
 {
     head->chain.lo ^= 1;
@@ -550,9 +566,10 @@ Test(snapshot, behind_the_last_token_tells_of_a_lost_log)
 Test(snapshot, of_other_tokens_or_numerics_is_named_as_such)
 {
     static void (*const change[])(struct value_head *) = {
-        other_model, other_numerics, other_tokens, later, earlier, fewer};
+        other_model, other_numerics, other_policy, other_tokens,
+        later,       earlier,        fewer};
     static const enum restore_reason reason[] = {
-        RESTORE_WEIGHTS, RESTORE_NUMERICS, RESTORE_CHAIN,
+        RESTORE_WEIGHTS, RESTORE_NUMERICS, RESTORE_POLICY, RESTORE_CHAIN,
         RESTORE_CHAIN,   RESTORE_CHAIN,    RESTORE_DAMAGED};
 
     cr_assert_eq(save(alice, 200, 0), STATUS_OK);
@@ -572,6 +589,23 @@ Test(snapshot, of_other_tokens_or_numerics_is_named_as_such)
     token[200] ^= 1; /* behind the snapshot */
     expect(N_TOKEN, 200, RESTORE_HIT);
     forget_stored();
+}
+
+/* With an index the blocks are larger; without one they are not. */
+Test(snapshot, of_another_policy_is_refused_and_then_replaced)
+{
+    static const char *const TEXT[] = {"full", "window", "infllm", "quest",
+                                       "quest:step=8"};
+
+    for (size_t i = 0; i < sizeof(TEXT) / sizeof(TEXT[0]); i++) {
+        policy_text = TEXT[i];
+        if (i > 0)
+            expect(N_TOKEN, 0, RESTORE_POLICY);
+        cr_assert_eq(save(alice, 130 + i, 0), STATUS_OK);
+        expect(N_TOKEN, 130 + i, RESTORE_HIT);
+    }
+    policy_text = TEXT[0];
+    expect(N_TOKEN, 0, RESTORE_POLICY);
 }
 
 Test(snapshot, manifest_of_other_numerics_is_refused_and_then_replaced)
@@ -739,10 +773,11 @@ static uint64_t fetch(const struct snapshot_source *source, uint32_t n_source,
         snapshot_fetch(snapshots, source, n_source, &log, memory, reason),
         STATUS_OK, "%s", status_reason());
     position = memory_position(memory);
-    check_memory(memory, memory_bytes(memory) >=
-                                 memory_bytes_for(model, source[0].position)
-                             ? source[0].position
-                             : 0);
+    check_memory(memory,
+                 memory_bytes(memory) >=
+                         memory_bytes_for(model, NULL, source[0].position)
+                     ? source[0].position
+                     : 0);
     memory_destroy(memory);
     return position;
 }

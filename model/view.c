@@ -1,0 +1,367 @@
+#include "model/view.h"
+
+#include "model/weights.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ------------------------------------------------------------------- room */
+
+static size_t score_floats(uint64_t n_context)
+{
+    return (size_t)(n_context / KV_BLOCK + 1);
+}
+
+size_t view_room_bytes(uint32_t max_row, uint64_t n_context, size_t n_q)
+{
+    return max_row * sizeof(struct attend_span) +
+           VIEW_SEEN * (sizeof(void *) + sizeof(struct key_place)) +
+           POLICY_SEEN_MAX * sizeof(struct policy_view) +
+           (score_floats(n_context) + n_q) * sizeof(float);
+}
+
+enum status view_room_init(struct view_room *room, uint32_t max_row,
+                           uint64_t n_context, size_t n_q)
+{
+    struct view_room it = {0};
+
+    if (!(it.span = weights_room(max_row * sizeof(*it.span))) ||
+        !(it.block = weights_room(VIEW_SEEN * sizeof(*it.block))) ||
+        !(it.place = weights_room(VIEW_SEEN * sizeof(*it.place))) ||
+        !(it.seen = weights_room(POLICY_SEEN_MAX * sizeof(*it.seen))) ||
+        !(it.score = weights_room(score_floats(n_context) * sizeof(float))) ||
+        !(it.query = weights_room(n_q * sizeof(float)))) {
+        view_room_release(&it);
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
+    *room = it;
+    return STATUS_OK;
+}
+
+void view_room_release(struct view_room *room)
+{
+    free(room->span);
+    free(room->block);
+    free(room->place);
+    free(room->seen);
+    free(room->score);
+    free(room->query);
+    memset(room, 0, sizeof(*room));
+}
+
+/* ------------------------------------------------------------------ state */
+
+/* Of one layer and session, between two rows. */
+struct look {
+    float *queries; /* [LOOK_ROWS][n_head, d_head] ring of sums, each over the
+                       queries of one step; with longer steps fewer are used */
+    uint32_t *pick; /* [1 + POLICY_BLOCK_MAX] how many, then the blocks */
+};
+
+/* Rows whose queries a look-up adds up, at least: those right before the step.
+ * A question is rarely shorter; more would drown it. */
+#define LOOK_ROWS 16u
+
+enum { FIELD_QUERIES, FIELD_PICK, N_LOOK_FIELD };
+
+static void look_fields(struct attend_shape shape, struct mixer_field *field)
+{
+    const struct mixer_field all[N_LOOK_FIELD] = {
+        {.name = "queries",
+         .type = FIELD_F32,
+         .n_dim = 3,
+         .dim = {LOOK_ROWS, shape.n_head, shape.d_head}},
+        {.name = "pick",
+         .type = FIELD_U32,
+         .n_dim = 1,
+         .dim = {1 + POLICY_BLOCK_MAX}},
+    };
+    size_t offset = 0;
+
+    for (uint32_t i = 0; i < N_LOOK_FIELD; i++) {
+        size_t n = field_element_bytes(all[i].type);
+
+        field[i] = all[i];
+        field[i].offset = offset;
+        for (uint32_t d = 0; d < all[i].n_dim; d++)
+            n *= all[i].dim[d];
+        offset += (n + 63) / 64 * 64;
+    }
+    field[N_LOOK_FIELD] = (struct mixer_field){.offset = offset};
+}
+
+void view_plan(struct attend_shape shape, enum index_kind kind,
+               struct mixer_plan *plan)
+{
+    struct mixer_field field[N_LOOK_FIELD + 1];
+
+    if (kind == INDEX_NONE)
+        return;
+    look_fields(shape, field);
+    plan->n_field = N_LOOK_FIELD;
+    memcpy(plan->field, field, N_LOOK_FIELD * sizeof(*field));
+    plan->state_bytes = field[N_LOOK_FIELD].offset;
+    plan->index_bytes = kv_index_bytes(shape, kind);
+    plan->block_bytes += plan->index_bytes;
+}
+
+static struct look look_of(struct attend_shape shape, void *state)
+{
+    struct mixer_field field[N_LOOK_FIELD + 1];
+    char *at = state;
+
+    look_fields(shape, field);
+    return (struct look){
+        .queries = (float *)(void *)(at + field[FIELD_QUERIES].offset),
+        .pick = (uint32_t *)(void *)(at + field[FIELD_PICK].offset)};
+}
+
+/* --------------------------------------------------------------- look-ups */
+
+/* One session in this layer. */
+struct viewed {
+    const struct view_args *args;
+    const struct policy *policy;
+    const struct layer_memory *memory;
+    enum index_kind index;
+    struct look look; /* with an index */
+};
+
+static struct viewed viewed_of(const struct view_args *args,
+                               const struct span *span)
+{
+    struct viewed viewed = {.args = args,
+                            .policy = span->policy,
+                            .memory = &span->layer[args->batch->layer]};
+
+    if (viewed.policy)
+        viewed.index = viewed.policy->index;
+    if (viewed.index)
+        viewed.look = look_of(args->shape, viewed.memory->state);
+    return viewed;
+}
+
+static size_t query_floats(const struct viewed *it)
+{
+    return (size_t)it->args->shape.n_head * it->args->shape.d_head;
+}
+
+/* Sums that a look-up adds up. */
+static uint32_t n_sum(const struct policy *policy)
+{
+    return policy->step < LOOK_ROWS ? LOOK_ROWS / policy->step : 1;
+}
+
+/* That of the step in which `position` lies. */
+static float *sum_at(const struct viewed *it, uint64_t position)
+{
+    const uint64_t step = position / it->policy->step;
+
+    return it->look.queries + step % n_sum(it->policy) * query_floats(it);
+}
+
+/* The queries of rows [row, row + n), all of one step. */
+static void add_queries(const struct viewed *it, uint32_t row, uint32_t n,
+                        uint64_t position)
+{
+    const size_t n_q = query_floats(it);
+    float *sum = sum_at(it, position);
+
+    if (position % it->policy->step == 0)
+        memset(sum, 0, n_q * sizeof(*sum));
+    for (uint32_t r = row; r < row + n; r++) {
+        const float *q = it->args->q + r * it->args->q_stride;
+
+        for (size_t i = 0; i < n_q; i++)
+            sum[i] += q[i];
+    }
+}
+
+/* Behind the block, too, where snapshots find it, if it lies apart. */
+static void store_index(const struct viewed *it, uint64_t chunk)
+{
+    const struct attend_shape shape = it->args->shape;
+    void *behind = (char *)it->memory->block[chunk] + kv_block_bytes(shape);
+
+    if (behind != it->memory->index[chunk])
+        memcpy(behind, it->memory->index[chunk],
+               kv_index_bytes(shape, it->index));
+}
+
+/* The chunk's block is full. */
+static void seal(const struct viewed *it, uint64_t chunk)
+{
+    const struct mixer_batch *batch = it->args->batch;
+
+    batch->backend->kv_seal(
+        batch->pool,
+        &(struct kv_seal_args){
+            .shape = it->args->shape,
+            .kind = it->index,
+            .table = policy_looks_at_positions(it->policy) ? batch->rope : NULL,
+            .block = it->memory->block[chunk],
+            .position = chunk * KV_BLOCK,
+            .index = it->memory->index[chunk]});
+    store_index(it, chunk);
+}
+
+/*
+ * The last queries as one, as the index wants it: at the step's last
+ * position, or at the distance that far blocks have.
+ */
+static void make_query(const struct viewed *it, uint64_t position, float *query)
+{
+    const struct attend_shape shape = it->args->shape;
+    const struct mixer_batch *batch = it->args->batch;
+    const size_t n_q = (size_t)shape.n_head * shape.d_head;
+    const uint64_t at = policy_looks_at_positions(it->policy)
+                            ? position
+                            : policy_far_distance(it->policy);
+
+    memset(query, 0, n_q * sizeof(float));
+    for (uint32_t s = 0; s < n_sum(it->policy); s++)
+        for (size_t i = 0; i < n_q; i++)
+            query[i] += it->look.queries[s * n_q + i];
+    batch->backend->rope(batch->pool,
+                         &(struct rope_args){.x = query,
+                                             .x_stride = n_q,
+                                             .position = &at,
+                                             .n_row = 1,
+                                             .n_head = shape.n_head,
+                                             .d_head = shape.d_head,
+                                             .table = batch->rope});
+}
+
+/* For the step behind `position`, the last one of its own. */
+static void look_up(const struct viewed *it, uint64_t position)
+{
+    const struct mixer_batch *batch = it->args->batch;
+    struct view_room *room = batch->views;
+    const struct block_range among =
+        policy_candidates(it->policy, (position + 1) / KV_BLOCK);
+
+    if (among.end - among.first > it->policy->n_pick) {
+        make_query(it, position, room->query);
+        batch->backend->kv_score(
+            batch->pool, &(struct kv_score_args){.shape = it->args->shape,
+                                                 .kind = it->index,
+                                                 .q = room->query,
+                                                 .index = it->memory->index,
+                                                 .first = among.first,
+                                                 .end = among.end,
+                                                 .score = room->score});
+    }
+    it->look.pick[0] =
+        policy_choose(it->policy, among, room->score, it->look.pick + 1);
+}
+
+/* Rows [row, row + n) at `position`, all of one step, have been seen. */
+static void advance(const struct viewed *it, uint32_t row, uint32_t n,
+                    uint64_t position)
+{
+    const uint64_t end = position + n;
+
+    if (it->index == INDEX_NONE)
+        return;
+    add_queries(it, row, n, position);
+    if (end % GRID == 0)
+        seal(it, end / GRID - 1);
+    if (end % it->policy->step == 0)
+        look_up(it, end - 1);
+}
+
+/* ------------------------------------------------------------------- spans */
+
+/* Positions from one on that see the same blocks before their own. */
+static uint64_t step_end(const struct viewed *it, uint64_t position)
+{
+    const uint64_t step = it->index ? it->policy->step : GRID;
+
+    return (position / step + 1) * step;
+}
+
+/* A span for rows from `row` on of one step, if what they see still fits. */
+static bool add_step(const struct viewed *it, uint32_t row, uint32_t n,
+                     uint64_t position, uint32_t *n_seen)
+{
+    struct view_room *room = it->args->batch->views;
+    const uint32_t *pick = it->index ? it->look.pick : (uint32_t[]){0};
+    const uint64_t chunk = position / GRID;
+    const uint32_t n_new =
+        policy_see(it->policy, chunk, pick + 1, pick[0], NULL);
+
+    if (*n_seen + n_new > VIEW_SEEN)
+        return false;
+    policy_see(it->policy, chunk, pick + 1, pick[0], room->seen);
+    for (uint32_t i = 0; i < n_new; i++) {
+        room->block[*n_seen + i] = it->memory->block[room->seen[i].block];
+        room->place[*n_seen + i] = room->seen[i].place;
+    }
+    room->span[room->n_span++] = (struct attend_span){
+        .first_row = row,
+        .n_row = n,
+        .position = (uint64_t)(n_new - 1) * KV_BLOCK + position % KV_BLOCK,
+        .block = room->block + *n_seen,
+        .place = room->place + *n_seen};
+    *n_seen += n_new;
+    return true;
+}
+
+/* Rows [from, to) of one session; returns behind the last that fits. */
+static uint32_t add_rows(const struct viewed *it, const struct span *span,
+                         uint32_t from, uint32_t to, uint32_t *n_seen)
+{
+    struct view_room *room = it->args->batch->views;
+    uint64_t position = span->position + (from - span->first_row);
+
+    if (!it->policy) {
+        room->span[room->n_span++] =
+            (struct attend_span){.first_row = from,
+                                 .n_row = to - from,
+                                 .position = position,
+                                 .block = it->memory->block};
+        return to;
+    }
+    while (from < to) {
+        const uint64_t left = step_end(it, position) - position;
+        const uint32_t n = left < to - from ? (uint32_t)left : to - from;
+
+        if (!add_step(it, from, n, position, n_seen))
+            break;
+        advance(it, from, n, position);
+        from += n;
+        position += n;
+    }
+    return from;
+}
+
+bool view_is_partial(const struct mixer_batch *batch)
+{
+    for (uint32_t i = 0; i < batch->n_span; i++)
+        if (batch->span[i].policy)
+            return true;
+    return false;
+}
+
+uint32_t view_rows(const struct view_args *args, uint32_t first, uint32_t end)
+{
+    const struct mixer_batch *batch = args->batch;
+    uint32_t n_seen = 0, at = first;
+
+    batch->views->n_span = 0;
+    for (uint32_t i = 0; i < batch->n_span && at < end; i++) {
+        const struct span *span = &batch->span[i];
+        const uint32_t behind = span->first_row + span->n_row;
+        const uint32_t to = behind < end ? behind : end;
+        const struct viewed viewed = viewed_of(args, span);
+
+        if (behind <= at)
+            continue;
+        at = add_rows(&viewed, span, at, to, &n_seen);
+        if (at < to)
+            break;
+    }
+    assert(at > first);
+    return at;
+}

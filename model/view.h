@@ -1,0 +1,53 @@
+#ifndef MODEL_VIEW_H
+#define MODEL_VIEW_H
+/*
+ * Policies at work in a softmax layer: the rows of a batch become attention
+ * spans that see what their session's policy says, and look-ups are made as
+ * the steps of a session end. What a look-up needs of the queries so far and
+ * what the last one chose is a part of the layer's state, so it is saved,
+ * forked and restored as any other. Used by the thread that runs the pass.
+ */
+#include "model/mixer.h"
+
+/* Room for what the rows see in one round of attention; a workspace has it. */
+struct view_room {
+    struct attend_span *span; /* [max_row] of this round; owned, as all here */
+    uint32_t n_span;
+    void **block;             /* [VIEW_SEEN] of all spans */
+    struct key_place *place;  /* [VIEW_SEEN] */
+    struct policy_view *seen; /* [POLICY_SEEN_MAX] of one step */
+    float *score;             /* of one look-up, by candidate */
+    float *query;
+};
+#define VIEW_SEEN 16384u
+
+/*
+ * For a session's n_context tokens and n_q floats in a layer's queries.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status view_room_init(struct view_room *room, uint32_t max_row,
+                                      uint64_t n_context, size_t n_q);
+void view_room_release(struct view_room *room);
+size_t view_room_bytes(uint32_t max_row, uint64_t n_context, size_t n_q);
+
+/* Add to the plan of a layer what policies with such an index need of it. */
+void view_plan(struct attend_shape shape, enum index_kind kind,
+               struct mixer_plan *plan);
+
+/* Does a span of the batch see less than all? */
+bool view_is_partial(const struct mixer_batch *batch);
+
+/*
+ * Set room->span for rows [first, end) of the batch, or for as many as there
+ * is room for, at least one; returns behind the last. q are the queries before
+ * their rotation, by row of the batch. Keys and values of the rows are in their
+ * blocks. Every row comes once, in order.
+ */
+struct view_args {
+    const struct mixer_batch *batch;
+    struct attend_shape shape;
+    const float *q;
+    size_t q_stride;
+};
+uint32_t view_rows(const struct view_args *args, uint32_t first, uint32_t end);
+#endif

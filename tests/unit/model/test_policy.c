@@ -1,0 +1,214 @@
+/*
+ * Policies as rules: texts round trip, every refusal has its reason, what rows
+ * see is held to a rule written token by token, and look-ups to a full sort.
+ */
+#include "model/policy.h"
+
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct policy parsed(const char *text)
+{
+    struct policy policy;
+
+    cr_assert_eq(policy_parse(text, &policy), STATUS_OK, "%s: %s", text,
+                 status_reason());
+    return policy;
+}
+
+Test(policy, a_text_gives_a_policy_that_gives_the_text)
+{
+    static const char *const TEXT[] = {
+        "full",
+        "window:sink=64:window=1024:keys=rank",
+        "infllm:sink=128:window=0:pick=65536:step=1:keys=far:index=bounds",
+        "infllm:sink=64:window=64:pick=64:step=2:keys=true:index=keys",
+        "quest:sink=0:window=64:pick=512:step=64:keys=true",
+    };
+
+    for (size_t i = 0; i < sizeof(TEXT) / sizeof(TEXT[0]); i++) {
+        const struct policy policy = parsed(TEXT[i]);
+        char text[POLICY_TEXT_SIZE];
+
+        policy_format(&policy, text);
+        cr_assert_str_eq(text, TEXT[i]);
+    }
+}
+
+Test(policy, a_name_alone_has_its_own_numbers)
+{
+    const struct policy policy = parsed("infllm"), other = parsed("quest");
+    const struct policy same = parsed(
+        "infllm:sink=64:window=1024:pick=2048:step=8:keys=far:index=bounds");
+
+    cr_assert(policy_equal(&policy, &same));
+    cr_assert_not(policy_equal(&policy, &other));
+    cr_assert_eq(policy.index, INDEX_BOUNDS);
+    cr_assert_eq(other.index, INDEX_BOUNDS);
+}
+
+Test(policy, no_text_fits_that_is_longer_than_there_is_room)
+{
+    const struct policy most = {
+        POLICY_INFLLM,    KEYS_RANK, POLICY_BLOCK_MAX, POLICY_BLOCK_MAX,
+        POLICY_BLOCK_MAX, GRID,      INDEX_BOUNDS};
+    char text[POLICY_TEXT_SIZE];
+
+    policy_format(&most, text);
+    cr_assert_lt(strlen(text), POLICY_TEXT_SIZE - 1);
+}
+
+Test(policy, what_is_wrong_is_refused_with_its_reason)
+{
+    static const struct {
+        const char *text, *reason;
+    } CASE[] = {
+        {"", "no policy ''"},
+        {"fulll", "no policy 'fulll'"},
+        {"full:sink=64", "has no parameters"},
+        {"window:sink", "no parameter 'sink'"},
+        {"window:pick=64", "no parameter 'pick'"},
+        {"window:step=8", "no parameter 'step'"},
+        {"infllm:sink=63", "sink=63"},
+        {"infllm:sink=", "sink="},
+        {"infllm:window=-64", "window=-64"},
+        {"infllm:window=65600", "window=65600"},
+        {"infllm:pick=64x", "pick=64x"},
+        {"infllm:step=0", "step=0"},
+        {"infllm:step=3", "step=3"},
+        {"infllm:step=128", "step=128"},
+        {"infllm:keys=near", "keys=near"},
+        {"infllm:index=none", "index=none"},
+        {"quest:index=keys", "no parameter 'index'"},
+    };
+
+    for (size_t i = 0; i < sizeof(CASE) / sizeof(CASE[0]); i++) {
+        struct policy policy = {.n_sink = 7};
+
+        cr_assert_eq(policy_parse(CASE[i].text, &policy),
+                     STATUS_INVALID_ARGUMENT, "%s", CASE[i].text);
+        cr_assert(strstr(status_reason(), CASE[i].reason), "%s: %s",
+                  CASE[i].text, status_reason());
+        cr_assert_eq(policy.n_sink, 7);
+    }
+}
+
+/* ------------------------------------------------------------- what is seen */
+
+/* Is token `key` seen from chunk `chunk`, written by tokens? */
+static bool is_seen(const struct policy *policy, uint64_t chunk, uint64_t block,
+                    const uint32_t *pick, uint32_t n_pick)
+{
+    bool is_picked = false;
+
+    for (uint32_t i = 0; i < n_pick; i++)
+        is_picked = is_picked || pick[i] == block;
+    return block <= chunk && (is_picked || block * 64 < policy->n_sink * 64 ||
+                              chunk * 64 - block * 64 <= policy->n_window * 64);
+}
+
+static void check_view(const struct policy *policy, uint64_t chunk)
+{
+    static struct policy_view view[POLICY_SEEN_MAX];
+    const struct block_range among = policy_candidates(policy, chunk);
+    uint32_t pick[3], n_pick = 0, n, at = 0, n_seen = 0;
+
+    /* Every other candidate, as far as they go. */
+    for (uint64_t b = among.first;
+         b < among.end && n_pick < 3 && policy->n_pick; b += 2)
+        pick[n_pick++] = (uint32_t)b;
+    n = policy_see(policy, chunk, pick, n_pick, view);
+    cr_assert_eq(n, policy_see(policy, chunk, pick, n_pick, NULL));
+    for (uint64_t b = 0; b <= chunk; b++)
+        n_seen += is_seen(policy, chunk, b, pick, n_pick);
+    cr_assert_eq(n, n_seen);
+    for (uint64_t b = 0; b <= chunk; b++) {
+        struct key_place place;
+
+        if (!is_seen(policy, chunk, b, pick, n_pick))
+            continue;
+        place = view[at].place;
+        cr_assert_eq(view[at++].block, b);
+        if (b == chunk || policy->keys == KEYS_TRUE)
+            cr_assert(place.position == b * 64 && !place.is_flat);
+        else if (policy->keys == KEYS_RANK)
+            cr_assert(place.position == (chunk - (n - at)) * 64 &&
+                      !place.is_flat);
+        else if (chunk - b <= policy->n_window)
+            cr_assert(place.position == b * 64 && !place.is_flat);
+        else
+            cr_assert(place.position == (chunk - policy->n_window) * 64 &&
+                      place.is_flat);
+    }
+    cr_assert_eq(at, n);
+}
+
+Test(policy, rows_see_sinks_picks_window_and_own_block_in_order)
+{
+    static const char *const KIND[] = {"window", "infllm", "quest"};
+    static const char *const KEYS[] = {"true", "rank", "far"};
+
+    for (uint32_t i = 0; i < 9; i++)
+        for (uint32_t n = 0; n < 16; n++) {
+            char text[POLICY_TEXT_SIZE];
+            struct policy policy;
+
+            (void)snprintf(text, sizeof(text), "%s:sink=%u:window=%u:keys=%s",
+                           KIND[i % 3], n % 4 * 64, n / 4 * 64, KEYS[i / 3]);
+            policy = parsed(text);
+            for (uint64_t chunk = 0; chunk < 12; chunk++)
+                check_view(&policy, chunk);
+        }
+}
+
+/* --------------------------------------------------------------- look-ups */
+
+static const float *by_score;
+
+static int better_first(const void *a, const void *b)
+{
+    const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+    if (by_score[x] != by_score[y])
+        return by_score[x] > by_score[y] ? -1 : 1;
+    return x < y ? -1 : 1;
+}
+
+static int ascending(const void *a, const void *b)
+{
+    const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+Test(policy, the_best_are_chosen_and_of_equals_the_first)
+{
+    enum { N = 200, FIRST = 5 };
+    uint32_t order[N], found[N];
+    float score[N];
+
+    by_score = score;
+    srand(7);
+    for (uint32_t round = 0; round < 200; round++) {
+        const uint32_t n = 1 + (uint32_t)rand() % (N - 1);
+        struct policy policy = parsed("infllm");
+        uint32_t want;
+
+        policy.n_pick = (uint32_t)rand() % 40;
+        want = policy.n_pick < n ? policy.n_pick : n;
+        for (uint32_t i = 0; i < n; i++) { /* with many equals */
+            score[i] = (float)(rand() % 23 - 11);
+            order[i] = i;
+        }
+        qsort(order, n, sizeof(*order), better_first);
+        qsort(order, want, sizeof(*order), ascending);
+        cr_assert_eq(policy_choose(&policy,
+                                   (struct block_range){FIRST, FIRST + n},
+                                   score, found),
+                     want);
+        for (uint32_t i = 0; i < want; i++)
+            cr_assert_eq(found[i], FIRST + order[i], "round %u", round);
+    }
+}

@@ -1,0 +1,169 @@
+/*
+ * A session's memory policy: it decides its tokens, for good, and nothing else
+ * does: restarts, kills, evictions, forks and other sessions' snapshots. The
+ * oracle is the same turns on a node that was left alone.
+ */
+#include "scheduler/engine_parts.h"
+#include "tests/unit/scheduler/fixture.h"
+
+#include <criterion/criterion.h>
+
+static const char *const POLICY[] = {
+    "full",
+    "window:sink=64:window=64",
+    "infllm:sink=0:window=0:pick=64:step=16",
+    "quest:sink=64:window=0:pick=64:step=8",
+};
+#define N_POLICY 4u
+#define N_TURN 3u
+
+static struct command *turn_of(struct node *node, const char *name,
+                               const char *policy, uint32_t t)
+{
+    static const uint32_t length[N_TURN] = {330, 70, 45};
+    char id[16];
+    struct command *command;
+
+    snprintf(id, sizeof(id), "turn-%u", t);
+    command = generate(node, name, name[0] ? id : "", length[t], 7 + t);
+    command->generate.sampling.max_tokens = 30;
+    command->generate.sampling.temperature = 1.0f;
+    if (policy) {
+        command->generate.has_policy = true;
+        must(policy_parse(policy, &command->generate.policy));
+    }
+    return command;
+}
+
+/* What `turn` has said; kept by the node. */
+static struct reply *turn(struct node *node, const char *name,
+                          const char *policy, uint32_t t)
+{
+    struct reply *reply = node_call(node, turn_of(node, name, policy, t));
+
+    need(reply_completed(reply, FINISH_LENGTH));
+    return reply;
+}
+
+Test(engine_policy, decides_the_tokens)
+{
+    struct node *node = node_create(NULL);
+    struct reply *reply[N_POLICY];
+
+    node_start(node);
+    for (uint32_t p = 0; p < N_POLICY; p++) {
+        char name[16];
+
+        struct command *command;
+
+        snprintf(name, sizeof(name), "s%u", p);
+        command = turn_of(node, name, POLICY[p], 0);
+        command->generate.sampling.max_tokens = 150;
+        reply[p] = node_call(node, command);
+        cr_assert(reply_completed(reply[p], FINISH_LENGTH));
+        for (uint32_t q = 0; q < p; q++)
+            cr_assert_not(same_tokens(reply[p], reply[q]), "%s as %s",
+                          POLICY[p], POLICY[q]);
+    }
+    node_destroy(node);
+}
+
+static void restarted(const char *policy, bool is_killed)
+{
+    struct node *alone = node_create(NULL), *node = node_create(NULL);
+
+    node_start(alone);
+    node_start(node);
+    for (uint32_t t = 0; t < N_TURN; t++) {
+        struct reply *want = turn(alone, "a", t ? NULL : policy, t);
+        struct reply *got = turn(node, "a", t ? NULL : policy, t);
+
+        cr_assert(same_tokens(got, want), "%s: turn %u", policy, t);
+        if (t)
+            cr_assert_eq(got->end->complete.reuse, REUSE_RESTORED, "%s: %d",
+                         policy, (int)got->end->complete.reuse);
+        node_until(node, 0);
+        while (node->engine->n_image > 0 || node->engine->n_job > 0)
+            if (!node_step(node))
+                ring_wait(node->inbox, 1);
+        if (is_killed)
+            node_kill(node);
+        else
+            node_stop(node);
+        node_start(node);
+    }
+    node_destroy(alone);
+    node_destroy(node);
+}
+
+Test(engine_policy, is_kept_over_restarts_and_so_are_snapshots)
+{
+    for (uint32_t p = 1; p < N_POLICY; p++)
+        restarted(POLICY[p], p % 2);
+}
+
+Test(engine_policy, of_a_session_is_for_good)
+{
+    struct node *node = node_create(NULL);
+    struct reply *reply;
+
+    node_start(node);
+    turn(node, "a", POLICY[1], 0);
+    reply = node_call(node, turn_of(node, "a", POLICY[2], 1));
+    cr_assert(
+        reply_failed(reply, STATUS_FAILED_PRECONDITION, "POLICY_MISMATCH"));
+    cr_assert(strstr(reply->end->cause.text, POLICY[1]));
+    turn(node, "a", POLICY[1], 1);
+    turn(node, "a", NULL, 2);
+    node_destroy(node);
+}
+
+Test(engine_policy, is_inherited_by_a_fork)
+{
+    struct node *node = node_create(NULL);
+    struct command *command;
+    struct reply *want, *got;
+
+    node_start(node);
+    turn(node, "a", POLICY[2], 0);
+    command = command_make(COMMAND_FORK_SESSION, node_reply(node));
+    strcpy(command->fork.session, "a");
+    strcpy(command->fork.name, "b");
+    got = node_call(node, command);
+    cr_assert_eq(got->last, EVENT_SESSION);
+    cr_assert_eq(got->end->session.meta.policy.kind, POLICY_INFLLM);
+    want = turn(node, "a", NULL, 1);
+    got = turn(node, "b", NULL, 1);
+    cr_assert(same_tokens(got, want));
+    node_destroy(node);
+}
+
+/* The same prompt under another policy starts from nothing; under the same one
+ * from what the first has left. */
+Test(engine_policy, divides_the_prefixes)
+{
+    struct node *node = node_create(NULL);
+
+    node_start(node);
+    for (uint32_t round = 0; round < 4; round++)
+        for (uint32_t p = 0; p < N_POLICY; p++) {
+            struct command *command = turn_of(node, "", POLICY[p], 0);
+            struct reply *reply;
+
+            command->generate.n_shared = 320;
+            reply = node_call(node, command);
+            cr_assert(reply_completed(reply, FINISH_LENGTH));
+            if (round == 0)
+                cr_assert_eq(reply->end->complete.n_cached, 0, "%s", POLICY[p]);
+            if (round == 3)
+                cr_assert_eq(reply->end->complete.reuse, REUSE_PREFIX, "%s: %d",
+                             POLICY[p], (int)reply->end->complete.reuse);
+            cr_assert(same_tokens(
+                reply, &node->reply[1 + p])); /* of the first round */
+            node_until(node, 0);
+            while (node->engine->n_image > 0 || node->engine->n_job > 0)
+                if (!node_step(node))
+                    ring_wait(node->inbox, 1);
+        }
+    node_destroy(node);
+}

@@ -1,0 +1,455 @@
+/*
+ * Sessions under memory policies, judged by bits on godwit-tiny: E1 batch, E2
+ * cut, E3 phase, E7 threads, forks at every residue of the grid, equality
+ * between backends, and the identities that turn a policy into `full`. That
+ * look-ups are right is judged in kernels and model; here, that they are the
+ * same.
+ */
+#include "state/memory.h"
+
+#include "model/pass.h"
+
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define DIR "assets/models/godwit-tiny"
+#define N_TOKEN 460u /* eight grid chunks */
+#define N_ROW_MAX 512u
+
+/* Small enough that each leaves something out: sinks, windows and picks of one
+ * or two blocks, look-ups at different paces, each rule for positions. */
+static const char *const POLICY[] = {
+    "window:sink=64:window=64",
+    "infllm:sink=64:window=64:pick=128:step=16",
+    "infllm:sink=0:window=0:pick=64:step=1:keys=rank:index=keys",
+    "quest:sink=64:window=64:pick=128:step=16",
+    "quest:sink=0:window=128:pick=64:step=64:keys=far",
+};
+#define N_POLICY (sizeof(POLICY) / sizeof(POLICY[0]))
+
+struct bench {
+    struct model *model;
+    struct workspace *workspace;
+    uint32_t n_vocab;
+    uint32_t token[N_TOKEN];
+};
+
+static struct bench open_bench(const struct backend *backend,
+                               enum arithmetic arithmetic)
+{
+    const struct model_options options = {
+        .backend = backend, .arithmetic = arithmetic, .n_context = 4096};
+    struct bench bench = {0};
+
+    cr_assert_eq(model_load(DIR, &options, &bench.model), STATUS_OK, "%s",
+                 status_reason());
+    cr_assert_eq(workspace_create(bench.model, 1024, 3, 1024, &bench.workspace),
+                 STATUS_OK);
+    bench.n_vocab = model_config(bench.model)->n_vocab;
+    for (uint32_t i = 0; i < N_TOKEN; i++) /* some come again */
+        bench.token[i] = i * i * 7 % 1009 + 300 * (i % 3);
+    return bench;
+}
+
+static struct bench open_best(void)
+{
+    const struct backend *backend;
+
+    cr_assert_eq(backend_find("auto", &backend), STATUS_OK);
+    return open_bench(backend, backend->arithmetic);
+}
+
+static void close_bench(struct bench *bench)
+{
+    workspace_destroy(bench->workspace);
+    model_destroy(bench->model);
+}
+
+static struct memory *new_memory(const struct bench *bench, const char *text)
+{
+    struct memory *memory;
+    struct policy policy;
+
+    cr_assert_eq(policy_parse(text, &policy), STATUS_OK, "%s", status_reason());
+    cr_assert_eq(memory_create(bench->model, &memory), STATUS_OK);
+    cr_assert_eq(memory_set_policy(memory, &policy), STATUS_OK);
+    return memory;
+}
+
+/* Rows of one session in a step; their logits go to out unless NULL. */
+struct part {
+    struct memory *memory;
+    const uint32_t *token;
+    uint32_t n;
+    float *out;
+};
+
+static void step(struct bench *bench, struct pool *pool,
+                 const struct part *part, uint32_t n_part)
+{
+    uint32_t token[1024], row[1024], n_row = 0;
+    struct span span[3];
+    const float *logit;
+
+    for (uint32_t i = 0; i < n_part; i++) {
+        struct memory *memory = part[i].memory;
+        const uint64_t position = memory_position(memory);
+
+        cr_assert_eq(memory_reserve(memory, position + part[i].n), STATUS_OK);
+        span[i] = (struct span){.first_row = n_row,
+                                .n_row = part[i].n,
+                                .position = position,
+                                .layer = memory_layers(memory),
+                                .policy = memory_policy(memory)};
+        for (uint32_t r = 0; r < part[i].n; r++, n_row++) {
+            token[n_row] = part[i].token[r];
+            row[n_row] = n_row;
+        }
+    }
+    logit = model_forward(bench->model, pool, bench->workspace,
+                          &(struct batch){.token = token,
+                                          .n_row = n_row,
+                                          .span = span,
+                                          .n_span = n_part,
+                                          .logit_row = row,
+                                          .n_logit = n_row});
+    for (uint32_t i = 0; i < n_part; i++) {
+        memory_advance(part[i].memory, part[i].n);
+        if (part[i].out)
+            memcpy(part[i].out, logit,
+                   (size_t)part[i].n * bench->n_vocab * sizeof(float));
+        logit += (size_t)part[i].n * bench->n_vocab;
+    }
+}
+
+static float *room(const struct bench *bench)
+{
+    return malloc((size_t)N_TOKEN * bench->n_vocab * sizeof(float));
+}
+
+/* Tokens from the memory's position on to `end`, n at a time. */
+static void feed(struct bench *bench, struct pool *pool, struct memory *memory,
+                 uint32_t end, uint32_t n, float *out)
+{
+    for (uint32_t at; (at = (uint32_t)memory_position(memory)) < end;) {
+        const struct part part = {memory, bench->token + at,
+                                  n < end - at ? n : end - at,
+                                  out + (size_t)at * bench->n_vocab};
+
+        step(bench, pool, &part, 1);
+    }
+}
+
+/* All tokens in one step. */
+static float *whole(struct bench *bench, const char *text)
+{
+    struct memory *memory = new_memory(bench, text);
+    float *out = room(bench);
+
+    feed(bench, NULL, memory, N_TOKEN, N_TOKEN, out);
+    memory_destroy(memory);
+    return out;
+}
+
+/* The first row that differs, N_TOKEN if none does. */
+static uint32_t difference(const struct bench *bench, const float *a,
+                           const float *b)
+{
+    uint32_t t = 0;
+
+    while (t < N_TOKEN && memcmp(a + (size_t)t * bench->n_vocab,
+                                 b + (size_t)t * bench->n_vocab,
+                                 bench->n_vocab * sizeof(float)) == 0)
+        t++;
+    return t;
+}
+
+static void assert_same(const struct bench *bench, const float *a,
+                        const float *b, const char *text, const char *what)
+{
+    const uint32_t t = difference(bench, a, b);
+
+    cr_assert_eq(t, N_TOKEN, "%s: %s changes row %u", text, what, t);
+}
+
+Test(policies, e2_e3_cuts_and_decode_change_nothing)
+{
+    static const uint32_t CUT[] = {1, 7, 16, 65};
+    struct bench bench = open_best();
+
+    for (size_t p = 0; p < N_POLICY; p++) {
+        float *want = whole(&bench, POLICY[p]), *got = room(&bench);
+
+        for (size_t c = 0; c < sizeof(CUT) / sizeof(CUT[0]); c++) {
+            struct memory *memory = new_memory(&bench, POLICY[p]);
+
+            feed(&bench, NULL, memory, N_TOKEN, CUT[c], got);
+            assert_same(&bench, want, got, POLICY[p], "a cut");
+            memory_destroy(memory);
+        }
+        free(want);
+        free(got);
+    }
+    close_bench(&bench);
+}
+
+/* A pass in slices takes rows in rounds and blocks in ranges. */
+Test(policies, e2_slices_of_a_pass_change_nothing)
+{
+    struct bench bench = open_best();
+
+    for (size_t p = 0; p < N_POLICY; p++) {
+        float *want = whole(&bench, POLICY[p]), *got = room(&bench);
+        struct memory *memory = new_memory(&bench, POLICY[p]);
+
+        pass_set_piece(bench.workspace, 1);
+        feed(&bench, NULL, memory, N_TOKEN, N_TOKEN, got);
+        assert_same(&bench, want, got, POLICY[p], "a slice");
+        pass_set_piece(bench.workspace, PASS_PIECE_FMA);
+        memory_destroy(memory);
+        free(want);
+        free(got);
+    }
+    close_bench(&bench);
+}
+
+Test(policies, e7_threads_change_nothing)
+{
+    struct bench bench = open_best();
+
+    for (size_t p = 0; p < N_POLICY; p++) {
+        float *want = whole(&bench, POLICY[p]), *got = room(&bench);
+
+        for (uint32_t n_thread = 1; n_thread <= 3; n_thread++) {
+            struct memory *memory = new_memory(&bench, POLICY[p]);
+            struct pool *pool;
+
+            cr_assert_eq(pool_create(n_thread, &pool), STATUS_OK);
+            feed(&bench, pool, memory, N_TOKEN, 150, got);
+            assert_same(&bench, want, got, POLICY[p], "a thread");
+            pool_destroy(pool);
+            memory_destroy(memory);
+        }
+        free(want);
+        free(got);
+    }
+    close_bench(&bench);
+}
+
+/* Beside a session under another policy, and one that sees all. */
+Test(policies, e1_others_in_the_batch_change_nothing)
+{
+    struct bench bench = open_best();
+    float *full = whole(&bench, "full");
+
+    for (size_t p = 0; p < N_POLICY; p++) {
+        const char *text[3] = {"full", POLICY[p], POLICY[(p + 1) % N_POLICY]};
+        float *want = whole(&bench, text[1]), *other = whole(&bench, text[2]);
+        float *got[3];
+        struct part part[3];
+        uint32_t at = 0;
+
+        for (uint32_t i = 0; i < 3; i++) {
+            got[i] = room(&bench);
+            part[i].memory = new_memory(&bench, text[i]);
+        }
+        for (uint32_t n = 1; at < N_TOKEN; at += n) { /* grows: 1, 4, 7, ... */
+            n = at ? n + 3 : n;
+            n = n < N_TOKEN - at ? n : N_TOKEN - at;
+            for (uint32_t i = 0; i < 3; i++) {
+                part[i].token = bench.token + at;
+                part[i].n = n;
+                part[i].out = got[i] + (size_t)at * bench.n_vocab;
+            }
+            step(&bench, NULL, part, 3);
+        }
+        assert_same(&bench, full, got[0], text[0], "a batch");
+        assert_same(&bench, want, got[1], text[1], "a batch");
+        assert_same(&bench, other, got[2], text[2], "a batch");
+        for (uint32_t i = 0; i < 3; i++) {
+            memory_destroy(part[i].memory);
+            free(got[i]);
+        }
+        free(want);
+        free(other);
+    }
+    free(full);
+    close_bench(&bench);
+}
+
+/* A fork is what a snapshot keeps: states, the open block, sealed blocks. All
+ * policies together meet every residue of the grid. */
+Test(policies, a_fork_at_any_phase_goes_on_with_the_same_bits)
+{
+    struct bench bench = open_best();
+
+    for (size_t p = 0; p < N_POLICY; p++) {
+        float *want = whole(&bench, POLICY[p]), *got = room(&bench);
+        struct memory *memory = new_memory(&bench, POLICY[p]);
+        size_t shared = 0;
+
+        memcpy(got, want, (size_t)N_TOKEN * bench.n_vocab * sizeof(float));
+        for (uint32_t at = 250 + (uint32_t)p % 5; at < 250 + GRID; at += 5) {
+            struct memory *fork;
+
+            feed(&bench, NULL, memory, at, N_TOKEN, got);
+            cr_assert_eq(memory_fork(memory, &shared, &fork), STATUS_OK);
+            feed(&bench, NULL, fork, at + 70, N_TOKEN, got);
+            assert_same(&bench, want, got, POLICY[p], "a fork");
+            memory_destroy(fork);
+        }
+        memory_destroy(memory);
+        cr_assert_eq(shared, 0);
+        free(want);
+        free(got);
+    }
+    close_bench(&bench);
+}
+
+Test(policies, all_backends_give_the_same_bits)
+{
+    const struct backend *ref;
+
+    cr_assert_eq(backend_find("ref", &ref), STATUS_OK);
+    for (int a = 0; a < N_ARITHMETIC; a++) {
+        struct bench first = open_bench(ref, (enum arithmetic)a);
+        const size_t p = a == 0 ? 1 : a == 1 ? 3 : 4;
+        float *want = whole(&first, POLICY[p]);
+
+        for (const struct backend *const *b = backend_all(); *b; b++) {
+            struct bench other;
+            float *got;
+
+            if (*b == ref || !(*b)->is_supported())
+                continue;
+            other = open_bench(*b, (enum arithmetic)a);
+            got = whole(&other, POLICY[p]);
+            assert_same(&first, want, got, POLICY[p], (*b)->name);
+            free(got);
+            close_bench(&other);
+        }
+        free(want);
+        close_bench(&first);
+    }
+}
+
+/* ------------------------------------------------------------- identities */
+
+Test(policies, one_that_leaves_nothing_out_is_full)
+{
+    static const char *const WIDE[] = {
+        "window:window=448",
+        "window:sink=448:window=0",
+        "window:sink=256:window=192:keys=true",
+        "infllm:window=448",
+        "infllm:sink=0:window=0:pick=448:step=1:keys=true",
+        "infllm:sink=64:window=64:pick=384:keys=rank",
+        "quest:sink=0:window=0:pick=512:step=64",
+        "quest:sink=64:window=128:pick=512:step=8:keys=rank",
+    };
+    struct bench bench = open_best();
+    float *full = whole(&bench, "full");
+
+    for (size_t i = 0; i < sizeof(WIDE) / sizeof(WIDE[0]); i++) {
+        float *got = whole(&bench, WIDE[i]);
+
+        assert_same(&bench, full, got, WIDE[i], "not being full");
+        free(got);
+    }
+    free(full);
+    close_bench(&bench);
+}
+
+/* What would make the tests above pass for nothing: each leaves something out,
+ * but only where there is something, and no two leave out the same. */
+Test(policies, each_sees_less_than_full_and_its_own)
+{
+    struct bench bench = open_best();
+    float *out[N_POLICY + 1];
+
+    out[N_POLICY] = whole(&bench, "full");
+    for (size_t p = 0; p < N_POLICY; p++) {
+        uint32_t t;
+
+        out[p] = whole(&bench, POLICY[p]);
+        t = difference(&bench, out[N_POLICY], out[p]);
+        cr_assert(t >= 64 && t < 400, "%s: differs from row %u", POLICY[p], t);
+        for (size_t q = 0; q < p; q++)
+            cr_assert_lt(difference(&bench, out[q], out[p]), N_TOKEN);
+    }
+    for (size_t p = 0; p <= N_POLICY; p++)
+        free(out[p]);
+    close_bench(&bench);
+}
+
+/* -------------------------------------------------------------------- tier */
+
+/* Let all of the memory's slots leave RAM, and see that they have. A slot
+ * begins where the block of the first softmax layer does, but for its head. */
+static void push_out(const struct memory *memory, struct spill *spill)
+{
+    const uint64_t n = (memory_position(memory) + KV_BLOCK - 1) / KV_BLOCK;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t n_page = spill_slot_bytes(spill) / page;
+    FILE *map = fopen("/proc/self/pagemap", "re");
+
+    cr_assert(map && setvbuf(map, NULL, _IONBF, 0) == 0); /* as it is now */
+    for (uint64_t b = 0; b < n; b++) {
+        char *block = memory_layers(memory)[3].block[b];
+        void *slot = block - (uintptr_t)block % page;
+
+        spill_release(spill, &slot, 1);
+        for (size_t i = 0; i < n_page; i++) {
+            uint64_t entry = UINT64_MAX;
+            const size_t at = ((uintptr_t)slot / page + i) * sizeof(entry);
+
+            cr_assert_eq(fseek(map, (long)at, SEEK_SET), 0);
+            cr_assert_eq(fread(&entry, sizeof(entry), 1, map), 1);
+            cr_assert_eq(entry >> 63, 0, "page %zu of block %lu stays", i, b);
+        }
+    }
+    (void)fclose(map);
+}
+
+/* Two sessions in one file, in as little RAM as there may be, and without any
+ * between two passes. */
+Test(policies, e5_blocks_that_leave_ram_come_back_with_the_same_bits)
+{
+    struct bench bench = open_best();
+
+    for (size_t p = 0; p < N_POLICY; p++) {
+        float *want = whole(&bench, POLICY[p]);
+        float *got[2] = {room(&bench), room(&bench)};
+        struct memory *memory[2];
+        struct spill *spill;
+
+        for (uint32_t i = 0; i < 2; i++)
+            memory[i] = new_memory(&bench, POLICY[p]);
+        cr_assert_eq(spill_create("/var/tmp",
+                                  memory_slot_bytes(bench.model,
+                                                    memory_policy(memory[0])),
+                                  16, &spill),
+                     STATUS_OK, "%s", status_reason());
+        for (uint32_t i = 0; i < 2; i++)
+            memory_set_tier(
+                memory[i], spill,
+                memory_tier_min(bench.model, memory_policy(memory[i])));
+        for (uint32_t end = 50; end < N_TOKEN + 50; end += 50)
+            for (uint32_t i = 0; i < 2; i++) {
+                feed(&bench, NULL, memory[i], end < N_TOKEN ? end : N_TOKEN,
+                     GRID, got[i]);
+                push_out(memory[i], spill);
+            }
+        for (uint32_t i = 0; i < 2; i++) {
+            assert_same(&bench, want, got[i], POLICY[p], "leaving RAM");
+            memory_destroy(memory[i]);
+            free(got[i]);
+        }
+        spill_destroy(spill);
+        free(want);
+    }
+    close_bench(&bench);
+}
