@@ -320,7 +320,7 @@ Test(linear, every_whole_number_of_w8_is_multiplied_as_it_is)
         weight[i][1] = (float)(i - 127);
     }
     EACH_BACKEND(backend)
-    for (enum arithmetic order = 0; order < N_ARITHMETIC; order++) {
+    for (enum arithmetic order = 0; order < N_CPU_ARITHMETIC; order++) {
         must(linear_init(2, N, LINEAR_W8, order, &w));
         linear_pack_f32(&w, 0, N, weight);
         backend->linear(NULL, &(struct linear_args){y, N, x, 2, 1, &w});
