@@ -5,7 +5,6 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #define ALIGN_BYTES 64u
 #define TABLE_FIRST 16u /* blocks that the first tables can name */
@@ -69,37 +68,16 @@ static size_t state_bytes(const struct model *model)
 }
 
 /*
- * Zeroed, of whole pages that the system finds when they are first touched: by
- * the kernels' threads, each those of its heads, and not by the one thread that
- * starts the session while the others wait. Rings that a prompt never needs
- * are never touched. A device's memory is taken from the device.
+ * Zeroed. On the host from the heap, which gives the next session the pages of
+ * one that ended: fresh ones would cost a prompt of 512 tokens a sixth of its
+ * time.
  */
 static void *take_states(const struct model *model)
 {
-    const size_t n_bytes = state_bytes(model);
-    struct device *device = model_device(model);
     void *room;
 
-    if (device)
-        return device_take(device, n_bytes, &room) ? NULL : room;
-    room = mmap(NULL, n_bytes ? n_bytes : 1, PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-    if (room != MAP_FAILED)
-        return room;
-    (void)status_fail(STATUS_RESOURCE_EXHAUSTED,
-                      "no memory for %zu bytes of a session", n_bytes);
-    return NULL;
-}
-
-static void put_states(const struct model *model, void *states)
-{
-    const size_t n_bytes = state_bytes(model);
-
-    if (model_device(model))
-        device_give(model_device(model), states);
-    else if (states)
-        (void)munmap(states, n_bytes ? n_bytes : 1);
+    return device_take(model_device(model), state_bytes(model), &room) ? NULL
+                                                                       : room;
 }
 
 static size_t slab_bytes(const struct model *model)
@@ -199,7 +177,7 @@ void memory_destroy(struct memory *memory)
         slab_put(memory, memory->table[b]);
     free(memory->table);
     free(memory->layer);
-    put_states(memory->model, memory->state);
+    device_give(memory->device, memory->state);
     device_give(memory->device, memory->far);
     free(memory);
 }
