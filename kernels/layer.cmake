@@ -26,7 +26,7 @@ if(GODWIT_NVCC AND (GODWIT_CUDA STREQUAL "ON" OR
   endforeach()
   set(library ${PROJECT_BINARY_DIR}/libgodwit_cuda.so)
   add_custom_command(OUTPUT ${library}
-    COMMAND ${NVCC} -shared -o ${library} ${objects}
+    COMMAND ${NVCC} -shared -Xlinker=-z,defs -o ${library} ${objects}
     DEPENDS ${objects} COMMENT "Linking libgodwit_cuda.so" VERBATIM)
   add_custom_target(godwit_cuda ALL DEPENDS ${library})
 endif()

@@ -5,7 +5,6 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #define ALIGN_BYTES 64u
 #define TABLE_FIRST 16u /* blocks that the first tables can name */
@@ -96,37 +95,17 @@ static size_t state_bytes(struct form form)
 }
 
 /*
- * Zeroed, of whole pages that the system finds when they are first touched: by
- * the kernels' threads, each those of its heads, and not by the one thread that
- * starts the session while the others wait. Rings that a prompt never needs
- * are never touched. A device's memory is taken from the device.
+ * Zeroed. On the host from the heap, which gives the next session the pages of
+ * one that ended: fresh ones would cost a prompt of 512 tokens a sixth of its
+ * time.
  */
 static void *take_states(struct form form)
 {
-    const size_t n_bytes = state_bytes(form);
-    struct device *device = model_device(form.model);
     void *room;
 
-    if (device)
-        return device_take(device, n_bytes, &room) ? NULL : room;
-    room = mmap(NULL, n_bytes ? n_bytes : 1, PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-    if (room != MAP_FAILED)
-        return room;
-    (void)status_fail(STATUS_RESOURCE_EXHAUSTED,
-                      "no memory for %zu bytes of a session", n_bytes);
-    return NULL;
-}
-
-static void put_states(struct form form, void *states)
-{
-    const size_t n_bytes = state_bytes(form);
-
-    if (model_device(form.model))
-        device_give(model_device(form.model), states);
-    else if (states)
-        (void)munmap(states, n_bytes ? n_bytes : 1);
+    return device_take(model_device(form.model), state_bytes(form), &room)
+               ? NULL
+               : room;
 }
 
 static size_t slab_bytes(struct form form)
@@ -232,7 +211,6 @@ enum status memory_set_policy(struct memory *memory,
                               const struct policy *policy)
 {
     const struct policy before = memory->policy;
-    const struct form form = form_of(memory);
     void *const states = memory->state;
     const enum status st = model_check_policy(memory->model, policy);
 
@@ -246,7 +224,7 @@ enum status memory_set_policy(struct memory *memory,
         memory->policy = before;
         return STATUS_RESOURCE_EXHAUSTED;
     }
-    put_states(form, states);
+    device_give(memory->device, states);
     return STATUS_OK;
 }
 
@@ -283,7 +261,7 @@ void memory_destroy(struct memory *memory)
         slab_put(memory, memory->table[b]);
     free(memory->table);
     free(memory->layer);
-    put_states(form_of(memory), memory->state);
+    device_give(memory->device, memory->state);
     device_give(memory->device, memory->far);
     free(memory);
 }

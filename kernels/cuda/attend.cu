@@ -11,6 +11,7 @@
 #include "kernels/cuda/attend_few.cuh"
 #include "kernels/cuda/attend_many.cuh"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 
 #include <assert.h>
@@ -34,6 +35,7 @@ template <int D>
 static __global__ void append(const __grid_constant__ struct kv_append_args a,
                               const struct attend_span *spans)
 {
+    launch_begin();
     const struct attend_span &span = spans[blockIdx.z];
     uint64_t b = span.position / KV_BLOCK + blockIdx.x;
     uint64_t end = span.position + span.n_row;
@@ -72,13 +74,13 @@ static void append_launch(cudaStream_t stream, const struct kv_append_args *a,
 
     switch (attend_padded(a->shape.d_head)) {
     case 64:
-        append<64><<<grid, 256, 0, stream>>>(*a, span);
+        launch_early_on(stream, append<64>, grid, 256, *a, span);
         break;
     case 128:
-        append<128><<<grid, 256, 0, stream>>>(*a, span);
+        launch_early_on(stream, append<128>, grid, 256, *a, span);
         break;
     default:
-        append<256><<<grid, 256, 0, stream>>>(*a, span);
+        launch_early_on(stream, append<256>, grid, 256, *a, span);
         break;
     }
 }

@@ -432,10 +432,11 @@ class Faults(unittest.TestCase):
     def flip(directory):
         """A bit in every 100,000 bytes of what holds values."""
         rng, n = random.Random(1), 0
-        for name in sorted(os.listdir(directory)):
-            path = os.path.join(directory, name)
+        for path in sorted(os.path.join(at, name)
+                           for at, _, names in os.walk(directory)
+                           for name in names):
             size = os.path.getsize(path)
-            if not name.endswith(".sst") or size < 200000:
+            if not path.endswith((".sst", ".segment")) or size < 200000:
                 continue
             with open(path, "r+b") as file:
                 for start in range(50000, size - 50000, 100000):

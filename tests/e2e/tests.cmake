@@ -19,7 +19,7 @@ if(TARGET godwitd AND TARGET godwitctl AND TARGET proto_python)
       ENVIRONMENT "${e2e_environment}")
   endforeach()
   # The same with everything in the memory of a device: kernels/apart/apart.h.
-  foreach(stem IN ITEMS serve fork prefix kill)
+  foreach(stem IN ITEMS fork prefix kill)
     add_test(NAME e2e.apart.${stem}
       COMMAND /usr/bin/python3 -B ${CMAKE_CURRENT_LIST_DIR}/test_${stem}.py
       WORKING_DIRECTORY ${CMAKE_CURRENT_LIST_DIR})

@@ -320,7 +320,7 @@ Test(linear, every_whole_number_of_w8_is_multiplied_as_it_is)
         weight[i][1] = (float)(i - 127);
     }
     EACH_BACKEND(backend)
-    for (enum arithmetic order = 0; order < N_ARITHMETIC; order++) {
+    for (enum arithmetic order = 0; order < N_CPU_ARITHMETIC; order++) {
         must(linear_init(2, N, LINEAR_W8, order, &w));
         linear_pack_f32(&w, 0, N, weight);
         backend->linear(NULL, &(struct linear_args){y, N, x, 2, 1, &w});
@@ -440,4 +440,44 @@ Test(linear, too_large_is_refused_and_nothing_is_written)
         STATUS_RESOURCE_EXHAUSTED));
     cr_assert(eq(u32, w.n_in, 42));
     cr_assert(strstr(status_reason(), "4294967295") != NULL);
+}
+
+Test(linear, of_mma_are_plain_rows_padded_with_zeros)
+{
+    enum { N_IN = 131, N_OUT = 65, WIDE = 192, HIGH = 128 };
+    static float w[N_OUT][N_IN];
+    static uint16_t half[N_OUT][N_IN];
+    struct linear from_f32, from_bf16;
+
+    for (int o = 0; o < N_OUT; o++)
+        for (int i = 0; i < N_IN; i++) {
+            w[o][i] = (float)(o * 1000 + i) * 0.01f;
+            half[o][i] = scalar_to_bf16(w[o][i]);
+        }
+    must(linear_init(N_IN, N_OUT, LINEAR_BF16, ARITHMETIC_MMA, &from_f32));
+    must(linear_init(N_IN, N_OUT, LINEAR_BF16, ARITHMETIC_MMA, &from_bf16));
+    cr_assert(eq(sz, linear_bytes(&from_f32), sizeof(uint16_t[HIGH][WIDE])));
+    linear_pack_f32(&from_f32, 0, 1, w);
+    linear_pack_f32(&from_f32, 1, N_OUT - 1, w[1]);
+    linear_pack_bf16(&from_bf16, 0, N_OUT, half);
+    for (int o = 0; o < HIGH; o++)
+        for (int i = 0; i < WIDE; i++) {
+            const size_t at = (size_t)o * WIDE + (size_t)i;
+            const uint16_t want = o < N_OUT && i < N_IN ? half[o][i] : 0;
+
+            cr_assert(eq(u16, ((const uint16_t *)from_f32.panel)[at], want));
+            cr_assert(eq(u16, ((const uint16_t *)from_bf16.panel)[at], want));
+        }
+    linear_release(&from_f32);
+    linear_release(&from_bf16);
+}
+
+/* A router stays in the fp32 chain's panels whatever the others are. */
+Test(linear, of_f32_have_the_fp32_chain_also_beside_mma)
+{
+    struct linear w;
+
+    must(linear_init(8, 8, LINEAR_F32, ARITHMETIC_MMA, &w));
+    cr_assert(eq(int, w.arithmetic, ARITHMETIC_FP32));
+    linear_release(&w);
 }
