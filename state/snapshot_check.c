@@ -58,6 +58,8 @@ enum status value_check(const struct snapshots *snapshots,
     enum status st = value_get(bytes, n_bytes, value_kind(at->letter), &head,
                                &data, &data_bytes);
 
+    if (st == STATUS_FAILED_PRECONDITION)
+        return status_because("NUMERICS_MISMATCH");
     if (st)
         return st;
     if (!numerics_equal(head.numerics, snapshots->numerics)) {

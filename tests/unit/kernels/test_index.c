@@ -81,7 +81,7 @@ static double key_at(const struct session *s, size_t token, size_t head,
 
 Test(index, bounds_hold_every_rotated_key_and_are_reached)
 {
-    for (size_t i = 0; i < COUNT(SHAPES) * N_ARITHMETIC; i++) {
+    for (size_t i = 0; i < COUNT(SHAPES) * N_CPU_ARITHMETIC; i++) {
         struct session s;
 
         session_init(&s, i);
@@ -172,7 +172,7 @@ static void check_keys(const struct session *s, size_t b, size_t head,
 
 Test(index, chosen_keys_are_far_from_each_other)
 {
-    for (size_t i = 0; i < COUNT(SHAPES) * N_ARITHMETIC; i++) {
+    for (size_t i = 0; i < COUNT(SHAPES) * N_CPU_ARITHMETIC; i++) {
         struct session s;
 
         session_init(&s, i);
@@ -324,7 +324,7 @@ Test(index, attention_over_chosen_blocks_at_chosen_positions)
     struct pool *pools[N_POOL];
 
     pools_create(pools);
-    for (size_t i = 0; i < COUNT(SHAPES) * N_ARITHMETIC; i++) {
+    for (size_t i = 0; i < COUNT(SHAPES) * N_CPU_ARITHMETIC; i++) {
         struct session s;
 
         session_init(&s, i);

@@ -638,7 +638,7 @@ Test(convert, session_requests_carry_every_field)
     write_number(&subsub, 1, 60);
     write_message(&sub, 21, &subsub);
     write_number(&sub, 25, 1);
-    write_text(&sub, 26, "window");
+    write_text(&sub, 29, "window");
     write_message(&w, 2, &sub);
     command = converts(METHOD_CREATE_SESSION, NULL);
     cr_expect_str_eq(command->create.name, "new");

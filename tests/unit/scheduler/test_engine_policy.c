@@ -3,8 +3,9 @@
  * does: restarts, kills, evictions, forks and other sessions' snapshots. The
  * oracle is the same turns on a node that was left alone.
  */
+#include "kernels/apart/apart.h"
 #include "scheduler/engine_parts.h"
-#include "tests/unit/scheduler/fixture.h"
+#include "tests/unit/scheduler/bundle_fixture.h"
 
 #include <criterion/criterion.h>
 
@@ -166,4 +167,93 @@ Test(engine_policy, divides_the_prefixes)
                     ring_wait(node->inbox, 1);
         }
     node_destroy(node);
+}
+
+static void verify(struct node *node, const char *name)
+{
+    struct command *command =
+        command_make(COMMAND_VERIFY_SESSION, node_reply(node));
+    const struct scrub_report *report;
+    const struct reply *reply;
+
+    strcpy(command->target.session, name);
+    command->target.replays = true;
+    reply = node_call(node, command);
+    cr_assert_eq(reply->last, EVENT_VERIFIED);
+    report = reply->end->verified.report;
+    cr_assert_eq(report->n_finding, 0, "%s", report->finding[0]);
+    cr_assert_eq(report->n_different, 0);
+    cr_assert_gt(report->n_compared, 0);
+    cr_assert_eq(report->count[SCRUB_STATE].n,
+                 count_rows(node->bulk_store, 's'));
+    cr_assert_eq(report->count[SCRUB_BLOCK].n,
+                 count_rows(node->bulk_store, 'b'));
+    fork_settle(node);
+}
+
+/* What is stored of it is sound, a replay gives the same, and a bundle of it
+ * goes on elsewhere, with its states and without, under the same policy. */
+Test(engine_policy, is_verified_exported_and_imported, .timeout = 120)
+{
+    for (uint32_t p = 1; p < N_POLICY; p++)
+        for (uint32_t has_state = 0; has_state < 2; has_state++) {
+            struct node *from = fork_node(), *to = fork_node();
+            struct bytes bundle;
+            struct reply *want, *got;
+
+            turn(from, "a", POLICY[p], 0);
+            fork_settle(from);
+            verify(from, "a");
+            bundle = export_of(from, "a", has_state);
+            import_as(to, "b", bundle);
+            fork_settle(to);
+            cr_assert(policy_equal(&table_find(from->engine, "a")->policy,
+                                   &table_find(to->engine, "b")->policy));
+            want = turn(from, "a", NULL, 1);
+            got = turn(to, "b", POLICY[p], 1);
+            cr_assert(same_tokens(got, want), "%s", POLICY[p]);
+            cr_assert_eq(got->end->complete.n_restored > 0, has_state);
+            fork_settle(to);
+            verify(to, "b");
+            free(bundle.at);
+            node_destroy(from);
+            node_destroy(to);
+        }
+}
+
+/* A device has none: nobody gets a session that could not go on. */
+Test(engine_policy, is_refused_where_the_model_is_on_a_device)
+{
+    struct node *from = fork_node(), *node;
+    struct importing how = {.name = "b", .skips_state = true};
+    struct command *command;
+    struct bytes bundle;
+    struct event *end;
+
+    turn(from, "a", POLICY[1], 0);
+    bundle = export_of(from, "a", true);
+    node = node_create(NULL);
+    model_destroy(node->model);
+    must(model_load("tests/golden/qwen3_5_text",
+                    &(struct model_options){.backend = &backend_apart},
+                    &node->model));
+    node_start(node);
+    turn(node, "full", "full", 0);
+    cr_assert(reply_failed(node_call(node, turn_of(node, "a", POLICY[1], 0)),
+                           STATUS_FAILED_PRECONDITION, "POLICY_UNSUPPORTED"));
+    cr_assert(reply_failed(node_call(node, turn_of(node, "", POLICY[2], 0)),
+                           STATUS_FAILED_PRECONDITION, "POLICY_UNSUPPORTED"));
+    command = command_make(COMMAND_CREATE_SESSION, node_reply(node));
+    strcpy(command->create.name, "a");
+    must(policy_parse(POLICY[3], &command->create.policy));
+    cr_assert(reply_failed(node_call(node, command), STATUS_FAILED_PRECONDITION,
+                           "POLICY_UNSUPPORTED"));
+    end = import_with(node, &how, bundle);
+    cr_assert_eq(end->kind, EVENT_ERROR);
+    cr_assert_str_eq(end->cause.reason, "POLICY_UNSUPPORTED");
+    event_destroy(end);
+    cr_assert_eq(node->engine->n_session, 1);
+    free(bundle.at);
+    node_destroy(node);
+    node_destroy(from);
 }

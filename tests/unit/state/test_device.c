@@ -297,3 +297,24 @@ Test(device, an_arithmetic_that_a_backend_lacks_is_refused_by_name)
                  STATUS_FAILED_PRECONDITION);
     cr_assert_null(found.backend);
 }
+
+Test(device, memory_policies_are_refused_by_name)
+{
+    struct node node = open_node(&backend_apart, ARITHMETIC_PAIR);
+    struct memory *memory;
+    struct policy policy;
+
+    cr_assert_eq(memory_create(node.model, &memory), STATUS_OK);
+    cr_assert_eq(policy_parse("full", &policy), STATUS_OK);
+    cr_assert_eq(memory_set_policy(memory, &policy), STATUS_OK);
+    cr_assert_eq(policy_parse("window", &policy), STATUS_OK);
+    cr_assert_eq(memory_set_policy(memory, &policy),
+                 STATUS_FAILED_PRECONDITION);
+    cr_assert_str_eq(status_reason(),
+                     "the apart backend has no memory policies yet: use full");
+    cr_assert_str_eq(status_cause()->reason, "POLICY_UNSUPPORTED");
+    cr_assert_null(memory_policy(memory));
+    cr_assert(feed(&node, memory, N_PREFIX));
+    memory_destroy(memory);
+    close_node(&node);
+}

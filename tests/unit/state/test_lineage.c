@@ -352,27 +352,33 @@ Test(lineage_record, comes_back_as_it_was)
     writer_release(&writer);
 }
 
-/* A tenant and a pin make another version of the record; without them it is
- * as it always was. */
-Test(lineage_record, an_owner_comes_back_with_and_without_a_lineage)
+/* A tenant and a pin make another version of the record, and so does a policy;
+ * without them it is as it always was. */
+Test(lineage_record, owner_and_policy_come_back_with_and_without_a_lineage)
 {
     struct log_path one = log_path_alone(a), path = fork_of(&one, 100, c);
 
-    for (uint32_t i = 0; i < 8; i++) {
+    for (uint32_t i = 0; i < 16; i++) {
         struct session_meta meta = meta_of(i & 1 ? &path : &one), found;
+        struct policy policy;
         struct writer writer;
 
         if (i & 2)
             strcpy(meta.tenant, "ann");
         meta.is_pinned = i & 4;
+        cr_assert_eq(policy_parse(i & 8 ? "quest:step=16" : "full", &policy),
+                     STATUS_OK);
+        meta.policy = policy;
         writer_init(&writer, 1 << 16);
         cr_assert_eq(record_put_session(&writer, &meta), STATUS_OK);
-        cr_assert_eq(writer.bytes[6],
-                     i > 1 ? RECORD_VERSION_OWNED : RECORD_VERSION);
+        cr_assert_eq(writer.bytes[6], i & 8   ? RECORD_VERSION_POLICY
+                                      : i > 1 ? RECORD_VERSION_OWNED
+                                              : RECORD_VERSION);
         cr_assert_eq(record_get_session(writer.bytes, writer.n, &found),
                      STATUS_OK);
         cr_assert_str_eq(found.tenant, i & 2 ? "ann" : "");
         cr_assert_eq(found.is_pinned, (i & 4) != 0);
+        cr_assert(policy_equal(&found.policy, &policy));
         cr_assert_eq(found.path.n, path.n * (i & 1) + one.n * !(i & 1));
         writer_release(&writer);
     }
