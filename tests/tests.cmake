@@ -45,6 +45,11 @@ foreach(name IN LISTS GODWIT_LAYERS)
   endforeach()
 endforeach()
 
+# It runs the reference over a context of thousands of tokens.
+if(TARGET test_state_policies)
+  set_tests_properties(unit.state.policies PROPERTIES TIMEOUT 900)
+endif()
+
 # Once more with all memory on a device: kernels/apart/apart.h.
 if(TARGET test_state_snapshot)
   add_test(NAME unit.state.snapshot.apart COMMAND test_state_snapshot
