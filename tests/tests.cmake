@@ -7,6 +7,7 @@ pkg_check_modules(CRITERION IMPORTED_TARGET criterion)
 # NULL, not an abort; an undefined operation ends the run.
 set(SANITIZER_ENVIRONMENT
   "ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1"
+  "LSAN_OPTIONS=print_suppressions=0:suppressions=${PROJECT_SOURCE_DIR}/tests/unit/lsan.supp"
   "UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1"
   "TSAN_OPTIONS=halt_on_error=1:suppressions=${PROJECT_SOURCE_DIR}/tests/race/tsan.supp")
 
