@@ -52,13 +52,15 @@ if(TARGET test_state_policies)
 endif()
 
 # Once more with all memory on a device: kernels/apart/apart.h.
-if(TARGET test_state_snapshot)
-  add_test(NAME unit.state.snapshot.apart COMMAND test_state_snapshot
-    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
-  set_tests_properties(unit.state.snapshot.apart PROPERTIES LABELS unit
-    TIMEOUT 300 ENVIRONMENT "${SANITIZER_ENVIRONMENT};GODWIT_BACKEND=apart"
-    FAIL_REGULAR_EXPRESSION "Tested: 0 ;LeakSanitizer;runtime error:")
-endif()
+foreach(stem snapshot snapshot_damage)
+  if(TARGET test_state_${stem})
+    add_test(NAME unit.state.${stem}.apart COMMAND test_state_${stem}
+      WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+    set_tests_properties(unit.state.${stem}.apart PROPERTIES LABELS unit
+      TIMEOUT 300 ENVIRONMENT "${SANITIZER_ENVIRONMENT};GODWIT_BACKEND=apart"
+      FAIL_REGULAR_EXPRESSION "Tested: 0 ;LeakSanitizer;runtime error:")
+  endif()
+endforeach()
 
 # Further tests (lint, golden, e2e, fuzz) each bring a file of their own.
 file(GLOB more CONFIGURE_DEPENDS tests/*/tests.cmake)

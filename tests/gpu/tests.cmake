@@ -24,8 +24,8 @@ if(TARGET model)
   set_tests_properties(gpu.ops PROPERTIES LABELS unit
     ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
   if(TARGET godwit_cuda) # it loads, and says what this machine lacks
-    add_test(NAME gpu.library COMMAND gpu_model ops cuda)
-    set_tests_properties(gpu.library PROPERTIES LABELS unit
+    add_test(NAME gpu.load COMMAND gpu_model ops cuda)
+    set_tests_properties(gpu.load PROPERTIES LABELS unit
       PASS_REGULAR_EXPRESSION
       "no NVIDIA driver;no GPU;compute capability;driver for CUDA;: 0 of ")
   endif()
