@@ -39,6 +39,7 @@ struct workspace {
     /* Where operators work, the model's device or the host: */
     float *residual;    /* [max_row, hidden], as is normed */
     float *normed;      /* what the layer's half reads */
+    uint16_t *rounded;  /* the same rounded rows, or NULL */
     float *work;        /* mixer's or mlp's; never both */
     float *logit;       /* [max_logit, n_vocab] */
     float *taken;       /* the logits where the host reads them; without a
@@ -97,7 +98,7 @@ static enum status take_all_floats(struct workspace *it)
     const struct config *c = &it->model->config;
     const size_t max_row = it->max_row;
     const size_t n_logit = ((size_t)it->max_logit + 1) * c->n_vocab;
-    void *taken = NULL;
+    void *taken = NULL, *rounded = NULL;
     enum status st = take_floats(it, max_row * c->hidden, &it->residual);
 
     if (!st)
@@ -106,6 +107,11 @@ static enum status take_all_floats(struct workspace *it)
         st = take_floats(it, max_row * work_floats(it->model), &it->work);
     if (!st)
         st = take_floats(it, n_logit, &it->logit);
+    if (!st && it->model->backend->has_rounded_rows &&
+        c->hidden % LINEAR_TILE == 0)
+        st = device_take(it->model->device,
+                         max_row * c->hidden * sizeof(*it->rounded), &rounded);
+    it->rounded = rounded;
     if (!st && it->model->device)
         st = device_take_host(it->model->device, n_logit * sizeof(float),
                               &taken);
@@ -164,6 +170,7 @@ void workspace_destroy(struct workspace *workspace)
     device = workspace->model->device;
     device_give(device, workspace->residual);
     device_give(device, workspace->normed);
+    device_give(device, workspace->rounded);
     device_give(device, workspace->work);
     device_give(device, workspace->logit);
     if (device)
@@ -225,6 +232,26 @@ static float *normed_of(const struct workspace *workspace, uint32_t row)
     return workspace->normed + (size_t)row * workspace->model->config.hidden;
 }
 
+static uint16_t *rounded_of(const struct workspace *workspace, uint32_t row)
+{
+    return workspace->rounded
+               ? workspace->rounded +
+                     (size_t)row * workspace->model->config.hidden
+               : NULL;
+}
+
+/* Does the half under way read normed rows as floats? The mixers' products and
+ * the head are of the model's arithmetic. */
+static bool wants_floats(const struct workspace *workspace)
+{
+    const struct model *model = workspace->model;
+    const uint32_t half = workspace->pass.half;
+
+    if (!workspace->rounded || model->arithmetic != ARITHMETIC_MMA)
+        return true;
+    return half % 2 && mlp_wants_floats(&model->layer[half / 2].mlp);
+}
+
 static void norm_piece(struct workspace *workspace, struct pool *pool,
                        const float *weight)
 {
@@ -232,15 +259,18 @@ static void norm_piece(struct workspace *workspace, struct pool *pool,
     const struct pass *pass = &workspace->pass;
 
     workspace->model->backend->rms_norm(
-        pool, &(struct norm_args){.y = normed_of(workspace, pass->row),
-                                  .y_stride = c->hidden,
-                                  .x = residual_of(workspace, pass->row),
-                                  .x_stride = c->hidden,
-                                  .weight = weight,
-                                  .n_row = pass->end - pass->row,
-                                  .n_group = 1,
-                                  .dim = c->hidden,
-                                  .eps = (float)c->rms_eps});
+        pool, &(struct norm_args){
+                  .y = wants_floats(workspace) ? normed_of(workspace, pass->row)
+                                               : NULL,
+                  .y_stride = c->hidden,
+                  .x = residual_of(workspace, pass->row),
+                  .x_stride = c->hidden,
+                  .weight = weight,
+                  .n_row = pass->end - pass->row,
+                  .n_group = 1,
+                  .dim = c->hidden,
+                  .eps = (float)c->rms_eps,
+                  .y_rounded = rounded_of(workspace, pass->row)});
 }
 
 static void embed_piece(struct workspace *workspace, struct pool *pool)
@@ -301,6 +331,7 @@ static bool mix_piece(struct workspace *workspace, struct pool *pool,
                               .span = workspace->span,
                               .n_span = clip_spans(workspace),
                               .x = normed_of(workspace, pass->row),
+                              .x_rounded = rounded_of(workspace, pass->row),
                               .residual = residual_of(workspace, pass->row),
                               .work = workspace->work,
                               .span_work = workspace->span_work,
@@ -317,6 +348,7 @@ static void feed_piece(struct workspace *workspace, struct pool *pool)
              &(struct mlp_args){.backend = workspace->model->backend,
                                 .pool = pool,
                                 .x = normed_of(workspace, pass->row),
+                                .x_rounded = rounded_of(workspace, pass->row),
                                 .residual = residual_of(workspace, pass->row),
                                 .work = workspace->work,
                                 .n_row = pass->end - pass->row});
@@ -348,7 +380,11 @@ static void head_piece(struct workspace *workspace, struct pool *pool)
                                     .x = normed_of(workspace, pass->row),
                                     .x_stride = model->config.hidden,
                                     .n_row = pass->end - pass->row,
-                                    .w = &model->head});
+                                    .w = &model->head,
+                                    .x_rounded =
+                                        linear_rounds(&model->head)
+                                            ? rounded_of(workspace, pass->row)
+                                            : NULL});
 }
 
 /* ------------------------------------------------------------------ pieces */

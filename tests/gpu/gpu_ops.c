@@ -131,7 +131,7 @@ static void check_pairs(struct bench *bench, uint32_t n_row, uint32_t n)
     struct both x = make(bench, (size_t)n_row * 2 * n);
     struct both y = make(bench, (size_t)n_row * n);
     struct swiglu_args swiglu = {y.host, n, x.host, 2 * (size_t)n, n_row, n};
-    struct gate_args gate = {y.host, n, x.host, 2 * (size_t)n, n_row, n};
+    struct gate_args gate = {y.host, n, x.host, 2 * (size_t)n, n_row, n, NULL};
 
     bench->ref->swiglu(NULL, &swiglu);
     swiglu.y = y.far;
@@ -204,7 +204,7 @@ static void check_router(struct bench *bench, uint32_t n_row, uint32_t n_out,
     struct both x = make(bench, (size_t)n_row * n_in);
     struct both y = make(bench, (size_t)n_row * n_out);
     struct linear here, there;
-    struct linear_args a = {y.host, n_out, x.host, n_in, n_row, &here};
+    struct linear_args a = {y.host, n_out, x.host, n_in, n_row, &here, NULL};
 
     for (size_t i = 0; i < (size_t)n_out * n_in; i++)
         weight[i] = noise();
