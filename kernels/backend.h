@@ -519,6 +519,25 @@ struct peaks_args {
     uint32_t n;
 };
 
+/*
+ * For the sampler, of rows that lie on a device: the best of each, so that not
+ * all logits need to go to the host. Best first, of equals the lower id first;
+ * NaN and minus infinity take no part.
+ */
+#define TOPS_MAX 128u
+struct tops {
+    uint32_t n, is_all; /* listed; are those all that take part? */
+    float value[TOPS_MAX];
+    uint32_t id[TOPS_MAX];
+    double mass; /* sum of exp(x - value[0]), in any order */
+};
+struct tops_args {
+    struct tops *to; /* [n_row]; n is 0 too where it was too much to list */
+    const float *logit;
+    size_t logit_stride;
+    uint32_t n_row, n;
+};
+
 struct device_calls;
 
 struct backend {
@@ -557,6 +576,7 @@ struct backend {
     /* NULL: only one after the other. */
     void (*experts)(struct pool *pool, const struct experts_args *args);
     void (*combine)(struct pool *pool, const struct combine_args *args);
+    void (*tops)(struct pool *pool, const struct tops_args *args); /* or NULL */
     uint32_t (*draw)(const struct draw_args *args);
     void (*peaks)(const struct peaks_args *args);
 };

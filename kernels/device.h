@@ -44,7 +44,8 @@
     X(route, route_args)                                                       \
     X(expert, expert_args)                                                     \
     X(experts, experts_args)                                                   \
-    X(combine, combine_args)
+    X(combine, combine_args)                                                   \
+    X(tops, tops_args)
 
 /*
  * What a step's operators will be. Two steps with equal fields and
@@ -185,7 +186,8 @@ void device_peaks(const struct peaks_args *args);
     .conv = device_conv, .delta_gate = device_delta_gate,                      \
     .has_rounded_rows = true, .delta = device_delta, .route = device_route,    \
     .expert = device_expert, .experts = device_experts,                        \
-    .combine = device_combine, .draw = device_draw, .peaks = device_peaks
+    .combine = device_combine, .tops = device_tops, .draw = device_draw,       \
+    .peaks = device_peaks
 
 /* The one symbol of a device's library: NULL when `abi` is not its own. */
 #define DEVICE_SYMBOL "godwit_device"

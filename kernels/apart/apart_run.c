@@ -1,5 +1,6 @@
 #include "kernels/apart/apart_run.h"
 
+#include "kernels/ref/ref.h"
 #include "kernels/scalar.h"
 
 #include <assert.h>
@@ -481,6 +482,15 @@ static void run_combine(const struct backend *backend, struct combine_args a)
     backend->combine(NULL, &a);
 }
 
+/* Backends of host memory need not have it. */
+static void run_tops(const struct backend *backend, struct tops_args a)
+{
+    (void)backend;
+    NEAR(a.to);
+    NEAR(a.logit);
+    ref_tops(NULL, &a);
+}
+
 void apart_run(const struct backend *backend, enum apart_op op,
                const union apart_args *args)
 {
@@ -512,6 +522,7 @@ void apart_run(const struct backend *backend, enum apart_op op,
         RUN(expert)
         RUN(experts)
         RUN(combine)
+        RUN(tops)
 #undef RUN
     case APART_READ:
         break;
