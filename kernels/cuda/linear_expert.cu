@@ -137,28 +137,6 @@ void cuda_expert(struct gpu *gpu, const struct expert_args *a)
 /* ----------------------------------------------------------------- experts
  */
 
-#ifdef EXPERIMENT
-#include <stdio.h>
-#include <stdlib.h>
-static struct product_shape experiment(struct gpu *gpu, const char *name,
-                                       const struct product_job *job)
-{
-    size_t n;
-    const struct product_shape *s = product_shapes(&n);
-    const char *v = getenv(name);
-    if (v && atoi(v) >= 0 && product_fits(job, s[atoi(v)]))
-        return s[atoi(v)];
-    struct product_shape c = product_shape_of(gpu, job);
-    static int told[2];
-    if (!told[name[0] == 'G']++)
-        printf("[%s %u rows: %u %u %u]\n", name, job->n_each, c.n_group, c.n,
-               c.n_box);
-    return c;
-}
-#define EXPERIMENT_SHAPE(n, j) experiment(gpu, n, j)
-#else
-#define EXPERIMENT_SHAPE(n, j) product_shape_of(gpu, j)
-#endif
 #define STEP_ROWS GROUP_ROWS /* an expert then has one tile of rows */
 
 /* bf16 rows in order of places: 16 bytes a thread. */
@@ -280,10 +258,23 @@ static void set_down(struct product_job *job, const struct experts_args *a,
              has_one_more ? a->out : NULL);
 }
 
-/* Gate and up, then down, of all the places of a step. */
+/* Of n outputs, with longer stages where those are fastest. */
+static struct product_shape step_shape(const struct product_job *job,
+                                       uint32_t n)
+{
+    struct product_shape shape = {1, n, n == 64 ? 2u : 1u, 1};
+
+    if (!product_fits(job, shape))
+        shape.n_box = 1;
+    return shape;
+}
+
+/* Gate and up, then down, of all the places of a step. The shapes are those
+ * that were fastest for experts of 512 x 2048 on an H100. */
 static void run_step(struct gpu *gpu, const struct experts_args *a,
                      const struct expert_room *room, bool has_one_more)
 {
+    const uint32_t n = a->n_row <= 2 ? 96 : a->n_row <= 8 ? 64 : 128;
     struct product_job job = {};
 
     job.places.first = a->first;
@@ -298,11 +289,11 @@ static void run_step(struct gpu *gpu, const struct experts_args *a,
     job.x.at = a->x_rounded;
     job.x.n_row = a->n_row;
     set_gate_up(&job, a, room, has_one_more);
-    product_launch(gpu, &job, EXPERIMENT_SHAPE("GU", &job));
+    product_launch(gpu, &job, step_shape(&job, n));
     job.places.row = NULL;
     job.places.x_box = 8;
     set_down(&job, a, room, has_one_more);
-    product_launch(gpu, &job, EXPERIMENT_SHAPE("DN", &job));
+    product_launch(gpu, &job, step_shape(&job, 64));
 }
 
 static void list_launch(struct gpu *gpu, const struct experts_args *a,

@@ -303,24 +303,6 @@ static void time_step(struct gpu *gpu, uint32_t n_row, uint32_t n_expert)
     printf("%4u rows, 8 of %3u experts, %3u used | %7.1f us, bound %7.1f, "
            "%3.0f %%\n",
            n_row, n_expert, t.n_used, us, bound, 100 * bound / us);
-#ifdef EXPERIMENT
-    size_t n;
-    const struct product_shape *shape = product_shapes(&n);
-    for (int w = 0; w < 2; w++) {
-        printf("  %s:", w ? "DN" : "GU");
-        for (size_t i = 0; i < n; i++) {
-            char v[8];
-            if (shape[i].n_group > 1 || (w == 0 && shape[i].n < 16))
-                continue;
-            snprintf(v, sizeof(v), "%zu", i);
-            setenv(w ? "DN" : "GU", v, 1);
-            printf(" %u/%u %.1f", shape[i].n, shape[i].n_box,
-                   timed(gpu, &s, l, &t, y));
-            unsetenv(w ? "DN" : "GU");
-        }
-        printf("\n");
-    }
-#endif
     for (uint32_t i = 0; i < N_LAYER; i++)
         drop_layer(&l[i], &s);
     drop_step(&t);

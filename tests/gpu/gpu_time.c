@@ -262,7 +262,8 @@ static enum status step(struct bench *bench, uint32_t n, uint32_t n_row,
                                        .span = span,
                                        .n_span = n,
                                        .logit_row = row,
-                                       .n_logit = n_logit}))
+                                       .n_logit = n_logit,
+                                       .is_sampled = true}))
         return status_cause()->code;
     *out = now() - start;
     for (uint32_t i = 0; i < n; i++)
