@@ -15,6 +15,7 @@
 #define PANEL LINEAR_PANEL
 #define FEW_ROWS 8u /* of a block of the router's product ... */
 #define FEW_THREADS 256u
+#define FEW_STEP 8u   /* inputs that are read ahead of their addition */
 #define FEW_AHEAD 16u   /* quads that a thread asks for at once */
 #define FEW_DEPTH 2048u /* inputs that it holds at a time */
 #define FEW_BYTES ((FEW_ROWS + PANEL) * FEW_DEPTH * 4)
@@ -143,29 +144,61 @@ static __device__ __forceinline__ void load_rows(const struct plain &a,
     }
 }
 
-/* Go on with the chains of two rows. */
-static __device__ __forceinline__ void
-chain_rows(const float *x, const float *w, uint32_t n, float sum[2])
+/* FEW_STEP inputs of two rows and an output, read before they are used. */
+struct few_step {
+    float4 x[2][FEW_STEP / 4];
+    float w[FEW_STEP];
+};
+
+static __device__ __forceinline__ void read_step(const float *x, const float *w,
+                                                 uint32_t k,
+                                                 struct few_step *to)
 {
-    uint32_t k = 0;
-
-#pragma unroll 4
-    for (; k + 4 <= n; k += 4) {
-        const float4 x0 = *(const float4 *)(x + k);
-        const float4 x1 = *(const float4 *)(x + FEW_DEPTH + k);
-        const float w0 = w[k * PANEL], w1 = w[(k + 1) * PANEL];
-        const float w2 = w[(k + 2) * PANEL], w3 = w[(k + 3) * PANEL];
-
-        sum[0] = __fmaf_rn(x0.x, w0, sum[0]);
-        sum[1] = __fmaf_rn(x1.x, w0, sum[1]);
-        sum[0] = __fmaf_rn(x0.y, w1, sum[0]);
-        sum[1] = __fmaf_rn(x1.y, w1, sum[1]);
-        sum[0] = __fmaf_rn(x0.z, w2, sum[0]);
-        sum[1] = __fmaf_rn(x1.z, w2, sum[1]);
-        sum[0] = __fmaf_rn(x0.w, w3, sum[0]);
-        sum[1] = __fmaf_rn(x1.w, w3, sum[1]);
+#pragma unroll
+    for (uint32_t i = 0; i < FEW_STEP / 4; i++) {
+        to->x[0][i] = *(const float4 *)(x + k + 4 * i);
+        to->x[1][i] = *(const float4 *)(x + FEW_DEPTH + k + 4 * i);
     }
-    for (; k < n; k++) {
+#pragma unroll
+    for (uint32_t i = 0; i < FEW_STEP; i++)
+        to->w[i] = w[(k + i) * PANEL];
+}
+
+static __device__ __forceinline__ void chain_step(const struct few_step *s,
+                                                  float sum[2])
+{
+#pragma unroll
+    for (uint32_t i = 0; i < FEW_STEP; i += 4)
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const float4 x = s->x[r][i / 4];
+
+            sum[r] = __fmaf_rn(x.x, s->w[i], sum[r]);
+            sum[r] = __fmaf_rn(x.y, s->w[i + 1], sum[r]);
+            sum[r] = __fmaf_rn(x.z, s->w[i + 2], sum[r]);
+            sum[r] = __fmaf_rn(x.w, s->w[i + 3], sum[r]);
+        }
+}
+
+/* Go on with the chains of two rows: the next step is read while this one is
+ * added. What is read behind the last is not used. */
+static __device__ __forceinline__ void chain_rows(const float *x,
+                                                  const float *w, uint32_t n,
+                                                  float sum[2])
+{
+    const uint32_t n_whole = n / (2 * FEW_STEP) * (2 * FEW_STEP);
+    struct few_step even, odd;
+
+    if (n_whole)
+        read_step(x, w, 0, &even);
+    for (uint32_t k = 0; k < n_whole; k += 2 * FEW_STEP) {
+        read_step(x, w, k + FEW_STEP, &odd);
+        chain_step(&even, sum);
+        read_step(x, w, k + 2 * FEW_STEP < n_whole ? k + 2 * FEW_STEP : 0,
+                  &even);
+        chain_step(&odd, sum);
+    }
+    for (uint32_t k = n_whole; k < n; k++) {
         sum[0] = __fmaf_rn(x[k], w[k * PANEL], sum[0]);
         sum[1] = __fmaf_rn(x[FEW_DEPTH + k], w[k * PANEL], sum[1]);
     }

@@ -14,11 +14,13 @@
 #include <assert.h>
 
 #define THREADS 256u
+#define PEAKS 8u       /* of a warp, each */
 #define EACH 64u       /* logits of a peak, ... */
 #define FEW_MAX 16384u /* ... or one, where they are no more than this */
-#define SLICE 8192u    /* logits whose mass a block sums */
+#define SLICE 2048u    /* logits whose mass a block sums */
 #define LIST_THREADS 1024u
 #define LIST_MAX 2048u /* logits that are sorted; many more are a flat row */
+#define HELD (FEW_MAX / LIST_THREADS) /* peaks of a thread, at most */
 #define DIGIT 256u
 
 struct best {
@@ -43,30 +45,36 @@ static __device__ __forceinline__ float value_of(uint32_t key)
     return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-/* A warp for 32 peaks. */
+/* A warp for PEAKS peaks of EACH, or for 32 of one logit. */
 static __global__ void find_peaks(const __grid_constant__ struct best b)
 {
-    const uint32_t lane = threadIdx.x % 32;
-    const uint32_t first =
-        (blockIdx.x * (THREADS / 32) + threadIdx.x / 32) * 32;
+    const uint32_t lane = threadIdx.x % 32, n = b.each == 1 ? 32 : PEAKS;
+    const uint32_t warp = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    const uint32_t first = warp * n;
     const float *x = b.args.logit + blockIdx.y * b.args.logit_stride;
     uint32_t mine = 0;
 
     launch_begin();
-    if (b.each == 1)
+    if (b.each == 1) {
         mine = first + lane < b.args.n ? key_of(x[first + lane]) : 0;
-    else
-#pragma unroll 8
-        for (uint32_t p = 0; p < 32; p++) {
-            const uint32_t i = (first + p) * EACH + lane;
-            const uint32_t low = i < b.args.n ? key_of(x[i]) : 0;
-            const uint32_t high = i + 32 < b.args.n ? key_of(x[i + 32]) : 0;
-            const uint32_t most =
-                __reduce_max_sync(0xffffffffu, max(low, high));
+    } else {
+        float v[2 * PEAKS];
+
+#pragma unroll
+        for (uint32_t i = 0; i < 2 * PEAKS; i++) {
+            const uint32_t at = first * EACH + i * 32 + lane;
+
+            v[i] = at < b.args.n ? x[at] : __int_as_float(0x7fffffff);
+        }
+#pragma unroll
+        for (uint32_t p = 0; p < PEAKS; p++) {
+            const uint32_t most = __reduce_max_sync(
+                0xffffffffu, max(key_of(v[2 * p]), key_of(v[2 * p + 1])));
 
             mine = p == lane ? most : mine;
         }
-    if (first + lane < b.n_peak)
+    }
+    if (lane < n && first + lane < b.n_peak)
         b.peak[blockIdx.y * b.n_peak + first + lane] = mine;
 }
 
@@ -76,7 +84,7 @@ static __device__ uint32_t largest(const struct best &b, uint32_t row)
     __shared__ uint32_t of_warp[THREADS / 32];
     uint32_t most = 0;
 
-#pragma unroll 4
+#pragma unroll 16 /* loads on their way at once */
     for (uint32_t p = threadIdx.x; p < b.n_peak; p += THREADS)
         most = max(most, b.peak[row * b.n_peak + p]);
     most = __reduce_max_sync(0xffffffffu, most);
@@ -92,17 +100,19 @@ static __global__ void sum_mass(const __grid_constant__ struct best b)
 {
     __shared__ double of_warp[THREADS / 32];
     const float *x = b.args.logit + blockIdx.y * b.args.logit_stride;
-    const uint32_t end = min((blockIdx.x + 1) * SLICE, b.args.n);
     double sum = 0.0;
 
     launch_begin();
     const uint32_t most = largest(b, blockIdx.y);
     const float best = value_of(most);
 
-#pragma unroll 4
-    for (uint32_t i = blockIdx.x * SLICE + threadIdx.x; i < end; i += THREADS)
-        if (key_of(x[i]))
+#pragma unroll
+    for (uint32_t n = 0; n < SLICE / THREADS; n++) {
+        const uint32_t i = blockIdx.x * SLICE + n * THREADS + threadIdx.x;
+
+        if (i < b.args.n && key_of(x[i]))
             sum += (double)scalar_exp(x[i] - best);
+    }
     for (int step = 16; step; step /= 2)
         sum += __shfl_xor_sync(0xffffffffu, sum, step);
     if (threadIdx.x % 32 == 0)
@@ -146,8 +156,13 @@ static __device__ void find_digit(const uint32_t *count, uint32_t *digit,
     }
 }
 
+/* A thread's peaks: numbers threadIdx.x + i LIST_THREADS. */
+struct held {
+    uint32_t peak[HELD];
+};
+
 /* The TOPS_MAX-th largest peak of a row, at least 1, digit by digit. */
-static __device__ uint32_t find_threshold(const uint32_t *peak, uint32_t n)
+static __device__ uint32_t find_threshold(const struct held *held, uint32_t n)
 {
     __shared__ uint32_t count[DIGIT], digit, left;
     uint32_t threshold = 0;
@@ -160,9 +175,11 @@ static __device__ uint32_t find_threshold(const uint32_t *peak, uint32_t n)
         if (threadIdx.x < DIGIT)
             count[threadIdx.x] = 0;
         __syncthreads();
-        for (uint32_t p = threadIdx.x; p < n; p += LIST_THREADS)
-            if (shift == 24 || peak[p] >> (shift + 8) == threshold)
-                atomicAdd(&count[peak[p] >> shift & (DIGIT - 1)], 1);
+#pragma unroll
+        for (uint32_t i = 0; i < HELD; i++)
+            if (threadIdx.x + i * LIST_THREADS < n &&
+                (shift == 24 || held->peak[i] >> (shift + 8) == threshold))
+                atomicAdd(&count[held->peak[i] >> shift & (DIGIT - 1)], 1);
         __syncthreads();
         if (threadIdx.x < 32)
             find_digit(count, &digit, &left);
@@ -190,16 +207,19 @@ static __device__ __forceinline__ void list_logit(struct found *to, uint32_t i,
 
 /* All logits from the threshold on. */
 static __device__ void collect(const struct best &b, uint32_t row,
-                               uint32_t threshold, struct found *to)
+                               uint32_t threshold, const struct held *held,
+                               struct found *to)
 {
     const float *x = b.args.logit + row * b.args.logit_stride;
-    const uint32_t *peak = b.peak + row * b.n_peak;
 
-    for (uint32_t p = threadIdx.x; p < b.n_peak; p += LIST_THREADS) {
-        if (peak[p] < threshold)
+#pragma unroll
+    for (uint32_t i = 0; i < HELD; i++) {
+        const uint32_t p = threadIdx.x + i * LIST_THREADS;
+
+        if (p >= b.n_peak || held->peak[i] < threshold)
             continue;
         if (b.each == 1) {
-            list_logit(to, p, peak[p]);
+            list_logit(to, p, held->peak[i]);
             continue;
         }
         const uint32_t at = atomicAdd(&to->n_peak, 1);
@@ -207,15 +227,15 @@ static __device__ void collect(const struct best &b, uint32_t row,
             to->peak[at] = p;
     }
     __syncthreads();
-    for (uint32_t a = threadIdx.x / 32; a < min(to->n_peak, LIST_MAX);
-         a += LIST_THREADS / 32)
-        for (uint32_t i = threadIdx.x % 32; i < EACH; i += 32) {
-            const uint32_t id = to->peak[a] * EACH + i;
-            const uint32_t key = id < b.args.n ? key_of(x[id]) : 0;
+    const uint32_t n = min(to->n_peak, LIST_MAX) * EACH;
+#pragma unroll 8 /* loads on their way at once */
+    for (uint32_t i = threadIdx.x; i < n; i += LIST_THREADS) {
+        const uint32_t id = to->peak[i / EACH] * EACH + i % EACH;
+        const uint32_t key = id < b.args.n ? key_of(x[id]) : 0;
 
-            if (key >= threshold)
-                list_logit(to, id, key);
-        }
+        if (key >= threshold)
+            list_logit(to, id, key);
+    }
 }
 
 /* Falling, n a power of two; all that differ, so that there is one order. */
@@ -248,10 +268,16 @@ static __global__ void __launch_bounds__(LIST_THREADS)
     launch_begin();
     if (threadIdx.x == 0)
         found.n = found.n_peak = 0;
-    const uint32_t threshold =
-        find_threshold(b.peak + row * b.n_peak, b.n_peak);
+    struct held held;
+#pragma unroll
+    for (uint32_t i = 0; i < HELD; i++) {
+        const uint32_t p = threadIdx.x + i * LIST_THREADS;
+
+        held.peak[i] = p < b.n_peak ? b.peak[row * b.n_peak + p] : 0;
+    }
+    const uint32_t threshold = find_threshold(&held, b.n_peak);
     __syncthreads();
-    collect(b, row, threshold, &found);
+    collect(b, row, threshold, &held, &found);
     __syncthreads();
     const uint32_t n_list = max(found.n, found.n_peak);
     uint64_t *list = found.list;
@@ -270,11 +296,16 @@ static __global__ void __launch_bounds__(LIST_THREADS)
         to->id[i] = id;
         to->value[i] = b.args.logit[row * b.args.logit_stride + id];
     }
-    if (threadIdx.x)
+    if (threadIdx.x >= 32)
         return;
     double mass = 0.0;
-    for (uint32_t s = 0; s < b.n_slice; s++)
+#pragma unroll 4
+    for (uint32_t s = threadIdx.x; s < b.n_slice; s += 32)
         mass += b.mass[row * b.n_slice + s];
+    for (int step = 16; step; step /= 2)
+        mass += __shfl_xor_sync(0xffffffffu, mass, step);
+    if (threadIdx.x)
+        return;
     to->mass = mass;
     to->n = n_list > LIST_MAX ? 0 : min(n_list, TOPS_MAX);
     to->is_all = threshold == 1 && n_list < TOPS_MAX;
@@ -295,9 +326,10 @@ void cuda_tops(struct gpu *gpu, const struct tops_args *args)
     b.peak = (uint32_t *)((char *)b.mass + mass_bytes);
     if (gpu_is_replaying(gpu) || !args->n_row)
         return;
-    assert(args->n_row <= 65535);
+    assert(args->n_row <= 65535 && b.n_peak <= FEW_MAX);
+    const uint32_t n_peak = THREADS / 32 * (b.each == 1 ? 32 : PEAKS);
     launch_early(gpu, find_peaks,
-                 dim3((b.n_peak + THREADS - 1) / THREADS, args->n_row), THREADS,
+                 dim3((b.n_peak + n_peak - 1) / n_peak, args->n_row), THREADS,
                  b);
     launch_early(gpu, sum_mass, dim3(b.n_slice, args->n_row), THREADS, b);
     launch_early(gpu, list_tops, args->n_row, LIST_THREADS, b);

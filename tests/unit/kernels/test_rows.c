@@ -82,7 +82,7 @@ static void gated(const struct setting *s, const struct backend *backend,
 {
     struct gated_norm_args a = {{y + first * s->y_stride, s->y_stride,
                                  s->x + first * s->x_stride, s->x_stride, s->w,
-                                 n, s->n_group, s->dim, 1e-6f},
+                                 n, s->n_group, s->dim, 1e-6f, NULL},
                                 s->z + first * s->x_stride,
                                 s->x_stride};
     backend->gated_norm(pool, &a);
