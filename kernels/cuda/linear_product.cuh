@@ -295,7 +295,8 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
 
 /* ----------------------------------------------------------------- places */
 
-/* Experts that have rows, in order; all threads of the CTA, which get n. */
+/* Experts that have rows; all threads of the CTA, which get n. The one more has
+ * most, so it goes first. */
 static __device__ __forceinline__ struct product_list
 product_list_places(const struct product *p, unsigned char *shared)
 {
@@ -307,13 +308,15 @@ product_list_places(const struct product *p, unsigned char *shared)
 
     for (uint32_t e0 = 0; e0 <= at->n_expert; e0 += blockDim.x) {
         const uint32_t e = e0 + threadIdx.x;
-        uint32_t first = at->n_place, end = first + at->n_shared;
+        uint32_t expert = at->n_expert, first = at->n_place;
+        uint32_t end = first + at->n_shared;
 
-        if (e < at->n_expert) {
-            first = at->first[e];
-            end = at->first[e + 1];
+        if (e > 0) {
+            expert = e - 1;
+            first = expert < at->n_expert ? at->first[expert] : 0;
+            end = expert < at->n_expert ? at->first[e] : 0;
         }
-        const bool has = e <= at->n_expert && first < end;
+        const bool has = first < end;
         const uint32_t who = __ballot_sync(0xffffffff, has);
         uint32_t to = list.n + __popc(who & ((1u << lane) - 1));
 
@@ -325,7 +328,7 @@ product_list_places(const struct product *p, unsigned char *shared)
             list.n += of_warp[w];
         }
         if (has) {
-            rows[to].expert = e;
+            rows[to].expert = expert;
             rows[to].first = first;
             rows[to].end = end;
         }

@@ -18,6 +18,7 @@
 
 #define THREADS 256u
 #define NARROW_MAX 1024u /* elements that one warp sums */
+#define HELD 8u          /* elements that a lane of it holds */
 #define WIDE 512u        /* threads of a block that sums more */
 #define QUADS 4u         /* of fours that such a thread holds */
 
@@ -31,61 +32,56 @@ static __device__ float fold_warp(float sum)
     return sum;
 }
 
-static __device__ float sum_squares(const float *x, uint32_t n, uint32_t lane,
-                                    uint32_t n_lane)
+/* A lane's elements of what comes from element i on, 32 of them apart. */
+static __device__ __forceinline__ void load_each(float *to, const float *from,
+                                                 uint32_t i, uint32_t dim)
 {
-    float sum = 0.0f;
-
-#pragma unroll 8 /* loads ahead of the chain */
-    for (uint32_t i = lane; i < n; i += n_lane)
-        sum = __fmaf_rn(x[i], x[i], sum);
-    return sum;
+#pragma unroll
+    for (uint32_t n = 0; n < HELD; n++)
+        to[n] = i + 32 * n < dim ? from[i + 32 * n] : 0.0f;
 }
 
-static __device__ void scale_row(const struct norm_args &a, float *y,
-                                 uint16_t *rounded, const float *x, float sum,
-                                 uint32_t lane)
-{
-    const uint32_t n_each = 8; /* read before the first is written */
-    const float scale = 1.0f / sqrtf(sum / (float)a.dim + a.eps);
-
-    for (uint32_t i0 = lane; i0 < a.dim; i0 += 32 * n_each) {
-        float v[n_each];
-
-#pragma unroll
-        for (uint32_t n = 0; n < n_each; n++)
-            if (i0 + 32 * n < a.dim)
-                v[n] = x[i0 + 32 * n] * scale * a.weight[i0 + 32 * n];
-#pragma unroll
-        for (uint32_t n = 0; n < n_each; n++) {
-            const uint32_t i = i0 + 32 * n;
-
-            if (y && i < a.dim)
-                y[i] = v[n];
-            if (rounded && i < a.dim)
-                rounded[i] = (uint16_t)round_pair(v[n], 0.0f);
-        }
-    }
-}
-
-/* A warp for each group of each row. */
+/* A warp for each group of each row. As in norm_wide() below, what a lane can
+ * hold it reads once. */
 static __global__ void norm_narrow(const __grid_constant__ struct norm_args a)
 {
-    launch_next();
-    if (threadIdx.x * 32 < a.dim)
-        launch_fetch(a.weight + threadIdx.x * 32);
-    launch_wait();
     const size_t at = (size_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
-    const uint32_t lane = threadIdx.x % 32;
-
-    if (at >= (size_t)a.n_row * a.n_group)
-        return;
     const size_t row = at / a.n_group, first = at % a.n_group * a.dim;
+    const uint32_t lane = threadIdx.x % 32;
     const float *x = a.x + row * a.x_stride + first;
-    const float sum = fold_warp(sum_squares(x, a.dim, lane, 32));
+    float *y = a.y ? a.y + row * a.y_stride + first : NULL;
+    uint16_t *rounded = a.y_rounded ? a.y_rounded + at * a.dim : NULL;
+    float v[HELD], w[HELD], sum = 0.0f;
 
-    scale_row(a, a.y ? a.y + row * a.y_stride + first : NULL,
-              a.y_rounded ? a.y_rounded + at * a.dim : NULL, x, sum, lane);
+    launch_next();
+    load_each(w, a.weight, lane, a.dim);
+    launch_wait();
+    if (row >= a.n_row)
+        return;
+    for (uint32_t i = lane; i < a.dim; i += 32 * HELD) {
+        load_each(v, x, i, a.dim);
+#pragma unroll
+        for (uint32_t n = 0; n < HELD; n++)
+            if (i + 32 * n < a.dim)
+                sum = __fmaf_rn(v[n], v[n], sum);
+    }
+    const float scale = 1.0f / sqrtf(fold_warp(sum) / (float)a.dim + a.eps);
+    for (uint32_t i = lane; i < a.dim; i += 32 * HELD) {
+        if (a.dim > 32 * HELD) {
+            load_each(v, x, i, a.dim);
+            load_each(w, a.weight, i, a.dim);
+        }
+#pragma unroll
+        for (uint32_t n = 0; n < HELD; n++) {
+            const uint32_t e = i + 32 * n;
+            const float to = v[n] * scale * w[n];
+
+            if (y && e < a.dim)
+                y[e] = to;
+            if (rounded && e < a.dim)
+                rounded[e] = (uint16_t)round_pair(to, 0.0f);
+        }
+    }
 }
 
 static __device__ float4 load4(const float *x, bool is_aligned)
@@ -118,8 +114,8 @@ static __device__ __forceinline__ void load_quads(float4 *to, const float *from,
                     : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
-static __device__ __forceinline__ float
-sum_quads(const float4 *v, uint32_t i, uint32_t dim, float sum)
+static __device__ __forceinline__ float sum_quads(const float4 *v, uint32_t i,
+                                                  uint32_t dim, float sum)
 {
 #pragma unroll
     for (uint32_t q = 0; q < QUADS; q++)
@@ -171,9 +167,9 @@ static __global__ void norm_wide(const __grid_constant__ struct norm_args a)
 #pragma unroll
         for (uint32_t q = 0; q < QUADS; q++) {
             const uint32_t e = i + q * WIDE * 4;
-            const float4 to = make_float4(
-                v[q].x * scale * w[q].x, v[q].y * scale * w[q].y,
-                v[q].z * scale * w[q].z, v[q].w * scale * w[q].w);
+            const float4 to =
+                make_float4(v[q].x * scale * w[q].x, v[q].y * scale * w[q].y,
+                            v[q].z * scale * w[q].z, v[q].w * scale * w[q].w);
 
             if (y && e < a.dim)
                 store4(y + e, to, is_aligned);
