@@ -15,7 +15,7 @@
 #define PANEL LINEAR_PANEL
 #define FEW_ROWS 8u /* of a block of the router's product ... */
 #define FEW_THREADS 256u
-#define FEW_STEP 8u   /* inputs that are read ahead of their addition */
+#define FEW_STEP 8u     /* inputs that are read ahead of their addition */
 #define FEW_AHEAD 16u   /* quads that a thread asks for at once */
 #define FEW_DEPTH 2048u /* inputs that it holds at a time */
 #define FEW_BYTES ((FEW_ROWS + PANEL) * FEW_DEPTH * 4)
@@ -150,9 +150,8 @@ struct few_step {
     float w[FEW_STEP];
 };
 
-static __device__ __forceinline__ void read_step(const float *x, const float *w,
-                                                 uint32_t k,
-                                                 struct few_step *to)
+static __device__ __forceinline__ void
+read_step(const float *x, const float *w, uint32_t k, struct few_step *to)
 {
 #pragma unroll
     for (uint32_t i = 0; i < FEW_STEP / 4; i++) {
@@ -182,9 +181,8 @@ static __device__ __forceinline__ void chain_step(const struct few_step *s,
 
 /* Go on with the chains of two rows: the next step is read while this one is
  * added. What is read behind the last is not used. */
-static __device__ __forceinline__ void chain_rows(const float *x,
-                                                  const float *w, uint32_t n,
-                                                  float sum[2])
+static __device__ __forceinline__ void
+chain_rows(const float *x, const float *w, uint32_t n, float sum[2])
 {
     const uint32_t n_whole = n / (2 * FEW_STEP) * (2 * FEW_STEP);
     struct few_step even, odd;
