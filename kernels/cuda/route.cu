@@ -26,6 +26,7 @@
 #define LANES 16u /* of a sum, as scalar_sum() */
 #define GROUP_THREADS 256u
 #define STEP_THREADS 1024u /* of the block that routes a step, ... */
+#define STEP_EACH 2u       /* rows of a warp */
 #define STEP_ROWS 64u      /* which has so many rows at most */
 #define THREADS 256u
 #define CHOSEN_AHEAD                                                           \
@@ -532,27 +533,56 @@ static __device__ uint32_t sum_before(uint32_t n)
     return before + sum - n;
 }
 
+/* A warp hands out a row's places: behind those of the rows before it. */
+static __device__ void place_row(const struct routing &to, uint32_t row,
+                                 const unsigned long long *rows,
+                                 const uint32_t *first, uint32_t taken)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    uint32_t before = row * to.n_chosen;
+
+    for (uint32_t e = lane; e / 32 * 32 < to.n_expert; e += 32) {
+        const bool is_mine = taken >> e / 32 & 1;
+        const uint32_t who = __ballot_sync(0xffffffffu, is_mine);
+
+        if (is_mine) {
+            const uint32_t at = before + __popc(who & ((1u << lane) - 1));
+            const uint32_t place =
+                first[e] + __popcll(rows[e] & ((1ull << row) - 1));
+
+            to.place[at] = place;
+            to.row[place] = row;
+        }
+        before += __popc(who);
+    }
+}
+
 /* The rows of a decode step: all in one block. Which rows an expert has are the
  * bits of a word, so that its places are counted, not searched for. */
 static __global__ void __launch_bounds__(STEP_THREADS)
     route_step(const __grid_constant__ struct route_args a)
 {
-    extern __shared__ float step_room[];
+    extern __shared__ unsigned long long step_room[];
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const uint32_t n = a.to.n_expert, n_warp = STEP_THREADS / 32;
-    unsigned long long *rows = (unsigned long long *)step_room;
+    const uint32_t n = a.to.n_expert, n_warp = blockDim.x / 32;
+    unsigned long long *rows = step_room;
     uint32_t *first = (uint32_t *)(rows + n);
     float *w = (float *)(first + n) + (size_t)warp * n;
+    uint32_t taken[STEP_EACH] = {};
 
-    for (uint32_t e = threadIdx.x; e < n; e += STEP_THREADS)
+    for (uint32_t e = threadIdx.x; e < n; e += blockDim.x)
         rows[e] = 0;
     launch_begin();
     __syncthreads();
-    for (uint32_t row = warp; row < a.to.n_row; row += n_warp) {
-        const uint32_t taken = choose_row(a, row, w, lane);
+#pragma unroll
+    for (uint32_t i = 0; i < STEP_EACH; i++) {
+        const uint32_t row = warp + i * n_warp;
 
-        for (uint32_t e = lane, i = 0; e < n; e += 32, i++)
-            if (taken >> i & 1)
+        if (row >= a.to.n_row)
+            break;
+        taken[i] = choose_row(a, row, w, lane);
+        for (uint32_t e = lane, j = 0; e < n; e += 32, j++)
+            if (taken[i] >> j & 1)
                 atomicOr(&rows[e], 1ull << row);
         __syncwarp();
     }
@@ -566,14 +596,10 @@ static __global__ void __launch_bounds__(STEP_THREADS)
             a.to.first[n] = at + mine;
     }
     __syncthreads();
-    for (uint32_t i = e; i < a.to.n_row * a.to.n_chosen; i += STEP_THREADS) {
-        const uint32_t row = i / a.to.n_chosen, by = a.to.expert[i];
-        const uint32_t place =
-            first[by] + __popcll(rows[by] & ((1ull << row) - 1));
-
-        a.to.place[i] = place;
-        a.to.row[place] = row;
-    }
+#pragma unroll
+    for (uint32_t i = 0; i < STEP_EACH; i++)
+        if (warp + i * n_warp < a.to.n_row)
+            place_row(a.to, warp + i * n_warp, rows, first, taken[i]);
 }
 
 /* Sum over the block of each thread's number, to all. */
@@ -663,15 +689,15 @@ void cuda_route(struct gpu *gpu, const struct route_args *args)
     if (gpu_is_replaying(gpu) || !to->n_row)
         return;
     if (to->n_row <= STEP_ROWS) {
-        const uint32_t n_warp =
-            to->n_row < STEP_THREADS / 32 ? to->n_row : STEP_THREADS / 32;
-        const uint32_t bytes = to->n_expert * (12 + n_warp * 4);
+        const uint32_t by_row = up(to->n_row, STEP_EACH) * 32;
+        const uint32_t by_expert = up(to->n_expert, 32) * 32;
+        const uint32_t n_thread = by_row > by_expert ? by_row : by_expert;
 
         (void)cudaFuncSetAttribute(route_step,
                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    (int)(EXPERT_MAX * (12 + STEP_THREADS / 8)));
-        launch_early_with(gpu_stream(gpu), route_step, 1, STEP_THREADS, bytes,
-                          *args);
+        launch_early_with(gpu_stream(gpu), route_step, 1, n_thread,
+                          to->n_expert * (12 + n_thread / 8), *args);
         return;
     }
     launch_early(gpu, choose, to->n_row, 32, *args);

@@ -340,8 +340,9 @@ static void check_tops(struct bench *bench, uint32_t n_row, uint32_t n,
 static void check_all(struct bench *bench)
 {
     static const uint32_t EXPERTS[][3] = {
-        {1, 1, 1},   {1, 8, 3},     {3, 16, 4},    {65, 60, 8},
-        {2, 256, 8}, {300, 256, 8}, {1, 1024, 10}, {1000, 33, 2}};
+        {1, 1, 1},     {1, 8, 3},     {3, 16, 4},   {65, 60, 8},
+        {2, 256, 8},   {33, 48, 8},   {64, 128, 8}, {64, 20, 20},
+        {300, 256, 8}, {1, 1024, 10}, {1000, 33, 2}};
 
     for (size_t i = 0; i < COUNT(ROWS); i++) {
         check_norm(bench, ROWS[i].n_row, ROWS[i].n_group, ROWS[i].dim);

@@ -57,7 +57,7 @@ static void open_setting(struct setting *s, uint32_t n, uint64_t seed)
 
 static bool same_logprob(struct token_logprob a, struct token_logprob b)
 {
-    return a.token == b.token && memcmp(&a.logprob, &b.logprob, 4) == 0;
+    return a.token == b.token && a.logprob == b.logprob;
 }
 
 static bool same_logprobs(const struct logprobs *a, const struct logprobs *b)
