@@ -20,7 +20,6 @@
 #define NARROW_MAX 1024u /* elements that one warp sums */
 #define HELD 8u          /* elements that a lane of it holds */
 #define WIDE 512u        /* threads of a block that sums more */
-#define QUADS 4u         /* of fours that such a thread holds */
 
 /* --------------------------------------------------------------------- norms
  */
@@ -41,8 +40,8 @@ static __device__ __forceinline__ void load_each(float *to, const float *from,
         to[n] = i + 32 * n < dim ? from[i + 32 * n] : 0.0f;
 }
 
-/* A warp for each group of each row. As in norm_wide() below, what a lane can
- * hold it reads once. */
+/* A warp for each group of each row. What a lane can hold it reads once, its
+ * weights before the kernel ahead is done. */
 static __global__ void norm_narrow(const __grid_constant__ struct norm_args a)
 {
     const size_t at = (size_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
@@ -102,54 +101,32 @@ static __device__ void store4(float *y, float4 v, bool is_aligned)
     y[3] = v.w;
 }
 
-/* A thread's quads of what comes from element i on, WIDE of them apart. */
-static __device__ __forceinline__ void load_quads(float4 *to, const float *from,
-                                                  uint32_t i, uint32_t dim,
-                                                  bool is_aligned)
-{
-#pragma unroll
-    for (uint32_t q = 0; q < QUADS; q++)
-        to[q] = i + q * WIDE * 4 < dim
-                    ? load4(from + i + q * WIDE * 4, is_aligned)
-                    : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-}
-
-static __device__ __forceinline__ float sum_quads(const float4 *v, uint32_t i,
-                                                  uint32_t dim, float sum)
-{
-#pragma unroll
-    for (uint32_t q = 0; q < QUADS; q++)
-        if (i + q * WIDE * 4 < dim) {
-            sum = __fmaf_rn(v[q].x, v[q].x, sum);
-            sum = __fmaf_rn(v[q].y, v[q].y, sum);
-            sum = __fmaf_rn(v[q].z, v[q].z, sum);
-            sum = __fmaf_rn(v[q].w, v[q].w, sum);
-        }
-    return sum;
-}
-
-/* A block for each; its lanes take four neighbours at a time. What a thread
- * can hold it reads once, its weights before the kernel ahead is done. */
+/* A block for each; its lanes take four neighbours at a time. What the second
+ * pass reads, this SM has just read. */
 static __global__ void norm_wide(const __grid_constant__ struct norm_args a)
 {
     __shared__ float part[WIDE / 32];
-    const uint32_t step = QUADS * WIDE * 4, first = threadIdx.x * 4;
     const size_t row = blockIdx.x / a.n_group;
-    const size_t at = (size_t)(blockIdx.x % a.n_group) * a.dim;
-    const float *x = a.x + row * a.x_stride + at;
-    float *y = a.y ? a.y + row * a.y_stride + at : NULL;
+    const size_t first = (size_t)(blockIdx.x % a.n_group) * a.dim;
+    const float *x = a.x + row * a.x_stride + first;
+    float *y = a.y ? a.y + row * a.y_stride + first : NULL;
     uint16_t *rounded =
         a.y_rounded ? a.y_rounded + (size_t)blockIdx.x * a.dim : NULL;
     const bool is_aligned = ((uintptr_t)x | (uintptr_t)y) % 16 == 0;
-    float4 v[QUADS], w[QUADS];
     float sum = 0.0f;
 
     launch_next();
-    load_quads(w, a.weight, first, a.dim, true);
+    for (uint32_t i = threadIdx.x * 32; i < a.dim; i += WIDE * 32)
+        launch_fetch(a.weight + i);
     launch_wait();
-    for (uint32_t i = first; i < a.dim; i += step) {
-        load_quads(v, x, i, a.dim, is_aligned);
-        sum = sum_quads(v, i, a.dim, sum);
+
+    for (uint32_t i = threadIdx.x * 4; i < a.dim; i += WIDE * 4) {
+        const float4 v = load4(x + i, is_aligned);
+
+        sum = __fmaf_rn(v.x, v.x, sum);
+        sum = __fmaf_rn(v.y, v.y, sum);
+        sum = __fmaf_rn(v.z, v.z, sum);
+        sum = __fmaf_rn(v.w, v.w, sum);
     }
     sum = fold_warp(sum);
     if (threadIdx.x % 32 == 0)
@@ -159,24 +136,17 @@ static __global__ void norm_wide(const __grid_constant__ struct norm_args a)
     for (uint32_t i = 0; i < WIDE / 32; i++)
         sum += part[i];
     const float scale = 1.0f / sqrtf(sum / (float)a.dim + a.eps);
-    for (uint32_t i = first; i < a.dim; i += step) {
-        if (a.dim > step) {
-            load_quads(v, x, i, a.dim, is_aligned);
-            load_quads(w, a.weight, i, a.dim, true);
-        }
-#pragma unroll
-        for (uint32_t q = 0; q < QUADS; q++) {
-            const uint32_t e = i + q * WIDE * 4;
-            const float4 to =
-                make_float4(v[q].x * scale * w[q].x, v[q].y * scale * w[q].y,
-                            v[q].z * scale * w[q].z, v[q].w * scale * w[q].w);
+    for (uint32_t i = threadIdx.x * 4; i < a.dim; i += WIDE * 4) {
+        const float4 v = load4(x + i, is_aligned);
+        const float4 w = *(const float4 *)(a.weight + i);
+        const float4 to = make_float4(v.x * scale * w.x, v.y * scale * w.y,
+                                      v.z * scale * w.z, v.w * scale * w.w);
 
-            if (y && e < a.dim)
-                store4(y + e, to, is_aligned);
-            if (rounded && e < a.dim)
-                *(uint2 *)(rounded + e) =
-                    make_uint2(round_pair(to.x, to.y), round_pair(to.z, to.w));
-        }
+        if (y)
+            store4(y + i, to, is_aligned);
+        if (rounded)
+            *(uint2 *)(rounded + i) =
+                make_uint2(round_pair(to.x, to.y), round_pair(to.z, to.w));
     }
 }
 
