@@ -1,7 +1,8 @@
 /*
- * linear, linear_add, ffn and ffn_add: rows are rounded to bf16 in scratch
- * memory, then multiplied (linear_product.cuh). ffn keeps its hidden rows there
- * too, as bf16, which is what the second product would round them to.
+ * linear, linear_add, ffn and ffn_add: rows that do not come rounded to bf16
+ * are rounded in scratch memory, then multiplied (linear_product.cuh). ffn
+ * keeps its hidden rows there too, as bf16, which is what the second product
+ * would round them to.
  */
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/ops.h"
@@ -13,12 +14,21 @@ static size_t matrix_bytes(size_t n_row, size_t n)
     return (n_row * linear_padded(n) * sizeof(uint16_t) + 1023) / 1024 * 1024;
 }
 
+/* x as the product reads it: as it came, or rounded now. */
 static struct product_matrix rounded(struct gpu *gpu,
                                      const struct linear_args *a, void *to)
 {
     struct round_job job = {};
     struct product_matrix m = {};
 
+    m.at = a->x_rounded;
+    m.n_row = a->n_row;
+    m.stride = linear_padded(a->w->n_in);
+    m.n_matrix = 1;
+    if (m.at) {
+        assert(a->w->n_in % LINEAR_TILE == 0);
+        return m;
+    }
     job.to = to;
     job.x = a->x;
     job.x_stride = a->x_stride;
@@ -26,9 +36,6 @@ static struct product_matrix rounded(struct gpu *gpu,
     job.n_in = a->w->n_in;
     round_launch(gpu, &job);
     m.at = to;
-    m.n_row = a->n_row;
-    m.stride = linear_padded(a->w->n_in);
-    m.n_matrix = 1;
     return m;
 }
 
@@ -79,6 +86,7 @@ static struct product_matrix hidden(struct gpu *gpu, const struct ffn_args *a,
     in.x_stride = a->x_stride;
     in.n_row = a->n_row;
     in.w = a->gate;
+    in.x_rounded = a->x_rounded;
     m.at = to;
     m.n_row = a->n_row;
     m.stride = linear_padded(a->gate->n_out);

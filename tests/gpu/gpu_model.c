@@ -23,11 +23,12 @@ int main(int argc, char **argv)
     if (strcmp(what, "exact") == 0 && argc == 6)
         return gpu_exact(argv[2], argv[3], (uint32_t)strtoul(argv[4], NULL, 10),
                          strtoull(argv[5], NULL, 10));
-    if (strcmp(what, "time") == 0 && argc == 4)
-        return gpu_time(argv[2], argv[3]);
+    if (strcmp(what, "time") == 0 && (argc == 4 || argc == 5))
+        return gpu_time(argv[2], argv[3], argc == 5 ? argv[4] : "");
     (void)fprintf(stderr, "usage: gpu_model check OPTIONS...\n"
                           "       gpu_model ops BACKEND\n"
                           "       gpu_model exact BACKEND DIR N SEED\n"
-                          "       gpu_model time BACKEND CONFIG\n");
+                          "       gpu_model time BACKEND CONFIG "
+                          "[decode|prefill]\n");
     return 2;
 }

@@ -20,5 +20,5 @@ int gpu_fail(const char *what);
 int gpu_ops(const char *backend);
 int gpu_exact(const char *backend, const char *dir, uint32_t n_schedule,
               uint64_t seed);
-int gpu_time(const char *backend, const char *config);
+int gpu_time(const char *backend, const char *config, const char *part);
 #endif

@@ -262,7 +262,8 @@ static enum status step(struct bench *bench, uint32_t n, uint32_t n_row,
                                        .span = span,
                                        .n_span = n,
                                        .logit_row = row,
-                                       .n_logit = n_logit}))
+                                       .n_logit = n_logit,
+                                       .is_sampled = true}))
         return status_cause()->code;
     *out = now() - start;
     for (uint32_t i = 0; i < n; i++)
@@ -346,23 +347,36 @@ static enum status time_prefill(struct bench *bench, uint64_t n_token,
     return st;
 }
 
-int gpu_time(const char *backend, const char *config)
+static enum status time_all_decode(struct bench *bench)
+{
+    static const uint32_t N[] = {1, 8, N_SESSION};
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < sizeof(N) / sizeof(*N) && !st; i++)
+        st = time_decode(bench, N[i], 4096);
+    return st;
+}
+
+static enum status time_all_prefill(struct bench *bench)
+{
+    enum status st = time_prefill(bench, 0, 2048);
+
+    if (!st)
+        st = time_prefill(bench, 0, 8192);
+    if (!st)
+        st = time_prefill(bench, 32768, 2048);
+    return st;
+}
+
+int gpu_time(const char *backend, const char *config, const char *part)
 {
     static struct bench bench;
     enum status st = open_bench(backend, config, &bench);
 
-    if (!st)
-        st = time_decode(&bench, 1, 4096);
-    if (!st)
-        st = time_decode(&bench, 8, 4096);
-    if (!st)
-        st = time_decode(&bench, 64, 4096);
-    if (!st)
-        st = time_prefill(&bench, 0, 2048);
-    if (!st)
-        st = time_prefill(&bench, 0, 8192);
-    if (!st)
-        st = time_prefill(&bench, 32768, 2048);
+    if (!st && strcmp(part, "prefill") != 0)
+        st = time_all_decode(&bench);
+    if (!st && strcmp(part, "decode") != 0)
+        st = time_all_prefill(&bench);
     drop_memories(&bench);
     workspace_destroy(bench.workspace);
     if (bench.model)
