@@ -202,11 +202,11 @@ static float *play(const struct model *model)
     }
     cr_assert_eq(workspace_create(model, N_ROW, N_ROW, N_ROW, &workspace),
                  STATUS_OK);
-    memcpy(
-        out,
-        model_forward(model, NULL, workspace,
-                      &(struct batch){token, N_ROW, span, N_ROW, row, N_ROW, false}),
-        n);
+    memcpy(out,
+           model_forward(
+               model, NULL, workspace,
+               &(struct batch){token, N_ROW, span, N_ROW, row, N_ROW, false}),
+           n);
     workspace_destroy(workspace);
     for (uint32_t i = 0; i < N_ROW * n_layer; i++) {
         free(layer[i].state);
