@@ -1,6 +1,7 @@
 #include "kernels/linear.h"
 
 #include "kernels/device.h"
+#include "kernels/room.h"
 #include "kernels/scalar.h"
 
 #include <assert.h>
@@ -9,11 +10,8 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #define WEIGHT_BYTES_MAX ((size_t)1 << 46) /* more than any machine has */
-/* Streaming from 4 KiB pages is bound by address translation. */
-#define HUGE_PAGE ((size_t)2 << 20)
 #define Q_MAX 127.0f
 
 const char *arithmetic_name(enum arithmetic arithmetic)
@@ -90,20 +88,6 @@ size_t linear_bytes(const struct linear *linear)
     return n_panel(linear) * linear_panel_bytes(linear);
 }
 
-static void *panel_room(size_t bytes)
-{
-    const size_t align = bytes < HUGE_PAGE ? 64 : HUGE_PAGE;
-    void *room = aligned_alloc(align, round_up(bytes ? bytes : 1, align));
-
-    /* Not the last, started page: an expert of W8 would take twice its size.
-     * Refused: slower, not wrong. */
-    if (room && align == HUGE_PAGE)
-        (void)madvise(room, bytes / align * align, MADV_HUGEPAGE);
-    if (room)
-        memset(room, 0, bytes);
-    return room;
-}
-
 enum status linear_init(uint32_t n_in, uint32_t n_out, enum linear_type type,
                         enum arithmetic arithmetic, struct linear *out)
 {
@@ -116,10 +100,11 @@ enum status linear_init(uint32_t n_in, uint32_t n_out, enum linear_type type,
     assert(!has_rows(&linear) || type == LINEAR_BF16);
     if (linear_panel_bytes(&linear) <=
         WEIGHT_BYTES_MAX / (n_panel(&linear) + 1))
-        linear.panel = panel_room(linear_bytes(&linear));
+        linear.panel = room_take(linear_bytes(&linear));
     if (!linear.panel)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for weights [%u, %u]", n_out, n_in);
+    memset(linear.panel, 0, linear_bytes(&linear));
     *out = linear;
     return STATUS_OK;
 }

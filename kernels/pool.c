@@ -1,6 +1,7 @@
 #include "kernels/pool.h"
 
 #include "kernels/flush.h"
+#include "kernels/room.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -250,7 +251,7 @@ enum status pool_create(uint32_t n_thread, struct pool **out)
         return status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for a pool");
     *pool = (struct pool){.n_thread = n_thread};
     pool->worker = aligned_alloc(64, n_thread * sizeof(*pool->worker));
-    pool->shared = aligned_alloc(64, POOL_SHARED_BYTES);
+    pool->shared = room_take(POOL_SHARED_BYTES);
     if (!pool->worker || !pool->shared) {
         free(pool->worker);
         free(pool->shared);
@@ -263,7 +264,7 @@ enum status pool_create(uint32_t n_thread, struct pool **out)
         struct worker *worker = &pool->worker[i];
         worker->pool = pool;
         worker->id = i;
-        worker->scratch = aligned_alloc(64, POOL_SCRATCH_BYTES);
+        worker->scratch = room_take(POOL_SCRATCH_BYTES);
         int error = worker->scratch ? 0 : ENOMEM;
         if (!error && i)
             error = pthread_create(&worker->thread, NULL, worker_main, worker);
@@ -322,7 +323,7 @@ static void *caller_scratch(void)
     pthread_once(&once, make_key);
     scratch = pthread_getspecific(own_scratch);
     if (!scratch) {
-        scratch = aligned_alloc(64, POOL_SCRATCH_BYTES + POOL_SHARED_BYTES);
+        scratch = room_take(POOL_SCRATCH_BYTES + POOL_SHARED_BYTES);
         assert(scratch);
         pthread_setspecific(own_scratch, scratch);
     }

@@ -5,6 +5,7 @@
  * only inside mixers, and there only rows of one span.
  */
 #include "kernels/device.h"
+#include "kernels/room.h"
 #include "model/graph.h"
 #include "model/pass.h"
 #include "model/view.h"
@@ -78,18 +79,24 @@ static void *take(struct workspace *workspace, size_t n, size_t element)
     return room;
 }
 
-/* n floats for operators. */
+/* n floats for operators, zero. */
 static enum status take_floats(struct workspace *workspace, size_t n,
                                float **out)
 {
     struct device *device = workspace->model->device;
     void *room = NULL;
-    enum status st;
+    enum status st = STATUS_OK;
 
     if (n > SIZE_MAX / 2 / sizeof(float))
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "a workspace of %zu floats", n);
-    st = device_take(device, n * sizeof(float), &room);
+    if (device)
+        st = device_take(device, n * sizeof(float), &room);
+    else if ((room = room_take(n * sizeof(float))))
+        memset(room, 0, n * sizeof(float));
+    else
+        st = status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for %zu bytes",
+                         n * sizeof(float));
     if (!st)
         workspace->bytes += n * sizeof(float);
     *out = room;

@@ -27,7 +27,7 @@ static const float *input(const struct conv_args *a,
 struct row {
     const float *x[CONV_WIDTH_MAX]; /* oldest first */
     const float *next;              /* to be fetched */
-    float *y;
+    float *y, *next_y;
 };
 
 /* One vector of channels from c on; `end` cuts it. */
@@ -52,6 +52,7 @@ LANES_INLINE void vectors(const struct conv_args *a, const struct row *row,
         v16 sum = v16_zero();
 
         _mm_prefetch((const char *)(row->next + c), _MM_HINT_T0);
+        _mm_prefetch((const char *)(row->next_y + c), _MM_HINT_T0);
         for (uint32_t i = 0; i < width; i++)
             sum = v16_fma(v16_load(a->weight + (size_t)i * a->n_channel + c),
                           v16_load(row->x[i] + c), sum);
@@ -64,8 +65,11 @@ static void conv_row(const struct conv_args *a, const struct conv_span *span,
 {
     const int64_t last = (int64_t)span->n_row - 1, ahead = t + FETCH_AHEAD;
     const uint32_t whole = first + (end - first) / LANES * LANES;
-    struct row row = {.next = input(a, span, ahead < last ? ahead : last),
-                      .y = a->y + (span->first_row + (size_t)t) * a->y_stride};
+    const int64_t next = ahead < last ? ahead : last;
+    float *y = a->y + span->first_row * a->y_stride;
+    struct row row = {.next = input(a, span, next),
+                      .y = y + (size_t)t * a->y_stride,
+                      .next_y = y + (size_t)next * a->y_stride};
 
     for (uint32_t i = 0; i < a->width; i++)
         row.x[i] = input(a, span, t - a->width + 1 + i);

@@ -6,7 +6,7 @@
 #include "kernels/cpu/pairs.h"
 
 #define KEPT_BYTES ((size_t)1 << 20)
-#define FOLD_ROWS 32u /* dims of S0 at once */
+#define FOLD_ROWS 64u /* dims of S0 at once */
 #define WORDS (GRID / 2u)
 
 /*
@@ -35,7 +35,7 @@ struct part {
     uint32_t *s;       /* of each v-head [n_panel][n_step / 2][16] */
     uint32_t *u;       /* [n_panel][WORDS][16] */
     float *dot;        /* [2 n_row][GRID]: k_i . k_j, then q_i . k_j */
-    float *read;       /* [2 n_row][d_v]: a, then c */
+    float *read;       /* [2 n_row][d_v]: a, later sums of o; then c */
     float *w;          /* [n_row][DELTA_BLOCK]: w_ij of its own block */
     void *far, *x;     /* [n_row][GRID]: ~w_ij of former blocks, ~x_ij */
     float *acc;        /* [DELTA_BLOCK][d_v] */

@@ -187,6 +187,8 @@ LANES_INLINE void weigh(const struct part *p, const struct head *head,
 
         if (head->at % p->n_each == 0)
             fetch_keys(p, (size_t)p->n_row + r);
+        fetch(head->out + (p->row + r) * p->args->out_stride,
+              p->args->shape.d_v);
         for (uint32_t j = 0; j < near; j += LANES) {
             v16 decay = v16_exp(v16_difference(g, head->g + j));
             put(is_half, p->far, at + j, v16_mul(decay, v16_load(kk + j)));
@@ -357,23 +359,27 @@ static void solve(const struct part *p, const struct head *head)
     }
 }
 
-/* o of part rows [r, r + n_row), which see no token from n_step on. */
+/* o of part rows [r, r + n_row), which see no token from n_step on. Sums of the
+ * ring take the place of a, which nobody reads any more: rows of o lie pages
+ * apart and are written once. */
 static void answer_rows(const struct part *p, const struct head *head,
                         uint32_t r, uint32_t n_row, uint32_t n_step)
 {
     const struct delta_args *a = p->args;
     const uint32_t d_v = a->shape.d_v;
-    float *out = head->out + (p->row + r) * a->out_stride;
 
-    sum_ring(p, (struct ring_sum){p->x, r, n_row, n_step, out, a->out_stride});
-    for (uint32_t end = r + n_row; r < end; r++, out += a->out_stride) {
-        const float *read = p->read + (size_t)(p->n_row + r) * d_v;
+    sum_ring(p, (struct ring_sum){p->x, r, n_row, n_step,
+                                  p->read + (size_t)r * d_v, d_v});
+    for (uint32_t end = r + n_row; r < end; r++) {
+        const float *sum = p->read + (size_t)r * d_v;
+        const float *read = sum + (size_t)p->n_row * d_v;
         const v16 decay = v16_set1(p->since_grid[p->first + r]);
+        float *out = head->out + (p->row + r) * a->out_stride;
 
         fetch_values(p, head, (size_t)p->n_row + r);
         for (uint32_t e = 0; e < d_v; e += LANES) {
             v16 c = v16_add(v16_load_part(read, e, d_v), v16_zero());
-            v16 ring = v16_add(v16_load_part(out, e, d_v), v16_zero());
+            v16 ring = v16_add(v16_load_part(sum, e, d_v), v16_zero());
             v16_store_part(out, v16_fma(decay, c, ring), e, d_v);
         }
     }

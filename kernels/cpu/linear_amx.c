@@ -5,15 +5,21 @@
  * scales of W8 and for what is added to y.
  *
  * Two tiles of rows by two panels stand in four tiles of sums, so that each
- * tile loaded is used twice. Four depths by two panels and as many rows fill
- * most of the first-level cache: DEPTHS at a time pass by all rows of a unit,
- * and sums wait in memory meanwhile, which costs no bits, because a tile of
- * sums is loaded as it was stored. Sixteen rows and fewer take four panels at
- * once and all depths, for they only read weights once. Rows are spread evenly
- * over their tiles: one configuration serves a unit.
+ * tile loaded is used twice. Rows of a unit stay in the second-level cache
+ * while its panels pass by, a pair at a time. What bounds this is not the tiles
+ * but how few lines a core can wait for at once, so whatever may wait is asked
+ * for early: rows, by the first-level cache, AHEAD depths before their tile is
+ * loaded; the next panels, by the second-level one, while these pass by the
+ * rows. Sums leave their tiles as seldom as possible, after DEPTHS; those of
+ * more depths wait in memory meanwhile, for GROUP_PANELS at a time, which costs
+ * no bits, because a tile of sums is loaded as it was stored.
  *
- * W8 weights become bf16, exactly, in the first-level cache; a group's sums
- * leave their tiles to be scaled.
+ * Sixteen rows and fewer take four panels at once and all depths, for they only
+ * read weights once. Rows are spread evenly over their tiles: one configuration
+ * serves a unit.
+ *
+ * W8 weights become bf16, exactly, in scratch, once for all rows of a unit; a
+ * group's sums leave their tiles to be scaled.
  */
 #include "kernels/cpu/amx.h"
 #include "kernels/cpu/cpu.h"
@@ -24,10 +30,13 @@
 #define TILE_ROWS AMX_ROWS
 #define DEPTH_BYTES 1024u /* of one panel: 32 steps of 16 outputs in bf16 */
 #define LINE AMX_LINE
-#define DEPTHS 8u /* of a panel between two visits of a tile of rows */
+#define DEPTHS 32u      /* of a panel between two visits of a tile of rows */
+#define GROUP_PANELS 8u /* whose sums wait together */
+#define AHEAD 3u        /* depths */
 #define GROUP_DEPTHS (LINEAR_GROUP / LINEAR_STEP)
 #define SCALE_STRIDE (sizeof(struct linear_group) / sizeof(float))
-#define UNIT_ROWS 256u
+#define UNIT_ROWS 512u /* fill half of the second-level cache */
+#define DEEP_ROWS 256u /* where one pass of DEPTHS is not all */
 #define UNIT_PANELS 16u
 #define FEW_PANELS 4u
 
@@ -45,7 +54,7 @@ struct work {
     unsigned char (*wide)[DEPTHS * DEPTH_BYTES]; /* [FEW_PANELS] */
     const float *scale[FEW_PANELS]; /* of the first group of wide */
     sums *group;                    /* a group's sums on their way */
-    sums *kept;                     /* [n_panel / 2][n_tile / 2] */
+    sums *kept;                     /* [GROUP_PANELS / 2][n_tile / 2] */
 };
 
 /* What one micro-kernel multiplies. */
@@ -59,7 +68,7 @@ struct block {
 
 /* ------------------------------------------------------------------- tiles */
 
-INLINE void fetch(struct block *x)
+INLINE void fetch_panels(struct block *x)
 {
     for (uint32_t i = 0; i < x->next_lines; i++) {
         _mm_prefetch((const char *)x->next[0], _MM_HINT_T1);
@@ -69,29 +78,44 @@ INLINE void fetch(struct block *x)
     }
 }
 
+/* Half a tile of rows that will be loaded AHEAD depths later; behind the last
+ * depth it is what lies there. */
+INLINE void fetch_rows(const struct work *w, const unsigned char *a)
+{
+    for (uint32_t i = 0; i < TILE_ROWS / 2; i++)
+        _mm_prefetch((const char *)a + i * w->a_bytes, _MM_HINT_T0);
+}
+
 /* Sums are tiles 0, 1 of the first rows and 2, 3 of the second; rows are tiles
  * 4 and 5, panels 6 and 7. */
 INLINE void multiply_square(const struct work *w, struct block *x, bool has_a1,
                             bool has_b1)
 {
-    const size_t stride = w->a_bytes;
+    const size_t stride = w->a_bytes, half = stride * (TILE_ROWS / 2);
 
     AMX_MEMORY_BARRIER();
     for (uint32_t k = 0; k < x->n_depth; k++) {
+        const unsigned char *a0 = x->a[0] + k * LINE;
+        const unsigned char *a1 = x->a[1] + k * LINE;
+
         _tile_loadd(6, x->b[0] + k * DEPTH_BYTES, LINE);
-        _tile_loadd(4, x->a[0] + k * LINE, stride);
+        _tile_loadd(4, a0, stride);
         _tile_dpbf16ps(0, 4, 6);
+        fetch_rows(w, a0 + AHEAD * LINE);
         if (has_b1) {
             _tile_loadd(7, x->b[1] + k * DEPTH_BYTES, LINE);
             _tile_dpbf16ps(1, 4, 7);
         }
+        fetch_rows(w, a0 + AHEAD * LINE + half);
         if (has_a1) {
-            _tile_loadd(5, x->a[1] + k * LINE, stride);
+            _tile_loadd(5, a1, stride);
             _tile_dpbf16ps(2, 5, 6);
+            fetch_rows(w, a1 + AHEAD * LINE);
             if (has_b1)
                 _tile_dpbf16ps(3, 5, 7);
+            fetch_rows(w, a1 + AHEAD * LINE + half);
         }
-        fetch(x);
+        fetch_panels(x);
     }
 }
 
@@ -233,11 +257,41 @@ static void put_tile(const struct work *w, float (*sum)[PANEL], uint32_t tile,
 
         if (p->is_add)
             v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), v);
-        _mm512_mask_storeu_ps(y, mask, v);
+        if (p->is_streamed && left >= PANEL)
+            _mm512_stream_ps(y, v);
+        else
+            _mm512_mask_storeu_ps(y, mask, v);
     }
 }
 
+/* May sums of panels up to `end` go from their tiles to their places? Rows that
+ * two tiles share are then written twice, the same both times. */
+static bool is_direct(const struct work *w, uint32_t end)
+{
+    return !w->is_w8 && !w->p->is_add && !w->p->is_streamed &&
+           end * PANEL <= w->p->n_col;
+}
+
+static float *place_of(const struct work *w, uint32_t tile, uint32_t panel)
+{
+    return w->p->c + first_row(w, tile) * w->p->c_stride + panel * PANEL;
+}
+
 /* ---------------------------------------------------------------- few rows */
+
+static void store_few(const struct work *w, uint32_t panel, uint32_t n_panel)
+{
+    const size_t stride = w->p->c_stride * sizeof(float);
+    float *c = place_of(w, 0, panel);
+
+    _tile_stored(0, c, stride);
+    if (n_panel > 1) {
+        _tile_stored(1, c + PANEL, stride);
+        _tile_stored(2, c + 2 * PANEL, stride);
+        _tile_stored(3, c + 3 * PANEL, stride);
+    }
+    AMX_MEMORY_BARRIER();
+}
 
 INLINE void few_panels(struct work *w, uint32_t panel, uint32_t n_panel)
 {
@@ -250,6 +304,10 @@ INLINE void few_panels(struct work *w, uint32_t panel, uint32_t n_panel)
         take_panels(w, &x, panel, n_panel, k, n_depth);
         amx_clear_sums();
         multiply_few(w, &x, n_panel);
+        if (is_direct(w, panel + n_panel)) {
+            store_few(w, panel, n_panel);
+            return;
+        }
         store_sums(w->group);
         for (uint32_t i = 0; i < n_panel && w->is_w8; i++)
             scale_tile((*out)[i], (*w->group)[i], w->scale[i], w->tile_rows,
@@ -297,13 +355,32 @@ INLINE void multiply_groups(struct work *w, struct block *x, sums *kept,
     x->next[1] = part.next[1];
 }
 
+static void store_square(const struct work *w, uint32_t tile, uint32_t panel,
+                         bool has_a1, bool has_b1)
+{
+    const size_t stride = w->p->c_stride * sizeof(float);
+    float *c = place_of(w, tile, panel);
+
+    _tile_stored(0, c, stride);
+    if (has_b1)
+        _tile_stored(1, c + PANEL, stride);
+    if (has_a1) {
+        c = place_of(w, tile + 1, panel);
+        _tile_stored(2, c, stride);
+        if (has_b1)
+            _tile_stored(3, c + PANEL, stride);
+    }
+    AMX_MEMORY_BARRIER();
+}
+
 /* Tiles of rows `tile` and the next by the panels of x. */
 INLINE void square(struct work *w, struct block *x, uint32_t tile,
                    uint32_t panel, bool has_a1, bool has_b1)
 {
-    const uint32_t depth = x->depth;
+    const uint32_t depth = x->depth, pair = panel % GROUP_PANELS / 2;
     const bool is_last = depth + x->n_depth == w->n_depth;
-    sums *kept = &w->kept[panel / 2 * ((w->n_tile + 1) / 2) + tile / 2];
+    sums *kept = &w->kept[pair * ((w->n_tile + 1) / 2) + tile / 2];
+    sums *out = is_last && !w->is_w8 ? w->group : kept;
 
     x->a[0] = rows_of_tile(w, tile, depth);
     x->a[1] = rows_of_tile(w, has_a1 ? tile + 1 : tile, depth);
@@ -315,11 +392,15 @@ INLINE void square(struct work *w, struct block *x, uint32_t tile,
         else
             load_sums(kept);
         multiply_square(w, x, has_a1, has_b1);
-        store_sums(kept);
+        if (is_last && is_direct(w, panel + (has_b1 ? 2 : 1))) {
+            store_square(w, tile, panel, has_a1, has_b1);
+            return;
+        }
+        store_sums(out);
     }
     for (uint32_t i = 0; i < 4 && is_last; i++)
         if ((has_a1 || i < 2) && (has_b1 || i % 2 == 0))
-            put_tile(w, (*kept)[i], tile + i / 2, panel + i % 2);
+            put_tile(w, (*out)[i], tile + i / 2, panel + i % 2);
 }
 
 INLINE void all_rows(struct work *w, struct block *x, uint32_t panel,
@@ -333,45 +414,55 @@ INLINE void all_rows(struct work *w, struct block *x, uint32_t panel,
         square(w, x, tile, panel, false, has_b1);
 }
 
-/* What comes behind these panels and depths is fetched while they pass by the
- * rows, a share of it at each step. */
+/* What comes behind these panels and depths of a group is fetched while they
+ * pass by the rows, a share of it at each step; last, what lies behind the
+ * group, which the next one or the next unit begins with. */
 static void plan_next(const struct work *w, struct block *x, uint32_t panel,
-                      uint32_t depth)
+                      uint32_t end)
 {
     const uint32_t n_line = x->n_depth * w->depth_bytes / LINE;
     const uint32_t n_step = (w->n_tile + 1) / 2 * x->n_depth;
-    uint32_t i = panel + 2;
+    uint32_t next = panel + 2, depth = x->depth;
 
-    if (i >= w->n_panel) {
-        i = 0;
+    if (next >= end && depth + x->n_depth < w->n_depth) {
+        next = panel / GROUP_PANELS * GROUP_PANELS;
         depth += x->n_depth;
+    } else if (next >= end) {
+        next = end;
+        depth = 0;
     }
-    if (depth >= w->n_depth)
-        return;
-    x->next[0] = panel_at(w, i, depth);
-    x->next[1] = panel_at(w, i + 1 < w->n_panel ? i + 1 : i, depth);
+    x->next[0] = panel_at(w, next, depth);
+    x->next[1] = panel_at(w, next + 1, depth);
     x->next_lines = (n_line + n_step - 1) / n_step;
 }
 
-static void many_rows(struct work *w)
+/* Panels [first, end), whose sums wait together. */
+static void group_of_panels(struct work *w, uint32_t first, uint32_t end)
 {
     for (uint32_t k = 0; k < w->n_depth; k += DEPTHS) {
         const uint32_t left = w->n_depth - k;
 
-        for (uint32_t panel = 0; panel < w->n_panel; panel += 2) {
-            const bool has_b1 = panel + 1 < w->n_panel;
-            struct block x = {0};
+        for (uint32_t panel = first; panel < end; panel += 2) {
+            const bool has_b1 = panel + 1 < end;
+            struct block x = {.depth = k};
 
             take_panels(w, &x, panel, has_b1 ? 2 : 1, k,
                         left < DEPTHS ? left : DEPTHS);
-            x.depth = k;
-            plan_next(w, &x, panel, k);
+            plan_next(w, &x, panel, end);
             if (has_b1)
                 all_rows(w, &x, panel, true);
             else
                 all_rows(w, &x, panel, false);
         }
     }
+}
+
+static void many_rows(struct work *w)
+{
+    for (uint32_t i = 0; i < w->n_panel; i += GROUP_PANELS)
+        group_of_panels(w, i,
+                        w->n_panel - i < GROUP_PANELS ? w->n_panel
+                                                      : i + GROUP_PANELS);
 }
 
 /* ----------------------------------------------------------------- product */
@@ -399,6 +490,8 @@ static void run(const struct product_tile *p, bool is_w8)
     else
         many_rows(&w);
     _tile_release();
+    if (p->is_streamed)
+        _mm_sfence(); /* no release store orders what was streamed */
 }
 
 static void tile_bf16(const struct product_tile *tile)
@@ -411,12 +504,15 @@ static void tile_w8(const struct product_tile *tile)
     run(tile, true);
 }
 
+/* Deep rows come anew for each group of panels, as weights do for each block of
+ * rows: a square unit has least of both. */
 static struct product_shape shape(uint32_t n_row, uint32_t n_step)
 {
-    (void)n_step;
+    const bool is_deep = n_step > DEPTHS * LINEAR_STEP;
+
     if (n_row <= TILE_ROWS)
         return (struct product_shape){TILE_ROWS, FEW_PANELS};
-    return (struct product_shape){UNIT_ROWS, UNIT_PANELS};
+    return (struct product_shape){is_deep ? DEEP_ROWS : UNIT_ROWS, UNIT_PANELS};
 }
 
 /* ------------------------------------------------------------- the backend */

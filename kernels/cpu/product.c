@@ -11,6 +11,15 @@
 /* Fetching a panel costs about as much as this many rows of arithmetic. */
 #define PANEL_ROWS 4u
 
+/* Of y, above which it is written past the caches: reading its lines first
+ * would cost more than whoever reads them next gains. */
+#define STREAM_BYTES ((uint64_t)4 << 20)
+
+/* Threads do not run alike where others use their physical cores, so each has
+ * more tasks than one, as long as they have so many multiply-adds. */
+#define TASKS_A_THREAD 4u
+#define TASK_FMAS (UINT64_C(1) << 24)
+
 /* Waking and joining workers costs about a microsecond. Fewer vector fused
  * multiply-adds than this stay on the caller. */
 #define FMAS_MIN 4096u
@@ -112,6 +121,13 @@ static struct share share_of(const struct pass *pass,
     return s;
 }
 
+static bool is_streamed(const struct product *p, const struct linear *w)
+{
+    return !p->is_add &&
+           (uint64_t)p->n_row * w->n_out * sizeof(*p->y) >= STREAM_BYTES &&
+           (uintptr_t)p->y % 64 == 0 && p->y_stride % LINEAR_PANEL == 0;
+}
+
 static void run_unit(const struct pass *pass, const struct share *s,
                      uint32_t group, uint32_t block, const void *made,
                      void *scratch)
@@ -133,6 +149,7 @@ static void run_unit(const struct pass *pass, const struct share *s,
         .n_in = w->n_in,
         .n_step = (uint32_t)linear_n_step(w),
         .is_add = p->is_add,
+        .is_streamed = is_streamed(p, w),
         .scratch = scratch,
     };
 
@@ -226,6 +243,18 @@ struct pool *product_pool(struct pool *pool, const struct linear *w,
     return n_row * linear_n_step(w) * n_panel < FMAS_MIN ? NULL : pool;
 }
 
+uint32_t product_n_task(const struct pool *pool, const struct linear *w,
+                        uint32_t n_row)
+{
+    const uint32_t n_thread = pool_n_thread(pool);
+    const uint64_t n = n_row * linear_n_step(w) * w->n_out / TASK_FMAS;
+
+    if (n_thread == 1 || n <= n_thread)
+        return n_thread;
+    return n < n_thread * TASKS_A_THREAD ? (uint32_t)n
+                                         : n_thread * TASKS_A_THREAD;
+}
+
 /* Where the rows come from; returns how many fit there at a time. */
 static uint32_t choose_room(struct pass *pass, struct pool *pool)
 {
@@ -262,6 +291,8 @@ void product_run(struct pool *pool, const struct product *p,
     pool = product_pool(pool, pass.shape, p->n_row);
     pass.n_task = pool_n_thread(pool);
     n_fit = choose_room(&pass, pool);
+    if (!pass.is_own)
+        pass.n_task = product_n_task(pool, pass.shape, p->n_row);
     for (pass.first = 0; pass.first < p->n_row; pass.first = pass.end) {
         pass.end =
             p->n_row - pass.first < n_fit ? p->n_row : pass.first + n_fit;

@@ -24,7 +24,8 @@ struct product_tile {
     uint32_t n_row, n_col;
     uint32_t n_in, n_step; /* inputs, and those with their padding */
     bool is_add;
-    void *scratch; /* PRODUCT_SCRATCH_BYTES */
+    bool is_streamed; /* c is whole lines of more than caches hold */
+    void *scratch;    /* PRODUCT_SCRATCH_BYTES */
 };
 typedef void product_work(const struct product_tile *tile);
 
@@ -86,6 +87,10 @@ product_kernel_of(const struct product_kernels *kernels,
 /* The pool, or NULL for a product of so many rows that it is not worth it. */
 struct pool *product_pool(struct pool *pool, const struct linear *w,
                           uint32_t n_row);
+
+/* Into how many tasks a product is cut whose rows are made once for all. */
+uint32_t product_n_task(const struct pool *pool, const struct linear *w,
+                        uint32_t n_row);
 
 /* Rows that belong to no part are not touched. */
 void product_run(struct pool *pool, const struct product *product,

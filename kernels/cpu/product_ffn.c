@@ -173,6 +173,8 @@ static void run_block(struct ffn *f, struct pool *pool)
     f->x = f->in->take && !f->is_own
                ? shared + (f->n_row * f->act_form.row_bytes + 63) / 64 * 64
                : NULL;
+    f->n_task = f->is_own ? pool_n_thread(pool)
+                          : product_n_task(pool, f->args->gate, f->n_row);
     choose_units(f);
     if (f->x)
         pool_run(pool, f->n_task, make_rows, f);
@@ -217,7 +219,6 @@ void product_ffn(struct pool *pool, const struct ffn_args *args, bool is_add,
     assert(fit);
     fit = fit < ROWS ? fit : ROWS;
     pool = product_pool(pool, args->gate, args->n_row);
-    f.n_task = pool_n_thread(pool);
     for (; f.first < args->n_row; f.first += f.n_row) {
         const uint32_t left = args->n_row - f.first;
         const size_t n_left = (left + fit - 1) / fit; /* blocks, all alike */

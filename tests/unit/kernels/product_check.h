@@ -69,17 +69,33 @@ static inline float *product_floats(size_t n, uint64_t seed,
     return x;
 }
 
-/* Rows wider than their content, whose gaps must stay as they are. */
-#define PRODUCT_GAP 3u
+/* Deep ones, whose sums wait in memory, by more panels than wait together;
+ * more rows than a unit; results that are written past the caches. */
+static const struct {
+    uint32_t n_in, n_out, n_row;
+} PRODUCT_LARGE[] = {
+    {1057, 145, 40}, {2200, 33, 33}, {33, 65, 530}, {5, 2048, 513}};
+
+/* Rows wider than their content, whose gaps must stay as they are. Those of
+ * whole lines stay whole. */
+static inline size_t product_stride(uint32_t n_out)
+{
+    return n_out % 16 ? n_out + 3 : n_out + 16;
+}
+
+static inline float *product_room(size_t n)
+{
+    return aligned_alloc(64, (n * sizeof(float) + 63) / 64 * 64);
+}
 
 static inline void product_both(const struct backend *backend,
                                 struct pool *pool, const struct linear *w,
                                 const float *x, float *y, uint32_t n_row)
 {
-    const struct linear_args args = {
-        y, w->n_out + PRODUCT_GAP, x, w->n_in + 1, n_row, w, NULL};
+    const size_t stride = product_stride(w->n_out);
+    const struct linear_args args = {y, stride, x, w->n_in + 1, n_row, w, NULL};
 
-    for (size_t i = 0; i < (size_t)n_row * (w->n_out + PRODUCT_GAP); i++)
+    for (size_t i = 0; i < n_row * stride; i++)
         y[i] = 0.25f;
     backend->linear(pool, &args);
     backend->linear_add(pool, &args);
@@ -100,7 +116,7 @@ static inline bool product_same(const struct product_case *c, const char *name,
                                 const float *got, const float *want,
                                 const char *how)
 {
-    const size_t n = (size_t)c->n_row * (c->n_out + PRODUCT_GAP);
+    const size_t stride = product_stride(c->n_out), n = c->n_row * stride;
     const size_t at = product_difference(got, want, n);
 
     if (at == n)
@@ -108,8 +124,8 @@ static inline bool product_same(const struct product_case *c, const char *name,
     printf("%s, arithmetic %d, type %d, values %d, %u -> %u, %u rows, %s: "
            "row %zu output %zu is %a, not %a\n",
            name, (int)c->arithmetic, (int)c->type, (int)c->values, c->n_in,
-           c->n_out, c->n_row, how, at / (c->n_out + PRODUCT_GAP),
-           at % (c->n_out + PRODUCT_GAP), (double)got[at], (double)want[at]);
+           c->n_out, c->n_row, how, at / stride, at % stride, (double)got[at],
+           (double)want[at]);
     return false;
 }
 
@@ -136,12 +152,12 @@ static inline bool product_check(const struct backend *backend,
                                  struct pool *const *pool, size_t n_pool,
                                  const struct product_case *c)
 {
-    const size_t y_stride = c->n_out + PRODUCT_GAP, x_stride = c->n_in + 1;
+    const size_t y_stride = product_stride(c->n_out), x_stride = c->n_in + 1;
     const size_t n = c->n_row * y_stride;
     float *weight =
         product_floats((size_t)c->n_in * c->n_out, c->n_out, c->values);
     float *x = product_floats(c->n_row * x_stride, c->n_row, c->values);
-    float *want = malloc(n * sizeof(*want)), *got = malloc(n * sizeof(*got));
+    float *want = product_room(n), *got = product_room(n);
     struct linear w;
     bool is_same = false;
 
@@ -171,6 +187,21 @@ out:
 
 #define PRODUCT_COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
+/* In every arithmetic; how many failed. */
+static inline size_t product_check_case(const struct backend *backend,
+                                        const struct backend *ref,
+                                        struct pool *const *pool, size_t n_pool,
+                                        struct product_case c)
+{
+    size_t n_bad = 0;
+
+    for (int a = 0; a < N_CPU_ARITHMETIC; a++) {
+        c.arithmetic = (enum arithmetic)a;
+        n_bad += !product_check(backend, ref, pool, n_pool, &c);
+    }
+    return n_bad;
+}
+
 /* Every dimension of the tables with some of the others; how many failed. */
 static inline size_t product_check_all(const struct backend *backend,
                                        const struct backend *ref,
@@ -180,7 +211,7 @@ static inline size_t product_check_all(const struct backend *backend,
 
     for (size_t i = 0; i < PRODUCT_COUNT(PRODUCT_ROW); i++)
         for (size_t k = 0; k < PRODUCT_COUNT(PRODUCT_IN); k++, turn++) {
-            struct product_case c = {
+            const struct product_case c = {
                 .n_in = PRODUCT_IN[k],
                 .n_out = PRODUCT_OUT[turn % PRODUCT_COUNT(PRODUCT_OUT)],
                 .n_row = PRODUCT_ROW[i],
@@ -190,11 +221,15 @@ static inline size_t product_check_all(const struct backend *backend,
 
             if ((i + k) % 7) /* not all pairs; every dimension is there */
                 continue;
-            for (int a = 0; a < N_CPU_ARITHMETIC; a++) {
-                c.arithmetic = (enum arithmetic)a;
-                n_bad += !product_check(backend, ref, pool, n_pool, &c);
-            }
+            n_bad += product_check_case(backend, ref, pool, n_pool, c);
         }
+    for (size_t i = 0; i < 2 * PRODUCT_COUNT(PRODUCT_LARGE); i++)
+        n_bad += product_check_case(
+            backend, ref, pool, n_pool,
+            (struct product_case){.n_in = PRODUCT_LARGE[i / 2].n_in,
+                                  .n_out = PRODUCT_LARGE[i / 2].n_out,
+                                  .n_row = PRODUCT_LARGE[i / 2].n_row,
+                                  .type = i % 2 ? LINEAR_BF16 : LINEAR_W8});
     return n_bad;
 }
 #endif

@@ -1,0 +1,13 @@
+#ifndef KERNELS_ROOM_H
+#define KERNELS_ROOM_H
+/*
+ * Memory that kernels pass through by the megabyte: weights, scratch, rows of
+ * activations. From 2 MiB on it asks for huge pages, because from small ones
+ * such passes are bound by address translation; refused, it is slower, not
+ * wrong.
+ */
+#include <stddef.h>
+
+/* 64-byte aligned, for free(); contents undefined. NULL: no memory. */
+void *room_take(size_t bytes);
+#endif
