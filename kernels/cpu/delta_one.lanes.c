@@ -228,10 +228,15 @@ LANES_INLINE void fetch_early(const struct head *h, uint32_t d)
         fetch(h->next.g + d, 1);
 }
 
+/* What k and q read of S0. */
+struct reading {
+    v16 a[WIDTH_MAX], c[WIDTH_MAX];
+};
+
 /* a and c of `width` panels from output e on. */
 LANES_INLINE void read_state(const struct head *h, uint32_t e, uint32_t width,
-                             enum arithmetic order, bool is_copied, v16 *a,
-                             v16 *c)
+                             enum arithmetic order, bool is_copied,
+                             struct reading *out)
 {
     const struct shared *of = h->of;
     const uint32_t d_k = of->d_k, d_v = of->d_v;
@@ -269,8 +274,8 @@ LANES_INLINE void read_state(const struct head *h, uint32_t e, uint32_t width,
     }
 #pragma GCC unroll 8
     for (uint32_t p = 0; p < width; p++) {
-        a[p] = total(&k, p, order);
-        c[p] = total(&q, p, order);
+        out->a[p] = total(&k, p, order);
+        out->c[p] = total(&q, p, order);
     }
 }
 
@@ -312,13 +317,14 @@ LANES_INLINE void solve(const struct head *h, uint32_t e, uint32_t width,
     const uint32_t d_v = h->of->d_v, i = h->of->i;
     const uint32_t near = i / DELTA_BLOCK * DELTA_BLOCK;
     const v16 decay = v16_set1(h->by->since_grid);
-    v16 r[WIDTH_MAX], c[WIDTH_MAX], pair;
+    struct reading read;
+    v16 *const r = read.a, *const c = read.c, pair;
     struct sums far, all;
 
     if (h->is_copied)
-        read_state(h, e, width, order, true, r, c);
+        read_state(h, e, width, order, true, &read);
     else
-        read_state(h, e, width, order, false, r, c);
+        read_state(h, e, width, order, false, &read);
     clear(&far, width);
     clear(&all, width);
     for (uint32_t m = 0; m < near / 2; m++) {
