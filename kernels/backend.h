@@ -383,6 +383,15 @@ struct delta_state {
     void *ring_k;   /* normalised keys, lanes are tokens */
     void *ring_u;   /* lanes are outputs */
     double *ring_g; /* [n_v_head][GRID] */
+    /*
+     * ~S0 as words of two steps, which a CPU's steps of one row read in place
+     * of S0 while it stands still; NULL: none. Made by the step that finds it
+     * missing, so it belongs to no state that is stored: whoever writes S0 sets
+     * made_of to zero. Only in PAIR and TILE, if d_k is even and d_v whole
+     * vectors.
+     */
+    uint32_t *copy;    /* [n_v_head][d_k / 2][d_v] */
+    uint64_t *made_of; /* [n_v_head] position / GRID + 1; 0: not made */
 };
 struct delta_span {
     uint32_t first_row, n_row;

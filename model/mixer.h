@@ -40,6 +40,8 @@ struct mixer_field {
 
 struct mixer_plan {
     size_t state_bytes; /* fixed part per session; 0: none */
+    size_t copy_bytes;  /* what a CPU's steps keep of it in another form, zero
+                           at first; made from it, so never stored; 0: none */
     size_t block_bytes; /* per KV_BLOCK tokens; 0: none */
     size_t index_bytes; /* of these, at the end, what look-ups read; 0: none */
     uint32_t n_field;
@@ -60,6 +62,7 @@ void mixer_clear_moot(const struct mixer_plan *plan, uint64_t position,
 /* What one layer remembers of one session. Owned by state/memory.h. */
 struct layer_memory {
     void *state;        /* [state_bytes], 64-byte aligned, or NULL */
+    void *copy;         /* [copy_bytes], the same; or NULL, then none is kept */
     void *const *block; /* KV blocks of the tokens so far, or NULL */
     void *const *index; /* their indices, or NULL */
 };

@@ -106,6 +106,22 @@ static void add_rings(struct mixer_plan *plan, struct delta_shape s)
     }
 }
 
+/* For each v-head which S0 was copied, then the copies. */
+static size_t made_of_bytes(struct delta_shape s)
+{
+    return (s.n_v_head * sizeof(uint64_t) + 63) / 64 * 64;
+}
+
+static size_t copy_bytes(struct delta_shape s)
+{
+    const size_t n_word = (size_t)s.n_v_head * s.d_k / 2 * s.d_v;
+
+    if ((s.arithmetic != ARITHMETIC_PAIR && s.arithmetic != ARITHMETIC_TILE) ||
+        s.d_k % 2 || s.d_v % DELTA_BLOCK)
+        return 0;
+    return made_of_bytes(s) + n_word * sizeof(uint32_t);
+}
+
 /*
  * Of the recurrence, per row and v-head: S^T k and S^T q, the fold's share,
  * and the records of half a chunk on average, each four products deep.
@@ -131,6 +147,7 @@ static void plan(const struct config *config, enum arithmetic arithmetic,
                          (double)(fused.width + fused.n_value) +
                      recurrence_flops(s) +
                      2.0 * (double)fused.n_channel * (double)config->conv_width,
+        .copy_bytes = copy_bytes(s),
     };
     add_field(out, "s", FIELD_F32, 3, (uint32_t[4]){s.n_v_head, s.d_k, s.d_v});
     add_rings(out, s);
@@ -349,7 +366,9 @@ static void recur(const struct mixer_layer *layer,
     struct delta_span *span = batch->span_work;
 
     static_assert(sizeof(*span) <= MIXER_SPAN_WORK_BYTES, "span fits");
-    for (uint32_t i = 0; i < batch->n_span; i++)
+    for (uint32_t i = 0; i < batch->n_span; i++) {
+        char *copy = batch->span[i].layer[batch->layer].copy;
+
         span[i] = (struct delta_span){
             .first_row = batch->span[i].first_row,
             .n_row = batch->span[i].n_row,
@@ -358,6 +377,12 @@ static void recur(const struct mixer_layer *layer,
                       .ring_k = field_of(layer, batch, i, FIELD_RING_K),
                       .ring_u = field_of(layer, batch, i, FIELD_RING_U),
                       .ring_g = field_of(layer, batch, i, FIELD_RING_G)}};
+        if (copy) {
+            span[i].state.made_of = (uint64_t *)(void *)copy;
+            span[i].state.copy =
+                (uint32_t *)(void *)(copy + made_of_bytes(layer->shape));
+        }
+    }
     batch->backend->delta(
         batch->pool,
         &(struct delta_args){.shape = layer->shape,

@@ -176,7 +176,7 @@ static double session_read_bytes(const struct model *model, double position)
     for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
         const struct mixer_plan *plan = model_plan(model, i);
 
-        n += (double)plan->state_bytes +
+        n += (double)plan->state_bytes + (double)plan->copy_bytes +
              (double)plan->block_bytes * position / KV_BLOCK;
         for (uint32_t f = 0; f < plan->n_field; f++) {
             const struct mixer_field *field = &plan->field[f];
@@ -186,6 +186,8 @@ static double session_read_bytes(const struct model *model, double position)
                 half *= field->dim[d];
             if (strncmp(field->name, "ring_", 5) == 0)
                 n -= half;
+            if (plan->copy_bytes && strcmp(field->name, "s") == 0)
+                n -= 2 * half; /* its copy is read */
         }
     }
     return n;

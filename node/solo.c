@@ -3,6 +3,7 @@
 #include "kernels/device.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -210,15 +211,39 @@ enum status solo_fork(const struct solo *solo, struct memory **out)
     return STATUS_OK;
 }
 
+#define CHOICES 256u /* logits that are looked at together */
+#define LANES 16u
+
+/* Of CHOICES logits, by lanes that the compiler keeps in vectors. NaN is less
+ * than all. */
+static float largest(const float *logit)
+{
+    float top[LANES], most = -INFINITY;
+
+    for (uint32_t k = 0; k < LANES; k++)
+        top[k] = most;
+    for (uint32_t i = 0; i < CHOICES; i += LANES)
+        for (uint32_t k = 0; k < LANES; k++)
+            top[k] = logit[i + k] > top[k] ? logit[i + k] : top[k];
+    for (uint32_t k = 0; k < LANES; k++)
+        most = top[k] > most ? top[k] : most;
+    return most;
+}
+
 uint32_t solo_argmax(const float *logit, uint32_t n_vocab)
 {
-    float most = logit[0]; /* loaded anew each time it takes 5 times as long */
-    uint32_t best = 0;
+    float most = logit[0];
+    uint32_t best = 0, end; /* the first of the largest */
 
-    for (uint32_t i = 1; i < n_vocab; i++)
-        if (logit[i] > most) {
-            most = logit[i];
-            best = i;
-        }
+    for (uint32_t i = 0; i < n_vocab; i = end) {
+        end = n_vocab - i < CHOICES ? n_vocab : i + CHOICES;
+        if (end - i == CHOICES && !(largest(logit + i) > most))
+            continue;
+        for (uint32_t k = i; k < end; k++)
+            if (logit[k] > most) {
+                most = logit[k];
+                best = k;
+            }
+    }
     return best;
 }

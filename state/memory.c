@@ -37,7 +37,8 @@ struct memory {
     struct spill *spill;        /* of its new slabs; borrowed */
     size_t tier_bytes;          /* of those that may be in RAM, */
     size_t touched_bytes;       /* and at most are since the last release */
-    void *state;                /* of all layers, one behind the other; owned */
+    void *state;                /* of all layers, one behind the other, each
+                                   with its copy; owned */
     void **table;               /* [n_table][capacity]: slabs, then the
                                     layers' blocks in them, then, if the policy
                                     has any, their indices; owned, and slabs */
@@ -85,12 +86,19 @@ static const struct mixer_plan *plan_of(struct form form, uint32_t layer)
     return model_plan_for(form.model, layer, form.index);
 }
 
+/* Of a layer's state; behind it is its copy for a CPU's steps. */
+static size_t copy_bytes(struct form form, uint32_t layer)
+{
+    return model_device(form.model) ? 0 : plan_of(form, layer)->copy_bytes;
+}
+
 static size_t state_bytes(struct form form)
 {
     size_t n = 0;
 
     for (uint32_t i = 0; i < count_layers(form.model); i++)
-        n += rounded(plan_of(form, i)->state_bytes);
+        n += rounded(plan_of(form, i)->state_bytes) +
+             rounded(copy_bytes(form, i));
     return n;
 }
 
@@ -181,9 +189,12 @@ static enum status renew_states(struct memory *memory)
     memory->bytes = fixed_bytes(form);
     for (uint32_t i = 0; i < count_layers(form.model); i++) {
         const size_t n = plan_of(form, i)->state_bytes;
+        const size_t n_copy = copy_bytes(form, i);
 
         memory->layer[i].state = n ? state : NULL;
         state += rounded(n);
+        memory->layer[i].copy = n_copy ? state : NULL;
+        state += rounded(n_copy);
     }
     /* Whoever loads it does so by the other queue. */
     device_follow(device_side(memory->device), memory->device);

@@ -6,7 +6,9 @@
 /*
  * One row has nothing to share a right side with, so its products are made
  * where their operands pass by, in words of two bf16: S0 is rounded once for
- * both a and c, the ring read once for both u and o.
+ * both a and c, the ring read once for both u and o. Between two folds S0
+ * stands still: the first step rounds it into the session's copy, if it has
+ * one, and the others read that, half of the bytes.
  */
 #if defined(LANES_AVX512)
 #define WIDTH_PAIR 8u /* panels side by side */
@@ -15,8 +17,7 @@
 #define WIDTH_PAIR 2u
 #define WIDTH_TILE 1u
 #endif
-/* Rows of S0, of 4 KiB, from those in use to those that are asked for. */
-#define AHEAD_ROWS(d_v) ((1024u + (d_v)-1) / (d_v))
+#define AHEAD_WORDS 1024u /* of S0, from those in use to those asked for */
 #define WIDTH_MAX 8u
 #define STEP_PAIRS (LINEAR_STEP / 2u)
 #define WORDS (GRID / 2u)
@@ -32,9 +33,11 @@ struct shared {
 /* What a session remembers of one v-head. */
 struct place {
     const float *s;
-    uint32_t *key; /* [n_pair][GRID], of its k-head */
-    uint32_t *u;   /* [GRID / 2][d_v] */
-    double *g;     /* [GRID] */
+    uint32_t *copy;    /* [d_k / 2][d_v] of S0; or NULL */
+    uint64_t *made_of; /* which chunk's it is */
+    uint32_t *key;     /* [n_pair][GRID], of its k-head */
+    uint32_t *u;       /* [GRID / 2][d_v] */
+    double *g;         /* [GRID] */
 };
 
 struct weights {
@@ -51,6 +54,7 @@ struct head {
     const float *v;
     float *out;
     float beta;
+    bool is_copied; /* S0 is read from the copy */
 };
 
 /* Sums of a few panels. TILE has two chains for 32 steps, which then join the
@@ -191,21 +195,31 @@ LANES_INLINE v16 load_at(const float *x, uint32_t e, uint32_t d_v,
     return width > 1 ? v16_load(x + e) : v16_load_part(x, e, d_v);
 }
 
+/* S0, or its copy. */
+LANES_INLINE const uint32_t *words_of(const struct place *place, bool is_copied)
+{
+    return is_copied && place->copy ? place->copy
+                                    : (const uint32_t *)(const void *)place->s;
+}
+
 /*
- * While two rows s of S0 pass by, dims d on: what is needed some KiB later, of
+ * While two rows of S0 pass by, dims d on: what is needed some KiB later, of
  * the next head at last; the head's ring of u; the next ring of keys. Asking
  * for these in the loops that read them leaves S0's time unused; asking for all
  * of the next head is too early. Lines in bursts, because one for each panel as
  * it passes by takes a fifth longer.
  */
-LANES_INLINE void fetch_early(const struct head *h, uint32_t d, const float *s)
+LANES_INLINE void fetch_early(const struct head *h, uint32_t d)
 {
-    const uint32_t d_k = h->of->d_k, d_v = h->of->d_v, i = h->of->i;
-    const uint32_t to = d + AHEAD_ROWS(d_v);
+    const uint32_t d_v = h->of->d_v, i = h->of->i;
+    const uint32_t n_pair = (h->of->d_k + 1) / 2;
+    const uint32_t n_word = (h->is_copied ? 1 : 2) * d_v; /* of two rows */
+    const uint32_t to = d / 2 + (AHEAD_WORDS + n_word - 1) / n_word;
 
-    fetch(to < d_k ? s + (size_t)(to - d) * d_v
-                   : h->next.s + (size_t)(to - d_k) * d_v,
-          2 * d_v);
+    fetch(to < n_pair ? words_of(&h->at, h->is_copied) + (size_t)to * n_word
+                      : words_of(&h->next, h->is_copied) +
+                            (size_t)(to - n_pair) * n_word,
+          n_word);
     if (d <= i)
         fetch(h->at.u + d / 2 * (size_t)d_v, d_v);
     if (h->next.key != h->at.key)
@@ -214,9 +228,15 @@ LANES_INLINE void fetch_early(const struct head *h, uint32_t d, const float *s)
         fetch(h->next.g + d, 1);
 }
 
+/* What k and q read of S0. */
+struct reading {
+    v16 a[WIDTH_MAX], c[WIDTH_MAX];
+};
+
 /* a and c of `width` panels from output e on. */
 LANES_INLINE void read_state(const struct head *h, uint32_t e, uint32_t width,
-                             enum arithmetic order, v16 *a, v16 *c)
+                             enum arithmetic order, bool is_copied,
+                             struct reading *out)
 {
     const struct shared *of = h->of;
     const uint32_t d_k = of->d_k, d_v = of->d_v;
@@ -232,13 +252,18 @@ LANES_INLINE void read_state(const struct head *h, uint32_t e, uint32_t width,
         const v16 by_q = v16_set1_word(of->q + d / 2);
 
         if (e == 0)
-            fetch_early(h, d, s);
+            fetch_early(h, d);
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++) {
             const uint32_t at = e + p * LANES;
-            const v16 two = v16_words(load_at(s, at, d_v, width),
-                                      load_at(next, at, d_v, width));
+            const size_t word = (size_t)(d / 2) * d_v + at;
+            const v16 two = is_copied
+                                ? load_words(h->at.copy + word)
+                                : v16_words(load_at(s, at, d_v, width),
+                                            load_at(next, at, d_v, width));
 
+            if (!is_copied && h->at.copy)
+                v16_store((float *)(void *)(h->at.copy + word), two);
             add_pair(&k, p, order, by_k, two);
             add_pair(&q, p, order, by_q, two);
         }
@@ -249,8 +274,8 @@ LANES_INLINE void read_state(const struct head *h, uint32_t e, uint32_t width,
     }
 #pragma GCC unroll 8
     for (uint32_t p = 0; p < width; p++) {
-        a[p] = total(&k, p, order);
-        c[p] = total(&q, p, order);
+        out->a[p] = total(&k, p, order);
+        out->c[p] = total(&q, p, order);
     }
 }
 
@@ -292,10 +317,14 @@ LANES_INLINE void solve(const struct head *h, uint32_t e, uint32_t width,
     const uint32_t d_v = h->of->d_v, i = h->of->i;
     const uint32_t near = i / DELTA_BLOCK * DELTA_BLOCK;
     const v16 decay = v16_set1(h->by->since_grid);
-    v16 r[WIDTH_MAX], c[WIDTH_MAX], pair;
+    struct reading read;
+    v16 *const r = read.a, *const c = read.c, pair;
     struct sums far, all;
 
-    read_state(h, e, width, order, r, c);
+    if (h->is_copied)
+        read_state(h, e, width, order, true, &read);
+    else
+        read_state(h, e, width, order, false, &read);
     clear(&far, width);
     clear(&all, width);
     for (uint32_t m = 0; m < near / 2; m++) {
@@ -383,17 +412,21 @@ static void weigh(const struct head *h, float step, struct weights *out)
     out->since_grid = lane[i % LANES];
 }
 
-static struct place place_of(struct delta_shape shape,
+static struct place place_of(const struct delta_one *one,
                              const struct delta_state *state, size_t head)
 {
+    const struct delta_shape shape = one->args->shape;
     const size_t d_k = shape.d_k, d_v = shape.d_v;
     const size_t k_head = head / (shape.n_v_head / shape.n_k_head);
+    const bool has_copy = one->is_step && state->copy;
 
-    return (struct place){.s = state->s + head * d_k * d_v,
-                          .key = (uint32_t *)state->ring_k +
-                                 k_head * ((d_k + 1) / 2) * GRID,
-                          .u = (uint32_t *)state->ring_u + head * WORDS * d_v,
-                          .g = state->ring_g + head * GRID};
+    return (struct place){
+        .copy = has_copy ? state->copy + head * d_k / 2 * d_v : NULL,
+        .made_of = has_copy ? state->made_of + head : NULL,
+        .s = state->s + head * d_k * d_v,
+        .key = (uint32_t *)state->ring_k + k_head * ((d_k + 1) / 2) * GRID,
+        .u = (uint32_t *)state->ring_u + head * WORDS * d_v,
+        .g = state->ring_g + head * GRID};
 }
 
 LANES_INLINE void run(const struct shared *of, enum arithmetic order,
@@ -406,22 +439,26 @@ LANES_INLINE void run(const struct shared *of, enum arithmetic order,
     const size_t first = one->k_head * per_k, end = first + per_k;
     struct weights by;
 
-    prepare(of, place_of(shape, one->state, first).key, order);
+    prepare(of, place_of(one, one->state, first).key, order);
     for (size_t h = first; h < end; h++) {
         const size_t gate = one->row * shape.n_v_head + h;
+        const struct place at = place_of(one, one->state, h);
         const struct head head = {
             .of = of,
-            .at = place_of(shape, one->state, h),
+            .at = at,
             .next = h + 1 < end
-                        ? place_of(shape, one->state, h + 1)
-                        : place_of(shape, one->next, one->next_k_head * per_k),
+                        ? place_of(one, one->state, h + 1)
+                        : place_of(one, one->next, one->next_k_head * per_k),
             .by = &by,
             .v = a->v + one->row * a->qkv_stride + h * of->d_v,
             .out = a->out + one->row * a->out_stride + h * of->d_v,
-            .beta = a->beta[gate]};
+            .beta = a->beta[gate],
+            .is_copied = at.copy && *at.made_of == one->chunk};
 
         weigh(&head, a->log_decay[gate], &by);
         solve_all(&head, order, width);
+        if (at.copy)
+            *at.made_of = one->chunk;
     }
 }
 

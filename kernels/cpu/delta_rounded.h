@@ -38,6 +38,8 @@ struct delta_one {
     const struct delta_state *state;
     size_t row; /* of the whole batch */
     uint32_t k_head, i;
+    uint64_t chunk; /* position / GRID + 1 */
+    bool is_step;   /* the span has no other row: a copy of S0 pays */
     /* Whose turn it is next on this thread, perhaps the same again. */
     const struct delta_state *next;
     uint32_t next_k_head;

@@ -537,6 +537,8 @@ static void run_one(const struct job *job, uint32_t task,
         .row = (size_t)span->first_row + row,
         .k_head = task % n_k_head,
         .i = (uint32_t)((span->position + row) % GRID),
+        .chunk = (span->position + row) / GRID + 1,
+        .is_step = span->n_row == 1,
         .next = &job->args->span[next / n_k_head].state,
         .next_k_head = next % n_k_head,
     });

@@ -14,6 +14,11 @@
  * memory, and its own prefetchers stop at every page. Few rows of bf16 do
  * without: the core runs ahead by itself, and asking costs a tenth of the
  * bandwidth on Zen 5, a quarter on Zen 4.
+ *
+ * Memory gives most to one stream from front to back. So where the weights come
+ * from there, and one panel has enough chains in flight for the instruction's
+ * latency, a tile is one panel: 8 to 12 rows of bf16, or a row or two of W8,
+ * whose groups are chains of their own.
  */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/product.h"
@@ -32,12 +37,28 @@
  * one KiB less or more costs 3 %; and groups ahead of W8: up to 3 rows lose a
  * tenth by two, more rows as much by one. */
 #define AHEAD_BF16(height, width)                                              \
-    ((width) == 4    ? 3072u                                                   \
-     : (height) <= 8 ? 4096u                                                   \
-     : (width) == 2  ? 5120u                                                   \
-                     : 8192u)
+    ((width) == 4                   ? 3072u                                    \
+     : IS_ALONE_BF16(height, width) ? 12288u                                   \
+     : (height) <= 8                ? 4096u                                    \
+     : (width) == 2                 ? 5120u                                    \
+                                    : 8192u)
 #define AHEAD_W8(height) ((height) <= 3 ? 1u : 2u)
 #define AHEAD_HEIGHT_BF16 5u
+
+/* Inputs of products whose weights no cache holds, as a model so wide has too
+ * many of them. From a cache one panel alone is slower. */
+#define STREAM_STEPS 1024u
+/* Rows that then take one panel at a time. */
+#define ALONE_BF16_MIN 8u
+#define ALONE_BF16_MAX 12u
+#define ALONE_W8_MAX 2u
+#define IS_ALONE_BF16(height, width)                                           \
+    ((width) == 1 && (height) >= ALONE_BF16_MIN && (height) <= ALONE_BF16_MAX)
+/* Of W8: groups side by side, the bytes ahead of them, and how many pairs of
+ * one come before those of the next. */
+#define SIDE_GROUPS 2u
+#define AHEAD_GROUPS (6u * sizeof(struct linear_group))
+#define TURN_PAIRS 8u
 
 typedef __m512 sums[HEIGHT_MAX][WIDTH_MAX];
 
@@ -148,6 +169,13 @@ INLINE size_t ahead_of_end(const struct cell *cell, size_t ahead,
     return ahead + (width - 1) * cell->b_stride;
 }
 
+/* Two inner steps: a pair of x by those of 16 outputs. */
+INLINE __m512 dot(__m512 sum, uint32_t x, __m512i w)
+{
+    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32((int)x),
+                            (__m512bh)w);
+}
+
 /* sum += pair k. height and width are constants where this is inlined. */
 INLINE void add_pair(const struct rows *x, uint32_t k, const __m512i *w,
                      uint32_t height, uint32_t width, sums sum)
@@ -254,8 +282,70 @@ INLINE void cell_bf16(const struct cell *cell, uint32_t height, uint32_t width)
     finish(cell, height, width, sum);
 }
 
+/* acc += n groups of one panel from pair `first` on; what is asked for goes in
+ * the order of memory whatever the order of the sums. */
+INLINE void add_groups(const struct cell *cell, uint32_t first,
+                       const unsigned char *b, uint32_t height, uint32_t n,
+                       sums acc)
+{
+    const struct rows x = rows_of(cell, first);
+    const unsigned char *ahead = b + AHEAD_GROUPS;
+    sums sum;
+
+    clear(height, n, sum);
+    for (uint32_t g = 0; g < n; g++, ahead += PAIR_BYTES)
+        _mm_prefetch(ahead, _MM_HINT_T0);
+    for (uint32_t turn = 0; turn < GROUP_PAIRS; turn += TURN_PAIRS)
+#pragma GCC unroll 2
+        for (uint32_t g = 0; g < n; g++)
+#pragma GCC unroll 4
+            for (uint32_t k = turn; k < turn + TURN_PAIRS; k += 2) {
+                const uint32_t at = g * GROUP_PAIRS + k;
+                __m512i two[2];
+
+                _mm_prefetch(ahead, _MM_HINT_T0);
+                ahead += PAIR_BYTES;
+                pairs_of_q(b + g * sizeof(struct linear_group) +
+                               offsetof(struct linear_group, q) +
+                               k * PAIR_BYTES / 2,
+                           two);
+#pragma GCC unroll 2
+                for (uint32_t r = 0; r < height; r++) {
+                    const uint32_t *pair = ROW(x.at, r, x.stride) + at;
+
+                    sum[r][g] = dot(sum[r][g], pair[0], two[0]);
+                    sum[r][g] = dot(sum[r][g], pair[1], two[1]);
+                }
+            }
+    for (uint32_t g = 0; g < n; g++, b += sizeof(struct linear_group))
+#pragma GCC unroll 2
+        for (uint32_t r = 0; r < height; r++)
+            acc[r][0] =
+                _mm512_fmadd_ps(sum[r][g], _mm512_load_ps(b), acc[r][0]);
+}
+
+INLINE void panel_w8(const struct cell *cell, uint32_t height)
+{
+    const unsigned char *b = cell->b;
+    uint32_t k = 0, n = SIDE_GROUPS;
+    sums acc;
+
+    clear(height, 1, acc);
+    for (; k + n * GROUP_PAIRS <= cell->n_pair; k += n * GROUP_PAIRS) {
+        add_groups(cell, k, b, height, SIDE_GROUPS, acc);
+        b += n * sizeof(struct linear_group);
+    }
+    if (k < cell->n_pair)
+        add_groups(cell, k, b, height, 1, acc);
+    finish(cell, height, 1, acc);
+}
+
 INLINE void cell_w8(const struct cell *cell, uint32_t height, uint32_t width)
 {
+    if (width == 1 && height <= ALONE_W8_MAX) {
+        panel_w8(cell, height);
+        return;
+    }
     const uint32_t n_ahead = AHEAD_W8(height);
     const unsigned char *b = cell->b;
     sums sum, acc;
@@ -375,12 +465,16 @@ INLINE void run_columns(const struct product_tile *t, cell_work *work,
     }
 }
 
-/* Panels outside, rows inside: some panels stay in the cache. */
-INLINE void run(const struct product_tile *t, cell_work *work)
+/* Panels outside, rows inside: some panels stay in the cache. From min_alone to
+ * max_alone rows go one panel at a time if that comes from memory. */
+INLINE void run(const struct product_tile *t, cell_work *work,
+                uint32_t min_alone, uint32_t max_alone)
 {
     const uint32_t n_tile = n_tile_of(t->n_row);
     const uint32_t n_panel = (t->n_col + PANEL - 1) / PANEL;
-    uint32_t width = width_of((t->n_row + n_tile - 1) / n_tile);
+    const bool is_alone = t->n_step >= STREAM_STEPS && t->n_row >= min_alone &&
+                          t->n_row <= max_alone;
+    uint32_t width = is_alone ? 1 : width_of((t->n_row + n_tile - 1) / n_tile);
 
     for (uint32_t panel = 0; panel < n_panel; panel += width) {
         while (width > n_panel - panel)
@@ -391,12 +485,12 @@ INLINE void run(const struct product_tile *t, cell_work *work)
 
 static void pair_bf16(const struct product_tile *tile)
 {
-    run(tile, run_bf16);
+    run(tile, run_bf16, ALONE_BF16_MIN, ALONE_BF16_MAX);
 }
 
 static void pair_w8(const struct product_tile *tile)
 {
-    run(tile, run_w8);
+    run(tile, run_w8, 1, ALONE_W8_MAX);
 }
 
 static struct product_shape shape(uint32_t n_row, uint32_t n_step)

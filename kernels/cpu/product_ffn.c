@@ -14,6 +14,11 @@
 /* Elements that every thread brings into form for itself, because that takes
  * less than another start of the pool. */
 #define OWN_ELEMENTS 16384u
+/* Panels of gate, then of up, where few rows wait for them: each turn from one
+ * to the other costs as much as some hundred bytes each of a panel, and a unit
+ * has one call of swiglu a row. */
+#define UNIT_PANELS 16u
+#define UNIT_ROWS 24u
 /* In the part of a thread's scratch that micro-kernels leave alone. */
 #define OWN_BYTES ((size_t)1 << 20)
 #define PIECE_BYTES                                                            \
@@ -145,6 +150,14 @@ static void run_units(void *arg, uint32_t task, void *scratch)
 
 /* ------------------------------------------------------------------ blocks */
 
+/* Would some threads have another unit, and that be more than a sixteenth? */
+static bool is_uneven(const struct ffn *f, uint32_t n_panel)
+{
+    const uint32_t n = n_panel / f->panels_a_unit;
+
+    return n_panel % f->panels_a_unit || (n % f->n_task && n < 16 * f->n_task);
+}
+
 static void choose_units(struct ffn *f)
 {
     const struct linear *gate = f->args->gate;
@@ -153,7 +166,10 @@ static void choose_units(struct ffn *f)
         f->in->shape(f->n_row, (uint32_t)linear_n_step(gate));
 
     f->n_block = (f->n_row + shape.n_row - 1) / shape.n_row;
-    f->panels_a_unit = shape.n_panel;
+    f->panels_a_unit = UNIT_PANELS;
+    while (f->panels_a_unit > shape.n_panel &&
+           (f->n_row > UNIT_ROWS || is_uneven(f, n_panel)))
+        f->panels_a_unit /= 2;
     while (f->panels_a_unit > 1 &&
            n_panel / f->panels_a_unit * f->n_block < 2 * f->n_task)
         f->panels_a_unit /= 2;

@@ -202,12 +202,36 @@ static inline size_t product_check_case(const struct backend *backend,
     return n_bad;
 }
 
+/* Inputs so many that the weights are taken to come from memory, an odd number
+ * of groups among them, by the few rows that a step of replies has. */
+static inline size_t product_check_wide(const struct backend *backend,
+                                        const struct backend *ref,
+                                        struct pool *const *pool, size_t n_pool)
+{
+    static const uint32_t IN[] = {1024, 1100}, ROW[] = {1, 2, 3, 8, 9, 12};
+    size_t n_bad = 0, turn = 0;
+
+    for (size_t k = 0; k < PRODUCT_COUNT(IN); k++)
+        for (size_t i = 0; i < PRODUCT_COUNT(ROW); i++)
+            for (int type = LINEAR_BF16; type <= LINEAR_W8; type++, turn++)
+                n_bad += product_check_case(
+                    backend, ref, pool, n_pool,
+                    (struct product_case){
+                        .n_in = IN[k],
+                        .n_out = turn % 4 ? 81 : 17,
+                        .n_row = ROW[i],
+                        .type = (enum linear_type)type,
+                        .values = turn / 2 % N_PRODUCT_VALUES,
+                    });
+    return n_bad;
+}
+
 /* Every dimension of the tables with some of the others; how many failed. */
 static inline size_t product_check_all(const struct backend *backend,
                                        const struct backend *ref,
                                        struct pool *const *pool, size_t n_pool)
 {
-    size_t n_bad = 0, turn = 0;
+    size_t n_bad = product_check_wide(backend, ref, pool, n_pool), turn = 0;
 
     for (size_t i = 0; i < PRODUCT_COUNT(PRODUCT_ROW); i++)
         for (size_t k = 0; k < PRODUCT_COUNT(PRODUCT_IN); k++, turn++) {

@@ -90,6 +90,13 @@ static void session_init(struct session *s, struct delta_shape shape,
     s->state.ring_k = room(ring_k_floats(shape));
     s->state.ring_u = room(ring_u_floats(shape));
     s->state.ring_g = malloc((size_t)shape.n_v_head * GRID * sizeof(double));
+    s->state.copy = NULL;
+    s->state.made_of = NULL;
+    if (shape.arithmetic != ARITHMETIC_FP32 && shape.d_k % 2 == 0 &&
+        shape.d_v % 16 == 0) {
+        s->state.copy = (uint32_t *)(void *)room(state_floats(shape) / 2);
+        s->state.made_of = calloc(shape.n_v_head, sizeof(uint64_t));
+    }
     cr_assert(s->state.ring_g != NULL);
 }
 
@@ -97,6 +104,10 @@ static void session_init(struct session *s, struct delta_shape shape,
  * one of those that stay and a zero. */
 static void reset(struct session *s, float value)
 {
+    for (size_t i = 0; s->state.copy && i < state_floats(s->shape) / 2; i++)
+        s->state.copy[i] = UINT32_MAX;
+    if (s->state.copy)
+        memset(s->state.made_of, 0, s->shape.n_v_head * sizeof(uint64_t));
     memset(s->state.s, 0, state_floats(s->shape) * sizeof(float));
     for (size_t i = 0; i < ring_k_floats(s->shape); i++)
         ((float *)s->state.ring_k)[i] = value;
@@ -111,6 +122,9 @@ static void state_free(struct delta_state *state)
     drop(state->s);
     drop(state->ring_k);
     drop(state->ring_u);
+    if (state->copy)
+        drop((float *)(void *)state->copy);
+    free(state->made_of);
     free(state->ring_g);
 }
 
@@ -167,10 +181,11 @@ static struct delta_state kept(const struct session *s)
 {
     struct delta_shape shape = s->shape;
     size_t used = N_TOKEN % GRID, n_u = ring_u_floats(shape) / shape.n_v_head;
-    struct delta_state copy = {copied(s->state.s, state_floats(shape)),
-                               constant(ring_k_floats(shape), 0.0f),
-                               constant(ring_u_floats(shape), 0.0f),
-                               calloc((size_t)shape.n_v_head * GRID, 8)};
+    struct delta_state copy = {.s = copied(s->state.s, state_floats(shape)),
+                               .ring_k = constant(ring_k_floats(shape), 0.0f),
+                               .ring_u = constant(ring_u_floats(shape), 0.0f),
+                               .ring_g =
+                                   calloc((size_t)shape.n_v_head * GRID, 8)};
     cr_assert(copy.ring_g != NULL);
     for (size_t d = 0; d < ring_k_floats(shape) / GRID; d++)
         memcpy((float *)copy.ring_k + d * GRID,

@@ -95,7 +95,10 @@ static uint64_t digest_delta(const struct backend *b, enum arithmetic order,
     float *s = constant(2 * D * D, 0.0f), *ring = room((D + 2 * D) * GRID);
     double g[2 * GRID];
     struct conv_span rows = {0, N_ROW, tail};
-    struct delta_span span = {0, N_ROW, 0, {s, ring, ring + D * GRID, g}};
+    struct delta_span span = {
+        .n_row = N_ROW,
+        .state = {
+            .s = s, .ring_k = ring, .ring_u = ring + D * GRID, .ring_g = g}};
 
     b->delta_gate(NULL, &(struct delta_gate_args){gates, gates + 2 * N_ROW, ab,
                                                   ab + 2, 4, 4, ab, ab + 7,
