@@ -13,6 +13,7 @@
 #include <time.h>
 
 #define GROUP_MAX 64u        /* commits of one write */
+#define NO_CPU (-1)          /* nothing was pushed yet */
 #define BACKOFF_US_MIN 50u   /* first wait for a full ring */
 #define BACKOFF_US_MAX 2000u /* longest one */
 
@@ -21,8 +22,10 @@ struct journal_thread {
     struct ring *ring; /* of struct commit * */
     pthread_t id;
     _Atomic bool is_stopping;
+    _Atomic int engine_cpu;     /* whence the last commit came */
     _Atomic uint32_t n_waiting; /* pushed, not yet durable or lost */
     /* the thread's own */
+    int avoided_cpu;
     uint64_t synced_us;  /* when the last write with a sync began */
     uint64_t epoch;      /* failed writes so far */
     struct cause lost;   /* of the last one */
@@ -35,6 +38,8 @@ struct store_thread {
     struct ring *ring; /* of struct store_job * */
     pthread_t id;
     _Atomic bool is_stopping;
+    _Atomic int engine_cpu; /* whence the last job came */
+    int avoided_cpu;        /* the thread's own */
 };
 
 void commit_destroy(struct commit *commit)
@@ -56,6 +61,17 @@ static void sleep_us(uint64_t us)
 static uint64_t now_us(void)
 {
     return clock_real()->now_us(clock_real());
+}
+
+/* The engine hands out the kernels' work. */
+static void leave_engine_alone(const _Atomic int *engine_cpu, int *avoided_cpu)
+{
+    const int cpu = atomic_load(engine_cpu);
+
+    if (cpu == *avoided_cpu)
+        return;
+    thread_avoid_cpu(cpu);
+    *avoided_cpu = cpu;
 }
 
 /*
@@ -203,6 +219,7 @@ static void *journal_run(void *argument)
         wait_for_turn(thread);
         while (n < GROUP_MAX && ring_pop(thread->ring, &commit[n]))
             n++;
+        leave_engine_alone(&thread->engine_cpu, &thread->avoided_cpu);
         if (n > 0)
             take_group(thread, commit, n);
         else if (is_stopping)
@@ -238,6 +255,7 @@ enum status journal_thread_start(const struct journal_thread_options *options,
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for the journal thread");
     thread->options = *options;
+    thread->engine_cpu = thread->avoided_cpu = NO_CPU;
     st = ring_create(capacity, sizeof(struct commit *), &thread->ring);
     if (!st)
         st = start(&thread->id, journal_run, thread);
@@ -253,6 +271,7 @@ enum status journal_thread_start(const struct journal_thread_options *options,
 bool journal_thread_push(struct journal_thread *thread, struct commit *commit)
 {
     assert(commit->n_message <= COMMIT_MESSAGE_MAX);
+    atomic_store(&thread->engine_cpu, thread_cpu());
     /* Counted before it is there, so that the count never wraps below 0. */
     atomic_fetch_add(&thread->n_waiting, 1);
     if (ring_push(thread->ring, &commit))
@@ -432,6 +451,7 @@ static void *store_run(void *argument)
             ring_wait(thread->ring, -1);
             continue;
         }
+        leave_engine_alone(&thread->engine_cpu, &thread->avoided_cpu);
         job->status = do_job(thread, job);
         job->cause = job->status ? *status_cause() : (struct cause){STATUS_OK};
         job->elapsed_us = now_us() - begin_us;
@@ -453,6 +473,7 @@ enum status store_thread_start(const struct store_thread_options *options,
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for the store thread");
     thread->options = *options;
+    thread->engine_cpu = thread->avoided_cpu = NO_CPU;
     st = ring_create(capacity, sizeof(struct store_job *), &thread->ring);
     if (!st)
         st = start(&thread->id, store_run, thread);
@@ -467,6 +488,7 @@ enum status store_thread_start(const struct store_thread_options *options,
 
 bool store_thread_push(struct store_thread *thread, struct store_job *job)
 {
+    atomic_store(&thread->engine_cpu, thread_cpu());
     return ring_push(thread->ring, &job);
 }
 
