@@ -216,6 +216,9 @@ static void *journal_run(void *argument)
         uint32_t n = 0;
         bool is_stopping = atomic_load(&thread->is_stopping);
 
+        /* It wakes for a commit, and not also for a turn without one. */
+        if (ring_count(thread->ring) == 0 && !is_stopping)
+            ring_wait(thread->ring, -1);
         wait_for_turn(thread);
         while (n < GROUP_MAX && ring_pop(thread->ring, &commit[n]))
             n++;
@@ -224,8 +227,6 @@ static void *journal_run(void *argument)
             take_group(thread, commit, n);
         else if (is_stopping)
             return NULL;
-        else
-            ring_wait(thread->ring, -1);
     }
 }
 
