@@ -12,20 +12,31 @@
 #include <string.h>
 #include <time.h>
 
-#define GROUP_MAX 64u        /* commits of one write */
-#define NO_CPU (-1)          /* nothing was pushed yet */
+#define GROUP_MAX 64u    /* commits of one write */
+#define NO_CPU (-1)      /* nothing was pushed yet */
+#define SAME_CPU_MIN 32u /* looks in a row after which the engine stays there  \
+                          */
 #define BACKOFF_US_MIN 50u   /* first wait for a full ring */
 #define BACKOFF_US_MAX 2000u /* longest one */
+
+/* Between a thread and the engine's. */
+struct distance {
+    _Atomic int engine_cpu; /* whence something was last pushed */
+    /* the thread's own */
+    int seen_cpu, avoided_cpu;
+    uint32_t n_same; /* looks in a row that saw that CPU */
+};
+
+static const struct distance no_distance = {NO_CPU, NO_CPU, NO_CPU, 0};
 
 struct journal_thread {
     struct journal_thread_options options;
     struct ring *ring; /* of struct commit * */
     pthread_t id;
     _Atomic bool is_stopping;
-    _Atomic int engine_cpu;     /* whence the last commit came */
     _Atomic uint32_t n_waiting; /* pushed, not yet durable or lost */
+    struct distance distance;
     /* the thread's own */
-    int avoided_cpu;
     uint64_t synced_us;  /* when the last write with a sync began */
     uint64_t epoch;      /* failed writes so far */
     struct cause lost;   /* of the last one */
@@ -38,8 +49,7 @@ struct store_thread {
     struct ring *ring; /* of struct store_job * */
     pthread_t id;
     _Atomic bool is_stopping;
-    _Atomic int engine_cpu; /* whence the last job came */
-    int avoided_cpu;        /* the thread's own */
+    struct distance distance;
 };
 
 void commit_destroy(struct commit *commit)
@@ -63,15 +73,23 @@ static uint64_t now_us(void)
     return clock_real()->now_us(clock_real());
 }
 
-/* The engine hands out the kernels' work. */
-static void leave_engine_alone(const _Atomic int *engine_cpu, int *avoided_cpu)
+/*
+ * The engine hands out the kernels' work, so its CPU is left alone where it
+ * stays on one. On a machine with other work to do it does not, and then any
+ * CPU that is free soon is the best.
+ */
+static void leave_engine_alone(struct distance *distance)
 {
-    const int cpu = atomic_load(engine_cpu);
+    const int cpu = atomic_load(&distance->engine_cpu);
+    int avoid;
 
-    if (cpu == *avoided_cpu)
+    distance->n_same = cpu == distance->seen_cpu ? distance->n_same + 1 : 0;
+    distance->seen_cpu = cpu;
+    avoid = distance->n_same >= SAME_CPU_MIN ? cpu : NO_CPU;
+    if (avoid == distance->avoided_cpu)
         return;
-    thread_avoid_cpu(cpu);
-    *avoided_cpu = cpu;
+    thread_avoid_cpu(avoid);
+    distance->avoided_cpu = avoid;
 }
 
 /*
@@ -222,7 +240,7 @@ static void *journal_run(void *argument)
         wait_for_turn(thread);
         while (n < GROUP_MAX && ring_pop(thread->ring, &commit[n]))
             n++;
-        leave_engine_alone(&thread->engine_cpu, &thread->avoided_cpu);
+        leave_engine_alone(&thread->distance);
         if (n > 0)
             take_group(thread, commit, n);
         else if (is_stopping)
@@ -256,7 +274,7 @@ enum status journal_thread_start(const struct journal_thread_options *options,
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for the journal thread");
     thread->options = *options;
-    thread->engine_cpu = thread->avoided_cpu = NO_CPU;
+    thread->distance = no_distance;
     st = ring_create(capacity, sizeof(struct commit *), &thread->ring);
     if (!st)
         st = start(&thread->id, journal_run, thread);
@@ -272,7 +290,7 @@ enum status journal_thread_start(const struct journal_thread_options *options,
 bool journal_thread_push(struct journal_thread *thread, struct commit *commit)
 {
     assert(commit->n_message <= COMMIT_MESSAGE_MAX);
-    atomic_store(&thread->engine_cpu, thread_cpu());
+    atomic_store(&thread->distance.engine_cpu, thread_cpu());
     /* Counted before it is there, so that the count never wraps below 0. */
     atomic_fetch_add(&thread->n_waiting, 1);
     if (ring_push(thread->ring, &commit))
@@ -452,7 +470,7 @@ static void *store_run(void *argument)
             ring_wait(thread->ring, -1);
             continue;
         }
-        leave_engine_alone(&thread->engine_cpu, &thread->avoided_cpu);
+        leave_engine_alone(&thread->distance);
         job->status = do_job(thread, job);
         job->cause = job->status ? *status_cause() : (struct cause){STATUS_OK};
         job->elapsed_us = now_us() - begin_us;
@@ -474,7 +492,7 @@ enum status store_thread_start(const struct store_thread_options *options,
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for the store thread");
     thread->options = *options;
-    thread->engine_cpu = thread->avoided_cpu = NO_CPU;
+    thread->distance = no_distance;
     st = ring_create(capacity, sizeof(struct store_job *), &thread->ring);
     if (!st)
         st = start(&thread->id, store_run, thread);
@@ -489,7 +507,7 @@ enum status store_thread_start(const struct store_thread_options *options,
 
 bool store_thread_push(struct store_thread *thread, struct store_job *job)
 {
-    atomic_store(&thread->engine_cpu, thread_cpu());
+    atomic_store(&thread->distance.engine_cpu, thread_cpu());
     return ring_push(thread->ring, &job);
 }
 
