@@ -88,7 +88,7 @@ MUST_CHECK enum status image_create(const struct model *model,
                                     const struct image_source *source,
                                     struct image **out);
 void image_destroy(struct image *image); /* accepts NULL */
-/* Bytes of states and open blocks. */
+/* Bytes of states and open blocks, as they will be stored. */
 size_t image_bytes(const struct image *image);
 /*
  * What the manifest says of it besides; unset: a session's own snapshot, of no

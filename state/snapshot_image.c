@@ -221,9 +221,16 @@ void image_destroy(struct image *image)
 
 size_t image_bytes(const struct image *image)
 {
-    return sum_states(image->model, image->index) +
-           (image->position % KV_BLOCK ? sum_blocks(image->model, image->index)
-                                       : 0);
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < image->n_layer; i++) {
+        const struct mixer_plan *plan =
+            model_plan_for(image->model, i, image->index);
+
+        n += mixer_live_bytes(plan, image->position) +
+             (image->position % KV_BLOCK ? plan->block_bytes : 0);
+    }
+    return n;
 }
 
 void image_label(struct image *image, const struct snapshot_label *label)
@@ -239,7 +246,7 @@ size_t snapshot_bytes(const struct model *model, const struct policy *policy,
     size_t n = 0;
 
     for (uint32_t i = 0; i < model_config(model)->n_layer; i++)
-        n += model_plan_for(model, i, index)->state_bytes +
+        n += mixer_live_bytes(model_plan_for(model, i, index), position) +
              n_block * model_plan_for(model, i, index)->block_bytes;
     return n;
 }
