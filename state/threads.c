@@ -12,10 +12,12 @@
 #include <string.h>
 #include <time.h>
 
-#define GROUP_MAX 64u    /* commits of one write */
-#define NO_CPU (-1)      /* nothing was pushed yet */
-#define SAME_CPU_MIN 32u /* looks in a row after which the engine stays there  \
-                          */
+#define GROUP_MAX 64u /* commits of one write */
+/* Looks in a row after which the engine is said to stay on its CPU. A commit is
+ * waited for and must not be sent about; a job takes a millisecond anyway. */
+#define JOURNAL_LOOKS 16u
+#define STORE_LOOKS 2u
+#define NO_CPU (-1)          /* nothing was pushed yet */
 #define BACKOFF_US_MIN 50u   /* first wait for a full ring */
 #define BACKOFF_US_MAX 2000u /* longest one */
 
@@ -78,14 +80,14 @@ static uint64_t now_us(void)
  * stays on one. On a machine with other work to do it does not, and then any
  * CPU that is free soon is the best.
  */
-static void leave_engine_alone(struct distance *distance)
+static void leave_engine_alone(struct distance *distance, uint32_t n_look)
 {
     const int cpu = atomic_load(&distance->engine_cpu);
     int avoid;
 
     distance->n_same = cpu == distance->seen_cpu ? distance->n_same + 1 : 0;
     distance->seen_cpu = cpu;
-    avoid = distance->n_same >= SAME_CPU_MIN ? cpu : NO_CPU;
+    avoid = distance->n_same >= n_look ? cpu : NO_CPU;
     if (avoid == distance->avoided_cpu)
         return;
     thread_avoid_cpu(avoid);
@@ -240,7 +242,7 @@ static void *journal_run(void *argument)
         wait_for_turn(thread);
         while (n < GROUP_MAX && ring_pop(thread->ring, &commit[n]))
             n++;
-        leave_engine_alone(&thread->distance);
+        leave_engine_alone(&thread->distance, JOURNAL_LOOKS);
         if (n > 0)
             take_group(thread, commit, n);
         else if (is_stopping)
@@ -470,7 +472,7 @@ static void *store_run(void *argument)
             ring_wait(thread->ring, -1);
             continue;
         }
-        leave_engine_alone(&thread->distance);
+        leave_engine_alone(&thread->distance, STORE_LOOKS);
         job->status = do_job(thread, job);
         job->cause = job->status ? *status_cause() : (struct cause){STATUS_OK};
         job->elapsed_us = now_us() - begin_us;
