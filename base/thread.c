@@ -1,5 +1,6 @@
 #include "base/thread.h"
 
+#include <sched.h>
 #include <stdint.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -24,4 +25,21 @@ void thread_is_brief(void)
                                      .runtime = BRIEF_NS};
 
     (void)syscall(SYS_sched_setattr, 0, &brief, 0);
+}
+
+int thread_cpu(void)
+{
+    return sched_getcpu();
+}
+
+void thread_avoid_cpu(int cpu)
+{
+    cpu_set_t set;
+
+    /* The main thread has what the process was given. */
+    if (sched_getaffinity(getpid(), sizeof(set), &set) != 0)
+        return;
+    if (cpu >= 0 && cpu < CPU_SETSIZE && CPU_COUNT(&set) > 1)
+        CPU_CLR((unsigned)cpu, &set);
+    (void)sched_setaffinity(0, sizeof(set), &set);
 }

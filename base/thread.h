@@ -11,4 +11,15 @@
  * once, not at the end of another's slice. Linux 6.12 and later.
  */
 void thread_is_brief(void);
+
+/* The CPU that the caller has now; negative: not known. */
+int thread_cpu(void);
+
+/*
+ * Keep the caller off a CPU whose thread hands out everybody's work, as long as
+ * there is another one that the process may use. When the threads of a pool
+ * lose theirs, the others take over what they have not begun; while the one
+ * that hands it out waits, they all do. Negative: any CPU will do again.
+ */
+void thread_avoid_cpu(int cpu);
 #endif

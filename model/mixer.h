@@ -59,6 +59,17 @@ struct mixer_plan {
 void mixer_clear_moot(const struct mixer_plan *plan, uint64_t position,
                       void *state);
 
+/*
+ * The parts of a state that are read behind `position`: on the grid of chunks
+ * its rings hold no token, elsewhere it is the whole.
+ */
+struct mixer_part {
+    size_t offset, bytes;
+};
+uint32_t mixer_live(const struct mixer_plan *plan, uint64_t position,
+                    struct mixer_part out[MIXER_FIELD_MAX]);
+size_t mixer_live_bytes(const struct mixer_plan *plan, uint64_t position);
+
 /* What one layer remembers of one session. Owned by state/memory.h. */
 struct layer_memory {
     void *state;        /* [state_bytes], 64-byte aligned, or NULL */

@@ -43,13 +43,54 @@ static void clear_ring(struct ring ring, size_t n_live, char *bytes)
         }
 }
 
+static bool is_ring(const struct mixer_field *field)
+{
+    return strncmp(field->name, "ring_", 5) == 0;
+}
+
+/* Where the next field begins, or the state ends. */
+static size_t field_end(const struct mixer_plan *plan, uint32_t i)
+{
+    return i + 1 < plan->n_field ? plan->field[i + 1].offset
+                                 : plan->state_bytes;
+}
+
+uint32_t mixer_live(const struct mixer_plan *plan, uint64_t position,
+                    struct mixer_part out[MIXER_FIELD_MAX])
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < plan->n_field; i++) {
+        const size_t begin = plan->field[i].offset, end = field_end(plan, i);
+
+        if (position % GRID == 0 && is_ring(&plan->field[i]))
+            continue;
+        if (n > 0 && out[n - 1].offset + out[n - 1].bytes == begin)
+            out[n - 1].bytes += end - begin;
+        else
+            out[n++] = (struct mixer_part){begin, end - begin};
+    }
+    return n;
+}
+
+size_t mixer_live_bytes(const struct mixer_plan *plan, uint64_t position)
+{
+    struct mixer_part part[MIXER_FIELD_MAX];
+    const uint32_t n_part = mixer_live(plan, position, part);
+    size_t bytes = 0;
+
+    for (uint32_t i = 0; i < n_part; i++)
+        bytes += part[i].bytes;
+    return bytes;
+}
+
 void mixer_clear_moot(const struct mixer_plan *plan, uint64_t position,
                       void *state)
 {
     for (uint32_t i = 0; i < plan->n_field; i++) {
         const struct mixer_field *field = &plan->field[i];
 
-        if (strncmp(field->name, "ring_", 5) == 0)
+        if (is_ring(field))
             clear_ring(ring_of(field), position % GRID,
                        (char *)state + field->offset);
     }

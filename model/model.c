@@ -298,7 +298,7 @@ static enum status prepare(struct model *model,
     if (!model->layer)
         return STATUS_RESOURCE_EXHAUSTED;
     if (!model->backend->find_device)
-        return STATUS_OK;
+        return rooms_create(&model->rooms);
     st = device_create(model->backend, &model->device);
     return st ? st : pool_create_device(model->device, &model->pool);
 }
@@ -443,6 +443,7 @@ void model_destroy(struct model *model)
     rope_table_release(&model->rope);
     pool_destroy(model->pool);
     device_destroy(model->device);
+    rooms_destroy(model->rooms);
     free(model);
 }
 
@@ -483,6 +484,11 @@ enum arithmetic model_arithmetic(const struct model *model)
 struct device *model_device(const struct model *model)
 {
     return model->device;
+}
+
+struct rooms *model_rooms(const struct model *model)
+{
+    return model->rooms;
 }
 
 enum status model_check_policy(const struct model *model,

@@ -6,6 +6,7 @@
  * beyond the pointers in a span.
  */
 #include "base/digest.h"
+#include "base/rooms.h"
 #include "base/status.h"
 #include "kernels/backend.h"
 #include "model/config.h"
@@ -77,6 +78,8 @@ const struct backend *model_backend(const struct model *model);
 enum arithmetic model_arithmetic(const struct model *model);
 /* In whose memory weights, workspaces and sessions lie; NULL: the host's. */
 struct device *model_device(const struct model *model);
+/* For sessions, where there is no device. */
+struct rooms *model_rooms(const struct model *model);
 
 /* Elements of the text model's tensors, as the file has them. */
 uint64_t model_n_parameter(const struct model *model);

@@ -28,6 +28,9 @@
  * a reply of 0.25 ms a token lost a quarter of its pace. */
 #define SYNC_EVERY_US 1000u
 #define DRAIN_ARENA_BYTES 65536u
+/* Memory of sessions that is taken at start: a part of what they may have. */
+#define WARM_PART 8u
+#define WARM_BYTES_MAX ((size_t)256 << 20)
 #define KEY_FILE_MAX (1u << 20)
 
 struct node {
@@ -266,9 +269,19 @@ static void *run_engine(void *arg)
     return NULL;
 }
 
+/* What sessions will want first. On a device it is taken as it is needed. */
+static void warm_rooms(const struct model *model, size_t budget)
+{
+    if (!model_device(model))
+        rooms_warm(model_rooms(model), budget / WARM_PART < WARM_BYTES_MAX
+                                           ? budget / WARM_PART
+                                           : WARM_BYTES_MAX);
+}
+
 static enum status start_engine(struct node *node,
                                 const struct node_options *options)
 {
+    const size_t budget = session_budget(node->model, options->session_mib);
     struct engine_options engine = {
         .model = node->model,
         .tokenizer = node->tokenizer,
@@ -285,7 +298,7 @@ static enum status start_engine(struct node *node,
         .max_running = (uint32_t)options->max_running,
         .max_queue = (uint32_t)options->max_queue,
         .max_sessions = options->max_sessions,
-        .session_bytes = session_budget(node->model, options->session_mib),
+        .session_bytes = budget,
         .snapshots = node->snapshots,
         .keys = node->keys,
         .store_bytes = (size_t)options->store_mib << 20,
@@ -305,6 +318,7 @@ static enum status start_engine(struct node *node,
 
     if (st)
         return st;
+    warm_rooms(node->model, budget);
     if (pthread_create(&node->engine_thread, NULL, run_engine, node) != 0)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no thread for the engine");

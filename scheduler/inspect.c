@@ -31,16 +31,20 @@ bool inspect_send(struct engine *engine, struct errand *errand)
 }
 
 static void take_layers(const struct engine *engine,
-                        const struct errand *errand, uint32_t n_snapshot,
-                        uint64_t n_open, struct inspected_layer *out)
+                        const struct errand *errand,
+                        const struct store_job *job,
+                        struct inspected_layer *out)
 {
     const struct resident *resident = errand->session->resident;
     const bool has_memory = resident && resident->memory;
     uint64_t n_block = (resident_position(resident) + KV_BLOCK - 1) / KV_BLOCK;
     struct log_stored own = {0};
+    uint64_t n_open = 0;
 
     if (errand->path.n > 0)
         own = errand->stored[errand->path.n - 1];
+    for (uint32_t e = 0; e < job->n_entry; e++)
+        n_open += job->entry[e].position % KV_BLOCK != 0;
     for (uint32_t i = 0; i < engine->config->n_layer; i++) {
         const struct mixer_plan *plan = model_plan_for(
             engine->options.model, i, errand->session->policy.index);
@@ -50,9 +54,11 @@ static void take_layers(const struct engine *engine,
                 engine->config->layer[i] == LAYER_SOFTMAX ? "softmax" : "delta",
             .memory_state = has_memory ? plan->state_bytes : 0,
             .memory_kv = has_memory ? n_block * plan->block_bytes : 0,
-            .stored_state = n_snapshot * plan->state_bytes,
             .stored_kv =
                 (own.n_block - own.first_block + n_open) * plan->block_bytes};
+        for (uint32_t e = 0; e < job->n_entry; e++)
+            out[i].stored_state +=
+                mixer_live_bytes(plan, job->entry[e].position);
     }
 }
 
@@ -96,11 +102,8 @@ static void answer(struct engine *engine, struct errand *errand,
     } * extra;
     struct event *event = engine_need(event_create(
         EVENT_INSPECTED, errand->reply, sizeof(*extra), (void **)&extra));
-    uint64_t n_open = 0;
 
-    for (uint32_t i = 0; i < job->n_entry; i++)
-        n_open += job->entry[i].position % KV_BLOCK != 0;
-    take_layers(engine, errand, job->n_entry, n_open, extra->layer);
+    take_layers(engine, errand, job, extra->layer);
     take_snapshots(engine, &errand->session->policy, job, extra->snapshot);
     take_logs(errand, extra->log);
     event->is_last = true;

@@ -19,7 +19,7 @@
 #include "state/journal_record.h"
 #include "state/snapshot_value.h"
 
-#define BUNDLE_VERSION 1u
+#define BUNDLE_VERSION 2u
 #define BUNDLE_TOKENS 4096u /* of one frame, at most */
 
 struct bundle_head {

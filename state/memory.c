@@ -20,9 +20,16 @@ struct slab {
     size_t *shared_bytes; /* counts it; NULL: it was never shared */
     char *block;          /* the layers' blocks, where the model's are; owned */
     struct spill *spill;  /* has the blocks as a slot; NULL: the model's device,
-                             or the heap */
+                             or its rooms */
     char *index;          /* of all layers, in RAM; owned. NULL: look-ups read
                              those behind the blocks */
+};
+
+/* Of all layers, one behind the other. Whoever is their only holder may write
+ * them. */
+struct states {
+    uint32_t n_holder; /* their memory, if it still has them, and images */
+    void *room;        /* where the model's memory is; owned */
 };
 
 struct memory {
@@ -37,8 +44,7 @@ struct memory {
     struct spill *spill;        /* of its new slabs; borrowed */
     size_t tier_bytes;          /* of those that may be in RAM, */
     size_t touched_bytes;       /* and at most are since the last release */
-    void *state;                /* of all layers, one behind the other, each
-                                   with its copy; owned */
+    struct states *states;      /* of all layers, each with its copy; held */
     void **table;               /* [n_table][capacity]: slabs, then the
                                     layers' blocks in them, then, if the policy
                                     has any, their indices; owned, and slabs */
@@ -102,18 +108,49 @@ static size_t state_bytes(struct form form)
     return n;
 }
 
-/*
- * Zeroed. On the host from the heap, which gives the next session the pages of
- * one that ended: fresh ones would cost a prompt of 512 tokens a sixth of its
- * time.
- */
-static void *take_states(struct form form)
+/* Where the model's memory is; zeroed with a device. */
+static enum status take_room(const struct memory *memory, size_t bytes,
+                             void **out)
 {
-    void *room;
+    return memory->device ? device_take(memory->device, bytes, out)
+                          : rooms_take(model_rooms(memory->model), bytes, out);
+}
 
-    return device_take(model_device(form.model), state_bytes(form), &room)
-               ? NULL
-               : room;
+/* Zeroed without one as well. */
+static void clear_room(const struct memory *memory, void *room, size_t bytes)
+{
+    if (!memory->device)
+        memset(room, 0, bytes);
+}
+
+/* By a queue of the model's device, if it has one. */
+static void give_room(const struct model *model, struct device *device,
+                      void *room)
+{
+    if (device)
+        device_give(device, room);
+    else
+        rooms_give(model_rooms(model), room);
+}
+
+static void let_go(const struct model *model, struct device *device,
+                   struct states *states)
+{
+    if (!states || --states->n_holder > 0)
+        return;
+    give_room(model, device, states->room);
+    free(states);
+}
+
+struct states *memory_hold_states(const struct memory *memory)
+{
+    memory->states->n_holder++;
+    return memory->states;
+}
+
+void memory_let_go_states(const struct model *model, struct states *states)
+{
+    let_go(model, model_device(model), states);
 }
 
 static size_t slab_bytes(struct form form)
@@ -176,17 +213,14 @@ static size_t table_bytes(struct form form, uint64_t capacity)
     return count_tables(form) * capacity * sizeof(void *);
 }
 
-/* Room for the states of all layers, and where each has its own. What was
- * there is the caller's to give back. */
-static enum status renew_states(struct memory *memory)
+/* Its states from now on; those before are let go. */
+static void set_states(struct memory *memory, struct states *states)
 {
     const struct form form = form_of(memory);
-    char *state = take_states(form);
+    char *state = states->room;
 
-    if (!state)
-        return STATUS_RESOURCE_EXHAUSTED;
-    memory->state = state;
-    memory->bytes = fixed_bytes(form);
+    let_go(memory->model, memory->device, memory->states);
+    memory->states = states;
     for (uint32_t i = 0; i < count_layers(form.model); i++) {
         const size_t n = plan_of(form, i)->state_bytes;
         const size_t n_copy = copy_bytes(form, i);
@@ -196,8 +230,50 @@ static enum status renew_states(struct memory *memory)
         memory->layer[i].copy = n_copy ? state : NULL;
         state += rounded(n_copy);
     }
+}
+
+static enum status take_states(const struct memory *memory, struct states **out)
+{
+    struct states *states = take(sizeof(*states));
+
+    if (!states)
+        return STATUS_RESOURCE_EXHAUSTED;
+    if (take_room(memory, state_bytes(form_of(memory)), &states->room)) {
+        free(states);
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
+    states->n_holder = 1;
+    *out = states;
+    return STATUS_OK;
+}
+
+/* Empty ones. */
+static enum status renew_states(struct memory *memory)
+{
+    struct states *states;
+
+    if (take_states(memory, &states))
+        return STATUS_RESOURCE_EXHAUSTED;
+    clear_room(memory, states->room, state_bytes(form_of(memory)));
+    set_states(memory, states);
+    memory->bytes = fixed_bytes(form_of(memory));
     /* Whoever loads it does so by the other queue. */
     device_follow(device_side(memory->device), memory->device);
+    return STATUS_OK;
+}
+
+/* An image may hold them, but their next rows are this memory's alone. */
+static enum status own_states(struct memory *memory)
+{
+    struct states *states;
+
+    if (memory->states->n_holder == 1)
+        return STATUS_OK;
+    if (take_states(memory, &states))
+        return STATUS_RESOURCE_EXHAUSTED;
+    device_copy(memory->device, states->room, memory->states->room,
+                state_bytes(form_of(memory)));
+    set_states(memory, states);
     return STATUS_OK;
 }
 
@@ -222,7 +298,6 @@ enum status memory_set_policy(struct memory *memory,
                               const struct policy *policy)
 {
     const struct policy before = memory->policy;
-    void *const states = memory->state;
     const enum status st = model_check_policy(memory->model, policy);
 
     assert(memory->n_slab == 0 && memory->capacity == 0);
@@ -235,7 +310,6 @@ enum status memory_set_policy(struct memory *memory,
         memory->policy = before;
         return STATUS_RESOURCE_EXHAUSTED;
     }
-    device_give(memory->device, states);
     return STATUS_OK;
 }
 
@@ -259,7 +333,7 @@ static void slab_put(const struct memory *memory, struct slab *slab)
     if (slab->spill)
         spill_put(slab->spill, slab->block);
     else
-        device_give(memory->device, slab->block);
+        give_room(memory->model, memory->device, slab->block);
     free(slab->index);
     free(slab);
 }
@@ -272,7 +346,7 @@ void memory_destroy(struct memory *memory)
         slab_put(memory, memory->table[b]);
     free(memory->table);
     free(memory->layer);
-    device_give(memory->device, memory->state);
+    let_go(memory->model, memory->device, memory->states);
     device_give(memory->device, memory->far);
     free(memory);
 }
@@ -384,13 +458,15 @@ static enum status take_slot(struct memory *memory, struct slab *slab)
 
 static enum status take_blocks(struct memory *memory, struct slab *slab)
 {
+    const size_t bytes = blocks_bytes(form_of(memory));
     void *block;
-    const enum status st =
-        device_take(memory->device, blocks_bytes(form_of(memory)), &block);
+    const enum status st = take_room(memory, bytes, &block);
 
-    if (!st)
-        slab->block = block;
-    return st;
+    if (st)
+        return st;
+    clear_room(memory, block, bytes);
+    slab->block = block;
+    return STATUS_OK;
 }
 
 static enum status add_slab(struct memory *memory)
@@ -441,7 +517,9 @@ enum status memory_reserve(struct memory *memory, uint64_t n_token)
                            "session of %lu tokens, the model's context has %lu",
                            n_token, limit);
     n_slab = slabs_for(form_of(memory), n_token);
-    st = reserve_table(memory, n_slab);
+    st = own_states(memory);
+    if (!st)
+        st = reserve_table(memory, n_slab);
     if (st)
         return st;
     while (!st && memory->n_slab < n_slab)
@@ -489,7 +567,8 @@ enum status memory_fork(struct memory *memory, size_t *shared_bytes,
         return st;
     }
     write_tables(fork, 0);
-    device_copy(fork->device, fork->state, memory->state, state_bytes(form));
+    device_copy(fork->device, fork->states->room, memory->states->room,
+                state_bytes(form));
     fork->position = memory->position;
     *out = fork;
     return STATUS_OK;

@@ -72,8 +72,19 @@ void memory_share(struct memory *memory, struct memory *from, uint64_t n_token,
                   size_t *shared_bytes);
 
 /*
- * Make room for tokens [0, n_token), zeroed; never gives room back. On failure
- * what was there stays valid, and a later call goes on from there.
+ * The states as they are now, for a reader: they stay while it holds them, and
+ * memory_layers() says where. Until the memory's next reserve they are its own
+ * as well; that gives it copies. Held and let go by the thread that reserves.
+ */
+struct states;
+struct states *memory_hold_states(const struct memory *memory);
+void memory_let_go_states(const struct model *model,
+                          struct states *states); /* accepts NULL */
+
+/*
+ * Make room for tokens [0, n_token), zeroed; never gives room back. Before any
+ * token is consumed, also of those that there was room for. On failure what was
+ * there stays valid, and a later call goes on from there.
  *   RESOURCE_EXHAUSTED  no memory, or more tokens than model_n_context()
  */
 MUST_CHECK enum status memory_reserve(struct memory *memory, uint64_t n_token);

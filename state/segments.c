@@ -8,13 +8,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #define SEGMENT_BYTES (64u << 20) /* a file is full when it has as many */
 #define PAGE_BYTES 4096u /* holes and direct writes are made of whole ones */
 /* Of one write. Larger ones take less time of the disk, but each has to be
- * gathered first, best in a cache. */
+ * gathered first, best in a cache. A huge page. */
 #define GATHER_BYTES (2u << 20)
 #define SUFFIX ".segment"
 
@@ -30,7 +31,7 @@ struct segments {
     size_t n_segment, capacity;
     int write_fd; /* of the last one, or -1: the next append makes a new one */
     uint64_t written;      /* bytes of it; whole pages */
-    unsigned char *gather; /* [GATHER_BYTES] aligned to pages; owned */
+    unsigned char *gather; /* [GATHER_BYTES] aligned to that; owned */
     size_t n_gathered;
     bool is_dirty; /* it has bytes that are not synced ... */
     bool is_new;   /* ... nor is its name */
@@ -142,11 +143,13 @@ enum status segments_open(const char *path, struct segments **out)
     if (!segments)
         return no_memory();
     segments->directory = segments->write_fd = segments->read_fd = -1;
-    segments->gather = aligned_alloc(PAGE_BYTES, GATHER_BYTES);
+    segments->gather = aligned_alloc(GATHER_BYTES, GATHER_BYTES);
     if (!segments->gather) {
         segments_close(segments);
         return no_memory();
     }
+    /* A direct write names each of its pages to the disk; this is one. */
+    (void)madvise(segments->gather, GATHER_BYTES, MADV_HUGEPAGE);
     (void)snprintf(segments->path, sizeof(segments->path), "%s", path);
     if ((mkdir(path, 0700) != 0 && errno != EEXIST) ||
         access(path, R_OK | W_OK | X_OK) != 0 ||

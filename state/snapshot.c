@@ -91,30 +91,49 @@ enum status read_manifest(struct snapshots *snapshots, struct uid uid,
     return st;
 }
 
-/* The value's bytes where the host can read them. */
-static enum status stage(struct snapshots *snapshots, size_t bytes,
-                         const void **data)
+/* What is to be stored: some parts of what lies at `data`. */
+struct stored {
+    const void *data;
+    struct mixer_part part[MIXER_FIELD_MAX];
+    uint32_t n_part;
+};
+
+static struct stored whole(const void *data, size_t n_bytes)
+{
+    return (struct stored){
+        .data = data, .part = {{.bytes = n_bytes}}, .n_part = 1};
+}
+
+/* Its bytes where the host can read them. */
+static enum status stage(struct snapshots *snapshots, struct stored *stored)
 {
     if (!snapshots->device)
         return STATUS_OK;
-    device_read(snapshots->device, snapshots->staging, *data, bytes);
-    *data = snapshots->staging;
+    for (uint32_t i = 0; i < stored->n_part; i++) {
+        const struct mixer_part *part = &stored->part[i];
+
+        device_read(snapshots->device,
+                    (char *)snapshots->staging + part->offset,
+                    (const char *)stored->data + part->offset, part->bytes);
+    }
+    stored->data = snapshots->staging;
     return device_wait(snapshots->device);
 }
 
 /* Put one value, and write the batch once it is large. */
 static enum status save_value(struct snapshots *snapshots,
                               const struct key *key, enum frame_kind kind,
-                              const struct value_head *head, const void *data,
-                              size_t data_bytes)
+                              const struct value_head *head,
+                              struct stored stored)
 {
-    enum status st = stage(snapshots, data_bytes, &data);
+    enum status st = stage(snapshots, &stored);
     struct writer *value;
 
     if (st)
         return st;
     value = store_batch_begin_put(snapshots->batch, key->bytes, key->n);
-    st = value_put(value, kind, head, data, data_bytes);
+    st = value_put_parts(value, kind, head, stored.data, stored.part,
+                         stored.n_part);
     store_batch_end_put(snapshots->batch);
     if (st)
         return st;
@@ -172,9 +191,9 @@ static enum status save_values(struct snapshots *snapshots,
             struct value_head head = head_of_block(snapshots, image, b, i);
 
             if (n > 0)
-                st = save_value(snapshots, &key, FRAME_BLOCK, &head,
-                                image->layer[i].block[b - image->first_block],
-                                n);
+                st = save_value(
+                    snapshots, &key, FRAME_BLOCK, &head,
+                    whole(image->layer[i].block[b - image->first_block], n));
         }
     for (uint32_t i = 0; !st && i < image->n_layer; i++) {
         const struct mixer_plan *plan =
@@ -184,14 +203,15 @@ static enum status save_values(struct snapshots *snapshots,
         struct key state = value_key('s', image->log, position, i);
         struct key open = value_key('o', image->log, position, i);
         struct value_head head = head_of(snapshots, image, i);
+        struct stored live = {.data = layer->state};
 
+        live.n_part = mixer_live(plan, position, live.part);
         if (layer->state)
-            st = save_value(snapshots, &state, FRAME_STATE, &head, layer->state,
-                            plan->state_bytes);
+            st = save_value(snapshots, &state, FRAME_STATE, &head, live);
         head.n_token = position % KV_BLOCK;
         if (!st && layer->open)
-            st = save_value(snapshots, &open, FRAME_OPEN, &head, layer->open,
-                            plan->block_bytes);
+            st = save_value(snapshots, &open, FRAME_OPEN, &head,
+                            whole(layer->open, plan->block_bytes));
     }
     return st;
 }
@@ -456,8 +476,9 @@ static size_t manifest_bytes(const struct snapshots *snapshots,
         const struct mixer_plan *plan =
             model_plan_for(snapshots->model, i, manifest->index);
 
-        n += manifest->n * plan->state_bytes +
-             (n_open + n_block - first) * plan->block_bytes;
+        for (uint32_t e = 0; e < manifest->n; e++)
+            n += mixer_live_bytes(plan, manifest->entry[e].position);
+        n += (n_open + n_block - first) * plan->block_bytes;
     }
     return n;
 }

@@ -53,10 +53,10 @@ MUST_CHECK enum status snapshots_open(struct store *store,
 void snapshots_close(struct snapshots *snapshots);
 
 /*
- * What a save needs, gathered by the engine thread without disk access: a copy
- * of the states and of the open block; sealed blocks are borrowed from
- * `memory`, which must live (unchanged below `position`) until the image is
- * destroyed; it may grow meanwhile.
+ * What a save needs, gathered by the engine thread without disk access: the
+ * states, a copy of the open block; sealed blocks are borrowed from `memory`,
+ * which must live (unchanged below `position`) until the image is destroyed; it
+ * may grow meanwhile.
  */
 struct image;
 struct image_pool;
@@ -88,7 +88,7 @@ MUST_CHECK enum status image_create(const struct model *model,
                                     const struct image_source *source,
                                     struct image **out);
 void image_destroy(struct image *image); /* accepts NULL */
-/* Bytes of the copies, without what is borrowed. */
+/* Bytes of states and open blocks, as they will be stored. */
 size_t image_bytes(const struct image *image);
 /*
  * What the manifest says of it besides; unset: a session's own snapshot, of no

@@ -28,7 +28,7 @@ size_t value_bytes(const struct snapshots *snapshots,
                        at->policy ? at->policy->index : INDEX_NONE);
 
     if (at->letter == 's')
-        return plan->state_bytes;
+        return mixer_live_bytes(plan, at->place);
     return at->letter == 'o' && at->place % KV_BLOCK == 0 ? 0
                                                           : plan->block_bytes;
 }

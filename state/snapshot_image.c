@@ -17,19 +17,30 @@ struct image_pool {
     uint32_t n;
 };
 
-static size_t copy_bytes(const struct model *model, enum index_kind index,
-                         uint64_t position)
+/* Of the states, or of the blocks of one slab. */
+static size_t sum_states(const struct model *model, enum index_kind index)
 {
     size_t n = 0;
 
-    for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
-        const struct mixer_plan *plan = model_plan_for(model, i, index);
-
-        n += plan->state_bytes;
-        if (position % KV_BLOCK)
-            n += plan->block_bytes;
-    }
+    for (uint32_t i = 0; i < model_config(model)->n_layer; i++)
+        n += model_plan_for(model, i, index)->state_bytes;
     return n;
+}
+
+static size_t sum_blocks(const struct model *model, enum index_kind index)
+{
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < model_config(model)->n_layer; i++)
+        n += model_plan_for(model, i, index)->block_bytes;
+    return n;
+}
+
+static size_t copy_bytes(const struct model *model, enum index_kind index,
+                         uint64_t position)
+{
+    return (model_device(model) ? sum_states(model, index) : 0) +
+           (position % KV_BLOCK ? sum_blocks(model, index) : 0);
 }
 
 /* Under whichever policy; with a device there is but one. */
@@ -110,9 +121,12 @@ static void copy_layer(struct image *image, uint32_t layer,
     const struct mixer_plan *plan = memory_plan(memory, layer);
     struct image_layer *out = &image->layer[layer];
 
-    if (plan->state_bytes > 0)
-        out->state = copy(image, memory_layers(memory)[layer].state,
-                          plan->state_bytes, room);
+    if (plan->state_bytes > 0) {
+        const void *state = memory_layers(memory)[layer].state;
+
+        out->state =
+            image->states ? state : copy(image, state, plan->state_bytes, room);
+    }
     if (plan->block_bytes == 0)
         return;
     if (image->position % KV_BLOCK)
@@ -153,6 +167,7 @@ enum status image_create(const struct model *model,
 
     if (!image)
         goto no_memory;
+    image->model = model;
     image->log = image->label.session = source->log;
     image->position = memory_position(memory);
     assert(source->from <= image->position);
@@ -176,6 +191,8 @@ enum status image_create(const struct model *model,
     image->copy = take_room(image);
     if (!image->copy)
         goto no_memory;
+    if (!image->device)
+        image->states = memory_hold_states(memory);
     chain_blocks(image, source);
     room = image->copy;
     for (uint32_t i = 0; i < n_layer; i++)
@@ -196,6 +213,7 @@ void image_destroy(struct image *image)
     if (!image)
         return;
     put_room(image->pool, image->device, image->copy);
+    memory_let_go_states(image->model, image->states);
     free(image->block);
     free(image->end_chain);
     free(image);
@@ -203,7 +221,16 @@ void image_destroy(struct image *image)
 
 size_t image_bytes(const struct image *image)
 {
-    return image->copy_bytes;
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < image->n_layer; i++) {
+        const struct mixer_plan *plan =
+            model_plan_for(image->model, i, image->index);
+
+        n += mixer_live_bytes(plan, image->position) +
+             (image->position % KV_BLOCK ? plan->block_bytes : 0);
+    }
+    return n;
 }
 
 void image_label(struct image *image, const struct snapshot_label *label)
@@ -219,7 +246,7 @@ size_t snapshot_bytes(const struct model *model, const struct policy *policy,
     size_t n = 0;
 
     for (uint32_t i = 0; i < model_config(model)->n_layer; i++)
-        n += model_plan_for(model, i, index)->state_bytes +
+        n += mixer_live_bytes(model_plan_for(model, i, index), position) +
              n_block * model_plan_for(model, i, index)->block_bytes;
     return n;
 }

@@ -2,18 +2,21 @@
 #define STATE_SNAPSHOT_IMAGE_H
 /*
  * What lies in a struct image (state/snapshot.h): the engine thread makes it,
- * the store thread reads it. With a device the copies are made within it, at
- * once, and come to the host only when they are stored.
+ * the store thread reads it. On the host the states are those of the memory,
+ * which takes others before it goes on; mostly it need not, for its turn has
+ * ended. With a device they are copied within it, at once, and come to the host
+ * only when they are stored.
  */
 #include "state/snapshot_value.h"
 
 struct image_layer {
-    const void *state;  /* copy, or NULL */
+    const void *state;  /* held or copied, or NULL */
     const void *open;   /* copy of the block that is not full, or NULL */
     const void **block; /* [n_block - first_block] borrowed sealed blocks */
 };
 
 struct image {
+    const struct model *model;
     struct uid log; /* its owner */
     struct snapshot_label label;
     uint64_t position;
@@ -24,8 +27,9 @@ struct image {
     uint32_t n_layer;
     enum index_kind index; /* of its policy, for what lies where, */
     struct digest policy;  /* and that itself */
+    struct states *states; /* held; NULL: they are copied, too */
     size_t copy_bytes;
-    unsigned char *copy;     /* [copy_bytes] states and open blocks; owned */
+    unsigned char *copy;     /* [copy_bytes] open blocks, states; owned */
     struct image_pool *pool; /* that gave it, or NULL */
     const void **block;      /* the layers' tables; owned */
     struct device *device;   /* in whose memory copies and blocks lie */

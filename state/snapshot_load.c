@@ -66,7 +66,24 @@ struct wanted {
     uint64_t min_position; /* of the snapshot that wrote it */
     size_t data_bytes;
     void *to;
+    const struct mixer_plan *live_plan; /* of a state, else NULL */
 };
+
+/* What is not stored of a state stays as it is in an empty memory. */
+static void put_data(struct device *device, const struct wanted *wanted,
+                     const char *data)
+{
+    struct mixer_part part[MIXER_FIELD_MAX] = {{.bytes = wanted->data_bytes}};
+    uint32_t n_part = 1;
+
+    if (wanted->live_plan)
+        n_part = mixer_live(wanted->live_plan, wanted->place, part);
+    for (uint32_t i = 0; i < n_part; i++) {
+        device_write(device, (char *)wanted->to + part[i].offset, data,
+                     part[i].bytes);
+        data += part[i].bytes;
+    }
+}
 
 static enum restore_reason take_value(struct attempt *attempt,
                                       const struct wanted *wanted,
@@ -105,7 +122,7 @@ static enum restore_reason take_value(struct attempt *attempt,
                           wanted->what, wanted->place, wanted->layer);
         return RESTORE_CHAIN;
     }
-    device_write(attempt->snapshots->device, wanted->to, data, data_bytes);
+    put_data(attempt->snapshots->device, wanted, data);
     return RESTORE_HIT;
 }
 
@@ -139,7 +156,8 @@ static enum restore_reason load_layers(struct attempt *attempt)
                                 .place = position,
                                 .layer = i,
                                 .min_position = position,
-                                .data_bytes = plan->state_bytes,
+                                .data_bytes = mixer_live_bytes(plan, position),
+                                .live_plan = plan,
                                 .to = state_of(attempt, i)};
 
         if (plan->state_bytes > 0)
@@ -148,6 +166,7 @@ static enum restore_reason load_layers(struct attempt *attempt)
             continue;
         wanted.kind = FRAME_OPEN;
         wanted.what = "open block";
+        wanted.live_plan = NULL;
         wanted.n_token = position % KV_BLOCK;
         wanted.data_bytes = plan->block_bytes;
         wanted.to = memory_block(attempt->memory, i, position / KV_BLOCK);

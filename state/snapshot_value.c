@@ -138,12 +138,15 @@ enum status manifest_get(const void *bytes, size_t n_bytes,
     return STATUS_OK;
 }
 
-enum status value_put(struct writer *writer, enum frame_kind kind,
-                      const struct value_head *head, const void *data,
-                      size_t data_bytes)
+enum status value_put_parts(struct writer *writer, enum frame_kind kind,
+                            const struct value_head *head, const void *data,
+                            const struct mixer_part *part, uint32_t n_part)
 {
     size_t begin = frame_begin(writer, kind, SNAPSHOT_VERSION);
+    uint64_t data_bytes = 0;
 
+    for (uint32_t i = 0; i < n_part; i++)
+        data_bytes += part[i].bytes;
     put_owner(writer, head->uid, head->numerics);
     writer_u64(writer, head->position);
     writer_digest(writer, head->chain);
@@ -151,8 +154,18 @@ enum status value_put(struct writer *writer, enum frame_kind kind,
     writer_u32(writer, head->layer);
     writer_u32(writer, head->n_token);
     writer_u64(writer, data_bytes);
-    writer_bytes(writer, data, data_bytes);
+    for (uint32_t i = 0; i < n_part; i++)
+        writer_bytes(writer, (const char *)data + part[i].offset,
+                     part[i].bytes);
     return frame_end(writer, begin);
+}
+
+enum status value_put(struct writer *writer, enum frame_kind kind,
+                      const struct value_head *head, const void *data,
+                      size_t data_bytes)
+{
+    return value_put_parts(writer, kind, head, data,
+                           &(struct mixer_part){0, data_bytes}, 1);
 }
 
 enum status value_get(const void *bytes, size_t n_bytes, enum frame_kind kind,

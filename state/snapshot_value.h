@@ -8,8 +8,8 @@
 #include "proto/frame.h"
 #include "state/snapshot.h"
 
-#define SNAPSHOT_VERSION 2u /* of values */
-#define MANIFEST_VERSION 4u
+#define SNAPSHOT_VERSION 3u /* of values */
+#define MANIFEST_VERSION 5u
 #define MANIFEST_BYTES_MAX (64u << 10)
 #define SNAPSHOT_VALUE_MAX (256u << 20) /* bytes of one value */
 
@@ -33,7 +33,8 @@ struct manifest {
     struct snapshot_entry entry[SNAPSHOT_KEEP_MAX]; /* newest first */
 };
 
-/* What stands before the floats of a value. */
+/* What stands before the floats of a value. Those of a state are what
+ * mixer_live() names. */
 struct value_head {
     struct uid uid;
     struct numerics numerics;
@@ -50,6 +51,11 @@ MUST_CHECK enum status manifest_put(struct writer *writer,
 MUST_CHECK enum status value_put(struct writer *writer, enum frame_kind kind,
                                  const struct value_head *head,
                                  const void *data, size_t data_bytes);
+/* The same, of some parts of `data`, one behind the other. */
+MUST_CHECK enum status
+value_put_parts(struct writer *writer, enum frame_kind kind,
+                const struct value_head *head, const void *data,
+                const struct mixer_part *part, uint32_t n_part);
 
 /*
  * Read a frame; outputs are untouched on failure. *out_data is borrowed.

@@ -12,9 +12,24 @@
 #include <string.h>
 #include <time.h>
 
-#define GROUP_MAX 64u        /* commits of one write */
+#define GROUP_MAX 64u /* commits of one write */
+/* Looks in a row after which the engine is said to stay on its CPU. A commit is
+ * waited for and must not be sent about; a job takes a millisecond anyway. */
+#define JOURNAL_LOOKS 16u
+#define STORE_LOOKS 2u
+#define NO_CPU (-1)          /* nothing was pushed yet */
 #define BACKOFF_US_MIN 50u   /* first wait for a full ring */
 #define BACKOFF_US_MAX 2000u /* longest one */
+
+/* Between a thread and the engine's. */
+struct distance {
+    _Atomic int engine_cpu; /* whence something was last pushed */
+    /* the thread's own */
+    int seen_cpu, avoided_cpu;
+    uint32_t n_same; /* looks in a row that saw that CPU */
+};
+
+static const struct distance no_distance = {NO_CPU, NO_CPU, NO_CPU, 0};
 
 struct journal_thread {
     struct journal_thread_options options;
@@ -22,6 +37,7 @@ struct journal_thread {
     pthread_t id;
     _Atomic bool is_stopping;
     _Atomic uint32_t n_waiting; /* pushed, not yet durable or lost */
+    struct distance distance;
     /* the thread's own */
     uint64_t synced_us;  /* when the last write with a sync began */
     uint64_t epoch;      /* failed writes so far */
@@ -35,6 +51,7 @@ struct store_thread {
     struct ring *ring; /* of struct store_job * */
     pthread_t id;
     _Atomic bool is_stopping;
+    struct distance distance;
 };
 
 void commit_destroy(struct commit *commit)
@@ -56,6 +73,25 @@ static void sleep_us(uint64_t us)
 static uint64_t now_us(void)
 {
     return clock_real()->now_us(clock_real());
+}
+
+/*
+ * The engine hands out the kernels' work, so its CPU is left alone where it
+ * stays on one. On a machine with other work to do it does not, and then any
+ * CPU that is free soon is the best.
+ */
+static void leave_engine_alone(struct distance *distance, uint32_t n_look)
+{
+    const int cpu = atomic_load(&distance->engine_cpu);
+    int avoid;
+
+    distance->n_same = cpu == distance->seen_cpu ? distance->n_same + 1 : 0;
+    distance->seen_cpu = cpu;
+    avoid = distance->n_same >= n_look ? cpu : NO_CPU;
+    if (avoid == distance->avoided_cpu)
+        return;
+    thread_avoid_cpu(avoid);
+    distance->avoided_cpu = avoid;
 }
 
 /*
@@ -200,15 +236,17 @@ static void *journal_run(void *argument)
         uint32_t n = 0;
         bool is_stopping = atomic_load(&thread->is_stopping);
 
+        /* It wakes for a commit, and not also for a turn without one. */
+        if (ring_count(thread->ring) == 0 && !is_stopping)
+            ring_wait(thread->ring, -1);
         wait_for_turn(thread);
         while (n < GROUP_MAX && ring_pop(thread->ring, &commit[n]))
             n++;
+        leave_engine_alone(&thread->distance, JOURNAL_LOOKS);
         if (n > 0)
             take_group(thread, commit, n);
         else if (is_stopping)
             return NULL;
-        else
-            ring_wait(thread->ring, -1);
     }
 }
 
@@ -238,6 +276,7 @@ enum status journal_thread_start(const struct journal_thread_options *options,
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for the journal thread");
     thread->options = *options;
+    thread->distance = no_distance;
     st = ring_create(capacity, sizeof(struct commit *), &thread->ring);
     if (!st)
         st = start(&thread->id, journal_run, thread);
@@ -253,6 +292,7 @@ enum status journal_thread_start(const struct journal_thread_options *options,
 bool journal_thread_push(struct journal_thread *thread, struct commit *commit)
 {
     assert(commit->n_message <= COMMIT_MESSAGE_MAX);
+    atomic_store(&thread->distance.engine_cpu, thread_cpu());
     /* Counted before it is there, so that the count never wraps below 0. */
     atomic_fetch_add(&thread->n_waiting, 1);
     if (ring_push(thread->ring, &commit))
@@ -432,6 +472,7 @@ static void *store_run(void *argument)
             ring_wait(thread->ring, -1);
             continue;
         }
+        leave_engine_alone(&thread->distance, STORE_LOOKS);
         job->status = do_job(thread, job);
         job->cause = job->status ? *status_cause() : (struct cause){STATUS_OK};
         job->elapsed_us = now_us() - begin_us;
@@ -453,6 +494,7 @@ enum status store_thread_start(const struct store_thread_options *options,
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for the store thread");
     thread->options = *options;
+    thread->distance = no_distance;
     st = ring_create(capacity, sizeof(struct store_job *), &thread->ring);
     if (!st)
         st = start(&thread->id, store_run, thread);
@@ -467,6 +509,7 @@ enum status store_thread_start(const struct store_thread_options *options,
 
 bool store_thread_push(struct store_thread *thread, struct store_job *job)
 {
+    atomic_store(&thread->distance.engine_cpu, thread_cpu());
     return ring_push(thread->ring, &job);
 }
 

@@ -8,6 +8,9 @@ if(TARGET test_state_nomem)
     -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
     -Wl,--wrap=mmap)
 endif()
+if(TARGET test_state_memory)
+  target_link_options(test_state_memory PRIVATE -Wl,--wrap=rooms_take)
+endif()
 
 # Parts of godwitctl that need no node; the program's main() stays out.
 if(TARGET godwitctl AND CRITERION_FOUND AND NOT GODWIT_SANITIZE STREQUAL "thread")

@@ -52,6 +52,46 @@ static void assert_plan(const struct mixer *mixer, const struct config *config)
     cr_assert_gt(plan.row_flops, 0);
 }
 
+/* Judged by mixer_clear_moot(), which knows a ring's tokens one by one. */
+Test(mixer, what_is_live_on_the_grid_is_all_but_the_rings)
+{
+    struct config config = config_of("tests/golden/qwen3_5_text");
+    struct mixer_plan plan;
+    struct mixer_part part[MIXER_FIELD_MAX];
+    size_t n_live = 0, n_ring = 0;
+    uint32_t n_part;
+    char *state;
+
+    mixer_delta.plan(&config, ARITHMETIC_PAIR, INDEX_NONE, &plan);
+    for (uint64_t position = 1; position < 3 * GRID; position++) {
+        if (position % GRID == 0)
+            continue;
+        cr_assert_eq(mixer_live(&plan, position, part), 1);
+        cr_assert_eq(part[0].offset, 0);
+        cr_assert_eq(part[0].bytes, plan.state_bytes);
+        cr_assert_eq(mixer_live_bytes(&plan, position), plan.state_bytes);
+    }
+    state = malloc(plan.state_bytes);
+    memset(state, 1, plan.state_bytes);
+    mixer_clear_moot(&plan, 5 * GRID, state);
+    n_part = mixer_live(&plan, 5 * GRID, part);
+    for (uint32_t i = 0; i < n_part; i++) {
+        for (size_t b = 0; b < part[i].bytes; b++)
+            cr_assert_eq(state[part[i].offset + b], 1);
+        memset(state + part[i].offset, 0, part[i].bytes);
+        n_live += part[i].bytes;
+    }
+    cr_assert_eq(mixer_live_bytes(&plan, 5 * GRID), n_live);
+    for (uint32_t f = 0; f < plan.n_field; f++)
+        if (strncmp(plan.field[f].name, "ring_", 5) == 0)
+            n_ring += (field_bytes(&plan.field[f]) + 63) / 64 * 64;
+    cr_assert_gt(n_ring, 0);
+    cr_assert_eq(n_live, plan.state_bytes - n_ring);
+    for (size_t b = 0; b < plan.state_bytes; b++) /* but for what pads them */
+        cr_assert(state[b] == 0 || b % 64 > 0);
+    free(state);
+}
+
 Test(mixer, fields_tile_the_state_in_cache_lines)
 {
     struct config config = config_of("tests/golden/qwen3_5_text");

@@ -58,6 +58,8 @@ static inline struct digest chain_at(uint64_t position)
     return digest_tokens(model_fingerprint(model), token, position);
 }
 
+#define STATE_PLACE (1u << 20) /* states' places are behind the blocks' */
+
 static inline uint32_t pattern(uint64_t place, uint32_t layer, size_t i)
 {
     uint64_t x = (place * 1009 + layer) * 1000003 + i + 1;
@@ -90,19 +92,39 @@ static inline void *copy_of(const void *bytes, size_t n_bytes)
     return copy;
 }
 
+/* These of the bytes that fill() wrote. */
+static inline bool is_part_filled(const void *bytes, struct mixer_part part,
+                                  uint64_t place, uint32_t layer)
+{
+    uint32_t *word = copy_of((const char *)bytes + part.offset, part.bytes);
+    size_t i = 0;
+
+    while (i < part.bytes / 4 &&
+           word[i] == pattern(place, layer, part.offset / 4 + i))
+        i++;
+    device_give_host(model_device(model), word);
+    return i == part.bytes / 4;
+}
+
 static inline bool is_filled(const void *bytes, size_t n_bytes, uint64_t place,
                              uint32_t layer)
 {
-    uint32_t *word = copy_of(bytes, n_bytes);
-    size_t i = 0;
-
-    while (i < n_bytes / 4 && word[i] == pattern(place, layer, i))
-        i++;
-    device_give_host(model_device(model), word);
-    return i == n_bytes / 4;
+    return is_part_filled(bytes, (struct mixer_part){0, n_bytes}, place, layer);
 }
 
-#define STATE_PLACE (1u << 20) /* states' places are behind the blocks' */
+/* What a state has to have behind this position: whoever has none is empty. */
+static inline bool is_state(const void *state, const struct mixer_plan *plan,
+                            uint64_t position, uint32_t layer)
+{
+    struct mixer_part part[MIXER_FIELD_MAX];
+    const uint32_t n_part = mixer_live(plan, position, part);
+    bool is_right = n_part > 0;
+
+    for (uint32_t i = 0; i < n_part; i++)
+        is_right &=
+            is_part_filled(state, part[i], STATE_PLACE + position, layer);
+    return is_right;
+}
 
 /* Blocks of [0, position) and states of `position`. */
 static inline void fill_memory(struct memory *memory, uint64_t position)
@@ -141,9 +163,9 @@ static inline void check_memory(const struct memory *memory, uint64_t n_wiped)
         const struct mixer_plan *plan = memory_plan(memory, i);
 
         if (layer->state)
-            cr_assert(position == 0 ? is_zero(layer->state, plan->state_bytes)
-                                    : is_filled(layer->state, plan->state_bytes,
-                                                STATE_PLACE + position, i));
+            cr_assert(position == 0
+                          ? is_zero(layer->state, plan->state_bytes)
+                          : is_state(layer->state, plan, position, i));
         for (uint64_t b = 0; plan->block_bytes && b * KV_BLOCK < position; b++)
             cr_assert(
                 is_filled(memory_block(memory, i, b), plan->block_bytes, b, i),

@@ -16,14 +16,18 @@
 #define DIR_MIXED "tests/golden/qwen3_5_text" /* both kinds of layer */
 #define DIR_SOFTMAX "tests/golden/llama"
 
-/* The n-th aligned allocation or mapping from now on fails; 0: none does. */
+/* The n-th aligned allocation, room or mapping from now on fails; 0: none does.
+ * Where a room comes from is not counted once more. */
 static unsigned fail_at;
 static unsigned n_taken;
 static size_t n_taken_bytes;
+static bool is_in_room;
 
 /* Counts it; true when it is to fail. */
 static bool fails(size_t bytes)
 {
+    if (is_in_room)
+        return false;
     n_taken++;
     n_taken_bytes += bytes;
     errno = ENOMEM;
@@ -44,6 +48,24 @@ void *mmap(void *at, size_t bytes, int prot, int flags, int fd, off_t from)
     if (fails(bytes))
         return MAP_FAILED;
     return (void *)syscall(SYS_mmap, at, bytes, prot, flags, fd, from);
+}
+
+/* The linker puts it before the one of base/rooms.h. */
+enum status __real_rooms_take(struct rooms *rooms, size_t bytes, void **out);
+enum status __wrap_rooms_take(struct rooms *rooms, size_t bytes, void **out);
+
+enum status __wrap_rooms_take(struct rooms *rooms, size_t bytes, void **out)
+{
+    enum status st;
+
+    if (fails(bytes))
+        return status_fail(STATUS_RESOURCE_EXHAUSTED, "no room");
+    is_in_room = true;
+    st = __real_rooms_take(rooms, bytes, out);
+    is_in_room = false;
+    if (!st)
+        memset(*out, 0xa5, bytes); /* nobody said that it is clear */
+    return st;
 }
 
 static struct model *open_model(const char *dir, uint64_t n_context)
@@ -236,7 +258,7 @@ Test(memory, every_failing_allocation_of_create_is_reported)
         n_taken = 0;
     } while (memory_create(model, &memory) == STATUS_RESOURCE_EXHAUSTED &&
              !memory);
-    cr_assert_eq(n, 4); /* the struct, its layers, its state, then success */
+    cr_assert_eq(n, 5); /* struct, layers, states, their room; success */
     memory_destroy(memory);
     model_destroy(model);
 }
@@ -385,6 +407,66 @@ Test(memory, what_is_there_twice_is_shared_afterwards)
     model_destroy(model);
 }
 
+Test(memory, held_states_stay_as_they_are_while_the_memory_goes_on)
+{
+    struct model *model = open_model(DIR_MIXED, 0);
+    struct memory *memory;
+    struct states *held;
+    const void *state;
+    size_t bytes;
+
+    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
+    mark(model, memory, 200);
+    bytes = memory_bytes(memory);
+    state = memory_layers(memory)[0].state;
+    held = memory_hold_states(memory);
+    cr_assert_eq(memory_layers(memory)[0].state, state, "nothing is copied");
+    cr_assert_eq(memory_reserve(memory, 201), STATUS_OK);
+    assert_marked(model, memory, 200);
+    cr_assert_neq(memory_layers(memory)[0].state, state);
+    cr_assert_eq(memory_bytes(memory), bytes);
+    memset(memory_layers(memory)[0].state, 1,
+           model_plan(model, 0)->state_bytes);
+    cr_assert(is_all(state, model_plan(model, 0)->state_bytes, 100));
+    memory_let_go_states(model, held);
+
+    state = memory_layers(memory)[0].state;
+    cr_assert_eq(memory_reserve(memory, 202), STATUS_OK);
+    cr_assert_eq(memory_layers(memory)[0].state, state, "nobody holds them");
+    held = memory_hold_states(memory);
+    memory_destroy(memory);
+    cr_assert(is_all(state, model_plan(model, 0)->state_bytes, 1));
+    memory_let_go_states(model, held);
+    memory_let_go_states(model, NULL);
+    model_destroy(model);
+}
+
+Test(memory, without_room_for_copies_held_states_are_not_written)
+{
+    struct model *model = open_model(DIR_MIXED, 0);
+    struct memory *memory;
+    struct states *held;
+    const void *state;
+
+    fail_at = 0;
+    cr_assert_eq(memory_create(model, &memory), STATUS_OK);
+    mark(model, memory, 200);
+    state = memory_layers(memory)[0].state;
+    held = memory_hold_states(memory);
+    for (fail_at = 1; fail_at <= 2; fail_at++) {
+        n_taken = 0;
+        cr_assert_eq(memory_reserve(memory, 201), STATUS_RESOURCE_EXHAUSTED);
+        cr_assert_eq(memory_layers(memory)[0].state, state);
+        assert_marked(model, memory, 200);
+    }
+    n_taken = 0;
+    cr_assert_eq(memory_reserve(memory, 201), STATUS_OK);
+    assert_marked(model, memory, 200);
+    memory_let_go_states(model, held);
+    memory_destroy(memory);
+    model_destroy(model);
+}
+
 Test(memory, every_failing_allocation_of_a_fork_is_reported)
 {
     struct model *model = open_model(DIR_MIXED, 0);
@@ -403,8 +485,8 @@ Test(memory, every_failing_allocation_of_a_fork_is_reported)
     } while (st == STATUS_RESOURCE_EXHAUSTED && !fork && n < 20);
     fail_at = 0;
     cr_assert_eq(st, STATUS_OK);
-    cr_assert_eq(
-        n, 7); /* struct, layers, state, table, open slab, blocks; success */
+    cr_assert_eq(n,
+                 8); /* struct, layers, states and room, table, slab, blocks */
     assert_marked(model, memory, 200);
     memory_destroy(memory);
     assert_marked(model, fork, 200);

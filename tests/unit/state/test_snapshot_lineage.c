@@ -71,11 +71,13 @@ static struct memory *memory_at(uint64_t position, bool of_parent)
         const struct mixer_plan *plan = model_plan(model, i);
         const struct layer_memory *layer = &memory_layers(memory)[i];
 
-        if (layer->state)
+        if (layer->state) {
             memset(
                 layer->state,
                 value_of(1000 + position, i, is_parents(position, of_parent)),
                 plan->state_bytes);
+            mixer_clear_moot(plan, position, layer->state);
+        }
         for (uint64_t b = 0; plan->block_bytes && b * KV_BLOCK < position; b++)
             memset(layer->block[b],
                    value_of(b, i,
