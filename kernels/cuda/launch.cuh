@@ -17,11 +17,12 @@ static __device__ __forceinline__ void launch_begin(void)
     asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
-/* Errors are found where the step ends. */
+/* Errors are found where the step ends. `bytes` of dynamic shared memory. */
 template <class... PARAMETERS, class... ARGUMENTS>
-static inline void launch_early_on(cudaStream_t stream,
-                                   void (*kernel)(PARAMETERS...), dim3 grid,
-                                   uint32_t n_thread, ARGUMENTS... arguments)
+static inline void launch_early_shared(cudaStream_t stream, size_t bytes,
+                                       void (*kernel)(PARAMETERS...), dim3 grid,
+                                       uint32_t n_thread,
+                                       ARGUMENTS... arguments)
 {
     cudaLaunchAttribute attribute = {};
     cudaLaunchConfig_t config = {};
@@ -30,10 +31,19 @@ static inline void launch_early_on(cudaStream_t stream,
     attribute.val.programmaticStreamSerializationAllowed = 1;
     config.gridDim = grid;
     config.blockDim = dim3(n_thread);
+    config.dynamicSmemBytes = bytes;
     config.stream = stream;
     config.attrs = &attribute;
     config.numAttrs = 1;
     (void)cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+template <class... PARAMETERS, class... ARGUMENTS>
+static inline void launch_early_on(cudaStream_t stream,
+                                   void (*kernel)(PARAMETERS...), dim3 grid,
+                                   uint32_t n_thread, ARGUMENTS... arguments)
+{
+    launch_early_shared(stream, 0, kernel, grid, n_thread, arguments...);
 }
 
 template <class... PARAMETERS, class... ARGUMENTS>
