@@ -376,7 +376,8 @@ struct delta_shape {
  *     ring_k  [n_k_head][d_k][GRID]   [n_k_head][d_k/2, rounded up][GRID][2]
  *     ring_u  [n_v_head][GRID][d_v]   [n_v_head][GRID/2][d_v][2]
  * In MMA they are plain rows of bf16, [n_k_head][GRID][d_k] and
- * [n_v_head][GRID][d_v].
+ * [n_v_head][GRID][d_v + DELTA_BLOCK]; ring_u has not u but what its blocks are
+ * solved from, right sides and a row of the inverse (kernels/cuda/delta.cuh).
  */
 struct delta_state {
     float *s;       /* [n_v_head][d_k][d_v] S0 */

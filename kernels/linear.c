@@ -31,7 +31,7 @@ const char *arithmetic_id(enum arithmetic arithmetic)
         [ARITHMETIC_FP32] = "fp32-chain-2",
         [ARITHMETIC_PAIR] = "bf16-pair-2",
         [ARITHMETIC_TILE] = "bf16-tile-2",
-        [ARITHMETIC_MMA] = "bf16-mma-1",
+        [ARITHMETIC_MMA] = "bf16-mma-2",
     };
     return ID[arithmetic];
 }

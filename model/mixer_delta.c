@@ -97,7 +97,7 @@ static void add_rings(struct mixer_plan *plan, struct delta_shape s)
         add_field(plan, "ring_k", FIELD_BF16, 3,
                   (uint32_t[4]){s.n_k_head, GRID, s.d_k});
         add_field(plan, "ring_u", FIELD_BF16, 3,
-                  (uint32_t[4]){s.n_v_head, GRID, s.d_v});
+                  (uint32_t[4]){s.n_v_head, GRID, s.d_v + DELTA_BLOCK});
     } else {
         add_field(plan, "ring_k", FIELD_BF16, 4,
                   (uint32_t[4]){s.n_k_head, (s.d_k + 1) / 2, GRID, 2});

@@ -67,6 +67,21 @@ copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier)
                  : "memory");
 }
 
+/* Back to device memory; copies_out_wait() before the thread ends. */
+static __device__ __forceinline__ void copy_bulk_out(void *to, uint32_t from,
+                                                     uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n"
+                 "cp.async.bulk.commit_group;" ::"l"(to),
+                 "r"(from), "r"(bytes)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void copies_out_wait(void)
+{
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 static __device__ __forceinline__ void copy_16(uint32_t to, const void *from)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),

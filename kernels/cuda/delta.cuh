@@ -1,16 +1,19 @@
 #ifndef KERNELS_CUDA_DELTA_CUH
 #define KERNELS_CUDA_DELTA_CUH
 /*
- * The gated delta rule (kernels/backend.h) on the GPU, in bf16-mma: the steps
- * of PAIR and TILE with P a chain of tensor core steps of 16 from zero, save
- * that beta comes first, out of the chain from row to row, and that the fold
- * rounds the aged u and not the aged key:
- *   w_ij = beta_i * (exp(G_i - G_j) * (P of k_i, k_j))
- *   r = beta_i * fma(-exp(G_i), a[e], v[e]);  r = r - (P over j < b of ~w_ij
- *   u_j[e]);  for j = b .. i - 1 ascending r = fma(-w_ij, u_j[e], r)
- *   u_i[e] = ~r
- *   S0[d][e] = fma(exp(G_63), S0[d][e],
- *                  P over j of k_j[d] ~(exp(G_63 - G_j) * u_j[e]))
+ * The gated delta rule (kernels/backend.h) on the GPU, in bf16-mma. P(c; ..) is
+ * a chain of tensor core steps of 16 that starts from c, P(..) from zero:
+ *   w_ij = beta_i * (exp(G_i - G_j) * P(k_i, k_j));  x_ij likewise, of q_i and
+ *   without beta;  b = i - i % DELTA_BLOCK
+ *   t_ij = for l = b .. i - 1 ascending t = fma(-w_il, T_lj, t) from zero;
+ *   T_ij = ~t_ij for b <= j < i, T_ii = 1: rows of (1 + w of the block)^-1
+ *   r_i[e] = ~P(beta_i * fma(-exp(G_i), P(k_i, ~S0[e]), v[e]);
+ *               j < b: ~-w_ij u_j[e])
+ *   u_i[e] = ~P(b <= j <= i: T_ij r_j[e])
+ *   o_i[e] = P(exp(G_i) * P(q_i, ~S0[e]); j <= i: ~x_ij u_j[e])
+ *   S0[d][e] = P(exp(G_63) * S0[d][e]; j: k_j[d] ~(exp(G_63 - G_j) * u_j[e]))
+ * A block is so one step with T instead of 16 steps one behind the other, and a
+ * row needs of the rows before it their keys, G, r and T: that is the ring.
  *
  * A chunk is the tokens of one session between two multiples of GRID; a call
  * has rows `first` .. `end` - 1 of it, others are in the ring or not yet
@@ -30,17 +33,16 @@
 
 #define DELTA_FEW 16u /* rows of a span that take the one kernel */
 #define N_BLOCK (GRID / DELTA_BLOCK)
-#define DELTA_SLICE 32u /* outputs e of one CTA of recur, one warp of few */
-#define NEAR (DELTA_BLOCK * (DELTA_BLOCK - 1) / 2)
+#define DELTA_SLICE 32u    /* outputs e of one CTA of recur, one warp of few */
 #define SPAN_GROUP_MAX 32u /* spans of one launch of prepare and recur */
 
 /* Of one chunk and v-head, made by prepare. */
 struct chunk_head {
-    uint4 far[N_BLOCK * (N_BLOCK - 1) / 2][32];  /* ~w, as B operands */
+    uint4 far[N_BLOCK * (N_BLOCK - 1) / 2][32];  /* ~-w, as B operands */
     uint4 seen[N_BLOCK * (N_BLOCK + 1) / 2][32]; /* ~x, as B operands */
-    float near[N_BLOCK][NEAR]; /* -w_ij of one block: near_at() */
-    float since[GRID];         /* exp(G_i) */
-    float until[GRID];         /* exp(G_63 - G_j) */
+    uint4 near[N_BLOCK][32];                     /* T, as B operands */
+    float since[GRID];                           /* exp(G_i) */
+    float until[GRID];                           /* exp(G_63 - G_j) */
     float beta[GRID];
     double g[GRID];
     float whole[4]; /* exp(G_63), three unused */
@@ -50,13 +52,6 @@ struct chunk_head {
 static __device__ __forceinline__ uint32_t far_at(uint32_t i, uint32_t j)
 {
     return i * (i - 1) / 2 + j;
-}
-
-/* Pair j < i within a block, in the order in which u_j becomes known. */
-static __device__ __forceinline__ constexpr uint32_t near_at(uint32_t i,
-                                                             uint32_t j)
-{
-    return j * (2 * DELTA_BLOCK - 1 - j) / 2 + i - j - 1;
 }
 
 static __device__ __forceinline__ uint32_t seen_at(uint32_t i, uint32_t j)
@@ -109,15 +104,14 @@ delta_chunk(const struct delta_span *span, uint32_t c)
 }
 
 /*
- * ring_u keeps the outputs e of a slice in the order in which a warp of few
- * meets them: entry 16p + r is output 16 (r / 8) + 2 (r % 8) + p, so that a
- * lane reads two neighbouring outputs of the state at once.
+ * A token of ring_u: r of all outputs, then its DELTA_BLOCK of T. The outputs e
+ * of a slice come in the order in which a warp of few meets them: entry 16p + r
+ * is output 16 (r / 8) + 2 (r % 8) + p, so that a lane reads two neighbouring
+ * outputs of the state at once.
  */
-static __device__ __forceinline__ uint32_t slice_output(uint32_t entry)
+static __host__ __device__ __forceinline__ uint32_t ring_stride(uint32_t d_v)
 {
-    const uint32_t p = entry / 16, r = entry % 16;
-
-    return r / 8 * 16 + r % 8 * 2 + p;
+    return d_v + DELTA_BLOCK;
 }
 
 static __device__ __forceinline__ uint32_t slice_entry(uint32_t output)
@@ -125,11 +119,16 @@ static __device__ __forceinline__ uint32_t slice_entry(uint32_t output)
     return output % 2 * 16 + output / 16 * 8 + output / 2 % 8;
 }
 
+static __device__ __forceinline__ float square_sum(float4 x)
+{
+    return __fmaf_rn(x.w, x.w,
+                     __fmaf_rn(x.z, x.z, __fmaf_rn(x.y, x.y, x.x * x.x)));
+}
+
 /* 1 / sqrt(sum of squares + 1e-6) of a vector that a warp holds, 4 a lane. */
 static __device__ __forceinline__ float unit_scale(float4 x)
 {
-    float sum = __fmaf_rn(x.w, x.w,
-                          __fmaf_rn(x.z, x.z, __fmaf_rn(x.y, x.y, x.x * x.x)));
+    float sum = square_sum(x);
 
     for (int step = 16; step; step /= 2)
         sum += __shfl_xor_sync(0xffffffffu, sum, step);

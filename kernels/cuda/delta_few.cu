@@ -2,7 +2,7 @@
  * The delta rule for spans of at most DELTA_FEW rows: decode, and verification
  * of drafts. One CTA for a span and v-head, one warp for 32 outputs. It asks
  * for its whole state at once, 16 KiB a warp, and normalises, multiplies keys
- * and solves the triangle while the state is on its way; the state is written
+ * and makes its rows of T while the state is on its way; the state is written
  * only by a fold. So memory is the bound: 64 KiB of state for a head of 128 x
  * 128, and what is in the ring.
  *
@@ -29,12 +29,12 @@
 /* R rows fit: columns c < R are keys of rows, columns R + c queries. */
 template <uint32_t D_K, uint32_t R> struct few_shared {
     char key[GRID * (D_K <= 64 ? 64 : 128) * 2]; /* a tile: ring, then rows */
-    uint16_t u[GRID][D_V_MAX + PAD];             /* by slice_entry() */
+    uint16_t r[GRID][D_V_MAX + PAD];             /* by slice_entry() */
+    uint16_t near[GRID][DELTA_BLOCK + PAD];      /* T */
     uint16_t row[2 * R][D_K + PAD];              /* keys, queries */
-    uint16_t weight[2 * R][GRID + PAD];          /* ~w, ~x */
-    float near[R][GRID];                         /* w */
+    uint16_t weight[2 * R][GRID + PAD];          /* ~-w, ~x */
+    float w[R][DELTA_BLOCK];                     /* -w in the row's block */
     float v[R][D_V_MAX];
-    float r[R][D_V_MAX]; /* by slice_entry() */
     double g[GRID];
     float since[R], beta[R];
 };
@@ -42,6 +42,7 @@ template <uint32_t D_K, uint32_t R> struct few_shared {
 /* Rows [row, row + n) of a span, with indices i .. i + n - 1 in their chunk. */
 struct few_part {
     uint32_t row, i, n;
+    size_t batch_row;
 };
 
 /* A warp's outputs of the state: [step][half of rows][dims 2t, +1, +8, +9]. */
@@ -69,42 +70,48 @@ static __device__ __forceinline__ void load_state(struct few_state<D_K> *to,
                                   i / 4 * 16);
 }
 
-/* What the ring has for this head, the rows' v, and zeros for u up to the end
- * of a block. */
+/* What the ring has for this head, the rows' v, and zeros for r and T up to the
+ * end of a block. */
 template <uint32_t D_K, uint32_t R>
-static __device__ void copy_inputs(const struct delta_args &a,
-                                   const struct delta_state &state,
-                                   size_t first_row, struct few_part part,
-                                   struct few_shared<D_K, R> *shared)
+static __device__ void
+copy_inputs(const struct delta_args &a, const struct delta_state &state,
+            struct few_part part, struct few_shared<D_K, R> *shared)
 {
     const uint32_t head = blockIdx.x, d_v = a.shape.d_v;
     const uint32_t k_head = head / (a.shape.n_v_head / a.shape.n_k_head);
     const uint4 *key =
         (const uint4 *)state.ring_k + (size_t)k_head * GRID * D_K / 8;
-    const uint4 *u =
-        (const uint4 *)state.ring_u + (size_t)head * GRID * d_v / 8;
-    const float *v = a.v + first_row * a.qkv_stride + (size_t)head * d_v;
-    const uint32_t n_each = d_v / 8; /* vectors of a row of u */
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const uint32_t n_each = ring_stride(d_v) / 8; /* vectors of a token: < 32 */
+    const uint4 *r = (const uint4 *)state.ring_u + (size_t)head * GRID * n_each;
+    const float *v = a.v + part.batch_row * a.qkv_stride + (size_t)head * d_v;
 
     for (uint32_t j = threadIdx.x; j < part.i * (D_K / 8); j += blockDim.x)
         copy_16(shared_of(shared->key + tile_at(j / (D_K / 8), j % (D_K / 8),
                                                 tile_stride(D_K))),
                 &key[j]);
-    for (uint32_t j = threadIdx.x; j < part.i * n_each; j += blockDim.x)
-        copy_16(shared_of(&shared->u[j / n_each][j % n_each * 8]), &u[j]);
+    if (lane < n_each)
+        for (uint32_t row = warp; row < part.i; row += blockDim.x / 32)
+            copy_16(shared_of(8 * lane < d_v
+                                  ? &shared->r[row][8 * lane]
+                                  : &shared->near[row][8 * lane - d_v]),
+                    &r[row * n_each + lane]);
     for (uint32_t j = threadIdx.x; j < part.n * (d_v / 4); j += blockDim.x)
         copy_16(shared_of(&shared->v[j / (d_v / 4)][j % (d_v / 4) * 4]),
                 v + j / (d_v / 4) * a.qkv_stride + j % (d_v / 4) * 4);
     for (uint32_t j = threadIdx.x; j < part.i / 2; j += blockDim.x)
         copy_16(shared_of(&shared->g[2 * j]),
                 state.ring_g + (size_t)head * GRID + 2 * j);
-    for (uint32_t row = part.i; row % 16 || row < part.i + part.n; row++)
-        shared->u[row][threadIdx.x] = 0;
+    for (uint32_t row = part.i; row % 16 || row < part.i + part.n; row++) {
+        shared->r[row][threadIdx.x] = 0;
+        if (threadIdx.x < DELTA_BLOCK)
+            shared->near[row][threadIdx.x] = 0;
+    }
 }
 
 /* Keys and queries of the rows, normalised; a warp a row. */
 template <uint32_t D_K, uint32_t R>
-static __device__ void load_rows(const struct delta_args &a, size_t first_row,
+static __device__ void load_rows(const struct delta_args &a,
                                  struct few_part part,
                                  struct few_shared<D_K, R> *shared)
 {
@@ -116,8 +123,8 @@ static __device__ void load_rows(const struct delta_args &a, size_t first_row,
     for (uint32_t i = threadIdx.x / 32; i < 2 * part.n; i += blockDim.x / 32) {
         const uint32_t c = i / 2;
         const bool is_query = i % 2;
-        const size_t from =
-            (first_row + c) * a.qkv_stride + (size_t)k_head * D_K + 4 * lane;
+        const size_t from = (part.batch_row + c) * a.qkv_stride +
+                            (size_t)k_head * D_K + 4 * lane;
         float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 
         if (is_mine)
@@ -137,11 +144,11 @@ static __device__ void load_rows(const struct delta_args &a, size_t first_row,
 
 /* G of the rows, by one thread, and what follows from it. */
 template <uint32_t D_K, uint32_t R>
-static __device__ void load_gates(const struct delta_args &a, size_t first_row,
+static __device__ void load_gates(const struct delta_args &a,
                                   struct few_part part, const double *ring,
                                   struct few_shared<D_K, R> *shared)
 {
-    const size_t at = first_row * a.shape.n_v_head + blockIdx.x;
+    const size_t at = part.batch_row * a.shape.n_v_head + blockIdx.x;
     double g = part.i ? ring[part.i - 1] : 0.0;
 
     if (part.i % 2) /* the others come in pairs */
@@ -205,11 +212,31 @@ static __device__ void weigh(struct few_part part,
             const bool is_seen = is_query ? j <= part.i + c : j < part.i + c;
             float weight = is_seen ? aged * dot[i / 4][i % 4] : 0.0f;
             if (!is_query)
-                weight = shared->beta[c] * weight;
+                weight = -(shared->beta[c] * weight);
             shared->weight[column][j] = (uint16_t)(bf16_pair(weight, 0.0f));
-            if (!is_query)
-                shared->near[c][j] = weight;
+            if (!is_query && j / DELTA_BLOCK == (part.i + c) / DELTA_BLOCK)
+                shared->w[c][j % DELTA_BLOCK] = weight;
         }
+    }
+}
+
+/* T of the rows, by one warp: a lane a column, both halves the same. */
+template <uint32_t D_K, uint32_t R>
+static __device__ __forceinline__ void invert(struct few_part part,
+                                              struct few_shared<D_K, R> *shared)
+{
+    const uint32_t column = threadIdx.x % DELTA_BLOCK;
+
+    for (uint32_t c = 0; c < part.n; c++) {
+        const uint32_t i = (part.i + c) % DELTA_BLOCK;
+        uint16_t(*t)[DELTA_BLOCK + PAD] = &shared->near[part.i + c - i];
+        float sum = 0.0f;
+
+#pragma unroll 4
+        for (uint32_t l = 0; l < i; l++)
+            sum = __fmaf_rn(shared->w[c][l], bf16_low(t[l][column]), sum);
+        t[i][column] = (uint16_t)bf16_pair(i == column ? 1.0f : sum, 0.0f);
+        __syncwarp();
     }
 }
 
@@ -239,110 +266,146 @@ read_state(float out[2][R / 4][4], const struct few_state<D_K> *state,
     }
 }
 
-/* Block j of u as the A operand of tile p of this warp. */
-template <uint32_t N>
+/* u of block j from its r and T: A operands of this warp's two tiles. */
+template <uint32_t D_K, uint32_t R>
 static __device__ __forceinline__ void
-load_u(uint32_t a[4], const uint16_t (*u)[N], uint32_t j, uint32_t p)
+solve(uint32_t u[2][4], uint32_t j, const struct few_shared<D_K, R> *shared)
 {
-    const uint32_t lane = threadIdx.x % 32,
-                   entry = threadIdx.x / 32 * 32 + 16 * p;
+    const uint32_t lane = threadIdx.x % 32, slice = threadIdx.x / 32 * 32;
 
-    load_transposed(
-        a,
-        shared_of(
-            &u[16 * j + lane / 16 * 8 + lane % 8][entry + lane / 8 % 2 * 8]));
+#pragma unroll
+    for (uint32_t p = 0; p < 2; p++) {
+        float sum[2][4] = {};
+        uint32_t r[4], t[2];
+
+        load_transposed(
+            r, shared_of(&shared->r[16 * j + lane / 16 * 8 + lane % 8]
+                                   [slice + 16 * p + lane / 8 % 2 * 8]));
+#pragma unroll
+        for (uint32_t n = 0; n < 2; n++) {
+            load_columns(t, &shared->near[16 * j], n, 0);
+            mma(sum[n], r, t[0], t[1]);
+        }
+        fragment_of(u[p], sum[0], sum[1]);
+    }
 }
 
-/* Sums over blocks [0, end) of u and weights, for columns of tiles [P, END). */
-template <uint32_t D_K, uint32_t R, uint32_t P, uint32_t END>
+/* Sums go on over blocks [0, END) of u and weights, columns of tiles P .. */
+template <uint32_t D_K, uint32_t R, uint32_t P, uint32_t P_END>
 static __device__ __forceinline__ void
-sum_blocks(float out[2][R / 4][4], uint32_t end,
+add_blocks(float sum[2][R / 4][4], uint32_t end,
+           const uint32_t u[N_BLOCK][2][4],
            const struct few_shared<D_K, R> *shared)
 {
-    for (uint32_t j = 0; j < end; j++) {
-        uint32_t a[2][4], b[2];
-
-        load_u(a[0], shared->u, j, 0);
-        load_u(a[1], shared->u, j, 1);
 #pragma unroll
-        for (uint32_t p = P; p < END; p++) {
+    for (uint32_t j = 0; j < N_BLOCK; j++) {
+        uint32_t b[2];
+
+        if (j >= end)
+            continue;
+#pragma unroll
+        for (uint32_t p = P; p < P_END; p++) {
             load_columns(b, shared->weight, p, j);
-            mma(out[0][p], a[0], b[0], b[1]);
-            mma(out[1][p], a[1], b[0], b[1]);
+            mma(sum[0][p], u[j][0], b[0], b[1]);
+            mma(sum[1][p], u[j][1], b[0], b[1]);
         }
     }
 }
 
-/* u of the rows of one block: the triangle, a lane an output. */
+/* r of the rows of one block. read: sums with the state. */
 template <uint32_t D_K, uint32_t R>
-static __device__ void solve(struct few_part part, uint32_t block,
-                             struct few_shared<D_K, R> *shared)
-{
-    const uint32_t e = threadIdx.x;
-
-    for (uint32_t c = 0; c < part.n; c++) {
-        const uint32_t i = part.i + c;
-        float r;
-
-        if (i / 16 != block)
-            continue;
-        r = shared->r[c][e];
-        for (uint32_t j = 16 * block; j < i; j++)
-            r = __fmaf_rn(-shared->near[c][j], bf16_low(shared->u[j][e]), r);
-        shared->u[i][e] = (uint16_t)bf16_pair(r, 0.0f);
-    }
-}
-
-/* u and outputs of the rows of one block. read: sums with the state. */
-template <uint32_t D_K, uint32_t R>
-static __device__ void
-finish_block(const struct delta_args &a, size_t first_row, struct few_part part,
-             uint32_t block, const float read[2][R / 4][4],
-             struct few_shared<D_K, R> *shared)
+static __device__ __forceinline__ void
+finish_r(struct few_part part, uint32_t block, const float read[2][R / 4][4],
+         const uint32_t u[N_BLOCK][2][4], struct few_shared<D_K, R> *shared)
 {
     constexpr uint32_t N_KEY = R < 8 ? 1 : R / 8; /* tiles with keys */
-    constexpr uint32_t QUERY = R < 8 ? 0 : R / 8; /* first with queries */
-    const uint32_t lane = threadIdx.x % 32, d_v = a.shape.d_v;
-    const uint32_t slice = threadIdx.x / 32 * 32;
-    const size_t e = (size_t)blockIdx.x * d_v + slice + lane / 4 * 2;
+    const uint32_t lane = threadIdx.x % 32, slice = threadIdx.x / 32 * 32;
     float sum[2][R / 4][4] = {};
 
-    sum_blocks<D_K, R, 0, N_KEY>(sum, block, shared);
 #pragma unroll
     for (uint32_t i = 0; i < 4 * N_KEY; i++) {
-        const uint32_t c = i / 4 * 8 + lane % 4 * 2 + i % 2, half = i / 2 % 2;
+        const uint32_t c = i / 4 * 8 + lane % 4 * 2 + i % 2;
 
         if (c >= part.n || (part.i + c) / 16 != block)
             continue;
-        const float2 v =
-            *(const float2 *)&shared->v[c][slice + lane / 4 * 2 + 16 * half];
-        const float since = -shared->since[c];
-        float *r = &shared->r[c][slice + 8 * half + lane / 4];
-        const float beta = shared->beta[c];
-        r[0] = beta * __fmaf_rn(since, read[0][i / 4][i % 4], v.x) -
-               sum[0][i / 4][i % 4];
-        r[16] = beta * __fmaf_rn(since, read[1][i / 4][i % 4], v.y) -
-                sum[1][i / 4][i % 4];
+        const float2 v = *(const float2 *)&shared
+                              ->v[c][slice + lane / 4 * 2 + i / 2 % 2 * 16];
+        const float since = -shared->since[c], beta = shared->beta[c];
+        sum[0][i / 4][i % 4] =
+            beta * __fmaf_rn(since, read[0][i / 4][i % 4], v.x);
+        sum[1][i / 4][i % 4] =
+            beta * __fmaf_rn(since, read[1][i / 4][i % 4], v.y);
+    }
+    add_blocks<D_K, R, 0, N_KEY>(sum, block, u, shared);
+#pragma unroll
+    for (uint32_t i = 0; i < 4 * N_KEY; i++) {
+        const uint32_t c = i / 4 * 8 + lane % 4 * 2 + i % 2;
+
+        if (c >= part.n || (part.i + c) / 16 != block)
+            continue;
+        uint16_t *r = &shared->r[part.i + c][slice + i / 2 % 2 * 8 + lane / 4];
+        r[0] = (uint16_t)bf16_pair(sum[0][i / 4][i % 4], 0.0f);
+        r[16] = (uint16_t)bf16_pair(sum[1][i / 4][i % 4], 0.0f);
     }
     __syncwarp();
-    solve(part, block, shared);
-    __syncwarp();
+}
+
+/* Outputs of the rows of one block. */
+template <uint32_t D_K, uint32_t R>
+static __device__ __forceinline__ void
+put_outputs(const struct delta_args &a, struct few_part part, uint32_t block,
+            const float read[2][R / 4][4], const uint32_t u[N_BLOCK][2][4],
+            const struct few_shared<D_K, R> *shared)
+{
+    constexpr uint32_t QUERY = R < 8 ? 0 : R / 8; /* first with queries */
+    const uint32_t lane = threadIdx.x % 32, slice = threadIdx.x / 32 * 32;
+    const size_t e = (size_t)blockIdx.x * a.shape.d_v + slice + lane / 4 * 2;
+    float sum[2][R / 4][4] = {};
+
 #pragma unroll
-    for (uint32_t i = 0; i < 2 * R; i++)
-        sum[i / R][i % R / 4][i % 4] = 0.0f;
-    sum_blocks<D_K, R, QUERY, R / 4>(sum, block + 1, shared);
+    for (uint32_t i = 4 * QUERY; i < R; i++) {
+        const uint32_t c = i / 4 * 8 + lane % 4 * 2 + i % 2 - R;
+
+        if (c >= part.n)
+            continue; /* also what was no query: c wraps */
+        const float since = shared->since[c];
+        sum[0][i / 4][i % 4] = since * read[0][i / 4][i % 4];
+        sum[1][i / 4][i % 4] = since * read[1][i / 4][i % 4];
+    }
+    add_blocks<D_K, R, QUERY, R / 4>(sum, block + 1, u, shared);
 #pragma unroll
     for (uint32_t i = 4 * QUERY; i < R; i++) {
         const uint32_t c = i / 4 * 8 + lane % 4 * 2 + i % 2 - R;
 
         if (c >= part.n || (part.i + c) / 16 != block)
-            continue; /* also what was no query: c wraps */
-        const float since = shared->since[c];
-        *(float2 *)(a.out + (first_row + c) * a.out_stride + e +
+            continue;
+        *(float2 *)(a.out + (part.batch_row + c) * a.out_stride + e +
                     i / 2 % 2 * 16) =
-            make_float2(
-                __fmaf_rn(since, read[0][i / 4][i % 4], sum[0][i / 4][i % 4]),
-                __fmaf_rn(since, read[1][i / 4][i % 4], sum[1][i / 4][i % 4]));
+            make_float2(sum[0][i / 4][i % 4], sum[1][i / 4][i % 4]);
+    }
+}
+
+/* u of all blocks that there are, and what the rows bring on the way. */
+template <uint32_t D_K, uint32_t R>
+static __device__ __forceinline__ void
+finish(const struct delta_args &a, struct few_part part,
+       const float read[2][R / 4][4], uint32_t u[N_BLOCK][2][4],
+       struct few_shared<D_K, R> *shared)
+{
+#pragma unroll
+    for (uint32_t i = 0; i < 8 * N_BLOCK; i++)
+        u[i / 8][i / 4 % 2][i % 4] = 0; /* or it would live above, unset */
+#pragma unroll
+    for (uint32_t b = 0; b < N_BLOCK; b++) {
+        const bool has_rows = 16 * (b + 1) > part.i;
+
+        if (16 * b >= part.i + part.n)
+            continue;
+        if (has_rows)
+            finish_r(part, b, read, u, shared);
+        solve(u[b], b, shared);
+        if (has_rows)
+            put_outputs(a, part, b, read, u, shared);
     }
 }
 
@@ -354,13 +417,17 @@ keep(const struct delta_args &a, const struct delta_state &state,
 {
     const uint32_t head = blockIdx.x, d_v = a.shape.d_v;
     const uint32_t n_each = a.shape.n_v_head / a.shape.n_k_head;
-    uint16_t *u = (uint16_t *)state.ring_u + (size_t)head * GRID * d_v;
+    const uint32_t stride = ring_stride(d_v);
+    uint16_t *r = (uint16_t *)state.ring_u + (size_t)head * GRID * stride;
     uint16_t *key =
         (uint16_t *)state.ring_k + (size_t)(head / n_each) * GRID * D_K;
 
-    for (uint32_t c = 0; c < part.n; c++)
-        u[(size_t)(part.i + c) * d_v + threadIdx.x] =
-            shared->u[part.i + c][threadIdx.x];
+    for (uint32_t i = part.i; i < part.i + part.n; i++) {
+        r[(size_t)i * stride + threadIdx.x] = shared->r[i][threadIdx.x];
+        if (threadIdx.x < DELTA_BLOCK)
+            r[(size_t)i * stride + d_v + threadIdx.x] =
+                shared->near[i][threadIdx.x];
+    }
     for (uint32_t c = threadIdx.x; c < part.n; c += blockDim.x)
         state.ring_g[(size_t)head * GRID + part.i + c] = shared->g[part.i + c];
     if (head % n_each)
@@ -370,10 +437,10 @@ keep(const struct delta_args &a, const struct delta_state &state,
             ((const uint32_t *)shared->row[j / (D_K / 2)])[j % (D_K / 2)];
 }
 
-/* u aged to the chunk's end, as A operands. */
+/* u aged to the chunk's end. */
 template <uint32_t D_K, uint32_t R>
 static __device__ __forceinline__ void
-age(uint32_t a[N_BLOCK][2][4], const struct few_shared<D_K, R> *shared)
+age(uint32_t u[N_BLOCK][2][4], const struct few_shared<D_K, R> *shared)
 {
     const uint32_t t = threadIdx.x % 4 * 2;
 
@@ -387,10 +454,8 @@ age(uint32_t a[N_BLOCK][2][4], const struct few_shared<D_K, R> *shared)
                              shared->g[16 * j + i / 2 * 8 + t + i % 2]);
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++) {
-            uint32_t *pair = &a[j][i / 4][i % 4];
+            uint32_t *pair = &u[j][i / 4][i % 4];
 
-            if (i % 4 == 0)
-                load_u(a[j][i / 4], shared->u, j, i / 4);
             *pair = bf16_pair(until[i % 4 / 2 * 2] * bf16_low(*pair),
                               until[i % 4 / 2 * 2 + 1] * bf16_high(*pair));
         }
@@ -408,23 +473,26 @@ static __device__ __forceinline__ float2 *folded_at(float *s, uint32_t n,
 
 /* The full ring into the state, which stays where it was read from. */
 template <uint32_t D_K, uint32_t R>
-static __device__ void fold(float *s, uint32_t d_v,
-                            const struct few_shared<D_K, R> *shared)
+static __device__ __forceinline__ void
+fold(float *s, uint32_t d_v, uint32_t u[N_BLOCK][2][4],
+     const struct few_shared<D_K, R> *shared)
 {
     const uint32_t lane = threadIdx.x % 32;
     const float whole = scalar_exp((float)shared->g[GRID - 1]);
     float *at = s + threadIdx.x / 32 * 32 + lane / 4 * 2;
     const uint32_t deep = deep_of(shared_of(shared->key), tile_stride(D_K));
-    uint32_t aged[N_BLOCK][2][4];
 
-    age(aged, shared);
+    age(u, shared);
     for (uint32_t n = 0; n < D_K / 8; n += 2) {
-        float sum[2][2][4] = {};
-        float2 old[8];
+        float sum[2][2][4];
 
 #pragma unroll
-        for (uint32_t i = 0; i < 8; i++)
-            old[i] = *folded_at(at, n, i, d_v);
+        for (uint32_t i = 0; i < 8; i++) {
+            const float2 old = *folded_at(at, n, i, d_v);
+
+            sum[0][i / 4][i % 4] = whole * old.x;
+            sum[1][i / 4][i % 4] = whole * old.y;
+        }
 #pragma unroll
         for (uint32_t j = 0; j < N_BLOCK; j++) {
             uint32_t k[4];
@@ -433,15 +501,14 @@ static __device__ void fold(float *s, uint32_t d_v,
                             tile_step(deep, n / 2) + j * 32 * tile_stride(D_K));
 #pragma unroll
             for (uint32_t p = 0; p < 2; p++) {
-                mma(sum[p][0], aged[j][p], k[0], k[1]);
-                mma(sum[p][1], aged[j][p], k[2], k[3]);
+                mma(sum[p][0], u[j][p], k[0], k[1]);
+                mma(sum[p][1], u[j][p], k[2], k[3]);
             }
         }
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++)
             *folded_at(at, n, i, d_v) =
-                make_float2(__fmaf_rn(whole, old[i].x, sum[0][i / 4][i % 4]),
-                            __fmaf_rn(whole, old[i].y, sum[1][i / 4][i % 4]));
+                make_float2(sum[0][i / 4][i % 4], sum[1][i / 4][i % 4]);
     }
 }
 
@@ -455,38 +522,41 @@ static __global__ void __launch_bounds__(N_THREAD, 384 / N_THREAD)
 
     launch_begin();
 
-    const struct delta_span span = a.span[blockIdx.y];
+    const struct delta_span &span = a.span[blockIdx.y];
     const uint32_t d_v = a.shape.d_v;
     float *s = span.state.s + (size_t)blockIdx.x * D_K * d_v;
-    struct few_part part = {0, (uint32_t)(span.position % GRID), 0};
+    struct few_part part = {0, (uint32_t)(span.position % GRID), 0, 0};
     struct few_state<D_K> state;
 
     if (span.n_row > R)
         return;
     for (; part.row < span.n_row; part.row += part.n, part.i = 0) {
-        const size_t row = span.first_row + part.row;
         float read[2][R / 4][4] = {};
+        uint32_t u[N_BLOCK][2][4];
 
+        part.batch_row = span.first_row + part.row;
         part.n = min(span.n_row - part.row, GRID - part.i);
-        copy_inputs(a, span.state, row, part, shared);
+        copy_inputs(a, span.state, part, shared);
         load_state(&state, s, d_v);
-        load_rows(a, row, part, shared);
+        load_rows(a, part, shared);
         if (threadIdx.x == blockDim.x - 1)
-            load_gates(a, row, part,
-                       span.state.ring_g + (size_t)blockIdx.x * GRID, shared);
+            load_gates(a, part, span.state.ring_g + (size_t)blockIdx.x * GRID,
+                       shared);
         copies_wait();
         __syncthreads();
         weigh(part, shared);
+        __syncthreads();
+        if (threadIdx.x < 32)
+            invert(part, shared);
         read_state(read, &state, shared);
         __syncthreads();
-        for (uint32_t b = part.i / 16; 16 * b < part.i + part.n; b++)
-            finish_block(a, row, part, b, read, shared);
+        finish(a, part, read, u, shared);
         if (part.row) /* others may still read the old ring */
             cooperative_groups::this_cluster().sync();
         if (part.i + part.n < GRID)
             keep(a, span.state, part, shared);
         else
-            fold(s, d_v, shared);
+            fold(s, d_v, u, shared);
         __syncthreads();
     }
 }

@@ -3,7 +3,8 @@
  * steps of kernels/backend.h, row by row, as plain loops. A block has a k-head
  * of a session with its v-heads, since these share the ring of keys; threads
  * are tokens of the ring, then outputs. Which kernel runs is decided by the
- * shape alone, so each shape has one arithmetic: here sums are fma chains.
+ * shape alone, so each shape has one arithmetic: here sums are fma chains, and
+ * ring_u has u, its rows' last DELTA_BLOCK unused.
  */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
@@ -85,7 +86,7 @@ static __device__ void weigh(const struct delta_args &a, const void *ring_k,
 
 struct output {
     const float *s; /* [d_k][d_v] */
-    void *ring_u;   /* [GRID][d_v] */
+    void *ring_u;   /* [GRID][d_v + DELTA_BLOCK] */
     float beta, v;
 };
 
@@ -94,7 +95,8 @@ static __device__ float solve(const struct delta_args &a,
                               const struct head *head, struct output o,
                               uint32_t i, uint32_t e)
 {
-    const uint32_t d_v = a.shape.d_v, near = i - i % DELTA_BLOCK;
+    const uint32_t d_v = a.shape.d_v, stride = d_v + DELTA_BLOCK;
+    const uint32_t near = i - i % DELTA_BLOCK;
     float by_k = 0.0f, by_q = 0.0f, past = 0.0f, out = 0.0f;
 
     for (uint32_t d = 0; d < a.shape.d_k; d++) {
@@ -105,15 +107,16 @@ static __device__ float solve(const struct delta_args &a,
     }
     for (uint32_t j = 0; j < near; j++)
         past = __fmaf_rn(rounded(head->w[j]),
-                         bf16_at(o.ring_u, (size_t)j * d_v + e), past);
+                         bf16_at(o.ring_u, (size_t)j * stride + e), past);
     float r = __fmaf_rn(-head->since_grid, by_k, o.v) - past;
     for (uint32_t j = near; j < i; j++)
-        r = __fmaf_rn(-head->w[j], bf16_at(o.ring_u, (size_t)j * d_v + e), r);
-    ((__nv_bfloat16 *)o.ring_u)[(size_t)i * d_v + e] =
+        r = __fmaf_rn(-head->w[j], bf16_at(o.ring_u, (size_t)j * stride + e),
+                      r);
+    ((__nv_bfloat16 *)o.ring_u)[(size_t)i * stride + e] =
         __float2bfloat16_rn(o.beta * r);
     for (uint32_t j = 0; j <= i; j++)
         out = __fmaf_rn(rounded(head->x[j]),
-                        bf16_at(o.ring_u, (size_t)j * d_v + e), out);
+                        bf16_at(o.ring_u, (size_t)j * stride + e), out);
     return __fmaf_rn(head->since_grid, by_q, out);
 }
 
@@ -122,6 +125,7 @@ static __device__ void fold(const struct delta_args &a, const struct head *head,
                             const void *ring_k, struct output o, float *s)
 {
     const uint32_t d_k = a.shape.d_k, d_v = a.shape.d_v;
+    const uint32_t stride = d_v + DELTA_BLOCK;
 
     for (uint32_t at = threadIdx.x; at < d_k * d_v; at += THREADS) {
         const uint32_t d = at / d_v, e = at % d_v;
@@ -130,7 +134,7 @@ static __device__ void fold(const struct delta_args &a, const struct head *head,
         for (uint32_t j = 0; j < GRID; j++)
             sum = __fmaf_rn(
                 rounded(head->decay[j] * bf16_at(ring_k, (size_t)j * d_k + d)),
-                bf16_at(o.ring_u, (size_t)j * d_v + e), sum);
+                bf16_at(o.ring_u, (size_t)j * stride + e), sum);
         s[at] = __fmaf_rn(head->since_grid, s[at], sum);
     }
 }
@@ -162,8 +166,8 @@ static __global__ void delta_plain(const __grid_constant__ struct delta_args a)
             __syncthreads();
             weigh(a, ring_k, g, i, &head);
             o.s = s;
-            o.ring_u =
-                (__nv_bfloat16 *)span.state.ring_u + (size_t)h * GRID * d_v;
+            o.ring_u = (__nv_bfloat16 *)span.state.ring_u +
+                       (size_t)h * GRID * (d_v + DELTA_BLOCK);
             o.beta = a.beta[row * a.shape.n_v_head + h];
             for (uint32_t e = threadIdx.x; e < d_v; e += THREADS) {
                 o.v = a.v[row * a.qkv_stride + (size_t)h * d_v + e];

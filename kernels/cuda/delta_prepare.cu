@@ -1,28 +1,41 @@
 /*
  * What of the delta rule does not need the state, for all chunks at once: keys
- * and queries normalised and rounded, decays, and the weights ~w, ~x and -w of
- * the triangles. One CTA of five warps for a chunk of a k-head and all of its
+ * and queries normalised and rounded, decays, the weights ~-w and ~x, and T of
+ * the blocks. One CTA of five warps for a chunk of a k-head and all of its
  * v-heads; a warp takes two of the ten blocks of the triangle.
  *
  * Rows that the call does not bring are arranged so that recur need not know:
- * those of the ring (j < first) get since = 0, beta = 1 and weights of zero, so
- * that an input v = u_j comes out as u_j; those behind the end are all zero.
+ * those of the ring (j < first) get since = 0, beta = 1, weights of zero and
+ * the ring's T, so that an input v = r_j comes out as r_j; those behind the end
+ * are all zero.
  *
  * Memory, per token of 16 k-heads and 32 v-heads of 128 x 128: 16 KiB of rows
- * read, 8 KiB of tiles and 6.6 KiB of weights written.
+ * read, 8 KiB of tiles and 5.6 KiB of weights written.
  */
+#include "kernels/cuda/async.cuh"
 #include "kernels/cuda/delta.cuh"
+#include "kernels/cuda/launch.cuh"
 
 #include <assert.h>
 
 #define N_WARP 5u
 #define HEADS_MAX 4u /* v-heads of a k-head */
+#define W_STRIDE 20u
+#define T_STRIDE 24u
 
 static_assert(sizeof(struct chunk_head) % 16 == 0, "bulk copies");
+
+/* A warp's block on the diagonal: -w, by column, and then T, by row. */
+union triangle {
+    float4 four[DELTA_BLOCK][W_STRIDE / 4];
+    float w[DELTA_BLOCK][W_STRIDE];
+    uint16_t t[DELTA_BLOCK][T_STRIDE];
+};
 
 struct prepare_shared {
     double g[HEADS_MAX][GRID];
     float log_decay[HEADS_MAX][GRID], beta[HEADS_MAX][GRID];
+    union triangle triangle[N_WARP];
 };
 
 /* Four bf16 of a row to their place in a tile. */
@@ -34,6 +47,37 @@ static __device__ __forceinline__ void put(char *tile, uint32_t row,
     *(uint2 *)(tile + tile_at(row, lane / 2, stride) + lane % 2 * 8) = four;
 }
 
+/* A step of eight(): values N .. 2N - 1 go to the lanes whose bit is set. */
+template <uint32_t N>
+static __device__ __forceinline__ void exchange(float x[2 * N], uint32_t step)
+{
+    const bool is_upper = threadIdx.x & step;
+
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++) {
+        const float mine = is_upper ? x[N + i] : x[i];
+        const float other = is_upper ? x[i] : x[N + i];
+
+        x[i] = mine + __shfl_xor_sync(0xffffffffu, other, step);
+    }
+}
+
+/* unit_scale() of eight vectors, with the same bits: lane / 4 is whose. */
+static __device__ __forceinline__ float unit_scale_of_eight(const float4 x[8])
+{
+    float sum[8];
+
+#pragma unroll
+    for (uint32_t i = 0; i < 8; i++)
+        sum[i] = square_sum(x[i]);
+    exchange<4>(sum, 16);
+    exchange<2>(sum, 8);
+    exchange<1>(sum, 4);
+    sum[0] += __shfl_xor_sync(0xffffffffu, sum[0], 2);
+    sum[0] += __shfl_xor_sync(0xffffffffu, sum[0], 1);
+    return 1.0f / __fsqrt_rn(sum[0] + 1e-6f);
+}
+
 /* One warp's 16 rows of keys and queries into the tiles. */
 template <uint32_t D_K>
 static __device__ void fill_tiles(const struct delta_many &many,
@@ -42,7 +86,7 @@ static __device__ void fill_tiles(const struct delta_many &many,
 {
     const struct delta_args &a = many.args;
     const uint32_t stride = tile_stride(D_K), lane = threadIdx.x % 32;
-    const uint32_t head = blockIdx.y, begin = threadIdx.x / 32 * DELTA_BLOCK;
+    const uint32_t head = blockIdx.x, begin = threadIdx.x / 32 * DELTA_BLOCK;
     const bool is_mine = 4 * lane < D_K;
     const float q_scale = 1.0f / __fsqrt_rn((float)D_K);
     char *const query = tile + tile_bytes(D_K);
@@ -52,7 +96,7 @@ static __device__ void fill_tiles(const struct delta_many &many,
 
 #pragma unroll
     for (uint32_t part = 0; part < DELTA_BLOCK; part += 4) {
-        float4 k[4], q[4];
+        float4 x[8]; /* keys, queries */
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++) {
             const uint32_t row = begin + part + i;
@@ -60,17 +104,20 @@ static __device__ void fill_tiles(const struct delta_many &many,
             const size_t from = (at.row + row) * a.qkv_stride + column;
             const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 
-            k[i] = is_here ? *(const float4 *)(a.k + from) : zero;
-            q[i] = is_here ? *(const float4 *)(a.q + from) : zero;
+            x[i] = is_here ? *(const float4 *)(a.k + from) : zero;
+            x[4 + i] = is_here ? *(const float4 *)(a.q + from) : zero;
         }
+        const float scale = unit_scale_of_eight(x);
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++) {
             const uint32_t row = begin + part + i;
-            uint2 key = unit_key(k[i], unit_scale(k[i]));
+            const float by_k = __shfl_sync(0xffffffffu, scale, 4 * i);
+            const float by_q = __shfl_sync(0xffffffffu, scale, 16 + 4 * i);
+            uint2 key = unit_key(x[i], by_k);
 
             if (row < at.first && is_mine)
                 key = *(const uint2 *)(ring + (size_t)row * D_K + 4 * lane);
-            const uint2 ask = unit_query(q[i], unit_scale(q[i]), q_scale);
+            const uint2 ask = unit_query(x[4 + i], by_q, q_scale);
             if (is_mine) {
                 put(tile, row, stride, key);
                 put(query, row, stride, ask);
@@ -87,7 +134,7 @@ static __device__ void fill_decays(const struct delta_many &many,
 {
     const struct delta_args &a = many.args;
     const uint32_t n_v = a.shape.n_v_head, n_each = n_v / a.shape.n_k_head;
-    const uint32_t lane = threadIdx.x % 32, head = blockIdx.y * n_each;
+    const uint32_t lane = threadIdx.x % 32, head = blockIdx.x * n_each;
 
     for (uint32_t i = lane; i < n_each * GRID; i += 32) {
         const uint32_t h = i / GRID, row = i % GRID;
@@ -141,6 +188,22 @@ struct pairs {
     float kk[2][4], qk[2][4];
 };
 
+/* A warp's two blocks. Four have one on the diagonal, which is more work. */
+static __device__ struct pairs pairs_of(uint32_t turn, uint32_t warp)
+{
+    const uint32_t last = N_BLOCK - 1;
+    struct pairs it = {};
+
+    if (turn == 0) {
+        it.i = warp < N_BLOCK ? warp : last;
+        it.j = warp < N_BLOCK ? warp : last - 1;
+        return it;
+    }
+    it.i = warp < 1 ? 1 : warp < 3 ? 2 : last;
+    it.j = warp - far_at(it.i, 0);
+    return it;
+}
+
 template <uint32_t D_K>
 static __device__ __forceinline__ void multiply(uint32_t tile, struct pairs *it)
 {
@@ -165,7 +228,7 @@ static __device__ __forceinline__ void multiply(uint32_t tile, struct pairs *it)
 /* Weights of one block for one v-head. */
 static __device__ void weigh(const struct pairs *it, struct delta_chunk at,
                              const double *g, const float *beta,
-                             struct chunk_head *out)
+                             union triangle *triangle, struct chunk_head *out)
 {
     const uint32_t lane = threadIdx.x % 32, i = it->i, j = it->j;
     float w[2][4], x[2][4];
@@ -183,34 +246,103 @@ static __device__ void weigh(const struct pairs *it, struct delta_chunk at,
                               : 0.0f;
         x[c / 4][c % 4] =
             is_here && at_j <= at_i ? aged * it->qk[c / 4][c % 4] : 0.0f;
-        if (i == j && column < row)
-            out->near[i][near_at(row, column)] = -w[c / 4][c % 4];
+        if (i == j)
+            triangle->w[column][row] = -w[c / 4][c % 4];
     }
     out->seen[seen_at(i, j)][lane] =
         make_uint4(bf16_pair(x[0][0], x[0][1]), bf16_pair(x[1][0], x[1][1]),
                    bf16_pair(x[0][2], x[0][3]), bf16_pair(x[1][2], x[1][3]));
     if (i > j)
         out->far[far_at(i, j)][lane] = make_uint4(
-            bf16_pair(w[0][0], w[0][1]), bf16_pair(w[1][0], w[1][1]),
-            bf16_pair(w[0][2], w[0][3]), bf16_pair(w[1][2], w[1][3]));
+            bf16_pair(-w[0][0], -w[0][1]), bf16_pair(-w[1][0], -w[1][1]),
+            bf16_pair(-w[0][2], -w[0][3]), bf16_pair(-w[1][2], -w[1][3]));
+}
+
+/*
+ * T of a block, a lane a column; both halves of the warp do the same. ring: T
+ * of the block's first token, of which the first `n_kept` are there.
+ */
+static __device__ void invert(union triangle *triangle, const uint16_t *ring,
+                              uint32_t stride, uint32_t n_kept, uint4 *out)
+{
+    const uint32_t lane = threadIdx.x % 32, column = lane % DELTA_BLOCK;
+    const uint32_t g = lane / 4, t = lane % 4 * 2;
+    float x[DELTA_BLOCK] = {};
+
+    __syncwarp();
+#pragma unroll
+    for (uint32_t l = 0; l < DELTA_BLOCK; l++) {
+        x[l] = l == column ? 1.0f : bf16_rounded(x[l]);
+        if (l < n_kept)
+            x[l] = bf16_low(ring[(size_t)l * stride + column]);
+#pragma unroll
+        for (uint32_t i = l / 4; i < DELTA_BLOCK / 4; i++) {
+            const float4 four = triangle->four[l][i];
+            const float w[4] = {four.x, four.y, four.z, four.w};
+
+#pragma unroll
+            for (uint32_t c = 0; c < 4; c++)
+                if (4 * i + c > l)
+                    x[4 * i + c] = __fmaf_rn(w[c], x[l], x[4 * i + c]);
+        }
+    }
+    __syncwarp();
+#pragma unroll
+    for (uint32_t i = 0; i < DELTA_BLOCK; i++)
+        triangle->t[i][column] = (uint16_t)(__float_as_uint(x[i]) >> 16);
+    __syncwarp();
+    out[lane] = make_uint4(*(const uint32_t *)&triangle->t[g][t],
+                           *(const uint32_t *)&triangle->t[g][t + 8],
+                           *(const uint32_t *)&triangle->t[g + 8][t],
+                           *(const uint32_t *)&triangle->t[g + 8][t + 8]);
+    __syncwarp();
+}
+
+/* Of one block, what a v-head needs of it. */
+static __device__ void finish(const struct delta_many &many,
+                              const struct delta_span *span,
+                              struct delta_chunk at, const struct pairs *it,
+                              struct prepare_shared *shared,
+                              struct chunk_head *out)
+{
+    const struct delta_shape shape = many.args.shape;
+    const uint32_t n_each = shape.n_v_head / shape.n_k_head;
+    const uint32_t stride = ring_stride(shape.d_v), begin = 16 * it->i;
+    const uint32_t n_kept = at.first > begin ? at.first - begin : 0;
+    union triangle *triangle = &shared->triangle[threadIdx.x / 32];
+
+    for (uint32_t h = 0; h < n_each; h++) {
+        const size_t token = (size_t)(blockIdx.x * n_each + h) * GRID + begin;
+
+        weigh(it, at, shared->g[h], shared->beta[h], triangle, &out[h]);
+        if (it->i == it->j)
+            invert(triangle,
+                   (const uint16_t *)span->state.ring_u + token * stride +
+                       shape.d_v,
+                   stride, n_kept, out[h].near[it->i]);
+    }
 }
 
 template <uint32_t D_K>
 static __global__ void __launch_bounds__(N_WARP * 32)
-    prepare(struct delta_many many)
+    prepare(const __grid_constant__ struct delta_many many)
 {
     extern __shared__ __align__(256) char tile[];
     __shared__ struct prepare_shared shared;
     const struct delta_args &a = many.args;
     const struct delta_span *span = &a.span[blockIdx.z];
-    const struct delta_chunk at = delta_chunk(span, many.chunk + blockIdx.x);
-    const size_t slot = (size_t)blockIdx.z * many.n_chunk + blockIdx.x;
+
+    launch_begin();
+
+    const struct delta_chunk at = delta_chunk(span, many.chunk + blockIdx.y);
+    const size_t slot = (size_t)blockIdx.z * many.n_chunk + blockIdx.y;
     const uint32_t n_each = a.shape.n_v_head / a.shape.n_k_head;
     const uint32_t warp = threadIdx.x / 32;
+
     struct chunk_head *out =
-        many.head + slot * a.shape.n_v_head + blockIdx.y * n_each;
+        many.head + slot * a.shape.n_v_head + blockIdx.x * n_each;
     char *tiles = many.tile +
-                  (slot * a.shape.n_k_head + blockIdx.y) * 2 * tile_bytes(D_K);
+                  (slot * a.shape.n_k_head + blockIdx.x) * 2 * tile_bytes(D_K);
 
     if (at.first >= at.end)
         return;
@@ -218,32 +350,30 @@ static __global__ void __launch_bounds__(N_WARP * 32)
         fill_tiles<D_K>(many, span, at, tile);
     else
         fill_decays(many, span, at, &shared);
+    copies_after_writes();
     __syncthreads();
-    for (uint32_t i = threadIdx.x * 16; i < 2 * tile_bytes(D_K);
-         i += N_WARP * 32 * 16)
-        *(uint4 *)(tiles + i) = *(const uint4 *)(tile + i);
+    if (threadIdx.x == 0)
+        copy_bulk_out(tiles, shared_of(tile), 2 * tile_bytes(D_K));
     fill_vectors(many, at, &shared, out);
 #pragma unroll
     for (uint32_t turn = 0; turn < 2; turn++) {
-        const uint32_t block = turn * N_WARP + warp;
-        struct pairs it = {};
+        struct pairs it = pairs_of(turn, warp);
 
-        it.i = block < 1 ? 0 : block < 3 ? 1 : block < 6 ? 2 : 3;
-        it.j = block - seen_at(it.i, 0);
         multiply<D_K>(shared_of(tile), &it);
-        for (uint32_t h = 0; h < n_each; h++)
-            weigh(&it, at, shared.g[h], shared.beta[h], &out[h]);
+        finish(many, span, at, &it, &shared, out);
     }
+    if (threadIdx.x == 0)
+        copies_out_wait();
 }
 
 template <uint32_t D_K>
 static void launch(struct gpu *gpu, const struct delta_many *many)
 {
     const struct delta_args *a = &many->args;
-    const dim3 grid(many->n_chunk, a->shape.n_k_head, a->n_span);
-    const uint32_t bytes = 2 * tile_bytes(D_K);
+    const dim3 grid(a->shape.n_k_head, many->n_chunk, a->n_span);
 
-    prepare<D_K><<<grid, N_WARP * 32, bytes, gpu_stream(gpu)>>>(*many);
+    launch_early_with(gpu_stream(gpu), prepare<D_K>, grid, N_WARP * 32,
+                      2 * tile_bytes(D_K), *many);
 }
 
 void delta_prepare(struct gpu *gpu, const struct delta_many *many)

@@ -151,9 +151,10 @@ static struct kept kept(const struct session *s, uint32_t n_row)
                 used * shape.d_k * 2);
     at += k_bytes(shape);
     for (uint32_t h = 0; h < shape.n_v_head && used; h++) {
-        to_host(at + h * GRID * shape.d_v * 2,
-                (char *)s->state.ring_u + h * GRID * shape.d_v * 2,
-                used * shape.d_v * 2);
+        const size_t bytes = ring_stride(shape.d_v) * 2;
+
+        to_host(at + h * GRID * bytes,
+                (char *)s->state.ring_u + h * GRID * bytes, used * bytes);
         to_host(at + u_bytes(shape) + h * GRID * 8,
                 (char *)s->state.ring_g + h * GRID * 8, used * 8);
     }

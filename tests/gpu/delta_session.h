@@ -58,7 +58,7 @@ static size_t k_bytes(struct delta_shape s)
 
 static size_t u_bytes(struct delta_shape s)
 {
-    return (size_t)s.n_v_head * GRID * s.d_v * 2;
+    return (size_t)s.n_v_head * GRID * ring_stride(s.d_v) * 2;
 }
 
 static size_t g_bytes(struct delta_shape s)

@@ -162,7 +162,7 @@ static void rate_few(uint32_t n_span, uint32_t n_row, uint32_t at, double rate)
         (struct delta_span *)malloc(n_span * sizeof(*span));
     struct bench b = {};
     struct session rows = s;
-    const double ring = (at % GRID) * 2.0 * (32 * 128 + 16 * 128);
+    const double ring = (at % GRID) * 2.0 * (32 * ring_stride(128) + 16 * 128);
     const double state = (double)s_bytes(shape);
     char what[64];
 
