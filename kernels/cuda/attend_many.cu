@@ -3,12 +3,12 @@
  * arithmetic of attend.cuh.
  *
  * The query heads of a KV group are packed into rows, so that the 128 rows of
- * a tile share their keys. attend_pack.cu has tiled the queries and rotated the
- * keys; values lie in their blocks as the tensor cores want them. A CTA stays
- * on its SM and takes tile after tile, long ones first. One thread brings keys
- * and values by bulk copies, and two warpgroups of 64 rows multiply: S = Q K^T
- * of the next step runs beside O += P V of this one, and the warpgroups take
- * turns, so that one computes weights while the other multiplies. Between
+ * a tile share their keys. attend_rotate.cu has rotated the keys; values lie in
+ * their blocks as the tensor cores want them. A CTA stays on its SM and takes
+ * tile after tile, long ones first. One thread brings keys and values by bulk
+ * copies, and two warpgroups of 64 rows round their queries and multiply: S = Q
+ * K^T of the next step runs beside O += P V of this one, and the warpgroups
+ * take turns, so that one computes weights while the other multiplies. Between
  * chains O lies in shared memory or, where that is full, in a scratch of the
  * CTA, small enough for the L2 cache.
  *
@@ -22,12 +22,14 @@
 
 #define N_GROUP_THREAD 128u
 #define N_THREAD (3 * N_GROUP_THREAD)
-#define TURN 1 /* named barriers TURN and TURN + 1: whose turn it is */
+/* Named barriers, one for each warpgroup. */
+#define TURN 1    /* whose turn it is */
+#define QUERIES 3 /* its queries are done with; they are there */
 
 template <int D> struct many {
-    /* CTAs of a cluster. Two were 1 to 4 % faster at 256 dims, as fast at 128
-     * and 7 % slower at 64 (H100, prompts of 16,384). */
-    static constexpr uint32_t N_CTA = D > 128 ? 2 : 1;
+    /* CTAs of a cluster. Two were 1 to 4 % faster from 128 dims on and 7 %
+     * slower at 64 (H100, prompts of 16,384). */
+    static constexpr uint32_t N_CTA = D >= 128 ? 2 : 1;
     static constexpr uint32_t STEP = step_keys(D);
     static constexpr uint32_t N_STAGE = D == 64 ? 4 : 2;
     static constexpr uint32_t Q_BYTES = MANY_ROWS * D * 2;
@@ -35,7 +37,7 @@ template <int D> struct many {
     /* O of past chains lies in shared memory where there is room for it. */
     static constexpr bool HAS_SUM = D <= 128;
     static constexpr uint32_t SUM_BYTES = HAS_SUM ? MANY_ROWS * D * 4 : 0;
-    static constexpr uint32_t BARRIERS = 2 + 4 * N_STAGE;
+    static constexpr uint32_t BARRIERS = 4 * N_STAGE;
     static constexpr uint32_t BYTES =
         Q_BYTES + 2 * N_STAGE * KV_BYTES + SUM_BYTES + BARRIERS * 8 + 1024;
 };
@@ -43,7 +45,7 @@ template <int D> struct many {
 template <int D> struct room {
     unsigned char *q, *k, *v;
     float4 *sum;
-    uint64_t *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
+    uint64_t *k_full, *k_empty, *v_full, *v_empty;
 };
 
 template <int D>
@@ -56,9 +58,7 @@ room_of(unsigned char *shared) {
     m.k = m.q + many<D>::Q_BYTES;
     m.v = m.k + N * KV;
     m.sum = (float4 *)(m.v + N * KV);
-    m.q_full = (uint64_t *)(m.v + N * KV + many<D>::SUM_BYTES);
-    m.q_empty = m.q_full + 1;
-    m.k_full = m.q_empty + 1;
+    m.k_full = (uint64_t *)(m.v + N * KV + many<D>::SUM_BYTES);
     m.k_empty = m.k_full + N;
     m.v_full = m.k_empty + N;
     m.v_empty = m.v_full + N;
@@ -178,26 +178,90 @@ static __device__ void bring(const struct many_call &c, const struct tile &tile,
     }
 }
 
+/* The tile's queries to the L2 cache, steps before the consumers want them. */
+static __device__ void announce(const struct many_call &c,
+                                const struct tile &tile)
+{
+    const struct attend_frame &f = c.frame;
+    uint32_t bytes = f.group * f.d_head * (uint32_t)sizeof(float);
+    uint32_t end = min(tile.first + MANY_ROWS, tile.n_packed);
+    const float *q = f.q + tile.in.span.first_row * f.q_stride +
+                     (size_t)tile.head * f.group * f.d_head;
+
+    for (uint32_t i = tile.first / f.group; i * f.group < end; i++)
+        bulk_prefetch(q + i * f.q_stride, bytes);
+}
+
 template <int D>
 static __device__ void produce(const struct many_call &c, struct room<D> m)
 {
-    uint32_t n_past = 0, n_tile = 0;
+    uint32_t n_past = 0;
     struct tile tile;
 
     for (uint32_t round = 0; tile_take<D>(&tile, c, round); round++) {
-        if (!tile.n_step)
-            continue;
-        size_t n = many_tiles(c.frame, tile.in.span.n_row);
-        const unsigned char *q =
-            c.scratch + tile.in.q_at +
-            (tile.head * n + tile.first / MANY_ROWS) * many<D>::Q_BYTES;
-        barrier_wait(m.q_empty, n_tile % 2 ^ 1);
-        barrier_expect(m.q_full, many<D>::Q_BYTES);
-        bulk_copy(m.q, q, many<D>::Q_BYTES, m.q_full);
+        announce(c, tile);
         bring<D>(c, tile, m, n_past);
         n_past += tile.n_step;
-        n_tile++;
     }
+}
+
+/* Unit i of a warpgroup's queries, eight dims of one row; zeros where there
+ * are none. */
+template <int D>
+static __device__ __forceinline__ void
+query_unit(float4 *to, const struct attend_frame &f, const struct tile &tile,
+           uint32_t first, uint32_t i)
+{
+    uint32_t packed = first + i / (D / 8), e = i % (D / 8) * 8;
+    size_t row = tile.in.span.first_row + packed / f.group;
+    size_t head = tile.head * f.group + packed % f.group;
+    const float *q = f.q + row * f.q_stride + head * f.d_head + e;
+    bool has = packed < tile.n_packed && e < f.d_head;
+
+    to[0] = to[1] = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (has) {
+        to[0] = __ldg((const float4 *)q);
+        to[1] = __ldg((const float4 *)q + 1);
+    }
+}
+
+static __device__ __forceinline__ uint4 query_round(const float4 *x, float by)
+{
+    return {bf16_pair(x[0].x * by, x[0].y * by),
+            bf16_pair(x[0].z * by, x[0].w * by),
+            bf16_pair(x[1].x * by, x[1].y * by),
+            bf16_pair(x[1].z * by, x[1].w * by)};
+}
+
+/* The queries of a warpgroup, scaled, rounded and tiled, once it is done with
+ * those of the tile before. */
+template <int D>
+static __device__ __forceinline__ void
+load_queries(const struct attend_frame &f, const struct tile &tile,
+             unsigned char *q, uint32_t group)
+{
+    constexpr uint32_t N = 64 * D / 8 / N_GROUP_THREAD, N_ONCE = N < 8 ? N : 8;
+    uint32_t t = threadIdx.x % N_GROUP_THREAD;
+    uint32_t first = tile.first + group * 64;
+    float4 x[N_ONCE][2];
+
+    q += group * 64 * D * 2;
+#pragma unroll
+    for (uint32_t i0 = 0; i0 < N; i0 += N_ONCE) {
+#pragma unroll
+        for (uint32_t i = 0; i < N_ONCE; i++)
+            query_unit<D>(x[i], f, tile, first, t + (i0 + i) * N_GROUP_THREAD);
+        if (i0 == 0)
+            named_sync(QUERIES + group, N_GROUP_THREAD);
+#pragma unroll
+        for (uint32_t i = 0; i < N_ONCE; i++) {
+            uint32_t at = t + (i0 + i) * N_GROUP_THREAD;
+            *(uint4 *)(q + tile_at(at / (D / 8), at % (D / 8) * 8, 64)) =
+                query_round(x[i], f.factor);
+        }
+    }
+    copy_fence();
+    named_sync(QUERIES + group, N_GROUP_THREAD);
 }
 
 /* One of the two rows of a thread. */
@@ -414,8 +478,7 @@ static __device__ __forceinline__ void to_weights(uint32_t *p, const float *s)
 struct worker {
     uint32_t group;  /* 0 or 1: which 64 rows */
     uint32_t n_past; /* steps */
-    uint32_t n_tile;
-    float4 *all; /* this thread's O of past chains */
+    float4 *all;     /* this thread's O of past chains */
 };
 
 /* What a warpgroup has of a tile under way: step `at` of all its steps is the
@@ -499,8 +562,6 @@ static __device__ __forceinline__ void finish(struct pass<D> *x,
 {
     uint32_t last = x->at + x->n_step - 1, stage = stage_of<D>(last);
 
-    if (x->is_lead)
-        barrier_arrive(m.q_empty);
     barrier_wait(m.v_full + stage, phase_of<D>(last));
     wgmma_pin<D / 2>(x->o);
     words_pin<pass<D>::STEP / 4>(x->p);
@@ -536,7 +597,7 @@ static __device__ void consume(const struct many_call &c,
 #pragma unroll
     for (int i = 0; i < D / 2; i++)
         x.o[i] = 0.0f;
-    barrier_wait(m.q_full, w.n_tile % 2);
+    load_queries<D>(c.frame, tile, m.q, w.group);
     begin(&x, m);
     softmax<D>(x.s, x.row, x.factor, 0);
     to_weights<D>(x.p, x.s);
@@ -588,7 +649,6 @@ static __device__ void work(const struct many_call &c, struct room<D> m,
             continue;
         consume<D>(c, tile, m, w);
         w.n_past += tile.n_step;
-        w.n_tile++;
     }
 }
 
@@ -602,8 +662,6 @@ static __global__ void __cluster_dims__(many<D>::N_CTA, 1, 1)
     uint32_t group = threadIdx.x / N_GROUP_THREAD;
 
     if (threadIdx.x == 0) {
-        barrier_init(m.q_full, 1);
-        barrier_init(m.q_empty, 2);
         for (uint32_t i = 0; i < many<D>::N_STAGE; i++) {
             barrier_init(m.k_full + i, 1);
             barrier_init(m.v_full + i, 1);
@@ -625,12 +683,6 @@ static __global__ void __cluster_dims__(many<D>::N_CTA, 1, 1)
         work<D>(c, m, group - 1);
         cluster_sync();
     }
-}
-
-size_t many_q_bytes(const struct attend_frame *f, uint32_t n_row)
-{
-    size_t n_tile = many_tiles(*f, n_row);
-    return f->n_kv_head * n_tile * MANY_ROWS * attend_padded(f->d_head) * 2;
 }
 
 size_t many_k_bytes(const struct attend_frame *f, uint64_t n_key)
@@ -656,7 +708,7 @@ static void multiply_of(cudaStream_t stream, const struct many_call *c)
 
 void attend_many(cudaStream_t stream, const struct many_call *call)
 {
-    many_pack(stream, call);
+    many_rotate(stream, call);
     switch (attend_padded(call->frame.d_head)) {
     case 64:
         multiply_of<64>(stream, call);
