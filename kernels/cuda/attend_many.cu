@@ -9,8 +9,8 @@
  * copies, and two warpgroups of 64 rows round their queries and multiply: S = Q
  * K^T of the next step runs beside O += P V of this one, and the warpgroups
  * take turns, so that one computes weights while the other multiplies. Between
- * chains O lies in shared memory or, where that is full, in a scratch of the
- * CTA, small enough for the L2 cache.
+ * chains O lies in shared memory and, what has no room there, in a scratch of
+ * the CTA, small enough for the L2 cache.
  *
  * Bound: 4 n_key d operations a row and head (half of it under the diagonal of
  * a prompt) over 790 TFLOP/s.
@@ -26,6 +26,12 @@
 #define TURN 1    /* whose turn it is */
 #define QUERIES 3 /* its queries are done with; they are there */
 
+/* O of past chains is fetched in batches of so many units, as many ahead. */
+#ifndef BATCH
+#define BATCH 4u
+#define N_AHEAD 2u
+#endif
+
 template <int D> struct many {
     /* CTAs of a cluster. Two were 1 to 4 % faster from 128 dims on and 7 %
      * slower at 64 (H100, prompts of 16,384). */
@@ -34,9 +40,10 @@ template <int D> struct many {
     static constexpr uint32_t N_STAGE = D == 64 ? 4 : 2;
     static constexpr uint32_t Q_BYTES = MANY_ROWS * D * 2;
     static constexpr uint32_t KV_BYTES = STEP * D * 2; /* keys, or values */
-    /* O of past chains lies in shared memory where there is room for it. */
-    static constexpr bool HAS_SUM = D <= 128;
-    static constexpr uint32_t SUM_BYTES = HAS_SUM ? MANY_ROWS * D * 4 : 0;
+    /* O of past chains, 16 bytes of each thread to a unit: so many lie in
+     * shared memory, the far rest in the scratch. */
+    static constexpr uint32_t N_UNIT = D / 8, N_NEAR = D > 128 ? 8 : N_UNIT;
+    static constexpr uint32_t SUM_BYTES = N_NEAR * 2 * N_GROUP_THREAD * 16;
     static constexpr uint32_t BARRIERS = 4 * N_STAGE;
     static constexpr uint32_t BYTES =
         Q_BYTES + 2 * N_STAGE * KV_BYTES + SUM_BYTES + BARRIERS * 8 + 1024;
@@ -380,42 +387,75 @@ static __device__ __forceinline__ void rescale(float *o, const float *factor)
         o[i] = o[i] * factor[i / 2 % 2];
 }
 
-/* O of the chains before, as it was put away, joins O. */
+/* This thread's O of past chains. */
+struct past {
+    float4 *near, *far;
+};
+
+/* BATCH units of it from unit i on. */
 template <int D>
-static __device__ __forceinline__ void merge_old(float *o, const float4 *all,
-                                                 const struct merge *by)
+static __device__ __forceinline__ void fetch(float4 *old, struct past past,
+                                             uint32_t i)
+{
+    constexpr uint32_t N_NEAR = many<D>::N_NEAR;
+#pragma unroll
+    for (uint32_t j = 0; j < BATCH; j++)
+        old[j] = i + j < N_NEAR
+                     ? past.near[(i + j) * N_GROUP_THREAD]
+                     : __ldcg(past.far + (i + j - N_NEAR) * N_GROUP_THREAD);
+}
+
+/* They join O. */
+static __device__ __forceinline__ void
+merge_old(float *o, const float4 *old, const struct merge *by, uint32_t i)
 {
 #pragma unroll
-    for (uint32_t i0 = 0; i0 < D / 8; i0 += 8) {
-        float4 old[8];
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++)
-            old[i] = many<D>::HAS_SUM ? all[(i0 + i) * N_GROUP_THREAD]
-                                      : __ldcg(all + (i0 + i) * N_GROUP_THREAD);
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++) {
-            float *x = o + 4 * (i0 + i);
-            x[0] = __fmaf_rn(old[i].x, by[0].old, x[0] * by[0].now);
-            x[1] = __fmaf_rn(old[i].y, by[0].old, x[1] * by[0].now);
-            x[2] = __fmaf_rn(old[i].z, by[1].old, x[2] * by[1].now);
-            x[3] = __fmaf_rn(old[i].w, by[1].old, x[3] * by[1].now);
-        }
+    for (uint32_t j = 0; j < BATCH; j++) {
+        float *x = o + 4 * (i + j);
+        x[0] = __fmaf_rn(old[j].x, by[0].old, x[0] * by[0].now);
+        x[1] = __fmaf_rn(old[j].y, by[0].old, x[1] * by[0].now);
+        x[2] = __fmaf_rn(old[j].z, by[1].old, x[2] * by[1].now);
+        x[3] = __fmaf_rn(old[j].w, by[1].old, x[3] * by[1].now);
     }
 }
 
-/* A chain ends that is not the last. */
+/* They are put away, and O begins again. */
 template <int D>
-static __device__ __forceinline__ void put_away(float *o, float4 *all)
+static __device__ __forceinline__ void put_away(float *o, struct past past,
+                                                uint32_t i)
 {
+    constexpr uint32_t N_NEAR = many<D>::N_NEAR;
 #pragma unroll
-    for (uint32_t i = 0; i < D / 8; i++) {
-        float *x = o + 4 * i;
+    for (uint32_t j = i; j < i + BATCH; j++) {
+        float *x = o + 4 * j;
         float4 y = {x[0], x[1], x[2], x[3]};
-        if (many<D>::HAS_SUM)
-            all[i * N_GROUP_THREAD] = y;
+        if (j < N_NEAR)
+            past.near[j * N_GROUP_THREAD] = y;
         else
-            __stcg(all + i * N_GROUP_THREAD, y);
+            __stcg(past.far + (j - N_NEAR) * N_GROUP_THREAD, y);
         x[0] = x[1] = x[2] = x[3] = 0.0f;
+    }
+}
+
+/* All of O at the end of a chain, batches fetched ahead; is_last: it stays. */
+template <int D>
+static __device__ __forceinline__ void
+merge_all(float *o, struct past past, const struct merge *by, bool is_last)
+{
+    constexpr uint32_t N = many<D>::N_UNIT / BATCH;
+    float4 old[N_AHEAD + 1][BATCH];
+
+#pragma unroll
+    for (uint32_t i = 0; i < N_AHEAD && i < N; i++)
+        fetch<D>(old[i], past, i * BATCH);
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++) {
+        if (i + N_AHEAD < N)
+            fetch<D>(old[(i + N_AHEAD) % (N_AHEAD + 1)], past,
+                     (i + N_AHEAD) * BATCH);
+        merge_old(o, old[i % (N_AHEAD + 1)], by, i * BATCH);
+        if (!is_last)
+            put_away<D>(o, past, i * BATCH);
     }
 }
 
@@ -478,7 +518,7 @@ static __device__ __forceinline__ void to_weights(uint32_t *p, const float *s)
 struct worker {
     uint32_t group;  /* 0 or 1: which 64 rows */
     uint32_t n_past; /* steps */
-    float4 *all;     /* this thread's O of past chains */
+    struct past past;
 };
 
 /* What a warpgroup has of a tile under way: step `at` of all its steps is the
@@ -574,6 +614,29 @@ static __device__ __forceinline__ void finish(struct pass<D> *x,
         free_stage<D>(m.v_empty + stage);
 }
 
+/* Step i, when a chain ends before it. */
+template <int D>
+static __device__ __forceinline__ void
+change_chain(struct pass<D> *x, struct room<D> m, const struct worker &w,
+             uint32_t i)
+{
+    bool is_first = i * many<D>::STEP == ATTEND_CHAIN;
+    struct merge by[2];
+
+    issue(x, m, i, w.group);
+    end_chain(x->row, by, is_first);
+    softmax<D>(x->s, x->row, x->factor, i);
+    await(x, m, i);
+    to_weights<D>(x->p, x->s);
+    if (!is_first) {
+        merge_all<D>(x->o, w.past, by, false);
+        return;
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < many<D>::N_UNIT; j += BATCH)
+        put_away<D>(x->o, w.past, j);
+}
+
 /* 64 rows of a tile against its keys. */
 template <int D>
 static __device__ void consume(const struct many_call &c,
@@ -604,27 +667,21 @@ static __device__ void consume(const struct many_call &c,
     if (x.n_step > 1)
         barrier_wait(m.k_full + stage_of<D>(x.at + 1), phase_of<D>(x.at + 1));
     for (uint32_t i = 1; i < x.n_step; i++) {
-        bool is_chain = i % N_CHAIN_STEP == 0, is_first = i == N_CHAIN_STEP;
-
+        if (i % N_CHAIN_STEP == 0) {
+            change_chain(&x, m, w, i);
+            continue;
+        }
         issue(&x, m, i, w.group);
-        if (is_chain)
-            end_chain(x.row, by, is_first);
         softmax<D>(x.s, x.row, x.factor, i);
         await(&x, m, i);
         to_weights<D>(x.p, x.s);
-        if (!is_chain) {
-            rescale<D>(x.o, x.factor);
-            continue;
-        }
-        if (!is_first)
-            merge_old<D>(x.o, w.all, by);
-        put_away<D>(x.o, w.all);
+        rescale<D>(x.o, x.factor);
     }
     finish(&x, m);
     bool is_first = x.n_step <= N_CHAIN_STEP;
     end_chain(x.row, by, is_first);
     if (!is_first)
-        merge_old<D>(x.o, w.all, by);
+        merge_all<D>(x.o, w.past, by, true);
     store<D>(x.o, x.row[0].all_sum, c.frame, tile, r);
     store<D>(x.o + 2, x.row[1].all_sum, c.frame, tile, r + 8);
 }
@@ -637,11 +694,11 @@ static __device__ void work(const struct many_call &c, struct room<D> m,
     struct worker w = {.group = group};
     struct tile tile;
 
-    if (many<D>::HAS_SUM)
-        w.all = m.sum + group * (64 * D / 4) + t;
-    else
-        w.all = (float4 *)(c.scratch + c.sum_at) +
-                (blockIdx.x * 2 + group) * (64 * D / 4) + t;
+    constexpr uint32_t N_NEAR = many<D>::N_NEAR;
+    constexpr uint32_t N_FAR = many<D>::N_UNIT - N_NEAR;
+    w.past.near = m.sum + group * N_NEAR * N_GROUP_THREAD + t;
+    w.past.far = (float4 *)(c.scratch + c.sum_at) +
+                 (blockIdx.x * 2 + group) * N_FAR * N_GROUP_THREAD + t;
     if (group == 1) /* the first turn is the other's */
         named_arrive(TURN, 2 * N_GROUP_THREAD);
     for (uint32_t round = 0; tile_take<D>(&tile, c, round); round++) {
@@ -693,8 +750,9 @@ size_t many_k_bytes(const struct attend_frame *f, uint64_t n_key)
 
 size_t many_sum_bytes(const struct attend_frame *f, uint32_t n_cta)
 {
-    uint32_t d = attend_padded(f->d_head);
-    return d > 128 ? (size_t)n_cta * MANY_ROWS * d * sizeof(float) : 0;
+    constexpr uint32_t N_FAR = many<256>::N_UNIT - many<256>::N_NEAR;
+    size_t bytes = 2 * N_FAR * N_GROUP_THREAD * sizeof(float4);
+    return attend_padded(f->d_head) > 128 ? n_cta * bytes : 0;
 }
 
 template <int D>
