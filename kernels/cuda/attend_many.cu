@@ -27,10 +27,8 @@
 #define QUERIES 3 /* its queries are done with; they are there */
 
 /* O of past chains is fetched in batches of so many units, as many ahead. */
-#ifndef BATCH
 #define BATCH 4u
 #define N_AHEAD 2u
-#endif
 
 template <int D> struct many {
     /* CTAs of a cluster. Two were 1 to 4 % faster from 128 dims on and 7 %
