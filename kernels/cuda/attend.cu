@@ -150,9 +150,7 @@ static void launch_many(struct gpu *gpu, const struct attend_frame *frame,
 
     for (uint32_t i = 0; i < n_span; i++) {
         extent_add(&extent, &span[i]);
-        list[i] = {.span = span[i], .q_at = at};
-        at += many_q_bytes(frame, span[i].n_row);
-        list[i].k_at = at;
+        list[i] = {.span = span[i], .k_at = at};
         at += many_k_bytes(frame, span[i].position + span[i].n_row);
     }
     uint64_t n_tile =
@@ -210,6 +208,7 @@ void cuda_attend(struct gpu *gpu, const struct attend_args *args)
     };
 
     assert(shape.d_head % 8 == 0 && shape.d_head <= ATTEND_DIM_MAX);
+    assert((uintptr_t)args->q % 16 == 0 && args->q_stride % 4 == 0);
     assert(frame.n_pair % 8 == 0 && 2 * frame.n_pair <= shape.d_head);
     launch(gpu, &frame, args, true);
     launch(gpu, &frame, args, false);

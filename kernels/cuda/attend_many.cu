@@ -3,14 +3,14 @@
  * arithmetic of attend.cuh.
  *
  * The query heads of a KV group are packed into rows, so that the 128 rows of
- * a tile share their keys. attend_pack.cu has tiled the queries and rotated the
- * keys; values lie in their blocks as the tensor cores want them. A CTA stays
- * on its SM and takes tile after tile, long ones first. One thread brings keys
- * and values by bulk copies, and two warpgroups of 64 rows multiply: S = Q K^T
- * of the next step runs beside O += P V of this one, and the warpgroups take
- * turns, so that one computes weights while the other multiplies. Between
- * chains O lies in shared memory or, where that is full, in a scratch of the
- * CTA, small enough for the L2 cache.
+ * a tile share their keys. attend_rotate.cu has rotated the keys; values lie in
+ * their blocks as the tensor cores want them. A CTA stays on its SM and takes
+ * tile after tile, long ones first. One thread brings keys and values by bulk
+ * copies, and two warpgroups of 64 rows round their queries and multiply: S = Q
+ * K^T of the next step runs beside O += P V of this one, and the warpgroups
+ * take turns, so that one computes weights while the other multiplies. Between
+ * chains O lies in shared memory and, what has no room there, in a scratch of
+ * the CTA, small enough for the L2 cache.
  *
  * Bound: 4 n_key d operations a row and head (half of it under the diagonal of
  * a prompt) over 790 TFLOP/s.
@@ -22,20 +22,27 @@
 
 #define N_GROUP_THREAD 128u
 #define N_THREAD (3 * N_GROUP_THREAD)
-#define TURN 1 /* named barriers TURN and TURN + 1: whose turn it is */
+/* Named barriers, one for each warpgroup. */
+#define TURN 1    /* whose turn it is */
+#define QUERIES 3 /* its queries are done with; they are there */
+
+/* O of past chains is fetched in batches of so many units, as many ahead. */
+#define BATCH 4u
+#define N_AHEAD 2u
 
 template <int D> struct many {
-    /* CTAs of a cluster. Two were 1 to 4 % faster at 256 dims, as fast at 128
-     * and 7 % slower at 64 (H100, prompts of 16,384). */
-    static constexpr uint32_t N_CTA = D > 128 ? 2 : 1;
+    /* CTAs of a cluster. Two were 1 to 4 % faster from 128 dims on and 7 %
+     * slower at 64 (H100, prompts of 16,384). */
+    static constexpr uint32_t N_CTA = D >= 128 ? 2 : 1;
     static constexpr uint32_t STEP = step_keys(D);
     static constexpr uint32_t N_STAGE = D == 64 ? 4 : 2;
     static constexpr uint32_t Q_BYTES = MANY_ROWS * D * 2;
     static constexpr uint32_t KV_BYTES = STEP * D * 2; /* keys, or values */
-    /* O of past chains lies in shared memory where there is room for it. */
-    static constexpr bool HAS_SUM = D <= 128;
-    static constexpr uint32_t SUM_BYTES = HAS_SUM ? MANY_ROWS * D * 4 : 0;
-    static constexpr uint32_t BARRIERS = 2 + 4 * N_STAGE;
+    /* O of past chains, 16 bytes of each thread to a unit: so many lie in
+     * shared memory, the far rest in the scratch. */
+    static constexpr uint32_t N_UNIT = D / 8, N_NEAR = D > 128 ? 8 : N_UNIT;
+    static constexpr uint32_t SUM_BYTES = N_NEAR * 2 * N_GROUP_THREAD * 16;
+    static constexpr uint32_t BARRIERS = 4 * N_STAGE;
     static constexpr uint32_t BYTES =
         Q_BYTES + 2 * N_STAGE * KV_BYTES + SUM_BYTES + BARRIERS * 8 + 1024;
 };
@@ -43,7 +50,7 @@ template <int D> struct many {
 template <int D> struct room {
     unsigned char *q, *k, *v;
     float4 *sum;
-    uint64_t *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
+    uint64_t *k_full, *k_empty, *v_full, *v_empty;
 };
 
 template <int D>
@@ -56,9 +63,7 @@ room_of(unsigned char *shared) {
     m.k = m.q + many<D>::Q_BYTES;
     m.v = m.k + N * KV;
     m.sum = (float4 *)(m.v + N * KV);
-    m.q_full = (uint64_t *)(m.v + N * KV + many<D>::SUM_BYTES);
-    m.q_empty = m.q_full + 1;
-    m.k_full = m.q_empty + 1;
+    m.k_full = (uint64_t *)(m.v + N * KV + many<D>::SUM_BYTES);
     m.k_empty = m.k_full + N;
     m.v_full = m.k_empty + N;
     m.v_empty = m.v_full + N;
@@ -178,26 +183,90 @@ static __device__ void bring(const struct many_call &c, const struct tile &tile,
     }
 }
 
+/* The tile's queries to the L2 cache, steps before the consumers want them. */
+static __device__ void announce(const struct many_call &c,
+                                const struct tile &tile)
+{
+    const struct attend_frame &f = c.frame;
+    uint32_t bytes = f.group * f.d_head * (uint32_t)sizeof(float);
+    uint32_t end = min(tile.first + MANY_ROWS, tile.n_packed);
+    const float *q = f.q + tile.in.span.first_row * f.q_stride +
+                     (size_t)tile.head * f.group * f.d_head;
+
+    for (uint32_t i = tile.first / f.group; i * f.group < end; i++)
+        bulk_prefetch(q + i * f.q_stride, bytes);
+}
+
 template <int D>
 static __device__ void produce(const struct many_call &c, struct room<D> m)
 {
-    uint32_t n_past = 0, n_tile = 0;
+    uint32_t n_past = 0;
     struct tile tile;
 
     for (uint32_t round = 0; tile_take<D>(&tile, c, round); round++) {
-        if (!tile.n_step)
-            continue;
-        size_t n = many_tiles(c.frame, tile.in.span.n_row);
-        const unsigned char *q =
-            c.scratch + tile.in.q_at +
-            (tile.head * n + tile.first / MANY_ROWS) * many<D>::Q_BYTES;
-        barrier_wait(m.q_empty, n_tile % 2 ^ 1);
-        barrier_expect(m.q_full, many<D>::Q_BYTES);
-        bulk_copy(m.q, q, many<D>::Q_BYTES, m.q_full);
+        announce(c, tile);
         bring<D>(c, tile, m, n_past);
         n_past += tile.n_step;
-        n_tile++;
     }
+}
+
+/* Unit i of a warpgroup's queries, eight dims of one row; zeros where there
+ * are none. */
+template <int D>
+static __device__ __forceinline__ void
+query_unit(float4 *to, const struct attend_frame &f, const struct tile &tile,
+           uint32_t first, uint32_t i)
+{
+    uint32_t packed = first + i / (D / 8), e = i % (D / 8) * 8;
+    size_t row = tile.in.span.first_row + packed / f.group;
+    size_t head = tile.head * f.group + packed % f.group;
+    const float *q = f.q + row * f.q_stride + head * f.d_head + e;
+    bool has = packed < tile.n_packed && e < f.d_head;
+
+    to[0] = to[1] = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (has) {
+        to[0] = __ldg((const float4 *)q);
+        to[1] = __ldg((const float4 *)q + 1);
+    }
+}
+
+static __device__ __forceinline__ uint4 query_round(const float4 *x, float by)
+{
+    return {bf16_pair(x[0].x * by, x[0].y * by),
+            bf16_pair(x[0].z * by, x[0].w * by),
+            bf16_pair(x[1].x * by, x[1].y * by),
+            bf16_pair(x[1].z * by, x[1].w * by)};
+}
+
+/* The queries of a warpgroup, scaled, rounded and tiled, once it is done with
+ * those of the tile before. */
+template <int D>
+static __device__ __forceinline__ void
+load_queries(const struct attend_frame &f, const struct tile &tile,
+             unsigned char *q, uint32_t group)
+{
+    constexpr uint32_t N = 64 * D / 8 / N_GROUP_THREAD, N_ONCE = N < 8 ? N : 8;
+    uint32_t t = threadIdx.x % N_GROUP_THREAD;
+    uint32_t first = tile.first + group * 64;
+    float4 x[N_ONCE][2];
+
+    q += group * 64 * D * 2;
+#pragma unroll
+    for (uint32_t i0 = 0; i0 < N; i0 += N_ONCE) {
+#pragma unroll
+        for (uint32_t i = 0; i < N_ONCE; i++)
+            query_unit<D>(x[i], f, tile, first, t + (i0 + i) * N_GROUP_THREAD);
+        if (i0 == 0)
+            named_sync(QUERIES + group, N_GROUP_THREAD);
+#pragma unroll
+        for (uint32_t i = 0; i < N_ONCE; i++) {
+            uint32_t at = t + (i0 + i) * N_GROUP_THREAD;
+            *(uint4 *)(q + tile_at(at / (D / 8), at % (D / 8) * 8, 64)) =
+                query_round(x[i], f.factor);
+        }
+    }
+    copy_fence();
+    named_sync(QUERIES + group, N_GROUP_THREAD);
 }
 
 /* One of the two rows of a thread. */
@@ -316,42 +385,75 @@ static __device__ __forceinline__ void rescale(float *o, const float *factor)
         o[i] = o[i] * factor[i / 2 % 2];
 }
 
-/* O of the chains before, as it was put away, joins O. */
+/* This thread's O of past chains. */
+struct past {
+    float4 *near, *far;
+};
+
+/* BATCH units of it from unit i on. */
 template <int D>
-static __device__ __forceinline__ void merge_old(float *o, const float4 *all,
-                                                 const struct merge *by)
+static __device__ __forceinline__ void fetch(float4 *old, struct past past,
+                                             uint32_t i)
+{
+    constexpr uint32_t N_NEAR = many<D>::N_NEAR;
+#pragma unroll
+    for (uint32_t j = 0; j < BATCH; j++)
+        old[j] = i + j < N_NEAR
+                     ? past.near[(i + j) * N_GROUP_THREAD]
+                     : __ldcg(past.far + (i + j - N_NEAR) * N_GROUP_THREAD);
+}
+
+/* They join O. */
+static __device__ __forceinline__ void
+merge_old(float *o, const float4 *old, const struct merge *by, uint32_t i)
 {
 #pragma unroll
-    for (uint32_t i0 = 0; i0 < D / 8; i0 += 8) {
-        float4 old[8];
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++)
-            old[i] = many<D>::HAS_SUM ? all[(i0 + i) * N_GROUP_THREAD]
-                                      : __ldcg(all + (i0 + i) * N_GROUP_THREAD);
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++) {
-            float *x = o + 4 * (i0 + i);
-            x[0] = __fmaf_rn(old[i].x, by[0].old, x[0] * by[0].now);
-            x[1] = __fmaf_rn(old[i].y, by[0].old, x[1] * by[0].now);
-            x[2] = __fmaf_rn(old[i].z, by[1].old, x[2] * by[1].now);
-            x[3] = __fmaf_rn(old[i].w, by[1].old, x[3] * by[1].now);
-        }
+    for (uint32_t j = 0; j < BATCH; j++) {
+        float *x = o + 4 * (i + j);
+        x[0] = __fmaf_rn(old[j].x, by[0].old, x[0] * by[0].now);
+        x[1] = __fmaf_rn(old[j].y, by[0].old, x[1] * by[0].now);
+        x[2] = __fmaf_rn(old[j].z, by[1].old, x[2] * by[1].now);
+        x[3] = __fmaf_rn(old[j].w, by[1].old, x[3] * by[1].now);
     }
 }
 
-/* A chain ends that is not the last. */
+/* They are put away, and O begins again. */
 template <int D>
-static __device__ __forceinline__ void put_away(float *o, float4 *all)
+static __device__ __forceinline__ void put_away(float *o, struct past past,
+                                                uint32_t i)
 {
+    constexpr uint32_t N_NEAR = many<D>::N_NEAR;
 #pragma unroll
-    for (uint32_t i = 0; i < D / 8; i++) {
-        float *x = o + 4 * i;
+    for (uint32_t j = i; j < i + BATCH; j++) {
+        float *x = o + 4 * j;
         float4 y = {x[0], x[1], x[2], x[3]};
-        if (many<D>::HAS_SUM)
-            all[i * N_GROUP_THREAD] = y;
+        if (j < N_NEAR)
+            past.near[j * N_GROUP_THREAD] = y;
         else
-            __stcg(all + i * N_GROUP_THREAD, y);
+            __stcg(past.far + (j - N_NEAR) * N_GROUP_THREAD, y);
         x[0] = x[1] = x[2] = x[3] = 0.0f;
+    }
+}
+
+/* All of O at the end of a chain, batches fetched ahead; is_last: it stays. */
+template <int D>
+static __device__ __forceinline__ void
+merge_all(float *o, struct past past, const struct merge *by, bool is_last)
+{
+    constexpr uint32_t N = many<D>::N_UNIT / BATCH;
+    float4 old[N_AHEAD + 1][BATCH];
+
+#pragma unroll
+    for (uint32_t i = 0; i < N_AHEAD && i < N; i++)
+        fetch<D>(old[i], past, i * BATCH);
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++) {
+        if (i + N_AHEAD < N)
+            fetch<D>(old[(i + N_AHEAD) % (N_AHEAD + 1)], past,
+                     (i + N_AHEAD) * BATCH);
+        merge_old(o, old[i % (N_AHEAD + 1)], by, i * BATCH);
+        if (!is_last)
+            put_away<D>(o, past, i * BATCH);
     }
 }
 
@@ -414,8 +516,7 @@ static __device__ __forceinline__ void to_weights(uint32_t *p, const float *s)
 struct worker {
     uint32_t group;  /* 0 or 1: which 64 rows */
     uint32_t n_past; /* steps */
-    uint32_t n_tile;
-    float4 *all; /* this thread's O of past chains */
+    struct past past;
 };
 
 /* What a warpgroup has of a tile under way: step `at` of all its steps is the
@@ -499,8 +600,6 @@ static __device__ __forceinline__ void finish(struct pass<D> *x,
 {
     uint32_t last = x->at + x->n_step - 1, stage = stage_of<D>(last);
 
-    if (x->is_lead)
-        barrier_arrive(m.q_empty);
     barrier_wait(m.v_full + stage, phase_of<D>(last));
     wgmma_pin<D / 2>(x->o);
     words_pin<pass<D>::STEP / 4>(x->p);
@@ -511,6 +610,29 @@ static __device__ __forceinline__ void finish(struct pass<D> *x,
     wgmma_pin<D / 2>(x->o);
     if (x->is_lead)
         free_stage<D>(m.v_empty + stage);
+}
+
+/* Step i, when a chain ends before it. */
+template <int D>
+static __device__ __forceinline__ void
+change_chain(struct pass<D> *x, struct room<D> m, const struct worker &w,
+             uint32_t i)
+{
+    bool is_first = i * many<D>::STEP == ATTEND_CHAIN;
+    struct merge by[2];
+
+    issue(x, m, i, w.group);
+    end_chain(x->row, by, is_first);
+    softmax<D>(x->s, x->row, x->factor, i);
+    await(x, m, i);
+    to_weights<D>(x->p, x->s);
+    if (!is_first) {
+        merge_all<D>(x->o, w.past, by, false);
+        return;
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < many<D>::N_UNIT; j += BATCH)
+        put_away<D>(x->o, w.past, j);
 }
 
 /* 64 rows of a tile against its keys. */
@@ -536,34 +658,28 @@ static __device__ void consume(const struct many_call &c,
 #pragma unroll
     for (int i = 0; i < D / 2; i++)
         x.o[i] = 0.0f;
-    barrier_wait(m.q_full, w.n_tile % 2);
+    load_queries<D>(c.frame, tile, m.q, w.group);
     begin(&x, m);
     softmax<D>(x.s, x.row, x.factor, 0);
     to_weights<D>(x.p, x.s);
     if (x.n_step > 1)
         barrier_wait(m.k_full + stage_of<D>(x.at + 1), phase_of<D>(x.at + 1));
     for (uint32_t i = 1; i < x.n_step; i++) {
-        bool is_chain = i % N_CHAIN_STEP == 0, is_first = i == N_CHAIN_STEP;
-
+        if (i % N_CHAIN_STEP == 0) {
+            change_chain(&x, m, w, i);
+            continue;
+        }
         issue(&x, m, i, w.group);
-        if (is_chain)
-            end_chain(x.row, by, is_first);
         softmax<D>(x.s, x.row, x.factor, i);
         await(&x, m, i);
         to_weights<D>(x.p, x.s);
-        if (!is_chain) {
-            rescale<D>(x.o, x.factor);
-            continue;
-        }
-        if (!is_first)
-            merge_old<D>(x.o, w.all, by);
-        put_away<D>(x.o, w.all);
+        rescale<D>(x.o, x.factor);
     }
     finish(&x, m);
     bool is_first = x.n_step <= N_CHAIN_STEP;
     end_chain(x.row, by, is_first);
     if (!is_first)
-        merge_old<D>(x.o, w.all, by);
+        merge_all<D>(x.o, w.past, by, true);
     store<D>(x.o, x.row[0].all_sum, c.frame, tile, r);
     store<D>(x.o + 2, x.row[1].all_sum, c.frame, tile, r + 8);
 }
@@ -576,11 +692,11 @@ static __device__ void work(const struct many_call &c, struct room<D> m,
     struct worker w = {.group = group};
     struct tile tile;
 
-    if (many<D>::HAS_SUM)
-        w.all = m.sum + group * (64 * D / 4) + t;
-    else
-        w.all = (float4 *)(c.scratch + c.sum_at) +
-                (blockIdx.x * 2 + group) * (64 * D / 4) + t;
+    constexpr uint32_t N_NEAR = many<D>::N_NEAR;
+    constexpr uint32_t N_FAR = many<D>::N_UNIT - N_NEAR;
+    w.past.near = m.sum + group * N_NEAR * N_GROUP_THREAD + t;
+    w.past.far = (float4 *)(c.scratch + c.sum_at) +
+                 (blockIdx.x * 2 + group) * N_FAR * N_GROUP_THREAD + t;
     if (group == 1) /* the first turn is the other's */
         named_arrive(TURN, 2 * N_GROUP_THREAD);
     for (uint32_t round = 0; tile_take<D>(&tile, c, round); round++) {
@@ -588,7 +704,6 @@ static __device__ void work(const struct many_call &c, struct room<D> m,
             continue;
         consume<D>(c, tile, m, w);
         w.n_past += tile.n_step;
-        w.n_tile++;
     }
 }
 
@@ -602,8 +717,6 @@ static __global__ void __cluster_dims__(many<D>::N_CTA, 1, 1)
     uint32_t group = threadIdx.x / N_GROUP_THREAD;
 
     if (threadIdx.x == 0) {
-        barrier_init(m.q_full, 1);
-        barrier_init(m.q_empty, 2);
         for (uint32_t i = 0; i < many<D>::N_STAGE; i++) {
             barrier_init(m.k_full + i, 1);
             barrier_init(m.v_full + i, 1);
@@ -627,12 +740,6 @@ static __global__ void __cluster_dims__(many<D>::N_CTA, 1, 1)
     }
 }
 
-size_t many_q_bytes(const struct attend_frame *f, uint32_t n_row)
-{
-    size_t n_tile = many_tiles(*f, n_row);
-    return f->n_kv_head * n_tile * MANY_ROWS * attend_padded(f->d_head) * 2;
-}
-
 size_t many_k_bytes(const struct attend_frame *f, uint64_t n_key)
 {
     size_t n_step = (n_key + MANY_ROWS - 1) / MANY_ROWS;
@@ -641,8 +748,9 @@ size_t many_k_bytes(const struct attend_frame *f, uint64_t n_key)
 
 size_t many_sum_bytes(const struct attend_frame *f, uint32_t n_cta)
 {
-    uint32_t d = attend_padded(f->d_head);
-    return d > 128 ? (size_t)n_cta * MANY_ROWS * d * sizeof(float) : 0;
+    constexpr uint32_t N_FAR = many<256>::N_UNIT - many<256>::N_NEAR;
+    size_t bytes = 2 * N_FAR * N_GROUP_THREAD * sizeof(float4);
+    return attend_padded(f->d_head) > 128 ? n_cta * bytes : 0;
 }
 
 template <int D>
@@ -656,7 +764,7 @@ static void multiply_of(cudaStream_t stream, const struct many_call *c)
 
 void attend_many(cudaStream_t stream, const struct many_call *call)
 {
-    many_pack(stream, call);
+    many_rotate(stream, call);
     switch (attend_padded(call->frame.d_head)) {
     case 64:
         multiply_of<64>(stream, call);

@@ -10,7 +10,7 @@
 
 struct many_span {
     struct attend_span span;
-    size_t q_at, k_at; /* bytes into the scratch: its queries and its keys */
+    size_t k_at; /* bytes into the scratch: its keys */
 };
 
 struct many_call {
@@ -32,13 +32,11 @@ many_tiles(const struct attend_frame &frame, uint32_t n_row)
     return (n_row * frame.group + n - 1) / n * MANY_CTA;
 }
 
-/* Bytes of scratch for a span's queries, a span's keys, and for O of past
- * chains. */
-size_t many_q_bytes(const struct attend_frame *frame, uint32_t n_row);
+/* Bytes of scratch for a span's keys, and for O of past chains. */
 size_t many_k_bytes(const struct attend_frame *frame, uint64_t n_key);
 size_t many_sum_bytes(const struct attend_frame *frame, uint32_t n_cta);
 
-/* Fill the scratch with queries and keys (attend_pack.cu), then multiply. */
-void many_pack(cudaStream_t stream, const struct many_call *call);
+/* Fill the scratch with rotated keys (attend_rotate.cu), then multiply. */
+void many_rotate(cudaStream_t stream, const struct many_call *call);
 void attend_many(cudaStream_t stream, const struct many_call *call);
 #endif

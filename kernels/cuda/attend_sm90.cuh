@@ -99,6 +99,15 @@ bulk_copy_both(void *to, const void *from, uint32_t bytes, uint64_t *bar)
                  : "memory");
 }
 
+/* To the L2 cache; as aligned. */
+static __device__ __forceinline__ void bulk_prefetch(const void *from,
+                                                     uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from),
+                 "r"(bytes)
+                 : "memory");
+}
+
 /* Ordinary writes to shared memory before what the copy engine does next. */
 static __device__ __forceinline__ void copy_fence(void)
 {

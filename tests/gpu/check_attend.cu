@@ -12,6 +12,7 @@
  *     check_attend time           tables of times and bounds
  *     check_attend prompts        one of them
  *     check_attend long           the long ones of it
+ *     check_attend prompt D Q KV N  heads of D dims, a prompt of N tokens
  *     check_attend steps          the other
  */
 extern "C" {
@@ -639,6 +640,15 @@ static const struct shape d64 = {16, 1, 64, 64}, d128 = {16, 1, 128, 128};
 static const struct shape g128 = {4, 8, 128, 128}, d256 = {8, 1, 256, 64};
 static const struct shape g256 = {4, 4, 256, 64};
 
+static void time_one(struct gpu *gpu, char **number)
+{
+    uint32_t d = (uint32_t)atoi(number[0]), q = (uint32_t)atoi(number[1]);
+    uint32_t kv = (uint32_t)atoi(number[2]), n = (uint32_t)atoi(number[3]);
+    struct shape shape = {kv, q / kv, d, d > 128 ? 64 : d};
+
+    time_prefill(gpu, shape, n, n);
+}
+
 static void time_long(struct gpu *gpu)
 {
     time_prefill(gpu, d64, 16384, 16384);
@@ -687,6 +697,10 @@ int main(int argc, char **argv)
         return check_all(&gpu, SHORT, d_head);
     if (!strcmp(what, "tiny"))
         return check_all(&gpu, TINY, d_head);
+    if (!strcmp(what, "prompt") && argc == 6) {
+        time_one(&gpu, argv + 2);
+        return 0;
+    }
     if (!strcmp(what, "long")) {
         time_long(&gpu);
         return 0;

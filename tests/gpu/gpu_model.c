@@ -18,6 +18,8 @@ int main(int argc, char **argv)
 
     if (strcmp(what, "check") == 0)
         return cmd_check(argc - 1, argv + 1);
+    if (strcmp(what, "eval") == 0)
+        return cmd_eval(argc - 1, argv + 1);
     if (strcmp(what, "ops") == 0 && argc == 3)
         return gpu_ops(argv[2]);
     if (strcmp(what, "exact") == 0 && argc == 6)
@@ -25,10 +27,14 @@ int main(int argc, char **argv)
                          strtoull(argv[5], NULL, 10));
     if (strcmp(what, "time") == 0 && (argc == 4 || argc == 5))
         return gpu_time(argv[2], argv[3], argc == 5 ? argv[4] : "");
+    if (strcmp(what, "prefill") == 0 && argc > 4)
+        return gpu_prefill(argv[2], argv[3], argv + 4, (uint32_t)argc - 4);
     (void)fprintf(stderr, "usage: gpu_model check OPTIONS...\n"
+                          "       gpu_model eval OPTIONS...\n"
                           "       gpu_model ops BACKEND\n"
                           "       gpu_model exact BACKEND DIR N SEED\n"
                           "       gpu_model time BACKEND CONFIG "
-                          "[decode|prefill]\n");
+                          "[decode|prefill]\n"
+                          "       gpu_model prefill BACKEND CONFIG N...\n");
     return 2;
 }

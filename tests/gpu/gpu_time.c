@@ -127,7 +127,7 @@ static enum status measure_copy(struct bench *bench)
 }
 
 static enum status open_bench(const char *backend, const char *config,
-                              struct bench *bench)
+                              uint64_t n_context, struct bench *bench)
 {
     const struct model_choice choice = {backend, "auto", "bf16"};
     struct model_options options = {.n_context = 0};
@@ -140,7 +140,7 @@ static enum status open_bench(const char *backend, const char *config,
     real = options.backend;
     timed = timed_backend();
     options.backend = &timed;
-    options.n_context = 65536;
+    options.n_context = n_context;
     st = model_load_synthetic(config, 1, &options, &bench->model);
     if (st)
         return st;
@@ -368,18 +368,41 @@ static enum status time_all_prefill(struct bench *bench)
     return st;
 }
 
+static int close_bench(struct bench *bench, const char *config, enum status st)
+{
+    drop_memories(bench);
+    workspace_destroy(bench->workspace);
+    if (bench->model)
+        model_destroy(bench->model);
+    return st ? gpu_fail(config) : 0;
+}
+
 int gpu_time(const char *backend, const char *config, const char *part)
 {
     static struct bench bench;
-    enum status st = open_bench(backend, config, &bench);
+    enum status st = open_bench(backend, config, 65536, &bench);
 
     if (!st && strcmp(part, "prefill") != 0)
         st = time_all_decode(&bench);
     if (!st && strcmp(part, "decode") != 0)
         st = time_all_prefill(&bench);
-    drop_memories(&bench);
-    workspace_destroy(bench.workspace);
-    if (bench.model)
-        model_destroy(bench.model);
-    return st ? gpu_fail(config) : 0;
+    return close_bench(&bench, config, st);
+}
+
+int gpu_prefill(const char *backend, const char *config, char **depth,
+                uint32_t n_depth)
+{
+    static struct bench bench;
+    uint64_t n_context = 0;
+    enum status st;
+
+    for (uint32_t i = 0; i < n_depth; i++) {
+        const uint64_t n = strtoull(depth[i], NULL, 10) + ROW_MAX;
+
+        n_context = n > n_context ? n : n_context;
+    }
+    st = open_bench(backend, config, n_context, &bench);
+    for (uint32_t i = 0; i < n_depth && !st; i++)
+        st = time_prefill(&bench, strtoull(depth[i], NULL, 10), ROW_MAX);
+    return close_bench(&bench, config, st);
 }

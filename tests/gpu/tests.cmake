@@ -2,10 +2,11 @@
 # nothing but libc, so that it runs where only a driver is installed; run.sh
 # brings it there. Here it is held to work, with the device that is not there.
 if(TARGET model)
+  set(node ${PROJECT_SOURCE_DIR}/node)
+  file(GLOB eval CONFIGURE_DEPENDS ${node}/eval_*.c)
   set(parts ${PROJECT_SOURCE_DIR}/state/memory.c ${PROJECT_SOURCE_DIR}/state/spill.c
-    ${PROJECT_SOURCE_DIR}/node/cmd_check.c ${PROJECT_SOURCE_DIR}/node/golden.c
-    ${PROJECT_SOURCE_DIR}/node/golden_cases.c ${PROJECT_SOURCE_DIR}/node/solo.c
-    ${PROJECT_SOURCE_DIR}/node/subcommand.c)
+    ${node}/cmd_check.c ${node}/cmd_eval.c ${node}/golden.c ${node}/golden_cases.c
+    ${node}/solo.c ${node}/subcommand.c ${eval})
   file(GLOB gpu_model CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/*.c)
   add_executable(gpu_model ${gpu_model} ${parts})
   target_compile_options(gpu_model PRIVATE ${STRICT})

@@ -1,43 +1,11 @@
 /*
- * What goes ahead of attention of many rows: queries scaled, rounded and
- * tiled; keys rotated and tiled by steps.
+ * What goes ahead of attention of many rows: keys rotated and tiled by steps.
  *
- * Bound: 6 bytes a query dim and 4 a key dim over the bandwidth of a copy.
+ * Bound: 4 bytes a key dim over the bandwidth of a copy.
  */
 #include "kernels/cuda/attend_many.cuh"
 
 #define N_THREAD 256u
-
-/* 64 packed rows of a KV head a CTA. */
-template <int D>
-static __global__ void __launch_bounds__(N_THREAD)
-    pack_queries(const __grid_constant__ struct many_call c)
-{
-    const struct attend_frame &f = c.frame;
-    const struct many_span &s = c.span[blockIdx.z];
-    uint32_t n_packed = s.span.n_row * f.group, first = blockIdx.x * 64;
-    uint32_t n_tile = many_tiles(f, s.span.n_row) * 2;
-    if (blockIdx.x >= n_tile)
-        return;
-    unsigned char *to = c.scratch + s.q_at +
-                        ((size_t)blockIdx.y * n_tile + blockIdx.x) * D * 128;
-
-    for (uint32_t i = threadIdx.x; i < 64 * D / 8; i += N_THREAD) {
-        uint32_t r = i / (D / 8), e = i % (D / 8) * 8, packed = first + r;
-        size_t row = s.span.first_row + packed / f.group;
-        uint32_t head = blockIdx.y * f.group + packed % f.group;
-        float x[8] = {0.0f};
-        if (packed < n_packed && e < f.d_head) {
-            const float *q = f.q + row * f.q_stride + (size_t)head * f.d_head;
-#pragma unroll
-            for (uint32_t j = 0; j < 8; j++)
-                x[j] = q[e + j] * f.factor;
-        }
-        *(uint4 *)(to + tile_at(r, e, 64)) = {
-            bf16_pair(x[0], x[1]), bf16_pair(x[2], x[3]), bf16_pair(x[4], x[5]),
-            bf16_pair(x[6], x[7])};
-    }
-}
 
 /* A block of keys of all KV heads a CTA, so that angles are made once. */
 template <int D>
@@ -85,28 +53,24 @@ static __global__ void __launch_bounds__(N_THREAD)
 }
 
 template <int D>
-static void pack_of(cudaStream_t stream, const struct many_call *c)
+static void rotate_of(cudaStream_t stream, const struct many_call *c)
 {
-    uint32_t n_tile = many_tiles(c->frame, c->n_row_max) * 2;
     uint32_t n_block = (uint32_t)((c->n_key_max + 127) / 128 * 2);
 
-    pack_queries<D>
-        <<<dim3(n_tile, c->frame.n_kv_head, c->n_span), N_THREAD, 0, stream>>>(
-            *c);
     rotate_keys<D><<<dim3(n_block, c->n_span), N_THREAD, 0, stream>>>(*c);
 }
 
-void many_pack(cudaStream_t stream, const struct many_call *call)
+void many_rotate(cudaStream_t stream, const struct many_call *call)
 {
     switch (attend_padded(call->frame.d_head)) {
     case 64:
-        pack_of<64>(stream, call);
+        rotate_of<64>(stream, call);
         break;
     case 128:
-        pack_of<128>(stream, call);
+        rotate_of<128>(stream, call);
         break;
     default:
-        pack_of<256>(stream, call);
+        rotate_of<256>(stream, call);
         break;
     }
 }
