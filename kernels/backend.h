@@ -495,6 +495,7 @@ struct backend {
     bool (*is_supported)(void); /* by this machine */
     enum arithmetic arithmetic; /* in which its products are fastest */
     uint32_t arithmetics;       /* those it has, as ARITHMETIC_BIT()s */
+    bool has_f8;                /* products of weights in LINEAR_F8 */
 
     /*
      * NULL: operators read and write host memory. Otherwise that of a device,

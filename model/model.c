@@ -106,7 +106,8 @@ static struct digest digest_config(struct digest weights,
 static void name_numerics(struct model *model)
 {
     const size_t n_probe = (size_t)ROPE_PROBE * (model->rope.n_rot / 2);
-    const char *format = model->format == WEIGHT_W8 ? "w8-128"
+    const char *format = model->format == WEIGHT_W8   ? "w8-128"
+                         : model->format == WEIGHT_F8 ? "f8-128"
                          : model->format == WEIGHT_BF16 || !model->has_f32
                              ? "bf16"
                          : model->has_bf16 ? "mixed"
@@ -255,6 +256,8 @@ static uint64_t count_parameters(const struct arch *arch,
         const struct tensor *tensor = safetensors_at(weights, i);
         uint64_t n = 1;
 
+        if (tensor_is_scale(tensor->name))
+            continue;
         if (strncmp(tensor->name, prefix, strlen(prefix)) != 0 &&
             (config->is_tied || strcmp(tensor->name, arch->head) != 0))
             continue;
@@ -291,8 +294,13 @@ static enum status prepare(struct model *model,
     if (model->arithmetic == ARITHMETIC_MMA && model->format == WEIGHT_W8)
         return status_fail(STATUS_FAILED_PRECONDITION,
                            "numerics bf16-mma has no products of weights in "
-                           "w8, only in bf16");
-    if (model->arithmetic == ARITHMETIC_MMA)
+                           "w8, only in bf16 and f8");
+    if (model->format == WEIGHT_F8 && !model->backend->has_f8)
+        return status_fail(STATUS_FAILED_PRECONDITION,
+                           "backend '%s' has no products of weights in f8: "
+                           "cuda has, and ref, the slow one; w8 is for CPUs",
+                           model->backend->name);
+    if (model->arithmetic == ARITHMETIC_MMA && model->format == WEIGHT_AUTO)
         model->format = WEIGHT_BF16;
     model->layer = weights_room(model->config.n_layer * sizeof(struct layer));
     if (!model->layer)
@@ -337,7 +345,8 @@ static uint32_t find_name(const char *name, const char *const *list, uint32_t n)
 enum status model_options_find(const struct model_choice *choice,
                                struct model_options *out)
 {
-    static const char *const FORMAT[N_WEIGHT_FORMAT] = {"auto", "bf16", "w8"};
+    static const char *const FORMAT[N_WEIGHT_FORMAT] = {"auto", "bf16", "w8",
+                                                        "f8"};
     const char *numerics[N_ARITHMETIC];
     struct model_options options = *out;
     uint32_t arithmetic, format;
@@ -359,7 +368,8 @@ enum status model_options_find(const struct model_choice *choice,
     format = find_name(choice->weight_format, FORMAT, N_WEIGHT_FORMAT);
     if (format == N_WEIGHT_FORMAT)
         return status_fail(STATUS_INVALID_ARGUMENT,
-                           "no weight format '%s', there are: auto, bf16, w8",
+                           "no weight format '%s', there are: auto, bf16, w8, "
+                           "f8",
                            choice->weight_format);
     options.arithmetic = (enum arithmetic)arithmetic;
     options.weight_format = (enum weight_format)format;

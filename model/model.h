@@ -27,7 +27,8 @@ struct model_choice {
     const char *numerics;      /* "fp32", "bf16-pair", "bf16-tile", "bf16-mma";
                                   "auto": where the backend's products are
                                   fastest */
-    const char *weight_format; /* "auto" (as in the file), "bf16", "w8" */
+    const char *weight_format; /* "auto" (as in the file), "bf16", "w8",
+                                  "f8" */
 };
 
 /*
@@ -46,7 +47,7 @@ MUST_CHECK enum status model_options_find(const struct model_choice *choice,
  *   INVALID_ARGUMENT    n_context above the model's own
  *   RESOURCE_EXHAUSTED  no memory
  *   as backend_check() and device_create(); FAILED_PRECONDITION  the arithmetic
- *   has no products of weights in that format
+ *   or the backend has no products of weights in that format
  */
 MUST_CHECK enum status model_load(const char *dir,
                                   const struct model_options *options,

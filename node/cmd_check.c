@@ -92,6 +92,8 @@ static const struct golden_tolerance *tolerance_of(const struct model *model)
 {
     if (model_weight_format(model) == WEIGHT_W8)
         return &golden_tolerance_w8;
+    if (model_weight_format(model) == WEIGHT_F8)
+        return &golden_tolerance_f8;
     if (model_arithmetic(model) != ARITHMETIC_FP32 ||
         model_weight_format(model) != WEIGHT_AUTO)
         return &golden_tolerance_bf16;

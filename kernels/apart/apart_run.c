@@ -1,5 +1,7 @@
 #include "kernels/apart/apart_run.h"
 
+#include "kernels/ref/ref.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -125,6 +127,12 @@ static void *room(size_t n, size_t size)
 /* ------------------------------------------------------------------ products
  */
 
+static const struct backend *with_products(const struct backend *backend,
+                                           const struct linear *w)
+{
+    return w->type == LINEAR_F8 ? &backend_ref : backend;
+}
+
 static void run_linear(const struct backend *backend, enum apart_op op,
                        struct linear_args a)
 {
@@ -133,6 +141,7 @@ static void run_linear(const struct backend *backend, enum apart_op op,
     NEAR(a.y);
     NEAR(a.x);
     a.w = &w;
+    backend = with_products(backend, &w);
     if (op == APART_linear)
         backend->linear(NULL, &a);
     else
@@ -150,6 +159,7 @@ static void run_ffn(const struct backend *backend, enum apart_op op,
     a.gate = &gate;
     a.up = &up;
     a.down = &down;
+    backend = with_products(backend, &gate);
     if (op == APART_ffn)
         backend->ffn(NULL, &a);
     else
@@ -167,7 +177,7 @@ static void run_expert(const struct backend *backend, struct expert_args a)
     for (uint32_t e = 0; e < a.n_expert; e++)
         w[e] = near_linear(&a.w[e]);
     a.w = w;
-    backend->expert(NULL, &a);
+    with_products(backend, w)->expert(NULL, &a);
     free(w);
 }
 

@@ -40,6 +40,7 @@ const struct backend backend_ref = {
     .name = "ref",
     .is_supported = is_supported,
     .arithmetics = ARITHMETICS_CPU,
+    .has_f8 = true,
     .linear = linear,
     .linear_add = linear_add,
     .ffn = ffn,

@@ -5,8 +5,11 @@
  *
  *   gpu_model check --model DIR --golden DIR --backend cuda   as godwitd check
  *   gpu_model ops BACKEND                 small operators against ref
- *   gpu_model exact BACKEND DIR N SEED    laws over N random schedules
- *   gpu_model time BACKEND CONFIG         steps of a shape beside their bounds
+ *   gpu_model exact BACKEND DIR N SEED [FORMAT]
+ *                                         laws over N random schedules
+ *   gpu_model time BACKEND CONFIG [FORMAT]
+ *                                         steps of a shape beside their bounds
+ * FORMAT is that of the weights, bf16 or f8.
  *
  * Exit status 0: all held; 1: something did not; 2: it could not be tried.
  */
@@ -19,6 +22,6 @@ int gpu_fail(const char *what);
 
 int gpu_ops(const char *backend);
 int gpu_exact(const char *backend, const char *dir, uint32_t n_schedule,
-              uint64_t seed);
-int gpu_time(const char *backend, const char *config);
+              uint64_t seed, const char *format);
+int gpu_time(const char *backend, const char *config, const char *format);
 #endif

@@ -127,9 +127,9 @@ static enum status measure_copy(struct bench *bench)
 }
 
 static enum status open_bench(const char *backend, const char *config,
-                              struct bench *bench)
+                              const char *format, struct bench *bench)
 {
-    const struct model_choice choice = {backend, "auto", "bf16"};
+    const struct model_choice choice = {backend, "auto", format};
     struct model_options options = {.n_context = 0};
     static struct backend timed;
     const double start = now();
@@ -346,10 +346,10 @@ static enum status time_prefill(struct bench *bench, uint64_t n_token,
     return st;
 }
 
-int gpu_time(const char *backend, const char *config)
+int gpu_time(const char *backend, const char *config, const char *format)
 {
     static struct bench bench;
-    enum status st = open_bench(backend, config, &bench);
+    enum status st = open_bench(backend, config, format, &bench);
 
     if (!st)
         st = time_decode(&bench, 1, 4096);

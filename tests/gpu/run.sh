@@ -68,6 +68,11 @@ for model in tests/golden/*/config.json assets/models/*/config.json; do
     try "$gpu_model" exact cuda "$(dirname "$model")" "$n" 1
 done
 
+say "weights in FP8"
+try "$gpu_model" exact cuda tests/golden/qwen3_5_text "$n" 1 f8
+try "$gpu_model" check --model assets/models/godwit-tiny \
+    --golden tests/golden/godwit-tiny --backend cuda --weight-format f8
+
 say "goldens"
 for golden in tests/golden/*/golden.safetensors; do
     name=$(basename "$(dirname "$golden")")
@@ -92,6 +97,7 @@ for config in assets/configs/qwen3_5-9b.json \
     assets/configs/qwen3_5-35b-a3b-cut.json; do
     try "$gpu_model" time cuda "$config"
 done
+try "$gpu_model" time cuda assets/configs/qwen3_5-9b.json f8
 
 if [ -n "$failed" ]; then
     printf '\nFAILED:%s\n' "$failed"

@@ -26,12 +26,12 @@ struct node {
     uint32_t n_vocab;
 };
 
-static struct node open_node(const struct backend *backend,
-                             enum arithmetic arithmetic)
+static struct node open_format(const struct backend *backend,
+                               enum arithmetic arithmetic,
+                               enum weight_format format)
 {
-    const struct model_options options = {.backend = backend,
-                                          .arithmetic = arithmetic,
-                                          .weight_format = WEIGHT_BF16};
+    const struct model_options options = {
+        .backend = backend, .arithmetic = arithmetic, .weight_format = format};
     struct node node;
 
     cr_assert_eq(model_load(DIR, &options, &node.model), STATUS_OK, "%s",
@@ -43,6 +43,12 @@ static struct node open_node(const struct backend *backend,
     for (uint32_t i = 0; i < N_TOKEN; i++)
         token[i] = i * 2654435761u % node.n_vocab;
     return node;
+}
+
+static struct node open_node(const struct backend *backend,
+                             enum arithmetic arithmetic)
+{
+    return open_format(backend, arithmetic, WEIGHT_BF16);
 }
 
 static void close_node(struct node *node)
@@ -168,6 +174,42 @@ Test(device, a_session_that_was_stored_goes_on_with_the_bits_of_a_cpu)
     close_node(&host);
     free(wanted);
     free(found);
+}
+
+Test(device, weights_in_f8_give_the_bits_of_the_reference)
+{
+    struct node node = open_format(&backend_apart, ARITHMETIC_PAIR, WEIGHT_F8);
+    struct node host = open_format(cpu(), ARITHMETIC_PAIR, WEIGHT_F8);
+    struct memory *first = at_prefix(&node), *plain = at_prefix(&host);
+    float *wanted = room(&node), *found = room(&node);
+
+    cr_assert_str_eq(model_numerics(node.model), model_numerics(host.model));
+    cr_assert(strstr(model_numerics(node.model), "/f8-128/"));
+    go_on(&host, plain, wanted);
+    go_on(&node, first, found);
+    assert_same(&node, wanted, found);
+    memory_destroy(first);
+    memory_destroy(plain);
+    close_node(&node);
+    close_node(&host);
+    free(wanted);
+    free(found);
+}
+
+Test(device, weights_in_f8_are_refused_where_no_product_takes_them)
+{
+    struct backend without = *cpu();
+    const struct model_options options = {.backend = &without,
+                                          .weight_format = WEIGHT_F8};
+    struct model *model = NULL;
+
+    without.name = "fast";
+    without.has_f8 = false;
+    cr_assert_eq(model_load(DIR, &options, &model), STATUS_FAILED_PRECONDITION);
+    cr_assert_str_eq(status_reason(),
+                     "backend 'fast' has no products of weights in f8: cuda "
+                     "has, and ref, the slow one; w8 is for CPUs");
+    cr_assert_null(model);
 }
 
 Test(device, a_fork_and_its_parent_go_on_with_the_same_bits)
