@@ -125,6 +125,7 @@ const struct backend backend_cuda = {
     .arithmetic = ARITHMETIC_MMA,
     .arithmetics = ARITHMETIC_BIT(ARITHMETIC_MMA),
     .has_f8 = true,
+    .has_kv_int8 = true,
     .find_device = find_device,
     DEVICE_BACKEND_OPERATORS,
 };

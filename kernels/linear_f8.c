@@ -7,6 +7,7 @@
 
 #define E4M3_MAX 448.0f
 #define E4M3_TINY 0x1p-6f /* the smallest normal one; below, steps of 2^-9 */
+#define INFINITE_BITS 0x7f800000u /* and of NaN above */
 #define TINY_ONE 0x1.8p14f
 #define BIAS_LESS (127u - 7u)
 
@@ -67,17 +68,19 @@ struct block {
 
 static float block_scale(const struct block *b)
 {
-    float largest = 0.0f, zero = 0.0f;
+    uint32_t bits = 0; /* sizes are ordered as their bits are */
+    float largest;
 
     for (size_t r = 0; r < b->n_row; r++)
         for (size_t c = 0; c < b->n_column; c++) {
-            const float w = b->weight[r * b->stride + c];
+            const uint32_t size =
+                bits_of(b->weight[r * b->stride + c]) & 0x7fffffffu;
 
-            largest = fabsf(w) > largest ? fabsf(w) : largest;
-            zero += w * 0.0f; /* NaN as soon as one is not finite */
+            bits = size > bits ? size : bits;
         }
-    if (zero != 0.0f)
+    if (bits >= INFINITE_BITS)
         return NAN;
+    memcpy(&largest, &bits, sizeof(largest));
     /* The inverse is finite only for a normal scale. */
     return largest / E4M3_MAX < FLT_MIN ? 0.0f : largest / E4M3_MAX;
 }

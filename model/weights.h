@@ -33,6 +33,7 @@ struct weight_source {
     struct device *device;          /* in whose memory they end; NULL: host's */
     enum weight_format format;
     enum arithmetic arithmetic;
+    enum kv_format kv; /* of the blocks that layers will read */
 };
 
 /*

@@ -54,9 +54,11 @@ static void clear_span_padding(enum apart_op op, union apart_args *args)
 {
     switch (op) {
     case APART_kv_append:
+        CLEAR(args->kv_append, shape, args->kv_append.k);
         CLEAR_LAST(args->kv_append, n_span);
         return;
     case APART_attend:
+        CLEAR(args->attend, shape, args->attend.out);
         CLEAR(args->attend, scale, args->attend.span);
         CLEAR(args->attend, n_span, args->attend.first_block);
         return;
@@ -242,6 +244,12 @@ static void run_rope(const struct backend *backend, struct rope_args a)
 /* -------------------------------------------------------------------- mixers
  */
 
+static const struct backend *with_blocks(const struct backend *backend,
+                                         const struct attend_shape *shape)
+{
+    return shape->kv == KV_INT8 ? &backend_ref : backend;
+}
+
 /* The spans with tables of near blocks; free() them by free_spans(). */
 static struct attend_span *near_spans(const struct attend_span *span,
                                       uint32_t n)
@@ -278,7 +286,7 @@ static void run_kv_append(const struct backend *backend,
     NEAR(a.k);
     NEAR(a.v);
     a.span = span;
-    backend->kv_append(NULL, &a);
+    with_blocks(backend, &a.shape)->kv_append(NULL, &a);
     free_spans(span, a.n_span);
 }
 
@@ -292,7 +300,7 @@ static void run_attend(const struct backend *backend, struct attend_args a)
     NEAR(a.stat);
     a.span = span;
     a.table = &table;
-    backend->attend(NULL, &a);
+    with_blocks(backend, &a.shape)->attend(NULL, &a);
     free_spans(span, a.n_span);
 }
 

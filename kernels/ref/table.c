@@ -41,6 +41,7 @@ const struct backend backend_ref = {
     .is_supported = is_supported,
     .arithmetics = ARITHMETICS_CPU,
     .has_f8 = true,
+    .has_kv_int8 = true,
     .linear = linear,
     .linear_add = linear_add,
     .ffn = ffn,

@@ -372,11 +372,14 @@ static const char *best_cpu(void)
 /* Session 0 on the CPU: root mean squares of the difference and of the logits.
  */
 static enum status compare_cpu(const struct stage *stage, const char *dir,
-                               const char *format, double *out_error,
+                               const struct model_choice *as, double *out_error,
                                double *out_size)
 {
-    const struct model_choice choice = {
-        strcmp(format, "f8") == 0 ? "ref" : best_cpu(), "bf16-pair", format};
+    const bool is_ref = strcmp(as->weight_format, "f8") == 0 ||
+                        strcmp(as->kv_format, "int8") == 0;
+    const struct model_choice choice = {is_ref ? "ref" : best_cpu(),
+                                        "bf16-pair", as->weight_format,
+                                        as->kv_format};
     const struct track *track = &stage->track[0];
     const size_t n = (size_t)track->n_token * stage->n_vocab;
     struct stage other = {0};
@@ -410,9 +413,9 @@ static enum status compare_cpu(const struct stage *stage, const char *dir,
 #define FAR_MAX 0.25
 
 int gpu_exact(const char *backend, const char *dir, uint32_t n_schedule,
-              uint64_t seed, const char *format)
+              uint64_t seed, const char *format, const char *kv)
 {
-    const struct model_choice choice = {backend, "auto", format};
+    const struct model_choice choice = {backend, "auto", format, kv};
     struct stage stage = {.seed = seed};
     double error = 0, size = 1;
     enum status st = open_stage(&choice, dir, &stage);
@@ -421,7 +424,7 @@ int gpu_exact(const char *backend, const char *dir, uint32_t n_schedule,
         if (i % 8 == 0)
             st = play_whole(&stage);
         if (!st && i == 0)
-            st = compare_cpu(&stage, dir, format, &error, &size);
+            st = compare_cpu(&stage, dir, &choice, &error, &size);
         if (!st)
             st = play_schedule(&stage);
     }

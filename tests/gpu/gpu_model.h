@@ -5,11 +5,12 @@
  *
  *   gpu_model check --model DIR --golden DIR --backend cuda   as godwitd check
  *   gpu_model ops BACKEND                 small operators against ref
- *   gpu_model exact BACKEND DIR N SEED [FORMAT]
+ *   gpu_model exact BACKEND DIR N SEED [FORMAT [KV]]
  *                                         laws over N random schedules
- *   gpu_model time BACKEND CONFIG [FORMAT]
+ *   gpu_model time BACKEND CONFIG [FORMAT [KV]]
  *                                         steps of a shape beside their bounds
- * FORMAT is that of the weights, bf16 or f8.
+ * FORMAT is that of the weights, bf16 or f8; KV that of keys and values, auto
+ * or int8.
  *
  * Exit status 0: all held; 1: something did not; 2: it could not be tried.
  */
@@ -22,6 +23,7 @@ int gpu_fail(const char *what);
 
 int gpu_ops(const char *backend);
 int gpu_exact(const char *backend, const char *dir, uint32_t n_schedule,
-              uint64_t seed, const char *format);
-int gpu_time(const char *backend, const char *config, const char *format);
+              uint64_t seed, const char *format, const char *kv);
+int gpu_time(const char *backend, const char *config, const char *format,
+             const char *kv);
 #endif

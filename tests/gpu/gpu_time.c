@@ -127,9 +127,10 @@ static enum status measure_copy(struct bench *bench)
 }
 
 static enum status open_bench(const char *backend, const char *config,
-                              const char *format, struct bench *bench)
+                              const char *format, const char *kv,
+                              struct bench *bench)
 {
-    const struct model_choice choice = {backend, "auto", format};
+    const struct model_choice choice = {backend, "auto", format, kv};
     struct model_options options = {.n_context = 0};
     static struct backend timed;
     const double start = now();
@@ -346,10 +347,11 @@ static enum status time_prefill(struct bench *bench, uint64_t n_token,
     return st;
 }
 
-int gpu_time(const char *backend, const char *config, const char *format)
+int gpu_time(const char *backend, const char *config, const char *format,
+             const char *kv)
 {
     static struct bench bench;
-    enum status st = open_bench(backend, config, format, &bench);
+    enum status st = open_bench(backend, config, format, kv, &bench);
 
     if (!st)
         st = time_decode(&bench, 1, 4096);
