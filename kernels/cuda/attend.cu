@@ -123,9 +123,8 @@ static void extent_add(struct extent *extent, const struct attend_span *span)
     extent->n_key = n_key > extent->n_key ? n_key : extent->n_key;
 }
 
-static void launch_few(struct gpu *gpu, const struct attend_shape *shape,
-                       const struct attend_frame *frame,
-                       struct attend_span *span, uint32_t n_span)
+static void launch_few(struct gpu *gpu, const struct attend_frame *frame,
+                       const struct attend_span *span, uint32_t n_span)
 {
     struct extent extent = {0, 0};
 
@@ -133,22 +132,18 @@ static void launch_few(struct gpu *gpu, const struct attend_shape *shape,
         extent_add(&extent, &span[i]);
     struct few_call call = {
         .frame = *frame, .n_span = n_span, .n_sm = (uint32_t)gpu_n_sm(gpu)};
-    uint64_t n_block = wide_n_block(gpu, extent.n_key);
-    size_t wide = (wide_bytes(shape, n_span, n_block) + 1023) / 1024 * 1024;
-    if (gpu_is_recording(gpu) || gpu_is_replaying(gpu))
+    call.span = (const struct attend_span *)gpu_stage(gpu, span,
+                                                      n_span * sizeof(*span));
+    if (gpu_is_replaying(gpu))
+        return;
+    if (gpu_is_recording(gpu))
         extent.n_key = gpu_block_bound(gpu) * KV_BLOCK;
     uint32_t n_packed = extent.n_row * frame->group;
     call.n_row = n_packed > FEW_ROWS ? 2 * FEW_ROWS : FEW_ROWS;
     call.n_tile = (n_packed + call.n_row - 1) / call.n_row;
     call.n_chain = (uint32_t)((extent.n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN);
-    unsigned char *scratch =
-        (unsigned char *)gpu_scratch(gpu, wide + few_part_bytes(&call));
-    call.part = (float *)(scratch + wide);
-    attend_widen(gpu, shape, span, n_span, n_block, scratch);
-    call.span = (const struct attend_span *)gpu_stage(gpu, span,
-                                                      n_span * sizeof(*span));
-    if (!gpu_is_replaying(gpu))
-        attend_few(gpu_stream(gpu), &call);
+    call.part = (float *)gpu_scratch(gpu, few_part_bytes(&call));
+    attend_few(gpu_stream(gpu), &call);
 }
 
 static void launch_many(struct gpu *gpu, const struct attend_shape *shape,
@@ -203,8 +198,10 @@ static void launch(struct gpu *gpu, const struct attend_frame *frame,
         if ((!is_fixed && n_packed > n_few) == is_many)
             list[n++] = args->span[i];
         if (n == SPAN_MAX || (n && i + 1 == args->n_span)) {
-            (is_many ? launch_many : launch_few)(gpu, &args->shape, frame, list,
-                                                 n);
+            if (is_many)
+                launch_many(gpu, &args->shape, frame, list, n);
+            else
+                launch_few(gpu, frame, list, n);
             n = 0;
         }
     }
@@ -225,6 +222,7 @@ void cuda_attend(struct gpu *gpu, const struct attend_args *args)
         .group = shape.n_head / shape.n_kv_head,
         .d_head = shape.d_head,
         .factor = args->scale * 0x1.715476p+0f, /* log2(e) */
+        .is_int8 = shape.kv == KV_INT8,
     };
 
     assert(shape.d_head % 8 == 0 && shape.d_head <= ATTEND_DIM_MAX);

@@ -2,11 +2,10 @@
  * Blocks of int8: see attend_wide.cuh.
  *
  * append: a warp a tile's token, two dims a lane. widen: a CTA a tile of a
- * block, 8 dims of a token a thread at a time. A layer's past is read as int8,
- * written and read again as bf16: 2.4 times the bytes of a past that lies there
- * as bf16. What is gained is room: 4,352 instead of 8,192 bytes a tile, while
- * the scratch memory is that of one layer.
+ * block, 8 dims of a token a thread at a time; memory is the bound, 4,352 bytes
+ * read and 8,192 written a tile.
  */
+#include "kernels/cuda/attend_tile8.cuh"
 #include "kernels/cuda/attend_wide.cuh"
 #include "kernels/cuda/launch.cuh"
 
@@ -18,6 +17,8 @@
 #define SPAN_MAX 64u /* of a launch */
 #define TABLE_ALIGN 256u
 #define UNITS (KV_TILE_DIMS / 8) /* of 16 bytes as bf16 */
+
+static_assert(sizeof(struct kv_tile) == TILE8_BYTES, "of the same size");
 
 /* A span whose blocks are to be widened, and where to. */
 struct wide_span {
@@ -57,23 +58,29 @@ static __device__ int8_t quantised(float x, float inverse)
     return (int8_t)__float2int_rn(fminf(fmaxf(x * inverse, -127.0f), 127.0f));
 }
 
-/* As kernels/move.c does it. */
-static __device__ void put_token(struct kv_tile *tile, uint32_t j, float x,
-                                 float y)
+/* As kernels/move.c does it, to other places. */
+static __device__ void put_token(unsigned char *tile, bool is_key, uint32_t j,
+                                 float x, float y)
 {
     const uint32_t lane = threadIdx.x % 32;
     const float largest = warp_largest(x, y), scale = largest / 127.0f;
     const bool is_some = scale >= FLT_MIN;
     const float inverse = is_some ? 1.0f / scale : 0.0f;
+    const uint32_t d = 2 * lane;
     char2 q = {0, 0};
 
     if (is_some) {
         q.x = quantised(x, inverse);
         q.y = quantised(y, inverse);
     }
-    *(char2 *)&tile->q[j][2 * lane] = q;
+    *(int8_t *)(tile + (is_key ? key8_at(j, d) : value8_at(j, d))) = q.x;
+    *(int8_t *)(tile + (is_key ? key8_at(j, d + 1) : value8_at(j, d + 1))) =
+        q.y;
     if (lane == 0)
-        tile->scale[j] = largest != largest ? NAN : is_some ? scale : 0.0f;
+        *(float *)(tile + (is_key ? key8_scale_at(j) : value8_scale_at(j))) =
+            largest != largest ? NAN
+            : is_some          ? scale
+                               : 0.0f;
 }
 
 /*
@@ -99,7 +106,8 @@ static __global__ void __launch_bounds__(N_THREAD)
 
     if (b * KV_BLOCK >= end)
         return;
-    struct kv_tile *tile = (struct kv_tile *)span.block[b] + blockIdx.y;
+    unsigned char *tile =
+        (unsigned char *)span.block[b] + blockIdx.y * TILE8_BYTES;
 
     for (uint32_t j = threadIdx.x / 32; j < KV_BLOCK; j += N_WARP) {
         const uint64_t t = b * KV_BLOCK + j;
@@ -109,7 +117,7 @@ static __global__ void __launch_bounds__(N_THREAD)
 
         if (!is_new && (t < end || b * KV_BLOCK < span.position))
             continue;
-        put_token(tile, j, is_new && d < a.shape.d_head ? row[d] : 0.0f,
+        put_token(tile, is_key, j, is_new && d < a.shape.d_head ? row[d] : 0.0f,
                   is_new && d + 1 < a.shape.d_head ? row[d + 1] : 0.0f);
     }
 }
@@ -125,14 +133,16 @@ void append_int8(struct gpu *gpu, const struct kv_append_args *args,
 
 /* ------------------------------------------------------------------- widen */
 
-/* Four of int8 times their scale. */
-static __device__ uint2 widened(uint32_t q, float scale)
+/* Eight dims of token j. */
+static __device__ uint2 value_bytes(const unsigned char *tile, uint32_t j,
+                                    uint32_t d)
 {
-    const float x[4] = {(float)(int8_t)q, (float)(int8_t)(q >> 8),
-                        (float)(int8_t)(q >> 16), (float)(int8_t)(q >> 24)};
+    uint32_t word[2] = {0, 0};
 
-    return {bf16_pair(x[0] * scale, x[1] * scale),
-            bf16_pair(x[2] * scale, x[3] * scale)};
+#pragma unroll
+    for (uint32_t i = 0; i < 8; i++)
+        word[i / 4] |= (uint32_t)tile[value8_at(j, d + i)] << i % 4 * 8;
+    return {word[0], word[1]};
 }
 
 static __global__ void __launch_bounds__(N_THREAD)
@@ -141,23 +151,26 @@ static __global__ void __launch_bounds__(N_THREAD)
     launch_begin();
     const struct wide_span &s = spans[blockIdx.z];
     const uint64_t b = blockIdx.x;
+    const bool is_key = blockIdx.y < gridDim.y / 2;
 
     if (b * KV_BLOCK >= s.span.position + s.span.n_row)
         return;
-    const struct kv_tile *tile =
-        (const struct kv_tile *)s.span.block[b] + blockIdx.y;
+    const unsigned char *tile =
+        (const unsigned char *)s.span.block[b] + blockIdx.y * TILE8_BYTES;
     unsigned char *page = s.page + b * gridDim.y * TILE_BYTES;
     unsigned char *to = page + (size_t)blockIdx.y * TILE_BYTES;
 
     if (blockIdx.y == 0 && threadIdx.x == 0)
         s.table[b] = page;
     for (uint32_t i = threadIdx.x; i < KV_BLOCK * UNITS; i += N_THREAD) {
-        const uint32_t j = i / UNITS, u = i % UNITS;
-        const uint2 q = *(const uint2 *)&tile->q[j][8 * u];
-        const uint2 low = widened(q.x, tile->scale[j]);
-        const uint2 high = widened(q.y, tile->scale[j]);
+        const uint32_t j = i / UNITS, d = i % UNITS * 8;
+        const uint2 q = is_key ? *(const uint2 *)(tile + key8_at(j, d))
+                               : value_bytes(tile, j, d);
+        const float scale =
+            *(const float *)(tile +
+                             (is_key ? key8_scale_at(j) : value8_scale_at(j)));
 
-        *(uint4 *)(to + tile_at(j, 8 * u, 64)) = {low.x, low.y, high.x, high.y};
+        *(uint4 *)(to + tile_at(j, d, 64)) = widened_unit(q, scale);
     }
 }
 

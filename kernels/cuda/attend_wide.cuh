@@ -1,10 +1,10 @@
 #ifndef KERNELS_CUDA_ATTEND_WIDE_CUH
 #define KERNELS_CUDA_ATTEND_WIDE_CUH
 /*
- * Blocks of int8 (kernels/backend.h, KV_INT8) beside the kernels of attention,
- * which know bf16 alone: kv_append() quantises, and before attend() the spans'
- * blocks are widened into scratch memory, of one layer at a time. See
- * attend_wide.cu.
+ * Blocks of int8 (kernels/backend.h, KV_INT8): kv_append() quantises. Attention
+ * of few rows reads them as they are (attend_tile8.cuh); before that of many
+ * rows, and the plain one, the spans' blocks are widened into scratch memory,
+ * of one layer at a time. See attend_wide.cu.
  */
 #include "kernels/cuda/attend.cuh"
 #include "kernels/cuda/device.h"
