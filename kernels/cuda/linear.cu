@@ -35,7 +35,7 @@ static struct product_matrix rounded(struct gpu *gpu,
     job.n_row = a->n_row;
     job.n_in = a->w->n_in;
     if (to_do->is_placed)
-        f8_place_launch(gpu, &job);
+        f8_place_launch(gpu, &job, NULL);
     else
         round_launch(gpu, &job);
     m.at = to;

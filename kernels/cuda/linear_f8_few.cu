@@ -344,9 +344,16 @@ static __device__ __forceinline__ uint32_t x_pair(const float *x, uint32_t i,
     return round_pair(i < n_in ? x[i] : 0.0f, i + 1 < n_in ? x[i + 1] : 0.0f);
 }
 
+static __device__ __forceinline__ uint32_t bits_pair(const uint16_t *x,
+                                                     uint32_t i, uint32_t n)
+{
+    return i < n ? *(const uint32_t *)(x + i) : 0;
+}
+
 /* A thread makes the 16 bytes that a lane loads: of two steps of 16. */
 static __global__ void __launch_bounds__(PLACE_THREADS)
-    place_kernel(const struct round_job job, uint32_t n_padded)
+    place_kernel(const struct round_job job, const uint16_t *rounded,
+                 uint32_t n_padded)
 {
     const uint32_t at = blockIdx.y * PLACE_THREADS + threadIdx.x;
     const uint32_t i = at / 4 * 32 + at % 4 * 2;
@@ -354,14 +361,24 @@ static __global__ void __launch_bounds__(PLACE_THREADS)
 
     next_begin();
     previous_wait();
-    if (i < n_padded)
-        ((uint4 *)((uint16_t *)job.to + (size_t)blockIdx.x * n_padded))[at] =
-            make_uint4(x_pair(x, i, job.n_in), x_pair(x, i + 8, job.n_in),
-                       x_pair(x, i + 16, job.n_in),
-                       x_pair(x, i + 24, job.n_in));
+    if (i >= n_padded)
+        return;
+    uint4 *to = (uint4 *)((uint16_t *)job.to + (size_t)blockIdx.x * n_padded);
+    const uint32_t n = (job.n_in + LINEAR_PAD - 1) / LINEAR_PAD * LINEAR_PAD;
+    const uint16_t *from = rounded + (size_t)blockIdx.x * n;
+
+    if (rounded)
+        to[at] =
+            make_uint4(bits_pair(from, i, n), bits_pair(from, i + 8, n),
+                       bits_pair(from, i + 16, n), bits_pair(from, i + 24, n));
+    else
+        to[at] = make_uint4(x_pair(x, i, job.n_in), x_pair(x, i + 8, job.n_in),
+                            x_pair(x, i + 16, job.n_in),
+                            x_pair(x, i + 24, job.n_in));
 }
 
-void f8_place_launch(struct gpu *gpu, const struct round_job *job)
+void f8_place_launch(struct gpu *gpu, const struct round_job *job,
+                     const uint16_t *rounded)
 {
     const uint32_t n_padded = (uint32_t)linear_f8_n_block(job->n_in) * F8_BLOCK;
     const dim3 grid(job->n_row,
@@ -369,5 +386,6 @@ void f8_place_launch(struct gpu *gpu, const struct round_job *job)
     struct early_launch launch;
 
     early_launch_init(&launch, gpu, grid, PLACE_THREADS);
-    (void)cudaLaunchKernelEx(&launch.config, place_kernel, *job, n_padded);
+    (void)cudaLaunchKernelEx(&launch.config, place_kernel, *job, rounded,
+                             n_padded);
 }

@@ -151,7 +151,9 @@ struct round_job {
     const uint32_t *row;
     uint32_t n_row, n_in;
 };
-/* The same, placed; without `row`. */
-void f8_place_launch(struct gpu *gpu, const struct round_job *job);
+/* The same, placed; without `row`. Rows that are rounded already, [n_row][n_in]
+ * with n_in padded to LINEAR_PAD, are only placed: x is not read then. */
+void f8_place_launch(struct gpu *gpu, const struct round_job *job,
+                     const uint16_t *rounded);
 void round_launch(struct gpu *gpu, const struct round_job *job);
 #endif

@@ -291,7 +291,7 @@ static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
     round.n_in = n_in;
     round_launch(gpu, &round);
     round.to = placed;
-    f8_place_launch(gpu, &round);
+    f8_place_launch(gpu, &round, NULL);
     job.y = d.y;
     job.y_stride = d.y_stride;
     job.n_out = n_out;
