@@ -29,6 +29,14 @@
 #define CONV_WIDTH_MAX 8u
 #define EXPERT_MAX 1024u /* experts of one layer */
 
+/*
+ * Rounded rows: rows of n floats as scalar_to_bf16() rounds them, [n_row][n]
+ * without a stride, n a multiple of LINEAR_TILE, where all products of a row
+ * would round it (any arithmetic but FP32). With a backend that
+ * has_rounded_rows an operator may leave such rows for a product, which then
+ * reads them instead of floats. NULL everywhere else.
+ */
+
 /* y[r] = x[r] W^T, or y[r] += (x[r] W^T) for linear_add. */
 struct linear_args {
     float *y;
@@ -37,6 +45,7 @@ struct linear_args {
     size_t x_stride;
     uint32_t n_row;
     const struct linear *w;
+    const uint16_t *x_rounded; /* x is not read then */
 };
 
 /*
@@ -46,13 +55,14 @@ struct linear_args {
  * (x * that) * weight. Zhang and Sennrich 2019, arXiv:1910.07467.
  */
 struct norm_args {
-    float *y;
+    float *y; /* NULL where rounded rows are all that is wanted */
     size_t y_stride;
     const float *x;
     size_t x_stride;
     const float *weight; /* a (1 + w) norm has the 1 added at load */
     uint32_t n_row, n_group, dim;
     float eps;
+    uint16_t *y_rounded; /* of n_group * dim */
 };
 
 /* y = silu(gate) * up; x rows are [gate(n_ff) | up(n_ff)]. */
@@ -77,6 +87,7 @@ struct ffn_args {
     uint32_t n_row;
     const struct linear *gate, *up; /* [n_ff, n_in], of one type */
     const struct linear *down;      /* [n_out, n_ff] */
+    const uint16_t *x_rounded;      /* x is not read then */
 };
 
 /* y = y * sigmoid(gate), elementwise, dim floats a row. */
@@ -86,6 +97,7 @@ struct gate_args {
     const float *gate;
     size_t gate_stride;
     uint32_t n_row, dim;
+    uint16_t *y_rounded; /* y is not written then */
 };
 
 /* Rows of an embedding table; bf16 widens exactly. */
@@ -467,6 +479,25 @@ struct expert_args {
 };
 
 /*
+ * A layer's experts on their rows, in one go:
+ *     y[i] = (silu(g) * u) down[e]^T,  [g | u] = x[row[i]] gate_up[e]^T
+ * for place i of expert e, then, if there is a shared expert,
+ *     y[n_place + r] = ffn of x[r]
+ * with the bits of expert, swiglu, expert and ffn one after the other. All
+ * weights are BF16, an expert's one behind the other's at equal distances.
+ */
+struct experts_args {
+    float *y; /* [n_place + n_row] rows */
+    size_t y_stride;
+    const uint16_t *x_rounded; /* [n_row] rows */
+    uint32_t n_row;
+    const uint32_t *row, *first;         /* as expert_args */
+    const struct linear *gate_up, *down; /* [n_expert], of an even n_ff */
+    uint32_t n_expert, n_place;
+    const struct linear *gate, *up, *out; /* the shared expert's, or NULL */
+};
+
+/*
  * Add what its experts made of each row, in ascending order of experts, then
  * the shared expert, if any:
  *   s = chain over the chosen i: fma(weight[i], x[place[i]], s), from zero
@@ -511,6 +542,25 @@ struct peaks_args {
     uint32_t n;
 };
 
+/*
+ * For the sampler, of rows that lie on a device: the best of each, so that not
+ * all logits need to go to the host. Best first, of equals the lower id first;
+ * NaN and minus infinity take no part.
+ */
+#define TOPS_MAX 128u
+struct tops {
+    uint32_t n, is_all; /* listed; are those all that take part? */
+    float value[TOPS_MAX];
+    uint32_t id[TOPS_MAX];
+    double mass; /* sum of exp(x - value[0]), in any order */
+};
+struct tops_args {
+    struct tops *to; /* [n_row]; n is 0 too where it was too much to list */
+    const float *logit;
+    size_t logit_stride;
+    uint32_t n_row, n;
+};
+
 struct device_calls;
 
 struct backend {
@@ -520,6 +570,7 @@ struct backend {
     uint32_t arithmetics;       /* those it has, as ARITHMETIC_BIT()s */
     bool has_f8;                /* products of weights in LINEAR_F8 */
     bool has_kv_int8;           /* kv_append and attend of KV_INT8 */
+    bool has_rounded_rows;      /* its operators make and take them */
 
     /*
      * NULL: operators read and write host memory. Otherwise that of a device,
@@ -547,7 +598,10 @@ struct backend {
     void (*delta)(struct pool *pool, const struct delta_args *args);
     void (*route)(struct pool *pool, const struct route_args *args);
     void (*expert)(struct pool *pool, const struct expert_args *args);
+    /* NULL: only one after the other. */
+    void (*experts)(struct pool *pool, const struct experts_args *args);
     void (*combine)(struct pool *pool, const struct combine_args *args);
+    void (*tops)(struct pool *pool, const struct tops_args *args); /* or NULL */
     uint32_t (*draw)(const struct draw_args *args);
     void (*peaks)(const struct peaks_args *args);
 };

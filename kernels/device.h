@@ -21,7 +21,7 @@
 
 #define DEVICE_ALIGN 256u
 #define DEVICE_WHY_SIZE 256u
-#define DEVICE_ABI 1u /* of what lies behind the library's one symbol */
+#define DEVICE_ABI 2u /* of what lies behind the library's one symbol */
 
 /* Operators of struct backend that run on the device, with their arguments. */
 #define DEVICE_OPERATORS(X)                                                    \
@@ -43,7 +43,9 @@
     X(delta_gate, delta_gate_args)                                             \
     X(route, route_args)                                                       \
     X(expert, expert_args)                                                     \
-    X(combine, combine_args)
+    X(experts, experts_args)                                                   \
+    X(combine, combine_args)                                                   \
+    X(tops, tops_args)
 
 /*
  * What a step's operators will be. Two steps with equal fields and
@@ -182,8 +184,10 @@ void device_peaks(const struct peaks_args *args);
     .gate = device_gate, .embed = device_embed, .rope = device_rope,           \
     .kv_append = device_kv_append, .attend = device_attend,                    \
     .conv = device_conv, .delta_gate = device_delta_gate,                      \
-    .delta = device_delta, .route = device_route, .expert = device_expert,     \
-    .combine = device_combine, .draw = device_draw, .peaks = device_peaks
+    .has_rounded_rows = true, .delta = device_delta, .route = device_route,    \
+    .expert = device_expert, .experts = device_experts,                        \
+    .combine = device_combine, .tops = device_tops, .draw = device_draw,       \
+    .peaks = device_peaks
 
 /* The one symbol of a device's library: NULL when `abi` is not its own. */
 #define DEVICE_SYMBOL "godwit_device"

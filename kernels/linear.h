@@ -37,6 +37,7 @@
  */
 #include "base/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -82,6 +83,12 @@ struct linear {
     void *panel;           /* 64-byte aligned; owned */
     struct device *device; /* in whose memory it lies; NULL: the host's */
 };
+
+/* Its products round x: those of FP32 alone do not. */
+static inline bool linear_rounds(const struct linear *linear)
+{
+    return linear->arithmetic != ARITHMETIC_FP32;
+}
 
 /*
  * Room for [n_out, n_in] weights, all zero. F32 weights get FP32 whatever

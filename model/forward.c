@@ -37,16 +37,20 @@ struct workspace {
     uint64_t piece_fma;
     size_t bytes;
     /* Where operators work, the model's device or the host: */
-    float *residual;    /* [max_row, hidden], as is normed */
-    float *normed;      /* what the layer's half reads */
-    float *work;        /* mixer's or mlp's; never both */
-    float *logit;       /* [max_logit, n_vocab] */
-    float *taken;       /* the logits where the host reads them; without a
-                           device the same memory */
-    struct cause cause; /* why the newest pass failed, or OK */
-    uint64_t *position; /* [max_row] */
-    struct span *span;  /* [max_span] the parts that lie in a piece */
-    void *span_work;    /* [max_span][MIXER_SPAN_WORK_BYTES] */
+    float *residual;         /* [max_row, hidden], as is normed */
+    float *normed;           /* what the layer's half reads */
+    uint16_t *rounded;       /* the same rounded rows, or NULL */
+    float *work;             /* mixer's or mlp's; never both */
+    float *logit;            /* [max_logit, n_vocab] */
+    float *taken;            /* the logits where the host reads them; without a
+                                device the same memory */
+    struct tops *tops;       /* [max_logit] of the logits; NULL without a
+                                device that can find them, as is: */
+    struct tops *taken_tops; /* where the host reads them */
+    struct cause cause;      /* why the newest pass failed, or OK */
+    uint64_t *position;      /* [max_row] */
+    struct span *span;       /* [max_span] the parts that lie in a piece */
+    void *span_work;         /* [max_span][MIXER_SPAN_WORK_BYTES] */
     struct view_room views;
 };
 
@@ -97,7 +101,7 @@ static enum status take_all_floats(struct workspace *it)
     const struct config *c = &it->model->config;
     const size_t max_row = it->max_row;
     const size_t n_logit = ((size_t)it->max_logit + 1) * c->n_vocab;
-    void *taken = NULL;
+    void *taken = NULL, *rounded = NULL;
     enum status st = take_floats(it, max_row * c->hidden, &it->residual);
 
     if (!st)
@@ -106,10 +110,32 @@ static enum status take_all_floats(struct workspace *it)
         st = take_floats(it, max_row * work_floats(it->model), &it->work);
     if (!st)
         st = take_floats(it, n_logit, &it->logit);
+    if (!st && it->model->backend->has_rounded_rows &&
+        c->hidden % LINEAR_TILE == 0)
+        st = device_take(it->model->device,
+                         max_row * c->hidden * sizeof(*it->rounded), &rounded);
+    it->rounded = rounded;
     if (!st && it->model->device)
         st = device_take_host(it->model->device, n_logit * sizeof(float),
                               &taken);
     it->taken = it->model->device ? taken : it->logit;
+    return st;
+}
+
+static enum status take_tops(struct workspace *it)
+{
+    const size_t bytes = it->max_logit * sizeof(struct tops);
+    struct device *device = it->model->device;
+    void *tops = NULL, *taken = NULL;
+    enum status st;
+
+    if (!device || !it->model->backend->tops)
+        return STATUS_OK;
+    st = device_take(device, bytes, &tops);
+    it->tops = tops;
+    if (!st)
+        st = device_take_host(device, bytes, &taken);
+    it->taken_tops = taken;
     return st;
 }
 
@@ -147,7 +173,7 @@ enum status workspace_create(const struct model *model, uint32_t max_row,
         !(it->position = take(it, max_row, sizeof(uint64_t))) ||
         !(it->span = take(it, max_span, sizeof(*it->span))) ||
         !(it->span_work = take(it, max_span, MIXER_SPAN_WORK_BYTES)) ||
-        take_views(it)) {
+        take_tops(it) || take_views(it)) {
         workspace_destroy(it);
         return STATUS_RESOURCE_EXHAUSTED;
     }
@@ -164,10 +190,14 @@ void workspace_destroy(struct workspace *workspace)
     device = workspace->model->device;
     device_give(device, workspace->residual);
     device_give(device, workspace->normed);
+    device_give(device, workspace->rounded);
     device_give(device, workspace->work);
     device_give(device, workspace->logit);
-    if (device)
+    device_give(device, workspace->tops);
+    if (device) {
         device_give_host(device, workspace->taken);
+        device_give_host(device, workspace->taken_tops);
+    }
     free(workspace->position);
     free(workspace->span);
     free(workspace->span_work);
@@ -225,6 +255,26 @@ static float *normed_of(const struct workspace *workspace, uint32_t row)
     return workspace->normed + (size_t)row * workspace->model->config.hidden;
 }
 
+static uint16_t *rounded_of(const struct workspace *workspace, uint32_t row)
+{
+    return workspace->rounded
+               ? workspace->rounded +
+                     (size_t)row * workspace->model->config.hidden
+               : NULL;
+}
+
+/* Does the half under way read normed rows as floats? The mixers' products and
+ * the head are of the model's arithmetic. */
+static bool wants_floats(const struct workspace *workspace)
+{
+    const struct model *model = workspace->model;
+    const uint32_t half = workspace->pass.half;
+
+    if (!workspace->rounded || model->arithmetic != ARITHMETIC_MMA)
+        return true;
+    return half % 2 && mlp_wants_floats(&model->layer[half / 2].mlp);
+}
+
 static void norm_piece(struct workspace *workspace, struct pool *pool,
                        const float *weight)
 {
@@ -232,15 +282,18 @@ static void norm_piece(struct workspace *workspace, struct pool *pool,
     const struct pass *pass = &workspace->pass;
 
     workspace->model->backend->rms_norm(
-        pool, &(struct norm_args){.y = normed_of(workspace, pass->row),
-                                  .y_stride = c->hidden,
-                                  .x = residual_of(workspace, pass->row),
-                                  .x_stride = c->hidden,
-                                  .weight = weight,
-                                  .n_row = pass->end - pass->row,
-                                  .n_group = 1,
-                                  .dim = c->hidden,
-                                  .eps = (float)c->rms_eps});
+        pool, &(struct norm_args){
+                  .y = wants_floats(workspace) ? normed_of(workspace, pass->row)
+                                               : NULL,
+                  .y_stride = c->hidden,
+                  .x = residual_of(workspace, pass->row),
+                  .x_stride = c->hidden,
+                  .weight = weight,
+                  .n_row = pass->end - pass->row,
+                  .n_group = 1,
+                  .dim = c->hidden,
+                  .eps = (float)c->rms_eps,
+                  .y_rounded = rounded_of(workspace, pass->row)});
 }
 
 static void embed_piece(struct workspace *workspace, struct pool *pool)
@@ -301,6 +354,7 @@ static bool mix_piece(struct workspace *workspace, struct pool *pool,
                               .span = workspace->span,
                               .n_span = clip_spans(workspace),
                               .x = normed_of(workspace, pass->row),
+                              .x_rounded = rounded_of(workspace, pass->row),
                               .residual = residual_of(workspace, pass->row),
                               .work = workspace->work,
                               .span_work = workspace->span_work,
@@ -317,6 +371,7 @@ static void feed_piece(struct workspace *workspace, struct pool *pool)
              &(struct mlp_args){.backend = workspace->model->backend,
                                 .pool = pool,
                                 .x = normed_of(workspace, pass->row),
+                                .x_rounded = rounded_of(workspace, pass->row),
                                 .residual = residual_of(workspace, pass->row),
                                 .work = workspace->work,
                                 .n_row = pass->end - pass->row});
@@ -348,7 +403,11 @@ static void head_piece(struct workspace *workspace, struct pool *pool)
                                     .x = normed_of(workspace, pass->row),
                                     .x_stride = model->config.hidden,
                                     .n_row = pass->end - pass->row,
-                                    .w = &model->head});
+                                    .w = &model->head,
+                                    .x_rounded =
+                                        linear_rounds(&model->head)
+                                            ? rounded_of(workspace, pass->row)
+                                            : NULL});
 }
 
 /* ------------------------------------------------------------------ pieces */
@@ -508,14 +567,22 @@ static bool is_decode(const struct pass *pass)
            pass->batch.n_logit == pass->batch.n_row;
 }
 
+static bool has_tops(const struct workspace *workspace)
+{
+    return workspace->tops && workspace->pass.batch.is_sampled;
+}
+
+/* What is asked for depends on whether there are tops, so then it is another
+ * owner's. */
 static struct device_step describe(const struct workspace *workspace,
                                    bool is_whole)
 {
     const struct batch *batch = &workspace->pass.batch;
-    struct device_step it = {.owner = workspace,
-                             .n_row = batch->n_row,
-                             .is_repeatable =
-                                 is_whole && is_decode(&workspace->pass)};
+    const void *owner = workspace;
+    struct device_step it = {
+        .owner = has_tops(workspace) ? &workspace->tops : owner,
+        .n_row = batch->n_row,
+        .is_repeatable = is_whole && is_decode(&workspace->pass)};
 
     for (uint32_t i = 0; i < batch->n_row; i++) {
         const uint64_t n_block = workspace->position[i] / KV_BLOCK + 1;
@@ -523,6 +590,27 @@ static struct device_step describe(const struct workspace *workspace,
         it.n_block = n_block > it.n_block ? n_block : it.n_block;
     }
     return it;
+}
+
+static void take_results(const struct workspace *workspace)
+{
+    const struct model *model = workspace->model;
+    const uint32_t n_logit = workspace->pass.batch.n_logit;
+    const size_t n_vocab = model->config.n_vocab;
+
+    if (!has_tops(workspace)) {
+        device_read(model->device, workspace->taken, workspace->logit,
+                    n_logit * n_vocab * sizeof(float));
+        return;
+    }
+    model->backend->tops(model->pool,
+                         &(struct tops_args){.to = workspace->tops,
+                                             .logit = workspace->logit,
+                                             .logit_stride = n_vocab,
+                                             .n_row = n_logit,
+                                             .n = (uint32_t)n_vocab});
+    device_read(model->device, workspace->taken_tops, workspace->tops,
+                n_logit * sizeof(*workspace->tops));
 }
 
 /* Ask for parts until the pass is done (true) or, unless it shall be whole, for
@@ -536,9 +624,7 @@ static bool ask_parts(struct workspace *workspace, bool is_whole)
         is_done = step(workspace, model->pool, UINT64_MAX);
     while (!is_done && is_whole);
     if (is_done)
-        device_read(model->device, workspace->taken, workspace->logit,
-                    (size_t)workspace->pass.batch.n_logit *
-                        model->config.n_vocab * sizeof(float));
+        take_results(workspace);
     return is_done;
 }
 
@@ -621,6 +707,26 @@ void pass_set_piece(struct workspace *workspace, uint64_t n_fma)
 const float *pass_logits(const struct workspace *workspace)
 {
     return workspace->taken;
+}
+
+const struct tops *pass_tops(const struct workspace *workspace)
+{
+    return has_tops(workspace) ? workspace->taken_tops : NULL;
+}
+
+void pass_fetch(struct workspace *workspace, uint32_t i)
+{
+    const struct model *model = workspace->model;
+    const size_t n_vocab = model->config.n_vocab;
+
+    assert(i < workspace->pass.batch.n_logit);
+    device_read(model->device, workspace->taken + i * n_vocab,
+                workspace->logit + i * n_vocab, n_vocab * sizeof(float));
+}
+
+enum status pass_fetched(struct workspace *workspace)
+{
+    return device_wait(workspace->model->device);
 }
 
 const float *model_forward(const struct model *model, struct pool *pool,

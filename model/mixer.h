@@ -88,9 +88,10 @@ struct mixer_batch {
     const uint64_t *position; /* [n_row] */
     const struct span *span;
     uint32_t n_span;
-    const float *x;  /* [n_row, hidden] normed input */
-    float *residual; /* [n_row, hidden] the output is added here */
-    float *work;     /* [n_row, row_floats], 64-byte aligned */
+    const float *x;            /* [n_row, hidden] normed input */
+    const uint16_t *x_rounded; /* the same for products that round, or NULL */
+    float *residual;           /* [n_row, hidden] the output is added here */
+    float *work;               /* [n_row, row_floats], 64-byte aligned */
     void *span_work; /* room for n_span of the mixer's own span structs */
     struct view_room *views;
     uint64_t max_fma; /* see rows(); UINT64_MAX: no limit */
@@ -145,6 +146,14 @@ struct mixer {
 static inline size_t row_stride(size_t n_float)
 {
     return (n_float + 15) / 16 * 16;
+}
+
+/* May what is made for this product be rounded rows? */
+static inline bool mixer_rounds(const struct mixer_batch *batch,
+                                const struct linear *w)
+{
+    return batch->backend->has_rounded_rows && linear_rounds(w) &&
+           w->n_in % LINEAR_TILE == 0;
 }
 
 extern const struct mixer mixer_softmax;

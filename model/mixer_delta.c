@@ -375,10 +375,11 @@ static void recur(const struct mixer_layer *layer,
                              .n_span = batch->n_span});
 }
 
-/* out = norm(out) * silu(z) per head, then residual += out_proj(out). */
+/* out = norm(out) * silu(z) per head, then residual += out_proj(out); with
+ * rounded rows between the two where there is room for them. */
 static void finish(const struct mixer_layer *layer,
                    const struct mixer_batch *batch, const float *fused,
-                   float *out)
+                   float *out, uint16_t *rounded)
 {
     const struct backend *backend = batch->backend;
     const struct fused at = fused_of(layer->shape);
@@ -386,7 +387,7 @@ static void finish(const struct mixer_layer *layer,
 
     backend->gated_norm(
         batch->pool,
-        &(struct gated_norm_args){.norm = {.y = out,
+        &(struct gated_norm_args){.norm = {.y = rounded ? NULL : out,
                                            .y_stride = stride,
                                            .x = out,
                                            .x_stride = stride,
@@ -394,7 +395,8 @@ static void finish(const struct mixer_layer *layer,
                                            .n_row = batch->n_row,
                                            .n_group = layer->shape.n_v_head,
                                            .dim = layer->shape.d_v,
-                                           .eps = layer->eps},
+                                           .eps = layer->eps,
+                                           .y_rounded = rounded},
                                   .z = fused + at.z,
                                   .z_stride = at.stride});
     backend->linear_add(batch->pool,
@@ -403,7 +405,8 @@ static void finish(const struct mixer_layer *layer,
                                               .x = out,
                                               .x_stride = stride,
                                               .n_row = batch->n_row,
-                                              .w = &layer->out});
+                                              .w = &layer->out,
+                                              .x_rounded = rounded});
 }
 
 /* Nothing here grows with the past. */
@@ -424,7 +427,10 @@ static bool rows(const struct mixer_layer *layer,
                                           .x = batch->x,
                                           .x_stride = layer->in.n_in,
                                           .n_row = batch->n_row,
-                                          .w = &layer->in});
+                                          .w = &layer->in,
+                                          .x_rounded = linear_rounds(&layer->in)
+                                                           ? batch->x_rounded
+                                                           : NULL});
     convolve(layer, batch, fused, qkv);
     backend->delta_gate(batch->pool,
                         &(struct delta_gate_args){
@@ -439,7 +445,9 @@ static bool rows(const struct mixer_layer *layer,
                             .n_row = batch->n_row,
                             .n_v_head = layer->shape.n_v_head});
     recur(layer, batch, qkv, gates, out);
-    finish(layer, batch, fused, out);
+    /* q k v have been read, and leave room. */
+    finish(layer, batch, fused, out,
+           mixer_rounds(batch, &layer->out) ? (uint16_t *)qkv : NULL);
     (void)cursor;
     return true;
 }

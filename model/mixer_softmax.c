@@ -63,7 +63,8 @@ static void plan(const struct config *config, struct mixer_numerics numerics,
     *out = (struct mixer_plan){
         .block_bytes = kv_block_bytes(shape),
         .row_floats = fused.stride + row_stride(n_q) +
-                      row_stride(2 * (size_t)shape.n_head),
+                      row_stride(2 * (size_t)shape.n_head) +
+                      row_stride(n_q / 2),
         .row_flops = 2.0 * (double)config->hidden * (double)(fused.width + n_q),
         .past_flops = 4.0 * (double)n_q,
     };
@@ -174,6 +175,7 @@ static void norm_heads(const struct mixer_layer *layer,
 struct work {
     struct fused at;
     float *fused, *out, *stat; /* [n_row] rows of the strides below */
+    uint16_t *rounded;         /* [n_row] rows of n_q */
     size_t out_stride, stat_stride;
 };
 
@@ -188,6 +190,7 @@ static struct work work_of(const struct mixer_layer *layer,
     work.fused = batch->work;
     work.out = work.fused + batch->n_row * work.at.stride;
     work.stat = work.out + batch->n_row * work.out_stride;
+    work.rounded = (uint16_t *)(work.stat + batch->n_row * work.stat_stride);
     return work;
 }
 
@@ -243,7 +246,10 @@ static void project(const struct mixer_layer *layer,
                                           .x = batch->x,
                                           .x_stride = layer->in.n_in,
                                           .n_row = batch->n_row,
-                                          .w = &layer->in});
+                                          .w = &layer->in,
+                                          .x_rounded = linear_rounds(&layer->in)
+                                                           ? batch->x_rounded
+                                                           : NULL});
     norm_heads(layer, batch, q, stride, shape.n_head, layer->q_norm);
     norm_heads(layer, batch, k, stride, shape.n_kv_head, layer->k_norm);
     if (view_is_partial(batch))
@@ -365,6 +371,9 @@ static void finish(const struct mixer_layer *layer,
 {
     const struct backend *backend = batch->backend;
     const struct work work = work_of(layer, batch);
+    uint16_t *rounded = layer->has_gate && mixer_rounds(batch, &layer->out)
+                            ? work.rounded
+                            : NULL;
 
     if (layer->has_gate)
         backend->gate(batch->pool,
@@ -373,14 +382,16 @@ static void finish(const struct mixer_layer *layer,
                                           .gate = work.fused + work.at.gate,
                                           .gate_stride = work.at.stride,
                                           .n_row = batch->n_row,
-                                          .dim = layer->out.n_in});
+                                          .dim = layer->out.n_in,
+                                          .y_rounded = rounded});
     backend->linear_add(batch->pool,
                         &(struct linear_args){.y = batch->residual,
                                               .y_stride = layer->out.n_out,
                                               .x = work.out,
                                               .x_stride = work.out_stride,
                                               .n_row = batch->n_row,
-                                              .w = &layer->out});
+                                              .w = &layer->out,
+                                              .x_rounded = rounded});
 }
 
 enum stage { STAGE_PROJECT, STAGE_ATTEND, STAGE_FINISH };

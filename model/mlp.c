@@ -90,19 +90,27 @@ size_t mlp_row_floats(const struct config *config)
     return config->n_expert ? moe_row_floats(config) : 0;
 }
 
+bool mlp_wants_floats(const struct mlp *mlp)
+{
+    return mlp->moe || !linear_rounds(&mlp->gate);
+}
+
 void mlp_rows(const struct mlp *mlp, const struct mlp_args *args)
 {
     if (mlp->moe) {
         moe_rows(mlp->moe, args);
         return;
     }
-    args->backend->ffn_add(args->pool,
-                           &(struct ffn_args){.y = args->residual,
-                                              .y_stride = mlp->down.n_out,
-                                              .x = args->x,
-                                              .x_stride = mlp->gate.n_in,
-                                              .n_row = args->n_row,
-                                              .gate = &mlp->gate,
-                                              .up = &mlp->up,
-                                              .down = &mlp->down});
+    args->backend->ffn_add(
+        args->pool, &(struct ffn_args){.y = args->residual,
+                                       .y_stride = mlp->down.n_out,
+                                       .x = args->x,
+                                       .x_stride = mlp->gate.n_in,
+                                       .n_row = args->n_row,
+                                       .gate = &mlp->gate,
+                                       .up = &mlp->up,
+                                       .down = &mlp->down,
+                                       .x_rounded = linear_rounds(&mlp->gate)
+                                                        ? args->x_rounded
+                                                        : NULL});
 }

@@ -46,6 +46,9 @@ double mlp_row_flops(const struct config *config, uint32_t layer);
 /* Floats of workspace per row, enough for all layers. */
 size_t mlp_row_floats(const struct config *config);
 
+/* Does it read x as floats where there are rounded rows, too? */
+bool mlp_wants_floats(const struct mlp *mlp);
+
 /*
  * residual [n_row, hidden] += mlp(x [n_row, hidden]); work is
  * [n_row, mlp_row_floats()], 64-byte aligned.
@@ -53,7 +56,8 @@ size_t mlp_row_floats(const struct config *config);
 struct mlp_args {
     const struct backend *backend;
     struct pool *pool;
-    const float *x;
+    const float *x;            /* NULL where mlp_wants_floats() says so */
+    const uint16_t *x_rounded; /* the same for products that round, or NULL */
     float *residual;
     float *work;
     uint32_t n_row;

@@ -135,6 +135,7 @@ struct batch {
     uint32_t n_span;
     const uint32_t *logit_row; /* rows whose logits are wanted, ascending */
     uint32_t n_logit;
+    bool is_sampled; /* pass_tops() will do, where there are any */
 };
 
 /*

@@ -387,6 +387,44 @@ static void run_experts(const struct moe *moe, const struct mlp_args *args,
                                                       .n_place = n_place});
 }
 
+static bool is_bf16(const struct linear *w)
+{
+    return w->type == LINEAR_BF16 && linear_rounds(w);
+}
+
+/* May the backend be asked for all of it at once? */
+static bool is_together(const struct moe *moe, const struct mlp_args *args)
+{
+    const struct mlp *shared = &moe->shared;
+
+    return args->backend->experts && args->x_rounded && is_bf16(moe->gate_up) &&
+           is_bf16(moe->down) && moe->down->n_in % 2 == 0 &&
+           (!shared->down.n_in ||
+            (is_bf16(&shared->gate) && is_bf16(&shared->down)));
+}
+
+static void run_together(const struct moe *moe, const struct mlp_args *args,
+                         const struct room *r)
+{
+    const struct mlp *shared = moe->shared.down.n_in ? &moe->shared : NULL;
+
+    args->backend->experts(
+        args->pool,
+        &(struct experts_args){.y = r->down,
+                               .y_stride = r->hidden,
+                               .x_rounded = args->x_rounded,
+                               .n_row = args->n_row,
+                               .row = r->by.row,
+                               .first = r->by.first,
+                               .gate_up = moe->gate_up,
+                               .down = moe->down,
+                               .n_expert = moe->n_expert,
+                               .n_place = args->n_row * moe->n_chosen,
+                               .gate = shared ? &shared->gate : NULL,
+                               .up = shared ? &shared->up : NULL,
+                               .out = shared ? &shared->down : NULL});
+}
+
 static void run_shared(const struct moe *moe, const struct mlp_args *args,
                        const struct room *r)
 {
@@ -407,9 +445,13 @@ void moe_rows(const struct moe *moe, const struct mlp_args *args)
     const bool has_shared = moe->shared.down.n_in > 0;
 
     route(moe, args, &r);
-    run_experts(moe, args, &r);
-    if (has_shared)
-        run_shared(moe, args, &r);
+    if (is_together(moe, args)) {
+        run_together(moe, args, &r);
+    } else {
+        run_experts(moe, args, &r);
+        if (has_shared)
+            run_shared(moe, args, &r);
+    }
     args->backend->combine(
         args->pool,
         &(struct combine_args){.y = args->residual,

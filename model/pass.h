@@ -61,6 +61,19 @@ bool pass_is_under_way(const struct workspace *workspace);
  * way. Grows with each piece of rows that is through a half layer. */
 double pass_progress(const struct workspace *workspace);
 
-/* [n_logit, n_vocab] of the pass that was done last, as model_forward(). */
+/* [n_logit, n_vocab] of the pass that was done last, as model_forward(); where
+ * it has pass_tops(), of the rows alone that were fetched. */
 const float *pass_logits(const struct workspace *workspace);
+
+/* The best of these rows, if the batch is_sampled and its logits lie on a
+ * device; otherwise NULL. */
+const struct tops *pass_tops(const struct workspace *workspace);
+
+/*
+ * Row i of the logits also goes to where pass_logits() says; there after
+ * pass_fetched().
+ *   UNAVAILABLE  as pass_check()
+ */
+void pass_fetch(struct workspace *workspace, uint32_t i);
+MUST_CHECK enum status pass_fetched(struct workspace *workspace);
 #endif

@@ -190,17 +190,26 @@ static void gather(struct engine *engine)
     }
 }
 
+static struct sampler_history history_of(const struct request *request)
+{
+    const struct resident *resident = request->session->resident;
+
+    return (struct sampler_history){.token = resident->tokens.id,
+                                    .n_token = resident->tokens.n,
+                                    .output_start = request->output_start,
+                                    .end = request->end,
+                                    .n_end = request->n_end};
+}
+
 static void pick(struct sampler *sampler, struct draw *draw)
 {
     const struct request *request = draw->request;
-    const struct resident *resident = request->session->resident;
-    const struct sampling *sampling = &resident->turn.sampling;
-    struct sampler_history history = {.token = resident->tokens.id,
-                                      .n_token = resident->tokens.n,
-                                      .output_start = request->output_start,
-                                      .end = request->end,
-                                      .n_end = request->n_end};
+    const struct sampling *sampling =
+        &request->session->resident->turn.sampling;
+    const struct sampler_history history = history_of(request);
 
+    if (draw->is_picked)
+        return;
     draw->has_logprobs = sampling->n_logprob >= 0;
     draw->token = sampler_pick(sampler, sampling, draw->logits, &history,
                                draw->has_logprobs ? &draw->logprobs : NULL);
@@ -225,6 +234,33 @@ static void pick_all(struct engine *engine)
         pick_some(engine, 0, NULL);
     else if (n_task > 1)
         pool_run(engine->options.pool, n_task, pick_some, engine);
+}
+
+/*
+ * Where logits lie on a device: the tokens that its best logits decide, and the
+ * logits of the others.
+ *   UNAVAILABLE  the device failed
+ */
+static enum status pick_tops(struct engine *engine, const struct lane *lane)
+{
+    const struct tops *tops = pass_tops(lane->workspace);
+    bool is_fetching = false;
+
+    for (uint32_t i = 0; i < engine->n_draw && tops; i++) {
+        struct draw *draw = &engine->draw[i];
+        const struct sampling *sampling =
+            &draw->request->session->resident->turn.sampling;
+        const struct sampler_history history = history_of(draw->request);
+
+        draw->has_logprobs = sampling->n_logprob >= 0;
+        draw->is_picked = sampler_pick_tops(
+            engine->sampler[0], sampling, &tops[i], &history,
+            draw->has_logprobs ? &draw->logprobs : NULL, &draw->token);
+        if (!draw->is_picked)
+            pass_fetch(lane->workspace, i);
+        is_fetching |= !draw->is_picked;
+    }
+    return is_fetching ? pass_fetched(lane->workspace) : STATUS_OK;
 }
 
 /* The memories of a lane whose pass is done stand behind its rows. */
@@ -296,6 +332,10 @@ static void take(struct engine *engine, struct lane *lane)
     metric_observe(engine->metrics.iteration_tokens, lane->batch.n_row);
     schedule_observe(engine, lane);
     advance(engine, lane);
+    if (pick_tops(engine, lane)) {
+        lose(engine, lane);
+        return;
+    }
     pick_all(engine);
     for (uint32_t i = 0; i < lane->batch.n_span; i++) {
         struct request *request = lane->request[i];

@@ -211,6 +211,7 @@ struct flight {
 struct draw {
     struct request *request;
     const float *logits; /* [n_vocab] */
+    bool is_picked;      /* without logits */
     uint32_t token;
     bool has_logprobs;
     struct logprobs logprobs;

@@ -15,8 +15,10 @@ enum status lane_init(struct lane *lane, const struct model *model,
     lane->span = calloc(max_request, sizeof(*lane->span));
     lane->logit_row = calloc(max_request, sizeof(*lane->logit_row));
     lane->token = calloc(max_row, sizeof(*lane->token));
-    lane->batch = (struct batch){
-        .token = lane->token, .span = lane->span, .logit_row = lane->logit_row};
+    lane->batch = (struct batch){.token = lane->token,
+                                 .span = lane->span,
+                                 .logit_row = lane->logit_row,
+                                 .is_sampled = true};
     if (!lane->request || !lane->span || !lane->logit_row || !lane->token)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for batches of %u rows", max_row);

@@ -411,6 +411,118 @@ static void measure(const struct sampler *sampler, const float *logits,
         out->top[i].logprob = (out->top[i].logprob - max) - norm;
 }
 
+/* ---------------------------------------------------------------- best logits
+ */
+
+static int by_id(const void *a, const void *b)
+{
+    const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+/*
+ * Put those into play among which are all that pass the first filter; false if
+ * one of them may not be listed. What is not listed is no larger than the last
+ * that is, before and after it is scaled.
+ */
+static bool heat_tops(struct sampler *sampler, const struct sampling *sampling,
+                      const struct tops *tops)
+{
+    const float max = tops->value[0], temperature = sampling->temperature;
+    const float last = (tops->value[tops->n - 1] - max) / temperature;
+    const uint32_t k = (uint32_t)sampling->top_k;
+
+    if (!tops->is_all) {
+        if (sampling->top_k > 0 && k >= tops->n)
+            return false;
+        if (sampling->top_k > 0 &&
+            !(last < (tops->value[k - 1] - max) / temperature))
+            return false;
+        if (sampling->top_k <= 0 &&
+            (sampling->top_p < 1 || sampling->min_p <= 0 ||
+             !(last < scalar_log(sampling->min_p) - EDGE_SLACK)))
+            return false;
+    }
+    sampler->n_left = 0;
+    for (uint32_t i = 0; i < tops->n; i++) {
+        const float x = (tops->value[i] - max) / temperature;
+
+        if (x == -INFINITY || isnan(x))
+            continue;
+        sampler->x[tops->id[i]] = x;
+        sampler->left[sampler->n_left++] = tops->id[i];
+    }
+    qsort(sampler->left, sampler->n_left, sizeof(*sampler->left), by_id);
+    return true;
+}
+
+/* As measure(). The mass is a sum of as many terms in another order, so the two
+ * differ by less than `slack` of it: is it one float all the same? */
+static bool measure_tops(const struct sampler *sampler, const struct tops *tops,
+                         float chosen, uint32_t n_top, struct logprobs *out)
+{
+    const double slack = (double)sampler->n_vocab * 0x1p-51;
+    const float low = (float)(tops->mass * (1 - slack));
+    const float high = (float)(tops->mass * (1 + slack));
+    const float norm = scalar_log(low);
+
+    if (low != high || n_top > tops->n)
+        return false;
+    out->chosen.logprob = (chosen - tops->value[0]) - norm;
+    out->n_top = n_top;
+    for (uint32_t i = 0; i < n_top; i++) {
+        out->top[i].token = tops->id[i];
+        out->top[i].logprob = (tops->value[i] - tops->value[0]) - norm;
+    }
+    return true;
+}
+
+/* The place of the token in the list. */
+static uint32_t draw_tops(struct sampler *sampler,
+                          const struct sampling *sampling,
+                          const struct tops *tops, uint64_t position)
+{
+    uint32_t token, i = 0;
+
+    if (sampling->top_k > 0)
+        top_k(sampler, (uint32_t)sampling->top_k);
+    if (sampling->top_p < 1)
+        top_p(sampler, sampling->top_p);
+    if (sampling->min_p > 0)
+        min_p(sampler, sampling->min_p);
+    token = draw_left(sampler, sampling->seed, position);
+    while (tops->id[i] != token)
+        i++;
+    return i;
+}
+
+bool sampler_pick_tops(struct sampler *sampler, const struct sampling *sampling,
+                       const struct tops *tops,
+                       const struct sampler_history *history,
+                       struct logprobs *out_logprobs, uint32_t *out_token)
+{
+    uint32_t at = 0;
+
+    if (tops->n == 0 || tops->value[0] == INFINITY ||
+        changes(sampling, history))
+        return false;
+    if (sampling->temperature > 0) {
+        if (!heat_tops(sampler, sampling, tops))
+            return false;
+        at = draw_tops(sampler, sampling, tops, history->n_token);
+    }
+    if (out_logprobs && sampling->n_logprob >= 0) {
+        memset(out_logprobs, 0, sizeof(*out_logprobs));
+        out_logprobs->chosen.token = tops->id[at];
+        if (!measure_tops(sampler, tops, tops->value[at],
+                          (uint32_t)sampling->n_logprob, out_logprobs))
+            return false;
+    }
+    *out_token = tops->id[at];
+    return true;
+}
+
 uint32_t sampler_pick(struct sampler *sampler, const struct sampling *sampling,
                       const float *logits,
                       const struct sampler_history *history,

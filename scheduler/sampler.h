@@ -50,6 +50,19 @@ uint32_t sampler_pick(struct sampler *sampler, const struct sampling *sampling,
                       const struct sampler_history *history,
                       struct logprobs *out_logprobs);
 
+/*
+ * The same token, and log probabilities, from the best logits alone; false
+ * where they do not decide it. They do for temperature 0, top-k of less than
+ * TOPS_MAX with whatever comes behind it, and min-p, but not where logits are
+ * changed before, and, once in some thousand times, not for log probabilities.
+ */
+MUST_CHECK bool sampler_pick_tops(struct sampler *sampler,
+                                  const struct sampling *sampling,
+                                  const struct tops *tops,
+                                  const struct sampler_history *history,
+                                  struct logprobs *out_logprobs,
+                                  uint32_t *out_token);
+
 /* Defaults: greedy off (temperature 1), everything else off. */
 void sampling_init(struct sampling *sampling);
 /*

@@ -1,6 +1,7 @@
 #include "kernels/apart/apart_run.h"
 
 #include "kernels/ref/ref.h"
+#include "kernels/scalar.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -81,6 +82,9 @@ void apart_clear_padding(enum apart_op op, union apart_args *args)
     case APART_linear_add:
         CLEAR(args->linear, n_row, args->linear.w);
         return;
+    case APART_experts:
+        CLEAR(args->experts, n_row, args->experts.row);
+        return;
     case APART_ffn:
     case APART_ffn_add:
         CLEAR(args->ffn, n_row, args->ffn.gate);
@@ -126,6 +130,26 @@ static void *room(size_t n, size_t size)
     return it;
 }
 
+/* Rounded rows as floats, in room of their own; NULL of none. */
+static float *widened(const uint16_t *rounded, size_t n)
+{
+    float *x;
+
+    if (!rounded)
+        return NULL;
+    x = room(n, sizeof(*x));
+    rounded = apart_near(rounded);
+    for (size_t i = 0; i < n; i++)
+        x[i] = scalar_from_bf16(rounded[i]);
+    return x;
+}
+
+static void round_row(uint16_t *to, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        to[i] = scalar_to_bf16(x[i]);
+}
+
 /* ------------------------------------------------------------------ products
  */
 
@@ -139,15 +163,18 @@ static void run_linear(const struct backend *backend, enum apart_op op,
                        struct linear_args a)
 {
     const struct linear w = near_linear(a.w);
+    float *x = widened(a.x_rounded, (size_t)a.n_row * w.n_in);
 
     NEAR(a.y);
-    NEAR(a.x);
+    a.x_stride = x ? w.n_in : a.x_stride;
+    a.x = x ? x : apart_near(a.x);
     a.w = &w;
     backend = with_products(backend, &w);
     if (op == APART_linear)
         backend->linear(NULL, &a);
     else
         backend->linear_add(NULL, &a);
+    free(x);
 }
 
 static void run_ffn(const struct backend *backend, enum apart_op op,
@@ -155,9 +182,11 @@ static void run_ffn(const struct backend *backend, enum apart_op op,
 {
     const struct linear gate = near_linear(a.gate), up = near_linear(a.up),
                         down = near_linear(a.down);
+    float *x = widened(a.x_rounded, (size_t)a.n_row * gate.n_in);
 
     NEAR(a.y);
-    NEAR(a.x);
+    a.x_stride = x ? gate.n_in : a.x_stride;
+    a.x = x ? x : apart_near(a.x);
     a.gate = &gate;
     a.up = &up;
     a.down = &down;
@@ -166,6 +195,7 @@ static void run_ffn(const struct backend *backend, enum apart_op op,
         backend->ffn(NULL, &a);
     else
         backend->ffn_add(NULL, &a);
+    free(x);
 }
 
 static void run_expert(const struct backend *backend, struct expert_args a)
@@ -183,6 +213,50 @@ static void run_expert(const struct backend *backend, struct expert_args a)
     free(w);
 }
 
+/* As what it stands for, one after the other. */
+static void run_experts(const struct backend *backend, struct experts_args a)
+{
+    const uint32_t n_ff = a.down->n_in, n_in = a.gate_up->n_in;
+    float *wide = room((size_t)a.n_place * 2 * n_ff, sizeof(*wide));
+    float *act = room((size_t)a.n_place * n_ff, sizeof(*act));
+    float *y = apart_near(a.y);
+    float *x = widened(a.x_rounded, (size_t)a.n_row * n_in);
+    struct expert_args each = {.y = apart_far(wide),
+                               .y_stride = (size_t)2 * n_ff,
+                               .x = apart_far(x),
+                               .x_stride = n_in,
+                               .row = a.row,
+                               .first = a.first,
+                               .w = a.gate_up,
+                               .n_expert = a.n_expert,
+                               .n_place = a.n_place};
+
+    run_expert(backend, each);
+    backend->swiglu(NULL,
+                    &(struct swiglu_args){act, n_ff, wide, (size_t)2 * n_ff,
+                                          a.n_place, n_ff});
+    each.y = a.y;
+    each.y_stride = a.y_stride;
+    each.x = apart_far(act);
+    each.x_stride = n_ff;
+    each.row = NULL;
+    each.w = a.down;
+    run_expert(backend, each);
+    if (a.out)
+        run_ffn(backend, APART_ffn,
+                (struct ffn_args){.y = apart_far(y + a.n_place * a.y_stride),
+                                  .y_stride = a.y_stride,
+                                  .x = apart_far(x),
+                                  .x_stride = n_in,
+                                  .n_row = a.n_row,
+                                  .gate = a.gate,
+                                  .up = a.up,
+                                  .down = a.out});
+    free(wide);
+    free(act);
+    free(x);
+}
+
 /* ---------------------------------------------------------------------- rows
  */
 
@@ -194,12 +268,47 @@ static struct norm_args near_norm(struct norm_args a)
     return a;
 }
 
+/* Floats in room of their own where only rounded rows are wanted. */
+static float *norm_room(struct norm_args *a)
+{
+    if (a->y)
+        return NULL;
+    a->y_stride = (size_t)a->n_group * a->dim;
+    a->y = room(a->n_row * a->y_stride, sizeof(*a->y));
+    return a->y;
+}
+
+static void round_norm(const struct norm_args *a)
+{
+    const size_t n = (size_t)a->n_group * a->dim;
+    uint16_t *rounded = apart_near(a->y_rounded);
+
+    for (size_t r = 0; r < a->n_row && rounded; r++)
+        round_row(rounded + r * n, a->y + r * a->y_stride, n);
+}
+
+static void run_rms_norm(const struct backend *backend, struct norm_args a)
+{
+    float *y;
+
+    a = near_norm(a);
+    y = norm_room(&a);
+    backend->rms_norm(NULL, &a);
+    round_norm(&a);
+    free(y);
+}
+
 static void run_gated_norm(const struct backend *backend,
                            struct gated_norm_args a)
 {
+    float *y;
+
     a.norm = near_norm(a.norm);
+    y = norm_room(&a.norm);
     NEAR(a.z);
     backend->gated_norm(NULL, &a);
+    round_norm(&a.norm);
+    free(y);
 }
 
 static void run_swiglu(const struct backend *backend, struct swiglu_args a)
@@ -214,6 +323,9 @@ static void run_gate(const struct backend *backend, struct gate_args a)
     NEAR(a.y);
     NEAR(a.gate);
     backend->gate(NULL, &a);
+    for (size_t r = 0; r < a.n_row && a.y_rounded; r++)
+        round_row((uint16_t *)apart_near(a.y_rounded) + r * a.dim,
+                  a.y + r * a.y_stride, a.dim);
 }
 
 static void run_embed(const struct backend *backend, struct embed_args a)
@@ -386,6 +498,15 @@ static void run_combine(const struct backend *backend, struct combine_args a)
     backend->combine(NULL, &a);
 }
 
+/* Backends of host memory need not have it. */
+static void run_tops(const struct backend *backend, struct tops_args a)
+{
+    (void)backend;
+    NEAR(a.to);
+    NEAR(a.logit);
+    ref_tops(NULL, &a);
+}
+
 void apart_run(const struct backend *backend, enum apart_op op,
                const union apart_args *args)
 {
@@ -398,16 +519,11 @@ void apart_run(const struct backend *backend, enum apart_op op,
     case APART_ffn_add:
         run_ffn(backend, op, args->ffn);
         return;
-    case APART_rms_norm: {
-        const struct norm_args norm = near_norm(args->rms_norm);
-
-        backend->rms_norm(NULL, &norm);
-        return;
-    }
 #define RUN(name)                                                              \
     case APART_##name:                                                         \
         run_##name(backend, args->name);                                       \
         return;
+        RUN(rms_norm)
         RUN(gated_norm)
         RUN(swiglu)
         RUN(gate)
@@ -420,7 +536,9 @@ void apart_run(const struct backend *backend, enum apart_op op,
         RUN(delta)
         RUN(route)
         RUN(expert)
+        RUN(experts)
         RUN(combine)
+        RUN(tops)
 #undef RUN
     case APART_READ:
         break;

@@ -74,11 +74,16 @@ static __global__ void __launch_bounds__(N_THREAD)
         if (e >= norm.dim)
             continue;
         const float4 w = *(const float4 *)(norm.weight + e);
-        *(float4 *)(norm.y + row * norm.y_stride + at + e) =
+        const float4 y =
             make_float4(x[n].x * scale * w.x * scalar_silu(z[n].x),
                         x[n].y * scale * w.y * scalar_silu(z[n].y),
                         x[n].z * scale * w.z * scalar_silu(z[n].z),
                         x[n].w * scale * w.w * scalar_silu(z[n].w));
+        if (norm.y)
+            *(float4 *)(norm.y + row * norm.y_stride + at + e) = y;
+        if (norm.y_rounded)
+            *(uint2 *)(norm.y_rounded + i * norm.dim + e) =
+                make_uint2(round_pair(y.x, y.y), round_pair(y.z, y.w));
     }
 }
 

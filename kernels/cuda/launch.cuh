@@ -11,17 +11,36 @@
 
 #include <cuda_runtime.h>
 
-static __device__ __forceinline__ void launch_begin(void)
+static __device__ __forceinline__ void launch_next(void)
 {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+static __device__ __forceinline__ void launch_wait(void)
+{
     asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
-/* Errors are found where the step ends. */
+static __device__ __forceinline__ void launch_begin(void)
+{
+    launch_next();
+    launch_wait();
+}
+
+/* Weights that will be read behind launch_wait(), a line of 128 bytes for each
+ * thread that calls: they come meanwhile. */
+static __device__ __forceinline__ void launch_fetch(const void *weight)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(weight));
+}
+
+/* With so many bytes of dynamic shared memory. Errors are found where the step
+ * ends. */
 template <class... PARAMETERS, class... ARGUMENTS>
-static inline void launch_early_on(cudaStream_t stream,
-                                   void (*kernel)(PARAMETERS...), dim3 grid,
-                                   uint32_t n_thread, ARGUMENTS... arguments)
+static inline void launch_early_with(cudaStream_t stream,
+                                     void (*kernel)(PARAMETERS...), dim3 grid,
+                                     uint32_t n_thread, uint32_t shared_bytes,
+                                     ARGUMENTS... arguments)
 {
     cudaLaunchAttribute attribute = {};
     cudaLaunchConfig_t config = {};
@@ -30,10 +49,19 @@ static inline void launch_early_on(cudaStream_t stream,
     attribute.val.programmaticStreamSerializationAllowed = 1;
     config.gridDim = grid;
     config.blockDim = dim3(n_thread);
+    config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
     config.attrs = &attribute;
     config.numAttrs = 1;
     (void)cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+template <class... PARAMETERS, class... ARGUMENTS>
+static inline void launch_early_on(cudaStream_t stream,
+                                   void (*kernel)(PARAMETERS...), dim3 grid,
+                                   uint32_t n_thread, ARGUMENTS... arguments)
+{
+    launch_early_with(stream, kernel, grid, n_thread, 0, arguments...);
 }
 
 template <class... PARAMETERS, class... ARGUMENTS>

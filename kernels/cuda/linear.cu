@@ -1,7 +1,8 @@
 /*
- * linear, linear_add, ffn and ffn_add: rows are rounded to bf16 in scratch
- * memory, then multiplied (linear_product.cuh). ffn keeps its hidden rows there
- * too, as bf16, which is what the second product would round them to.
+ * linear, linear_add, ffn and ffn_add: rows that do not come rounded to bf16
+ * are rounded in scratch memory, then multiplied (linear_product.cuh). ffn
+ * keeps its hidden rows there too, as bf16, which is what the second product
+ * would round them to.
  */
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/ops.h"
@@ -21,7 +22,8 @@ static size_t stride_of(const struct product_job *job, uint32_t n)
                           : linear_padded(n);
 }
 
-/* Of a job whose weights are set. */
+/* x as the product of a job whose weights are set reads it: as it came, or
+ * rounded or placed now. */
 static struct product_matrix rounded(struct gpu *gpu,
                                      const struct product_job *to_do,
                                      const struct linear_args *a, void *to)
@@ -29,19 +31,24 @@ static struct product_matrix rounded(struct gpu *gpu,
     struct round_job job = {};
     struct product_matrix m = {};
 
+    m.at = a->x_rounded;
+    m.n_row = a->n_row;
+    m.stride = stride_of(to_do, a->w->n_in);
+    m.n_matrix = 1;
+    if (m.at && !to_do->is_placed) {
+        assert(a->w->n_in % LINEAR_TILE == 0);
+        return m;
+    }
     job.to = to;
     job.x = a->x;
     job.x_stride = a->x_stride;
     job.n_row = a->n_row;
     job.n_in = a->w->n_in;
     if (to_do->is_placed)
-        f8_place_launch(gpu, &job, NULL);
+        f8_place_launch(gpu, &job, a->x_rounded);
     else
         round_launch(gpu, &job);
     m.at = to;
-    m.n_row = a->n_row;
-    m.stride = stride_of(to_do, a->w->n_in);
-    m.n_matrix = 1;
     return m;
 }
 
@@ -93,6 +100,7 @@ static struct product_matrix hidden(struct gpu *gpu, const struct ffn_args *a,
     in.x_stride = a->x_stride;
     in.n_row = a->n_row;
     in.w = a->gate;
+    in.x_rounded = a->x_rounded;
     job.end = PRODUCT_SWIGLU;
     job.y = to;
     job.n_row = a->n_row;

@@ -1,7 +1,10 @@
 /*
  * The products of all experts in one launch. Their rows are rounded and put in
  * order of places, so that an expert's rows lie together; a list of tiles of
- * rows, made on the device, says which expert's weights a tile meets.
+ * rows, made on the device, says which expert's weights a tile meets. In a
+ * decode step a launch of so little is dear: there each CTA makes the list for
+ * itself, copies the rows from where they are, and the shared expert is one
+ * more.
  */
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/ops.h"
@@ -129,4 +132,231 @@ void cuda_expert(struct gpu *gpu, const struct expert_args *a)
     (void)cudaLaunchKernelEx(&list.config, list_kernel, rows, n_rows, a->first,
                              a->n_expert, shape.n_group * GROUP_ROWS);
     product_run(gpu, &job, shape);
+}
+
+/* ----------------------------------------------------------------- experts
+ */
+
+#define STEP_ROWS GROUP_ROWS /* an expert then has one tile of rows */
+
+/* bf16 rows in order of places: 16 bytes a thread. */
+static __global__ void gather_kernel(uint4 *to, const uint4 *x,
+                                     const uint32_t *row, uint32_t n)
+{
+    const uint32_t i = blockIdx.y * blockDim.x + threadIdx.x;
+
+    next_begin();
+    previous_wait();
+    if (i < n)
+        to[(size_t)blockIdx.x * n + i] = x[(size_t)row[blockIdx.x] * n + i];
+}
+
+static void gather_launch(struct gpu *gpu, void *to,
+                          const struct experts_args *a)
+{
+    const uint32_t n = (uint32_t)linear_padded(a->gate_up->n_in) / 8;
+    struct early_launch launch;
+
+    early_launch_init(&launch, gpu, dim3(a->n_place, (n + 255) / 256), 256);
+    (void)cudaLaunchKernelEx(&launch.config, gather_kernel, (uint4 *)to,
+                             (const uint4 *)a->x_rounded, a->row, n);
+}
+
+/* Where the parts of scratch memory are. */
+struct expert_room {
+    uint16_t *x, *hidden;
+    struct product_rows *rows;
+    uint32_t *n_rows;
+};
+
+static struct expert_room take_room(struct gpu *gpu,
+                                    const struct experts_args *a)
+{
+    const size_t n = (size_t)a->n_place + a->n_row;
+    const size_t x_bytes =
+        up(n * linear_padded(a->gate_up->n_in) * sizeof(uint16_t));
+    const size_t hidden_bytes =
+        up(n * linear_padded(a->down->n_in) * sizeof(uint16_t));
+    const size_t list_bytes =
+        up((a->n_expert + n) * sizeof(struct product_rows));
+    unsigned char *at = (unsigned char *)gpu_scratch(
+        gpu, x_bytes + hidden_bytes + list_bytes + sizeof(uint32_t));
+    struct expert_room room;
+
+    room.x = (uint16_t *)at;
+    room.hidden = (uint16_t *)(at + x_bytes);
+    room.rows = (struct product_rows *)(at + x_bytes + hidden_bytes);
+    room.n_rows = (uint32_t *)(at + x_bytes + hidden_bytes + list_bytes);
+    return room;
+}
+
+/* Bytes from an expert's weights to the next one's. */
+static size_t distance(const struct linear *w, uint32_t n_expert)
+{
+    return n_expert > 1 ? (size_t)((const unsigned char *)w[1].panel -
+                                   (const unsigned char *)w[0].panel)
+                        : 0;
+}
+
+/* Part `part` of the job's weights: n_row outputs of every expert, `skip` bytes
+ * behind the beginning of its weights, and those of the one more, or NULL. */
+static void set_part(struct product_job *job, uint32_t part,
+                     const struct linear *w, size_t skip, uint32_t n_row,
+                     const struct linear *one_more)
+{
+    const unsigned char *first = (const unsigned char *)w->panel + skip;
+    const unsigned char *more =
+        one_more ? (const unsigned char *)one_more->panel : first;
+    const unsigned char *at = more < first ? more : first;
+    struct product_places *places = &job->places;
+    struct product_matrix *m = &job->w[part];
+    const size_t step = distance(w, places->n_expert);
+
+    assert((size_t)(first - at) % MATRIX_STEP == 0 && step % MATRIX_STEP == 0 &&
+           (size_t)(more - at) % MATRIX_STEP == 0);
+    m->at = at;
+    m->stride = linear_padded(w->n_in);
+    m->n_row = n_row;
+    places->step = (uint32_t)(step / MATRIX_STEP);
+    places->matrix[part] = (uint32_t)((size_t)(first - at) / MATRIX_STEP);
+    places->shared[part] = (uint32_t)((size_t)(more - at) / MATRIX_STEP);
+    m->n_matrix =
+        places->matrix[part] + (places->n_expert - 1) * places->step + 1;
+    if (m->n_matrix <= places->shared[part])
+        m->n_matrix = places->shared[part] + 1;
+}
+
+static void set_gate_up(struct product_job *job, const struct experts_args *a,
+                        const struct expert_room *room, bool has_one_more)
+{
+    const uint32_t n_ff = a->down->n_in;
+
+    job->end = PRODUCT_SWIGLU;
+    job->y = room->hidden;
+    job->y_stride = linear_padded(n_ff);
+    job->n_out = (uint32_t)job->y_stride; /* the padding becomes zeros */
+    job->n_in = a->gate_up->n_in;
+    job->x.stride = linear_padded(job->n_in);
+    job->x.n_matrix = 1;
+    set_part(job, 0, a->gate_up, 0, n_ff, has_one_more ? a->gate : NULL);
+    set_part(job, 1, a->gate_up, n_ff * job->x.stride * sizeof(uint16_t), n_ff,
+             has_one_more ? a->up : NULL);
+}
+
+static void set_down(struct product_job *job, const struct experts_args *a,
+                     const struct expert_room *room, bool has_one_more)
+{
+    job->end = PRODUCT_STORE;
+    job->y = a->y;
+    job->y_stride = a->y_stride;
+    job->n_out = a->down->n_out;
+    job->n_in = a->down->n_in;
+    job->x.at = room->hidden;
+    job->x.n_row = job->n_row;
+    job->x.stride = linear_padded(job->n_in);
+    set_part(job, 0, a->down, 0, (uint32_t)linear_padded(job->n_out),
+             has_one_more ? a->out : NULL);
+}
+
+/* Of n outputs, with longer stages where those are fastest. */
+static struct product_shape step_shape(const struct product_job *job,
+                                       uint32_t n)
+{
+    struct product_shape shape = {1, n, n == 64 ? 2u : 1u, 1};
+
+    if (!product_fits(job, shape))
+        shape.n_box = 1;
+    return shape;
+}
+
+/* Gate and up, then down, of all the places of a step. The shapes are those
+ * that were fastest for experts of 512 x 2048 on an H100. */
+static void run_step(struct gpu *gpu, const struct experts_args *a,
+                     const struct expert_room *room, bool has_one_more)
+{
+    const uint32_t n = a->n_row <= 2 ? 96 : a->n_row <= 8 ? 64 : 128;
+    struct product_job job = {};
+
+    job.places.first = a->first;
+    job.places.row = a->row;
+    job.places.n_expert = a->n_expert;
+    job.places.n_place = a->n_place;
+    job.places.n_shared = has_one_more ? a->n_row : 0;
+    job.places.x_box = 1;
+    job.n_each = a->n_row;
+    job.n_expert = a->n_expert + has_one_more;
+    job.n_row = a->n_place + job.places.n_shared;
+    job.x.at = a->x_rounded;
+    job.x.n_row = a->n_row;
+    set_gate_up(&job, a, room, has_one_more);
+    product_launch(gpu, &job, step_shape(&job, n));
+    job.places.row = NULL;
+    job.places.x_box = 8;
+    set_down(&job, a, room, has_one_more);
+    product_launch(gpu, &job, step_shape(&job, 64));
+}
+
+static void list_launch(struct gpu *gpu, const struct experts_args *a,
+                        const struct expert_room *room, uint32_t height)
+{
+    struct early_launch list;
+
+    early_launch_init(&list, gpu, dim3(1), EXPERT_MAX);
+    (void)cudaLaunchKernelEx(&list.config, list_kernel, room->rows,
+                             room->n_rows, a->first, a->n_expert, height);
+}
+
+/* The same of many rows. */
+static void run_many(struct gpu *gpu, const struct experts_args *a,
+                     const struct expert_room *room)
+{
+    struct product_job job = {};
+    struct product_shape shape;
+
+    job.places.n_expert = job.n_expert = a->n_expert;
+    job.n_row = job.x.n_row = a->n_place;
+    job.rows = room->rows;
+    job.n_rows = room->n_rows;
+    job.x.at = room->x;
+    set_gate_up(&job, a, room, false);
+    shape = product_shape_of(gpu, &job);
+    gather_launch(gpu, room->x, a);
+    list_launch(gpu, a, room, shape.n_group * GROUP_ROWS);
+    product_launch(gpu, &job, shape);
+    set_down(&job, a, room, false);
+    shape = product_shape_of(gpu, &job);
+    list_launch(gpu, a, room, shape.n_group * GROUP_ROWS);
+    product_launch(gpu, &job, shape);
+}
+
+static void run_shared(struct gpu *gpu, const struct experts_args *a)
+{
+    struct ffn_args ffn = {};
+
+    ffn.y = a->y + a->n_place * a->y_stride;
+    ffn.y_stride = a->y_stride;
+    ffn.n_row = a->n_row;
+    ffn.gate = a->gate;
+    ffn.up = a->up;
+    ffn.down = a->out;
+    ffn.x_rounded = a->x_rounded;
+    cuda_ffn(gpu, &ffn);
+}
+
+void cuda_experts(struct gpu *gpu, const struct experts_args *a)
+{
+    const struct expert_room room = take_room(gpu, a);
+    const bool is_step = a->n_row <= STEP_ROWS;
+    const bool is_like = a->out && a->out->n_in == a->down->n_in;
+
+    assert(a->n_expert <= EXPERT_MAX && a->down->n_in % 2 == 0 &&
+           a->gate_up->n_in % LINEAR_TILE == 0);
+    if (a->n_row && !gpu_is_replaying(gpu)) {
+        if (is_step)
+            run_step(gpu, a, &room, is_like);
+        else
+            run_many(gpu, a, &room);
+    }
+    if (a->out && !(is_step && is_like))
+        run_shared(gpu, a);
 }

@@ -47,7 +47,7 @@ static uint32_t up(size_t n, size_t by)
 uint32_t product_x_rows(const struct product_job *job, uint32_t n_group)
 {
     const uint32_t most = n_group * GROUP_ROWS;
-    const uint32_t n_row = up(job->n_row, 8) * 8;
+    const uint32_t n_row = up(job->n_each ? job->n_each : job->n_row, 8) * 8;
 
     return n_row < most ? n_row : most;
 }
@@ -93,6 +93,8 @@ uint32_t product_rows_max(const struct product_job *job, struct product_shape s)
     const uint32_t n_part =
         job->n_expert < job->n_row ? job->n_expert : job->n_row;
 
+    if (job->n_each)
+        return n_part;
     return job->n_expert ? n_part + job->n_row / height
                          : up(job->n_row, height);
 }
@@ -106,7 +108,8 @@ const struct product_shape *product_shapes(size_t *out_n)
 bool product_fits(const struct product_job *job, struct product_shape shape)
 {
     return up(job->n_in, TILE_K) % shape.n_box == 0 &&
-           (job->end != PRODUCT_SWIGLU || (shape.n >= 32 && shape.x_by == 1));
+           (job->end != PRODUCT_SWIGLU || shape.x_by == 1) &&
+           (!job->n_each || (shape.n_group == 1 && shape.x_by == 1));
 }
 
 struct product_shape product_choose(const struct product_job *job,
@@ -178,7 +181,8 @@ struct product product_parameters(const struct product_job *job,
     p.rows = job->rows;
     p.n_rows = job->n_rows;
     p.matrix = job->matrix;
-    encode(&p.x, &job->x, job->n_in, p.x_rows);
+    p.places = job->places;
+    encode(&p.x, &job->x, job->n_in, job->n_each ? p.places.x_box : p.x_rows);
     for (int i = 0; i < (job->end == PRODUCT_SWIGLU ? 2 : 1); i++)
         if (job->is_f8)
             encode_f8(&p.w[i], &job->w[i], n_out);
@@ -187,15 +191,25 @@ struct product product_parameters(const struct product_job *job,
     return p;
 }
 
+static uint32_t list_bytes(const struct product_places *places)
+{
+    return places->first
+               ? (places->n_expert + 1) * (uint32_t)sizeof(struct product_rows)
+               : 0;
+}
+
 /* The ring has what a CTA's memory has room for. */
 static struct product with_stages(const struct product_job *job,
                                   struct product_shape s)
 {
     struct product p = product_parameters(job, s);
     const uint32_t bytes = s.n_box * (p.x_rows + s.n) * TILE_ROW_BYTES;
-    const uint32_t n = (SHARED_BYTES - STAGE_AT - STAGE_BEHIND) / bytes;
+    const uint32_t n =
+        (SHARED_BYTES - STAGE_AT - STAGE_BEHIND - list_bytes(&job->places)) /
+        bytes;
 
     p.n_stage = n < STAGE_MAX ? n : STAGE_MAX;
+    p.places.list_at = STAGE_AT + p.n_stage * bytes + STAGE_BEHIND;
     return p;
 }
 
@@ -205,8 +219,7 @@ static void launch_as(struct gpu *gpu, const struct product *p,
 {
     const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu) / X_BY * X_BY;
     const uint32_t n_tile = n_m_max * p->n_n * X_BY;
-    const uint32_t bytes = STAGE_AT + STAGE_BEHIND +
-                           p->n_stage * BOX * (p->x_rows + N) * TILE_ROW_BYTES;
+    const uint32_t bytes = p->places.list_at + list_bytes(&p->places);
     struct early_launch launch;
 
     early_launch_init(&launch, gpu, dim3(n_tile < n_sm ? n_tile : n_sm),

@@ -54,6 +54,8 @@ struct product_job {
     uint32_t n_expert;
     const struct product_rows *rows;
     const uint32_t *n_rows, *matrix;
+    struct product_places places; /* instead of a list, with ... */
+    uint32_t n_each;              /* rows that an expert has at most */
 };
 
 /* Rows of x that a tile copies: whole groups of 8, as the swizzle has them. */

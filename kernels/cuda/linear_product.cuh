@@ -26,6 +26,8 @@
 #define GROUP_THREADS 128u /* threads of a warpgroup */
 #define STAGE_MAX 32u
 #define STAGE_AT 1024u /* bytes: barriers lie before the stages */
+#define STAGE_WARPS_AT                                                         \
+    (2 * STAGE_MAX * 8) /* a number of each warp behind them */
 /* Behind the last stage: what an instruction may read of rows not copied. */
 #define STAGE_BEHIND (2 * GROUP_ROWS * TILE_ROW_BYTES)
 
@@ -46,6 +48,23 @@ struct product_rows {
     uint32_t first, end; /* end: of the expert's rows */
 };
 
+/*
+ * The places of a step's experts, each of which has a tile of rows at most. The
+ * tiles are found by each CTA, in its own memory, and only rows that there are
+ * are copied, in boxes of x_box.
+ */
+struct product_places {
+    const uint32_t *first; /* [n_expert + 1] as struct routing; or NULL */
+    const uint32_t *row;   /* of x, for each place; NULL: the place's number */
+    uint32_t n_expert, n_place;
+    uint32_t n_shared; /* rows behind the places, for one more expert */
+    uint32_t x_box;
+    /* Of w, for each part: the first expert's matrix, how far the next one's
+     * is, and the one more's. */
+    uint32_t matrix[2], step, shared[2];
+    uint32_t list_at; /* in shared memory, bytes */
+};
+
 struct product {
     CUtensorMap x, w[2];
     void *y;
@@ -62,29 +81,19 @@ struct product {
     const struct product_rows *rows;
     const uint32_t *n_rows;
     const uint32_t *matrix; /* [n_expert] */
+    struct product_places places;
+};
+
+struct product_list {
+    const struct product_rows *rows; /* or NULL */
+    uint32_t n;                      /* tiles of rows */
 };
 
 struct product_tile {
-    uint32_t row, row_end; /* of x and y */
-    uint32_t out;          /* first output */
-    uint32_t matrix;       /* of w */
+    uint32_t row, row_end;     /* of x and y */
+    uint32_t out;              /* first output */
+    uint32_t matrix, matrix_2; /* of w[0] and w[1] */
 };
-
-/* Two floats as bf16 in one word, as scalar_to_bf16(): subnormals are zeros. */
-static __device__ __forceinline__ uint32_t round_pair(float low, float high)
-{
-    uint32_t pair;
-
-    asm("{\n"
-        ".reg .f32 low, high;\n"
-        "mul.rn.ftz.f32 low, %1, 0f3f800000;\n"
-        "mul.rn.ftz.f32 high, %2, 0f3f800000;\n"
-        "cvt.rn.bf16x2.f32 %0, high, low;\n"
-        "}"
-        : "=r"(pair)
-        : "f"(low), "f"(high));
-    return pair;
-}
 
 /* Where in the ring, and in which phase its barriers are. */
 struct product_ring {
@@ -105,6 +114,32 @@ static __device__ __forceinline__ uint32_t product_n_m(const struct product *p)
     return p->rows ? *p->n_rows : p->n_m;
 }
 
+/* Behind previous_wait(). */
+static __device__ __forceinline__ struct product_list
+product_list(const struct product *p)
+{
+    const struct product_list list = {p->rows, product_n_m(p)};
+
+    return list;
+}
+
+static __device__ __forceinline__ void
+product_set_matrix(const struct product *p, uint32_t expert,
+                   struct product_tile *tile)
+{
+    const struct product_places *at = &p->places;
+
+    if (p->matrix) {
+        tile->matrix = tile->matrix_2 = p->matrix[expert];
+        return;
+    }
+    const bool is_shared = expert == at->n_expert;
+    tile->matrix =
+        is_shared ? at->shared[0] : at->matrix[0] + expert * at->step;
+    tile->matrix_2 =
+        is_shared ? at->shared[1] : at->matrix[1] + expert * at->step;
+}
+
 /*
  * Tile number i of this CTA's cluster. Tiles go by groups of n_m_group tiles of
  * rows, within a group by outputs, then rows: what runs at the same time then
@@ -112,12 +147,13 @@ static __device__ __forceinline__ uint32_t product_n_m(const struct product *p)
  */
 template <int GROUPS, int N, int X_BY, enum product_end END>
 static __device__ __forceinline__ struct product_tile
-product_tile(const struct product *p, uint32_t i, uint32_t rank)
+product_tile_of(const struct product *p, const struct product_list *list,
+                uint32_t i, uint32_t rank)
 {
     const uint32_t n_out = END == PRODUCT_SWIGLU ? N / 2 : N;
     const uint32_t per_group = p->n_m_group * p->n_n;
     const uint32_t first = i / per_group * p->n_m_group;
-    const uint32_t n_left = product_n_m(p) - first;
+    const uint32_t n_left = list->n - first;
     const uint32_t n = n_left < p->n_m_group ? n_left : p->n_m_group;
     const uint32_t m_at = first + i % per_group % n;
     const uint32_t n_at = i % per_group / n * X_BY + rank;
@@ -126,13 +162,22 @@ product_tile(const struct product *p, uint32_t i, uint32_t rank)
     tile.out = n_at * n_out;
     tile.row = m_at * GROUPS * GROUP_ROWS;
     tile.row_end = p->n_row;
-    tile.matrix = 0;
-    if (p->rows) {
-        tile.row = p->rows[m_at].first;
-        tile.row_end = p->rows[m_at].end;
-        tile.matrix = p->matrix[p->rows[m_at].expert];
+    tile.matrix = tile.matrix_2 = 0;
+    if (list->rows) {
+        tile.row = list->rows[m_at].first;
+        tile.row_end = list->rows[m_at].end;
+        product_set_matrix(p, list->rows[m_at].expert, &tile);
     }
     return tile;
+}
+
+template <int GROUPS, int N, int X_BY, enum product_end END>
+static __device__ __forceinline__ struct product_tile
+product_tile(const struct product *p, uint32_t i, uint32_t rank)
+{
+    const struct product_list list = product_list(p);
+
+    return product_tile_of<GROUPS, N, X_BY, END>(p, &list, i, rank);
 }
 
 /* ---------------------------------------------------------------- copying */
@@ -163,9 +208,9 @@ product_copy_w(const struct product *p, const struct product_tile *tile,
     for (uint32_t b = 0; b < BOX; b++)
         for (uint32_t part = 0; part < n_part; part++) {
             const uint32_t row = p->x_rows + part * (N / 2);
-            const struct box_at at = {(int32_t)((stage->block + b) * TILE_K),
-                                      (int32_t)tile->out,
-                                      (int32_t)tile->matrix};
+            const struct box_at at = {
+                (int32_t)((stage->block + b) * TILE_K), (int32_t)tile->out,
+                (int32_t)(part ? tile->matrix_2 : tile->matrix)};
 
             copy_box(stage->at + b * box_bytes + row * TILE_ROW_BYTES,
                      &p->w[part], at, stage->full,
@@ -245,6 +290,108 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
     for (uint32_t s = 0; X_BY > 1 && s < p->n_stage; s++) {
         barrier_wait(&empty[ring.stage], ring.parity ^ 1);
         product_advance(&ring, p->n_stage);
+    }
+}
+
+/* ----------------------------------------------------------------- places */
+
+/* Experts that have rows; all threads of the CTA, which get n. The one more has
+ * most, so it goes first. */
+static __device__ __forceinline__ struct product_list
+product_list_places(const struct product *p, unsigned char *shared)
+{
+    const struct product_places *at = &p->places;
+    struct product_rows *rows = (struct product_rows *)(shared + at->list_at);
+    uint32_t *of_warp = (uint32_t *)(shared + STAGE_WARPS_AT);
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    struct product_list list = {rows, 0};
+
+    for (uint32_t e0 = 0; e0 <= at->n_expert; e0 += blockDim.x) {
+        const uint32_t e = e0 + threadIdx.x;
+        uint32_t expert = at->n_expert, first = at->n_place;
+        uint32_t end = first + at->n_shared;
+
+        if (e > 0) {
+            expert = e - 1;
+            first = expert < at->n_expert ? at->first[expert] : 0;
+            end = expert < at->n_expert ? at->first[e] : 0;
+        }
+        const bool has = first < end;
+        const uint32_t who = __ballot_sync(0xffffffff, has);
+        uint32_t to = list.n + __popc(who & ((1u << lane) - 1));
+
+        if (lane == 0)
+            of_warp[warp] = __popc(who);
+        __syncthreads();
+        for (uint32_t w = 0; w < blockDim.x / 32; w++) {
+            to += w < warp ? of_warp[w] : 0;
+            list.n += of_warp[w];
+        }
+        if (has) {
+            rows[to].expert = expert;
+            rows[to].first = first;
+            rows[to].end = end;
+        }
+        __syncthreads();
+    }
+    return list;
+}
+
+static __device__ __forceinline__ int32_t
+product_x_row(const struct product_places *at, uint32_t place)
+{
+    if (!at->row)
+        return (int32_t)place;
+    return (int32_t)(place < at->n_place ? at->row[place]
+                                         : place - at->n_place);
+}
+
+/* As product_produce(), by a warp: lane i copies boxes i and i + 32 of x. */
+template <int N, int BOX, enum product_end END>
+static __device__ __forceinline__ void
+product_produce_places(const struct product *p, const struct product_list *list,
+                       unsigned char *shared)
+{
+    uint64_t *full = (uint64_t *)shared, *empty = full + STAGE_MAX;
+    const uint32_t stage_bytes = product_stage_bytes<N, BOX>(p);
+    const uint32_t box_bytes = stage_bytes / BOX, x_box = p->places.x_box;
+    const uint32_t lane = threadIdx.x % 32, n_tile = list->n * p->n_n;
+    struct product_ring ring = {0, 0};
+
+    for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x) {
+        const struct product_tile tile =
+            product_tile_of<1, N, 1, END>(p, list, i, 0);
+        const uint32_t n_box = (tile.row_end - tile.row + x_box - 1) / x_box;
+        int32_t row[2] = {0, 0};
+
+        for (uint32_t n = 0; n < 2; n++)
+            if (lane + 32 * n < n_box)
+                row[n] = product_x_row(&p->places,
+                                       tile.row + (lane + 32 * n) * x_box);
+        for (uint32_t block = 0; block < p->n_block; block += BOX) {
+            const struct product_stage stage = {shared + STAGE_AT +
+                                                    ring.stage * stage_bytes,
+                                                &full[ring.stage], block};
+
+            barrier_wait(&empty[ring.stage], ring.parity ^ 1);
+            if (lane == 0) {
+                barrier_expect(stage.full,
+                               BOX * (N + n_box * x_box) * TILE_ROW_BYTES);
+                product_copy_w<1, N, BOX, END>(p, &tile, &stage);
+            }
+            __syncwarp();
+            for (uint32_t b = 0; b < BOX; b++)
+                for (uint32_t n = 0; n < 2; n++)
+                    if (lane + 32 * n < n_box) {
+                        const struct box_at at = {
+                            (int32_t)((block + b) * TILE_K), row[n], 0};
+
+                        copy_box(stage.at + b * box_bytes +
+                                     (lane + 32 * n) * x_box * TILE_ROW_BYTES,
+                                 &p->x, at, stage.full, KEEP_NORMALLY);
+                    }
+            product_advance(&ring, p->n_stage);
+        }
     }
 }
 
@@ -396,7 +543,8 @@ product_multiply(float *acc, uint32_t x_at, uint32_t w_at, bool is_sum)
 
 template <int GROUPS, int N, int BOX, int X_BY, enum product_end END>
 static __device__ __forceinline__ void
-product_consume(const struct product *p, unsigned char *shared, uint32_t rank)
+product_consume(const struct product *p, const struct product_list *list,
+                unsigned char *shared, uint32_t rank)
 {
     uint64_t *full = (uint64_t *)shared, *empty = full + STAGE_MAX;
     const uint32_t box_bytes = product_stage_bytes<N, BOX>(p) / BOX;
@@ -408,9 +556,8 @@ product_consume(const struct product *p, unsigned char *shared, uint32_t rank)
         threadIdx.x / GROUP_THREADS * GROUP_ROWS * TILE_ROW_BYTES;
     struct product_ring ring = {0, 0};
     float acc[N / 2];
+    const uint32_t n_tile = list->n * p->n_n;
 
-    previous_wait();
-    const uint32_t n_tile = product_n_m(p) * p->n_n;
     for (uint32_t i = blockIdx.x / X_BY; i < n_tile; i += gridDim.x / X_BY) {
         uint64_t *done = NULL; /* of the stage before */
 
@@ -434,7 +581,7 @@ product_consume(const struct product *p, unsigned char *shared, uint32_t rank)
         product_pin<N / 2>(acc);
         product_release<X_BY>(done);
         const struct product_tile tile =
-            product_tile<GROUPS, N, X_BY, END>(p, i, rank);
+            product_tile_of<GROUPS, N, X_BY, END>(p, list, i, rank);
         product_finish<N, END>(p, &tile, acc);
     }
 }
@@ -464,16 +611,28 @@ static __global__ void __launch_bounds__(PRODUCT_THREADS(GROUPS), 1)
         cluster_sync();
     else
         __syncthreads();
+    const bool has_places = GROUPS == 1 && X_BY == 1 && p.places.first;
+    struct product_list list = {NULL, 0};
+    if (has_places) {
+        previous_wait();
+        list = product_list_places(&p, shared);
+    }
     if (threadIdx.x >= GROUPS * GROUP_THREADS) {
         if (GROUPS > 1)
             asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x == GROUPS * GROUP_THREADS)
+        if (has_places && threadIdx.x < GROUPS * GROUP_THREADS + 32)
+            product_produce_places<N, BOX, END>(&p, &list, shared);
+        else if (threadIdx.x == GROUPS * GROUP_THREADS)
             product_produce<GROUPS, N, BOX, X_BY, END>(&p, shared, rank);
         __syncwarp();
     } else {
         if (GROUPS > 1)
             asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        product_consume<GROUPS, N, BOX, X_BY, END>(&p, shared, rank);
+        if (!has_places) {
+            previous_wait();
+            list = product_list(&p);
+        }
+        product_consume<GROUPS, N, BOX, X_BY, END>(&p, &list, shared, rank);
     }
 }
 #endif

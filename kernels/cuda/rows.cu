@@ -18,6 +18,7 @@
 
 #define THREADS 256u
 #define NARROW_MAX 1024u /* elements that one warp sums */
+#define HELD 8u          /* elements that a lane of it holds */
 #define WIDE 512u        /* threads of a block that sums more */
 
 /* --------------------------------------------------------------------- norms
@@ -30,42 +31,56 @@ static __device__ float fold_warp(float sum)
     return sum;
 }
 
-static __device__ float sum_squares(const float *x, uint32_t n, uint32_t lane,
-                                    uint32_t n_lane)
+/* A lane's elements of what comes from element i on, 32 of them apart. */
+static __device__ __forceinline__ void load_each(float *to, const float *from,
+                                                 uint32_t i, uint32_t dim)
 {
-    float sum = 0.0f;
-
-#pragma unroll 8 /* loads ahead of the chain */
-    for (uint32_t i = lane; i < n; i += n_lane)
-        sum = __fmaf_rn(x[i], x[i], sum);
-    return sum;
+#pragma unroll
+    for (uint32_t n = 0; n < HELD; n++)
+        to[n] = i + 32 * n < dim ? from[i + 32 * n] : 0.0f;
 }
 
-static __device__ void scale_row(const struct norm_args &a, float *y,
-                                 const float *x, float sum, uint32_t lane,
-                                 uint32_t n_lane)
-{
-    const float scale = 1.0f / sqrtf(sum / (float)a.dim + a.eps);
-
-#pragma unroll 8
-    for (uint32_t i = lane; i < a.dim; i += n_lane)
-        y[i] = x[i] * scale * a.weight[i];
-}
-
-/* A warp for each group of each row. */
+/* A warp for each group of each row. What a lane can hold it reads once, its
+ * weights before the kernel ahead is done. */
 static __global__ void norm_narrow(const __grid_constant__ struct norm_args a)
 {
-    launch_begin();
     const size_t at = (size_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
-    const uint32_t lane = threadIdx.x % 32;
-
-    if (at >= (size_t)a.n_row * a.n_group)
-        return;
     const size_t row = at / a.n_group, first = at % a.n_group * a.dim;
+    const uint32_t lane = threadIdx.x % 32;
     const float *x = a.x + row * a.x_stride + first;
-    const float sum = fold_warp(sum_squares(x, a.dim, lane, 32));
+    float *y = a.y ? a.y + row * a.y_stride + first : NULL;
+    uint16_t *rounded = a.y_rounded ? a.y_rounded + at * a.dim : NULL;
+    float v[HELD], w[HELD], sum = 0.0f;
 
-    scale_row(a, a.y + row * a.y_stride + first, x, sum, lane, 32);
+    launch_next();
+    load_each(w, a.weight, lane, a.dim);
+    launch_wait();
+    if (row >= a.n_row)
+        return;
+    for (uint32_t i = lane; i < a.dim; i += 32 * HELD) {
+        load_each(v, x, i, a.dim);
+#pragma unroll
+        for (uint32_t n = 0; n < HELD; n++)
+            if (i + 32 * n < a.dim)
+                sum = __fmaf_rn(v[n], v[n], sum);
+    }
+    const float scale = 1.0f / sqrtf(fold_warp(sum) / (float)a.dim + a.eps);
+    for (uint32_t i = lane; i < a.dim; i += 32 * HELD) {
+        if (a.dim > 32 * HELD) {
+            load_each(v, x, i, a.dim);
+            load_each(w, a.weight, i, a.dim);
+        }
+#pragma unroll
+        for (uint32_t n = 0; n < HELD; n++) {
+            const uint32_t e = i + 32 * n;
+            const float to = v[n] * scale * w[n];
+
+            if (y && e < a.dim)
+                y[e] = to;
+            if (rounded && e < a.dim)
+                rounded[e] = (uint16_t)round_pair(to, 0.0f);
+        }
+    }
 }
 
 static __device__ float4 load4(const float *x, bool is_aligned)
@@ -90,14 +105,20 @@ static __device__ void store4(float *y, float4 v, bool is_aligned)
  * pass reads, this SM has just read. */
 static __global__ void norm_wide(const __grid_constant__ struct norm_args a)
 {
-    launch_begin();
     __shared__ float part[WIDE / 32];
     const size_t row = blockIdx.x / a.n_group;
     const size_t first = (size_t)(blockIdx.x % a.n_group) * a.dim;
     const float *x = a.x + row * a.x_stride + first;
-    float *y = a.y + row * a.y_stride + first;
+    float *y = a.y ? a.y + row * a.y_stride + first : NULL;
+    uint16_t *rounded =
+        a.y_rounded ? a.y_rounded + (size_t)blockIdx.x * a.dim : NULL;
     const bool is_aligned = ((uintptr_t)x | (uintptr_t)y) % 16 == 0;
     float sum = 0.0f;
+
+    launch_next();
+    for (uint32_t i = threadIdx.x * 32; i < a.dim; i += WIDE * 32)
+        launch_fetch(a.weight + i);
+    launch_wait();
 
     for (uint32_t i = threadIdx.x * 4; i < a.dim; i += WIDE * 4) {
         const float4 v = load4(x + i, is_aligned);
@@ -118,11 +139,14 @@ static __global__ void norm_wide(const __grid_constant__ struct norm_args a)
     for (uint32_t i = threadIdx.x * 4; i < a.dim; i += WIDE * 4) {
         const float4 v = load4(x + i, is_aligned);
         const float4 w = *(const float4 *)(a.weight + i);
+        const float4 to = make_float4(v.x * scale * w.x, v.y * scale * w.y,
+                                      v.z * scale * w.z, v.w * scale * w.w);
 
-        store4(y + i,
-               make_float4(v.x * scale * w.x, v.y * scale * w.y,
-                           v.z * scale * w.z, v.w * scale * w.w),
-               is_aligned);
+        if (y)
+            store4(y + i, to, is_aligned);
+        if (rounded)
+            *(uint2 *)(rounded + i) =
+                make_uint2(round_pair(to.x, to.y), round_pair(to.z, to.w));
     }
 }
 
@@ -172,9 +196,15 @@ static __global__ void gate(const __grid_constant__ struct gate_args a)
     const uint32_t i = blockIdx.x * THREADS + threadIdx.x;
 
     if (i < a.dim)
-        for (size_t row = blockIdx.y; row < a.n_row; row += gridDim.y)
-            a.y[row * a.y_stride + i] *=
-                scalar_sigmoid(a.gate[row * a.gate_stride + i]);
+        for (size_t row = blockIdx.y; row < a.n_row; row += gridDim.y) {
+            const float v = a.y[row * a.y_stride + i] *
+                            scalar_sigmoid(a.gate[row * a.gate_stride + i]);
+
+            if (a.y_rounded)
+                a.y_rounded[row * a.dim + i] = (uint16_t)round_pair(v, 0.0f);
+            else
+                a.y[row * a.y_stride + i] = v;
+        }
 }
 
 void cuda_gate(struct gpu *gpu, const struct gate_args *a)

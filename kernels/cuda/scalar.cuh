@@ -61,4 +61,21 @@ static __device__ __forceinline__ float scalar_softplus(float x)
 
     return x > 20.0f ? x : y;
 }
+
+/* Two floats as bf16 in one word, as scalar_to_bf16(): subnormals are zeros. */
+static __device__ __forceinline__ uint32_t round_pair(float low, float high)
+{
+    uint32_t pair;
+
+    asm("{\n"
+        ".reg .f32 low, high;\n"
+        "mul.rn.ftz.f32 low, %1, 0f3f800000;\n"
+        "mul.rn.ftz.f32 high, %2, 0f3f800000;\n"
+        "cvt.rn.bf16x2.f32 %0, high, low;\n"
+        "}"
+        : "=r"(pair)
+        : "f"(low), "f"(high));
+    return pair;
+}
+
 #endif

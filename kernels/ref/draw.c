@@ -37,3 +37,41 @@ void ref_peaks(const struct peaks_args *a)
         a->peak[i / PEAK_BLOCK] = most;
     }
 }
+
+/* Keep the best by insertion; what is equal stays behind. */
+static void insert(struct tops *to, uint32_t id, float x)
+{
+    uint32_t i = to->n;
+
+    if (i == TOPS_MAX && !(x > to->value[i - 1]))
+        return;
+    if (i == TOPS_MAX)
+        i--;
+    else
+        to->n++;
+    for (; i > 0 && x > to->value[i - 1]; i--) {
+        to->value[i] = to->value[i - 1];
+        to->id[i] = to->id[i - 1];
+    }
+    to->value[i] = x;
+    to->id[i] = id;
+}
+
+void ref_tops(struct pool *pool, const struct tops_args *a)
+{
+    (void)pool;
+    for (uint32_t r = 0; r < a->n_row; r++) {
+        const float *x = a->logit + r * a->logit_stride;
+        struct tops *to = &a->to[r];
+
+        to->n = 0;
+        to->mass = 0;
+        for (uint32_t i = 0; i < a->n; i++)
+            if (x[i] > -INFINITY)
+                insert(to, i, x[i]);
+        to->is_all = to->n < TOPS_MAX;
+        for (uint32_t i = 0; i < a->n && to->n; i++)
+            if (x[i] > -INFINITY)
+                to->mass += (double)scalar_exp(x[i] - to->value[0]);
+    }
+}

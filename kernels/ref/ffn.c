@@ -9,8 +9,8 @@ static void act_row(const struct ffn_args *a, const float *x, float *act,
 {
     const uint32_t n_ff = a->gate->n_out;
 
-    ref_linear(NULL, &(struct linear_args){act, n_ff, x, 0, 1, a->gate});
-    ref_linear(NULL, &(struct linear_args){up, n_ff, x, 0, 1, a->up});
+    ref_linear(NULL, &(struct linear_args){act, n_ff, x, 0, 1, a->gate, NULL});
+    ref_linear(NULL, &(struct linear_args){up, n_ff, x, 0, 1, a->up, NULL});
     for (uint32_t i = 0; i < n_ff; i++)
         act[i] = scalar_silu(act[i]) * up[i];
 }

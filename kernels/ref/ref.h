@@ -25,6 +25,7 @@ void ref_delta(struct pool *pool, const struct delta_args *args);
 void ref_route(struct pool *pool, const struct route_args *args);
 void ref_expert(struct pool *pool, const struct expert_args *args);
 void ref_combine(struct pool *pool, const struct combine_args *args);
+void ref_tops(struct pool *pool, const struct tops_args *args);
 uint32_t ref_draw(const struct draw_args *args);
 void ref_peaks(const struct peaks_args *args);
 

@@ -62,6 +62,7 @@ const struct backend backend_ref = {
     .route = route,
     .expert = expert,
     .combine = combine,
+    .tops = ref_tops,
     .draw = ref_draw,
     .peaks = ref_peaks,
 };

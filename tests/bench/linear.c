@@ -81,8 +81,9 @@ static double time_products(struct bench *b, uint32_t n_row, uint32_t *at)
     for (; now - start < RUN_US; n++, now = clock->now_us(clock)) {
         const struct linear *w = &b->copy[(*at)++ % b->n_copy];
 
-        b->backend->linear(b->pool, &(struct linear_args){b->y, w->n_out, b->x,
-                                                          w->n_in, n_row, w});
+        b->backend->linear(b->pool,
+                           &(struct linear_args){b->y, w->n_out, b->x, w->n_in,
+                                                 n_row, w, NULL});
     }
     return (double)(now - start) / n;
 }

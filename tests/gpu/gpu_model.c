@@ -17,7 +17,7 @@ int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
     const bool is_time = strcmp(what, "time") == 0;
-    const int n_before = is_time ? 4 : 6; /* FORMAT */
+    const int n_before = is_time ? 5 : 6; /* FORMAT */
     const char *format = argc > n_before ? argv[n_before] : "bf16";
     const char *kv = argc > n_before + 1 ? argv[n_before + 1] : "auto";
 
@@ -28,12 +28,15 @@ int main(int argc, char **argv)
     if (strcmp(what, "exact") == 0 && argc >= 6 && argc <= 8)
         return gpu_exact(argv[2], argv[3], (uint32_t)strtoul(argv[4], NULL, 10),
                          strtoull(argv[5], NULL, 10), format, kv);
-    if (is_time && argc >= 4 && argc <= 6)
-        return gpu_time(argv[2], argv[3], format, kv);
+    if (is_time && argc >= 4 && argc <= 7)
+        return gpu_time(
+            argv[2], argv[3],
+            &(struct gpu_time_what){argc > 4 ? argv[4] : "", format, kv});
     (void)fprintf(stderr,
                   "usage: gpu_model check OPTIONS...\n"
                   "       gpu_model ops BACKEND\n"
                   "       gpu_model exact BACKEND DIR N SEED [FORMAT [KV]]\n"
-                  "       gpu_model time BACKEND CONFIG [FORMAT [KV]]\n");
+                  "       gpu_model time BACKEND CONFIG "
+                  "[all|decode|prefill [FORMAT [KV]]]\n");
     return 2;
 }

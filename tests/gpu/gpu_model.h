@@ -24,6 +24,11 @@ int gpu_fail(const char *what);
 int gpu_ops(const char *backend);
 int gpu_exact(const char *backend, const char *dir, uint32_t n_schedule,
               uint64_t seed, const char *format, const char *kv);
-int gpu_time(const char *backend, const char *config, const char *format,
-             const char *kv);
+
+struct gpu_time_what {
+    const char *part; /* "decode", "prefill"; else both */
+    const char *format, *kv;
+};
+int gpu_time(const char *backend, const char *config,
+             const struct gpu_time_what *what);
 #endif

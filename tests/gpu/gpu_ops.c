@@ -131,7 +131,7 @@ static void check_pairs(struct bench *bench, uint32_t n_row, uint32_t n)
     struct both x = make(bench, (size_t)n_row * 2 * n);
     struct both y = make(bench, (size_t)n_row * n);
     struct swiglu_args swiglu = {y.host, n, x.host, 2 * (size_t)n, n_row, n};
-    struct gate_args gate = {y.host, n, x.host, 2 * (size_t)n, n_row, n};
+    struct gate_args gate = {y.host, n, x.host, 2 * (size_t)n, n_row, n, NULL};
 
     bench->ref->swiglu(NULL, &swiglu);
     swiglu.y = y.far;
@@ -204,7 +204,7 @@ static void check_router(struct bench *bench, uint32_t n_row, uint32_t n_out,
     struct both x = make(bench, (size_t)n_row * n_in);
     struct both y = make(bench, (size_t)n_row * n_out);
     struct linear here, there;
-    struct linear_args a = {y.host, n_out, x.host, n_in, n_row, &here};
+    struct linear_args a = {y.host, n_out, x.host, n_in, n_row, &here, NULL};
 
     for (size_t i = 0; i < (size_t)n_out * n_in; i++)
         weight[i] = noise();
@@ -282,11 +282,67 @@ static void check_experts(struct bench *bench, uint32_t n_row,
     drop(bench, &y);
 }
 
+/* -------------------------------------------------------------------- logits
+ */
+
+static void fail_case(struct bench *bench, const char *what, uint32_t a,
+                      uint32_t b)
+{
+    bench->n_bad++;
+    printf("FAILED: %s of %u x %u\n", what, a, b);
+}
+
+static bool same_tops(const struct tops *a, const struct tops *b)
+{
+    return a->n == b->n && a->is_all == b->is_all &&
+           memcmp(a->value, b->value, a->n * sizeof(float)) == 0 &&
+           memcmp(a->id, b->id, a->n * sizeof(uint32_t)) == 0 &&
+           fabs(a->mass - b->mass) <= a->mass * (double)0x1p-34;
+}
+
+/* Logits of n_value different values; 0: as many as there are. */
+static void check_tops(struct bench *bench, uint32_t n_row, uint32_t n,
+                       uint32_t n_value)
+{
+    struct both x = make(bench, (size_t)n_row * n);
+    struct tops *here = calloc(n_row, sizeof(*here));
+    void *far, *back;
+
+    for (size_t i = 0; i < x.n; i++) {
+        x.host[i] *= 20;
+        if (n_value)
+            x.host[i] = roundf(x.host[i] / 40 * (float)n_value);
+        if (i % 97 == 5)
+            x.host[i] = i % 2 ? NAN : -INFINITY;
+    }
+    must(device_take(bench->device, n_row * sizeof(*here), &far));
+    must(device_take_host(bench->device, n_row * sizeof(*here), &back));
+    device_write(bench->device, x.far, x.host, x.n * sizeof(float));
+    bench->ref->tops(NULL, &(struct tops_args){here, x.host, n, n_row, n});
+    bench->gpu->tops(bench->pool, &(struct tops_args){far, x.far, n, n_row, n});
+    device_read(bench->device, back, far, n_row * sizeof(*here));
+    must(device_wait(bench->device));
+    for (uint32_t r = 0; r < n_row; r++) {
+        const struct tops *there = (const struct tops *)back + r;
+
+        bench->n_case++;
+        /* Too many equals may be too much to list. */
+        if (!same_tops(&here[r], there) &&
+            !(n_value && there->n == 0 && !there->is_all))
+            fail_case(bench, "tops", n, n_value);
+    }
+    device_give(bench->device, far);
+    device_give_host(bench->device, back);
+    free(here);
+    drop(bench, &x);
+}
+
 static void check_all(struct bench *bench)
 {
     static const uint32_t EXPERTS[][3] = {
-        {1, 1, 1},   {1, 8, 3},     {3, 16, 4},    {65, 60, 8},
-        {2, 256, 8}, {300, 256, 8}, {1, 1024, 10}, {1000, 33, 2}};
+        {1, 1, 1},     {1, 8, 3},     {3, 16, 4},   {65, 60, 8},
+        {2, 256, 8},   {33, 48, 8},   {64, 128, 8}, {64, 20, 20},
+        {300, 256, 8}, {1, 1024, 10}, {1000, 33, 2}};
 
     for (size_t i = 0; i < COUNT(ROWS); i++) {
         check_norm(bench, ROWS[i].n_row, ROWS[i].n_group, ROWS[i].dim);
@@ -297,6 +353,15 @@ static void check_all(struct bench *bench)
         check_router(bench, ROWS[i].n_row, ROWS[i].n_group * 15, LINEAR_F32);
         check_router(bench, ROWS[i].n_row, ROWS[i].n_group * 15, LINEAR_BF16);
     }
+    check_tops(bench, 3, 1, 0);
+    check_tops(bench, 2, 127, 0);
+    check_tops(bench, 2, 130, 0);
+    check_tops(bench, 5, 16384, 0);
+    check_tops(bench, 5, 16385, 0);
+    check_tops(bench, 3, 151936, 0);
+    check_tops(bench, 7, 248320, 0);
+    check_tops(bench, 3, 248320, 100000);
+    check_tops(bench, 3, 248320, 3);
     for (size_t i = 0; i < COUNT(EXPERTS); i++)
         check_experts(bench, EXPERTS[i][0], EXPERTS[i][1], EXPERTS[i][2]);
 }

@@ -127,10 +127,11 @@ static enum status measure_copy(struct bench *bench)
 }
 
 static enum status open_bench(const char *backend, const char *config,
-                              const char *format, const char *kv,
+                              const struct gpu_time_what *what,
                               struct bench *bench)
 {
-    const struct model_choice choice = {backend, "auto", format, kv};
+    const struct model_choice choice = {backend, "auto", what->format,
+                                        what->kv};
     struct model_options options = {.n_context = 0};
     static struct backend timed;
     const double start = now();
@@ -263,7 +264,8 @@ static enum status step(struct bench *bench, uint32_t n, uint32_t n_row,
                                        .span = span,
                                        .n_span = n,
                                        .logit_row = row,
-                                       .n_logit = n_logit}))
+                                       .n_logit = n_logit,
+                                       .is_sampled = true}))
         return status_cause()->code;
     *out = now() - start;
     for (uint32_t i = 0; i < n; i++)
@@ -347,24 +349,37 @@ static enum status time_prefill(struct bench *bench, uint64_t n_token,
     return st;
 }
 
-int gpu_time(const char *backend, const char *config, const char *format,
-             const char *kv)
+static enum status time_all_decode(struct bench *bench)
 {
-    static struct bench bench;
-    enum status st = open_bench(backend, config, format, kv, &bench);
+    static const uint32_t N[] = {1, 8, N_SESSION};
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < sizeof(N) / sizeof(*N) && !st; i++)
+        st = time_decode(bench, N[i], 4096);
+    return st;
+}
+
+static enum status time_all_prefill(struct bench *bench)
+{
+    enum status st = time_prefill(bench, 0, 2048);
 
     if (!st)
-        st = time_decode(&bench, 1, 4096);
+        st = time_prefill(bench, 0, 8192);
     if (!st)
-        st = time_decode(&bench, 8, 4096);
-    if (!st)
-        st = time_decode(&bench, 64, 4096);
-    if (!st)
-        st = time_prefill(&bench, 0, 2048);
-    if (!st)
-        st = time_prefill(&bench, 0, 8192);
-    if (!st)
-        st = time_prefill(&bench, 32768, 2048);
+        st = time_prefill(bench, 32768, 2048);
+    return st;
+}
+
+int gpu_time(const char *backend, const char *config,
+             const struct gpu_time_what *what)
+{
+    static struct bench bench;
+    enum status st = open_bench(backend, config, what, &bench);
+
+    if (!st && strcmp(what->part, "prefill") != 0)
+        st = time_all_decode(&bench);
+    if (!st && strcmp(what->part, "decode") != 0)
+        st = time_all_prefill(&bench);
     drop_memories(&bench);
     workspace_destroy(bench.workspace);
     if (bench.model)

@@ -3,17 +3,23 @@
 # against their oracles, goldens, exactness over random schedules, steps of real
 # shapes beside their bounds. Prints tables; exits with 1 if a check failed.
 #
-# usage: run.sh [BUILD]
+# usage: run.sh [BUILD [PART...]]
 # BUILD is a build folder with gpu_model, libgodwit_cuda.so and cuda/*.o; it is
-# made by cmake where it is missing. A built folder needs the driver alone, but
-# for the kernels' own checks, which are compiled here if nvcc is there.
+# made by cmake where it is missing. A built folder needs the driver alone. The
+# kernels' own checks, check_NAME there, are compiled here where they are
+# missing, if nvcc is there.
+# PART: kernels, ops, exact, goldens, memory, time; all of them if none is named.
 # N is the number of random schedules for each model (100), SECONDS_MAX the
-# limit for each program (300).
+# limit for each program (300), CONFIGS the shapes that are timed.
 set -eu
 cd "$(dirname "$0")/../.."
 build=${1:-build}
+[ $# -eq 0 ] || shift
+parts=${*:-kernels ops exact formats goldens memory time}
 n=${N:-100}
 limit=${SECONDS_MAX:-300}
+configs=${CONFIGS:-assets/configs/qwen3_5-9b.json
+    assets/configs/qwen3_5-35b-a3b-cut.json}
 failed=
 
 say() {
@@ -30,9 +36,11 @@ if [ ! -x "$build/gpu_model" ] || [ ! -e "$build/libgodwit_cuda.so" ]; then
     cmake --build "$build" --target gpu_model godwit_cuda
 fi
 gpu_model=$build/gpu_model
+cuda=cuda:$(realpath "$build")/libgodwit_cuda.so
+nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
 
-# Every kernel against its oracle. Their checks bring a device of their own.
-kernels() {
+# The kernels' checks bring a device of their own.
+compile() { # FILE PROGRAM
     objects=
     for object in "$build"/cuda/*.o; do
         case $object in
@@ -40,14 +48,20 @@ kernels() {
         *) objects="$objects $object" ;;
         esac
     done
+    # shellcheck disable=SC2086 # a list of words
+    "$nvcc" -std=c++17 -O3 -fmad=false -I. \
+        -gencode=arch=compute_90a,code=sm_90a -o "$2" "$1" $objects \
+        "$build/libkernels.a" "$build/libbase.a" -ljansson -lxxhash -ldl
+}
+
+# Every kernel against its oracle.
+kernels() {
     for file in tests/gpu/check_*.cu; do
         program=$build/$(basename "$file" .cu)
         say "$file"
-        # shellcheck disable=SC2086 # a list of words
-        if "$nvcc" -std=c++17 -O3 -fmad=false -I. \
-            -gencode=arch=compute_90a,code=sm_90a -o "$program" "$file" \
-            $objects "$build/libkernels.a" "$build/libbase.a" -ljansson \
-            -lxxhash -ldl; then
+        if [ ! -x "$program" ] && [ ! -x "$nvcc" ]; then
+            echo "no nvcc here, and no $program"
+        elif [ -x "$program" ] || compile "$file" "$program"; then
             try "$program" check
         else
             failed="$failed
@@ -55,49 +69,73 @@ kernels() {
         fi
     done
 }
-nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
-if [ -x "$nvcc" ]; then
-    kernels
-fi
 
-say "small operators"
-try "$gpu_model" ops cuda
+ops() {
+    say "small operators"
+    try "$gpu_model" ops "$cuda"
+}
 
-say "the same bits over $n random schedules for each model"
-for model in tests/golden/*/config.json assets/models/*/config.json; do
-    try "$gpu_model" exact cuda "$(dirname "$model")" "$n" 1
+exact() {
+    say "the same bits over $n random schedules for each model"
+    for model in tests/golden/*/config.json assets/models/*/config.json; do
+        [ -e "$model" ] || continue
+        try "$gpu_model" exact "$cuda" "$(dirname "$model")" "$n" 1
+    done
+}
+
+formats() {
+    say "formats of eight bits"
+    try "$gpu_model" exact "$cuda" tests/golden/qwen3_5_text "$n" 1 f8 int8
+    try "$gpu_model" exact "$cuda" assets/models/godwit-tiny 10 1 f8 int8
+    for format in "--weight-format f8" "--kv-format int8"; do
+        # shellcheck disable=SC2086 # two words
+        try "$gpu_model" check --model assets/models/godwit-tiny \
+            --golden tests/golden/godwit-tiny --backend "$cuda" $format
+    done
+}
+
+goldens() {
+    say "goldens"
+    for golden in tests/golden/*/golden.safetensors; do
+        name=$(basename "$(dirname "$golden")")
+        model=tests/golden/$name
+        [ -e "$model/config.json" ] || model=assets/models/$name
+        [ -e "$model/config.json" ] || continue
+        echo "$name:"
+        try "$gpu_model" check --model "$model" --golden "tests/golden/$name" \
+            --backend "$cuda"
+    done
+}
+
+memory() {
+    say "memory errors"
+    sanitizer=$(command -v compute-sanitizer || true)
+    if [ -n "$sanitizer" ]; then
+        try "$sanitizer" --error-exitcode 1 "$gpu_model" exact "$cuda" \
+            tests/golden/qwen3_5_moe_text 1 1
+    else
+        echo "no compute-sanitizer here"
+    fi
+}
+
+time_steps() {
+    say "steps beside their bounds"
+    for config in $configs; do
+        try "$gpu_model" time "$cuda" "$config"
+    done
+    try "$gpu_model" time "$cuda" assets/configs/qwen3_5-9b.json all f8 int8
+}
+
+for part in $parts; do
+    case $part in
+    kernels | ops | exact | formats | goldens | memory) "$part" ;;
+    time) time_steps ;;
+    *)
+        echo "run.sh: no part '$part'" >&2
+        exit 2
+        ;;
+    esac
 done
-
-say "weights in FP8"
-try "$gpu_model" exact cuda tests/golden/qwen3_5_text "$n" 1 f8
-try "$gpu_model" check --model assets/models/godwit-tiny \
-    --golden tests/golden/godwit-tiny --backend cuda --weight-format f8
-
-say "goldens"
-for golden in tests/golden/*/golden.safetensors; do
-    name=$(basename "$(dirname "$golden")")
-    model=tests/golden/$name
-    [ -e "$model/config.json" ] || model=assets/models/$name
-    echo "$name:"
-    try "$gpu_model" check --model "$model" --golden "tests/golden/$name" \
-        --backend cuda
-done
-
-say "memory errors"
-sanitizer=$(command -v compute-sanitizer || true)
-if [ -n "$sanitizer" ]; then
-    try "$sanitizer" --error-exitcode 1 "$gpu_model" exact cuda \
-        tests/golden/qwen3_5_moe_text 1 1
-else
-    echo "no compute-sanitizer here"
-fi
-
-say "steps beside their bounds"
-for config in assets/configs/qwen3_5-9b.json \
-    assets/configs/qwen3_5-35b-a3b-cut.json; do
-    try "$gpu_model" time cuda "$config"
-done
-try "$gpu_model" time cuda assets/configs/qwen3_5-9b.json f8
 
 if [ -n "$failed" ]; then
     printf '\nFAILED:%s\n' "$failed"

@@ -90,7 +90,7 @@ static void check_linear(struct pool *pool)
         linear_init(N_IN, N_OUT, LINEAR_F32, ARITHMETIC_FP32, &w))
         exit(1);
     linear_pack_f32(&w, 0, N_OUT, weight);
-    struct linear_args args = {alone, N_OUT, x, N_IN, N_ROW, &w};
+    struct linear_args args = {alone, N_OUT, x, N_IN, N_ROW, &w, NULL};
     backend->linear(NULL, &args);
     args.y = y;
     backend->linear(pool, &args);

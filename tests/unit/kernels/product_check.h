@@ -77,7 +77,7 @@ static inline void product_both(const struct backend *backend,
                                 const float *x, float *y, uint32_t n_row)
 {
     const struct linear_args args = {
-        y, w->n_out + PRODUCT_GAP, x, w->n_in + 1, n_row, w};
+        y, w->n_out + PRODUCT_GAP, x, w->n_in + 1, n_row, w, NULL};
 
     for (size_t i = 0; i < (size_t)n_row * (w->n_out + PRODUCT_GAP); i++)
         y[i] = 0.25f;

@@ -294,7 +294,8 @@ static float *wanted(const struct product *p, bool is_gathered)
                                             p->x + row * (p->n_in + 1),
                                             p->n_in + 1,
                                             1,
-                                            &p->w[e]};
+                                            &p->w[e],
+                                            NULL};
 
             backend_ref_found()->linear(NULL, &one);
         }

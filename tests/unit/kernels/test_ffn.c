@@ -68,10 +68,10 @@ static void one_by_one(const struct layer *layer, const float *x, float *y,
     const struct backend *ref = backend_ref_found();
     const size_t wide = 2 * (size_t)layer->n_ff;
     float *both = room(n_row * wide), *act = room(n_row * wide / 2);
-    struct linear_args in = {both,  wide,        x, layer->n_in + 1,
-                             n_row, &layer->gate};
+    struct linear_args in = {both,  wide,         x,   layer->n_in + 1,
+                             n_row, &layer->gate, NULL};
     const struct linear_args down = {y,     layer->n_out + 1, act, layer->n_ff,
-                                     n_row, &layer->down};
+                                     n_row, &layer->down,     NULL};
 
     ref->linear(NULL, &in);
     in.y += layer->n_ff;

@@ -85,7 +85,7 @@ static void check_shape(uint32_t n_in, uint32_t n_out, enum linear_type type,
 
     make(&w, n_in, n_out, type, order, plain);
     oracle(want, x, plain, N_ROW, n_in, n_out);
-    struct linear_args args = {y, n_out, x, n_in, N_ROW, &w};
+    struct linear_args args = {y, n_out, x, n_in, N_ROW, &w, NULL};
     ref->linear(NULL, &args);
     assert_near(y, want, (size_t)N_ROW * n_out, bound_of(n_in, &w), "linear");
     ref->linear_add(NULL, &args);
@@ -118,7 +118,7 @@ Test(linear, ref_sums_in_ascending_order_from_zero)
 
     must(linear_init(3, 1, LINEAR_F32, ARITHMETIC_FP32, &w));
     linear_pack_f32(&w, 0, 1, weight);
-    struct linear_args args = {&y, 1, x, 3, 1, &w};
+    struct linear_args args = {&y, 1, x, 3, 1, &w, NULL};
     EACH_BACKEND(backend)
     {
         backend->linear(NULL, &args);
@@ -134,7 +134,7 @@ static void run(const struct backend *backend, struct pool *pool,
                 const struct linear *w, const float *x, float *y,
                 uint32_t n_row)
 {
-    struct linear_args args = {y, w->n_out + 3, x, w->n_in + 1, n_row, w};
+    struct linear_args args = {y, w->n_out + 3, x, w->n_in + 1, n_row, w, NULL};
 
     for (size_t i = 0; i < (size_t)n_row * (w->n_out + 3); i++)
         y[i] = 9.5f;
@@ -227,7 +227,7 @@ Test(linear, an_infinite_input_stays_in_its_row)
         make(&w, 17, 17, type, order, plain);
         EACH_BACKEND(backend)
         {
-            struct linear_args args = {y, 17, x, 17, 2, &w};
+            struct linear_args args = {y, 17, x, 17, 2, &w, NULL};
             backend->linear(NULL, &args);
             for (size_t o = 0; o < 17; o++)
                 cr_assert(isfinite(y[17 + o]) && !isfinite(y[o]), "%s",
@@ -295,7 +295,7 @@ Test(linear, each_order_is_the_one_that_linear_h_states)
         }
         EACH_BACKEND(backend)
         {
-            struct linear_args args = {&y, 1, x, N_HAND, 1, &w};
+            struct linear_args args = {&y, 1, x, N_HAND, 1, &w, NULL};
             backend->linear(NULL, &args);
             assert_same(&y, &want[order], 1, backend->name);
         }
@@ -323,7 +323,7 @@ Test(linear, every_whole_number_of_w8_is_multiplied_as_it_is)
     for (enum arithmetic order = 0; order < N_CPU_ARITHMETIC; order++) {
         must(linear_init(2, N, LINEAR_W8, order, &w));
         linear_pack_f32(&w, 0, N, weight);
-        backend->linear(NULL, &(struct linear_args){y, N, x, 2, 1, &w});
+        backend->linear(NULL, &(struct linear_args){y, N, x, 2, 1, &w, NULL});
         for (int i = 0; i < N; i++)
             cr_assert(eq(flt, y[i], weight[i][1]), "%s", backend->name);
         linear_release(&w);
@@ -339,7 +339,7 @@ static float product_of(const struct backend *backend, enum arithmetic order,
 
     must(linear_init(1, 1, LINEAR_BF16, order, &w));
     linear_pack_f32(&w, 0, 1, &weight);
-    struct linear_args args = {&y, 1, &x, 1, 1, &w};
+    struct linear_args args = {&y, 1, &x, 1, 1, &w, NULL};
     backend->linear(NULL, &args);
     linear_release(&w);
     return y;
@@ -380,7 +380,7 @@ Test(linear, w8_is_within_half_a_step_and_says_when_it_cannot)
     const struct linear_group *group = w.panel;
     cr_assert(eq(flt, group[1].scale[0], 0.0f));
     cr_assert(eq(int, group[2].q[299 - 256][0], -127));
-    struct linear_args args = {&y, 1, x, N, 1, &w};
+    struct linear_args args = {&y, 1, x, N, 1, &w, NULL};
     for (size_t i = 0; i < N; i++) {
         x[i] = 1.0f;
         backend_ref_found()->linear(NULL, &args);

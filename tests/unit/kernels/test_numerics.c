@@ -36,10 +36,10 @@ static uint64_t digest_linear(const struct backend *b, uint64_t hash)
 
     must(linear_init(77, 33, LINEAR_F32, ARITHMETIC_FP32, &w));
     linear_pack_f32(&w, 0, 33, weight);
-    b->linear(NULL, &(struct linear_args){y, 33, x, 77, 3, &w});
-    b->linear_add(NULL, &(struct linear_args){y, 33, x, 77, 3, &w});
-    b->rms_norm(NULL,
-                &(struct norm_args){y, 33, y, 33, weight, 3, 1, 33, 1e-6f});
+    b->linear(NULL, &(struct linear_args){y, 33, x, 77, 3, &w, NULL});
+    b->linear_add(NULL, &(struct linear_args){y, 33, x, 77, 3, &w, NULL});
+    b->rms_norm(
+        NULL, &(struct norm_args){y, 33, y, 33, weight, 3, 1, 33, 1e-6f, NULL});
     hash = digest(hash, y, 3 * 33 * sizeof(float));
     linear_release(&w);
     drop(x);
@@ -137,7 +137,7 @@ static uint64_t digest_products(const struct backend *b, enum arithmetic order)
 
         must(linear_init(N_IN, N_OUT, (enum linear_type)type, order, &w));
         linear_pack_f32(&w, 0, N_OUT, weight);
-        struct linear_args args = {y, N_OUT, x, N_IN, N_ROW, &w};
+        struct linear_args args = {y, N_OUT, x, N_IN, N_ROW, &w, NULL};
         b->linear(NULL, &args);
         hash = digest(hash, y, N_ROW * N_OUT * sizeof(float));
         b->linear_add(NULL, &args);

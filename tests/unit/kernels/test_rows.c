@@ -62,7 +62,8 @@ static void norm(const struct setting *s, const struct backend *backend,
                           n,
                           s->n_group,
                           s->dim,
-                          1e-6f};
+                          1e-6f,
+                          NULL};
     backend->rms_norm(pool, &a);
 }
 
@@ -81,7 +82,7 @@ static void gated(const struct setting *s, const struct backend *backend,
 {
     struct gated_norm_args a = {{y + first * s->y_stride, s->y_stride,
                                  s->x + first * s->x_stride, s->x_stride, s->w,
-                                 n, s->n_group, s->dim, 1e-6f},
+                                 n, s->n_group, s->dim, 1e-6f, NULL},
                                 s->z + first * s->x_stride,
                                 s->x_stride};
     backend->gated_norm(pool, &a);
@@ -119,7 +120,8 @@ static void gate(const struct setting *s, const struct backend *backend,
                           s->z + first * s->x_stride,
                           s->x_stride,
                           n,
-                          (uint32_t)s->n};
+                          (uint32_t)s->n,
+                          NULL};
     backend->gate(pool, &a);
 }
 
@@ -197,7 +199,7 @@ Test(rows, norm_works_in_place)
         float *want = room(5 * s.x_stride);
         memcpy(want, s.x, 5 * s.x_stride * sizeof(float));
         struct norm_args a = {want, s.x_stride, s.x, s.x_stride, s.w,
-                              5,    2,          65,  1e-6f};
+                              5,    2,          65,  1e-6f,      NULL};
         backend_ref_found()->rms_norm(NULL, &a);
         a.y = s.x;
         backend->rms_norm(NULL, &a);

@@ -205,7 +205,7 @@ static float *play(const struct model *model)
     memcpy(
         out,
         model_forward(model, NULL, workspace,
-                      &(struct batch){token, N_ROW, span, N_ROW, row, N_ROW}),
+                      &(struct batch){token, N_ROW, span, N_ROW, row, N_ROW, false}),
         n);
     workspace_destroy(workspace);
     for (uint32_t i = 0; i < N_ROW * n_layer; i++) {
