@@ -8,7 +8,7 @@
 # made by cmake where it is missing. A built folder needs the driver alone. The
 # kernels' own checks, check_NAME there, are compiled here where they are
 # missing, if nvcc is there.
-# PART: kernels, ops, exact, goldens, memory, time; all of them if none is named.
+# PART: kernels, ops, exact, formats, goldens, memory, time; all of them if none is named.
 # N is the number of random schedules for each model (100), SECONDS_MAX the
 # limit for each program (300), CONFIGS the shapes that are timed.
 set -eu
