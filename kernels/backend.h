@@ -176,9 +176,32 @@ static inline struct key_place key_place_of(const struct attend_span *span,
 
     return span->place ? span->place[block] : own;
 }
+/*
+ * How blocks keep keys and values. KV_INT8: KV_TILE_DIMS dims of a token share
+ * a scale, largest |x| / 127, or 0 where that is not normal, NaN where one is
+ * not finite; q = x * (1 / scale), rounded to even. Done once, by kv_append,
+ * for the token alone, so that no row can tell how it was cut. What is read is
+ * q * scale, rounded to float and, but for FP32, by scalar_to_bf16() again;
+ * then all goes on as for a key or value that had lain there as that number.
+ */
+enum kv_format {
+    KV_WIDE, /* as the arithmetic has them: float or bf16 */
+    KV_INT8,
+    N_KV_FORMAT
+};
+#define KV_TILE_DIMS 64u
+
+/* Of a KV head's keys, or values, of a block: 64 dims of its tokens. Dims of a
+ * head are padded to 64, 128 or 256. */
+struct kv_tile {
+    int8_t q[KV_BLOCK][KV_TILE_DIMS]; /* -127 .. 127 */
+    float scale[KV_BLOCK];
+};
+
 struct attend_shape {
     uint32_t n_head, n_kv_head, d_head; /* head h reads KV head h / (n/n_kv) */
     enum arithmetic arithmetic; /* of its products; decides the blocks */
+    enum kv_format kv;          /* so does this */
 };
 size_t kv_block_bytes(struct attend_shape shape);
 /* Bytes from a block's start to the keys or values of one KV head. */
@@ -555,6 +578,8 @@ struct backend {
     bool (*is_supported)(void); /* by this machine */
     enum arithmetic arithmetic; /* in which its products are fastest */
     uint32_t arithmetics;       /* those it has, as ARITHMETIC_BIT()s */
+    bool has_f8;                /* products of weights in LINEAR_F8 */
+    bool has_kv_int8;           /* kv_append and attend of KV_INT8 */
     bool has_rounded_rows;      /* its operators make and take them */
 
     /*

@@ -124,6 +124,8 @@ const struct backend backend_cuda = {
     .is_supported = is_supported,
     .arithmetic = ARITHMETIC_MMA,
     .arithmetics = ARITHMETIC_BIT(ARITHMETIC_MMA),
+    .has_f8 = true,
+    .has_kv_int8 = true,
     .find_device = find_device,
     DEVICE_BACKEND_OPERATORS,
 };

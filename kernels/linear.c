@@ -1,6 +1,7 @@
 #include "kernels/linear.h"
 
 #include "kernels/device.h"
+#include "kernels/linear_f8.h"
 #include "kernels/room.h"
 #include "kernels/scalar.h"
 
@@ -45,11 +46,13 @@ static size_t round_up(size_t n, size_t to)
 
 static bool has_rows(const struct linear *linear)
 {
-    return linear->arithmetic == ARITHMETIC_MMA;
+    return linear->arithmetic == ARITHMETIC_MMA || linear->type == LINEAR_F8;
 }
 
 size_t linear_n_step(const struct linear *linear)
 {
+    if (linear->type == LINEAR_F8)
+        return round_up(linear->n_in, LINEAR_F8_BLOCK);
     if (has_rows(linear))
         return round_up(linear->n_in, LINEAR_TILE);
     switch (linear->type) {
@@ -71,6 +74,8 @@ size_t linear_panel_bytes(const struct linear *linear)
         return n_step * LINEAR_PANEL * sizeof(uint16_t);
     case LINEAR_W8:
         return n_step / LINEAR_GROUP * sizeof(struct linear_group);
+    case LINEAR_F8:
+        return n_step * LINEAR_PANEL;
     default:
         return n_step * LINEAR_PANEL * sizeof(float);
     }
@@ -85,6 +90,9 @@ static size_t n_panel(const struct linear *linear)
 
 size_t linear_bytes(const struct linear *linear)
 {
+    if (linear->type == LINEAR_F8)
+        return linear_f8_bytes(
+            (struct linear_f8_shape){linear->n_in, linear->n_out});
     return n_panel(linear) * linear_panel_bytes(linear);
 }
 
@@ -97,7 +105,7 @@ enum status linear_init(uint32_t n_in, uint32_t n_out, enum linear_type type,
                             .arithmetic = type == LINEAR_F32 ? ARITHMETIC_FP32
                                                              : arithmetic};
 
-    assert(!has_rows(&linear) || type == LINEAR_BF16);
+    assert(arithmetic != ARITHMETIC_MMA || type != LINEAR_W8);
     if (linear_panel_bytes(&linear) <=
         WEIGHT_BYTES_MAX / (n_panel(&linear) + 1))
         linear.panel = room_take(linear_bytes(&linear));
@@ -257,7 +265,8 @@ static void pack(const struct linear *linear, uint32_t first_out,
     const size_t bytes = is_bf16 ? sizeof(uint16_t) : sizeof(float);
     struct piece piece = {.source = weight, .is_bf16 = is_bf16};
 
-    assert((uint64_t)first_out + n_row <= linear->n_out);
+    assert((uint64_t)first_out + n_row <= linear->n_out &&
+           linear->type != LINEAR_F8);
     for (size_t row = 0; row < n_row; row++) {
         if (has_rows(linear))
             pack_plain_row(linear, first_out + row, piece, bytes);

@@ -32,7 +32,8 @@
  *             g = the arithmetic's sum over the group, of q, from zero
  *             acc = fma(g, scale, acc)
  * MMA has no panels but plain rows, [n_out][n_in], both padded with zeros to
- * LINEAR_TILE.
+ * LINEAR_TILE. F8 has none in any arithmetic: it lies as kernels/linear_f8.h
+ * says, where its sums are, too.
  */
 #include "base/status.h"
 
@@ -50,7 +51,7 @@ enum linear_type {
     LINEAR_BF16,
     LINEAR_W8,
     N_LINEAR_TYPE,            /* those that every CPU backend has */
-    LINEAR_F8 = N_LINEAR_TYPE /* of a GPU: kernels/linear_f8.h */
+    LINEAR_F8 = N_LINEAR_TYPE /* of those with has_f8: kernels/linear_f8.h */
 };
 
 enum arithmetic {
@@ -116,7 +117,8 @@ size_t linear_n_step(const struct linear *linear);
  * Put n_row rows of n_in floats, or of bf16 bits, into outputs [first_out,
  * first_out + n_row). Sources may be unaligned. BF16 rounds floats by
  * scalar_to_bf16(); W8 quantises: q is w / scale rounded to even. A group in
- * which a weight is not finite gets a scale of NaN.
+ * which a weight is not finite gets a scale of NaN. F8 is packed by
+ * linear_f8_pack().
  */
 void linear_pack_f32(struct linear *linear, uint32_t first_out, uint32_t n_row,
                      const void *weight);

@@ -6,40 +6,58 @@
 #include <string.h>
 
 #define E4M3_MAX 448.0f
-#define E4M3_MAX_BITS 0x7eu
 #define E4M3_TINY 0x1p-6f /* the smallest normal one; below, steps of 2^-9 */
+#define INFINITE_BITS 0x7f800000u /* and of NaN above */
+#define TINY_ONE 0x1.8p14f
 #define BIAS_LESS (127u - 7u)
 
 size_t linear_f8_bytes(struct linear_f8_shape shape)
 {
-    return linear_f8_scales_at(shape) + linear_f8_n_block(shape.n_out) *
-                                            linear_f8_n_block(shape.n_in) *
-                                            sizeof(float);
+    const size_t bytes = linear_f8_scales_at(shape) +
+                         linear_f8_n_block(shape.n_out) *
+                             linear_f8_n_block(shape.n_in) * sizeof(float);
+
+    return (bytes + LINEAR_F8_ALIGN - 1) / LINEAR_F8_ALIGN * LINEAR_F8_ALIGN;
+}
+
+static uint32_t bits_of(float x)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+
+/* Without a branch, for billions of them are made at a load. A sum with
+ * TINY_ONE rounds to whole steps of 2^-9, which then are its last bits. */
+static inline uint8_t rounded(float x)
+{
+    const float size = fabsf(x) < E4M3_MAX ? fabsf(x) : E4M3_MAX;
+    const uint32_t bits = bits_of(size);
+    const uint32_t normal =
+        ((bits + 0x7ffffu + (bits >> 20 & 1)) >> 20) - (BIAS_LESS << 3);
+    const uint32_t tiny = bits_of(size + TINY_ONE) & 0xffu;
+
+    return (uint8_t)((bits_of(x) >> 24 & 0x80u) |
+                     (size < E4M3_TINY ? tiny : normal));
 }
 
 uint8_t linear_f8_round(float x)
 {
-    const float size = fabsf(x);
-    const unsigned sign = signbit(x) ? 0x80u : 0u;
-    uint32_t bits;
-
-    if (size >= E4M3_MAX)
-        return (uint8_t)(sign | E4M3_MAX_BITS);
-    if (size < E4M3_TINY)
-        return (uint8_t)(sign | (unsigned)lrintf(size * 0x1p9f));
-    memcpy(&bits, &size, sizeof(bits));
-    bits += 0x7ffffu + (bits >> 20 & 1);
-    return (uint8_t)(sign | ((bits >> 20) - (BIAS_LESS << 3)));
+    return rounded(x);
 }
 
 float linear_f8_float(uint8_t q)
 {
-    const float sign = q & 0x80 ? -1.0f : 1.0f;
-    const int exponent = q >> 3 & 15;
-    const float mantissa = (float)(q & 7);
+    /* What the last bit of the mantissa is worth, by exponent. */
+    static const float UNIT[16] = {
+        0x1p-9f, 0x1p-9f, 0x1p-8f, 0x1p-7f, 0x1p-6f, 0x1p-5f, 0x1p-4f, 0x1p-3f,
+        0x1p-2f, 0x1p-1f, 0x1p+0f, 0x1p+1f, 0x1p+2f, 0x1p+3f, 0x1p+4f, 0x1p+5f,
+    };
+    const unsigned exponent = q >> 3 & 15;
+    const float mantissa = (float)((exponent ? 8 : 0) + (q & 7));
 
-    return exponent ? sign * ldexpf(1.0f + mantissa / 8.0f, exponent - 7)
-                    : sign * mantissa * 0x1p-9f;
+    return (q & 0x80 ? -mantissa : mantissa) * UNIT[exponent];
 }
 
 /* Rows and columns of a block that are there. */
@@ -50,17 +68,19 @@ struct block {
 
 static float block_scale(const struct block *b)
 {
-    float largest = 0.0f, zero = 0.0f;
+    uint32_t bits = 0; /* sizes are ordered as their bits are */
+    float largest;
 
     for (size_t r = 0; r < b->n_row; r++)
         for (size_t c = 0; c < b->n_column; c++) {
-            const float w = b->weight[r * b->stride + c];
+            const uint32_t size =
+                bits_of(b->weight[r * b->stride + c]) & 0x7fffffffu;
 
-            largest = fabsf(w) > largest ? fabsf(w) : largest;
-            zero += w * 0.0f; /* NaN as soon as one is not finite */
+            bits = size > bits ? size : bits;
         }
-    if (zero != 0.0f)
+    if (bits >= INFINITE_BITS)
         return NAN;
+    memcpy(&largest, &bits, sizeof(largest));
     /* The inverse is finite only for a normal scale. */
     return largest / E4M3_MAX < FLT_MIN ? 0.0f : largest / E4M3_MAX;
 }
@@ -70,12 +90,16 @@ static void put_block(const struct block *b, uint8_t *to, size_t to_stride,
 {
     const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
 
-    for (size_t r = 0; r < b->n_row; r++)
+    if (isnan(scale)) /* q stay 0 */
+        return;
+    for (size_t r = 0; r < b->n_row; r++) {
+        uint8_t q[LINEAR_F8_BLOCK];
+
         for (size_t c = 0; c < b->n_column; c++)
-            to[r * to_stride + c] =
-                isnan(scale)
-                    ? 0
-                    : linear_f8_round(b->weight[r * b->stride + c] * inverse);
+            q[c] = rounded(b->weight[r * b->stride + c] * inverse);
+        for (size_t c = 0; c < b->n_column; c++)
+            to[r * to_stride + linear_f8_place(c)] = q[c];
+    }
 }
 
 void linear_f8_pack(void *to, struct linear_f8_shape shape, uint32_t first_out,

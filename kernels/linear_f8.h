@@ -13,6 +13,9 @@
  * product is, per 128 inputs, ascending:
  *     g = the arithmetic's sum over the block, of q, from zero
  *     acc = fma(g, scale, acc)
+ * The whole is padded to 256 bytes, so that many can lie one behind the other.
+ * The 128 q of an output lie in the order in which the lanes of a warp want
+ * them, linear_f8_place().
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -22,6 +25,7 @@ extern "C" {
 #endif
 
 #define LINEAR_F8_BLOCK 128u
+#define LINEAR_F8_ALIGN 256u
 
 struct linear_f8_shape {
     uint32_t n_in, n_out;
@@ -41,6 +45,20 @@ static inline size_t linear_f8_scales_at(struct linear_f8_shape shape)
 }
 
 size_t linear_f8_bytes(struct linear_f8_shape shape);
+
+/*
+ * Where among its block's 128 q the one of input `i` of the block lies. Lane t
+ * of four multiplies 2t, 2t + 1, 2t + 8 and 2t + 9 of each 16 inputs (PTX ISA,
+ * mma.m16n8k16, A): those are a word, whose odd bytes are the first two, and
+ * the words of four 16s are 16 bytes that a lane loads at once.
+ */
+static inline size_t linear_f8_place(size_t i)
+{
+    const size_t step = i / 16, lane = i % 8 / 2;
+
+    return step / 4 * 64 + lane * 16 + step % 4 * 4 + i % 2 * 2 +
+           (i % 16 < 8 ? 1 : 0);
+}
 
 /*
  * Quantise rows [first_out, first_out + n_row) of n_in floats, whole blocks but

@@ -3,6 +3,8 @@
 #include "kernels/scalar.h"
 
 #include <assert.h>
+#include <float.h>
+#include <math.h>
 #include <string.h>
 
 static void embed_row(void *arg, uint32_t row, void *scratch)
@@ -32,7 +34,7 @@ void move_embed(struct pool *pool, const struct embed_args *args)
     pool_run(run_on, args->n_row, embed_row, (void *)args);
 }
 
-/* Dims of a head as the tiles of MMA pad them. */
+/* Dims of a head as the tiles of MMA, and those of int8, pad them. */
 static size_t head_tile(size_t d_head)
 {
     size_t d = 64;
@@ -47,6 +49,8 @@ static size_t key_bytes(struct attend_shape shape)
 {
     size_t d_head = shape.d_head;
 
+    if (shape.kv == KV_INT8)
+        return head_tile(d_head) / KV_TILE_DIMS * sizeof(struct kv_tile);
     switch (shape.arithmetic) {
     case ARITHMETIC_FP32:
         return d_head * KV_BLOCK * sizeof(float);
@@ -59,7 +63,7 @@ static size_t key_bytes(struct attend_shape shape)
 
 static size_t value_bytes(struct attend_shape shape)
 {
-    if (shape.arithmetic == ARITHMETIC_MMA)
+    if (shape.arithmetic == ARITHMETIC_MMA || shape.kv == KV_INT8)
         return key_bytes(shape);
     return shape.d_head * KV_BLOCK *
            (shape.arithmetic == ARITHMETIC_FP32 ? sizeof(float)
@@ -103,6 +107,38 @@ static void append_bf16(uint16_t *to_k, uint16_t *to_v, size_t at,
         to_v[e * 2] = scalar_to_bf16(v[e]);
 }
 
+/* Up to KV_TILE_DIMS dims of token `at`. */
+static void append_int8(struct kv_tile *to, size_t at, const float *x, size_t n)
+{
+    float largest = 0.0f, zero = 0.0f, scale, inverse;
+
+    for (size_t d = 0; d < n; d++) {
+        largest = fabsf(x[d]) > largest ? fabsf(x[d]) : largest;
+        zero += x[d] * 0.0f; /* NaN as soon as one is not finite */
+    }
+    scale = largest / 127.0f < FLT_MIN ? 0.0f : largest / 127.0f;
+    inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    to->scale[at] = zero == 0.0f ? scale : NAN;
+    for (size_t d = 0; d < KV_TILE_DIMS; d++) {
+        const float q = zero == 0.0f && d < n ? x[d] * inverse : 0.0f;
+
+        to->q[at][d] = (int8_t)lrintf(q > 127.0f    ? 127.0f
+                                      : q < -127.0f ? -127.0f
+                                                    : q);
+    }
+}
+
+static void append_tiles(struct kv_tile *to_k, struct kv_tile *to_v, size_t at,
+                         const float *k, const float *v, size_t d_head)
+{
+    for (size_t d = 0; d < d_head; d += KV_TILE_DIMS, to_k++, to_v++) {
+        const size_t n = d_head - d < KV_TILE_DIMS ? d_head - d : KV_TILE_DIMS;
+
+        append_int8(to_k, at, k + d, n);
+        append_int8(to_v, at, v + d, n);
+    }
+}
+
 /* Task: one KV head of one span. */
 static void append_head(void *arg, uint32_t task, void *scratch)
 {
@@ -120,7 +156,9 @@ static void append_head(void *arg, uint32_t task, void *scratch)
         void *to_v = block + kv_values_at(a->shape, head);
         const float *k = a->k + row * a->k_stride + head * d_head;
         const float *v = a->v + row * a->v_stride + head * d_head;
-        if (a->shape.arithmetic == ARITHMETIC_FP32)
+        if (a->shape.kv == KV_INT8)
+            append_tiles(to_k, to_v, at, k, v, d_head);
+        else if (a->shape.arithmetic == ARITHMETIC_FP32)
             append_f32(to_k, to_v, at, k, v, d_head);
         else
             append_bf16(to_k, to_v, at, k, v, d_head);

@@ -34,6 +34,7 @@ struct model {
     struct linear head;  /* [n_vocab, hidden]; tied: the embedding, packed */
     enum arithmetic arithmetic;
     enum weight_format format;
+    enum kv_format kv;
     bool has_f32, has_bf16; /* weights among those that keep the file's type */
     struct rope_table rope; /* empty when no layer is softmax */
     struct digest fingerprint;

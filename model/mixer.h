@@ -38,6 +38,12 @@ struct mixer_field {
     size_t offset; /* bytes from the state's start; multiple of 64 */
 };
 
+/* What of the numerics decides how memory lies. */
+struct mixer_numerics {
+    enum arithmetic arithmetic;
+    enum kv_format kv;
+};
+
 struct mixer_plan {
     size_t state_bytes; /* fixed part per session; 0: none */
     size_t copy_bytes;  /* what a CPU's steps keep of it in another form, zero
@@ -121,9 +127,10 @@ struct mixer {
     const char *name; /* "softmax", "delta" */
 
     /* Products of activations with states and keys are of the arithmetic, too,
-     * which decides how those are kept. A session's policy decides the index.
+     * which decides how those are kept, blocks beside the format. A session's
+     * policy decides the index.
      */
-    void (*plan)(const struct config *config, enum arithmetic arithmetic,
+    void (*plan)(const struct config *config, struct mixer_numerics numerics,
                  enum index_kind index, struct mixer_plan *out);
 
     /*

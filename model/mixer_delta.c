@@ -134,10 +134,10 @@ static double recurrence_flops(struct delta_shape shape)
     return shape.n_v_head * (state + ring);
 }
 
-static void plan(const struct config *config, enum arithmetic arithmetic,
+static void plan(const struct config *config, struct mixer_numerics numerics,
                  enum index_kind index, struct mixer_plan *out)
 {
-    const struct delta_shape s = shape_of(config, arithmetic);
+    const struct delta_shape s = shape_of(config, numerics.arithmetic);
     const struct fused fused = fused_of(s);
 
     (void)index; /* it has no blocks */
@@ -299,7 +299,8 @@ static enum status bind(const struct config *config,
     it->conv_width = config->conv_width;
     it->device = weights->device;
     it->eps = (float)config->rms_eps;
-    plan(config, weights->arithmetic, INDEX_NONE, &it->plan);
+    plan(config, (struct mixer_numerics){weights->arithmetic, weights->kv},
+         INDEX_NONE, &it->plan);
     st = bind_projections(config, weights, prefix, it);
     if (!st)
         st = bind_conv(weights, prefix, it);

@@ -44,18 +44,19 @@ static struct fused fused_of(struct attend_shape shape, bool has_gate)
 }
 
 static struct attend_shape shape_of(const struct config *config,
-                                    enum arithmetic arithmetic)
+                                    struct mixer_numerics numerics)
 {
     return (struct attend_shape){.n_head = config->n_head,
                                  .n_kv_head = config->n_kv_head,
                                  .d_head = config->d_head,
-                                 .arithmetic = arithmetic};
+                                 .arithmetic = numerics.arithmetic,
+                                 .kv = numerics.kv};
 }
 
-static void plan(const struct config *config, enum arithmetic arithmetic,
+static void plan(const struct config *config, struct mixer_numerics numerics,
                  enum index_kind index, struct mixer_plan *out)
 {
-    const struct attend_shape shape = shape_of(config, arithmetic);
+    const struct attend_shape shape = shape_of(config, numerics);
     const struct fused fused = fused_of(shape, config->has_output_gate);
     const size_t n_q = (size_t)shape.n_head * shape.d_head;
 
@@ -123,7 +124,8 @@ static enum status bind(const struct config *config,
 
     if (!it)
         return STATUS_RESOURCE_EXHAUSTED;
-    it->shape = shape_of(config, weights->arithmetic);
+    it->shape = shape_of(
+        config, (struct mixer_numerics){weights->arithmetic, weights->kv});
     it->device = weights->device;
     it->has_gate = config->has_output_gate;
     it->eps = (float)config->rms_eps;

@@ -106,11 +106,15 @@ static struct digest digest_config(struct digest weights,
 static void name_numerics(struct model *model)
 {
     const size_t n_probe = (size_t)ROPE_PROBE * (model->rope.n_rot / 2);
-    const char *format = model->format == WEIGHT_W8 ? "w8-128"
+    const char *format = model->format == WEIGHT_W8   ? "w8-128"
+                         : model->format == WEIGHT_F8 ? "f8-128"
                          : model->format == WEIGHT_BF16 || !model->has_f32
                              ? "bf16"
                          : model->has_bf16 ? "mixed"
                                            : "f32";
+    const char *kv = model->kv == KV_INT8                   ? "int8-64"
+                     : model->arithmetic == ARITHMETIC_FP32 ? "f32"
+                                                            : "bf16";
     struct digest rope = {0};
     int n;
 
@@ -120,8 +124,7 @@ static void name_numerics(struct model *model)
     }
     n = snprintf(model->numerics, sizeof(model->numerics),
                  "%s/%s/kv-%s/rope-%08x", arithmetic_id(model->arithmetic),
-                 format, model->arithmetic == ARITHMETIC_FP32 ? "f32" : "bf16",
-                 (uint32_t)rope.lo);
+                 format, kv, (uint32_t)rope.lo);
     assert(n > 0 && (size_t)n < sizeof(model->numerics));
 }
 
@@ -193,6 +196,7 @@ static enum status load_layer(struct model *model, const struct arch *arch,
                               const struct weight_source *weights, uint32_t i)
 {
     const struct config *config = &model->config;
+    const struct mixer_numerics numerics = {weights->arithmetic, weights->kv};
     struct layer *layer = &model->layer[i];
     char prefix[WEIGHTS_NAME_SIZE];
     enum status st;
@@ -200,7 +204,7 @@ static enum status load_layer(struct model *model, const struct arch *arch,
     layer->mixer = arch->mixer[config->layer[i]];
     assert(layer->mixer);
     for (int k = 0; k < N_INDEX; k++)
-        layer->mixer->plan(config, weights->arithmetic, (enum index_kind)k,
+        layer->mixer->plan(config, numerics, (enum index_kind)k,
                            &layer->plan[k]);
     (void)snprintf(prefix, sizeof(prefix), "%slayers.%u.",
                    arch_prefix(arch, config), i);
@@ -255,6 +259,8 @@ static uint64_t count_parameters(const struct arch *arch,
         const struct tensor *tensor = safetensors_at(weights, i);
         uint64_t n = 1;
 
+        if (tensor_is_scale(tensor->name))
+            continue;
         if (strncmp(tensor->name, prefix, strlen(prefix)) != 0 &&
             (config->is_tied || strcmp(tensor->name, arch->head) != 0))
             continue;
@@ -286,13 +292,24 @@ static enum status prepare(struct model *model,
     model->backend = options->backend;
     model->arithmetic = options->arithmetic;
     model->format = options->weight_format;
+    model->kv = options->kv_format;
     model->n_context =
         options->n_context ? options->n_context : model->config.n_context;
     if (model->arithmetic == ARITHMETIC_MMA && model->format == WEIGHT_W8)
         return status_fail(STATUS_FAILED_PRECONDITION,
                            "numerics bf16-mma has no products of weights in "
-                           "w8, only in bf16");
-    if (model->arithmetic == ARITHMETIC_MMA)
+                           "w8, only in bf16 and f8");
+    if (model->format == WEIGHT_F8 && !model->backend->has_f8)
+        return status_fail(STATUS_FAILED_PRECONDITION,
+                           "backend '%s' has no products of weights in f8: "
+                           "cuda has, and ref, the slow one; w8 is for CPUs",
+                           model->backend->name);
+    if (model->kv == KV_INT8 && !model->backend->has_kv_int8)
+        return status_fail(STATUS_FAILED_PRECONDITION,
+                           "backend '%s' keeps no keys and values in int8: "
+                           "cuda does, and ref, the slow one",
+                           model->backend->name);
+    if (model->arithmetic == ARITHMETIC_MMA && model->format == WEIGHT_AUTO)
         model->format = WEIGHT_BF16;
     model->layer = weights_room(model->config.n_layer * sizeof(struct layer));
     if (!model->layer)
@@ -309,7 +326,8 @@ static enum status load(struct model *model, const struct arch *arch,
     const struct weight_source source = {.file = weights,
                                          .device = model->device,
                                          .format = model->format,
-                                         .arithmetic = model->arithmetic};
+                                         .arithmetic = model->arithmetic,
+                                         .kv = model->kv};
     enum status st = load_weights(model, arch, &source);
 
     if (!st && model->config.rope.n_rot)
@@ -337,10 +355,12 @@ static uint32_t find_name(const char *name, const char *const *list, uint32_t n)
 enum status model_options_find(const struct model_choice *choice,
                                struct model_options *out)
 {
-    static const char *const FORMAT[N_WEIGHT_FORMAT] = {"auto", "bf16", "w8"};
+    static const char *const FORMAT[N_WEIGHT_FORMAT] = {"auto", "bf16", "w8",
+                                                        "f8"};
     const char *numerics[N_ARITHMETIC];
     struct model_options options = *out;
-    uint32_t arithmetic, format;
+    static const char *const KV[N_KV_FORMAT] = {"auto", "int8"};
+    uint32_t arithmetic, format, kv;
     enum status st;
 
     for (uint32_t i = 0; i < N_ARITHMETIC; i++)
@@ -359,9 +379,16 @@ enum status model_options_find(const struct model_choice *choice,
     format = find_name(choice->weight_format, FORMAT, N_WEIGHT_FORMAT);
     if (format == N_WEIGHT_FORMAT)
         return status_fail(STATUS_INVALID_ARGUMENT,
-                           "no weight format '%s', there are: auto, bf16, w8",
+                           "no weight format '%s', there are: auto, bf16, w8, "
+                           "f8",
                            choice->weight_format);
+    kv = find_name(choice->kv_format, KV, N_KV_FORMAT);
+    if (kv == N_KV_FORMAT)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "no KV format '%s', there are: auto, int8",
+                           choice->kv_format);
     options.arithmetic = (enum arithmetic)arithmetic;
+    options.kv_format = (enum kv_format)kv;
     options.weight_format = (enum weight_format)format;
     st = backend_check(options.backend, options.arithmetic);
     if (!st)
@@ -494,11 +521,18 @@ struct rooms *model_rooms(const struct model *model)
 enum status model_check_policy(const struct model *model,
                                const struct policy *policy)
 {
-    if (!model->device || policy->kind == POLICY_FULL)
+    if (policy->kind == POLICY_FULL)
         return STATUS_OK;
-    (void)status_fail(STATUS_FAILED_PRECONDITION,
-                      "the %s backend has no memory policies yet: use full",
-                      model->backend->name);
+    if (!model->device && model->kv == KV_WIDE)
+        return STATUS_OK;
+    if (model->device)
+        (void)status_fail(STATUS_FAILED_PRECONDITION,
+                          "the %s backend has no memory policies yet: use full",
+                          model->backend->name);
+    else
+        (void)status_fail(STATUS_FAILED_PRECONDITION,
+                          "keys and values in int8 have no memory policies "
+                          "yet: use full");
     return status_because("POLICY_UNSUPPORTED");
 }
 
@@ -584,4 +618,9 @@ const char *model_numerics(const struct model *model)
 enum weight_format model_weight_format(const struct model *model)
 {
     return model->format;
+}
+
+enum kv_format model_kv_format(const struct model *model)
+{
+    return model->kv;
 }

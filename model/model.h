@@ -20,6 +20,7 @@ struct model_options {
     uint64_t n_context; /* tokens a session may have; 0: the model's own */
     enum arithmetic arithmetic;
     enum weight_format weight_format;
+    enum kv_format kv_format;
 };
 
 /* The same as flags name it. */
@@ -28,11 +29,13 @@ struct model_choice {
     const char *numerics;      /* "fp32", "bf16-pair", "bf16-tile", "bf16-mma";
                                   "auto": where the backend's products are
                                   fastest */
-    const char *weight_format; /* "auto" (as in the file), "bf16", "w8" */
+    const char *weight_format; /* "auto" (as in the file), "bf16", "w8",
+                                  "f8" */
+    const char *kv_format;     /* "auto" (as the arithmetic has them), "int8" */
 };
 
 /*
- * Set the three fields of `out` that the names stand for.
+ * Set the four fields of `out` that the names stand for.
  *   as backend_find() and backend_check()
  *   INVALID_ARGUMENT  no such name: lists them
  */
@@ -47,7 +50,7 @@ MUST_CHECK enum status model_options_find(const struct model_choice *choice,
  *   INVALID_ARGUMENT    n_context above the model's own
  *   RESOURCE_EXHAUSTED  no memory
  *   as backend_check() and device_create(); FAILED_PRECONDITION  the arithmetic
- *   has no products of weights in that format
+ *   or the backend has no products of weights, or blocks, in that format
  */
 MUST_CHECK enum status model_load(const char *dir,
                                   const struct model_options *options,
@@ -113,6 +116,7 @@ double model_logit_flops(const struct model *model);
 struct digest model_fingerprint(const struct model *model);
 const char *model_numerics(const struct model *model);
 enum weight_format model_weight_format(const struct model *model);
+enum kv_format model_kv_format(const struct model *model);
 
 /* Buffers for one engine thread's steps; allocated once. */
 struct workspace;

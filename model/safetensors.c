@@ -18,9 +18,10 @@
 
 #define SINGLE_NAME "model.safetensors"
 #define INDEX_NAME "model.safetensors.index.json"
-#define LENGTH_BYTES 8u  /* the header's length, little-endian */
-#define SHAPE_TEXT 192u  /* [d, ...] of RANK_MAX numbers */
-#define NAME_TEXT_MAX 80 /* bytes of a tensor's name shown in messages */
+#define LENGTH_BYTES 8u        /* the header's length, little-endian */
+#define SHAPE_TEXT 192u        /* [d, ...] of RANK_MAX numbers */
+#define NAME_TEXT_MAX 80       /* bytes of a tensor's name shown in messages */
+#define SCALE_END "_scale_inv" /* behind the name of what is scaled */
 
 struct shard {
     char *name; /* file name without its folder; owned */
@@ -60,7 +61,7 @@ static const struct dtype DTYPE[] = {
     {"I16", TENSOR_OTHER, 16},    {"U16", TENSOR_OTHER, 16},
     {"I8", TENSOR_OTHER, 8},      {"U8", TENSOR_OTHER, 8},
     {"BOOL", TENSOR_OTHER, 8},    {"F8_E5M2", TENSOR_OTHER, 8},
-    {"F8_E4M3", TENSOR_OTHER, 8}, {"F8_E8M0", TENSOR_OTHER, 8},
+    {"F8_E4M3", TENSOR_F8, 8},    {"F8_E8M0", TENSOR_OTHER, 8},
     {"F6_E2M3", TENSOR_OTHER, 6}, {"F6_E3M2", TENSOR_OTHER, 6},
     {"F4", TENSOR_OTHER, 4},      {"C64", TENSOR_OTHER, 64},
 };
@@ -558,6 +559,45 @@ static bool ends_in(const char *text, const char *end)
     return n >= n_end && strcmp(text + n - n_end, end) == 0;
 }
 
+bool tensor_is_scale(const char *name)
+{
+    return ends_in(name, SCALE_END);
+}
+
+/* One of each block of `of`, a float? */
+static bool is_scale(const struct tensor *scale, const struct tensor *of)
+{
+    bool is_it = scale->type != TENSOR_F8 && tensor_is_float(scale) &&
+                 of->n_dim >= 2 && scale->n_dim == of->n_dim;
+
+    for (uint32_t i = 0; i < of->n_dim && is_it; i++) {
+        const uint64_t by = i + 2 < of->n_dim ? 1 : TENSOR_F8_BLOCK;
+
+        is_it = scale->dim[i] == of->dim[i] / by + (of->dim[i] % by != 0);
+    }
+    return is_it;
+}
+
+/* FP8 finds its scales by name, in whichever shard. */
+static enum status link_scales(struct safetensors *file)
+{
+    for (uint32_t i = 0; i < file->n_entry; i++) {
+        struct tensor *tensor = &file->entry[i].tensor;
+        const struct entry *entry;
+        char *name = NULL;
+
+        if (tensor->type != TENSOR_F8)
+            continue;
+        if (asprintf(&name, "%s" SCALE_END, tensor->name) < 0)
+            return no_memory(tensor->name);
+        entry = find_entry(file, name);
+        free(name);
+        if (entry && is_scale(&entry->tensor, tensor))
+            tensor->scale = &entry->tensor;
+    }
+    return STATUS_OK;
+}
+
 /* Which file of the directory to open, as Hugging Face's loader chooses. */
 static enum status open_dir(struct safetensors *file, const char *dir)
 {
@@ -586,6 +626,8 @@ enum status safetensors_open(const char *path, struct safetensors **out)
         return no_memory(path);
     st = ends_in(path, ".safetensors") ? open_single(file, path)
                                        : open_dir(file, path);
+    if (!st)
+        st = link_scales(file);
     if (st)
         goto out;
     file->name = strdup(file->n_shard == 1 ? file->shard[0].name : INDEX_NAME);
@@ -662,11 +704,6 @@ const struct tensor *safetensors_at(const struct safetensors *file, uint32_t i)
     return &file->entry[i].tensor;
 }
 
-static bool type_is_float(enum tensor_type type)
-{
-    return type == TENSOR_F32 || type == TENSOR_F16 || type == TENSOR_BF16;
-}
-
 enum status safetensors_need(const struct safetensors *file, const char *name,
                              uint32_t n_dim, const uint64_t *dim,
                              const struct tensor **out)
@@ -683,7 +720,15 @@ enum status safetensors_need(const struct safetensors *file, const char *name,
                            "%s: no tensor '%.*s', expected %s", file->name,
                            NAME_TEXT_MAX, name, want);
     format_shape(entry->tensor.n_dim, entry->tensor.dim, have);
-    if (!type_is_float(entry->tensor.type) || entry->tensor.n_dim != n_dim ||
+    if (entry->tensor.type == TENSOR_F8 && !entry->tensor.scale)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "%s: tensor '%.*s' is F8_E4M3 without a tensor "
+                           "'%.*s" SCALE_END "' of one float for each %u by "
+                           "%u of it",
+                           file->shard[entry->shard].name, NAME_TEXT_MAX, name,
+                           NAME_TEXT_MAX, name, TENSOR_F8_BLOCK,
+                           TENSOR_F8_BLOCK);
+    if (!tensor_is_float(&entry->tensor) || entry->tensor.n_dim != n_dim ||
         memcmp(entry->tensor.dim, dim, n_dim * sizeof(*dim)) != 0)
         return status_fail(STATUS_INVALID_ARGUMENT,
                            "%s: tensor '%.*s' is %s %s, expected F32, F16 or "
@@ -692,64 +737,6 @@ enum status safetensors_need(const struct safetensors *file, const char *name,
                            entry->dtype, have, want);
     *out = &entry->tensor;
     return STATUS_OK;
-}
-
-static float from_bits(uint32_t bits)
-{
-    float value;
-
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
-/* IEEE 754 binary16 to binary32; every value is exact. */
-static float from_f16(uint16_t half)
-{
-    const uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
-    const uint32_t exponent = (half >> 10) & 0x1fu;
-    const uint32_t mantissa = half & 0x3ffu;
-    const float tiny = (float)mantissa * 0x1p-24f;
-
-    if (exponent == 0)
-        return sign ? -tiny : tiny;
-    if (exponent == 0x1f)
-        return from_bits(sign | 0x7f800000u | mantissa << 13);
-    return from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
-}
-
-void tensor_read_f32(const struct tensor *tensor, uint64_t first, uint64_t n,
-                     float *out)
-{
-    const uint8_t *data = tensor->data;
-    const uint32_t width = tensor->type == TENSOR_F32 ? 4 : 2;
-    uint16_t half;
-
-    assert(type_is_float(tensor->type));
-    assert(first <= tensor->n_bytes / width &&
-           n <= tensor->n_bytes / width - first);
-    data += first * width;
-    switch (tensor->type) {
-    case TENSOR_F32:
-        if (n)
-            memcpy(out, data, n * sizeof(*out));
-        return;
-    case TENSOR_F16:
-        for (uint64_t i = 0; i < n; i++) {
-            memcpy(&half, data + 2 * i, sizeof(half));
-            out[i] = from_f16(half);
-        }
-        return;
-    case TENSOR_BF16:
-        for (uint64_t i = 0; i < n; i++) {
-            memcpy(&half, data + 2 * i, sizeof(half));
-            out[i] = from_bits((uint32_t)half << 16);
-        }
-        return;
-    case TENSOR_I32:
-    case TENSOR_I64:
-    case TENSOR_OTHER:
-        return; /* asserted above */
-    }
 }
 
 struct digest safetensors_digest(const struct safetensors *file)

@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #define SAFETENSORS_RANK_MAX 8u
+#define TENSOR_F8_BLOCK 128u
 #define SAFETENSORS_HEADER_MAX (100u << 20) /* bytes, as the format's own */
 #define SAFETENSORS_SHARD_MAX 1024u
 #define SAFETENSORS_TENSOR_MAX 1000000u
@@ -23,6 +24,7 @@ enum tensor_type {
     TENSOR_F32,
     TENSOR_F16,
     TENSOR_BF16,
+    TENSOR_F8, /* e4m3, with scales: kernels/linear_f8.h */
     TENSOR_I32,
     TENSOR_I64,
     TENSOR_OTHER
@@ -35,6 +37,10 @@ struct tensor {
     uint64_t dim[SAFETENSORS_RANK_MAX];
     const void *data; /* [dim...] row-major, little-endian; may be unaligned */
     size_t n_bytes;
+    /* Of TENSOR_F8: one float for each TENSOR_F8_BLOCK rows by as many columns,
+     * the tensor whose name is this one's and "_scale_inv"; NULL: there is
+     * none. (As DeepSeek-V3 and others publish weights.) */
+    const struct tensor *scale;
 };
 
 struct safetensors;
@@ -80,7 +86,8 @@ uint32_t safetensors_count(const struct safetensors *file);
 const struct tensor *safetensors_at(const struct safetensors *file, uint32_t i);
 
 /*
- * Find a float tensor (F32, F16, BF16) of exactly this shape.
+ * Find a float tensor (F32, F16, BF16, or FP8 with scales) of exactly this
+ * shape.
  *   NOT_FOUND         "model.safetensors: no tensor 'x', expected [4, 4]"
  *   INVALID_ARGUMENT  other type or shape: names both
  */
@@ -88,6 +95,12 @@ MUST_CHECK enum status safetensors_need(const struct safetensors *file,
                                         const char *name, uint32_t n_dim,
                                         const uint64_t *dim,
                                         const struct tensor **out);
+
+/* F32, F16, BF16, or FP8 with scales. */
+bool tensor_is_float(const struct tensor *tensor);
+
+/* Is this the name of scales? */
+bool tensor_is_scale(const char *name);
 
 /* Elements [first, first + n) as float, whatever the float type is. */
 void tensor_read_f32(const struct tensor *tensor, uint64_t first, uint64_t n,

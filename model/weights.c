@@ -1,5 +1,7 @@
 #include "model/weights.h"
 
+#include "kernels/linear_f8.h"
+
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -104,13 +106,86 @@ static enum status pack_part(const struct tensor *tensor,
     return STATUS_OK;
 }
 
+/*
+ * Parts into blocks of F8, which know no parts: whole rows of blocks are put
+ * together as floats. FP8 of a file whose blocks are these gets its own q
+ * again, as each block has one of 448.
+ */
+struct slab {
+    struct linear *to;
+    float *row; /* [LINEAR_F8_BLOCK, n_in] */
+    uint32_t n_row, first_out;
+};
+
+static void add_rows(struct slab *slab, const struct tensor *tensor,
+                     uint32_t first_row, uint32_t n_row)
+{
+    const size_t n_in = slab->to->n_in;
+    const struct linear_f8_shape shape = {slab->to->n_in, slab->to->n_out};
+
+    for (uint32_t i = 0; i < n_row; i++) {
+        tensor_read_f32(tensor, (first_row + i) * n_in, n_in,
+                        slab->row + slab->n_row++ * n_in);
+        if (slab->n_row < LINEAR_F8_BLOCK &&
+            slab->first_out + slab->n_row < slab->to->n_out)
+            continue;
+        linear_f8_pack(slab->to->panel, shape, slab->first_out, slab->n_row,
+                       slab->row);
+        slab->first_out += slab->n_row;
+        slab->n_row = 0;
+    }
+}
+
+static enum status pack_f8(const struct weight_source *source,
+                           const char *prefix, const struct weight_part *part,
+                           size_t n_part, struct linear *out)
+{
+    struct slab slab = {.to = out,
+                        .row = weights_room((size_t)LINEAR_F8_BLOCK *
+                                            out->n_in * sizeof(float))};
+    const struct tensor *tensor;
+    enum status st = slab.row ? STATUS_OK : STATUS_RESOURCE_EXHAUSTED;
+
+    for (size_t i = 0; i < n_part && !st; i++) {
+        st = find_part(source->file, prefix, &part[i], out->n_in, &tensor);
+        for (uint32_t g = 0; g < part[i].n_group && !st; g++)
+            add_rows(&slab, tensor, part[i].first + g * part[i].stride,
+                     part[i].n_each);
+    }
+    free(slab.row);
+    return st;
+}
+
+static enum status pack_parts(const struct weight_source *source,
+                              const char *prefix,
+                              const struct weight_part *part, size_t n_part,
+                              struct linear *out)
+{
+    const struct tensor *tensor;
+    uint32_t first_out = 0;
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < n_part && !st; i++) {
+        st = find_part(source->file, prefix, &part[i], out->n_in, &tensor);
+        if (!st)
+            st = pack_part(tensor, &part[i], first_out, out);
+        first_out += weight_part_rows(&part[i], 1);
+    }
+    return st;
+}
+
+static const enum linear_type TYPE[N_WEIGHT_FORMAT] = {
+    [WEIGHT_BF16] = LINEAR_BF16,
+    [WEIGHT_W8] = LINEAR_W8,
+    [WEIGHT_F8] = LINEAR_F8,
+};
+
 enum status weights_linear(const struct weight_source *source,
                            const char *prefix, const struct weight_part *part,
                            size_t n_part, uint32_t n_in, struct linear *out)
 {
     enum linear_type type = LINEAR_BF16;
     const struct tensor *tensor;
-    uint32_t first_out = 0;
     enum status st;
 
     memset(out, 0, sizeof(*out));
@@ -122,15 +197,13 @@ enum status weights_linear(const struct weight_source *source,
             type = LINEAR_F32;
     }
     if (source->format != WEIGHT_AUTO)
-        type = source->format == WEIGHT_W8 ? LINEAR_W8 : LINEAR_BF16;
+        type = TYPE[source->format];
     st = linear_init(n_in, weight_part_rows(part, n_part), type,
                      source->arithmetic, out);
-    for (size_t i = 0; i < n_part && !st; i++) {
-        st = find_part(source->file, prefix, &part[i], n_in, &tensor);
-        if (!st)
-            st = pack_part(tensor, &part[i], first_out, out);
-        first_out += weight_part_rows(&part[i], 1);
-    }
+    if (!st && type == LINEAR_F8)
+        st = pack_f8(source, prefix, part, n_part, out);
+    else if (!st)
+        st = pack_parts(source, prefix, part, n_part, out);
     safetensors_forget(source->file);
     if (!st)
         st = linear_move(out, source->device);

@@ -5,7 +5,8 @@
  * input packed as one product (one pass over the row, one start of the worker
  * pool), vectors as aligned floats. With WEIGHT_AUTO BF16 stays BF16; F16
  * becomes F32, which holds it exactly; a product of BF16 and F32 parts becomes
- * F32. Used while loading only, by one thread.
+ * F32. FP8 of a file, q * scale rounded to float, does, too. Used while loading
+ * only, by one thread.
  */
 #include "base/status.h"
 #include "kernels/device.h"
@@ -16,11 +17,12 @@
 
 #define WEIGHTS_NAME_SIZE 256u /* of a tensor's whole name, with NUL */
 
-/* What products are packed as; "auto", "bf16", "w8". */
+/* What products are packed as; "auto", "bf16", "w8", "f8". */
 enum weight_format {
     WEIGHT_AUTO, /* as the file has them */
     WEIGHT_BF16, /* floats are rounded */
     WEIGHT_W8,   /* quantised: kernels/linear.h */
+    WEIGHT_F8,   /* quantised: kernels/linear_f8.h */
     N_WEIGHT_FORMAT
 };
 
@@ -31,6 +33,7 @@ struct weight_source {
     struct device *device;          /* in whose memory they end; NULL: host's */
     enum weight_format format;
     enum arithmetic arithmetic;
+    enum kv_format kv; /* of the blocks that layers will read */
 };
 
 /*

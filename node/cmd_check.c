@@ -92,8 +92,11 @@ static const struct golden_tolerance *tolerance_of(const struct model *model)
 {
     if (model_weight_format(model) == WEIGHT_W8)
         return &golden_tolerance_w8;
+    if (model_weight_format(model) == WEIGHT_F8)
+        return &golden_tolerance_f8;
     if (model_arithmetic(model) != ARITHMETIC_FP32 ||
-        model_weight_format(model) != WEIGHT_AUTO)
+        model_weight_format(model) != WEIGHT_AUTO ||
+        model_kv_format(model) != KV_WIDE)
         return &golden_tolerance_bf16;
     return &golden_tolerance_exact;
 }

@@ -12,6 +12,7 @@
 const struct golden_tolerance golden_tolerance_exact = {2e-3, 1e-2, 1e-3};
 const struct golden_tolerance golden_tolerance_bf16 = {INFINITY, 0.1, 2e-3};
 const struct golden_tolerance golden_tolerance_w8 = {INFINITY, 0.1, 5e-3};
+const struct golden_tolerance golden_tolerance_f8 = {INFINITY, 0.1, 1e-2};
 
 /* ------------------------------------------------------------------ tally */
 

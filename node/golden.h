@@ -35,7 +35,7 @@ struct golden_tolerance {
  * In the latter two single logits are shown, not judged.
  */
 extern const struct golden_tolerance golden_tolerance_exact,
-    golden_tolerance_bf16, golden_tolerance_w8;
+    golden_tolerance_bf16, golden_tolerance_w8, golden_tolerance_f8;
 
 struct golden_options {
     const char *dir;

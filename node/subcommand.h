@@ -50,11 +50,18 @@ uint32_t subcommand_threads(uint64_t n_thread);
          .unit = "",                                                           \
          .help = "arithmetic of products; auto: the backend's fastest",        \
          .offset = (place) + offsetof(struct model_choice, numerics)},         \
+        {.name = "weight-format",                                              \
+         .kind = SETTING_CHOICE,                                               \
+         .preset = "auto",                                                     \
+         .choices = "auto|bf16|w8|f8",                                         \
+         .unit = "",                                                           \
+         .help = "of products in memory; auto: as in the file",                \
+         .offset = (place) + offsetof(struct model_choice, weight_format)},    \
     {                                                                          \
-        .name = "weight-format", .kind = SETTING_CHOICE, .preset = "auto",     \
-        .choices = "auto|bf16|w8", .unit = "",                                 \
-        .help = "of products in memory; auto: as in the file",                 \
-        .offset = (place) + offsetof(struct model_choice, weight_format)       \
+        .name = "kv-format", .kind = SETTING_CHOICE, .preset = "auto",         \
+        .choices = "auto|int8", .unit = "",                                    \
+        .help = "of keys and values in memory; auto: bf16, or float in fp32",  \
+        .offset = (place) + offsetof(struct model_choice, kv_format)           \
     }
 
 /*

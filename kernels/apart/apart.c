@@ -490,6 +490,8 @@ const struct backend backend_apart = {
     .name = "apart",
     .is_supported = is_supported,
     .arithmetics = ARITHMETICS_CPU,
+    .has_f8 = true,
+    .has_kv_int8 = true,
     .find_device = find_device,
     DEVICE_BACKEND_OPERATORS,
 };

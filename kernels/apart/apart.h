@@ -3,12 +3,12 @@
 /*
  * A device without hardware: its memory is the host's under other addresses,
  * which fault when the host reads or writes there, and its operators are those
- * of the best CPU backend. So all code around a device (loading, sessions,
- * snapshots, errors, recorded steps) is held to the bits of a CPU backend on
- * machines without a GPU. It is as late as a device may be: what was read is
- * there after a wait and not before, and a step that repeats is recorded, then
- * run from the record with new contents of its host arrays; what must not
- * change between the two is asserted.
+ * of the best CPU backend, or of ref where that has them alone. So all code
+ * around a device (loading, sessions, snapshots, errors, recorded steps) is
+ * held to the bits of a CPU backend on machines without a GPU. It is as late as
+ * a device may be: what was read is there after a wait and not before, and a
+ * step that repeats is recorded, then run from the record with new contents of
+ * its host arrays; what must not change between the two is asserted.
  */
 #include "kernels/device.h"
 

@@ -55,9 +55,11 @@ static void clear_span_padding(enum apart_op op, union apart_args *args)
 {
     switch (op) {
     case APART_kv_append:
+        CLEAR(args->kv_append, shape, args->kv_append.k);
         CLEAR_LAST(args->kv_append, n_span);
         return;
     case APART_attend:
+        CLEAR(args->attend, shape, args->attend.out);
         CLEAR(args->attend, scale, args->attend.span);
         CLEAR(args->attend, n_span, args->attend.first_block);
         return;
@@ -151,6 +153,12 @@ static void round_row(uint16_t *to, const float *x, size_t n)
 /* ------------------------------------------------------------------ products
  */
 
+static const struct backend *with_products(const struct backend *backend,
+                                           const struct linear *w)
+{
+    return w->type == LINEAR_F8 ? &backend_ref : backend;
+}
+
 static void run_linear(const struct backend *backend, enum apart_op op,
                        struct linear_args a)
 {
@@ -161,6 +169,7 @@ static void run_linear(const struct backend *backend, enum apart_op op,
     a.x_stride = x ? w.n_in : a.x_stride;
     a.x = x ? x : apart_near(a.x);
     a.w = &w;
+    backend = with_products(backend, &w);
     if (op == APART_linear)
         backend->linear(NULL, &a);
     else
@@ -181,6 +190,7 @@ static void run_ffn(const struct backend *backend, enum apart_op op,
     a.gate = &gate;
     a.up = &up;
     a.down = &down;
+    backend = with_products(backend, &gate);
     if (op == APART_ffn)
         backend->ffn(NULL, &a);
     else
@@ -199,7 +209,7 @@ static void run_expert(const struct backend *backend, struct expert_args a)
     for (uint32_t e = 0; e < a.n_expert; e++)
         w[e] = near_linear(&a.w[e]);
     a.w = w;
-    backend->expert(NULL, &a);
+    with_products(backend, w)->expert(NULL, &a);
     free(w);
 }
 
@@ -346,6 +356,12 @@ static void run_rope(const struct backend *backend, struct rope_args a)
 /* -------------------------------------------------------------------- mixers
  */
 
+static const struct backend *with_blocks(const struct backend *backend,
+                                         const struct attend_shape *shape)
+{
+    return shape->kv == KV_INT8 ? &backend_ref : backend;
+}
+
 /* The spans with tables of near blocks; free() them by free_spans(). */
 static struct attend_span *near_spans(const struct attend_span *span,
                                       uint32_t n)
@@ -382,7 +398,7 @@ static void run_kv_append(const struct backend *backend,
     NEAR(a.k);
     NEAR(a.v);
     a.span = span;
-    backend->kv_append(NULL, &a);
+    with_blocks(backend, &a.shape)->kv_append(NULL, &a);
     free_spans(span, a.n_span);
 }
 
@@ -396,7 +412,7 @@ static void run_attend(const struct backend *backend, struct attend_args a)
     NEAR(a.stat);
     a.span = span;
     a.table = &table;
-    backend->attend(NULL, &a);
+    with_blocks(backend, &a.shape)->attend(NULL, &a);
     free_spans(span, a.n_span);
 }
 

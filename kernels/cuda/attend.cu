@@ -10,6 +10,7 @@
 #include "kernels/cuda/attend.cuh"
 #include "kernels/cuda/attend_few.cuh"
 #include "kernels/cuda/attend_many.cuh"
+#include "kernels/cuda/attend_wide.cuh"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
@@ -98,9 +99,13 @@ void cuda_kv_append(struct gpu *gpu, const struct kv_append_args *args)
         const struct attend_span *span = (const struct attend_span *)gpu_stage(
             gpu, args->span + first, n * sizeof(struct attend_span));
         /* So many blocks may n_row rows touch, wherever they begin. */
-        if (!gpu_is_replaying(gpu))
-            append_launch(gpu_stream(gpu), args, span, n,
-                          (n_row + KV_BLOCK - 2) / KV_BLOCK + 1);
+        uint32_t n_block = (n_row + KV_BLOCK - 2) / KV_BLOCK + 1;
+        if (gpu_is_replaying(gpu))
+            continue;
+        if (args->shape.kv == KV_INT8)
+            append_int8(gpu, args, span, n, n_block);
+        else
+            append_launch(gpu_stream(gpu), args, span, n, n_block);
     }
 }
 
@@ -141,8 +146,9 @@ static void launch_few(struct gpu *gpu, const struct attend_frame *frame,
     attend_few(gpu_stream(gpu), &call);
 }
 
-static void launch_many(struct gpu *gpu, const struct attend_frame *frame,
-                        const struct attend_span *span, uint32_t n_span)
+static void launch_many(struct gpu *gpu, const struct attend_shape *shape,
+                        const struct attend_frame *frame,
+                        struct attend_span *span, uint32_t n_span)
 {
     struct many_span list[SPAN_MAX];
     struct extent extent = {0, 0};
@@ -150,7 +156,7 @@ static void launch_many(struct gpu *gpu, const struct attend_frame *frame,
 
     for (uint32_t i = 0; i < n_span; i++) {
         extent_add(&extent, &span[i]);
-        list[i] = {.span = span[i], .k_at = at};
+        list[i] = {.k_at = at};
         at += many_k_bytes(frame, span[i].position + span[i].n_row);
     }
     uint64_t n_tile =
@@ -162,10 +168,16 @@ static void launch_many(struct gpu *gpu, const struct attend_frame *frame,
                              .n_key_max = extent.n_key,
                              .n_cta = n_tile < n_sm ? (uint32_t)n_tile : n_sm,
                              .sum_at = at};
+    uint64_t n_block = wide_n_block(gpu, extent.n_key);
+    size_t wide = (wide_bytes(shape, n_span, n_block) + 1023) / 1024 * 1024;
+    unsigned char *scratch = (unsigned char *)gpu_scratch(
+        gpu, wide + at + many_sum_bytes(frame, call.n_cta));
+    call.scratch = scratch + wide;
+    attend_widen(gpu, shape, span, n_span, n_block, scratch);
+    for (uint32_t i = 0; i < n_span; i++)
+        list[i].span = span[i];
     call.span = (const struct many_span *)gpu_stage(gpu, list,
                                                     n_span * sizeof(list[0]));
-    call.scratch = (unsigned char *)gpu_scratch(
-        gpu, at + many_sum_bytes(frame, call.n_cta));
     attend_many(gpu_stream(gpu), &call);
 }
 
@@ -184,7 +196,10 @@ static void launch(struct gpu *gpu, const struct attend_frame *frame,
         if ((!is_fixed && n_packed > n_few) == is_many)
             list[n++] = args->span[i];
         if (n == SPAN_MAX || (n && i + 1 == args->n_span)) {
-            (is_many ? launch_many : launch_few)(gpu, frame, list, n);
+            if (is_many)
+                launch_many(gpu, &args->shape, frame, list, n);
+            else
+                launch_few(gpu, frame, list, n);
             n = 0;
         }
     }
@@ -205,6 +220,7 @@ void cuda_attend(struct gpu *gpu, const struct attend_args *args)
         .group = shape.n_head / shape.n_kv_head,
         .d_head = shape.d_head,
         .factor = args->scale * 0x1.715476p+0f, /* log2(e) */
+        .is_int8 = shape.kv == KV_INT8,
     };
 
     assert(shape.d_head % 8 == 0 && shape.d_head <= ATTEND_DIM_MAX);

@@ -64,6 +64,7 @@ struct attend_frame {
     uint32_t n_pair;            /* of rotated dims */
     uint32_t n_kv_head, group, d_head;
     float factor;
+    bool is_int8; /* the blocks: attend_tile8.cuh */
 };
 
 static inline uint32_t attend_padded(uint32_t d_head)

@@ -17,6 +17,7 @@
  */
 #include "kernels/cuda/attend_few.cuh"
 #include "kernels/cuda/attend_sm90.cuh"
+#include "kernels/cuda/attend_tile8.cuh"
 
 #define N_WORKER 128u /* threads that compute */
 #define N_THREAD (N_WORKER + 32)
@@ -97,8 +98,33 @@ static __device__ bool item_init(struct few_item *item,
     return true;
 }
 
+/* Tile number `tile` of keys, or values, of a head of a block. */
+template <int D, bool IS_INT8>
+static __device__ __forceinline__ void
+copy_tile(unsigned char *to, uint64_t *full, const void *block, uint32_t head,
+          uint32_t tile, bool is_key)
+{
+    if (!IS_INT8) {
+        barrier_expect(full, TILE_BYTES);
+        bulk_copy(to, keys_of<D>(block, head) + tile * TILE_BYTES, TILE_BYTES,
+                  full);
+        return;
+    }
+    const unsigned char *from =
+        (const unsigned char *)block + (head * (D / 64) + tile) * TILE8_BYTES;
+    barrier_expect(full, TILE8_BYTES);
+    if (!is_key) {
+        bulk_copy(to, from, TILE8_BYTES, full);
+        return;
+    }
+#pragma unroll
+    for (uint32_t w = 0; w < 4; w++)
+        bulk_copy(to + TILE8_PART_AT(w), from + w * TILE8_PART, TILE8_PART,
+                  full);
+}
+
 /* The fifth warp: our blocks' keys, then our dims of all blocks' values. */
-template <int D, int R, int N>
+template <int D, int R, int N, bool IS_INT8>
 static __device__ void produce(const struct few_call &c,
                                const struct few_item &item,
                                struct room<D, R, N> *m)
@@ -116,14 +142,12 @@ static __device__ void produce(const struct few_call &c,
             (const void *)__shfl_sync(~0u, (unsigned long long)block, (int)b);
         if (lane)
             continue;
-        const unsigned char *tile =
-            is_key ? keys_of<D>(from, item.head) + i % N_CTA * TILE_BYTES
-                   : values_of<D>(from, c.frame.n_kv_head, item.head) +
-                         item.rank * TILE_BYTES;
         uint32_t slot = i % N;
         barrier_wait(m->empty + slot, i / N % 2 ^ 1);
-        barrier_expect(m->full + slot, TILE_BYTES);
-        bulk_copy(m->tile[slot], tile, TILE_BYTES, m->full + slot);
+        copy_tile<D, IS_INT8>(m->tile[slot], m->full + slot, from,
+                              is_key ? item.head
+                                     : c.frame.n_kv_head + item.head,
+                              is_key ? i % N_CTA : item.rank, is_key);
     }
     __syncwarp();
 }
@@ -251,7 +275,7 @@ keep_scores(const struct few_item &item, struct room<D, R, N> *m, float *s,
 }
 
 /* Scores of our blocks. */
-template <int D, int R, int N>
+template <int D, int R, int N, bool IS_INT8>
 static __device__ void score(const struct few_call &c,
                              const struct few_item &item,
                              struct room<D, R, N> *m)
@@ -277,6 +301,9 @@ static __device__ void score(const struct few_call &c,
 #pragma unroll
         for (uint32_t j = 0; j < N_CTA; j++)
             barrier_wait(m->full + (first + j) % N, (first + j) / N % 2);
+#pragma unroll
+        for (uint32_t j = 0; IS_INT8 && j < N_CTA; j++)
+            widen_keys(m->tile[(first + j) % N]);
         rotate_keys(m, c.frame, first, i, held);
 #pragma unroll
         for (uint32_t t = 0; t < D / 16; t++) {
@@ -405,7 +432,7 @@ template <int R> struct operands {
 };
 
 /* Weights of block b, and its values as far as they are this warp's 16 dims. */
-template <int D, int R, int N>
+template <int D, int R, int N, bool IS_INT8>
 static __device__ __forceinline__ void
 load_block(const struct few_item &item, struct room<D, R, N> *m, uint32_t b,
            struct operands<R> *to)
@@ -418,8 +445,10 @@ load_block(const struct few_item &item, struct room<D, R, N> *m, uint32_t b,
         tile_at(lane / 16 * 8 + lane % 8, 16 * w + lane / 8 % 2 * 8, 64);
 
     barrier_wait(m->full + slot, i / N % 2);
+    if (IS_INT8)
+        load_values8(to->v, m->tile[slot]);
 #pragma unroll
-    for (uint32_t t = 0; t < 4; t++)
+    for (uint32_t t = 0; !IS_INT8 && t < 4; t++)
         load_transposed(to->v[t], v_at + t * 16 * 128);
 #pragma unroll
     for (uint32_t j = 0; j < R / 8; j++) {
@@ -430,7 +459,7 @@ load_block(const struct few_item &item, struct room<D, R, N> *m, uint32_t b,
 }
 
 /* O of this warp's 16 dims: block b joins, while the next one is loaded. */
-template <int D, int R, int N>
+template <int D, int R, int N, bool IS_INT8>
 static __device__ __forceinline__ void
 multiply_block(const struct few_item &item, struct room<D, R, N> *m, uint32_t b,
                struct operands<R> *now, struct operands<R> *next, float (*o)[4])
@@ -440,7 +469,7 @@ multiply_block(const struct few_item &item, struct room<D, R, N> *m, uint32_t b,
     uint32_t slot = (item.n_own * few<D>::N_CTA + b) % N;
 
     if (b + 1 < item.n_block)
-        load_block(item, m, b + 1, next);
+        load_block<D, R, N, IS_INT8>(item, m, b + 1, next);
 #pragma unroll
     for (uint32_t j = 0; j < R / 8; j++) {
         if (b % N_EACH)
@@ -459,17 +488,17 @@ multiply_block(const struct few_item &item, struct room<D, R, N> *m, uint32_t b,
 }
 
 /* o: for each 8 packed rows the accumulators of dims by rows. */
-template <int D, int R, int N>
+template <int D, int R, int N, bool IS_INT8>
 static __device__ void multiply(const struct few_item &item,
                                 struct room<D, R, N> *m, float (*o)[4])
 {
     struct operands<R> even, odd;
 
-    load_block(item, m, 0, &even);
+    load_block<D, R, N, IS_INT8>(item, m, 0, &even);
     for (uint32_t b = 0; b < item.n_block; b += 2) {
-        multiply_block(item, m, b, &even, &odd, o);
+        multiply_block<D, R, N, IS_INT8>(item, m, b, &even, &odd, o);
         if (b + 1 < item.n_block)
-            multiply_block(item, m, b + 1, &odd, &even, o);
+            multiply_block<D, R, N, IS_INT8>(item, m, b + 1, &odd, &even, o);
     }
 }
 
@@ -520,7 +549,7 @@ static __device__ void store(const struct few_call &c,
     }
 }
 
-template <int D, int R, int N>
+template <int D, int R, int N, bool IS_INT8>
 static __global__ void __launch_bounds__(N_THREAD)
     attend_chain(const __grid_constant__ struct few_call c)
 {
@@ -548,19 +577,19 @@ static __global__ void __launch_bounds__(N_THREAD)
                        (item.n_block - item.n_own) * sizeof(struct weights<R>));
     cluster_sync();
     if (threadIdx.x >= N_WORKER) {
-        produce<D, R, N>(c, item, m);
+        produce<D, R, N, IS_INT8>(c, item, m);
         add_sums<D, R, N>(item, m);
         cluster_arrive_only();
         named_arrive(EVERYONE, N_THREAD);
     } else {
         float o[R / 8][4] = {{0.0f}};
         load_angles<D, R, N>(item, c.frame, m);
-        score<D, R, N>(c, item, m);
+        score<D, R, N, IS_INT8>(c, item, m);
         find_maxima<D, R, N>(item, m);
         weigh<D, R, N>(item, m);
         barrier_wait(&m->weight_ready, 0);
         cluster_arrive_only();
-        multiply<D, R, N>(item, m, o);
+        multiply<D, R, N, IS_INT8>(item, m, o);
         named_sync(EVERYONE, N_THREAD);
         store<D, R, N>(c, item, m, o);
     }
@@ -667,7 +696,10 @@ static void launch_chains(cudaStream_t stream, const struct few_call *c)
     dim3 grid(c->n_span * c->n_tile * few<D>::N_CTA, c->frame.n_kv_head,
               c->n_chain);
     launch(stream, grid, N_THREAD, few<D>::N_CTA,
-           sizeof(struct room<D, R, N>) + 1024, attend_chain<D, R, N>, c);
+           sizeof(struct room<D, R, N>) + 1024,
+           c->frame.is_int8 ? attend_chain<D, R, N, true>
+                            : attend_chain<D, R, N, false>,
+           c);
 }
 
 template <int D>

@@ -5,16 +5,18 @@
  * past block by block, so nothing depends on the call. Threads are keys, then
  * dims; sums are fma chains.
  */
+#include "kernels/cuda/attend_wide.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/scalar.cuh"
 
 #include <assert.h>
 #include <cuda_bf16.h>
+#include <string.h>
 
 #define THREADS 64u /* one for each key of a block */
 #define DIM_MAX 256u
-#define TILE_BYTES 8192u /* 64 tokens of 64 dims */
+#define SPAN_MAX 64u /* of a launch */
 
 /* Where kv_append() puts dim d of token j in the tiles of a head. */
 static __device__ uint32_t place_of(uint32_t j, uint32_t d)
@@ -128,23 +130,46 @@ attend_plain(const __grid_constant__ struct plain_frame f,
     }
 }
 
+static void launch(struct gpu *gpu, const struct plain_frame *f,
+                   struct attend_span *span, uint32_t n_span)
+{
+    const struct attend_shape *shape = &f->args.shape;
+    uint32_t n_row = 1;
+    uint64_t n_key = 1;
+
+    for (uint32_t i = 0; i < n_span; i++) {
+        n_row = span[i].n_row > n_row ? span[i].n_row : n_row;
+        if (span[i].position + span[i].n_row > n_key)
+            n_key = span[i].position + span[i].n_row;
+    }
+    const uint64_t n_block = wide_n_block(gpu, n_key);
+    const size_t bytes = wide_bytes(shape, n_span, n_block);
+    if (bytes)
+        attend_widen(gpu, shape, span, n_span, n_block,
+                     (unsigned char *)gpu_scratch(gpu, bytes));
+    const struct attend_span *staged = (const struct attend_span *)gpu_stage(
+        gpu, span, n_span * sizeof(*span));
+    if (!gpu_is_replaying(gpu))
+        launch_early(gpu, attend_plain, dim3(n_row, shape->n_head, n_span),
+                     THREADS, *f, staged);
+}
+
 void cuda_attend_plain(struct gpu *gpu, const struct attend_args *args)
 {
-    const struct attend_shape shape = args->shape;
+    struct attend_span list[SPAN_MAX];
     struct plain_frame f;
-    uint32_t n_row = 1;
 
-    assert(shape.d_head <= DIM_MAX);
-    for (uint32_t i = 0; i < args->n_span; i++)
-        n_row = args->span[i].n_row > n_row ? args->span[i].n_row : n_row;
+    assert(args->shape.d_head <= DIM_MAX);
     f.args = *args;
     f.cosine = args->table->cos;
     f.sine = args->table->sin;
     f.n_pair = args->table->n_rot / 2;
-    f.n_tile = shape.d_head <= 64 ? 1 : shape.d_head <= 128 ? 2 : 4;
-    const struct attend_span *span = (const struct attend_span *)gpu_stage(
-        gpu, args->span, args->n_span * sizeof(*span));
-    if (!gpu_is_replaying(gpu))
-        launch_early(gpu, attend_plain, dim3(n_row, shape.n_head, args->n_span),
-                     THREADS, f, span);
+    f.n_tile = attend_padded(args->shape.d_head) / 64;
+    for (uint32_t first = 0; first < args->n_span; first += SPAN_MAX) {
+        const uint32_t left = args->n_span - first;
+        const uint32_t n = left < SPAN_MAX ? left : SPAN_MAX;
+
+        memcpy(list, args->span + first, n * sizeof(*list));
+        launch(gpu, &f, list, n);
+    }
 }

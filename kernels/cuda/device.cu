@@ -3,6 +3,7 @@
  * any of them. Memory is CUDA's stream-ordered pool, from which taking and
  * giving cost microseconds and wait for nothing.
  */
+#include "kernels/cuda/capability.h"
 #include "kernels/cuda/gpu.h"
 #include "kernels/cuda/ops.h"
 
@@ -13,7 +14,6 @@
 
 #define RING_BYTES ((size_t)16 << 20)
 #define MIB ((size_t)1 << 20)
-#define MAJOR 9 /* compute capability that the code is for: Hopper */
 
 /* -------------------------------------------------------------------- errors
  */
@@ -91,12 +91,7 @@ static enum status probe(char out_why[DEVICE_WHY_SIZE])
         error = cudaGetDeviceProperties(&prop, 0);
     if (error)
         return refuse(out_why, error);
-    if (prop.major == MAJOR)
-        return STATUS_OK;
-    (void)snprintf(out_why, DEVICE_WHY_SIZE,
-                   "%.128s has compute capability %d.%d, needed is %d.x",
-                   prop.name, prop.major, prop.minor, MAJOR);
-    return STATUS_FAILED_PRECONDITION;
+    return capability_check(prop.name, prop.major, prop.minor, out_why);
 }
 
 /* ---------------------------------------------------------------------- life

@@ -11,11 +11,21 @@
 
 static size_t matrix_bytes(size_t n_row, size_t n)
 {
-    return (n_row * linear_padded(n) * sizeof(uint16_t) + 1023) / 1024 * 1024;
+    n = (n + LINEAR_F8_BLOCK - 1) / LINEAR_F8_BLOCK * LINEAR_F8_BLOCK;
+    return (n_row * n * sizeof(uint16_t) + 1023) / 1024 * 1024;
 }
 
-/* x as the product reads it: as it came, or rounded now. */
+/* Elements of a row of n as the job's product wants it. */
+static size_t stride_of(const struct product_job *job, uint32_t n)
+{
+    return job->is_placed ? linear_f8_n_block(n) * LINEAR_F8_BLOCK
+                          : linear_padded(n);
+}
+
+/* x as the product of a job whose weights are set reads it: as it came, or
+ * rounded or placed now. */
 static struct product_matrix rounded(struct gpu *gpu,
+                                     const struct product_job *to_do,
                                      const struct linear_args *a, void *to)
 {
     struct round_job job = {};
@@ -23,9 +33,9 @@ static struct product_matrix rounded(struct gpu *gpu,
 
     m.at = a->x_rounded;
     m.n_row = a->n_row;
-    m.stride = linear_padded(a->w->n_in);
+    m.stride = stride_of(to_do, a->w->n_in);
     m.n_matrix = 1;
-    if (m.at) {
+    if (m.at && !to_do->is_placed) {
         assert(a->w->n_in % LINEAR_TILE == 0);
         return m;
     }
@@ -34,7 +44,10 @@ static struct product_matrix rounded(struct gpu *gpu,
     job.x_stride = a->x_stride;
     job.n_row = a->n_row;
     job.n_in = a->w->n_in;
-    round_launch(gpu, &job);
+    if (to_do->is_placed)
+        f8_place_launch(gpu, &job, a->x_rounded);
+    else
+        round_launch(gpu, &job);
     m.at = to;
     return m;
 }
@@ -58,8 +71,9 @@ static void run_linear(struct gpu *gpu, const struct linear_args *a,
     job.n_row = a->n_row;
     job.n_out = a->w->n_out;
     job.n_in = a->w->n_in;
-    job.x = rounded(gpu, a, x);
     product_set_weights(&job, 0, a->w);
+    job.is_placed = f8_few_fits(&job);
+    job.x = rounded(gpu, &job, a, x);
     run(gpu, &job);
 }
 
@@ -76,7 +90,7 @@ void cuda_linear_add(struct gpu *gpu, const struct linear_args *args)
 /* Into hidden rows of bf16, all of their padding with them: the weights'
  * padding makes it zero. */
 static struct product_matrix hidden(struct gpu *gpu, const struct ffn_args *a,
-                                    void *x, void *to)
+                                    bool is_placed, void *x, void *to)
 {
     struct linear_args in = {};
     struct product_job job = {};
@@ -87,19 +101,20 @@ static struct product_matrix hidden(struct gpu *gpu, const struct ffn_args *a,
     in.n_row = a->n_row;
     in.w = a->gate;
     in.x_rounded = a->x_rounded;
-    m.at = to;
-    m.n_row = a->n_row;
-    m.stride = linear_padded(a->gate->n_out);
-    m.n_matrix = 1;
     job.end = PRODUCT_SWIGLU;
     job.y = to;
-    job.y_stride = m.stride;
     job.n_row = a->n_row;
-    job.n_out = (uint32_t)m.stride;
     job.n_in = a->gate->n_in;
-    job.x = rounded(gpu, &in, x);
     product_set_weights(&job, 0, a->gate);
     product_set_weights(&job, 1, a->up);
+    job.is_placed = is_placed;
+    m.at = to;
+    m.n_row = a->n_row;
+    m.stride = stride_of(&job, a->gate->n_out);
+    m.n_matrix = 1;
+    job.y_stride = m.stride;
+    job.n_out = (uint32_t)m.stride;
+    job.x = rounded(gpu, &job, &in, x);
     run(gpu, &job);
     return m;
 }
@@ -122,8 +137,9 @@ static void run_ffn(struct gpu *gpu, const struct ffn_args *a,
     job.n_row = a->n_row;
     job.n_out = a->down->n_out;
     job.n_in = a->down->n_in;
-    job.x = hidden(gpu, a, x, x + x_bytes);
     product_set_weights(&job, 0, a->down);
+    job.is_placed = f8_few_fits(&job) && a->gate->n_in <= F8_FEW_INPUTS;
+    job.x = hidden(gpu, a, job.is_placed, x, x + x_bytes);
     run(gpu, &job);
 }
 

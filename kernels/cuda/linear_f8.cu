@@ -6,7 +6,7 @@
 #include <math.h>
 
 /* n_group, n, n_box: a tile's outputs lie in one block of weights. Those with
- * an n_box of 1 do any job. */
+ * an n_box of 1 do any job; those without groups are for few rows. */
 #define F8_SHAPES(X)                                                           \
     X(1, 32, 1)                                                                \
     X(1, 32, 4)                                                                \
@@ -17,6 +17,9 @@
 static const struct product_shape SHAPE[] = {
 #define ENTRY(GROUPS, N, BOX) {GROUPS, N, BOX, 1},
     F8_SHAPES(ENTRY)
+#undef ENTRY
+#define ENTRY(TILES, DEPTH, CTAS) {0, TILES * 16, DEPTH, CTAS},
+        F8_FEW_SHAPES(ENTRY)
 #undef ENTRY
 };
 #define N_SHAPE (sizeof(SHAPE) / sizeof(*SHAPE))
@@ -76,6 +79,9 @@ static uint32_t n_stage(struct product_shape s, uint32_t x_rows)
 /* One stage is widened while the one before is multiplied. */
 bool f8_fits(const struct product_job *job, struct product_shape s)
 {
+    if (!s.n_group || job->is_placed)
+        return !s.n_group && job->is_placed && f8_few_fits(job) &&
+               (job->end != PRODUCT_SWIGLU || s.n == 16);
     return (uint32_t)up(job->n_in, F8_BLOCK) % s.n_box == 0 &&
            n_stage(s, product_x_rows(job, s.n_group)) > 1;
 }
@@ -85,8 +91,11 @@ struct product_shape f8_choose(const struct product_job *job, uint32_t n_sm)
     struct product_shape best = {};
     double least = INFINITY;
 
+    if (job->is_placed)
+        return f8_few_choose(job);
     for (size_t i = 0; i < N_SHAPE; i++) {
-        const double here = cost(job, SHAPE[i], n_sm);
+        const double here =
+            SHAPE[i].n_group ? cost(job, SHAPE[i], n_sm) : INFINITY;
 
         if (f8_fits(job, SHAPE[i]) && here < least) {
             best = SHAPE[i];
@@ -120,10 +129,14 @@ static void launch_as(struct gpu *gpu, const struct f8_product *f,
 void f8_launch(struct gpu *gpu, const struct product_job *job,
                struct product_shape s)
 {
-    const uint32_t n_m = product_rows_max(job, s);
     struct f8_product f = {};
 
     assert(f8_fits(job, s));
+    if (!s.n_group) {
+        f8_few_launch(gpu, job, s);
+        return;
+    }
+    const uint32_t n_m = product_rows_max(job, s);
     f.p = product_parameters(job, s);
     f.p.n_stage = n_stage(s, f.p.x_rows);
     f.w[0] = (const unsigned char *)job->w[0].at;

@@ -10,9 +10,9 @@
  * scale. The BOX sums of a stage take steps in turn: a step need not wait for
  * the one before it.
  */
+#include "kernels/cuda/linear_f8_word.cuh"
 #include "kernels/cuda/linear_product.cuh"
 
-#define F8_BLOCK 128u
 #define F8_TILES (F8_BLOCK / TILE_K) /* tiles of x in a block */
 
 /* Warpgroups: those that multiply, those that widen, one that copies. With two
@@ -27,41 +27,30 @@ struct f8_product {
     size_t scales_at; /* from a matrix of w to its scales */
 };
 
-/* Four e4m3, of which `half` has two in the high bytes of its halves, to bf16:
- * exponent and mantissa to their places, then the exponents' biases apart. */
-static __device__ __forceinline__ uint32_t f8_widen_pair(uint32_t half)
-{
-    const uint32_t bits = (half >> 4 & 0x07f007f0) | (half & 0x80008000);
-    uint32_t pair;
-
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(bits), "r"(0x7b807b80));
-    return pair;
-}
-
-static __device__ __forceinline__ uint4 f8_widen(uint32_t a, uint32_t b)
-{
-    return make_uint4(f8_widen_pair(__byte_perm(a, 0, 0x1404)),
-                      f8_widen_pair(__byte_perm(a, 0, 0x3424)),
-                      f8_widen_pair(__byte_perm(b, 0, 0x1404)),
-                      f8_widen_pair(__byte_perm(b, 0, 0x3424)));
-}
-
 /*
  * N rows of q into two tiles of 64 columns, swizzled as the copy engine does
- * it: 16 bytes number c of row r lie at c ^ r % 8. The upper half of the lanes
- * of a row writes its two pieces the other way round, so that the banks differ.
+ * it: 16 bytes number c of row r lie at c ^ r % 8. Piece i of 16 bytes: the 32
+ * lanes of a warp have those of lane t = i % 4 of half of a block of 8 rows, so
+ * that no two of them write to the same bank.
  */
+static __device__ __forceinline__ uint32_t f8_piece_at(uint32_t i)
+{
+    return (i / 64 * 8 + i / 4 % 8) * F8_BLOCK + i / 32 % 2 * 64 + i % 4 * 16;
+}
+
 template <int N>
 static __device__ __forceinline__ void f8_widen_piece(unsigned char *to,
                                                       uint32_t i, uint4 v)
 {
-    const uint32_t row = i / 8, piece = i % 8, first = piece / 4;
-    const uint4 low = f8_widen(v.x, v.y), high = f8_widen(v.z, v.w);
-    unsigned char *at = to + (first * N + row) * TILE_ROW_BYTES;
-    const uint32_t slot = (piece % 4 * 2 + first) ^ row % 8;
+    const uint32_t row = i / 64 * 8 + i / 4 % 8, half = i / 32 % 2, t = i % 4;
+    const uint32_t word[4] = {v.x, v.y, v.z, v.w};
+    unsigned char *at = to + (half * N + row) * TILE_ROW_BYTES + t * 4;
 
-    *(uint4 *)(at + slot * 16) = first ? high : low;
-    *(uint4 *)(at + (slot ^ 1) * 16) = first ? low : high;
+#pragma unroll
+    for (uint32_t s = 0; s < 4; s++) {
+        *(uint32_t *)(at + ((2 * s) ^ row % 8) * 16) = f8_first(word[s]);
+        *(uint32_t *)(at + ((2 * s + 1) ^ row % 8) * 16) = f8_last(word[s]);
+    }
 }
 
 /* The q of a stage, box_bytes apart. Four loads at a time are under way. */
@@ -81,8 +70,8 @@ f8_widen_stage(unsigned char *to, const unsigned char *q, uint32_t box_bytes)
             const uint32_t i = first + k * THREADS + thread;
 
             if (first + k * THREADS < BOX * EACH)
-                v[k] =
-                    *(const uint4 *)(q + i / EACH * box_bytes + i % EACH * 16);
+                v[k] = *(const uint4 *)(q + i / EACH * box_bytes +
+                                        f8_piece_at(i % EACH));
         }
 #pragma unroll
         for (int k = 0; k < 4; k++) {

@@ -48,6 +48,7 @@ struct product_job {
     uint32_t n_row, n_out; /* of y that are written */
     uint32_t n_in;
     struct product_matrix x, w[2]; /* w[1] for PRODUCT_SWIGLU alone */
+    bool is_placed; /* x, and y of PRODUCT_SWIGLU: f8_x_place() */
     /* Of experts: how many, and what struct product has of them; n_row counts
      * the places of all. Or 0. */
     uint32_t n_expert;
@@ -81,6 +82,33 @@ bool f8_fits(const struct product_job *job, struct product_shape shape);
 struct product_shape f8_choose(const struct product_job *job, uint32_t n_sm);
 void f8_launch(struct gpu *gpu, const struct product_job *job,
                struct product_shape shape);
+
+/*
+ * For few rows a kernel of its own: linear_f8_few.cu. Its shapes are those of
+ * f8_shapes() without groups: n outputs, n_box rounds ahead, x_by CTAs on an
+ * SM. Its x is placed: inputs are padded to 128, and of each 128 those of a
+ * lane lie together, so that it loads them 16 bytes at a time.
+ */
+#define F8_FEW_ROWS 16u
+#define F8_FEW_INPUTS (1u << 14) /* whose scales have room beside the sums */
+#define F8_FEW_SHAPES(X)                                                       \
+    X(1, 2, 2)                                                                 \
+    X(1, 2, 3)                                                                 \
+    X(2, 1, 3)
+bool f8_few_fits(const struct product_job *job);
+/* As measured on an H100. */
+struct product_shape f8_few_choose(const struct product_job *job);
+void f8_few_launch(struct gpu *gpu, const struct product_job *job,
+                   struct product_shape shape);
+
+/* Where input i of a row of x lies in it. */
+static inline __host__ __device__ uint32_t f8_x_place(uint32_t i)
+{
+    const uint32_t step = i / 16 % 8, lane = i % 8 / 2;
+
+    return i / 128 * 128 + step / 2 * 32 + lane * 8 + step % 2 * 4 +
+           i % 16 / 8 * 2 + i % 2;
+}
 
 /* w[part] and of what kind it is; n_matrix is 1. */
 void product_set_weights(struct product_job *job, uint32_t part,
@@ -125,5 +153,9 @@ struct round_job {
     const uint32_t *row;
     uint32_t n_row, n_in;
 };
+/* The same, placed; without `row`. Rows that are rounded already, [n_row][n_in]
+ * with n_in padded to LINEAR_PAD, are only placed: x is not read then. */
+void f8_place_launch(struct gpu *gpu, const struct round_job *job,
+                     const uint16_t *rounded);
 void round_launch(struct gpu *gpu, const struct round_job *job);
 #endif

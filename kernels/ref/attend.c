@@ -26,10 +26,20 @@ static float operand(const struct attend_args *a, float x)
                : scalar_from_bf16(scalar_to_bf16(x));
 }
 
+/* Dimension d of token j among a head's tiles of int8. */
+static float tile_at(const struct attend_args *a, const struct kv_tile *tile,
+                     size_t d, size_t j)
+{
+    tile += d / KV_TILE_DIMS;
+    return operand(a, (float)tile->q[j][d % KV_TILE_DIMS] * tile->scale[j]);
+}
+
 /* k of token j of a block, dimension d, as it lies there. */
 static float key_at(const struct attend_args *a, const void *k, size_t d,
                     size_t j)
 {
+    if (a->shape.kv == KV_INT8)
+        return tile_at(a, k, d, j);
     if (a->shape.arithmetic == ARITHMETIC_FP32)
         return ((const float *)k)[d * KV_BLOCK + j];
     return scalar_from_bf16(
@@ -41,6 +51,8 @@ static float value_at(const struct attend_args *a, const void *v, size_t j,
 {
     size_t d_head = a->shape.d_head;
 
+    if (a->shape.kv == KV_INT8)
+        return tile_at(a, v, e, j);
     if (a->shape.arithmetic == ARITHMETIC_FP32)
         return ((const float *)v)[j * d_head + e];
     return scalar_from_bf16(

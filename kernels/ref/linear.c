@@ -1,3 +1,4 @@
+#include "kernels/linear_f8.h"
 #include "kernels/ref/ref.h"
 #include "kernels/scalar.h"
 
@@ -6,7 +7,7 @@
 /* Up to LINEAR_GROUP consecutive steps of one row and one output. */
 struct piece {
     size_t n;
-    float x[LINEAR_GROUP], w[LINEAR_GROUP]; /* W8: not scaled */
+    float x[LINEAR_GROUP], w[LINEAR_GROUP]; /* W8, F8: not scaled */
     float scale;
 };
 
@@ -20,6 +21,21 @@ static void read_inputs(const float *x, const struct linear *w, size_t i,
                           ? from
                           : scalar_from_bf16(scalar_to_bf16(from));
     }
+}
+
+static void read_f8(const struct linear *w, size_t o, size_t i,
+                    struct piece *piece)
+{
+    const struct linear_f8_shape shape = {w->n_in, w->n_out};
+    const size_t stride = linear_n_step(w);
+    const uint8_t *all = w->panel, *q = all + o * stride + i;
+    const float *scale =
+        (const float *)(const void *)(all + linear_f8_scales_at(shape));
+
+    for (size_t k = 0; k < piece->n; k++)
+        piece->w[k] = linear_f8_float(q[linear_f8_place(k)]);
+    piece->scale = scale[o / LINEAR_F8_BLOCK * (stride / LINEAR_F8_BLOCK) +
+                         i / LINEAR_F8_BLOCK];
 }
 
 /* Weights from input i on, a multiple of LINEAR_GROUP, of output o. */
@@ -82,8 +98,11 @@ static float dot(const float *x, const struct linear *w, size_t o)
     for (size_t i = 0; i < n; i += LINEAR_GROUP) {
         p.n = n - i < LINEAR_GROUP ? n - i : LINEAR_GROUP;
         read_inputs(x, w, i, &p);
-        read_weights(w, o, i, &p);
-        if (w->type == LINEAR_W8)
+        if (w->type == LINEAR_F8)
+            read_f8(w, o, i, &p);
+        else
+            read_weights(w, o, i, &p);
+        if (w->type == LINEAR_W8 || w->type == LINEAR_F8)
             acc = fmaf(ref_products(p.x, p.w, p.n, w->arithmetic, 0.0f),
                        p.scale, acc);
         else

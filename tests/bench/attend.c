@@ -21,9 +21,9 @@
 /* ------------------------------------------------------------------- rates */
 
 static const struct attend_case SHAPE[] = {
-    {{4, 2, 64, 0}, 16},  /* godwit-tiny */
-    {{8, 2, 256, 0}, 64}, /* 0.8B */
-    {{32, 8, 128, 0}, 128},
+    {{4, 2, 64, 0, 0}, 16},  /* godwit-tiny */
+    {{8, 2, 256, 0, 0}, 64}, /* 0.8B */
+    {{32, 8, 128, 0, 0}, 128},
 };
 
 /* Rows a session, sessions, tokens behind which they stand. */

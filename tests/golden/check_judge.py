@@ -171,7 +171,7 @@ COMMANDS = [
     (["check", "--model", QWEN3, "--numerics", "fp16"], b"", 2,
      "expected auto|fp32|bf16-pair|bf16-tile"),
     (["check", "--model", QWEN3, "--weight-format", "w4"], b"", 2,
-     "expected auto|bf16|w8"),
+     "expected auto|bf16|w8|f8"),
     (["check", "--help"], b"", 0, "--golden"),
     (["tokenize", "--model", QWEN3], b"", 2, "tokenizer.json"),
     (["tokenize", "--model", TINY], b'{"text":"a"}\nx\n', 2, "line 2: not JSO"),

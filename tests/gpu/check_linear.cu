@@ -68,7 +68,8 @@ static void *pack_f8(const float *from, double *host, struct linear *w)
     for (size_t o = 0; o < w->n_out; o++)
         for (size_t i = 0; i < w->n_in; i++)
             host[o * w->n_in + i] =
-                (double)linear_f8_float(to[o * n_block * 128 + i]) *
+                (double)linear_f8_float(to[o * n_block * 128 + i / 128 * 128 +
+                                           linear_f8_place(i % 128)]) *
                 (double)scale[o / 128 * n_block + i / 128];
     w->panel = test_device(to, linear_f8_bytes(shape));
     return to;
@@ -269,10 +270,11 @@ static void check_linear(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
 static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
                          enum linear_type type)
 {
-    size_t n_shape, stride = linear_padded(n_in);
+    size_t n_shape, wide = linear_f8_n_block(n_in) * LINEAR_F8_BLOCK;
     const struct product_shape *shape =
         type == LINEAR_F8 ? f8_shapes(&n_shape) : product_shapes(&n_shape);
-    void *x = test_device(NULL, ROWS * stride * 2);
+    void *x = test_device(NULL, ROWS * wide * 2);
+    void *placed = test_device(NULL, ROWS * wide * 2);
     struct product_job job = {};
     struct round_job round = {};
     struct data d;
@@ -288,19 +290,22 @@ static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
     round.n_row = ROWS;
     round.n_in = n_in;
     round_launch(gpu, &round);
+    round.to = placed;
+    f8_place_launch(gpu, &round, NULL);
     job.y = d.y;
     job.y_stride = d.y_stride;
     job.n_out = n_out;
     job.n_in = n_in;
-    job.x.stride = stride;
     job.x.n_matrix = 1;
     product_set_weights(&job, 0, &d.w);
-    job.x.at = x;
     for (size_t i = 0; i < n_shape; i++)
         for (uint32_t n = 5; n < ROWS; n *= 10) {
             char name[80];
 
             job.x.n_row = job.n_row = n;
+            job.is_placed = !shape[i].n_group;
+            job.x.at = job.is_placed ? placed : x;
+            job.x.stride = job.is_placed ? wide : linear_padded(n_in);
             if (!(type == LINEAR_F8 ? f8_fits : product_fits)(&job, shape[i]))
                 continue;
             snprintf(name, sizeof(name), "shape %u %u %u %u", shape[i].n_group,
@@ -313,6 +318,7 @@ static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
         }
     free(whole);
     cudaFree(x);
+    cudaFree(placed);
     drop(&d);
 }
 
@@ -345,6 +351,8 @@ static void check_subnormals(struct gpu *gpu, enum linear_type type)
     job.x.at = test_device(zero, n_row * n_in * 2);
     product_set_weights(&job, 0, &w);
     for (size_t s = 0; s < n_shape; s++) {
+        job.is_placed = !shape[s].n_group;
+        job.n_row = job.is_placed ? F8_FEW_ROWS : n_row;
         if (!(type == LINEAR_F8 ? f8_fits : product_fits)(&job, shape[s]))
             continue;
         for (size_t i = 0; i < n; i++)
@@ -353,7 +361,7 @@ static void check_subnormals(struct gpu *gpu, enum linear_type type)
         product_run(gpu, &job, shape[s]);
         test_read(host, y, n * sizeof(float));
         first = s ? first : host[0];
-        for (size_t i = 0; i < n; i++)
+        for (size_t i = 0; i < job.n_row * n_out; i++)
             if (memcmp(&host[i], &first, sizeof(first)) != 0) {
                 judge(false, "subnormals");
                 break;

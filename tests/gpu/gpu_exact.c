@@ -50,12 +50,11 @@ static uint32_t draw(struct stage *stage, uint32_t below)
     return word[0] % below;
 }
 
-static enum status open_stage(const char *backend, const char *numerics,
+static enum status open_stage(const struct model_choice *choice,
                               const char *dir, struct stage *out)
 {
-    const struct model_choice choice = {backend, numerics, "bf16"};
     struct model_options options = {.n_context = 0};
-    enum status st = model_options_find(&choice, &options);
+    enum status st = model_options_find(choice, &options);
 
     if (!st)
         st = model_load(dir, &options, &out->model);
@@ -373,15 +372,21 @@ static const char *best_cpu(void)
 /* Session 0 on the CPU: root mean squares of the difference and of the logits.
  */
 static enum status compare_cpu(const struct stage *stage, const char *dir,
-                               double *out_error, double *out_size)
+                               const struct model_choice *as, double *out_error,
+                               double *out_size)
 {
+    const bool is_ref = strcmp(as->weight_format, "f8") == 0 ||
+                        strcmp(as->kv_format, "int8") == 0;
+    const struct model_choice choice = {is_ref ? "ref" : best_cpu(),
+                                        "bf16-pair", as->weight_format,
+                                        as->kv_format};
     const struct track *track = &stage->track[0];
     const size_t n = (size_t)track->n_token * stage->n_vocab;
     struct stage other = {0};
     struct ask ask = {0};
     const float *logit = NULL;
     double error = 0, size = 0;
-    enum status st = open_stage(best_cpu(), "bf16-pair", dir, &other);
+    enum status st = open_stage(&choice, dir, &other);
 
     if (!st) {
         memcpy(other.track[0].token, track->token, sizeof(track->token));
@@ -408,17 +413,18 @@ static enum status compare_cpu(const struct stage *stage, const char *dir,
 #define FAR_MAX 0.25
 
 int gpu_exact(const char *backend, const char *dir, uint32_t n_schedule,
-              uint64_t seed)
+              uint64_t seed, const char *format, const char *kv)
 {
+    const struct model_choice choice = {backend, "auto", format, kv};
     struct stage stage = {.seed = seed};
     double error = 0, size = 1;
-    enum status st = open_stage(backend, "auto", dir, &stage);
+    enum status st = open_stage(&choice, dir, &stage);
 
     for (uint32_t i = 0; !st && i < n_schedule && !stage.n_wrong; i++) {
         if (i % 8 == 0)
             st = play_whole(&stage);
         if (!st && i == 0)
-            st = compare_cpu(&stage, dir, &error, &size);
+            st = compare_cpu(&stage, dir, &choice, &error, &size);
         if (!st)
             st = play_schedule(&stage);
     }

@@ -6,9 +6,13 @@
  *   gpu_model check --model DIR --golden DIR --backend cuda   as godwitd check
  *   gpu_model eval --model DIR --backend cuda ...         as godwitd eval
  *   gpu_model ops BACKEND                 small operators against ref
- *   gpu_model exact BACKEND DIR N SEED    laws over N random schedules
- *   gpu_model time BACKEND CONFIG         steps of a shape beside their bounds
+ *   gpu_model exact BACKEND DIR N SEED [FORMAT [KV]]
+ *                                         laws over N random schedules
+ *   gpu_model time BACKEND CONFIG [all|decode|prefill [FORMAT [KV]]]
+ *                                         steps of a shape beside their bounds
  *   gpu_model prefill BACKEND CONFIG N... a prompt's 8,192 rows behind N tokens
+ * FORMAT is that of the weights, bf16 or f8; KV that of keys and values, auto
+ * or int8.
  *
  * Exit status 0: all held; 1: something did not; 2: it could not be tried.
  */
@@ -21,8 +25,14 @@ int gpu_fail(const char *what);
 
 int gpu_ops(const char *backend);
 int gpu_exact(const char *backend, const char *dir, uint32_t n_schedule,
-              uint64_t seed);
-int gpu_time(const char *backend, const char *config, const char *part);
+              uint64_t seed, const char *format, const char *kv);
+
+struct gpu_time_what {
+    const char *part; /* "decode", "prefill"; else both */
+    const char *format, *kv;
+};
+int gpu_time(const char *backend, const char *config,
+             const struct gpu_time_what *what);
 int gpu_prefill(const char *backend, const char *config, char **depth,
                 uint32_t n_depth);
 #endif

@@ -127,9 +127,11 @@ static enum status measure_copy(struct bench *bench)
 }
 
 static enum status open_bench(const char *backend, const char *config,
+                              const struct gpu_time_what *what,
                               uint64_t n_context, struct bench *bench)
 {
-    const struct model_choice choice = {backend, "auto", "bf16"};
+    const struct model_choice choice = {backend, "auto", what->format,
+                                        what->kv};
     struct model_options options = {.n_context = 0};
     static struct backend timed;
     const double start = now();
@@ -377,14 +379,15 @@ static int close_bench(struct bench *bench, const char *config, enum status st)
     return st ? gpu_fail(config) : 0;
 }
 
-int gpu_time(const char *backend, const char *config, const char *part)
+int gpu_time(const char *backend, const char *config,
+             const struct gpu_time_what *what)
 {
     static struct bench bench;
-    enum status st = open_bench(backend, config, 65536, &bench);
+    enum status st = open_bench(backend, config, what, 65536, &bench);
 
-    if (!st && strcmp(part, "prefill") != 0)
+    if (!st && strcmp(what->part, "prefill") != 0)
         st = time_all_decode(&bench);
-    if (!st && strcmp(part, "decode") != 0)
+    if (!st && strcmp(what->part, "decode") != 0)
         st = time_all_prefill(&bench);
     return close_bench(&bench, config, st);
 }
@@ -392,6 +395,7 @@ int gpu_time(const char *backend, const char *config, const char *part)
 int gpu_prefill(const char *backend, const char *config, char **depth,
                 uint32_t n_depth)
 {
+    const struct gpu_time_what what = {"prefill", "bf16", "auto"};
     static struct bench bench;
     uint64_t n_context = 0;
     enum status st;
@@ -401,7 +405,7 @@ int gpu_prefill(const char *backend, const char *config, char **depth,
 
         n_context = n > n_context ? n : n_context;
     }
-    st = open_bench(backend, config, n_context, &bench);
+    st = open_bench(backend, config, &what, n_context, &bench);
     for (uint32_t i = 0; i < n_depth && !st; i++)
         st = time_prefill(&bench, strtoull(depth[i], NULL, 10), ROW_MAX);
     return close_bench(&bench, config, st);

@@ -8,14 +8,14 @@
 # made by cmake where it is missing. A built folder needs the driver alone. The
 # kernels' own checks, check_NAME there, are compiled here where they are
 # missing, if nvcc is there.
-# PART: kernels, ops, exact, goldens, memory, time; all of them if none is named.
+# PART: kernels, ops, exact, formats, goldens, memory, time; all of them if none is named.
 # N is the number of random schedules for each model (100), SECONDS_MAX the
 # limit for each program (300), CONFIGS the shapes that are timed.
 set -eu
 cd "$(dirname "$0")/../.."
 build=${1:-build}
 [ $# -eq 0 ] || shift
-parts=${*:-kernels ops exact goldens memory time}
+parts=${*:-kernels ops exact formats goldens memory time}
 n=${N:-100}
 limit=${SECONDS_MAX:-300}
 configs=${CONFIGS:-assets/configs/qwen3_5-9b.json
@@ -83,6 +83,17 @@ exact() {
     done
 }
 
+formats() {
+    say "formats of eight bits"
+    try "$gpu_model" exact "$cuda" tests/golden/qwen3_5_text "$n" 1 f8 int8
+    try "$gpu_model" exact "$cuda" assets/models/godwit-tiny 10 1 f8 int8
+    for format in "--weight-format f8" "--kv-format int8"; do
+        # shellcheck disable=SC2086 # two words
+        try "$gpu_model" check --model assets/models/godwit-tiny \
+            --golden tests/golden/godwit-tiny --backend "$cuda" $format
+    done
+}
+
 goldens() {
     say "goldens"
     for golden in tests/golden/*/golden.safetensors; do
@@ -112,11 +123,12 @@ time_steps() {
     for config in $configs; do
         try "$gpu_model" time "$cuda" "$config"
     done
+    try "$gpu_model" time "$cuda" assets/configs/qwen3_5-9b.json all f8 int8
 }
 
 for part in $parts; do
     case $part in
-    kernels | ops | exact | goldens | memory) "$part" ;;
+    kernels | ops | exact | formats | goldens | memory) "$part" ;;
     time) time_steps ;;
     *)
         echo "run.sh: no part '$part'" >&2

@@ -30,6 +30,15 @@ if(TARGET model)
       PASS_REGULAR_EXPRESSION
       "no NVIDIA driver;no GPU;compute capability;driver for CUDA;: 0 of ")
   endif()
+  foreach(format "f8;auto" "bf16;int8")
+    list(GET format 0 weights)
+    list(GET format 1 kv)
+    add_test(NAME gpu.exact.${weights}.${kv}
+      COMMAND gpu_model exact apart tests/golden/qwen3_5_text 1 1 ${weights} ${kv}
+      WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+    set_tests_properties(gpu.exact.${weights}.${kv} PROPERTIES LABELS unit
+      TIMEOUT 300 ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
+  endforeach()
   foreach(name qwen3_5_text qwen3_moe)
     add_test(NAME gpu.exact.${name}
       COMMAND gpu_model exact apart tests/golden/${name} 4 1

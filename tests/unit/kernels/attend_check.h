@@ -18,10 +18,11 @@ struct attend_case {
 /* One to 40 queries of a KV head, so that rows fill a tile of 16 or not, and
  * more than one; heads that tiles of words fill, and others. */
 static const struct attend_case ATTEND_CASE[] = {
-    {{4, 2, 64, 0}, 16},   {{8, 2, 256, 0}, 64}, {{1, 1, 32, 0}, 0},
-    {{3, 1, 96, 0}, 96},   {{16, 1, 64, 0}, 20}, {{34, 2, 128, 0}, 128},
-    {{40, 1, 160, 0}, 62}, {{5, 1, 48, 0}, 4},   {{6, 2, 63, 0}, 20},
-    {{2, 1, 1, 0}, 0},
+    {{4, 2, 64, 0, 0}, 16},   {{8, 2, 256, 0, 0}, 64},
+    {{1, 1, 32, 0, 0}, 0},    {{3, 1, 96, 0, 0}, 96},
+    {{16, 1, 64, 0, 0}, 20},  {{34, 2, 128, 0, 0}, 128},
+    {{40, 1, 160, 0, 0}, 62}, {{5, 1, 48, 0, 0}, 4},
+    {{6, 2, 63, 0, 0}, 20},   {{2, 1, 1, 0, 0}, 0},
 };
 
 /* One session: rows of q, k and v, its blocks and its angles. */

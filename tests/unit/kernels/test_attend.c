@@ -14,10 +14,10 @@ struct shape {
 /* 1 to 8 query heads to a KV head; dimensions that fill no vector, no pair and
  * no step of TILE; rotations that end inside one. */
 static const struct shape SHAPES[] = {
-    {{1, 1, 1, 0}, 0},   {{4, 2, 64, 0}, 16},  {{3, 3, 16, 0}, 16},
-    {{8, 1, 64, 0}, 64}, {{6, 2, 63, 0}, 20},  {{7, 1, 128, 0}, 32},
-    {{2, 1, 96, 0}, 0},  {{3, 1, 192, 0}, 64}, {{10, 2, 65, 0}, 2},
-    {{5, 1, 17, 0}, 16}, {{2, 2, 3, 0}, 2},    {{2, 1, 256, 0}, 64},
+    {{1, 1, 1, 0, 0}, 0},   {{4, 2, 64, 0, 0}, 16},  {{3, 3, 16, 0, 0}, 16},
+    {{8, 1, 64, 0, 0}, 64}, {{6, 2, 63, 0, 0}, 20},  {{7, 1, 128, 0, 0}, 32},
+    {{2, 1, 96, 0, 0}, 0},  {{3, 1, 192, 0, 0}, 64}, {{10, 2, 65, 0, 0}, 2},
+    {{5, 1, 17, 0, 0}, 16}, {{2, 2, 3, 0, 0}, 2},    {{2, 1, 256, 0, 0}, 64},
 };
 
 #define N_CASE (COUNT(SHAPES) * N_CPU_ARITHMETIC)
@@ -524,7 +524,7 @@ static void check_rounds(struct pool *pool, enum arithmetic arithmetic)
     struct session s;
     struct attend_span span[N_SPAN];
 
-    session_init(&s, (struct shape){{64, 1, 1024, arithmetic}, 0}, 11);
+    session_init(&s, (struct shape){{64, 1, 1024, arithmetic, 0}, 0}, 11);
     struct attend_span all = {0, N_TOKEN, 0, s.block, NULL};
     backend_ref_found()->kv_append(
         NULL, &(struct kv_append_args){s.shape, s.k, s.v, s.k_stride,
@@ -564,7 +564,7 @@ Test(attend, many_wide_rows_share_the_threads_in_rounds)
 static void check_mean(enum arithmetic arithmetic)
 {
     struct session s;
-    session_init(&s, (struct shape){{1, 1, 16, arithmetic}, 0}, 3);
+    session_init(&s, (struct shape){{1, 1, 16, arithmetic, 0}, 0}, 3);
 
     for (size_t i = 0; i < N_TOKEN * s.v_stride; i++)
         s.v[i] = (float)kept(&s, (double)s.v[i]);

@@ -53,7 +53,7 @@ static uint64_t digest_attend(const struct backend *b, uint64_t hash,
                               enum arithmetic order, uint32_t n_rot)
 {
     enum { N_ROW = 130, D = 24 };
-    struct attend_shape shape = {2, 1, D, order};
+    struct attend_shape shape = {2, 1, D, order, 0};
     float *q = filled(N_ROW * 2 * D, 3), *kv = filled(N_ROW * 2 * D, 4);
     float *out = room(N_ROW * 2 * D);
     void *block[3];

@@ -34,12 +34,14 @@ static size_t field_bytes(const struct mixer_field *field)
     return n;
 }
 
+static const struct mixer_numerics FP32 = {ARITHMETIC_FP32, KV_WIDE};
+
 static void assert_plan(const struct mixer *mixer, const struct config *config)
 {
     struct mixer_plan plan;
     size_t end = 0;
 
-    mixer->plan(config, ARITHMETIC_FP32, INDEX_NONE, &plan);
+    mixer->plan(config, FP32, INDEX_NONE, &plan);
     for (uint32_t f = 0; f < plan.n_field; f++) {
         cr_assert_eq(plan.field[f].offset % 64, 0);
         cr_assert_geq(plan.field[f].offset, end, "%s", plan.field[f].name);
@@ -62,7 +64,8 @@ Test(mixer, what_is_live_on_the_grid_is_all_but_the_rings)
     uint32_t n_part;
     char *state;
 
-    mixer_delta.plan(&config, ARITHMETIC_PAIR, INDEX_NONE, &plan);
+    mixer_delta.plan(&config, (struct mixer_numerics){ARITHMETIC_PAIR, KV_WIDE},
+                     INDEX_NONE, &plan);
     for (uint64_t position = 1; position < 3 * GRID; position++) {
         if (position % GRID == 0)
             continue;
@@ -115,7 +118,7 @@ Test(mixer, the_delta_plan_has_the_shapes_of_its_kernel)
                                         "conv"};
     struct mixer_plan plan;
 
-    mixer_delta.plan(&config, ARITHMETIC_FP32, INDEX_NONE, &plan);
+    mixer_delta.plan(&config, FP32, INDEX_NONE, &plan);
     cr_assert_eq(plan.n_field, 5);
     cr_assert_eq(plan.block_bytes, 0);
     cr_assert_eq(plan.past_flops, 0);
@@ -132,7 +135,7 @@ Test(mixer, the_softmax_plan_has_blocks_and_no_state)
     const struct config config = config_of("tests/golden/qwen3");
     struct mixer_plan plan;
 
-    mixer_softmax.plan(&config, ARITHMETIC_FP32, INDEX_NONE, &plan);
+    mixer_softmax.plan(&config, FP32, INDEX_NONE, &plan);
     cr_assert_eq(plan.state_bytes, 0);
     cr_assert_eq(plan.n_field, 0);
     cr_assert_eq(plan.block_bytes, 2u * 2 * 16 * KV_BLOCK * sizeof(float));
@@ -187,7 +190,7 @@ static void run_layer(const struct mixer *mixer, const struct config *config,
     cr_assert_gt(mixer->bytes(layer), 1000);
     cr_assert_eq(rope_table_init(config->rope.n_rot, 192, freq, &rope),
                  STATUS_OK);
-    mixer->plan(config, ARITHMETIC_FP32, INDEX_NONE, &plan);
+    mixer->plan(config, FP32, INDEX_NONE, &plan);
     state = guarded(plan.state_bytes);
     work = guarded(N_ROW * plan.row_floats * sizeof(float));
     x = guarded(row_bytes);
@@ -261,7 +264,9 @@ Test(mixer, moot_bytes_are_those_of_ring_places_behind_the_position)
             struct mixer_plan plan;
             unsigned char *state;
 
-            mixer_delta.plan(&config, kinds[k], INDEX_NONE, &plan);
+            mixer_delta.plan(&config,
+                             (struct mixer_numerics){kinds[k], KV_WIDE},
+                             INDEX_NONE, &plan);
             state = malloc(plan.state_bytes);
             memset(state, 1, plan.state_bytes);
             mixer_clear_moot(&plan, positions[p], state);

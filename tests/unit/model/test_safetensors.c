@@ -216,6 +216,82 @@ static double bf16_value(unsigned bits)
     return sign * ldexp(128.0 + mantissa, exponent - 134);
 }
 
+/* q [130, 200] behind its scales [2, 2], of which (1, 0) is 0.5. */
+#define F8_SCALES                                                              \
+    "\"w_scale_inv\":{\"dtype\":\"BF16\",\"shape\":[2,2],\"data_offsets\":[0," \
+    "8]},"
+#define F8_WEIGHTS                                                             \
+    "\"w\":{\"dtype\":\"F8_E4M3\",\"shape\":[130,200],"                        \
+    "\"data_offsets\":[8,26008]}}"
+
+Test(safetensors, eights_are_their_blocks_scale_times_what_they_stand_for)
+{
+    static const uint16_t SCALE[4] = {0x3f80, 0x4000, 0x3f00, 0xc080};
+    static const float IS[4] = {1.0f, 2.0f, 0.5f, -4.0f};
+    const uint64_t dim[2] = {130, 200};
+    uint8_t *data = calloc(1, 26008);
+    const struct tensor *w;
+    struct safetensors *file;
+    float value[200];
+
+    memcpy(data, SCALE, sizeof(SCALE));
+    for (size_t i = 0; i < 26000; i++)
+        data[8 + i] = (uint8_t)(i % 3 == 0 ? 0x38 : i % 3 == 1 ? 0xba : 0x01);
+    data[8 + 199] = 0xff;
+    write_tensors("model.safetensors", "{" F8_SCALES F8_WEIGHTS, data, 26008);
+    must(safetensors_open(dir, &file));
+    must(safetensors_need(file, "w", 2, dim, &w));
+    for (size_t r = 0; r < 130; r++) {
+        tensor_read_f32(w, r * 200, 200, value);
+        for (size_t c = r == 0 ? 1 : 0; c < (r == 0 ? 199 : 200); c++) {
+            const size_t i = (r * 200 + c) % 3;
+            const float q = i == 0 ? 1.0f : i == 1 ? -1.25f : 0x1p-9f;
+
+            cr_assert(eq(flt, value[c], q * IS[r / 128 * 2 + c / 128]));
+        }
+    }
+    tensor_read_f32(w, 199, 1, value);
+    cr_assert(isnan(value[0]));
+    tensor_read_f32(w, 127, 2, value); /* over the edge of a block */
+    cr_assert(eq(flt, value[1], 2.0f * (128 % 3 == 2 ? 0x1p-9f : 0.0f)));
+    cr_assert(tensor_is_scale("w_scale_inv") && !tensor_is_scale("w"));
+    safetensors_close(file);
+    free(data);
+}
+
+Test(safetensors, eights_without_their_scales_are_refused)
+{
+    static const char *const SCALES[] = {
+        "",
+        "\"w_scale_inv\":{\"dtype\":\"BF16\",\"shape\":[4],"
+        "\"data_offsets\":[0,8]},",
+        "\"w_scale_inv\":{\"dtype\":\"I32\",\"shape\":[2],"
+        "\"data_offsets\":[0,8]},"};
+    const uint64_t dim[2] = {130, 200};
+    uint8_t *data = calloc(1, 26008);
+
+    for (size_t i = 0; i < 3; i++) {
+        const struct tensor *w;
+        struct safetensors *file;
+        char header[512];
+
+        snprintf(header, sizeof(header), "{%s%s", SCALES[i],
+                 i ? F8_WEIGHTS
+                   : "\"w\":{\"dtype\":\"F8_E4M3\",\"shape\":[130,200],"
+                     "\"data_offsets\":[0,26000]}}");
+        write_tensors("model.safetensors", header, data, i ? 26008 : 26000);
+        must(safetensors_open(dir, &file));
+        cr_assert(eq(int, safetensors_need(file, "w", 2, dim, &w),
+                     STATUS_INVALID_ARGUMENT));
+        cr_assert(eq(str, (char *)status_reason(),
+                     "model.safetensors: tensor 'w' is F8_E4M3 without a "
+                     "tensor 'w_scale_inv' of one float for each 128 by 128 "
+                     "of it"));
+        safetensors_close(file);
+    }
+    free(data);
+}
+
 Test(safetensors, every_half_becomes_its_float)
 {
     static uint8_t data[131072];

@@ -26,15 +26,11 @@ struct node {
     uint32_t n_vocab;
 };
 
-static struct node open_node(const struct backend *backend,
-                             enum arithmetic arithmetic)
+static struct node open_as(const struct model_options *options)
 {
-    const struct model_options options = {.backend = backend,
-                                          .arithmetic = arithmetic,
-                                          .weight_format = WEIGHT_BF16};
     struct node node;
 
-    cr_assert_eq(model_load(DIR, &options, &node.model), STATUS_OK, "%s",
+    cr_assert_eq(model_load(DIR, options, &node.model), STATUS_OK, "%s",
                  status_reason());
     cr_assert_eq(workspace_create(node.model, N_TOKEN, 1, 1, &node.workspace),
                  STATUS_OK);
@@ -43,6 +39,14 @@ static struct node open_node(const struct backend *backend,
     for (uint32_t i = 0; i < N_TOKEN; i++)
         token[i] = i * 2654435761u % node.n_vocab;
     return node;
+}
+
+static struct node open_node(const struct backend *backend,
+                             enum arithmetic arithmetic)
+{
+    return open_as(&(struct model_options){.backend = backend,
+                                           .arithmetic = arithmetic,
+                                           .weight_format = WEIGHT_BF16});
 }
 
 static void close_node(struct node *node)
@@ -129,10 +133,15 @@ static enum status image_of(const struct node *node,
         out);
 }
 
-Test(device, a_session_that_was_stored_goes_on_with_the_bits_of_a_cpu)
+static void check_stored(enum kv_format kv)
 {
-    struct node node = open_node(&backend_apart, ARITHMETIC_PAIR);
-    struct node host = open_node(cpu(), ARITHMETIC_PAIR);
+    struct model_options options = {.backend = &backend_apart,
+                                    .arithmetic = ARITHMETIC_PAIR,
+                                    .weight_format = WEIGHT_BF16,
+                                    .kv_format = kv};
+    struct node node = open_as(&options);
+    options.backend = cpu();
+    struct node host = open_as(&options);
     struct memory *first = at_prefix(&node), *plain = at_prefix(&host), *second;
     float *wanted = room(&node), *found = room(&node);
     const struct log_path path = log_path_alone(alice);
@@ -170,6 +179,83 @@ Test(device, a_session_that_was_stored_goes_on_with_the_bits_of_a_cpu)
     free(found);
 }
 
+Test(device, a_session_that_was_stored_goes_on_with_the_bits_of_a_cpu)
+{
+    check_stored(KV_WIDE);
+    check_stored(KV_INT8);
+}
+
+Test(device, formats_of_eight_bits_give_the_bits_of_the_reference)
+{
+    struct model_options options[2] = {
+        {.arithmetic = ARITHMETIC_PAIR, .weight_format = WEIGHT_F8},
+        {.arithmetic = ARITHMETIC_PAIR,
+         .weight_format = WEIGHT_BF16,
+         .kv_format = KV_INT8}};
+    static const char *const NAME[2] = {"/f8-128/kv-bf16/",
+                                        "/bf16/kv-int8-64/"};
+
+    for (int i = 0; i < 2; i++) {
+        options[i].backend = &backend_apart;
+        struct node node = open_as(&options[i]);
+        options[i].backend = cpu();
+        struct node host = open_as(&options[i]);
+        struct memory *first = at_prefix(&node), *plain = at_prefix(&host);
+        float *wanted = room(&node), *found = room(&node);
+
+        cr_assert_str_eq(model_numerics(node.model),
+                         model_numerics(host.model));
+        cr_assert(strstr(model_numerics(node.model), NAME[i]));
+        go_on(&host, plain, wanted);
+        go_on(&node, first, found);
+        assert_same(&node, wanted, found);
+        memory_destroy(first);
+        memory_destroy(plain);
+        close_node(&node);
+        close_node(&host);
+        free(wanted);
+        free(found);
+    }
+}
+
+Test(device, formats_of_eight_bits_are_refused_where_nothing_takes_them)
+{
+    struct backend without = *cpu();
+    struct model_options options = {.backend = &without,
+                                    .weight_format = WEIGHT_F8};
+    struct model *model = NULL;
+
+    without.name = "fast";
+    without.has_f8 = without.has_kv_int8 = false;
+    cr_assert_eq(model_load(DIR, &options, &model), STATUS_FAILED_PRECONDITION);
+    cr_assert_str_eq(status_reason(),
+                     "backend 'fast' has no products of weights in f8: cuda "
+                     "has, and ref, the slow one; w8 is for CPUs");
+    options.weight_format = WEIGHT_AUTO;
+    options.kv_format = KV_INT8;
+    cr_assert_eq(model_load(DIR, &options, &model), STATUS_FAILED_PRECONDITION);
+    cr_assert_str_eq(status_reason(),
+                     "backend 'fast' keeps no keys and values in int8: cuda "
+                     "does, and ref, the slow one");
+    cr_assert_null(model);
+}
+
+/* No look-up reads them: said before a session has any. */
+Test(device, keys_in_int8_have_no_memory_policies)
+{
+    struct node node = open_as(&(struct model_options){
+        .backend = cpu(), .weight_format = WEIGHT_BF16, .kv_format = KV_INT8});
+    struct policy policy;
+
+    cr_assert_eq(policy_parse("window", &policy), STATUS_OK);
+    cr_assert_eq(model_check_policy(node.model, &policy),
+                 STATUS_FAILED_PRECONDITION);
+    cr_assert_str_eq(status_cause()->reason, "POLICY_UNSUPPORTED");
+    cr_assert_eq(policy_parse("full", &policy), STATUS_OK);
+    cr_assert_eq(model_check_policy(node.model, &policy), STATUS_OK);
+    close_node(&node);
+}
+
 Test(device, a_fork_and_its_parent_go_on_with_the_same_bits)
 {
     struct node node = open_node(&backend_apart, ARITHMETIC_FP32);
@@ -188,10 +274,11 @@ Test(device, a_fork_and_its_parent_go_on_with_the_same_bits)
     free(found);
 }
 
-Test(device, a_snapshot_of_another_arithmetic_is_refused_and_replayed)
+/* Stored by a CPU in bf16-pair, read by a device that differs in `other_by`. */
+static void check_refused(const struct model_options *other_by)
 {
     struct node first = open_node(cpu(), ARITHMETIC_PAIR);
-    struct node second = open_node(&backend_apart, ARITHMETIC_FP32);
+    struct node second = open_as(other_by);
     struct memory *memory = at_prefix(&first), *other;
     const struct log_path path = log_path_alone(alice);
     struct snapshots *snapshots;
@@ -219,6 +306,21 @@ Test(device, a_snapshot_of_another_arithmetic_is_refused_and_replayed)
     store_close(store);
     close_node(&first);
     close_node(&second);
+}
+
+Test(device, a_snapshot_of_other_numerics_is_refused_and_replayed)
+{
+    struct model_options other = {.backend = &backend_apart,
+                                  .arithmetic = ARITHMETIC_FP32,
+                                  .weight_format = WEIGHT_BF16};
+
+    check_refused(&other);
+    other.arithmetic = ARITHMETIC_PAIR;
+    other.kv_format = KV_INT8;
+    check_refused(&other);
+    other.kv_format = KV_WIDE;
+    other.weight_format = WEIGHT_F8;
+    check_refused(&other);
 }
 
 Test(device, without_memory_a_call_fails_and_can_be_tried_again)
@@ -285,7 +387,7 @@ Test(device, an_arithmetic_that_a_backend_lacks_is_refused_by_name)
 {
     const struct model_options options = {.backend = &backend_apart,
                                           .arithmetic = ARITHMETIC_MMA};
-    const struct model_choice choice = {"ref", "bf16-mma", "auto"};
+    const struct model_choice choice = {"ref", "bf16-mma", "auto", "auto"};
     struct model_options found = {.n_context = 5};
     struct model *model = NULL;
 
