@@ -106,6 +106,15 @@ void view_plan(struct attend_shape shape, enum index_kind kind,
     plan->block_bytes += plan->index_bytes;
 }
 
+const uint32_t *view_pick(const struct mixer_plan *plan, const void *state)
+{
+    for (uint32_t i = 0; i < plan->n_field && plan->index_bytes; i++)
+        if (strcmp(plan->field[i].name, "pick") == 0)
+            return (const uint32_t *)(const void *)((const char *)state +
+                                                    plan->field[i].offset);
+    return NULL;
+}
+
 static struct look look_of(struct attend_shape shape, void *state)
 {
     struct mixer_field field[N_LOOK_FIELD + 1];
@@ -124,6 +133,7 @@ struct viewed {
     const struct view_args *args;
     const struct policy *policy;
     const struct layer_memory *memory;
+    struct block_source *source; /* NULL: all blocks are there */
     enum index_kind index;
     struct look look; /* with an index */
 };
@@ -133,7 +143,8 @@ static struct viewed viewed_of(const struct view_args *args,
 {
     struct viewed viewed = {.args = args,
                             .policy = span->policy,
-                            .memory = &span->layer[args->batch->layer]};
+                            .memory = &span->layer[args->batch->layer],
+                            .source = span->source};
 
     if (viewed.policy)
         viewed.index = viewed.policy->index;
@@ -281,6 +292,14 @@ static uint64_t step_end(const struct viewed *it, uint64_t position)
     return (position / step + 1) * step;
 }
 
+/* Where keys and values of a block are, or will be; NULL: no room for them. */
+static void *block_of(const struct viewed *it, uint64_t block)
+{
+    return it->source ? it->source->hold(it->source, it->args->batch->layer,
+                                         block)
+                      : it->memory->block[block];
+}
+
 /* A span for rows from `row` on of one step, if what they see still fits. */
 static bool add_step(const struct viewed *it, uint32_t row, uint32_t n,
                      uint64_t position, uint32_t *n_seen)
@@ -295,7 +314,11 @@ static bool add_step(const struct viewed *it, uint32_t row, uint32_t n,
         return false;
     policy_see(it->policy, chunk, pick + 1, pick[0], room->seen);
     for (uint32_t i = 0; i < n_new; i++) {
-        room->block[*n_seen + i] = it->memory->block[room->seen[i].block];
+        void *block = block_of(it, room->seen[i].block);
+
+        if (!block)
+            return false;
+        room->block[*n_seen + i] = block;
         room->place[*n_seen + i] = room->seen[i].place;
     }
     room->span[room->n_span++] = (struct attend_span){
@@ -362,6 +385,28 @@ uint32_t view_rows(const struct view_args *args, uint32_t first, uint32_t end)
         if (at < to)
             break;
     }
-    assert(at > first);
     return at;
+}
+
+bool view_is_ready(const struct mixer_batch *batch)
+{
+    bool is_ready = true;
+
+    for (uint32_t i = 0; i < batch->n_span; i++) {
+        struct block_source *source = batch->span[i].source;
+
+        if (source)
+            is_ready &= source->is_ready(source, batch->layer);
+    }
+    return is_ready;
+}
+
+void view_release(const struct mixer_batch *batch)
+{
+    for (uint32_t i = 0; i < batch->n_span; i++) {
+        struct block_source *source = batch->span[i].source;
+
+        if (source)
+            source->release(source, batch->layer);
+    }
 }

@@ -300,7 +300,7 @@ enum status control_checkpoint(struct engine *engine, struct session *session,
         return status_because("OPERATION_IN_PROGRESS");
     }
     asked.promise =
-        request_promise(engine, &session->policy, session->n_token, 0);
+        request_promise(engine, session, session->n_token, 0);
     st = schedule_admit(engine, &asked, "");
     if (st)
         return st;

@@ -34,6 +34,9 @@ struct memory {
     uint64_t capacity; /* slabs that the tables can name */
     size_t bytes;
     uint64_t n_shared;          /* of the slabs */
+    struct paging *paging;      /* has its blocks, and there are no slabs;
+                                    NULL: slabs have them. Owned */
+    size_t paging_bytes;        /* that it may use for them */
     struct spill *spill;        /* of its new slabs; borrowed */
     size_t tier_bytes;          /* of those that may be in RAM, */
     size_t touched_bytes;       /* and at most are since the last release */
@@ -259,6 +262,7 @@ void memory_destroy(struct memory *memory)
         return;
     for (uint64_t b = 0; b < memory->n_slab; b++)
         slab_put(memory, memory->table[b]);
+    paging_destroy(memory->paging);
     free(memory->table);
     free(memory->layer);
     device_give(memory->device, memory->state);
@@ -418,18 +422,45 @@ static enum status reserve_table(struct memory *memory, uint64_t n_slab)
                                      : STATUS_OK;
 }
 
-enum status memory_reserve(struct memory *memory, uint64_t n_token)
+/* Its tables may have moved. */
+static void name_pages(struct memory *memory)
+{
+    for (uint32_t i = 0; i < count_layers(memory->model); i++) {
+        memory->layer[i].block = paging_blocks(memory->paging, i);
+        memory->layer[i].index = paging_indices(memory->paging, i);
+    }
+}
+
+static enum status reserve_pages(struct memory *memory, uint64_t n_slab)
+{
+    const enum status st = paging_reserve(memory->paging, n_slab);
+
+    name_pages(memory);
+    return st;
+}
+
+static enum status check_length(const struct memory *memory, uint64_t n_token)
 {
     const uint64_t limit = model_n_context(memory->model);
-    const uint64_t before = memory->n_slab;
-    uint64_t n_slab;
-    enum status st;
 
-    if (n_token > limit)
-        return status_fail(STATUS_RESOURCE_EXHAUSTED,
-                           "session of %lu tokens, the model's context has %lu",
-                           n_token, limit);
-    n_slab = slabs_for(form_of(memory), n_token);
+    return n_token <= limit
+               ? STATUS_OK
+               : status_fail(STATUS_RESOURCE_EXHAUSTED,
+                             "session of %lu tokens, the model's context has "
+                             "%lu",
+                             n_token, limit);
+}
+
+enum status memory_reserve(struct memory *memory, uint64_t n_token)
+{
+    const uint64_t before = memory->n_slab;
+    const uint64_t n_slab = slabs_for(form_of(memory), n_token);
+    enum status st = check_length(memory, n_token);
+
+    if (st)
+        return st;
+    if (memory->paging)
+        return reserve_pages(memory, n_slab);
     st = reserve_table(memory, n_slab);
     if (st)
         return st;
@@ -437,6 +468,63 @@ enum status memory_reserve(struct memory *memory, uint64_t n_token)
         st = add_slab(memory);
     write_tables(memory, before);
     return st;
+}
+
+enum status memory_expect(struct memory *memory, uint64_t n_token)
+{
+    enum status st = check_length(memory, n_token);
+
+    if (st || !memory->paging)
+        return st ? st : memory_reserve(memory, n_token);
+    st = paging_expect(memory->paging, n_token / KV_BLOCK);
+    name_pages(memory);
+    return st ? st : memory_reserve(memory, n_token);
+}
+
+enum status memory_put(struct memory *memory, uint32_t layer, uint64_t b,
+                       struct device *device, const void *bytes)
+{
+    if (memory->paging)
+        return paging_put(memory->paging, layer, b, bytes);
+    device_write(device, memory_block(memory, layer, b), bytes,
+                 plan_of(form_of(memory), layer)->block_bytes);
+    return STATUS_OK;
+}
+
+void memory_wipe(struct memory *memory, struct device *device)
+{
+    const struct form form = form_of(memory);
+
+    device_zero(device, memory->state, state_bytes(form));
+    if (memory->paging) {
+        paging_clear(memory->paging);
+        name_pages(memory);
+        return;
+    }
+    for (uint64_t b = 0; b < memory->n_slab; b++) {
+        const struct slab *slab = memory->table[b];
+
+        device_zero(device, slab->block, blocks_bytes(form));
+    }
+}
+
+enum status memory_page(struct memory *memory, struct pager *pager,
+                        size_t max_bytes)
+{
+    assert(memory->n_slab == 0 && memory_policy(memory) && !memory->device);
+    memory->paging_bytes = max_bytes;
+    return paging_create(memory->model, &memory->policy, pager, max_bytes,
+                         &memory->paging);
+}
+
+struct paging *memory_paging(const struct memory *memory)
+{
+    return memory->paging;
+}
+
+struct block_source *memory_source(const struct memory *memory)
+{
+    return memory->paging ? paging_source(memory->paging) : NULL;
 }
 
 static void copy_slab(struct memory *memory, const struct memory *from,
@@ -458,6 +546,7 @@ enum status memory_fork(struct memory *memory, size_t *shared_bytes,
     struct memory *fork;
     enum status st = memory_create(form.model, &fork);
 
+    assert(!memory->paging);
     if (st)
         return st;
     if (memory_policy(memory))
@@ -490,7 +579,8 @@ void memory_share(struct memory *memory, struct memory *from, uint64_t n_token,
     const uint64_t n_slab =
         slab_bytes(form_of(memory)) ? n_token / KV_BLOCK : 0;
 
-    assert(n_token <= memory->position && n_token <= from->position);
+    assert(n_token <= memory->position && n_token <= from->position &&
+           !memory->paging && !from->paging);
     for (uint64_t b = 0; b < n_slab; b++) {
         struct slab *own = memory->table[b];
 
@@ -575,7 +665,7 @@ void memory_advance(struct memory *memory, uint64_t n_token)
 {
     assert(n_token <= model_n_context(memory->model) - memory->position);
     assert(slabs_for(form_of(memory), memory->position + n_token) <=
-           memory->n_slab);
+           (memory->paging ? paging_n_block(memory->paging) : memory->n_slab));
     memory->position += n_token;
     if (memory->spill)
         note_touched(memory, n_token);
@@ -588,6 +678,8 @@ const struct layer_memory *memory_layers(const struct memory *memory)
 
 void *memory_block(const struct memory *memory, uint32_t layer, uint64_t b)
 {
+    if (memory->paging)
+        return paging_blocks(memory->paging, layer)[b];
     assert(b < memory->n_slab);
     return memory->table[(1 + layer) * memory->capacity + b];
 }
@@ -599,7 +691,21 @@ void memory_use(struct memory *memory, struct device *device)
 
 size_t memory_bytes(const struct memory *memory)
 {
+    if (memory->paging)
+        return memory->bytes + paging_bytes(memory->model, &memory->policy,
+                                            memory->paging_bytes,
+                                            paging_n_block(memory->paging));
     return memory->bytes;
+}
+
+size_t memory_paged_bytes(const struct model *model,
+                          const struct policy *policy, size_t max_bytes,
+                          uint64_t n_token)
+{
+    const struct form form = {model, policy->index};
+
+    return fixed_bytes(form) +
+           paging_bytes(model, policy, max_bytes, slabs_for(form, n_token));
 }
 
 size_t memory_shared_bytes(const struct memory *memory)

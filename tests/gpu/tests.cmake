@@ -3,6 +3,10 @@
 # brings it there. Here it is held to work, with the device that is not there.
 if(TARGET model)
   set(parts ${PROJECT_SOURCE_DIR}/state/memory.c ${PROJECT_SOURCE_DIR}/state/spill.c
+    ${PROJECT_SOURCE_DIR}/state/paging.c ${PROJECT_SOURCE_DIR}/state/pager.c
+    ${PROJECT_SOURCE_DIR}/state/snapshot_value.c ${PROJECT_SOURCE_DIR}/state/lineage.c
+    ${PROJECT_SOURCE_DIR}/state/store.c ${PROJECT_SOURCE_DIR}/state/session.c
+    ${PROJECT_SOURCE_DIR}/proto/frame.c
     ${PROJECT_SOURCE_DIR}/node/cmd_check.c ${PROJECT_SOURCE_DIR}/node/golden.c
     ${PROJECT_SOURCE_DIR}/node/golden_cases.c ${PROJECT_SOURCE_DIR}/node/solo.c
     ${PROJECT_SOURCE_DIR}/node/subcommand.c)
