@@ -5,8 +5,9 @@ The judge is a node that keeps all of them.
   python3 tests/e2e/test_paged.py measure 1000000 [POLICY [MIB]]
       one session of so many tokens under --kv-memory MIB: needles at depths 0
       to 100 %, pace, RSS, kill -9 and forks; no test
-  python3 tests/e2e/test_paged.py pace 32768,1000000 [POLICY [MIB]]
-      tokens a second of replies to sessions of so many tokens; no test
+  python3 tests/e2e/test_paged.py pace DIR 32768,1000000 [POLICY [MIB]]
+      tokens a second of replies to sessions of so many tokens, which are made
+      in DIR unless they are there; no test
   python3 tests/e2e/test_paged.py resume 100000 [POLICY]
       the first new token of such a session after kill -9; no test
 """
@@ -154,10 +155,10 @@ def say(what, *values):
     print("\t".join([what] + [str(value) for value in values]), flush=True)
 
 
-def begin(directory, policy, mib, n_token):
+def begin(directory, mib, n_token):
     options = ["--context", str(min(2 * n_token + 65536, 1048576))]
-    if mib:
-        options += ["--kv-memory", str(mib)]
+    if mib != "0":
+        options += ["--kv-memory", mib]
     node = Node(os.path.join(directory, "data"), options).start()
     client = node.client()
     client.generate(gen.GenerateRequest(tokenized=tokens(ids(1, 2000)),
@@ -201,16 +202,18 @@ def reply_pace(client, session, count):
     return sum(n for _, n in times[1:]) / (times[-1][0] - times[0][0])
 
 
-def measure(n_token, policy="infllm", mib=64):
+def measure(n_token, policy="infllm", mib="64"):
     with workspace() as directory:
-        node, client = begin(directory, policy, mib, n_token)
+        node, client = begin(directory, mib, n_token)
         try:
             text = Text(node.endpoint, n_token)
             fill(client, text, policy)
             say("RSS MiB, and at most", status_kib(node, "VmRSS") // 1024,
                 status_kib(node, "VmHWM") // 1024)
             before = found(client, text, "found")
-            say("reply tokens/s", round(reply_pace(client, "long", 1000)))
+            fork(client, "long", "pace")
+            say("reply tokens/s", round(reply_pace(client, "pace", 1000)))
+            delete(client, "pace")
             client.close()
             node.kill()
             node.start()
@@ -224,24 +227,33 @@ def measure(n_token, policy="infllm", mib=64):
             node.kill()
 
 
-def pace(lengths, policy="infllm", mib=64):
-    with workspace() as directory:
-        node, client = begin(directory, policy, mib, max(lengths))
-        try:
-            text = Text(node.endpoint, max(lengths))
-            for length in sorted(lengths):
+def pace(directory, lengths, policy="infllm", mib="64"):
+    lengths = sorted(int(n) for n in lengths.split(","))
+    is_new = not os.path.exists(directory)
+    os.makedirs(directory, exist_ok=True)
+    node, client = begin(directory, mib, lengths[-1])
+    try:
+        if is_new:
+            text = Text(node.endpoint, lengths[-1])
+            for length in lengths:
+                start = time.monotonic()
                 append(client, "s%d" % length, text.ids[:length], policy)
-            for _ in range(5):
-                for length in sorted(lengths):
-                    say("reply tokens/s at", length,
-                        round(reply_pace(client, "s%d" % length, 500)))
-        finally:
-            node.kill()
+                say("prefill tokens/s", length,
+                    round(length / (time.monotonic() - start)))
+        for turn in range(5 * (not is_new)):
+            for length in lengths:
+                fork(client, "s%d" % length, "f")
+                say("reply tokens/s at", length,
+                    round(reply_pace(client, "f", 500)))
+                delete(client, "f")
+        node.stop()
+    finally:
+        node.kill()
 
 
 def resume(n_token, policy=""):
     with workspace() as directory:
-        node, client = begin(directory, policy, 0, n_token)
+        node, client = begin(directory, "0", n_token)
         try:
             text = Text(node.endpoint, n_token)
             append(client, "long", text.ids, policy)
@@ -273,13 +285,12 @@ def resume(n_token, policy=""):
 
 
 def main(words):
-    numbers = [int(n) for n in words[1].split(",")]
-    if words[0] == "measure":
-        measure(numbers[0], *words[2:])
-    elif words[0] == "pace":
-        pace(numbers, *words[2:])
+    if words[0] == "pace":
+        pace(*words[1:])
+    elif words[0] == "measure":
+        measure(int(words[1]), *words[2:])
     else:
-        resume(numbers[0], *words[2:])
+        resume(int(words[1]), *words[2:])
 
 
 if __name__ == "__main__":
