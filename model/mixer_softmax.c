@@ -300,12 +300,12 @@ static bool open_rows(const struct mixer_layer *layer,
         at->end =
             at->row + choose_rows(batch, block_fma, batch->n_row - at->row);
         if (view_is_partial(batch))
-            at->end = view_rows(&(struct view_args){.batch = batch,
-                                                    .shape = layer->shape,
-                                                    .q = work.out,
-                                                    .q_stride =
-                                                        work.out_stride},
-                                at->row, at->end);
+            at->end =
+                view_rows(&(struct view_args){.batch = batch,
+                                              .shape = layer->shape,
+                                              .q = work.out,
+                                              .q_stride = work.out_stride},
+                          at->row, at->end);
         at->is_open = at->end > at->row;
     }
     at->is_waiting =

@@ -295,9 +295,9 @@ static uint64_t step_end(const struct viewed *it, uint64_t position)
 /* Where keys and values of a block are, or will be; NULL: no room for them. */
 static void *block_of(const struct viewed *it, uint64_t block)
 {
-    return it->source ? it->source->hold(it->source, it->args->batch->layer,
-                                         block)
-                      : it->memory->block[block];
+    return it->source
+               ? it->source->hold(it->source, it->args->batch->layer, block)
+               : it->memory->block[block];
 }
 
 /* A span for rows from `row` on of one step, if what they see still fits. */

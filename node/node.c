@@ -28,7 +28,8 @@
  * a reply of 0.25 ms a token lost a quarter of its pace. */
 #define SYNC_EVERY_US 1000u
 #define PAGER_THREADS 4u /* reads of blocks at once */
-#define PAGES_SHARE 4u   /* of --kv-memory, what one session's blocks may have */
+#define PAGES_SHARE 4u   /* of --kv-memory, what one session's blocks may have \
+                          */
 #define DRAIN_ARENA_BYTES 65536u
 #define KEY_FILE_MAX (1u << 20)
 

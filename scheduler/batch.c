@@ -54,8 +54,7 @@ static bool claim(struct engine *engine, struct request *request)
     struct session *session = request->session;
     uint64_t n = session->n_token;
     size_t least = resident_bytes(engine, session, n + 1);
-    size_t bytes =
-        resident_bytes(engine, session, n + engine->room_tokens);
+    size_t bytes = resident_bytes(engine, session, n + engine->room_tokens);
 
     if (request->phase == REQUEST_RUNNING &&
         (least <= resident_holds(session) ||
@@ -348,8 +347,7 @@ static void begin_prompt(struct engine *engine)
         uint64_t end =
             prefix_stop(request, position, position + (n < room ? n : room));
         if (end > position)
-            enter(engine, &engine->prompt, request,
-                  (uint32_t)(end - position));
+            enter(engine, &engine->prompt, request, (uint32_t)(end - position));
     }
     engine->n_entrant = 0;
     if (engine->prompt.batch.n_span > 0)

@@ -157,7 +157,7 @@ struct request {
     bool is_in_pass;   /* of a lane: its memory is nobody else's */
     bool is_preempted; /* and has not come further than preempt_position */
     uint64_t preempt_position;
-    uint32_t n_lost; /* times that stored blocks of it could not be read */
+    uint32_t n_lost;      /* times that stored blocks of it could not be read */
     uint64_t reply;       /* 0: nobody listens */
     uint64_t deadline_us; /* of the whole reply; 0: none */
     uint64_t n_reply;     /* tokens that it may have, when it was admitted */
@@ -243,7 +243,8 @@ struct schedule {
 struct engine_metrics { /* each may be NULL */
     struct metric *running, *waiting, *cache_usage, *slots_used, *sessions;
     struct metric *first_token, *inter_token, *queue_time, *prefill_time,
-        *decode_time, *latency, *expired, *stored_bytes, *store_evictions;
+        *decode_time, *latency, *expired, *stored_bytes, *store_evictions,
+        *block_reads;
     struct metric *prompt_tokens, *generation_tokens, *cache_queries,
         *cache_hits, *preemptions, *iteration_tokens, *commit_lag;
     struct metric *reuse[REUSE_REASON_COUNT], *refused[REUSE_REASON_COUNT];
@@ -322,6 +323,7 @@ struct engine {
     uint32_t n_held;
     uint64_t step; /* passes done */
     uint64_t prompt_tokens, generated_tokens;
+    uint64_t n_block_read; /* as the metric has it */
     struct engine_metrics metrics;
 };
 
@@ -634,8 +636,8 @@ struct request *request_by_reply(const struct engine *engine, uint64_t reply);
 uint64_t request_target(const struct request *request);
 /* Bytes that a log of n_token tokens may grow to with max_tokens more. */
 size_t request_promise(const struct engine *engine,
-                       const struct session *session,
-                       uint64_t n_token, uint64_t max_tokens);
+                       const struct session *session, uint64_t n_token,
+                       uint64_t max_tokens);
 
 /* --- generate.c --- */
 /* Owns the command. */

@@ -75,8 +75,8 @@ void request_free(struct engine *engine, struct request *request)
 }
 
 size_t request_promise(const struct engine *engine,
-                       const struct session *session,
-                       uint64_t n_token, uint64_t max_tokens)
+                       const struct session *session, uint64_t n_token,
+                       uint64_t max_tokens)
 {
     uint64_t n = n_token < engine->n_context ? n_token : engine->n_context;
 

@@ -143,12 +143,11 @@ static enum status check(const struct pager *pager, const struct page *page,
 static enum page_state read_page(struct pager *pager, struct page *page)
 {
     const struct page_wanted *wanted = &page->wanted;
-    struct key key =
-        value_key('b', wanted->log, wanted->block, wanted->layer);
+    struct key key = value_key('b', wanted->log, wanted->block, wanted->layer);
     void *bytes;
     size_t n_bytes;
-    enum status st = store_get(pager->options.store, key.bytes, key.n, &bytes,
-                               &n_bytes);
+    enum status st =
+        store_get(pager->options.store, key.bytes, key.n, &bytes, &n_bytes);
 
     if (!st) {
         st = check(pager, page, bytes, n_bytes);
@@ -202,8 +201,7 @@ static void *run(void *arg)
     return NULL;
 }
 
-enum status pager_start(const struct pager_options *options,
-                        struct pager **out)
+enum status pager_start(const struct pager_options *options, struct pager **out)
 {
     struct pager *pager = calloc(1, sizeof(*pager));
     const char *numerics = model_numerics(options->model);

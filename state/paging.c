@@ -23,8 +23,8 @@ struct place {
 
 struct paged_layer { /* block_bytes 0: it has no blocks */
     const struct mixer_plan *plan;
-    void **block; /* [capacity] bytes of its page, or NULL */
-    void **index; /* [capacity] */
+    void **block;        /* [capacity] bytes of its page, or NULL */
+    void **index;        /* [capacity] */
     struct place *place; /* [capacity] */
     char **run;          /* [capacity / INDEX_RUN] of indices; owned */
     uint64_t *held;      /* [n_held] of max_page */
@@ -51,7 +51,7 @@ struct paging {
     size_t page_bytes;
     uint32_t n_paged; /* layers that have blocks */
     uint32_t max_page, n_seat, hand;
-    struct seat *seat;        /* [max_page] the first n_seat have pages; owned */
+    struct seat *seat; /* [max_page] the first n_seat have pages; owned */
     struct policy_view *seen; /* [POLICY_SEEN_MAX] scratch */
     uint32_t n_layer;
     struct paged_layer layer[];
@@ -70,8 +70,7 @@ static struct extent_of_blocks measure(const struct model *model,
     struct extent_of_blocks it = {0};
 
     for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
-        const struct mixer_plan *plan =
-            model_plan_for(model, i, policy->index);
+        const struct mixer_plan *plan = model_plan_for(model, i, policy->index);
 
         if (plan->block_bytes == 0)
             continue;
@@ -144,8 +143,8 @@ enum status paging_create(const struct model *model,
 {
     const uint32_t n_layer = model_config(model)->n_layer;
     const struct extent_of_blocks it = measure(model, policy);
-    struct paging *paging = calloc(
-        1, sizeof(*paging) + n_layer * sizeof(paging->layer[0]));
+    struct paging *paging =
+        calloc(1, sizeof(*paging) + n_layer * sizeof(paging->layer[0]));
 
     if (!paging)
         return no_memory();
@@ -373,8 +372,8 @@ enum status paging_reserve(struct paging *paging, uint64_t n_block)
 
 uint64_t paging_room(const struct paging *paging)
 {
-    const uint64_t in_use = n_seen(&paging->policy) + paging->n_block -
-                            paging->n_stored;
+    const uint64_t in_use =
+        n_seen(&paging->policy) + paging->n_block - paging->n_stored;
     const uint64_t n =
         paging->n_paged ? paging->max_page / paging->n_paged : UINT32_MAX;
 
@@ -512,8 +511,7 @@ static bool is_ready(struct block_source *source, uint32_t layer)
     bool is_all = true;
 
     for (uint32_t i = 0; i < it->n_held; i++) {
-        const enum page_state state =
-            page_look(it->place[it->held[i]].page);
+        const enum page_state state = page_look(it->place[it->held[i]].page);
 
         is_all &= state != PAGE_READING;
         paging->is_lost |= state == PAGE_LOST;

@@ -33,8 +33,8 @@ struct segments {
     uint64_t written;      /* bytes of it; whole pages */
     unsigned char *gather; /* [GATHER_BYTES] aligned to pages; owned */
     size_t n_gathered;
-    bool is_dirty; /* it has bytes that are not synced ... */
-    bool is_new;   /* ... nor is its name */
+    bool is_dirty;        /* it has bytes that are not synced ... */
+    bool is_new;          /* ... nor is its name */
     pthread_mutex_t lock; /* of what reads share: */
     int read_fd;          /* of read_number, or -1 */
     uint64_t read_number;

@@ -78,7 +78,8 @@ static void is_paged(struct node *node, const char *name)
     cr_assert_leq(node->engine->charged, node->options.session_bytes);
 }
 
-static void same_as_in_ram(const char *policy, bool is_restarted, bool is_killed)
+static void same_as_in_ram(const char *policy, bool is_restarted,
+                           bool is_killed)
 {
     struct node *alone = make(false), *node = make(true);
 
@@ -173,9 +174,9 @@ Test(engine_paged, is_forked)
         settle(it);
     }
     for (uint32_t t = 1; t < N_TURN; t++)
-        cr_assert(same_tokens(turn(node, "b", NULL, t),
-                              turn(alone, "b", NULL, t)),
-                  "turn %u", t);
+        cr_assert(
+            same_tokens(turn(node, "b", NULL, t), turn(alone, "b", NULL, t)),
+            "turn %u", t);
     is_paged(node, "b");
     node_destroy(alone);
     node_destroy(node);
@@ -194,9 +195,9 @@ Test(engine_paged, a_lost_block_is_computed_again)
     must(store_write(node->bulk_store, batch, true));
     store_batch_destroy(batch);
     for (uint32_t t = 1; t < N_TURN; t++)
-        cr_assert(same_tokens(turn(node, "a", NULL, t),
-                              turn(alone, "a", NULL, t)),
-                  "turn %u", t);
+        cr_assert(
+            same_tokens(turn(node, "a", NULL, t), turn(alone, "a", NULL, t)),
+            "turn %u", t);
     is_paged(node, "a");
     node_destroy(alone);
     node_destroy(node);

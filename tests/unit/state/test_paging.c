@@ -35,7 +35,8 @@ static uint32_t n_layer(void)
 static void pattern(unsigned char *to, size_t n, uint64_t block, uint32_t layer)
 {
     for (size_t i = 0; i < n; i++)
-        to[i] = (unsigned char)((block * 31 + layer * 7 + i) * 2654435761u >> 24);
+        to[i] =
+            (unsigned char)((block * 31 + layer * 7 + i) * 2654435761u >> 24);
 }
 
 static bool has_pattern(const unsigned char *at, size_t n, uint64_t block,
@@ -59,15 +60,15 @@ static void store_block(uint64_t block, uint32_t layer)
 {
     const size_t n = plan_of(layer)->block_bytes;
     const char *numerics = model_numerics(model);
-    struct value_head head = {.uid = log_of(block),
-                              .numerics = {model_fingerprint(model),
-                                           digest_bytes(numerics,
-                                                        strlen(numerics)),
-                                           policy_digest(&policy)},
-                              .position = (block + 1) * KV_BLOCK,
-                              .place = block,
-                              .layer = layer,
-                              .n_token = KV_BLOCK};
+    struct value_head head = {
+        .uid = log_of(block),
+        .numerics = {model_fingerprint(model),
+                     digest_bytes(numerics, strlen(numerics)),
+                     policy_digest(&policy)},
+        .position = (block + 1) * KV_BLOCK,
+        .place = block,
+        .layer = layer,
+        .n_token = KV_BLOCK};
     struct store_batch *batch = store_batch_create(store);
     struct key key = key_at('b', log_of(block), block);
     unsigned char *bytes = malloc(n);
@@ -111,14 +112,14 @@ static void begin(void)
     cr_assert_eq(backend_find("ref", &options.backend), STATUS_OK);
     cr_assert_eq(model_load("tests/golden/qwen3_5_text", &options, &model),
                  STATUS_OK, "%s", status_reason());
-    cr_assert_eq(policy_parse("quest:sink=64:window=128:pick=256:step=8",
-                              &policy),
-                 STATUS_OK);
+    cr_assert_eq(
+        policy_parse("quest:sink=64:window=128:pick=256:step=8", &policy),
+        STATUS_OK);
     cr_assert_eq(store_open_memory(&store), STATUS_OK);
     cr_assert_eq(ring_create(4, 8, &engine), STATUS_OK);
-    cr_assert_eq(pager_start(&(struct pager_options){store, model, engine, 3},
-                             &pager),
-                 STATUS_OK);
+    cr_assert_eq(
+        pager_start(&(struct pager_options){store, model, engine, 3}, &pager),
+        STATUS_OK);
     for (uint64_t b = 0; b < N_BLOCK; b++)
         for (uint32_t i = 0; i < n_layer(); i++)
             if (plan_of(i)->block_bytes)
