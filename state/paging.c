@@ -31,7 +31,7 @@ struct paged_layer { /* block_bytes 0: it has no blocks */
     uint32_t n_held;
 };
 
-struct seat { /* a page and whose it is; page NULL: none yet */
+struct seat { /* a page and whose it is */
     struct page *page;
     uint32_t layer;
     uint64_t block;
@@ -165,7 +165,7 @@ enum status paging_create(const struct model *model,
 
         layer->plan = model_plan_for(model, i, policy->index);
         if (layer->plan->block_bytes)
-            layer->held = calloc(paging->max_page, sizeof(*layer->held));
+            layer->held = calloc(paging->max_page + 1, sizeof(*layer->held));
         if (layer->plan->block_bytes && !layer->held) {
             paging_destroy(paging);
             return no_memory();
@@ -181,15 +181,16 @@ enum status paging_create(const struct model *model,
 
 void paging_clear(struct paging *paging)
 {
-    for (uint32_t i = 0; i < paging->n_seat; i++)
-        if (paging->seat[i].page)
-            pager_give(paging->pager, paging->seat[i].page);
-    if (paging->seat)
-        memset(paging->seat, 0, paging->max_page * sizeof(*paging->seat));
+    while (paging->n_seat > 0) {
+        struct seat *seat = &paging->seat[--paging->n_seat];
+
+        pager_give(paging->pager, seat->page);
+        *seat = (struct seat){0};
+    }
     for (uint32_t i = 0; i < paging->n_layer; i++) {
         struct paged_layer *layer = &paging->layer[i];
 
-        for (uint64_t r = 0; layer->run && r < n_run(paging->n_block); r++)
+        for (uint64_t r = 0; layer->run && r < n_run(paging->capacity); r++)
             free(layer->run[r]);
         free(layer->block);
         free(layer->index);
@@ -200,7 +201,7 @@ void paging_clear(struct paging *paging)
         layer->run = NULL;
         layer->n_held = 0;
     }
-    paging->n_seat = paging->hand = 0;
+    paging->hand = 0;
     paging->n_block = paging->capacity = paging->n_stored = 0;
     paging->base = (struct log_path){0};
 }
@@ -406,9 +407,8 @@ enum status paging_expect(struct paging *paging, uint64_t n_block)
         for (uint64_t b = 0;
              !st && paging->layer[i].plan->block_bytes && b < n_block; b++)
             st = set_index(&paging->layer[i], b);
-    paging->n_block = n_block; /* also when it failed: these are cleared */
     if (!st)
-        paging->n_stored = n_block;
+        paging->n_block = paging->n_stored = n_block;
     return st;
 }
 

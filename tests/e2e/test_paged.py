@@ -8,45 +8,50 @@ The judge is a node that keeps all of them.
   python3 tests/e2e/test_paged.py pace DIR 32768,1000000 [POLICY [MIB]]
       tokens a second of replies to sessions of so many tokens, which are made
       in DIR unless they are there; no test
-  python3 tests/e2e/test_paged.py resume 100000 [POLICY]
-      the first new token of such a session after kill -9; no test
+  python3 tests/e2e/test_paged.py resume DIR 100000 [POLICY]
+      the first new token of such a session in DIR after kill -9; no test
 """
 
 import json
 import os
+import random
 import statistics
+import subprocess
 import sys
 import time
 import unittest
 
+from godwit.v1 import admin_pb2
 from godwit.v1 import generation_pb2 as gen
-from harness import CASES, Node, ctl, greedy, sampled, tokens, workspace
+from harness import (GODWITD, MODEL, Node, ctl, greedy, sampled, tokens,
+                     workspace)
 from test_fork import delete, fork, ids
 
 KEYS = ("castle", "garden", "letter", "harbour", "window", "captain", "winter",
-        "river", "candle", "market", "forest")
+        "river", "candle", "market", "forest")  # at depths 0 to 100 %
 PIECE = 65536  # tokens of one message
+N_QUESTION = 64  # tokens of the essay's own question, at most
 
 
 class Text:
-    """Prose with a number at each tenth of it, and the questions."""
+    """The essay of `godwitd eval` with a number at each tenth of it (and one
+    more, that nobody asks for, in the middle), and the questions."""
 
     def __init__(self, endpoint, n_token):
         self.endpoint = endpoint
-        with open(CASES, encoding="utf-8") as file:
-            book = [token for case in json.load(file)
-                    if case["kind"] == "perplexity"
-                    for token in case["input_ids"]]
-        self.values = ["%07d" % (7654321 * (i + 3) % 10**7)
-                       for i in range(len(KEYS))]
+        shown = json.loads(subprocess.run(
+            [GODWITD, "eval", "--model", MODEL, "--show", "needle", "--json",
+             "--lengths", str(n_token), "--samples", "1", "--depths", "1"],
+            check=True, stdout=subprocess.PIPE).stdout.splitlines()[0])
+        rng = random.Random(1)
+        self.values = ["%07d" % rng.randrange(10**6, 10**7) for _ in KEYS]
         needles = [self.encode(" The special magic number for %s is %s." % pair)
                    for pair in zip(KEYS, self.values)]
-        n_prose = n_token - sum(map(len, needles))
-        prose = (book * (n_prose // len(book) + 1))[:n_prose]
+        n_essay = len(shown["ids"]) - N_QUESTION - sum(map(len, needles))
         self.ids = []
         for i, needle in enumerate(needles):
-            at, end = (n_prose * j // (len(KEYS) - 1) for j in (i, i + 1))
-            self.ids += needle + prose[at:end]
+            at, end = (n_essay * j // (len(KEYS) - 1) for j in (i, i + 1))
+            self.ids += needle + shown["ids"][at:min(end, n_essay)]
 
     def encode(self, text):
         run = ctl(self.endpoint, "tokenize", "--special", "--prompt", text)
@@ -251,37 +256,45 @@ def pace(directory, lengths, policy="infllm", mib="64"):
         node.kill()
 
 
-def resume(n_token, policy=""):
-    with workspace() as directory:
-        node, client = begin(directory, "0", n_token)
-        try:
-            text = Text(node.endpoint, n_token)
+def first_token(client, session, seed):
+    """Milliseconds to the first new token, and what it began from."""
+    start, first = time.monotonic(), None
+    for message in client.generation.Generate(gen.GenerateRequest(
+            session="sessions/" + session, tokenized=tokens(ids(seed, 4)),
+            sampling_params=greedy(4)), timeout=600):
+        kind = message.WhichOneof("event")
+        if kind == "chunk" and first is None:
+            first = (time.monotonic() - start) * 1e3
+        if kind == "complete":
+            return first, message.complete.reuse
+
+
+def resume(directory, n_token, policy=""):
+    is_new = not os.path.exists(directory)
+    os.makedirs(directory, exist_ok=True)
+    node, client = begin(directory, "0", int(n_token))
+    took = []
+    try:
+        if is_new:
+            text = Text(node.endpoint, int(n_token))
             append(client, "long", text.ids, policy)
-            replies = []
-            for i in range(5):
-                client.close()
-                node.kill()
-                node.start()
-                client = node.client()
-                while not client.is_serving():
-                    time.sleep(0.001)
-                start = time.monotonic()
-                stream = client.generation.Generate(gen.GenerateRequest(
-                    session="sessions/long", tokenized=tokens(ids(i, 4)),
-                    sampling_params=greedy(4)), timeout=600)
-                first = None
-                for message in stream:
-                    kind = message.WhichOneof("event")
-                    if kind == "chunk" and first is None:
-                        first = (time.monotonic() - start) * 1e3
-                    if kind == "complete":
-                        reuse = message.complete.reuse
-                replies.append(first)
-                say("first token ms", round(first, 1), "restored",
-                    reuse.restored_tokens, "replayed", reuse.replayed_tokens)
-            say("median ms", round(statistics.median(replies), 1))
-        finally:
+            client.admin.CheckpointSession(
+                admin_pb2.CheckpointSessionRequest(session="sessions/long"))
+        for i in range(5 * (not is_new)):
+            client.close()
             node.kill()
+            node.start()
+            client = node.client()
+            while not client.is_serving():
+                time.sleep(0.001)
+            first, reuse = first_token(client, "long", i)
+            took.append(first)
+            say("first token ms", round(first, 1), "restored",
+                reuse.restored_tokens, "replayed", reuse.replayed_tokens)
+    finally:
+        node.kill()
+    if took:
+        say("median ms", round(statistics.median(took), 1))
 
 
 def main(words):
@@ -290,7 +303,7 @@ def main(words):
     elif words[0] == "measure":
         measure(int(words[1]), *words[2:])
     else:
-        resume(int(words[1]), *words[2:])
+        resume(*words[1:])
 
 
 if __name__ == "__main__":
