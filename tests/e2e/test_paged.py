@@ -21,7 +21,9 @@ import sys
 import time
 import unittest
 
-from godwit.v1 import admin_pb2
+import grpc
+
+from godwit.v1 import admin_pb2, session_pb2
 from godwit.v1 import generation_pb2 as gen
 from harness import (GODWITD, MODEL, Node, ctl, greedy, sampled, tokens,
                      workspace)
@@ -37,8 +39,19 @@ class Text:
     """The essay of `godwitd eval` with a number at each tenth of it (and one
     more, that nobody asks for, in the middle), and the questions."""
 
-    def __init__(self, endpoint, n_token):
+    def __init__(self, endpoint, n_token, directory=None):
         self.endpoint = endpoint
+        kept = directory and os.path.join(directory, "text%d.json" % n_token)
+        if kept and os.path.exists(kept):
+            with open(kept, encoding="ascii") as file:
+                self.ids, self.values = json.load(file)
+            return
+        self.make(n_token)
+        if kept:
+            with open(kept, "w", encoding="ascii") as file:
+                json.dump([self.ids, self.values], file)
+
+    def make(self, n_token):
         shown = json.loads(subprocess.run(
             [GODWITD, "eval", "--model", MODEL, "--show", "needle", "--json",
              "--lengths", str(n_token), "--samples", "1", "--depths", "1"],
@@ -232,25 +245,39 @@ def measure(n_token, policy="infllm", mib="64"):
             node.kill()
 
 
+def extend(client, session, text, length, policy):
+    """Up to so many tokens, from where it is."""
+    try:
+        position = client.session.GetSession(session_pb2.GetSessionRequest(
+            name="sessions/" + session)).position
+    except grpc.RpcError:
+        position = 0
+    length = min(length, len(text.ids))
+    if position >= length:
+        return
+    start = time.monotonic()
+    append(client, session, text.ids[position:length],
+           "" if position else policy)
+    say("prefill tokens/s", position, length,
+        round((length - position) / (time.monotonic() - start)))
+
+
 def pace(directory, lengths, policy="infllm", mib="64"):
     lengths = sorted(int(n) for n in lengths.split(","))
-    is_new = not os.path.exists(directory)
     os.makedirs(directory, exist_ok=True)
     node, client = begin(directory, mib, lengths[-1])
     try:
-        if is_new:
-            text = Text(node.endpoint, lengths[-1])
-            for length in lengths:
-                start = time.monotonic()
-                append(client, "s%d" % length, text.ids[:length], policy)
-                say("prefill tokens/s", length,
-                    round(length / (time.monotonic() - start)))
-        for turn in range(5 * (not is_new)):
+        for length in lengths:
+            extend(client, "s%d" % length,
+                   Text(node.endpoint, length, directory), length, policy)
+        for turn in range(5):
             for length in lengths:
                 fork(client, "s%d" % length, "f")
                 say("reply tokens/s at", length,
                     round(reply_pace(client, "f", 500)))
                 delete(client, "f")
+        say("RSS MiB, and at most", status_kib(node, "VmRSS") // 1024,
+            status_kib(node, "VmHWM") // 1024)
         node.stop()
     finally:
         node.kill()
