@@ -414,7 +414,7 @@ void resident_forget(struct engine *engine, struct session *session)
     struct resident *resident = session->resident;
 
     if (resident->is_saving) {
-        resident = leave_behind(engine, session);
+        (void)leave_behind(engine, session);
     } else if (resident->image) {
         images_remove(engine, resident);
         drop_image(engine, resident);

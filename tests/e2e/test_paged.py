@@ -8,6 +8,8 @@ The judge is a node that keeps all of them.
   python3 tests/e2e/test_paged.py pace DIR 32768,1000000 [POLICY [MIB]]
       tokens a second of replies to sessions of so many tokens, which are made
       in DIR unless they are there; no test
+  python3 tests/e2e/test_paged.py needles DIR 32768,1000000 [MIB]
+      which needles forks of them find; no test
   python3 tests/e2e/test_paged.py resume DIR 100000 [POLICY]
       the first new token of such a session in DIR after kill -9; no test
 """
@@ -198,10 +200,10 @@ def fill(client, text, policy):
         "last message", round((len(text.ids) - at) / seconds[-1]))
 
 
-def found(client, text, name):
+def found(client, text, name, session="long"):
     right = []
     for i in range(len(KEYS)):
-        answer = ask(client, "long", text, i, "%s%d" % (name, i))
+        answer = ask(client, session, text, i, "%s%d" % (name, i))
         right.append(text.values[i] in answer)
     say("needles " + name, sum(right), "of", len(KEYS), "by depth",
         "".join("x" if r else "-" for r in right))
@@ -270,12 +272,25 @@ def pace(directory, lengths, policy="infllm", mib="64"):
         for length in lengths:
             extend(client, "s%d" % length,
                    Text(node.endpoint, length, directory), length, policy)
-        for turn in range(5):
-            for length in lengths:
-                fork(client, "s%d" % length, "f")
-                say("reply tokens/s at", length,
-                    round(reply_pace(client, "f", 500)))
-                delete(client, "f")
+        for length in lengths:
+            fork(client, "s%d" % length, "f")
+            paces = [round(reply_pace(client, "f", 500)) for _ in range(6)]
+            say("reply tokens/s at", length, *paces)
+            delete(client, "f")
+        say("RSS MiB, and at most", status_kib(node, "VmRSS") // 1024,
+            status_kib(node, "VmHWM") // 1024)
+        node.stop()
+    finally:
+        node.kill()
+
+
+def needles(directory, lengths, mib="64"):
+    lengths = sorted(int(n) for n in lengths.split(","))
+    node, client = begin(directory, mib, lengths[-1])
+    try:
+        for length in lengths:
+            text = Text(node.endpoint, length, directory)
+            found(client, text, "at%d" % length, "s%d" % length)
         say("RSS MiB, and at most", status_kib(node, "VmRSS") // 1024,
             status_kib(node, "VmHWM") // 1024)
         node.stop()
@@ -327,6 +342,8 @@ def resume(directory, n_token, policy=""):
 def main(words):
     if words[0] == "pace":
         pace(*words[1:])
+    elif words[0] == "needles":
+        needles(*words[1:])
     elif words[0] == "measure":
         measure(int(words[1]), *words[2:])
     else:
@@ -334,7 +351,8 @@ def main(words):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2 and sys.argv[1] in ("measure", "pace", "resume"):
+    if len(sys.argv) > 2 and sys.argv[1] in (
+            "measure", "pace", "needles", "resume"):
         main(sys.argv[1:])
     else:
         unittest.main(verbosity=2)
