@@ -42,6 +42,9 @@ struct mixer_plan {
     size_t state_bytes; /* fixed part per session; 0: none */
     size_t block_bytes; /* per KV_BLOCK tokens; 0: none */
     size_t index_bytes; /* of these, at the end, what look-ups read; 0: none */
+    size_t short_bytes; /* of that in RAM, where keys are not rotated for it:
+                           view_shorten(); 0: the same */
+    struct attend_shape shape; /* of its blocks, with an index */
     uint32_t n_field;
     struct mixer_field field[MIXER_FIELD_MAX]; /* cover state_bytes */
     size_t row_floats; /* workspace that rows() needs per row */
@@ -62,6 +65,7 @@ struct layer_memory {
     void *state;        /* [state_bytes], 64-byte aligned, or NULL */
     void *const *block; /* KV blocks of the tokens so far, or NULL */
     void *const *index; /* their indices, or NULL */
+    bool is_short;      /* the indices are: view_shorten() */
 };
 
 /*

@@ -104,6 +104,14 @@ void view_plan(struct attend_shape shape, enum index_kind kind,
     plan->state_bytes = field[N_LOOK_FIELD].offset;
     plan->index_bytes = kv_index_bytes(shape, kind);
     plan->block_bytes += plan->index_bytes;
+    plan->shape = shape;
+    if (kind == INDEX_BOUNDS && shape.arithmetic != ARITHMETIC_FP32)
+        plan->short_bytes = kv_short_bounds_bytes(shape);
+}
+
+void view_shorten(const struct mixer_plan *plan, const void *index, void *out)
+{
+    kv_shorten_bounds(plan->shape, index, out);
 }
 
 const uint32_t *view_pick(const struct mixer_plan *plan, const void *state)
@@ -189,32 +197,29 @@ static void add_queries(const struct viewed *it, uint32_t row, uint32_t n,
     }
 }
 
-/* Behind the block, too, where snapshots find it, if it lies apart. */
-static void store_index(const struct viewed *it, uint64_t chunk)
-{
-    const struct attend_shape shape = it->args->shape;
-    void *behind = (char *)it->memory->block[chunk] + kv_block_bytes(shape);
-
-    if (behind != it->memory->index[chunk])
-        memcpy(behind, it->memory->index[chunk],
-               kv_index_bytes(shape, it->index));
-}
-
-/* The chunk's block is full. */
+/* The chunk's block is full. Its index lies behind it, where snapshots find
+ * it, and may lie elsewhere for look-ups. */
 static void seal(const struct viewed *it, uint64_t chunk)
 {
     const struct mixer_batch *batch = it->args->batch;
+    const struct attend_shape shape = it->args->shape;
+    const size_t n = kv_index_bytes(shape, it->index);
+    void *behind = (char *)it->memory->block[chunk] + kv_block_bytes(shape);
+    void *apart = it->memory->index[chunk];
 
     batch->backend->kv_seal(
         batch->pool,
         &(struct kv_seal_args){
-            .shape = it->args->shape,
+            .shape = shape,
             .kind = it->index,
             .table = policy_looks_at_positions(it->policy) ? batch->rope : NULL,
             .block = it->memory->block[chunk],
             .position = chunk * KV_BLOCK,
-            .index = it->memory->index[chunk]});
-    store_index(it, chunk);
+            .index = behind});
+    if (it->memory->is_short)
+        kv_shorten_bounds(shape, behind, apart);
+    else if (apart != behind)
+        memcpy(apart, behind, n);
 }
 
 /*
@@ -255,13 +260,15 @@ static void look_up(const struct viewed *it, uint64_t position)
     if (among.end - among.first > it->policy->n_pick) {
         make_query(it, position, room->query);
         batch->backend->kv_score(
-            batch->pool, &(struct kv_score_args){.shape = it->args->shape,
-                                                 .kind = it->index,
-                                                 .q = room->query,
-                                                 .index = it->memory->index,
-                                                 .first = among.first,
-                                                 .end = among.end,
-                                                 .score = room->score});
+            batch->pool,
+            &(struct kv_score_args){.shape = it->args->shape,
+                                    .kind = it->index,
+                                    .is_short = it->memory->is_short,
+                                    .q = room->query,
+                                    .index = it->memory->index,
+                                    .first = among.first,
+                                    .end = among.end,
+                                    .score = room->score});
     }
     it->look.pick[0] =
         policy_choose(it->policy, among, room->score, it->look.pick + 1);

@@ -34,6 +34,9 @@ size_t view_room_bytes(uint32_t max_row, uint64_t n_context, size_t n_q);
 void view_plan(struct attend_shape shape, enum index_kind kind,
                struct mixer_plan *plan);
 
+/* The index that lies behind a block as it may lie in RAM: [short_bytes]. */
+void view_shorten(const struct mixer_plan *plan, const void *index, void *out);
+
 /* Does a span of the batch see less than all? */
 bool view_is_partial(const struct mixer_batch *batch);
 

@@ -428,6 +428,7 @@ static void name_pages(struct memory *memory)
     for (uint32_t i = 0; i < count_layers(memory->model); i++) {
         memory->layer[i].block = paging_blocks(memory->paging, i);
         memory->layer[i].index = paging_indices(memory->paging, i);
+        memory->layer[i].is_short = paging_is_short(memory->paging, i);
     }
 }
 

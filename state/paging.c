@@ -59,6 +59,15 @@ struct paging {
 
 /* ------------------------------------------------------------------ sizes */
 
+/* Of one block's index in RAM. */
+static size_t index_bytes(const struct mixer_plan *plan,
+                          const struct policy *policy)
+{
+    return plan->short_bytes && !policy_looks_at_positions(policy)
+               ? plan->short_bytes
+               : plan->index_bytes;
+}
+
 struct extent_of_blocks {
     size_t page_bytes, index_bytes; /* of the largest block; of all layers */
     uint32_t n_paged;
@@ -75,7 +84,7 @@ static struct extent_of_blocks measure(const struct model *model,
         if (plan->block_bytes == 0)
             continue;
         it.n_paged++;
-        it.index_bytes += plan->index_bytes;
+        it.index_bytes += index_bytes(plan, policy);
         if (plan->block_bytes > it.page_bytes)
             it.page_bytes = plan->block_bytes;
     }
@@ -254,9 +263,10 @@ static enum status widen_tables(struct paging *paging, uint64_t n_block)
 }
 
 /* Where its index is; of a run that is there by now. */
-static enum status set_index(struct paged_layer *layer, uint64_t block)
+static enum status set_index(const struct paging *paging,
+                             struct paged_layer *layer, uint64_t block)
 {
-    const size_t n = layer->plan->index_bytes;
+    const size_t n = index_bytes(layer->plan, &paging->policy);
     char **run = &layer->run[block / INDEX_RUN];
 
     if (n == 0)
@@ -348,7 +358,7 @@ static enum status add_block(struct paging *paging)
 
         if (layer->plan->block_bytes == 0)
             continue;
-        st = set_index(layer, b);
+        st = set_index(paging, layer, b);
         if (st)
             return st;
         page = layer->place[b].page ? layer->place[b].page
@@ -396,6 +406,13 @@ void **paging_indices(const struct paging *paging, uint32_t layer)
     return paging->layer[layer].index;
 }
 
+bool paging_is_short(const struct paging *paging, uint32_t layer)
+{
+    const struct mixer_plan *plan = paging->layer[layer].plan;
+
+    return index_bytes(plan, &paging->policy) < plan->index_bytes;
+}
+
 /* -------------------------------------------------------- what is stored */
 
 enum status paging_expect(struct paging *paging, uint64_t n_block)
@@ -406,7 +423,7 @@ enum status paging_expect(struct paging *paging, uint64_t n_block)
     for (uint32_t i = 0; i < paging->n_layer; i++)
         for (uint64_t b = 0;
              !st && paging->layer[i].plan->block_bytes && b < n_block; b++)
-            st = set_index(&paging->layer[i], b);
+            st = set_index(paging, &paging->layer[i], b);
     if (!st)
         paging->n_block = paging->n_stored = n_block;
     return st;
@@ -424,10 +441,13 @@ enum status paging_put(struct paging *paging, uint32_t layer, uint64_t block,
 {
     struct paged_layer *it = &paging->layer[layer];
     const size_t n = it->plan->block_bytes, n_index = it->plan->index_bytes;
+    const void *index = (const char *)bytes + n - n_index;
 
     assert(block < paging->n_stored);
-    if (n_index)
-        memcpy(it->index[block], (const char *)bytes + n - n_index, n_index);
+    if (paging_is_short(paging, layer))
+        view_shorten(it->plan, index, it->index[block]);
+    else if (n_index)
+        memcpy(it->index[block], index, n_index);
     if (!is_near(paging, block))
         return STATUS_OK;
     if (!it->place[block].page && !take_page(paging, layer, block))

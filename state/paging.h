@@ -44,6 +44,7 @@ uint64_t paging_n_block(const struct paging *paging);
 /* Tables for struct layer_memory; valid until the next reserve. */
 void **paging_blocks(const struct paging *paging, uint32_t layer);
 void **paging_indices(const struct paging *paging, uint32_t layer);
+bool paging_is_short(const struct paging *paging, uint32_t layer);
 
 /*
  * A load: blocks [0, n_block) are in the store, and are put one after the

@@ -93,6 +93,7 @@ def append(client, session, given, policy="", count=1):
 
 def ask(client, session, text, i, name):
     """What a fork of the session answers to question i."""
+    name += "-%d" % time.time_ns()
     fork(client, session, name)
     reply = client.generate(gen.GenerateRequest(
         session="sessions/" + name, tokenized=tokens(text.question(i)),
@@ -272,11 +273,12 @@ def pace(directory, lengths, policy="infllm", mib="64"):
         for length in lengths:
             extend(client, "s%d" % length,
                    Text(node.endpoint, length, directory), length, policy)
-        for length in lengths:
-            fork(client, "s%d" % length, "f")
-            paces = [round(reply_pace(client, "f", 500)) for _ in range(6)]
-            say("reply tokens/s at", length, *paces)
-            delete(client, "f")
+        for length in 3 * lengths:
+            name = "pace%d" % time.time_ns()
+            fork(client, "s%d" % length, name)
+            say("reply tokens/s at", length,
+                *[round(reply_pace(client, name, 500)) for _ in range(4)])
+            delete(client, name)
         say("RSS MiB, and at most", status_kib(node, "VmRSS") // 1024,
             status_kib(node, "VmHWM") // 1024)
         node.stop()
