@@ -273,7 +273,7 @@ def pace(directory, lengths, policy="infllm", mib="64"):
         for length in lengths:
             extend(client, "s%d" % length,
                    Text(node.endpoint, length, directory), length, policy)
-        for length in 3 * lengths:
+        for length in 2 * lengths:
             name = "pace%d" % time.time_ns()
             fork(client, "s%d" % length, name)
             say("reply tokens/s at", length,
