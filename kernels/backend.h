@@ -274,6 +274,14 @@ struct attend_args {
 enum index_kind { INDEX_NONE, INDEX_KEYS, INDEX_BOUNDS, N_INDEX };
 #define INDEX_CHOSEN 8u
 size_t kv_index_bytes(struct attend_shape shape, enum index_kind kind);
+/*
+ * Bounds of keys that are bf16, and were not rotated, are bf16 themselves, so
+ * they can be kept in half the room: each of [n_kv_head][2] lies as a key of
+ * INDEX_KEYS does. They score the same bits.
+ */
+size_t kv_short_bounds_bytes(struct attend_shape shape);
+void kv_shorten_bounds(struct attend_shape shape, const void *bounds,
+                       void *out);
 
 /*
  * Make the index of a full block.
@@ -307,6 +315,7 @@ struct kv_seal_args {
 struct kv_score_args {
     struct attend_shape shape;
     enum index_kind kind;
+    bool is_short; /* BOUNDS as kv_shorten_bounds() makes them */
     const float *q;
     void *const *index; /* by block */
     uint64_t first, end;

@@ -30,6 +30,17 @@ size_t kv_index_bytes(struct attend_shape shape, enum index_kind kind)
     return shape.n_kv_head * index_head_bytes(shape, kind);
 }
 
+size_t kv_short_bounds_bytes(struct attend_shape shape)
+{
+    return shape.n_kv_head * 2 * index_key_words(shape) * sizeof(uint32_t);
+}
+
+size_t index_scored_bytes(const struct kv_score_args *args)
+{
+    return args->is_short ? 2 * index_key_words(args->shape) * sizeof(uint32_t)
+                          : index_head_bytes(args->shape, args->kind);
+}
+
 /* Dimension d of a head's keys, widened. */
 static void read_keys(const struct kv_seal_args *a, size_t head, size_t d,
                       float *out)
@@ -82,6 +93,19 @@ static void store_key(const float *key, size_t d_head, uint16_t *to)
         const size_t in = d % INDEX_GROUP, half = INDEX_GROUP / 2;
 
         to[group + in % half * 2 + in / half] = scalar_to_bf16(key[d]);
+    }
+}
+
+void kv_shorten_bounds(struct attend_shape shape, const void *bounds, void *out)
+{
+    const float *from = bounds;
+    uint16_t *to = out;
+
+    memset(out, 0, kv_short_bounds_bytes(shape));
+    for (uint32_t i = 0; i < 2 * shape.n_kv_head; i++) {
+        store_key(from, shape.d_head, to);
+        from += shape.d_head;
+        to += 2 * index_key_words(shape);
     }
 }
 

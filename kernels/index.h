@@ -14,6 +14,8 @@
 
 size_t index_key_words(struct attend_shape shape); /* of one key */
 size_t index_head_bytes(struct attend_shape shape, enum index_kind kind);
+/* As these arguments have it: long or short. */
+size_t index_scored_bytes(const struct kv_score_args *args);
 
 /* Blocks of one task of a look-up. */
 #define INDEX_TASK 256u

@@ -336,7 +336,8 @@ static uint32_t clip_spans(struct workspace *workspace)
                 .n_row = end - first,
                 .position = span->position + (first - span->first_row),
                 .layer = span->layer,
-                .policy = span->policy};
+                .policy = span->policy,
+                .source = span->source};
     }
     return n;
 }
@@ -551,6 +552,19 @@ void pass_begin(struct workspace *workspace, const struct batch *batch)
             piece_fma(workspace, half, 0, half_rows(workspace, half));
 }
 
+/* Nobody else would use the time: wait for the blocks that rows see. */
+static void wait_for_blocks(const struct workspace *workspace)
+{
+    const struct batch *batch = &workspace->pass.batch;
+
+    for (uint32_t i = 0; i < batch->n_span; i++) {
+        struct block_source *source = batch->span[i].source;
+
+        if (source)
+            source->wait(source, workspace->pass.half / 2);
+    }
+}
+
 static bool run_on_host(struct workspace *workspace, struct pool *pool,
                         const struct clock *clock, uint64_t until_us)
 {
@@ -558,9 +572,13 @@ static bool run_on_host(struct workspace *workspace, struct pool *pool,
     const uint64_t max_fma =
         is_whole ? UINT64_MAX : workspace->piece_fma * pool_n_thread(pool);
 
-    while (!step(workspace, pool, max_fma))
-        if (!is_whole && clock->now_us(clock) >= until_us)
+    while (!step(workspace, pool, max_fma)) {
+        if (is_whole && workspace->pass.cursor.is_waiting)
+            wait_for_blocks(workspace);
+        else if (!is_whole && (workspace->pass.cursor.is_waiting ||
+                               clock->now_us(clock) >= until_us))
             return false;
+    }
     return true;
 }
 
@@ -696,6 +714,11 @@ enum status pass_check(const struct workspace *workspace)
 bool pass_is_under_way(const struct workspace *workspace)
 {
     return workspace->pass.is_under_way;
+}
+
+bool pass_is_waiting(const struct workspace *workspace)
+{
+    return workspace->pass.is_under_way && workspace->pass.cursor.is_waiting;
 }
 
 double pass_progress(const struct workspace *workspace)

@@ -50,6 +50,9 @@ struct mixer_plan {
                            at first; made from it, so never stored; 0: none */
     size_t block_bytes; /* per KV_BLOCK tokens; 0: none */
     size_t index_bytes; /* of these, at the end, what look-ups read; 0: none */
+    size_t short_bytes; /* of that in RAM, where keys are not rotated for it:
+                           view_shorten(); 0: the same */
+    struct attend_shape shape; /* of its blocks, with an index */
     uint32_t n_field;
     struct mixer_field field[MIXER_FIELD_MAX]; /* cover state_bytes */
     size_t row_floats; /* workspace that rows() needs per row */
@@ -82,6 +85,20 @@ struct layer_memory {
     void *copy;         /* [copy_bytes], the same; or NULL, then none is kept */
     void *const *block; /* KV blocks of the tokens so far, or NULL */
     void *const *index; /* their indices, or NULL */
+    bool is_short;      /* the indices are: view_shorten() */
+};
+
+/*
+ * Where the blocks of a session are that need not be in RAM (state/paging.h).
+ * What is held of a layer stays there until that layer is released; it may be
+ * touched when is_ready() has said so.
+ */
+struct block_source {
+    /* NULL: no room for one more before others are released. */
+    void *(*hold)(struct block_source *source, uint32_t layer, uint64_t block);
+    bool (*is_ready)(struct block_source *source, uint32_t layer);
+    void (*wait)(struct block_source *source, uint32_t layer); /* until it is */
+    void (*release)(struct block_source *source, uint32_t layer);
 };
 
 /* A run of consecutive rows of one session. */
@@ -90,6 +107,8 @@ struct span {
     uint64_t position;                /* of the first row, in the session */
     const struct layer_memory *layer; /* [n_layer] */
     const struct policy *policy;      /* of softmax layers; NULL: full */
+    struct block_source *source;      /* of their blocks; NULL: all are there.
+                                         Not with full */
 };
 
 struct view_room;
@@ -116,6 +135,8 @@ struct mixer_cursor {
     uint32_t stage;
     uint32_t row, end; /* rows under way */
     uint64_t block;    /* their next */
+    bool is_open;      /* what they see is known */
+    bool is_waiting;   /* for blocks: to be called again when they are there */
 };
 #define MIXER_SPAN_WORK_BYTES 128u /* per span */
 #define MIXER_ROWS 64u
@@ -150,7 +171,8 @@ struct mixer {
      * and work, in which only max_fma and pool may have changed. Who calls
      * chooses n_row to bound what a row costs by itself; what grows with its
      * past comes in calls of about max_fma multiply-adds, but of one block of
-     * keys for MIXER_ROWS rows at least.
+     * keys for MIXER_ROWS rows at least. A call that finds the cursor waiting
+     * when it returns has done nothing that would have to wait.
      */
     bool (*rows)(const struct mixer_layer *layer,
                  const struct mixer_batch *batch, struct mixer_cursor *cursor);

@@ -297,27 +297,52 @@ static uint64_t choose_blocks(const struct mixer_batch *batch,
     return n ? n : 1;
 }
 
-/* The spans of rows [at->row, at->end), which may end earlier then. Those with
- * a policy are made once, before the first call. */
-static const struct attend_span *open_spans(const struct mixer_layer *layer,
-                                            const struct mixer_batch *batch,
-                                            struct mixer_cursor *at,
-                                            uint32_t *out_n)
+/* Which rows come next, and what they see; false while that is not in RAM. */
+static bool open_rows(const struct mixer_layer *layer,
+                      const struct mixer_batch *batch, uint64_t block_fma,
+                      struct mixer_cursor *at)
 {
     const struct work work = work_of(layer, batch);
 
+    if (!at->is_open) {
+        at->end =
+            at->row + choose_rows(batch, block_fma, batch->n_row - at->row);
+        if (view_is_partial(batch))
+            at->end =
+                view_rows(&(struct view_args){.batch = batch,
+                                              .shape = layer->shape,
+                                              .q = work.out,
+                                              .q_stride = work.out_stride},
+                          at->row, at->end);
+        at->is_open = at->end > at->row;
+    }
+    at->is_waiting =
+        !at->is_open || (view_is_partial(batch) && !view_is_ready(batch));
+    return !at->is_waiting;
+}
+
+/* The spans of rows [at->row, at->end). */
+static const struct attend_span *spans_of(const struct mixer_batch *batch,
+                                          const struct mixer_cursor *at,
+                                          uint32_t *out_n)
+{
     if (!view_is_partial(batch)) {
         *out_n = clip_spans(batch, at->row, at->end, batch->span_work);
         return batch->span_work;
     }
-    if (at->block == 0)
-        at->end = view_rows(&(struct view_args){.batch = batch,
-                                                .shape = layer->shape,
-                                                .q = work.out,
-                                                .q_stride = work.out_stride},
-                            at->row, at->end);
     *out_n = batch->views->n_span;
     return batch->views->span;
+}
+
+/* They have seen all that they see; true when they were the last. */
+static bool close_rows(const struct mixer_batch *batch, struct mixer_cursor *at)
+{
+    if (view_is_partial(batch))
+        view_release(batch);
+    at->block = 0;
+    at->is_open = false;
+    at->row = at->end;
+    return at->row == batch->n_row;
 }
 
 /* A part of the attention; true when it was the last. */
@@ -331,10 +356,9 @@ static bool attend(const struct mixer_layer *layer,
     uint64_t n_block = 0, first = at->block;
     uint32_t n_span;
 
-    if (first == 0)
-        at->end =
-            at->row + choose_rows(batch, block_fma, batch->n_row - at->row);
-    span = open_spans(layer, batch, at, &n_span);
+    if (first == 0 && !open_rows(layer, batch, block_fma, at))
+        return false;
+    span = spans_of(batch, at, &n_span);
     for (uint32_t i = 0; i < n_span; i++) {
         uint64_t last = (span[i].position + span[i].n_row - 1) / KV_BLOCK;
         n_block = last + 1 > n_block ? last + 1 : n_block;
@@ -358,11 +382,7 @@ static bool attend(const struct mixer_layer *layer,
                                            .end_block = is_all ? 0 : at->block,
                                            .stat = work.stat,
                                            .stat_stride = work.stat_stride});
-    if (at->block < n_block)
-        return false;
-    at->block = 0;
-    at->row = at->end;
-    return at->row == batch->n_row;
+    return at->block == n_block && close_rows(batch, at);
 }
 
 /* Gate the heads, multiply, add. */

@@ -28,9 +28,10 @@ void pass_begin(struct workspace *workspace, const struct batch *batch);
 
 /*
  * Run on until the pass is done: true; or until the clock says until_us or
- * more, looked at after each part of the work: false. Makes progress in any
- * case. until_us UINT64_MAX: to the end, in parts as large as they come, and
- * the clock is not asked (may be NULL).
+ * more, looked at after each part of the work, or until it has to wait for
+ * blocks that are not in RAM: false. Makes progress in any other case.
+ * until_us UINT64_MAX: to the end, in parts as large as they come and waiting
+ * for blocks, and the clock is not asked (may be NULL).
  *
  * Otherwise a part has about PASS_PIECE_FMA multiply-adds for each thread (a
  * millisecond, or less) but at least PASS_ROWS rows of a half layer,
@@ -56,6 +57,8 @@ MUST_CHECK enum status pass_check(const struct workspace *workspace);
 void pass_set_piece(struct workspace *workspace, uint64_t n_fma);
 
 bool pass_is_under_way(const struct workspace *workspace);
+/* Is it stopped until a block is there? Whoever reads it wakes the engine. */
+bool pass_is_waiting(const struct workspace *workspace);
 
 /* Estimated share of its work that is done, in [0, 1]; 1 when none is under
  * way. Grows with each piece of rows that is through a half layer. */

@@ -104,6 +104,23 @@ void view_plan(struct attend_shape shape, enum index_kind kind,
     plan->state_bytes = field[N_LOOK_FIELD].offset;
     plan->index_bytes = kv_index_bytes(shape, kind);
     plan->block_bytes += plan->index_bytes;
+    plan->shape = shape;
+    if (kind == INDEX_BOUNDS && shape.arithmetic != ARITHMETIC_FP32)
+        plan->short_bytes = kv_short_bounds_bytes(shape);
+}
+
+void view_shorten(const struct mixer_plan *plan, const void *index, void *out)
+{
+    kv_shorten_bounds(plan->shape, index, out);
+}
+
+const uint32_t *view_pick(const struct mixer_plan *plan, const void *state)
+{
+    for (uint32_t i = 0; i < plan->n_field && plan->index_bytes; i++)
+        if (strcmp(plan->field[i].name, "pick") == 0)
+            return (const uint32_t *)(const void *)((const char *)state +
+                                                    plan->field[i].offset);
+    return NULL;
 }
 
 static struct look look_of(struct attend_shape shape, void *state)
@@ -124,6 +141,7 @@ struct viewed {
     const struct view_args *args;
     const struct policy *policy;
     const struct layer_memory *memory;
+    struct block_source *source; /* NULL: all blocks are there */
     enum index_kind index;
     struct look look; /* with an index */
 };
@@ -133,7 +151,8 @@ static struct viewed viewed_of(const struct view_args *args,
 {
     struct viewed viewed = {.args = args,
                             .policy = span->policy,
-                            .memory = &span->layer[args->batch->layer]};
+                            .memory = &span->layer[args->batch->layer],
+                            .source = span->source};
 
     if (viewed.policy)
         viewed.index = viewed.policy->index;
@@ -178,32 +197,29 @@ static void add_queries(const struct viewed *it, uint32_t row, uint32_t n,
     }
 }
 
-/* Behind the block, too, where snapshots find it, if it lies apart. */
-static void store_index(const struct viewed *it, uint64_t chunk)
-{
-    const struct attend_shape shape = it->args->shape;
-    void *behind = (char *)it->memory->block[chunk] + kv_block_bytes(shape);
-
-    if (behind != it->memory->index[chunk])
-        memcpy(behind, it->memory->index[chunk],
-               kv_index_bytes(shape, it->index));
-}
-
-/* The chunk's block is full. */
+/* The chunk's block is full. Its index lies behind it, where snapshots find
+ * it, and may lie elsewhere for look-ups. */
 static void seal(const struct viewed *it, uint64_t chunk)
 {
     const struct mixer_batch *batch = it->args->batch;
+    const struct attend_shape shape = it->args->shape;
+    const size_t n = kv_index_bytes(shape, it->index);
+    void *behind = (char *)it->memory->block[chunk] + kv_block_bytes(shape);
+    void *apart = it->memory->index[chunk];
 
     batch->backend->kv_seal(
         batch->pool,
         &(struct kv_seal_args){
-            .shape = it->args->shape,
+            .shape = shape,
             .kind = it->index,
             .table = policy_looks_at_positions(it->policy) ? batch->rope : NULL,
             .block = it->memory->block[chunk],
             .position = chunk * KV_BLOCK,
-            .index = it->memory->index[chunk]});
-    store_index(it, chunk);
+            .index = behind});
+    if (it->memory->is_short)
+        kv_shorten_bounds(shape, behind, apart);
+    else if (apart != behind)
+        memcpy(apart, behind, n);
 }
 
 /*
@@ -244,13 +260,15 @@ static void look_up(const struct viewed *it, uint64_t position)
     if (among.end - among.first > it->policy->n_pick) {
         make_query(it, position, room->query);
         batch->backend->kv_score(
-            batch->pool, &(struct kv_score_args){.shape = it->args->shape,
-                                                 .kind = it->index,
-                                                 .q = room->query,
-                                                 .index = it->memory->index,
-                                                 .first = among.first,
-                                                 .end = among.end,
-                                                 .score = room->score});
+            batch->pool,
+            &(struct kv_score_args){.shape = it->args->shape,
+                                    .kind = it->index,
+                                    .is_short = it->memory->is_short,
+                                    .q = room->query,
+                                    .index = it->memory->index,
+                                    .first = among.first,
+                                    .end = among.end,
+                                    .score = room->score});
     }
     it->look.pick[0] =
         policy_choose(it->policy, among, room->score, it->look.pick + 1);
@@ -281,6 +299,14 @@ static uint64_t step_end(const struct viewed *it, uint64_t position)
     return (position / step + 1) * step;
 }
 
+/* Where keys and values of a block are, or will be; NULL: no room for them. */
+static void *block_of(const struct viewed *it, uint64_t block)
+{
+    return it->source
+               ? it->source->hold(it->source, it->args->batch->layer, block)
+               : it->memory->block[block];
+}
+
 /* A span for rows from `row` on of one step, if what they see still fits. */
 static bool add_step(const struct viewed *it, uint32_t row, uint32_t n,
                      uint64_t position, uint32_t *n_seen)
@@ -295,7 +321,11 @@ static bool add_step(const struct viewed *it, uint32_t row, uint32_t n,
         return false;
     policy_see(it->policy, chunk, pick + 1, pick[0], room->seen);
     for (uint32_t i = 0; i < n_new; i++) {
-        room->block[*n_seen + i] = it->memory->block[room->seen[i].block];
+        void *block = block_of(it, room->seen[i].block);
+
+        if (!block)
+            return false;
+        room->block[*n_seen + i] = block;
         room->place[*n_seen + i] = room->seen[i].place;
     }
     room->span[room->n_span++] = (struct attend_span){
@@ -362,6 +392,28 @@ uint32_t view_rows(const struct view_args *args, uint32_t first, uint32_t end)
         if (at < to)
             break;
     }
-    assert(at > first);
     return at;
+}
+
+bool view_is_ready(const struct mixer_batch *batch)
+{
+    bool is_ready = true;
+
+    for (uint32_t i = 0; i < batch->n_span; i++) {
+        struct block_source *source = batch->span[i].source;
+
+        if (source)
+            is_ready &= source->is_ready(source, batch->layer);
+    }
+    return is_ready;
+}
+
+void view_release(const struct mixer_batch *batch)
+{
+    for (uint32_t i = 0; i < batch->n_span; i++) {
+        struct block_source *source = batch->span[i].source;
+
+        if (source)
+            source->release(source, batch->layer);
+    }
 }

@@ -34,12 +34,20 @@ size_t view_room_bytes(uint32_t max_row, uint64_t n_context, size_t n_q);
 void view_plan(struct attend_shape shape, enum index_kind kind,
                struct mixer_plan *plan);
 
+/* The index that lies behind a block as it may lie in RAM: [short_bytes]. */
+void view_shorten(const struct mixer_plan *plan, const void *index, void *out);
+
 /* Does a span of the batch see less than all? */
 bool view_is_partial(const struct mixer_batch *batch);
 
+/* How many blocks the last look-up chose, and which, in a layer's state of such
+ * a plan; NULL: it has none. */
+const uint32_t *view_pick(const struct mixer_plan *plan, const void *state);
+
 /*
  * Set room->span for rows [first, end) of the batch, or for as many as there
- * is room for, at least one; returns behind the last. q are the queries before
+ * is room for; returns behind the last. That is none only while blocks that
+ * nobody needs any more are on their way to RAM. q are the queries before
  * their rotation, by row of the batch. Keys and values of the rows are in their
  * blocks. Every row comes once, in order.
  */
@@ -50,4 +58,8 @@ struct view_args {
     size_t q_stride;
 };
 uint32_t view_rows(const struct view_args *args, uint32_t first, uint32_t end);
+
+/* Are the blocks there that the spans see, and let go of them. */
+bool view_is_ready(const struct mixer_batch *batch);
+void view_release(const struct mixer_batch *batch);
 #endif

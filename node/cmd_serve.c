@@ -48,6 +48,10 @@ static const struct setting ROWS[] = {
     {"session-memory", SETTING_NUMBER, "0", 0, 1u << 24, NULL, "MiB",
      "for sessions in memory; 0 for half of what is free",
      FIELD(node.session_mib)},
+    {"kv-memory", SETTING_NUMBER, "0", 0, 1u << 24, NULL, "MiB",
+     "instead of --session-memory: for all sessions in memory, of whose keys "
+     "and values those under window, infllm and quest leave the most on disk",
+     FIELD(node.kv_mib)},
     {"prefix-store", SETTING_NUMBER, "1024", 0, 1u << 24, NULL, "MiB",
      "on disk, for prompts whose session is not kept; 0: share no prefixes",
      FIELD(node.prefix_mib)},

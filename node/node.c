@@ -27,6 +27,9 @@
 /* A sync takes 0.1 ms of the CPUs that the kernels want: with one at each step
  * a reply of 0.25 ms a token lost a quarter of its pace. */
 #define SYNC_EVERY_US 1000u
+#define PAGER_THREADS 4u /* reads of blocks at once */
+#define PAGES_SHARE 4u   /* of --kv-memory, what one session's blocks may have \
+                          */
 #define DRAIN_ARENA_BYTES 65536u
 /* Memory of sessions that is taken at start: a part of what they may have. */
 #define WARM_PART 8u
@@ -45,6 +48,7 @@ struct node {
     struct ring *inbox, *outbox, *done, *reports;
     struct journal_thread *journal_thread;
     struct store_thread *store_thread;
+    struct pager *pager; /* NULL: all blocks of resident sessions are in RAM */
     struct engine *engine;
     pthread_t engine_thread;
     bool is_running; /* the engine's thread was started and not joined */
@@ -249,6 +253,20 @@ static enum status start_threads(struct node *node)
     return st;
 }
 
+/* Sessions on a device have their blocks there, all of them. */
+static enum status start_pager(struct node *node)
+{
+    if (model_device(node->model))
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "--kv-memory is for the host's memory, the model is "
+                           "on a device");
+    return pager_start(&(struct pager_options){.store = node->bulk_store,
+                                               .model = node->model,
+                                               .engine = node->inbox,
+                                               .n_thread = PAGER_THREADS},
+                       &node->pager);
+}
+
 /* Of what is available now, since the weights are loaded already: half of a
  * host, which has other things to do, and most of a device. */
 static size_t session_budget(const struct model *model, uint64_t mib)
@@ -281,7 +299,9 @@ static void warm_rooms(const struct model *model, size_t budget)
 static enum status start_engine(struct node *node,
                                 const struct node_options *options)
 {
-    const size_t budget = session_budget(node->model, options->session_mib);
+    const uint64_t session_mib =
+        options->kv_mib ? options->kv_mib : options->session_mib;
+    const size_t budget = session_budget(node->model, session_mib);
     struct engine_options engine = {
         .model = node->model,
         .tokenizer = node->tokenizer,
@@ -299,6 +319,8 @@ static enum status start_engine(struct node *node,
         .max_queue = (uint32_t)options->max_queue,
         .max_sessions = options->max_sessions,
         .session_bytes = budget,
+        .pager = node->pager,
+        .page_bytes = ((size_t)options->kv_mib << 20) / PAGES_SHARE,
         .snapshots = node->snapshots,
         .keys = node->keys,
         .store_bytes = (size_t)options->store_mib << 20,
@@ -347,6 +369,8 @@ enum status node_start(const struct node_options *options, struct node **out)
         st = open_stores(node, options->data);
     if (!st)
         st = start_threads(node);
+    if (!st && options->kv_mib)
+        st = start_pager(node);
     if (!st)
         st = start_engine(node, options);
     if (st) {
@@ -402,6 +426,7 @@ void node_destroy(struct node *node)
     journal_thread_stop(node->journal_thread);
     store_thread_stop(node->store_thread);
     engine_destroy(node->engine);
+    pager_stop(node->pager);
     snapshots_close(node->snapshots);
     journal_close(node->journal);
     store_close(node->bulk_store);

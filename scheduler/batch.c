@@ -53,9 +53,8 @@ static bool claim(struct engine *engine, struct request *request)
 {
     struct session *session = request->session;
     uint64_t n = session->n_token;
-    size_t least = resident_bytes(engine, &session->policy, n + 1);
-    size_t bytes =
-        resident_bytes(engine, &session->policy, n + engine->room_tokens);
+    size_t least = resident_bytes(engine, session, n + 1);
+    size_t bytes = resident_bytes(engine, session, n + engine->room_tokens);
 
     if (request->phase == REQUEST_RUNNING &&
         (least <= resident_holds(session) ||
@@ -76,6 +75,11 @@ static bool start(struct engine *engine, struct request *request)
     struct session *session = request->session;
     struct resident *resident = session->resident;
 
+    if (resident->memory && memory_paging(resident->memory) &&
+        paging_is_lost(memory_paging(resident->memory))) {
+        resident_forget(engine, session);
+        resident = session->resident;
+    }
     if (!claim(engine, request))
         return false;
     if (prefix_seek(engine, request))
@@ -183,8 +187,9 @@ static void gather(struct engine *engine)
         } else if (!claim(engine, r)) {
             request_step_back(engine, r);
         } else if (target - position == 1) {
-            enter(engine, &engine->decode, r, 1);
-        } else {
+            if (paged_ready(engine, r))
+                enter(engine, &engine->decode, r, 1);
+        } else if (paged_room(engine, r) > 0) {
             schedule_entrant(engine, r);
         }
     }
@@ -341,7 +346,10 @@ static void take(struct engine *engine, struct lane *lane)
         struct request *request = lane->request[i];
         bool has_draw =
             draw < engine->draw + engine->n_draw && draw->request == request;
-        settle(engine, request, lane->span[i].n_row, has_draw ? draw++ : NULL);
+        const struct draw *its = has_draw ? draw++ : NULL;
+
+        if (!paged_is_lost(engine, request))
+            settle(engine, request, lane->span[i].n_row, its);
     }
     lane_clear(lane);
 }
@@ -375,9 +383,11 @@ static void begin_prompt(struct engine *engine)
     for (uint32_t i = 0; i < n_chunk; i++) {
         struct request *request = s->request[s->chunk[i].entry];
         uint64_t position = resident_position(request->session->resident);
+        uint64_t n = s->chunk[i].n_token, room = paged_room(engine, request);
         uint64_t end =
-            prefix_stop(request, position, position + s->chunk[i].n_token);
-        enter(engine, &engine->prompt, request, (uint32_t)(end - position));
+            prefix_stop(request, position, position + (n < room ? n : room));
+        if (end > position)
+            enter(engine, &engine->prompt, request, (uint32_t)(end - position));
     }
     engine->n_entrant = 0;
     if (engine->prompt.batch.n_span > 0)
@@ -395,7 +405,7 @@ bool batch_prompt(struct engine *engine, bool may_begin)
     if (lane_run(lane, engine->options.pool, engine->options.clock,
                  schedule_slice_us(engine)))
         take(engine, lane);
-    return true;
+    return !pass_is_waiting(lane->workspace);
 }
 
 void batch_finish(struct engine *engine)

@@ -299,8 +299,7 @@ enum status control_checkpoint(struct engine *engine, struct session *session,
         status_fail(STATUS_ABORTED, "session %s is busy", session->name);
         return status_because("OPERATION_IN_PROGRESS");
     }
-    asked.promise =
-        request_promise(engine, &session->policy, session->n_token, 0);
+    asked.promise = request_promise(engine, session, session->n_token, 0);
     st = schedule_admit(engine, &asked, "");
     if (st)
         return st;

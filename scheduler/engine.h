@@ -43,12 +43,17 @@ struct engine_options {
     struct ring *done;    /* of struct store_job *, ENGINE_JOB_MAX places */
     struct ring *reports; /* of struct journal_report */
 
-    uint32_t max_running;    /* sessions in one batch, 1 .. 256 */
-    uint32_t max_queue;      /* requests waiting, 0 .. ENGINE_QUEUE_MAX; beyond:
-                                QUEUE_FULL */
-    uint64_t max_sessions;   /* that exist */
-    size_t session_bytes;    /* memory of resident sessions; above: idle ones
-                                are saved and dropped, then KV_MEMORY */
+    uint32_t max_running;  /* sessions in one batch, 1 .. 256 */
+    uint32_t max_queue;    /* requests waiting, 0 .. ENGINE_QUEUE_MAX; beyond:
+                              QUEUE_FULL */
+    uint64_t max_sessions; /* that exist */
+    size_t session_bytes;  /* memory of resident sessions; above: idle ones
+                              are saved and dropped, then KV_MEMORY */
+    struct pager *pager;   /* reads blocks of durable sessions whose policy does
+                              not see everything: of these, page_bytes of each
+                              are in RAM, or what a step needs if that is more.
+                              NULL: all blocks of resident sessions are */
+    size_t page_bytes;
     uint64_t first_token_us; /* target for the first token of a short prompt;
                                 longer ones have more, by what they take */
     uint64_t inter_token_us; /* time between two tokens of a reply to keep

@@ -15,6 +15,7 @@
  *   control.c    all other commands, but
  *   fork.c       fork and rewind
  *   logs.c       which logs are kept, how much of them, and where blocks lie
+ *   paged.c      sessions of whose blocks only some are in RAM
  *   keep.c       what stays in the store, and how much a tenant may have
  *   errand.c     calls that take the store thread many jobs (errand_parts.h):
  *   verify.c     is what is stored of a session what it should be?
@@ -86,6 +87,7 @@ struct resident {
     bool is_forsaken; /* the session was deleted while it is being saved */
     bool is_saving;   /* the store thread has the image */
     bool leaves;      /* evicted when it is saved */
+    bool is_short;    /* it cannot go on before it is saved: paged.c */
     uint64_t snapshot_position; /* of the newest stored one */
     uint64_t snapshot_bytes, snapshot_ms;
     struct digest snapshot_chain;
@@ -155,6 +157,7 @@ struct request {
     bool is_in_pass;   /* of a lane: its memory is nobody else's */
     bool is_preempted; /* and has not come further than preempt_position */
     uint64_t preempt_position;
+    uint32_t n_lost;      /* times that stored blocks of it could not be read */
     uint64_t reply;       /* 0: nobody listens */
     uint64_t deadline_us; /* of the whole reply; 0: none */
     uint64_t n_reply;     /* tokens that it may have, when it was admitted */
@@ -241,7 +244,8 @@ struct schedule {
 struct engine_metrics { /* each may be NULL */
     struct metric *running, *waiting, *cache_usage, *slots_used, *sessions;
     struct metric *first_token, *inter_token, *queue_time, *prefill_time,
-        *decode_time, *latency, *expired, *stored_bytes, *store_evictions;
+        *decode_time, *latency, *expired, *stored_bytes, *store_evictions,
+        *block_reads;
     struct metric *prompt_tokens, *generation_tokens, *cache_queries,
         *cache_hits, *preemptions, *iteration_tokens, *commit_lag;
     struct metric *reuse[REUSE_REASON_COUNT], *refused[REUSE_REASON_COUNT];
@@ -320,6 +324,7 @@ struct engine {
     uint32_t n_held;
     uint64_t step; /* passes done */
     uint64_t prompt_tokens, generated_tokens;
+    uint64_t n_block_read; /* as the metric has it */
     struct engine_metrics metrics;
 };
 
@@ -390,9 +395,11 @@ void resident_settle(struct engine *engine, struct session *session);
  */
 bool resident_room(struct engine *engine, struct session *session,
                    size_t bytes);
-/* What a session of n_token tokens holds. */
-size_t resident_bytes(const struct engine *engine, const struct policy *policy,
-                      uint64_t n_token);
+/* What a session holds when it has n_token tokens; NULL: one that sees all. */
+size_t resident_bytes(const struct engine *engine,
+                      const struct session *session, uint64_t n_token);
+/* Back to its log alone; not in a pass. */
+void resident_forget(struct engine *engine, struct session *session);
 /* An empty memory under the session's policy.  RESOURCE_EXHAUSTED  no memory */
 MUST_CHECK enum status resident_memory(const struct engine *engine,
                                        const struct session *session,
@@ -430,6 +437,44 @@ void resident_compared(struct engine *engine, struct resident *resident);
  * own if it is durable, else a loose one.
  */
 void resident_save_shared(struct engine *engine, struct session *session);
+
+/* --- paged.c --- */
+/* Has a session of this policy and durability, or has its memory, pages? */
+bool paged_is(const struct engine *engine, const struct session *session);
+/* Give an empty memory its pages, if the session is to have some. */
+MUST_CHECK enum status paged_begin(const struct engine *engine,
+                                   const struct session *session,
+                                   struct memory *memory);
+size_t paged_bytes(const struct engine *engine, const struct policy *policy,
+                   uint64_t n_token);
+/* So many leading tokens of its memory were saved. */
+void paged_stored(struct session *session, uint64_t n_token,
+                  const struct log_path *base);
+/* Its memory is of this snapshot now. */
+void paged_fetched(struct session *session,
+                   const struct snapshot_source *source);
+/* Its memory goes. What was not stored by it must be stored again, if it has
+ * pages the next time. */
+void paged_forget(const struct engine *engine, struct resident *resident);
+/* Could an image be taken of all behind `from`? */
+bool paged_has(const struct resident *resident, uint64_t from);
+/* Bytes in RAM of a layer's n_block blocks. */
+size_t paged_in_ram(const struct resident *resident, uint32_t layer,
+                    uint64_t n_block, const struct mixer_plan *plan);
+/* What it would read is not there any more. */
+void paged_lose(struct resident *resident);
+/*
+ * Can its next row be computed now? If not, either its blocks are on their way,
+ * or it has to be saved first, which is asked for, or it goes back to the queue
+ * to be computed again.
+ */
+bool paged_ready(struct engine *engine, struct request *request);
+/* Tokens that its next pass may bring: as many as it has, unless it has pages.
+ * 0 as for paged_ready(). */
+uint64_t paged_room(struct engine *engine, struct request *request);
+/* True: what was computed of it means nothing; it is in the queue again or, if
+ * that was so before, has failed. */
+bool paged_is_lost(struct engine *engine, struct request *request);
 
 /* --- keep.c --- */
 /* This log has so many bytes in the store now; if that is too much with all
@@ -591,8 +636,9 @@ struct request *request_by_reply(const struct engine *engine, uint64_t reply);
 /* Position that its memory has to reach. */
 uint64_t request_target(const struct request *request);
 /* Bytes that a log of n_token tokens may grow to with max_tokens more. */
-size_t request_promise(const struct engine *engine, const struct policy *policy,
-                       uint64_t n_token, uint64_t max_tokens);
+size_t request_promise(const struct engine *engine,
+                       const struct session *session, uint64_t n_token,
+                       uint64_t max_tokens);
 
 /* --- generate.c --- */
 /* Owns the command. */

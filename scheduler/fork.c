@@ -56,7 +56,7 @@ static enum status inherit_memory(struct engine *engine,
     enum status st;
 
     if (position == 0 || position >= fork->n_token ||
-        session_is_in_pass(session))
+        session_is_in_pass(session) || memory_paging(from->memory))
         return STATUS_OK;
     st = memory_fork(from->memory, &engine->shared_bytes, &resident->memory);
     if (st)
@@ -286,6 +286,8 @@ void fork_flatten(struct engine *engine, struct session *session)
     session_meta_set(session, &meta);
     prefix_remove(engine->prefix, session_log(session)); /* until it is saved
                                        without the blocks of its ancestors */
+    if (session->resident)
+        paged_lose(session->resident); /* it would read those */
     flight_lineage(engine, session, &earlier, session->n_committed);
     flight_tokens(engine, session, 0, engine->empty_chain);
 }
@@ -300,7 +302,8 @@ static void share_with(struct engine *engine, struct session *session,
     struct log_path a, b;
     uint64_t n;
 
-    if (other == session || !from || !from->memory)
+    if (other == session || !from || !from->memory ||
+        memory_paging(from->memory) || memory_paging(resident->memory))
         return;
     session_path(session, &a);
     session_path(other, &b);

@@ -82,6 +82,9 @@ static void counters(struct metrics *r, struct engine_metrics *m)
                         "them.");
     m->expired = metrics_counter(r, "godwit_sessions_expired_total", "",
                                  "Sessions deleted since their time was over.");
+    m->block_reads =
+        metrics_counter(r, "godwit_kv_block_reads_total", "",
+                        "Blocks of one layer that came back from the store.");
     m->store_evictions =
         metrics_counter(r, "godwit_store_evictions_total", "",
                         "Sessions that lost snapshots for --store-limit.");
@@ -143,6 +146,12 @@ void gauges_set(struct engine *engine)
     metric_set(m->slots_used, (double)engine->n_resident);
     metric_set(m->sessions, (double)engine->n_session);
     metric_set(m->stored_bytes, (double)engine->stored.total);
+    if (engine->options.pager) {
+        const uint64_t n = pager_n_read(engine->options.pager);
+
+        metric_add(m->block_reads, (double)(n - engine->n_block_read));
+        engine->n_block_read = n;
+    }
     metric_set(m->prefix_entries, stats.n_entry);
     metric_set(m->prefix_bytes, (double)stats.loose_bytes);
 }

@@ -519,7 +519,7 @@ static enum status arrive(struct engine *engine, struct command *command)
         return meet(engine, session->request, command);
     asked.session = session;
     asked.promise = request_promise(
-        engine, &session->policy, session->n_token + g->n_token, asked.n_reply);
+        engine, session, session->n_token + g->n_token, asked.n_reply);
     st = schedule_admit(engine, &asked, g->tenant);
     if (st) {
         session_put(session);

@@ -53,7 +53,8 @@ static void take_layers(const struct engine *engine,
             .kind =
                 engine->config->layer[i] == LAYER_SOFTMAX ? "softmax" : "delta",
             .memory_state = has_memory ? plan->state_bytes : 0,
-            .memory_kv = has_memory ? n_block * plan->block_bytes : 0,
+            .memory_kv =
+                has_memory ? paged_in_ram(resident, i, n_block, plan) : 0,
             .stored_kv =
                 (own.n_block - own.first_block + n_open) * plan->block_bytes};
         for (uint32_t e = 0; e < job->n_entry; e++)

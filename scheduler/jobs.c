@@ -54,7 +54,7 @@ static bool is_due(const struct resident *resident)
 static bool can_wait(const struct resident *resident)
 {
     return !resident->image_label.is_shared && resident->n_checkpoint == 0 &&
-           !resident->leaves;
+           !resident->leaves && !resident->is_short;
 }
 
 /* One at a time, and with rests while replies run that want the CPU. */
@@ -110,7 +110,7 @@ static void send_images(struct engine *engine)
 static bool send_load(struct engine *engine, struct request *request)
 {
     struct session *session = request->session;
-    size_t bytes = resident_bytes(engine, &session->policy, session->n_token);
+    size_t bytes = resident_bytes(engine, session, session->n_token);
     struct store_job *job;
     enum status st;
 

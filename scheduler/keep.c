@@ -38,7 +38,9 @@ static bool may_evict(const struct engine *engine,
     if (!session->is_listed || session->is_pinned || session->request ||
         session->is_loading || session->is_fetching || session->is_evicting ||
         session->n_flight > 0 || has_errand(engine, session) ||
-        (resident && (resident->image || resident->leaves)))
+        (resident && (resident->image || resident->leaves)) ||
+        (resident && resident->memory && n_keep == 0 &&
+         memory_paging(resident->memory))) /* it reads them */
         return false;
     return ledger_get(&engine->stored, session_log(session)) > 0 &&
            (n_keep > 0 ||

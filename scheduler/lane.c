@@ -57,7 +57,8 @@ enum status lane_add(struct lane *lane, struct request *request,
                       .n_row = n_token,
                       .position = position,
                       .layer = memory_layers(resident->memory),
-                      .policy = memory_policy(resident->memory)};
+                      .policy = memory_policy(resident->memory),
+                      .source = memory_source(resident->memory)};
     batch->n_row += n_token;
     if (position + n_token == resident->tokens.n)
         lane->logit_row[batch->n_logit++] = batch->n_row - 1;

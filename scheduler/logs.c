@@ -115,6 +115,7 @@ static void lose(struct engine *engine, struct session *session,
     }
     if (kept == resident->snapshot_position)
         return;
+    paged_lose(resident);
     log_pieces_cut(&resident->base, kept / KV_BLOCK * KV_BLOCK);
     resident->snapshot_position = kept;
     resident->snapshot_chain =

@@ -300,7 +300,7 @@ static bool send_fetch(struct engine *engine, struct session *session,
     size_t bytes = resident_holds(session);
 
     if (from > 0) /* the memory that it has is held until then */
-        bytes += resident_bytes(engine, &session->policy, to);
+        bytes += resident_bytes(engine, session, to);
     if (!resident_room(engine, session, bytes))
         return false;
     job = jobs_create(STORE_FETCH, session_log(session), session);
@@ -344,6 +344,23 @@ static enum restore_reason_code why_not(const struct prefix_answer *answer,
     return REUSE_NONE;
 }
 
+/* A session with pages reads its blocks for as long as it runs: they must be of
+ * logs that are kept for it. */
+static void keep_own(const struct session *session,
+                     struct prefix_answer *answer)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < answer->n_hit; i++)
+        for (uint32_t p = 0; p < session->n_piece; p++)
+            if (uid_equal(answer->hit[i].uid, session->piece[p].log) &&
+                answer->hit[i].position <= session->piece[p].end) {
+                answer->hit[n++] = answer->hit[i];
+                break;
+            }
+    answer->n_hit = n;
+}
+
 bool prefix_seek(struct engine *engine, struct request *request)
 {
     struct session *session = request->session;
@@ -364,6 +381,8 @@ bool prefix_seek(struct engine *engine, struct request *request)
     if (from >= query.limit)
         return false;
     prefix_find(engine->prefix, &query, &answer);
+    if (paged_is(engine, session))
+        keep_own(session, &answer);
     plan_stop(engine, request, answer.n_hit ? answer.hit[0].position : from,
               query.limit, &answer);
     if (answer.n_hit > 0 && answer.hit[0].position >= from + PREFIX_MIN &&
@@ -437,6 +456,7 @@ static void take(struct engine *engine, struct session *session,
         job->memory = NULL;
         resident->memory_chain = source->chain;
         resident->n_restored = source->position;
+        paged_fetched(session, source);
         if (word == REUSE_NONE)
             word = uid_equal(source->uid, session_log(session)) ? REUSE_RESTORED
                                                                 : REUSE_PREFIX;

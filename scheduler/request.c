@@ -74,14 +74,15 @@ void request_free(struct engine *engine, struct request *request)
     session_put(session);
 }
 
-size_t request_promise(const struct engine *engine, const struct policy *policy,
-                       uint64_t n_token, uint64_t max_tokens)
+size_t request_promise(const struct engine *engine,
+                       const struct session *session, uint64_t n_token,
+                       uint64_t max_tokens)
 {
     uint64_t n = n_token < engine->n_context ? n_token : engine->n_context;
 
     n +=
         max_tokens < engine->n_context - n ? max_tokens : engine->n_context - n;
-    return resident_bytes(engine, policy, n);
+    return resident_bytes(engine, session, n);
 }
 
 uint64_t request_target(const struct request *request)
@@ -102,14 +103,14 @@ void request_begin(struct engine *engine, struct request *request)
     request->reuse = session->resident->reuse;
     if (!request_is_turn(request)) {
         request->promise =
-            request_promise(engine, &session->policy, session->n_token, 0);
+            request_promise(engine, session, session->n_token, 0);
         return;
     }
     request->kind = turn->is_append ? REQUEST_APPEND : REQUEST_GENERATE;
     request->output_start = turn->position + turn->n_input;
     n_output = session->n_token - request->output_start;
     request->promise =
-        request_promise(engine, &session->policy, session->n_token,
+        request_promise(engine, session, session->n_token,
                         turn->is_append || n_output > sampling->max_tokens
                             ? 0
                             : sampling->max_tokens - n_output);

@@ -30,11 +30,15 @@ uint64_t resident_position(const struct resident *resident)
     return memory_position(resident->memory);
 }
 
-size_t resident_bytes(const struct engine *engine, const struct policy *policy,
-                      uint64_t n_token)
+size_t resident_bytes(const struct engine *engine,
+                      const struct session *session, uint64_t n_token)
 {
+    const struct policy *policy = session ? &session->policy : NULL;
+
     return sizeof(struct resident) + n_token * sizeof(uint32_t) +
-           memory_bytes_for(engine->options.model, policy, n_token);
+           (session && paged_is(engine, session)
+                ? paged_bytes(engine, policy, n_token)
+                : memory_bytes_for(engine->options.model, policy, n_token));
 }
 
 enum status resident_memory(const struct engine *engine,
@@ -45,6 +49,8 @@ enum status resident_memory(const struct engine *engine,
 
     if (!st && session->policy.kind != POLICY_FULL) {
         st = memory_set_policy(memory, &session->policy);
+        if (!st)
+            st = paged_begin(engine, session, memory);
         if (st)
             memory_destroy(memory);
     }
@@ -269,6 +275,10 @@ static bool take_image(struct engine *engine, struct session *session,
     struct image_source source =
         source_of(engine, session, owner, &resident->image_base);
 
+    if (!paged_has(resident, source.from)) {
+        paged_lose(resident);
+        return false;
+    }
     if (image_create(engine->options.model, &source, &resident->image)) {
         log_limited(&engine->store_log, LOG_WARN, "engine", session->name,
                     "no snapshot at token %lu, a resume will recompute: %s",
@@ -367,6 +377,7 @@ static void forget(struct engine *engine, struct session *session)
 {
     struct resident *resident = session->resident;
 
+    paged_forget(engine, resident);
     memory_destroy(resident->memory);
     resident->memory = NULL;
     resident->memory_chain = engine->empty_chain;
@@ -396,6 +407,19 @@ static struct resident *leave_behind(struct engine *engine,
     memset(&old->tokens, 0, sizeof(old->tokens));
     session->resident = resident;
     return resident;
+}
+
+void resident_forget(struct engine *engine, struct session *session)
+{
+    struct resident *resident = session->resident;
+
+    if (resident->is_saving) {
+        (void)leave_behind(engine, session);
+    } else if (resident->image) {
+        images_remove(engine, resident);
+        drop_image(engine, resident);
+    }
+    forget(engine, session);
 }
 
 void resident_truncate(struct engine *engine, struct session *session,
@@ -680,6 +704,7 @@ void resident_saved(struct engine *engine, const struct store_job *job)
         resident->snapshot_position = resident->image_position;
         resident->snapshot_chain = resident->image_chain;
         resident->base = resident->image_base;
+        paged_stored(session, resident->image_position, &resident->base);
         resident->snapshot_ms = resident->image_label.create_ms;
         resident->snapshot_bytes = image_bytes(resident->image);
     }
@@ -694,6 +719,11 @@ void resident_saved(struct engine *engine, const struct store_job *job)
                     "recompute: %s",
                     resident->image_position, job->cause.text);
         refuse_checkpoints(engine, resident, &job->cause);
+        if (resident->is_short && session->request &&
+            !session_is_in_pass(session)) { /* it would wait for ever */
+            request_fail(engine, session->request, FINISH_ERROR, &job->cause);
+            return;
+        }
     } else {
         resident_answer(engine, resident);
     }

@@ -101,8 +101,7 @@ static enum status begin_replay(struct engine *engine, struct errand *errand)
 
     if (st)
         return st;
-    asked.promise =
-        request_promise(engine, &errand->session->policy, tokens->n, 0);
+    asked.promise = request_promise(engine, errand->session, tokens->n, 0);
     asked.shared_stop = scrub_stop(errand->scrub, 0);
     st = schedule_admit(engine, &asked, "");
     if (st) {

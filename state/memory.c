@@ -1,6 +1,7 @@
 #include "state/memory.h"
 
 #include "kernels/device.h"
+#include "state/states.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -25,13 +26,6 @@ struct slab {
                              those behind the blocks */
 };
 
-/* Of all layers, one behind the other. Whoever is their only holder may write
- * them. */
-struct states {
-    uint32_t n_holder; /* their memory, if it still has them, and images */
-    void *room;        /* where the model's memory is; owned */
-};
-
 struct memory {
     const struct model *model;
     struct device *device; /* the queue that asks for its memory */
@@ -41,6 +35,9 @@ struct memory {
     uint64_t capacity; /* slabs that the tables can name */
     size_t bytes;
     uint64_t n_shared;          /* of the slabs */
+    struct paging *paging;      /* has its blocks, and there are no slabs;
+                                    NULL: slabs have them. Owned */
+    size_t paging_bytes;        /* that it may use for them */
     struct spill *spill;        /* of its new slabs; borrowed */
     size_t tier_bytes;          /* of those that may be in RAM, */
     size_t touched_bytes;       /* and at most are since the last release */
@@ -108,40 +105,6 @@ static size_t state_bytes(struct form form)
     return n;
 }
 
-/* Where the model's memory is; zeroed with a device. */
-static enum status take_room(const struct memory *memory, size_t bytes,
-                             void **out)
-{
-    return memory->device ? device_take(memory->device, bytes, out)
-                          : rooms_take(model_rooms(memory->model), bytes, out);
-}
-
-/* Zeroed without one as well. */
-static void clear_room(const struct memory *memory, void *room, size_t bytes)
-{
-    if (!memory->device)
-        memset(room, 0, bytes);
-}
-
-/* By a queue of the model's device, if it has one. */
-static void give_room(const struct model *model, struct device *device,
-                      void *room)
-{
-    if (device)
-        device_give(device, room);
-    else
-        rooms_give(model_rooms(model), room);
-}
-
-static void let_go(const struct model *model, struct device *device,
-                   struct states *states)
-{
-    if (!states || --states->n_holder > 0)
-        return;
-    give_room(model, device, states->room);
-    free(states);
-}
-
 struct states *memory_hold_states(const struct memory *memory)
 {
     memory->states->n_holder++;
@@ -150,7 +113,7 @@ struct states *memory_hold_states(const struct memory *memory)
 
 void memory_let_go_states(const struct model *model, struct states *states)
 {
-    let_go(model, model_device(model), states);
+    states_let_go(model, model_device(model), states);
 }
 
 static size_t slab_bytes(struct form form)
@@ -219,7 +182,7 @@ static void set_states(struct memory *memory, struct states *states)
     const struct form form = form_of(memory);
     char *state = states->room;
 
-    let_go(memory->model, memory->device, memory->states);
+    states_let_go(memory->model, memory->device, memory->states);
     memory->states = states;
     for (uint32_t i = 0; i < count_layers(form.model); i++) {
         const size_t n = plan_of(form, i)->state_bytes;
@@ -232,29 +195,14 @@ static void set_states(struct memory *memory, struct states *states)
     }
 }
 
-static enum status take_states(const struct memory *memory, struct states **out)
-{
-    struct states *states = take(sizeof(*states));
-
-    if (!states)
-        return STATUS_RESOURCE_EXHAUSTED;
-    if (take_room(memory, state_bytes(form_of(memory)), &states->room)) {
-        free(states);
-        return STATUS_RESOURCE_EXHAUSTED;
-    }
-    states->n_holder = 1;
-    *out = states;
-    return STATUS_OK;
-}
-
 /* Empty ones. */
 static enum status renew_states(struct memory *memory)
 {
     struct states *states;
 
-    if (take_states(memory, &states))
+    if (states_take(memory->model, memory->device, state_bytes(form_of(memory)),
+                    &states))
         return STATUS_RESOURCE_EXHAUSTED;
-    clear_room(memory, states->room, state_bytes(form_of(memory)));
     set_states(memory, states);
     memory->bytes = fixed_bytes(form_of(memory));
     /* Whoever loads it does so by the other queue. */
@@ -269,7 +217,8 @@ static enum status own_states(struct memory *memory)
 
     if (memory->states->n_holder == 1)
         return STATUS_OK;
-    if (take_states(memory, &states))
+    if (states_take(memory->model, memory->device, state_bytes(form_of(memory)),
+                    &states))
         return STATUS_RESOURCE_EXHAUSTED;
     device_copy(memory->device, states->room, memory->states->room,
                 state_bytes(form_of(memory)));
@@ -333,7 +282,7 @@ static void slab_put(const struct memory *memory, struct slab *slab)
     if (slab->spill)
         spill_put(slab->spill, slab->block);
     else
-        give_room(memory->model, memory->device, slab->block);
+        home_give(memory->model, memory->device, slab->block);
     free(slab->index);
     free(slab);
 }
@@ -344,9 +293,10 @@ void memory_destroy(struct memory *memory)
         return;
     for (uint64_t b = 0; b < memory->n_slab; b++)
         slab_put(memory, memory->table[b]);
+    paging_destroy(memory->paging);
     free(memory->table);
     free(memory->layer);
-    let_go(memory->model, memory->device, memory->states);
+    states_let_go(memory->model, memory->device, memory->states);
     device_give(memory->device, memory->far);
     free(memory);
 }
@@ -458,15 +408,13 @@ static enum status take_slot(struct memory *memory, struct slab *slab)
 
 static enum status take_blocks(struct memory *memory, struct slab *slab)
 {
-    const size_t bytes = blocks_bytes(form_of(memory));
     void *block;
-    const enum status st = take_room(memory, bytes, &block);
+    const enum status st = home_take(memory->model, memory->device,
+                                     blocks_bytes(form_of(memory)), &block);
 
-    if (st)
-        return st;
-    clear_room(memory, block, bytes);
-    slab->block = block;
-    return STATUS_OK;
+    if (!st)
+        slab->block = block;
+    return st;
 }
 
 static enum status add_slab(struct memory *memory)
@@ -505,27 +453,113 @@ static enum status reserve_table(struct memory *memory, uint64_t n_slab)
                                      : STATUS_OK;
 }
 
-enum status memory_reserve(struct memory *memory, uint64_t n_token)
+/* Its tables may have moved. */
+static void name_pages(struct memory *memory)
+{
+    for (uint32_t i = 0; i < count_layers(memory->model); i++) {
+        memory->layer[i].block = paging_blocks(memory->paging, i);
+        memory->layer[i].index = paging_indices(memory->paging, i);
+        memory->layer[i].is_short = paging_is_short(memory->paging, i);
+    }
+}
+
+static enum status reserve_pages(struct memory *memory, uint64_t n_slab)
+{
+    const enum status st = paging_reserve(memory->paging, n_slab);
+
+    name_pages(memory);
+    return st;
+}
+
+static enum status check_length(const struct memory *memory, uint64_t n_token)
 {
     const uint64_t limit = model_n_context(memory->model);
-    const uint64_t before = memory->n_slab;
-    uint64_t n_slab;
-    enum status st;
 
-    if (n_token > limit)
-        return status_fail(STATUS_RESOURCE_EXHAUSTED,
-                           "session of %lu tokens, the model's context has %lu",
-                           n_token, limit);
-    n_slab = slabs_for(form_of(memory), n_token);
-    st = own_states(memory);
+    return n_token <= limit
+               ? STATUS_OK
+               : status_fail(STATUS_RESOURCE_EXHAUSTED,
+                             "session of %lu tokens, the model's context has "
+                             "%lu",
+                             n_token, limit);
+}
+
+enum status memory_reserve(struct memory *memory, uint64_t n_token)
+{
+    const uint64_t before = memory->n_slab;
+    const uint64_t n_slab = slabs_for(form_of(memory), n_token);
+    enum status st = check_length(memory, n_token);
+
     if (!st)
-        st = reserve_table(memory, n_slab);
+        st = own_states(memory);
+    if (st)
+        return st;
+    if (memory->paging)
+        return reserve_pages(memory, n_slab);
+    st = reserve_table(memory, n_slab);
     if (st)
         return st;
     while (!st && memory->n_slab < n_slab)
         st = add_slab(memory);
     write_tables(memory, before);
     return st;
+}
+
+enum status memory_expect(struct memory *memory, uint64_t n_token)
+{
+    enum status st = check_length(memory, n_token);
+
+    if (st || !memory->paging)
+        return st ? st : memory_reserve(memory, n_token);
+    st = paging_expect(memory->paging, n_token / KV_BLOCK);
+    name_pages(memory);
+    return st ? st : memory_reserve(memory, n_token);
+}
+
+enum status memory_put(struct memory *memory, uint32_t layer, uint64_t b,
+                       struct device *device, const void *bytes)
+{
+    if (memory->paging)
+        return paging_put(memory->paging, layer, b, bytes);
+    device_write(device, memory_block(memory, layer, b), bytes,
+                 plan_of(form_of(memory), layer)->block_bytes);
+    return STATUS_OK;
+}
+
+void memory_wipe(struct memory *memory, struct device *device)
+{
+    const struct form form = form_of(memory);
+
+    assert(memory->states->n_holder == 1);
+    device_zero(device, memory->states->room, state_bytes(form));
+    if (memory->paging) {
+        paging_clear(memory->paging);
+        name_pages(memory);
+        return;
+    }
+    for (uint64_t b = 0; b < memory->n_slab; b++) {
+        const struct slab *slab = memory->table[b];
+
+        device_zero(device, slab->block, blocks_bytes(form));
+    }
+}
+
+enum status memory_page(struct memory *memory, struct pager *pager,
+                        size_t max_bytes)
+{
+    assert(memory->n_slab == 0 && memory_policy(memory) && !memory->device);
+    memory->paging_bytes = max_bytes;
+    return paging_create(memory->model, &memory->policy, pager, max_bytes,
+                         &memory->paging);
+}
+
+struct paging *memory_paging(const struct memory *memory)
+{
+    return memory->paging;
+}
+
+struct block_source *memory_source(const struct memory *memory)
+{
+    return memory->paging ? paging_source(memory->paging) : NULL;
 }
 
 static void copy_slab(struct memory *memory, const struct memory *from,
@@ -547,6 +581,7 @@ enum status memory_fork(struct memory *memory, size_t *shared_bytes,
     struct memory *fork;
     enum status st = memory_create(form.model, &fork);
 
+    assert(!memory->paging);
     if (st)
         return st;
     if (memory_policy(memory))
@@ -580,7 +615,8 @@ void memory_share(struct memory *memory, struct memory *from, uint64_t n_token,
     const uint64_t n_slab =
         slab_bytes(form_of(memory)) ? n_token / KV_BLOCK : 0;
 
-    assert(n_token <= memory->position && n_token <= from->position);
+    assert(n_token <= memory->position && n_token <= from->position &&
+           !memory->paging && !from->paging);
     for (uint64_t b = 0; b < n_slab; b++) {
         struct slab *own = memory->table[b];
 
@@ -665,7 +701,7 @@ void memory_advance(struct memory *memory, uint64_t n_token)
 {
     assert(n_token <= model_n_context(memory->model) - memory->position);
     assert(slabs_for(form_of(memory), memory->position + n_token) <=
-           memory->n_slab);
+           (memory->paging ? paging_n_block(memory->paging) : memory->n_slab));
     memory->position += n_token;
     if (memory->spill)
         note_touched(memory, n_token);
@@ -678,6 +714,8 @@ const struct layer_memory *memory_layers(const struct memory *memory)
 
 void *memory_block(const struct memory *memory, uint32_t layer, uint64_t b)
 {
+    if (memory->paging)
+        return paging_blocks(memory->paging, layer)[b];
     assert(b < memory->n_slab);
     return memory->table[(1 + layer) * memory->capacity + b];
 }
@@ -689,7 +727,21 @@ void memory_use(struct memory *memory, struct device *device)
 
 size_t memory_bytes(const struct memory *memory)
 {
+    if (memory->paging)
+        return memory->bytes + paging_bytes(memory->model, &memory->policy,
+                                            memory->paging_bytes,
+                                            paging_n_block(memory->paging));
     return memory->bytes;
+}
+
+size_t memory_paged_bytes(const struct model *model,
+                          const struct policy *policy, size_t max_bytes,
+                          uint64_t n_token)
+{
+    const struct form form = {model, policy->index};
+
+    return fixed_bytes(form) +
+           paging_bytes(model, policy, max_bytes, slabs_for(form, n_token));
 }
 
 size_t memory_shared_bytes(const struct memory *memory)

@@ -10,6 +10,7 @@
  */
 #include "base/status.h"
 #include "model/model.h"
+#include "state/paging.h"
 #include "state/spill.h"
 
 #include <stddef.h>
@@ -48,6 +49,31 @@ size_t memory_slot_bytes(const struct model *model,
                          const struct policy *policy);
 /* The least that max_bytes can be. */
 size_t memory_tier_min(const struct model *model, const struct policy *policy);
+
+/*
+ * Only some of its blocks are in RAM, at most max_bytes of them; the others are
+ * read from the store (state/paging.h, which says what max_bytes may be and
+ * what may be asked of memory_paging() besides). Once, before the first
+ * reserve; the policy is not full, and the model's memory is the host's. Such a
+ * memory is neither forked nor shared.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status memory_page(struct memory *memory, struct pager *pager,
+                                   size_t max_bytes);
+struct paging *memory_paging(const struct memory *memory); /* NULL: all are */
+/* For struct span. */
+struct block_source *memory_source(const struct memory *memory);
+/*
+ * For a load, instead of memory_reserve(): room for tokens [0, n_token), of
+ * which sealed blocks come by memory_put(), in any order.
+ *   as memory_reserve()
+ */
+MUST_CHECK enum status memory_expect(struct memory *memory, uint64_t n_token);
+MUST_CHECK enum status memory_put(struct memory *memory, uint32_t layer,
+                                  uint64_t b, struct device *device,
+                                  const void *bytes);
+/* Empty again, after a load that failed half-way. */
+void memory_wipe(struct memory *memory, struct device *device);
 
 /* What lies where in a layer of this memory. */
 const struct mixer_plan *memory_plan(const struct memory *memory,
@@ -114,4 +140,8 @@ size_t memory_bytes(const struct memory *memory);
 size_t memory_shared_bytes(const struct memory *memory);
 size_t memory_bytes_for(const struct model *model, const struct policy *policy,
                         uint64_t n_token);
+/* The same for one with pages of max_bytes. */
+size_t memory_paged_bytes(const struct model *model,
+                          const struct policy *policy, size_t max_bytes,
+                          uint64_t n_token);
 #endif

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,9 +34,10 @@ struct segments {
     uint64_t written;      /* bytes of it; whole pages */
     unsigned char *gather; /* [GATHER_BYTES] aligned to that; owned */
     size_t n_gathered;
-    bool is_dirty; /* it has bytes that are not synced ... */
-    bool is_new;   /* ... nor is its name */
-    int read_fd;   /* of read_number, or -1 */
+    bool is_dirty;        /* it has bytes that are not synced ... */
+    bool is_new;          /* ... nor is its name */
+    pthread_mutex_t lock; /* of what reads share: */
+    int read_fd;          /* of read_number, or -1 */
     uint64_t read_number;
 };
 
@@ -143,6 +145,7 @@ enum status segments_open(const char *path, struct segments **out)
     if (!segments)
         return no_memory();
     segments->directory = segments->write_fd = segments->read_fd = -1;
+    (void)pthread_mutex_init(&segments->lock, NULL);
     segments->gather = aligned_alloc(GATHER_BYTES, GATHER_BYTES);
     if (!segments->gather) {
         segments_close(segments);
@@ -184,6 +187,7 @@ void segments_close(struct segments *segments)
     shut(&segments->write_fd);
     shut(&segments->read_fd);
     shut(&segments->directory);
+    (void)pthread_mutex_destroy(&segments->lock);
     free(segments->gather);
     free(segments->segment);
     free(segments);
@@ -215,8 +219,10 @@ static void delete_file(struct segments *segments, uint64_t number)
 {
     char name[32];
 
+    (void)pthread_mutex_lock(&segments->lock);
     if (number == segments->read_number)
         shut(&segments->read_fd);
+    (void)pthread_mutex_unlock(&segments->lock);
     name_of(number, name);
     (void)unlinkat(segments->directory, name, 0);
 }
@@ -371,6 +377,7 @@ enum status segments_sync(struct segments *segments)
     return st;
 }
 
+/* With the lock. */
 static enum status open_to_read(struct segments *segments, uint64_t number)
 {
     char name[32];
@@ -387,16 +394,31 @@ static enum status open_to_read(struct segments *segments, uint64_t number)
     return STATUS_OK;
 }
 
+/* The caller's own, so that others may open another file meanwhile. */
+static enum status borrow(struct segments *segments, uint64_t number, int *out)
+{
+    enum status st;
+
+    (void)pthread_mutex_lock(&segments->lock);
+    st = open_to_read(segments, number);
+    *out = st ? -1 : fcntl(segments->read_fd, F_DUPFD_CLOEXEC, 0);
+    (void)pthread_mutex_unlock(&segments->lock);
+    if (!st && *out < 0)
+        st = status_fail(STATUS_INTERNAL, "cannot read segment %lu: %s", number,
+                         strerror(errno));
+    return st;
+}
+
 enum status segments_read(struct segments *segments,
                           const struct extent *extent, void *out)
 {
-    enum status st = open_to_read(segments, extent->file);
+    int fd;
+    enum status st = borrow(segments, extent->file, &fd);
     uint64_t n_done = 0;
 
     while (!st && n_done < extent->n_bytes) {
-        ssize_t n =
-            pread(segments->read_fd, (char *)out + n_done,
-                  extent->n_bytes - n_done, (off_t)(extent->offset + n_done));
+        ssize_t n = pread(fd, (char *)out + n_done, extent->n_bytes - n_done,
+                          (off_t)(extent->offset + n_done));
 
         if (n < 0 && errno == EINTR)
             continue;
@@ -408,6 +430,7 @@ enum status segments_read(struct segments *segments,
         else
             n_done += (uint64_t)n;
     }
+    shut(&fd);
     return st;
 }
 

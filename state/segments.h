@@ -14,7 +14,8 @@
  *
  * Each run of the program writes to files of its own, so that nothing that a
  * crash left behind is ever written over. Bytes are as good as the disk: who
- * reads must check them (proto/frame.h). One thread at a time.
+ * reads must check them (proto/frame.h). One thread at a time, but for
+ * segments_read(), which any may call.
  */
 #include "base/status.h"
 

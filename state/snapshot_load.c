@@ -14,7 +14,7 @@ struct attempt {
     struct chains *chains;
     const struct manifest *manifest;
     uint64_t position;
-    const struct memory *memory;
+    struct memory *memory;
 };
 
 static void *state_of(const struct attempt *attempt, uint32_t layer)
@@ -65,7 +65,7 @@ struct wanted {
     uint32_t layer, n_token;
     uint64_t min_position; /* of the snapshot that wrote it */
     size_t data_bytes;
-    void *to;
+    void *to; /* NULL: it is a sealed block, and memory_put() knows */
     const struct mixer_plan *live_plan; /* of a state, else NULL */
 };
 
@@ -122,7 +122,11 @@ static enum restore_reason take_value(struct attempt *attempt,
                           wanted->what, wanted->place, wanted->layer);
         return RESTORE_CHAIN;
     }
-    put_data(attempt->snapshots->device, wanted, data);
+    if (wanted->to)
+        put_data(attempt->snapshots->device, wanted, data);
+    else if (memory_put(attempt->memory, wanted->layer, wanted->place,
+                        attempt->snapshots->device, data))
+        return damaged(wanted->what, wanted->place, wanted->layer);
     return RESTORE_HIT;
 }
 
@@ -225,7 +229,6 @@ static enum restore_reason load_piece(struct attempt *attempt, struct uid owner,
 
             if (plan->block_bytes == 0)
                 continue;
-            wanted.to = memory_block(attempt->memory, i, b);
             reason = scan_value(attempt, scan, &wanted);
         }
     store_scan_close(scan);
@@ -251,22 +254,6 @@ static enum restore_reason load_blocks(struct attempt *attempt)
     return reason;
 }
 
-/* Back to the empty memory after an attempt that wrote some of it. */
-static void wipe(const struct attempt *attempt)
-{
-    uint64_t n_block = (attempt->position + KV_BLOCK - 1) / KV_BLOCK;
-
-    for (uint32_t i = 0; i < attempt->snapshots->n_layer; i++) {
-        const struct mixer_plan *plan = memory_plan(attempt->memory, i);
-
-        device_zero(attempt->snapshots->device, state_of(attempt, i),
-                    plan->state_bytes);
-        for (uint64_t b = 0; plan->block_bytes > 0 && b < n_block; b++)
-            device_zero(attempt->snapshots->device,
-                        memory_block(attempt->memory, i, b), plan->block_bytes);
-    }
-}
-
 /* RESTORE_HIT: the memory stands at the attempt's position. A device gets it
  * all by its side, and has it when this returns. */
 static enum status fill(struct attempt *attempt, struct memory *memory,
@@ -277,15 +264,18 @@ static enum status fill(struct attempt *attempt, struct memory *memory,
     enum status st;
 
     memory_use(memory, device);
-    st = memory_reserve(memory, attempt->position);
+    st = memory_expect(memory, attempt->position);
     if (!st) {
         *out = load_layers(attempt);
         if (*out == RESTORE_HIT)
             *out = load_blocks(attempt);
+        if (*out == RESTORE_HIT && memory_paging(memory))
+            paging_stored(memory_paging(memory), attempt->position / KV_BLOCK,
+                          &attempt->manifest->base, attempt->manifest->uid);
         if (*out == RESTORE_HIT)
             memory_advance(memory, attempt->position);
         else
-            wipe(attempt);
+            memory_wipe(memory, device);
         st = device_wait(device);
     }
     memory_use(memory, before);

@@ -6,7 +6,7 @@
  * file that knows it; large values of STORE_BULK lie in files beside it,
  * store_segments.c) and memory (store_memory.c, for tests: it can also fail
  * the n-th call, lose what was not synced, and flip bits). Calls of different
- * threads may overlap, but for STORE_BULK.
+ * threads may overlap; of STORE_BULK only store_get() with all others.
  */
 #include "base/status.h"
 

@@ -12,7 +12,8 @@
  * when a write is; they are given back after the rows that named them are gone
  * for good, at the next write that is synced.
  *
- * Unlike store.h says, it is used by one thread at a time.
+ * Unlike store.h says, it is used by one thread at a time, but for store_get(),
+ * which any may call.
  */
 #include "state/store.h"
 

@@ -54,23 +54,61 @@ LANES_INLINE float score_bounds(const float *q, const float *low,
     return v16_fold(sum);
 }
 
+LANES_INLINE v16 add_bounds(v16 sum, v16 x, v16 low, v16 high)
+{
+    return v16_add(sum, v16_max(v16_mul(x, low), v16_mul(x, high)));
+}
+
+LANES_INLINE float score_short(const float *q, const uint32_t *low,
+                               uint32_t d_head, size_t n_word)
+{
+    v16 sum = v16_zero();
+
+    for (uint32_t d = 0; d < d_head; d += INDEX_GROUP, low += LANES) {
+        v16 low_next, high_next;
+        v16 low_now = v16_load_bf16(low, &low_next);
+        v16 high_now = v16_load_bf16(low + n_word, &high_next);
+
+        sum = add_bounds(sum, v16_load_part(q, d, d_head), low_now, high_now);
+        if (d + LANES < d_head)
+            sum = add_bounds(sum, v16_load_part(q, d + LANES, d_head), low_next,
+                             high_next);
+    }
+    return v16_fold(sum);
+}
+
 static float score(const struct kv_score_args *a, const char *index)
 {
     const struct attend_shape shape = a->shape;
     const size_t n_word = index_key_words(shape);
+    const size_t n_byte = index_scored_bytes(a);
     const uint32_t n_query = shape.n_head / shape.n_kv_head;
     float sum = 0.0f;
 
     for (uint32_t h = 0; h < shape.n_head; h++) {
         const float *q = a->q + (size_t)h * shape.d_head;
-        const void *of_head =
-            index + h / n_query * index_head_bytes(shape, a->kind);
+        const void *of_head = index + h / n_query * n_byte;
 
-        sum += a->kind == INDEX_KEYS
-                   ? score_keys(q, of_head, shape.d_head, n_word)
-                   : score_bounds(q, of_head, shape.d_head);
+        if (a->kind == INDEX_KEYS)
+            sum += score_keys(q, of_head, shape.d_head, n_word);
+        else if (a->is_short)
+            sum += score_short(q, of_head, shape.d_head, n_word);
+        else
+            sum += score_bounds(q, of_head, shape.d_head);
     }
     return sum;
+}
+
+/* Where one index ends the hardware does not know where the next one is. */
+#define AHEAD 8u
+
+static void fetch(const struct kv_score_args *a, uint64_t block)
+{
+    const char *index = a->index[block];
+    const size_t n = a->shape.n_kv_head * index_scored_bytes(a);
+
+    for (size_t at = 0; at < n; at += 64)
+        __builtin_prefetch(index + at);
 }
 
 static void score_task(void *arg, uint32_t task, void *scratch)
@@ -81,8 +119,11 @@ static void score_task(void *arg, uint32_t task, void *scratch)
         first + INDEX_TASK < a->end ? first + INDEX_TASK : a->end;
 
     (void)scratch;
-    for (uint64_t b = first; b < end; b++)
+    for (uint64_t b = first; b < end; b++) {
+        if (b + AHEAD < a->end)
+            fetch(a, b + AHEAD);
         a->score[b - a->first] = score(a, a->index[b]);
+    }
 }
 
 void LANES_NAME(kv_score)(struct pool *pool, const struct kv_score_args *args)

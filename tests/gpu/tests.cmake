@@ -5,6 +5,11 @@ if(TARGET model)
   set(node ${PROJECT_SOURCE_DIR}/node)
   file(GLOB eval CONFIGURE_DEPENDS ${node}/eval_*.c)
   set(parts ${PROJECT_SOURCE_DIR}/state/memory.c ${PROJECT_SOURCE_DIR}/state/spill.c
+    ${PROJECT_SOURCE_DIR}/state/states.c
+    ${PROJECT_SOURCE_DIR}/state/paging.c ${PROJECT_SOURCE_DIR}/state/pager.c
+    ${PROJECT_SOURCE_DIR}/state/snapshot_value.c ${PROJECT_SOURCE_DIR}/state/lineage.c
+    ${PROJECT_SOURCE_DIR}/state/store.c ${PROJECT_SOURCE_DIR}/state/session.c
+    ${PROJECT_SOURCE_DIR}/proto/frame.c
     ${node}/cmd_check.c ${node}/cmd_eval.c ${node}/golden.c ${node}/golden_cases.c
     ${node}/solo.c ${node}/subcommand.c ${eval})
   file(GLOB gpu_model CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/*.c)

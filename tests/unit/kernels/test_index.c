@@ -270,6 +270,49 @@ Test(index, scores_are_products_and_bounds_and_the_same_with_threads)
     pools_destroy(pools);
 }
 
+/* Of keys in bf16 they are the same numbers. */
+Test(index, short_bounds_score_the_same)
+{
+    enum { N = 40 };
+
+    for (size_t i = 0; i < COUNT(SHAPES); i++) {
+        const struct attend_shape shape = SHAPES[i];
+        const size_t n = kv_index_bytes(shape, INDEX_BOUNDS) / sizeof(float);
+        const size_t n_short = kv_short_bounds_bytes(shape) / sizeof(float);
+        float *all = filled(N * n, i), *brief = filled(N * n_short, i);
+        float *q = filled((size_t)shape.n_head * shape.d_head, i + 50);
+        float want[N], score[N];
+        void *index[N], *in_brief[N];
+
+        for (size_t k = 0; k < N * n; k++)
+            all[k] = scalar_from_bf16(scalar_to_bf16(all[k]));
+        for (size_t b = 0; b < N; b++) {
+            index[b] = all + b * n;
+            in_brief[b] = brief + b * n_short;
+            kv_shorten_bounds(shape, index[b], in_brief[b]);
+        }
+        struct kv_score_args args = {.shape = shape,
+                                     .kind = INDEX_BOUNDS,
+                                     .q = q,
+                                     .index = index,
+                                     .end = N,
+                                     .score = want};
+        backend_ref_found()->kv_score(NULL, &args);
+        args.is_short = true;
+        args.index = in_brief;
+        args.score = score;
+        EACH_BACKEND(backend)
+        {
+            memset(score, 0, sizeof(score));
+            backend->kv_score(NULL, &args);
+            assert_same(score, want, N, backend->name);
+        }
+        drop(all);
+        drop(brief);
+        drop(q);
+    }
+}
+
 /* ------------------------------------------------- attention over a choice */
 
 /* Rows at the end of block 4 see blocks 0, 3 and 1, in this order, then their

@@ -62,6 +62,8 @@ struct node {
     struct ring *inbox, *done, *reports, *outbox;
     struct engine *engine;
     uint32_t journal_places;
+    bool has_pager; /* sessions that do not see all have pages */
+    struct pager *pager;
     /* the client */
     struct reply reply[REPLY_MAX];
     uint64_t last_reply;
@@ -102,6 +104,13 @@ static inline void node_start(struct node *node)
     o.inbox = node->inbox;
     o.done = node->done;
     o.reports = node->reports;
+    if (node->has_pager)
+        must(pager_start(&(struct pager_options){.store = node->bulk_store,
+                                                 .model = node->model,
+                                                 .engine = node->inbox,
+                                                 .n_thread = 2},
+                         &node->pager));
+    o.pager = node->pager;
     must(engine_create(&o, &node->engine));
 }
 
@@ -261,6 +270,8 @@ static inline void node_stop(struct node *node)
     store_thread_stop(node->store_thread);
     node_listen(node);
     engine_destroy(node->engine);
+    pager_stop(node->pager);
+    node->pager = NULL;
     struct command *command;
     while (ring_pop(node->inbox, &command))
         arena_destroy(command->arena);

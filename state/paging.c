@@ -1,0 +1,605 @@
+#include "state/paging.h"
+
+#include "model/view.h"
+#include "state/lineage.h"
+#include "state/snapshot_value.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TABLE_FIRST 16u /* blocks that the first tables can name */
+/* Indices of so many blocks of a layer lie one behind the other: look-ups read
+ * them in order. */
+#define INDEX_RUN 64u
+#define BLOCKS_AHEAD 4u /* that may be new, beside what a step sees */
+
+/* Where a block is. Not in RAM: no page. */
+struct place {
+    struct page *page; /* owned by its seat */
+    bool is_held;
+    bool is_used; /* since the clock's hand was here */
+};
+
+struct paged_layer { /* block_bytes 0: it has no blocks */
+    const struct mixer_plan *plan;
+    void **block;        /* [capacity] bytes of its page, or NULL */
+    void **index;        /* [capacity] */
+    struct place *place; /* [capacity] */
+    char **run;          /* [capacity / INDEX_RUN] of indices; owned */
+    uint64_t *held;      /* [n_held] of max_page */
+    uint32_t n_held;
+};
+
+struct seat { /* a page and whose it is */
+    struct page *page;
+    uint32_t layer;
+    uint64_t block;
+    bool is_taken;
+};
+
+struct paging {
+    struct block_source source; /* first: it is all that a mixer knows */
+    const struct model *model;
+    struct policy policy;
+    struct digest policy_digest;
+    struct pager *pager;
+    uint64_t n_block, capacity, n_stored;
+    struct log_path base;
+    struct uid own;
+    bool is_lost;
+    size_t page_bytes;
+    uint32_t n_paged; /* layers that have blocks */
+    uint32_t max_page, n_seat, hand;
+    struct seat *seat; /* [max_page] the first n_seat have pages; owned */
+    struct policy_view *seen; /* [POLICY_SEEN_MAX] scratch */
+    uint32_t n_layer;
+    struct paged_layer layer[];
+};
+
+/* ------------------------------------------------------------------ sizes */
+
+/* Of one block's index in RAM. */
+static size_t index_bytes(const struct mixer_plan *plan,
+                          const struct policy *policy)
+{
+    return plan->short_bytes && !policy_looks_at_positions(policy)
+               ? plan->short_bytes
+               : plan->index_bytes;
+}
+
+struct extent_of_blocks {
+    size_t page_bytes, index_bytes; /* of the largest block; of all layers */
+    uint32_t n_paged;
+};
+
+static struct extent_of_blocks measure(const struct model *model,
+                                       const struct policy *policy)
+{
+    struct extent_of_blocks it = {0};
+
+    for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
+        const struct mixer_plan *plan = model_plan_for(model, i, policy->index);
+
+        if (plan->block_bytes == 0)
+            continue;
+        it.n_paged++;
+        it.index_bytes += index_bytes(plan, policy);
+        if (plan->block_bytes > it.page_bytes)
+            it.page_bytes = plan->block_bytes;
+    }
+    it.page_bytes = (it.page_bytes + 63) / 64 * 64 + sizeof(struct page);
+    return it;
+}
+
+/* Blocks that a step sees in a layer at most. */
+static uint64_t n_seen(const struct policy *policy)
+{
+    return (uint64_t)policy->n_sink + policy->n_pick + policy->n_window + 1;
+}
+
+size_t paging_least(const struct model *model, const struct policy *policy)
+{
+    const struct extent_of_blocks it = measure(model, policy);
+
+    return it.n_paged * (n_seen(policy) + BLOCKS_AHEAD) * it.page_bytes;
+}
+
+static uint64_t capacity_for(uint64_t n_block)
+{
+    uint64_t capacity = TABLE_FIRST;
+
+    while (capacity < n_block)
+        capacity *= 2;
+    return capacity;
+}
+
+static uint64_t n_run(uint64_t n_block)
+{
+    return (n_block + INDEX_RUN - 1) / INDEX_RUN;
+}
+
+size_t paging_bytes(const struct model *model, const struct policy *policy,
+                    size_t max_bytes, uint64_t n_block)
+{
+    const struct extent_of_blocks it = measure(model, policy);
+    const size_t max_page = max_bytes / it.page_bytes;
+    const uint64_t n_page = it.n_paged * n_block;
+    const size_t table = it.n_paged * capacity_for(n_block) *
+                         (2 * sizeof(void *) + sizeof(struct place));
+
+    return sizeof(struct paging) + max_page * sizeof(struct seat) + table +
+           n_run(n_block) * INDEX_RUN * it.index_bytes +
+           (n_page < max_page ? n_page : max_page) * it.page_bytes;
+}
+
+/* ------------------------------------------------------------------- life */
+
+static enum status no_memory(void)
+{
+    return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                       "no memory for the blocks of a session");
+}
+
+static void *hold(struct block_source *source, uint32_t layer, uint64_t block);
+static bool is_ready(struct block_source *source, uint32_t layer);
+static void wait_for(struct block_source *source, uint32_t layer);
+static void release(struct block_source *source, uint32_t layer);
+
+enum status paging_create(const struct model *model,
+                          const struct policy *policy, struct pager *pager,
+                          size_t max_bytes, struct paging **out)
+{
+    const uint32_t n_layer = model_config(model)->n_layer;
+    const struct extent_of_blocks it = measure(model, policy);
+    struct paging *paging =
+        calloc(1, sizeof(*paging) + n_layer * sizeof(paging->layer[0]));
+
+    if (!paging)
+        return no_memory();
+    assert(max_bytes >= paging_least(model, policy));
+    paging->source = (struct block_source){hold, is_ready, wait_for, release};
+    paging->model = model;
+    paging->policy = *policy;
+    paging->policy_digest = policy_digest(policy);
+    paging->pager = pager;
+    paging->page_bytes = it.page_bytes;
+    paging->n_paged = it.n_paged;
+    paging->max_page = it.n_paged ? (uint32_t)(max_bytes / it.page_bytes) : 0;
+    paging->n_layer = n_layer;
+    paging->seat = calloc(paging->max_page + 1, sizeof(*paging->seat));
+    paging->seen = calloc(n_seen(policy) + 1, sizeof(*paging->seen));
+    for (uint32_t i = 0; i < n_layer; i++) {
+        struct paged_layer *layer = &paging->layer[i];
+
+        layer->plan = model_plan_for(model, i, policy->index);
+        if (layer->plan->block_bytes)
+            layer->held = calloc(paging->max_page + 1, sizeof(*layer->held));
+        if (layer->plan->block_bytes && !layer->held) {
+            paging_destroy(paging);
+            return no_memory();
+        }
+    }
+    if (!paging->seat || !paging->seen) {
+        paging_destroy(paging);
+        return no_memory();
+    }
+    *out = paging;
+    return STATUS_OK;
+}
+
+void paging_clear(struct paging *paging)
+{
+    while (paging->n_seat > 0) {
+        struct seat *seat = &paging->seat[--paging->n_seat];
+
+        pager_give(paging->pager, seat->page);
+        *seat = (struct seat){0};
+    }
+    for (uint32_t i = 0; i < paging->n_layer; i++) {
+        struct paged_layer *layer = &paging->layer[i];
+
+        for (uint64_t r = 0; layer->run && r < n_run(paging->capacity); r++)
+            free(layer->run[r]);
+        free(layer->block);
+        free(layer->index);
+        free(layer->place);
+        free(layer->run);
+        layer->block = layer->index = NULL;
+        layer->place = NULL;
+        layer->run = NULL;
+        layer->n_held = 0;
+    }
+    paging->hand = 0;
+    paging->n_block = paging->capacity = paging->n_stored = 0;
+    paging->base = (struct log_path){0};
+}
+
+void paging_destroy(struct paging *paging)
+{
+    if (!paging)
+        return;
+    paging_clear(paging);
+    for (uint32_t i = 0; i < paging->n_layer; i++)
+        free(paging->layer[i].held);
+    free(paging->seat);
+    free(paging->seen);
+    free(paging);
+}
+
+/* ------------------------------------------------------------------ tables */
+
+static bool widen(void *table, size_t element, uint64_t from, uint64_t to)
+{
+    void **at = table;
+    char *wide = realloc(*at, to * element);
+
+    if (!wide)
+        return false;
+    memset(wide + from * element, 0, (to - from) * element);
+    *at = wide;
+    return true;
+}
+
+static enum status widen_tables(struct paging *paging, uint64_t n_block)
+{
+    const uint64_t from = paging->capacity, to = capacity_for(n_block);
+
+    if (n_block <= from)
+        return STATUS_OK;
+    for (uint32_t i = 0; i < paging->n_layer; i++) {
+        struct paged_layer *l = &paging->layer[i];
+
+        if (l->plan->block_bytes == 0)
+            continue;
+        if (!widen(&l->block, sizeof(*l->block), from, to) ||
+            !widen(&l->index, sizeof(*l->index), from, to) ||
+            !widen(&l->place, sizeof(*l->place), from, to) ||
+            !widen(&l->run, sizeof(*l->run), n_run(from), n_run(to)))
+            return no_memory();
+    }
+    paging->capacity = to;
+    return STATUS_OK;
+}
+
+/* Where its index is; of a run that is there by now. */
+static enum status set_index(const struct paging *paging,
+                             struct paged_layer *layer, uint64_t block)
+{
+    const size_t n = index_bytes(layer->plan, &paging->policy);
+    char **run = &layer->run[block / INDEX_RUN];
+
+    if (n == 0)
+        return STATUS_OK;
+    if (!*run) {
+        *run = aligned_alloc(64, (INDEX_RUN * n + 63) / 64 * 64);
+        if (!*run)
+            return no_memory();
+        memset(*run, 0, INDEX_RUN * n);
+    }
+    layer->index[block] = *run + block % INDEX_RUN * n;
+    return STATUS_OK;
+}
+
+/* ------------------------------------------------------------------- pages */
+
+/* Whoever had the seat finds its block in the store. */
+static bool may_leave(const struct paging *paging, struct seat *seat)
+{
+    struct place *place = &paging->layer[seat->layer].place[seat->block];
+
+    if (place->is_held || seat->block >= paging->n_stored ||
+        page_look(seat->page) == PAGE_READING)
+        return false;
+    if (place->is_used) {
+        place->is_used = false;
+        return false;
+    }
+    return true;
+}
+
+/* By the clock: whoever was not used for a turn of its hand goes. */
+static struct seat *find_seat(struct paging *paging)
+{
+    if (paging->n_seat < paging->max_page) {
+        struct seat *seat = &paging->seat[paging->n_seat];
+
+        seat->page = page_create(paging->page_bytes - sizeof(struct page));
+        if (!seat->page)
+            return NULL;
+        paging->n_seat++;
+        return seat;
+    }
+    for (uint32_t i = 0; i < 2 * paging->n_seat; i++) {
+        struct seat *seat = &paging->seat[paging->hand];
+
+        paging->hand = (paging->hand + 1) % paging->n_seat;
+        if (!seat->is_taken || may_leave(paging, seat))
+            return seat;
+    }
+    (void)status_fail(STATUS_RESOURCE_EXHAUSTED,
+                      "all %u pages of a session are in use", paging->max_page);
+    return NULL;
+}
+
+/* A page for this block, in which anything may be. */
+static struct page *take_page(struct paging *paging, uint32_t layer,
+                              uint64_t block)
+{
+    struct seat *seat = find_seat(paging);
+    struct paged_layer *it = &paging->layer[layer];
+
+    if (!seat)
+        return NULL;
+    if (seat->is_taken) {
+        struct paged_layer *was = &paging->layer[seat->layer];
+
+        was->place[seat->block].page = NULL;
+        was->block[seat->block] = NULL;
+    }
+    seat->is_taken = true;
+    seat->layer = layer;
+    seat->block = block;
+    seat->page->n_bytes = it->plan->block_bytes;
+    it->place[block].page = seat->page;
+    it->block[block] = seat->page->bytes;
+    return seat->page;
+}
+
+/* One more, in RAM in all layers. What fails half-way is tried again. */
+static enum status add_block(struct paging *paging)
+{
+    const uint64_t b = paging->n_block;
+
+    for (uint32_t i = 0; i < paging->n_layer; i++) {
+        struct paged_layer *layer = &paging->layer[i];
+        struct page *page;
+        enum status st;
+
+        if (layer->plan->block_bytes == 0)
+            continue;
+        st = set_index(paging, layer, b);
+        if (st)
+            return st;
+        page = layer->place[b].page ? layer->place[b].page
+                                    : take_page(paging, i, b);
+        if (!page)
+            return STATUS_RESOURCE_EXHAUSTED;
+        memset(page->bytes, 0, page->n_bytes);
+        layer->place[b].is_used = true;
+    }
+    paging->n_block++;
+    return STATUS_OK;
+}
+
+enum status paging_reserve(struct paging *paging, uint64_t n_block)
+{
+    enum status st = widen_tables(paging, n_block);
+
+    while (!st && paging->n_block < n_block)
+        st = add_block(paging);
+    return st;
+}
+
+uint64_t paging_room(const struct paging *paging)
+{
+    const uint64_t in_use =
+        n_seen(&paging->policy) + paging->n_block - paging->n_stored;
+    const uint64_t n =
+        paging->n_paged ? paging->max_page / paging->n_paged : UINT32_MAX;
+
+    return n > in_use ? n - in_use : 0;
+}
+
+uint64_t paging_n_block(const struct paging *paging)
+{
+    return paging->n_block;
+}
+
+void **paging_blocks(const struct paging *paging, uint32_t layer)
+{
+    return paging->layer[layer].block;
+}
+
+void **paging_indices(const struct paging *paging, uint32_t layer)
+{
+    return paging->layer[layer].index;
+}
+
+bool paging_is_short(const struct paging *paging, uint32_t layer)
+{
+    const struct mixer_plan *plan = paging->layer[layer].plan;
+
+    return index_bytes(plan, &paging->policy) < plan->index_bytes;
+}
+
+/* -------------------------------------------------------- what is stored */
+
+enum status paging_expect(struct paging *paging, uint64_t n_block)
+{
+    enum status st = widen_tables(paging, n_block);
+
+    assert(paging->n_block == 0);
+    for (uint32_t i = 0; i < paging->n_layer; i++)
+        for (uint64_t b = 0;
+             !st && paging->layer[i].plan->block_bytes && b < n_block; b++)
+            st = set_index(paging, &paging->layer[i], b);
+    if (!st)
+        paging->n_block = paging->n_stored = n_block;
+    return st;
+}
+
+/* Does any step from the end on see it? */
+static bool is_near(const struct paging *paging, uint64_t block)
+{
+    return block < paging->policy.n_sink ||
+           block + paging->policy.n_window + 1 >= paging->n_stored;
+}
+
+enum status paging_put(struct paging *paging, uint32_t layer, uint64_t block,
+                       const void *bytes)
+{
+    struct paged_layer *it = &paging->layer[layer];
+    const size_t n = it->plan->block_bytes, n_index = it->plan->index_bytes;
+    const void *index = (const char *)bytes + n - n_index;
+
+    assert(block < paging->n_stored);
+    if (paging_is_short(paging, layer))
+        view_shorten(it->plan, index, it->index[block]);
+    else if (n_index)
+        memcpy(it->index[block], index, n_index);
+    if (!is_near(paging, block))
+        return STATUS_OK;
+    if (!it->place[block].page && !take_page(paging, layer, block))
+        return STATUS_RESOURCE_EXHAUSTED;
+    memcpy(it->place[block].page->bytes, bytes, n);
+    return STATUS_OK;
+}
+
+void paging_stored(struct paging *paging, uint64_t n_block,
+                   const struct log_path *base, struct uid own)
+{
+    paging->base = *base;
+    paging->own = own;
+    if (n_block > paging->n_stored)
+        paging->n_stored = n_block;
+}
+
+const struct log_path *paging_base(const struct paging *paging)
+{
+    return &paging->base;
+}
+
+uint64_t paging_n_stored(const struct paging *paging)
+{
+    return paging->n_stored;
+}
+
+void paging_lose(struct paging *paging)
+{
+    paging->is_lost = true;
+}
+
+bool paging_is_lost(const struct paging *paging)
+{
+    return paging->is_lost;
+}
+
+static struct uid log_of(const struct paging *paging, uint64_t block)
+{
+    for (uint32_t i = 0; i < paging->base.n; i++)
+        if (block * KV_BLOCK < paging->base.piece[i].end)
+            return paging->base.piece[i].log;
+    return paging->own;
+}
+
+/* ------------------------------------------------------------------ source */
+
+static struct paging *paging_of(struct block_source *source)
+{
+    return (struct paging *)(void *)source;
+}
+
+static void *hold(struct block_source *source, uint32_t layer, uint64_t block)
+{
+    struct paging *paging = paging_of(source);
+    struct paged_layer *it = &paging->layer[layer];
+    struct place *place = &it->place[block];
+
+    assert(block < paging->n_block);
+    if (!place->page) {
+        struct page *page = take_page(paging, layer, block);
+
+        if (!page)
+            return NULL;
+        pager_ask(paging->pager, page,
+                  &(struct page_wanted){.log = log_of(paging, block),
+                                        .block = block,
+                                        .layer = layer,
+                                        .policy = paging->policy_digest});
+    }
+    if (!place->is_held)
+        it->held[it->n_held++] = block;
+    place->is_held = place->is_used = true;
+    return place->page->bytes;
+}
+
+static bool is_ready(struct block_source *source, uint32_t layer)
+{
+    struct paging *paging = paging_of(source);
+    struct paged_layer *it = &paging->layer[layer];
+    bool is_all = true;
+
+    for (uint32_t i = 0; i < it->n_held; i++) {
+        const enum page_state state = page_look(it->place[it->held[i]].page);
+
+        is_all &= state != PAGE_READING;
+        paging->is_lost |= state == PAGE_LOST;
+    }
+    return is_all;
+}
+
+static void wait_for(struct block_source *source, uint32_t layer)
+{
+    struct paging *paging = paging_of(source);
+    struct paged_layer *it = &paging->layer[layer];
+
+    for (uint32_t i = 0; i < it->n_held; i++)
+        pager_wait(paging->pager, it->place[it->held[i]].page);
+}
+
+static void release(struct block_source *source, uint32_t layer)
+{
+    struct paged_layer *it = &paging_of(source)->layer[layer];
+
+    for (uint32_t i = 0; i < it->n_held; i++)
+        it->place[it->held[i]].is_held = false;
+    it->n_held = 0;
+}
+
+/* What a row at `position` sees; its own block may not be there yet. */
+static bool hold_step(struct paging *paging, uint32_t layer, const void *state,
+                      uint64_t position)
+{
+    const uint32_t *pick = view_pick(paging->layer[layer].plan, state);
+    const uint32_t n =
+        policy_see(&paging->policy, position / KV_BLOCK, pick ? pick + 1 : NULL,
+                   pick ? pick[0] : 0, paging->seen);
+
+    for (uint32_t i = 0; i < n; i++)
+        if (paging->seen[i].block < paging->n_block &&
+            !hold(&paging->source, layer, paging->seen[i].block))
+            return false;
+    return true;
+}
+
+bool paging_ready(struct paging *paging, const struct layer_memory *layer,
+                  uint64_t position)
+{
+    bool is_all = true;
+
+    for (uint32_t i = 0; i < paging->n_layer; i++) {
+        if (paging->layer[i].plan->block_bytes == 0)
+            continue;
+        /* What was held for a step before it is not wanted any more. */
+        release(&paging->source, i);
+        is_all &= hold_step(paging, i, layer[i].state, position) &&
+                  is_ready(&paging->source, i);
+    }
+    return is_all;
+}
+
+struct block_source *paging_source(struct paging *paging)
+{
+    return &paging->source;
+}
+
+size_t paging_in_ram(const struct paging *paging, uint32_t layer)
+{
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < paging->n_seat; i++)
+        if (paging->seat[i].is_taken && paging->seat[i].layer == layer)
+            n += paging->seat[i].page->n_bytes;
+    return n;
+}

@@ -1,0 +1,86 @@
+#ifndef STATE_PAGING_H
+#define STATE_PAGING_H
+/*
+ * The KV blocks of one session of which only some are in RAM: its own part of
+ * the node's budget, in pages. What look-ups read, a few vectors for each
+ * block, stays. A block is in RAM from its first key until it is stored; from
+ * then on it may leave at any time, without being written again, and comes back
+ * when a step of the session's policy sees it. No bit depends on that (E5).
+ *
+ * A block that is needed is held: it has a page, maybe one that is still being
+ * read, until it is released. The engine's thread does all of this; but a
+ * session that is being loaded is the store thread's until it is handed over.
+ */
+#include "model/mixer.h"
+#include "state/pager.h"
+
+struct paging;
+
+/*
+ * For a session of this policy, which is not full, with at most max_bytes of
+ * blocks in RAM.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status paging_create(const struct model *model,
+                                     const struct policy *policy,
+                                     struct pager *pager, size_t max_bytes,
+                                     struct paging **out);
+void paging_destroy(struct paging *paging); /* accepts NULL */
+/* The least that max_bytes can be. */
+size_t paging_least(const struct model *model, const struct policy *policy);
+/* What is held at most for n_block blocks: pages, tables and indices. */
+size_t paging_bytes(const struct model *model, const struct policy *policy,
+                    size_t max_bytes, uint64_t n_block);
+
+/*
+ * Room for blocks [0, n_block); the new ones are zeroed and in RAM.
+ *   RESOURCE_EXHAUSTED  no memory, or no page: paging_room() says how many
+ */
+MUST_CHECK enum status paging_reserve(struct paging *paging, uint64_t n_block);
+/* So many new blocks have pages now, or could have, beside what one step
+ * needs. */
+uint64_t paging_room(const struct paging *paging);
+uint64_t paging_n_block(const struct paging *paging);
+/* Tables for struct layer_memory; valid until the next reserve. */
+void **paging_blocks(const struct paging *paging, uint32_t layer);
+void **paging_indices(const struct paging *paging, uint32_t layer);
+bool paging_is_short(const struct paging *paging, uint32_t layer);
+
+/*
+ * A load: blocks [0, n_block) are in the store, and are put one after the
+ * other. Those that the next steps see for sure stay in RAM.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status paging_expect(struct paging *paging, uint64_t n_block);
+MUST_CHECK enum status paging_put(struct paging *paging, uint32_t layer,
+                                  uint64_t block, const void *bytes);
+/* None again. */
+void paging_clear(struct paging *paging);
+
+/*
+ * The first n_block blocks are stored: those of `base` with its logs, the
+ * others with `own`. Those that were stored before stay where they are, also
+ * when n_block is less.
+ */
+void paging_stored(struct paging *paging, uint64_t n_block,
+                   const struct log_path *base, struct uid own);
+const struct log_path *paging_base(const struct paging *paging);
+uint64_t paging_n_stored(const struct paging *paging);
+/* What was stored is not to be relied on: the session is to be computed
+ * again. */
+void paging_lose(struct paging *paging);
+/* Was it said so, or could a block not be read? What was computed since then
+ * means nothing. */
+bool paging_is_lost(const struct paging *paging);
+
+/*
+ * Hold what the next row, at `position`, sees in all layers; true when all of
+ * it is there. State of a layer as struct layer_memory has it.
+ */
+bool paging_ready(struct paging *paging, const struct layer_memory *layer,
+                  uint64_t position);
+/* For struct span. */
+struct block_source *paging_source(struct paging *paging);
+/* Bytes of a layer's blocks that are in RAM. */
+size_t paging_in_ram(const struct paging *paging, uint32_t layer);
+#endif

@@ -1,0 +1,53 @@
+#include "state/states.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum status home_take(const struct model *model, struct device *device,
+                      size_t bytes, void **out)
+{
+    enum status st;
+
+    if (device) /* which zeroes it */
+        return device_take(device, bytes, out);
+    st = rooms_take(model_rooms(model), bytes, out);
+    if (!st)
+        memset(*out, 0, bytes);
+    return st;
+}
+
+void home_give(const struct model *model, struct device *device, void *room)
+{
+    if (device)
+        device_give(device, room);
+    else
+        rooms_give(model_rooms(model), room);
+}
+
+enum status states_take(const struct model *model, struct device *device,
+                        size_t bytes, struct states **out)
+{
+    struct states *states = malloc(sizeof(*states));
+    enum status st;
+
+    if (!states)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for a session's states");
+    states->n_holder = 1;
+    st = home_take(model, device, bytes, &states->room);
+    if (st) {
+        free(states);
+        return st;
+    }
+    *out = states;
+    return STATUS_OK;
+}
+
+void states_let_go(const struct model *model, struct device *device,
+                   struct states *states)
+{
+    if (!states || --states->n_holder > 0)
+        return;
+    home_give(model, device, states->room);
+    free(states);
+}

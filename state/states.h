@@ -1,0 +1,36 @@
+#ifndef STATE_STATES_H
+#define STATE_STATES_H
+/*
+ * The states of all layers of one session, one behind the other in one room.
+ * Whoever is their only holder may write them; images hold them while they are
+ * stored, so that nothing is copied unless the session goes on first. One
+ * thread holds and lets go.
+ *
+ * Rooms are where the model's memory is: on its device, else among its rooms.
+ */
+#include "kernels/device.h"
+#include "model/model.h"
+
+struct states {
+    uint32_t n_holder; /* their memory, if it still has them, and images */
+    void *room;
+};
+
+/*
+ * A zeroed room, by `device`, a queue of the model's device, or NULL if it has
+ * none.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status home_take(const struct model *model,
+                                 struct device *device, size_t bytes,
+                                 void **out);
+void home_give(const struct model *model, struct device *device, void *room);
+
+/* Held once, and empty.
+ *   RESOURCE_EXHAUSTED  no memory */
+MUST_CHECK enum status states_take(const struct model *model,
+                                   struct device *device, size_t bytes,
+                                   struct states **out);
+void states_let_go(const struct model *model, struct device *device,
+                   struct states *states); /* accepts NULL */
+#endif

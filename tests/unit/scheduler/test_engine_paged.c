@@ -1,0 +1,245 @@
+/*
+ * Sessions of whose blocks only some are in RAM: with as few pages as a step
+ * can do with, they say the same as with everything in RAM (E5), whatever else
+ * runs, over restarts, forks and blocks that cannot be read. The oracle is the
+ * same turns on a node that keeps all blocks.
+ */
+#include "scheduler/engine_parts.h"
+#include "state/pager.h"
+#include "tests/unit/scheduler/fixture.h"
+
+#include <criterion/criterion.h>
+
+static const char *const POLICY[] = {
+    "window:sink=64:window=64",
+    "infllm:sink=64:window=64:pick=128:step=8",
+    "infllm:sink=0:window=64:pick=64:step=16:index=keys",
+    "quest:sink=64:window=64:pick=64:step=8",
+};
+#define N_POLICY 4u
+#define N_TURN 3u
+#define LONGEST 1500u /* far more than the pages hold */
+
+static struct node *make(bool has_pager)
+{
+    struct node *node = node_create("assets/models/godwit-tiny");
+
+    node->has_pager = has_pager;
+    node_start(node);
+    return node;
+}
+
+static struct command *turn_of(struct node *node, const char *name,
+                               const char *policy, uint32_t t)
+{
+    static const uint32_t length[N_TURN] = {LONGEST, 300, 45};
+    char id[16];
+    struct command *command;
+
+    snprintf(id, sizeof(id), "turn-%u", t);
+    command = generate(node, name, id, length[t], 7 + t);
+    command->generate.sampling.max_tokens = 40;
+    command->generate.sampling.temperature = 1.0f;
+    command->generate.sampling.ignore_eos = true;
+    if (policy) {
+        command->generate.has_policy = true;
+        must(policy_parse(policy, &command->generate.policy));
+    }
+    return command;
+}
+
+static struct reply *turn(struct node *node, const char *name,
+                          const char *policy, uint32_t t)
+{
+    struct reply *reply = node_call(node, turn_of(node, name, policy, t));
+
+    need(reply_completed(reply, FINISH_LENGTH));
+    return reply;
+}
+
+static void settle(struct node *node)
+{
+    node_until(node, 0);
+    while (node->engine->n_image > 0 || node->engine->n_job > 0)
+        if (!node_step(node))
+            ring_wait(node->inbox, 1);
+}
+
+/* That its pages are fewer than its blocks, and blocks were read. */
+static void is_paged(struct node *node, const char *name)
+{
+    const struct session *session = table_find(node->engine, name);
+    const struct memory *memory = session->resident->memory;
+
+    cr_assert(memory_paging(memory) != NULL);
+    cr_assert_lt(memory_bytes(memory),
+                 memory_bytes_for(node->model, &session->policy,
+                                  memory_position(memory)));
+    cr_assert_leq(node->engine->charged, node->options.session_bytes);
+}
+
+static void same_as_in_ram(const char *policy, bool is_restarted,
+                           bool is_killed)
+{
+    struct node *alone = make(false), *node = make(true);
+
+    for (uint32_t t = 0; t < N_TURN; t++) {
+        struct reply *want = turn(alone, "a", t ? NULL : policy, t);
+        struct reply *got = turn(node, "a", t ? NULL : policy, t);
+
+        cr_assert(same_tokens(got, want), "%s: turn %u", policy, t);
+        is_paged(node, "a");
+        if (policy[0] != 'w')
+            cr_assert_gt(pager_n_read(node->pager), 0);
+        if (!is_restarted)
+            continue;
+        settle(node);
+        if (is_killed)
+            node_kill(node);
+        else
+            node_stop(node);
+        node_start(node);
+    }
+    node_destroy(alone);
+    node_destroy(node);
+}
+
+Test(engine_paged, says_the_same_as_in_ram)
+{
+    for (uint32_t p = 0; p < N_POLICY; p++)
+        same_as_in_ram(POLICY[p], false, false);
+}
+
+Test(engine_paged, is_loaded_without_its_blocks)
+{
+    same_as_in_ram(POLICY[1], true, true);
+    same_as_in_ram(POLICY[3], true, false);
+}
+
+/* Several at once, in slices, beside one that sees all. */
+Test(engine_paged, waits_for_nobody)
+{
+    struct node *alone = make(false), *node = make(true);
+    uint64_t reply[N_POLICY + 1];
+
+    node_tick(node, 300);
+    for (uint32_t i = 0; i <= N_POLICY; i++) {
+        char name[8];
+        struct command *command;
+
+        snprintf(name, sizeof(name), "s%u", i);
+        command = turn_of(node, name, i < N_POLICY ? POLICY[i] : "full", 0);
+        reply[i] = command->reply;
+        node_send(node, command);
+    }
+    for (uint32_t i = 0; i <= N_POLICY; i++) {
+        char name[8];
+
+        snprintf(name, sizeof(name), "s%u", i);
+        node_until(node, reply[i]);
+        cr_assert(reply_completed(&node->reply[reply[i]], FINISH_LENGTH));
+        cr_assert(same_tokens(
+            &node->reply[reply[i]],
+            turn(alone, name, i < N_POLICY ? POLICY[i] : "full", 0)));
+    }
+    node_destroy(alone);
+    node_destroy(node);
+}
+
+static void fork_at(struct node *node, const char *name, const char *as,
+                    uint64_t at)
+{
+    struct command *command =
+        command_make(COMMAND_FORK_SESSION, node_reply(node));
+
+    snprintf(command->fork.session, SESSION_NAME_SIZE, "%s", name);
+    snprintf(command->fork.name, SESSION_NAME_SIZE, "%s", as);
+    command->fork.has_position = true;
+    command->fork.position = at;
+    need(node_call(node, command)->last == EVENT_SESSION);
+}
+
+/* A fork reads what its parent has stored. */
+Test(engine_paged, is_forked)
+{
+    struct node *alone = make(false), *node = make(true);
+
+    for (uint32_t i = 0; i < 2; i++) {
+        struct node *it = i ? node : alone;
+
+        (void)turn(it, "a", POLICY[1], 0);
+        settle(it);
+        fork_at(it, "a", "b", LONGEST + 20);
+        (void)turn(it, "a", NULL, 1);
+        settle(it);
+    }
+    for (uint32_t t = 1; t < N_TURN; t++)
+        cr_assert(
+            same_tokens(turn(node, "b", NULL, t), turn(alone, "b", NULL, t)),
+            "turn %u", t);
+    is_paged(node, "b");
+    node_destroy(alone);
+    node_destroy(node);
+}
+
+/* Blocks that are not there any more are computed again. */
+Test(engine_paged, a_lost_block_is_computed_again)
+{
+    struct node *alone = make(false), *node = make(true);
+    struct store_batch *batch = store_batch_create(node->bulk_store);
+
+    cr_assert(same_tokens(turn(node, "a", POLICY[1], 0),
+                          turn(alone, "a", POLICY[1], 0)));
+    settle(node);
+    store_batch_delete_range(batch, "b", 1, "c", 1);
+    must(store_write(node->bulk_store, batch, true));
+    store_batch_destroy(batch);
+    for (uint32_t t = 1; t < N_TURN; t++)
+        cr_assert(
+            same_tokens(turn(node, "a", NULL, t), turn(alone, "a", NULL, t)),
+            "turn %u", t);
+    is_paged(node, "a");
+    node_destroy(alone);
+    node_destroy(node);
+}
+
+/* A disk that takes blocks and gives none back ends the turn, which goes on
+ * when it is whole again. */
+Test(engine_paged, a_disk_that_reads_nothing_ends_the_turn)
+{
+    struct node *alone = make(false), *node = make(true);
+    struct store_faults *faults = store_memory_faults(node->bulk_store);
+    struct reply *want, *got;
+
+    cr_assert(same_tokens(turn(node, "a", POLICY[1], 0),
+                          turn(alone, "a", POLICY[1], 0)));
+    settle(node);
+    faults->unreadable[0] = 'b';
+    faults->unreadable_bytes = 1;
+    got = node_call(node, turn_of(node, "a", NULL, 1));
+    cr_assert(reply_failed(got, STATUS_UNAVAILABLE, "STORE_UNREADABLE"));
+    settle(node);
+    faults->unreadable_bytes = 0;
+    got = turn(node, "a", NULL, 1);
+    want = turn(alone, "a", NULL, 1);
+    cr_assert(same_tokens(got, want));
+    node_destroy(alone);
+    node_destroy(node);
+}
+
+/* What must have all of its blocks and does not fit is refused; what need not
+ * is let in. */
+Test(engine_paged, a_session_that_sees_all_must_fit)
+{
+    struct node *node = make(true);
+    const struct reply *reply;
+
+    node_stop(node);
+    node->options.session_bytes =
+        memory_bytes_for(node->model, NULL, LONGEST) * 3 / 4;
+    node_start(node);
+    (void)turn(node, "a", POLICY[2], 0);
+    reply = node_call(node, turn_of(node, "b", "full", 0));
+    cr_assert(reply_failed(reply, STATUS_RESOURCE_EXHAUSTED, "KV_MEMORY"));
+    node_destroy(node);
+}

@@ -1,0 +1,249 @@
+/*
+ * Blocks in RAM and in the store: whatever was held, released and pushed out
+ * before, a held block has the bytes that were stored, and there are never more
+ * pages than was said. Oracle: each byte is a function of block and layer.
+ */
+#include "base/log.h"
+#include "state/paging.h"
+#include "state/snapshot_value.h"
+#include "state/store_key.h"
+
+#include <criterion/criterion.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N_BLOCK = 60 };
+
+static const struct uid base_log = {7, 1}, own_log = {7, 2};
+static struct model *model;
+static struct store *store;
+static struct ring *engine;
+static struct pager *pager;
+static struct paging *paging;
+static struct policy policy;
+
+static const struct mixer_plan *plan_of(uint32_t layer)
+{
+    return model_plan_for(model, layer, policy.index);
+}
+
+static uint32_t n_layer(void)
+{
+    return model_config(model)->n_layer;
+}
+
+static void pattern(unsigned char *to, size_t n, uint64_t block, uint32_t layer)
+{
+    for (size_t i = 0; i < n; i++)
+        to[i] =
+            (unsigned char)((block * 31 + layer * 7 + i) * 2654435761u >> 24);
+}
+
+static bool has_pattern(const unsigned char *at, size_t n, uint64_t block,
+                        uint32_t layer)
+{
+    unsigned char *want = malloc(n);
+    bool is_same;
+
+    pattern(want, n, block, layer);
+    is_same = memcmp(at, want, n) == 0;
+    free(want);
+    return is_same;
+}
+
+static struct uid log_of(uint64_t block)
+{
+    return block < 20 ? base_log : own_log;
+}
+
+static void store_block(uint64_t block, uint32_t layer)
+{
+    const size_t n = plan_of(layer)->block_bytes;
+    const char *numerics = model_numerics(model);
+    struct value_head head = {
+        .uid = log_of(block),
+        .numerics = {model_fingerprint(model),
+                     digest_bytes(numerics, strlen(numerics)),
+                     policy_digest(&policy)},
+        .position = (block + 1) * KV_BLOCK,
+        .place = block,
+        .layer = layer,
+        .n_token = KV_BLOCK};
+    struct store_batch *batch = store_batch_create(store);
+    struct key key = key_at('b', log_of(block), block);
+    unsigned char *bytes = malloc(n);
+    struct writer writer;
+
+    key_add_number(&key, layer, 2);
+    pattern(bytes, n, block, layer);
+    writer_init(&writer, 1u << 24);
+    cr_assert_eq(value_put(&writer, FRAME_BLOCK, &head, bytes, n), STATUS_OK);
+    store_batch_put(batch, key.bytes, key.n, writer.bytes, writer.n);
+    cr_assert_eq(store_write(store, batch, false), STATUS_OK);
+    writer_release(&writer);
+    store_batch_destroy(batch);
+    free(bytes);
+}
+
+/* As a load does. */
+static void load(void)
+{
+    struct log_path base = {.n = 1, .piece = {{base_log, 20 * KV_BLOCK}}};
+
+    cr_assert_eq(paging_expect(paging, N_BLOCK), STATUS_OK);
+    for (uint64_t b = 0; b < N_BLOCK; b++)
+        for (uint32_t i = 0; i < n_layer(); i++) {
+            const size_t n = plan_of(i)->block_bytes;
+            unsigned char *bytes = malloc(n + 1);
+
+            pattern(bytes, n, b, i);
+            if (n)
+                cr_assert_eq(paging_put(paging, i, b, bytes), STATUS_OK);
+            free(bytes);
+        }
+    paging_stored(paging, N_BLOCK, &base, own_log);
+}
+
+static void begin(void)
+{
+    struct model_options options = {.backend = NULL};
+
+    log_set_level(LOG_ERROR);
+    cr_assert_eq(backend_find("ref", &options.backend), STATUS_OK);
+    cr_assert_eq(model_load("tests/golden/qwen3_5_text", &options, &model),
+                 STATUS_OK, "%s", status_reason());
+    cr_assert_eq(
+        policy_parse("quest:sink=64:window=128:pick=256:step=8", &policy),
+        STATUS_OK);
+    cr_assert_eq(store_open_memory(&store), STATUS_OK);
+    cr_assert_eq(ring_create(4, 8, &engine), STATUS_OK);
+    cr_assert_eq(
+        pager_start(&(struct pager_options){store, model, engine, 3}, &pager),
+        STATUS_OK);
+    for (uint64_t b = 0; b < N_BLOCK; b++)
+        for (uint32_t i = 0; i < n_layer(); i++)
+            if (plan_of(i)->block_bytes)
+                store_block(b, i);
+    cr_assert_eq(paging_create(model, &policy, pager,
+                               paging_least(model, &policy), &paging),
+                 STATUS_OK);
+}
+
+static void end(void)
+{
+    paging_destroy(paging);
+    paging_destroy(NULL);
+    pager_stop(pager);
+    pager_stop(NULL);
+    ring_destroy(engine);
+    store_close(store);
+    model_destroy(model);
+}
+
+TestSuite(paging, .init = begin, .fini = end);
+
+static size_t in_ram(void)
+{
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < n_layer(); i++)
+        n += paging_in_ram(paging, i);
+    return n;
+}
+
+Test(paging, what_is_held_has_its_bytes)
+{
+    struct block_source *source = paging_source(paging);
+    uint64_t x = 1;
+
+    load();
+    for (int round = 0; round < 200; round++) {
+        uint64_t block[8];
+
+        for (uint32_t i = 0; i < n_layer(); i++) {
+            const size_t n = plan_of(i)->block_bytes;
+            void *at[8];
+
+            if (n == 0)
+                continue;
+            for (int k = 0; k < 8; k++) {
+                x = x * 6364136223846793005u + 1;
+                block[k] = (x >> 33) % N_BLOCK;
+                at[k] = source->hold(source, i, block[k]);
+                cr_assert_not_null(at[k], "round %d", round);
+            }
+            source->wait(source, i);
+            cr_assert(source->is_ready(source, i));
+            for (int k = 0; k < 8; k++)
+                cr_assert(has_pattern(at[k], n, block[k], i),
+                          "round %d block %lu", round, block[k]);
+            source->release(source, i);
+        }
+        cr_assert_leq(in_ram(), paging_least(model, &policy));
+    }
+    cr_assert_not(paging_is_lost(paging));
+    cr_assert_gt(pager_n_read(pager), 100);
+}
+
+/* New blocks stay in RAM until they are stored, and no more come before. */
+Test(paging, new_blocks_have_room_when_old_ones_are_stored)
+{
+    const struct log_path none = {0};
+    uint64_t room = paging_room(paging);
+
+    cr_assert_gt(room, 0);
+    cr_assert_eq(paging_reserve(paging, room), STATUS_OK);
+    cr_assert_eq(paging_room(paging), 0);
+    paging_stored(paging, room - 1, &none, own_log);
+    cr_assert_eq(paging_room(paging), room - 1);
+    for (uint64_t n = 2 * room - 1; paging_room(paging) > 0;) {
+        cr_assert_eq(paging_reserve(paging, n), STATUS_OK);
+        cr_assert_leq(in_ram(), paging_least(model, &policy));
+        paging_stored(paging, n - 1, &none, own_log);
+        if (n > 300)
+            break;
+        n += paging_room(paging);
+    }
+    for (uint32_t i = 0; i < n_layer(); i++) /* the newest are in RAM */
+        if (plan_of(i)->block_bytes)
+            cr_assert_not_null(
+                paging_blocks(paging, i)[paging_n_block(paging) - 1]);
+}
+
+Test(paging, what_is_not_there_is_lost)
+{
+    struct block_source *source = paging_source(paging);
+    struct store_batch *batch = store_batch_create(store);
+    uint32_t i = 0;
+
+    while (plan_of(i)->block_bytes == 0)
+        i++;
+    load();
+    store_batch_delete_range(batch, "b", 1, "c", 1);
+    cr_assert_eq(store_write(store, batch, true), STATUS_OK);
+    store_batch_destroy(batch);
+    cr_assert_not_null(source->hold(source, i, N_BLOCK - 1)); /* it was put */
+    source->wait(source, i);
+    cr_assert(source->is_ready(source, i));
+    cr_assert_not(paging_is_lost(paging));
+    cr_assert_not_null(source->hold(source, i, 30));
+    source->wait(source, i);
+    cr_assert(source->is_ready(source, i));
+    cr_assert(paging_is_lost(paging));
+}
+
+/* Pages that are being read outlive their session. */
+Test(paging, may_go_while_blocks_are_read)
+{
+    struct block_source *source = paging_source(paging);
+    uint32_t i = 0;
+
+    while (plan_of(i)->block_bytes == 0)
+        i++;
+    for (int round = 0; round < 50; round++) {
+        load();
+        for (uint64_t b = 5; b < 10; b++)
+            cr_assert_not_null(source->hold(source, i, b));
+        paging_clear(paging);
+    }
+}
