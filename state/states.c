@@ -3,6 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define ALIGN_BYTES 64u
+
+_Static_assert(sizeof(struct states) <= ALIGN_BYTES, "");
+
 enum status home_take(const struct model *model, struct device *device,
                       size_t bytes, void **out)
 {
@@ -27,7 +31,8 @@ void home_give(const struct model *model, struct device *device, void *room)
 enum status states_take(const struct model *model, struct device *device,
                         size_t bytes, struct states **out)
 {
-    struct states *states = malloc(sizeof(*states));
+    /* From where all heads of a session come. */
+    struct states *states = aligned_alloc(ALIGN_BYTES, ALIGN_BYTES);
     enum status st;
 
     if (!states)
