@@ -39,19 +39,19 @@ gpu_model=$build/gpu_model
 cuda=cuda:$(realpath "$build")/libgodwit_cuda.so
 nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
 
-# The kernels' checks bring a device of their own.
+# The kernels' checks bring a device of their own, and want a few of the others.
 compile() { # FILE PROGRAM
-    objects=
+    rm -f "$build/cuda/check.a"
     for object in "$build"/cuda/*.o; do
         case $object in
         */device.o | */step.o) ;;
-        *) objects="$objects $object" ;;
+        *) ar qc "$build/cuda/check.a" "$object" ;;
         esac
     done
-    # shellcheck disable=SC2086 # a list of words
     "$nvcc" -std=c++17 -O3 -fmad=false -I. \
-        -gencode=arch=compute_90a,code=sm_90a -o "$2" "$1" $objects \
-        "$build/libkernels.a" "$build/libbase.a" -ljansson -lxxhash -ldl
+        -gencode=arch=compute_90a,code=sm_90a -o "$2" "$1" \
+        "$build/cuda/check.a" "$build/libkernels.a" "$build/libbase.a" \
+        -ljansson -lxxhash -ldl
 }
 
 # Every kernel against its oracle.
