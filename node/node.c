@@ -27,9 +27,10 @@
 /* A sync takes 0.1 ms of the CPUs that the kernels want: with one at each step
  * a reply of 0.25 ms a token lost a quarter of its pace. */
 #define SYNC_EVERY_US 1000u
-#define PAGER_THREADS 4u /* reads of blocks at once */
-#define PAGES_SHARE 4u   /* of --kv-memory, what one session's blocks may have \
-                          */
+/* Reads of blocks at once. */
+#define PAGER_THREADS 4u
+/* The part of --kv-memory that one session's blocks may have. */
+#define PAGES_SHARE 4u
 #define DRAIN_ARENA_BYTES 65536u
 /* Memory of sessions that is taken at start: a part of what they may have. */
 #define WARM_PART 8u

@@ -149,7 +149,7 @@ void gauges_set(struct engine *engine)
     if (engine->options.pager) {
         const uint64_t n = pager_n_read(engine->options.pager);
 
-        metric_add(m->block_reads, (double)(n - engine->n_block_read));
+        metric_add(m->block_reads, n - engine->n_block_read);
         engine->n_block_read = n;
     }
     metric_set(m->prefix_entries, stats.n_entry);

@@ -15,7 +15,7 @@
 #define GROUP_MAX 64u /* commits of one write */
 /* Looks in a row after which the engine is said to stay on its CPU. A commit is
  * waited for and must not be sent about; a job takes a millisecond anyway. */
-#define JOURNAL_LOOKS 16u
+#define JOURNAL_LOOKS 32u
 #define STORE_LOOKS 2u
 #define NO_CPU (-1)          /* nothing was pushed yet */
 #define BACKOFF_US_MIN 50u   /* first wait for a full ring */

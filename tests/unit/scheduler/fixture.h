@@ -17,6 +17,7 @@
 #define REPLY_MAX 1024u
 #define STEP_LIMIT 200000u /* of one node_until(): then something hangs */
 #define ARENA_BYTES (8u << 20)
+#define JOURNAL_PLACES 4u
 
 #define need(claim)                                                            \
     do {                                                                       \
@@ -72,7 +73,8 @@ struct node {
 static inline void node_start(struct node *node)
 {
     struct engine_options o = node->options;
-    uint32_t places = node->journal_places ? node->journal_places : 4;
+    uint32_t places =
+        node->journal_places ? node->journal_places : JOURNAL_PLACES;
 
     must(journal_open(node->journal_store, model_fingerprint(node->model),
                       &node->journal));

@@ -221,7 +221,8 @@ Test(engine_lanes, a_more_important_request_takes_a_place_in_the_batch)
     before = low->n_token;
     node_until(node, (uint64_t)(high - node->reply));
     cr_assert_not(low->is_over);
-    cr_assert_leq(low->n_token, before + 1);
+    /* Of what was made before, some waits for the journal and some is there. */
+    cr_assert_leq(low->n_token, before + 2 * JOURNAL_PLACES + 1);
     cr_assert_eq(same->n_token, 0);
     node_until(node, (uint64_t)(low - node->reply));
     cr_assert_lt(same->n_token, 30, "it was served before");
