@@ -32,6 +32,7 @@
 struct reply { /* what a client has heard */
     uint32_t n_event, n_accepted, n_progress, n_tokens_event;
     bool is_over;
+    uint32_t rank; /* among those that are over, from 1 */
     enum event_kind last;
     struct event *end; /* the last event; owned */
     uint64_t accepted_position, seed;
@@ -63,7 +64,8 @@ struct node {
     struct ring *inbox, *done, *reports, *outbox;
     struct engine *engine;
     uint32_t journal_places;
-    bool has_pager; /* sessions that do not see all have pages */
+    uint32_t n_over; /* replies */
+    bool has_pager;  /* sessions that do not see all have pages */
     struct pager *pager;
     /* the client */
     struct reply reply[REPLY_MAX];
@@ -230,8 +232,12 @@ static inline void node_listen(struct node *node)
     struct event *event;
 
     while (ring_pop(node->outbox, &event)) {
+        struct reply *reply = &node->reply[event->reply];
+
         need(event->reply > 0 && event->reply < REPLY_MAX);
-        reply_hear(&node->reply[event->reply], event);
+        reply_hear(reply, event);
+        if (reply->is_over && !reply->rank)
+            reply->rank = ++node->n_over;
     }
 }
 

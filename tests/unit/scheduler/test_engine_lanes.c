@@ -296,7 +296,8 @@ Test(engine_lanes, who_was_preempted_gets_on_before_it_is_again)
             ring_wait(node->inbox, 1);
     }
     cr_assert_geq(n_high, 3);
-    cr_assert_leq(n_high, 2 + 100 / PREEMPT_PROGRESS);
+    /* The end of low may wait for the journal while more of them come. */
+    cr_assert_leq(n_high, 2 + 100 / PREEMPT_PROGRESS + JOURNAL_PLACES);
     node_until(node, (uint64_t)(high - node->reply));
     expect_alone(low, 20, 100, 1);
     node_destroy(node);
@@ -329,7 +330,7 @@ Test(engine_lanes, a_tenant_with_much_to_do_lets_others_pass)
     one = sent(node, of_tenant(node, "one", 300, "one"));
     node_until(node, (uint64_t)(one - node->reply));
     for (uint32_t i = 0; i < 6; i++)
-        n_over += many[i]->is_over;
+        n_over += many[i]->is_over && many[i]->rank < one->rank;
     cr_assert_leq(n_over, 2, "%u were before it", n_over);
     for (uint32_t i = 0; i < 6; i++)
         node_until(node, (uint64_t)(many[i] - node->reply));
