@@ -365,8 +365,9 @@ static enum status refuse(const struct engine *engine,
     switch (verdict->reason) {
     case ADMIT_KV_MEMORY:
         status_fail(STATUS_RESOURCE_EXHAUSTED,
-                    "session may grow to %zu bytes, limit %zu", request->bytes,
-                    engine->options.session_bytes);
+                    "session may grow to %zu bytes, limit %zu: ask for fewer "
+                    "tokens, or give the node more memory",
+                    request->bytes, engine->options.session_bytes);
         break;
     case ADMIT_TENANT_QUOTA:
         status_fail(STATUS_RESOURCE_EXHAUSTED,
