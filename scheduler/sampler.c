@@ -344,6 +344,20 @@ static uint32_t draw_left(const struct sampler *sampler, uint64_t seed,
     return winner;
 }
 
+/* What top-k, top-p and min-p leave, in this order, is drawn from. */
+static uint32_t draw_filtered(struct sampler *sampler,
+                              const struct sampling *sampling,
+                              uint64_t position)
+{
+    if (sampling->top_k > 0)
+        top_k(sampler, (uint32_t)sampling->top_k);
+    if (sampling->top_p < 1)
+        top_p(sampler, sampling->top_p);
+    if (sampling->min_p > 0)
+        min_p(sampler, sampling->min_p);
+    return draw_left(sampler, sampling->seed, position);
+}
+
 static uint32_t draw(struct sampler *sampler, const struct sampling *sampling,
                      const float *x, uint32_t top, uint64_t position)
 {
@@ -360,13 +374,7 @@ static uint32_t draw(struct sampler *sampler, const struct sampling *sampling,
         return chosen == DRAW_NONE ? top : chosen;
     }
     heat(sampler, sampling, x, top);
-    if (sampling->top_k > 0)
-        top_k(sampler, (uint32_t)sampling->top_k);
-    if (sampling->top_p < 1)
-        top_p(sampler, sampling->top_p);
-    if (sampling->min_p > 0)
-        min_p(sampler, sampling->min_p);
-    return draw_left(sampler, sampling->seed, position);
+    return draw_filtered(sampler, sampling, position);
 }
 
 /* Keep the n best in falling order by insertion; n is at most 20. */
@@ -485,13 +493,7 @@ static uint32_t draw_tops(struct sampler *sampler,
 {
     uint32_t token, i = 0;
 
-    if (sampling->top_k > 0)
-        top_k(sampler, (uint32_t)sampling->top_k);
-    if (sampling->top_p < 1)
-        top_p(sampler, sampling->top_p);
-    if (sampling->min_p > 0)
-        min_p(sampler, sampling->min_p);
-    token = draw_left(sampler, sampling->seed, position);
+    token = draw_filtered(sampler, sampling, position);
     while (tops->id[i] != token)
         i++;
     return i;
