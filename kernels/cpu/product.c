@@ -15,9 +15,7 @@
  * would cost more than whoever reads them next gains. */
 #define STREAM_BYTES ((uint64_t)4 << 20)
 
-/* Threads do not run alike where others use their physical cores, so each has
- * more tasks than one, as long as they have so many multiply-adds. */
-#define TASKS_A_THREAD 4u
+/* A task is worth its start from so many multiply-adds on. */
 #define TASK_FMAS (UINT64_C(1) << 24)
 
 /* Waking and joining workers costs about a microsecond. Fewer vector fused
@@ -243,16 +241,17 @@ struct pool *product_pool(struct pool *pool, const struct linear *w,
     return n_row * linear_n_step(w) * n_panel < FMAS_MIN ? NULL : pool;
 }
 
-uint32_t product_n_task(const struct pool *pool, const struct linear *w,
-                        uint32_t n_row)
+uint32_t product_n_task(const struct pool *pool,
+                        const struct product_kernel *kernel,
+                        const struct linear *w, uint32_t n_row)
 {
     const uint32_t n_thread = pool_n_thread(pool);
     const uint64_t n = n_row * linear_n_step(w) * w->n_out / TASK_FMAS;
+    const uint64_t n_max = (uint64_t)n_thread * kernel->tasks_a_thread;
 
-    if (n_thread == 1 || n <= n_thread)
+    if (n_thread == 1 || n <= n_thread || n_max <= n_thread)
         return n_thread;
-    return n < n_thread * TASKS_A_THREAD ? (uint32_t)n
-                                         : n_thread * TASKS_A_THREAD;
+    return (uint32_t)(n < n_max ? n : n_max);
 }
 
 /* Where the rows come from; returns how many fit there at a time. */
@@ -292,7 +291,7 @@ void product_run(struct pool *pool, const struct product *p,
     pass.n_task = pool_n_thread(pool);
     n_fit = choose_room(&pass, pool);
     if (!pass.is_own)
-        pass.n_task = product_n_task(pool, pass.shape, p->n_row);
+        pass.n_task = product_n_task(pool, pass.kernel, pass.shape, p->n_row);
     for (pass.first = 0; pass.first < p->n_row; pass.first = pass.end) {
         pass.end =
             p->n_row - pass.first < n_fit ? p->n_row : pass.first + n_fit;

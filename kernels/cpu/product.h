@@ -42,6 +42,10 @@ struct product_kernel {
     uint32_t element_bytes; /* of what take() makes */
     /* For a product of n_row rows, of which a unit may take fewer. */
     struct product_shape (*shape)(uint32_t n_row, uint32_t n_step);
+    /* Of large products; 0: one. More of them level threads that run unlike, as
+     * tiles do where physical cores are shared, but share fewer panels: pairs
+     * lost a seventh by it. */
+    uint32_t tasks_a_thread;
 };
 
 struct product_kernels {
@@ -89,8 +93,9 @@ struct pool *product_pool(struct pool *pool, const struct linear *w,
                           uint32_t n_row);
 
 /* Into how many tasks a product is cut whose rows are made once for all. */
-uint32_t product_n_task(const struct pool *pool, const struct linear *w,
-                        uint32_t n_row);
+uint32_t product_n_task(const struct pool *pool,
+                        const struct product_kernel *kernel,
+                        const struct linear *w, uint32_t n_row);
 
 /* Rows that belong to no part are not touched. */
 void product_run(struct pool *pool, const struct product *product,

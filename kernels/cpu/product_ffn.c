@@ -189,8 +189,9 @@ static void run_block(struct ffn *f, struct pool *pool)
     f->x = f->in->take && !f->is_own
                ? shared + (f->n_row * f->act_form.row_bytes + 63) / 64 * 64
                : NULL;
-    f->n_task = f->is_own ? pool_n_thread(pool)
-                          : product_n_task(pool, f->args->gate, f->n_row);
+    f->n_task = f->is_own
+                    ? pool_n_thread(pool)
+                    : product_n_task(pool, f->in, f->args->gate, f->n_row);
     choose_units(f);
     if (f->x)
         pool_run(pool, f->n_task, make_rows, f);
