@@ -203,6 +203,7 @@ static enum status renew_states(struct memory *memory)
     if (states_take(memory->model, memory->device, state_bytes(form_of(memory)),
                     &states))
         return STATUS_RESOURCE_EXHAUSTED;
+    home_clear(memory->device, states->room, state_bytes(form_of(memory)));
     set_states(memory, states);
     memory->bytes = fixed_bytes(form_of(memory));
     /* Whoever loads it does so by the other queue. */
@@ -408,13 +409,16 @@ static enum status take_slot(struct memory *memory, struct slab *slab)
 
 static enum status take_blocks(struct memory *memory, struct slab *slab)
 {
+    const size_t bytes = blocks_bytes(form_of(memory));
     void *block;
-    const enum status st = home_take(memory->model, memory->device,
-                                     blocks_bytes(form_of(memory)), &block);
+    const enum status st =
+        home_take(memory->model, memory->device, bytes, &block);
 
-    if (!st)
-        slab->block = block;
-    return st;
+    if (st)
+        return st;
+    home_clear(memory->device, block, bytes);
+    slab->block = block;
+    return STATUS_OK;
 }
 
 static enum status add_slab(struct memory *memory)

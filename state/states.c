@@ -10,14 +10,14 @@ _Static_assert(sizeof(struct states) <= ALIGN_BYTES, "");
 enum status home_take(const struct model *model, struct device *device,
                       size_t bytes, void **out)
 {
-    enum status st;
+    return device ? device_take(device, bytes, out)
+                  : rooms_take(model_rooms(model), bytes, out);
+}
 
-    if (device) /* which zeroes it */
-        return device_take(device, bytes, out);
-    st = rooms_take(model_rooms(model), bytes, out);
-    if (!st)
-        memset(*out, 0, bytes);
-    return st;
+void home_clear(struct device *device, void *room, size_t bytes)
+{
+    if (!device)
+        memset(room, 0, bytes);
 }
 
 void home_give(const struct model *model, struct device *device, void *room)

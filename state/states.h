@@ -17,16 +17,18 @@ struct states {
 };
 
 /*
- * A zeroed room, by `device`, a queue of the model's device, or NULL if it has
- * none.
+ * By `device`, a queue of the model's device, or NULL if it has none. Zeroed
+ * with a device only: who copies into a host's room need not clear it.
  *   RESOURCE_EXHAUSTED  no memory
  */
 MUST_CHECK enum status home_take(const struct model *model,
                                  struct device *device, size_t bytes,
                                  void **out);
+/* Zeroed without a device as well. */
+void home_clear(struct device *device, void *room, size_t bytes);
 void home_give(const struct model *model, struct device *device, void *room);
 
-/* Held once, and empty.
+/* Held once, of one such room.
  *   RESOURCE_EXHAUSTED  no memory */
 MUST_CHECK enum status states_take(const struct model *model,
                                    struct device *device, size_t bytes,
