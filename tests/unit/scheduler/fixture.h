@@ -386,6 +386,16 @@ static inline struct reply *node_call(struct node *node,
     return &node->reply[reply];
 }
 
+/* The command, of a session under this policy; NULL: as it is. */
+static inline struct command *under(struct command *command, const char *policy)
+{
+    if (policy) {
+        command->generate.has_policy = true;
+        must(policy_parse(policy, &command->generate.policy));
+    }
+    return command;
+}
+
 static inline struct command *about(struct node *node, enum command_kind kind,
                                     const char *session)
 {
@@ -432,6 +442,16 @@ static inline bool reply_completed(const struct reply *reply,
         fprintf(stderr, "error %s\n", reply->end->cause.text);
     return reply->last == EVENT_COMPLETE &&
            reply->end->complete.finish == finish;
+}
+
+/* To the end of its tokens; kept by the node. */
+static inline struct reply *node_completed(struct node *node,
+                                           struct command *command)
+{
+    struct reply *reply = node_call(node, command);
+
+    need(reply_completed(reply, FINISH_LENGTH));
+    return reply;
 }
 
 static inline bool same_tokens(const struct reply *a, const struct reply *b)

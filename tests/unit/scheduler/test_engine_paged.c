@@ -41,20 +41,13 @@ static struct command *turn_of(struct node *node, const char *name,
     command->generate.sampling.max_tokens = 40;
     command->generate.sampling.temperature = 1.0f;
     command->generate.sampling.ignore_eos = true;
-    if (policy) {
-        command->generate.has_policy = true;
-        must(policy_parse(policy, &command->generate.policy));
-    }
-    return command;
+    return under(command, policy);
 }
 
 static struct reply *turn(struct node *node, const char *name,
                           const char *policy, uint32_t t)
 {
-    struct reply *reply = node_call(node, turn_of(node, name, policy, t));
-
-    need(reply_completed(reply, FINISH_LENGTH));
-    return reply;
+    return node_completed(node, turn_of(node, name, policy, t));
 }
 
 static void settle(struct node *node)

@@ -29,21 +29,14 @@ static struct command *turn_of(struct node *node, const char *name,
     command = generate(node, name, name[0] ? id : "", length[t], 7 + t);
     command->generate.sampling.max_tokens = 30;
     command->generate.sampling.temperature = 1.0f;
-    if (policy) {
-        command->generate.has_policy = true;
-        must(policy_parse(policy, &command->generate.policy));
-    }
-    return command;
+    return under(command, policy);
 }
 
 /* What `turn` has said; kept by the node. */
 static struct reply *turn(struct node *node, const char *name,
                           const char *policy, uint32_t t)
 {
-    struct reply *reply = node_call(node, turn_of(node, name, policy, t));
-
-    need(reply_completed(reply, FINISH_LENGTH));
-    return reply;
+    return node_completed(node, turn_of(node, name, policy, t));
 }
 
 Test(engine_policy, decides_the_tokens)
