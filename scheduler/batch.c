@@ -92,6 +92,7 @@ static bool start(struct engine *engine, struct request *request)
     }
     resident_stay(engine, session);
     request->phase = REQUEST_RUNNING;
+    request->has_fetched = false;
     engine->n_running++;
     schedule_started(engine);
     if (!request->is_started)
@@ -103,6 +104,11 @@ bool request_may_start(const struct request *request)
 {
     return request->phase == REQUEST_WAITING && !request->is_paused &&
            !request->session->is_fetching;
+}
+
+bool request_comes_first(const struct request *request)
+{
+    return request->is_started || request->has_fetched;
 }
 
 static struct request *most_important(const struct engine *engine)

@@ -4,7 +4,7 @@
  * Calls that take the store thread many jobs: what their files share with each
  * other and with the few places that meet them. The engine thread's.
  */
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 
 /*
  * A call that takes the store thread many jobs, one after the other. It ends

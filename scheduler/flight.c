@@ -1,4 +1,4 @@
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 
 #include "base/log.h"
 

@@ -1,6 +1,6 @@
 #include "scheduler/lane.h"
 
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 
 #include <assert.h>
 #include <stdlib.h>

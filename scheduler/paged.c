@@ -6,7 +6,7 @@
  * when they are stored, so a session that has too many others is saved before
  * it may bring more.
  */
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 
 static struct paging *paging_of(const struct resident *resident)
 {

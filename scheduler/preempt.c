@@ -1,4 +1,4 @@
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 
 /* Not twice without progress in between, or two could take turns for ever. */
 static bool may_yield(const struct request *request, const struct request *to)

@@ -457,6 +457,8 @@ static void take(struct engine *engine, struct session *session,
         resident->memory_chain = source->chain;
         resident->n_restored = source->position;
         paged_fetched(session, source);
+        if (session->request)
+            session->request->has_fetched = true;
         if (word == REUSE_NONE)
             word = uid_equal(source->uid, session_log(session)) ? REUSE_RESTORED
                                                                 : REUSE_PREFIX;

@@ -1,4 +1,4 @@
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -384,7 +384,7 @@ static void forget(struct engine *engine, struct session *session)
     resident->reuse = REUSE_NONE;
     resident->n_restored = 0;
     if (session->request)
-        session->request->has_sought = false;
+        session->request->has_sought = session->request->has_fetched = false;
     resident_settle(engine, session);
 }
 
@@ -524,8 +524,14 @@ static void park(struct engine *engine, struct session *session)
     }
 }
 
-/* May its memory go, so that `own` can have room? */
-static bool may_park(const struct request *request, const struct request *own)
+/*
+ * May its memory go, so that `own` can have room? What was fetched for a
+ * request is its own until it has run, but for those that come before it:
+ * otherwise requests that wait could take each other's for ever, each in the
+ * time in which another's is being fetched.
+ */
+static bool may_park(const struct request *request, const struct request *own,
+                     bool is_behind)
 {
     const struct resident *resident = request->session->resident;
 
@@ -533,17 +539,25 @@ static bool may_park(const struct request *request, const struct request *own)
         !resident->memory || resident->leaves || resident->image ||
         resident->n_checkpoint > 0)
         return false;
-    return own->phase != REQUEST_LOADING || request->priority < own->priority;
+    if (request->priority < own->priority)
+        return true;
+    return own->phase != REQUEST_LOADING &&
+           (!request->has_fetched || request->is_paused ||
+            (is_behind && request_comes_first(own)));
 }
 
 /* The last one that waits, for a place or its reader, is parked. */
 static bool park_one(struct engine *engine, const struct request *own)
 {
-    for (struct request *r = engine->last; r && own; r = r->before)
-        if (may_park(r, own)) {
+    bool is_behind = true;
+
+    for (struct request *r = engine->last; r && own; r = r->before) {
+        is_behind &= r != own;
+        if (may_park(r, own, is_behind)) {
             park(engine, r->session);
             return true;
         }
+    }
     return false;
 }
 

@@ -1,4 +1,4 @@
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -182,8 +182,7 @@ struct request *schedule_next(struct engine *engine)
         if (!request_may_start(r))
             continue;
         list(s, &n, r);
-        /* Whose stream has stopped comes before its equals. */
-        if (r->is_started && r->priority == s->request[0]->priority)
+        if (request_comes_first(r) && r->priority == s->request[0]->priority)
             return r;
     }
     rules = rules_of(engine);

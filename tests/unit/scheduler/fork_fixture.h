@@ -4,7 +4,7 @@
  * Forks, rewinds, and the judge of them: another node, undisturbed and without
  * shared prefixes, that gets a branch's tokens as one prompt of a new session.
  */
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 #include "state/store_key.h"
 #include "tests/unit/scheduler/fixture.h"
 

@@ -3,7 +3,7 @@
  * command about sessions and the node; drains; a journal that fails. Judged by
  * what a client hears and by what a restart finds.
  */
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 #include "tests/unit/scheduler/fixture.h"
 
 #include <criterion/criterion.h>

@@ -4,7 +4,7 @@
  * notices a fork, a rewind or a deletion. What is stored is counted.
  */
 #include "base/log.h"
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 #include "tests/unit/scheduler/fork_fixture.h"
 
 #include <criterion/criterion.h>

@@ -4,7 +4,7 @@
  * that slices end after a piece of work or two. The oracle for tokens is the
  * same request on a node that was left alone.
  */
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 #include "tests/unit/scheduler/fixture.h"
 
 #include <criterion/criterion.h>

@@ -4,7 +4,7 @@
  * are there, gone or damaged (E3, E5). The oracle is always the same turns on
  * a node that was left alone.
  */
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 #include "tests/unit/scheduler/fixture.h"
 
 #include <criterion/criterion.h>

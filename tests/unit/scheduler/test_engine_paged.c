@@ -4,7 +4,7 @@
  * runs, over restarts, forks and blocks that cannot be read. The oracle is the
  * same turns on a node that keeps all blocks.
  */
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 #include "state/pager.h"
 #include "tests/unit/scheduler/fixture.h"
 

@@ -4,7 +4,7 @@
  * oracle is the same turns on a node that was left alone.
  */
 #include "kernels/apart/apart.h"
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 #include "tests/unit/scheduler/bundle_fixture.h"
 
 #include <criterion/criterion.h>

@@ -3,7 +3,7 @@
  * and says so; its tokens are those of a node that knows nothing. The oracle
  * is always the same prompt on a node that shares no prefixes.
  */
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 #include "state/snapshot_value.h"
 #include "state/store_key.h"
 #include "tests/unit/scheduler/fixture.h"

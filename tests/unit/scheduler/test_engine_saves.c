@@ -3,7 +3,7 @@
  * runs, so the rest behind the first save has no end: what is stored then was
  * not allowed to wait, and what is not shows that the others do.
  */
-#include "scheduler/engine_parts.h"
+#include "scheduler/engine_calls.h"
 #include "tests/unit/scheduler/fixture.h"
 
 #include <criterion/criterion.h>
