@@ -150,7 +150,7 @@ static const struct grouped TABLE[] = {
      {"to", SETTING_TEXT, "", 0, 0, NULL, "POSITION", "tokens that stay",
       AT(rewind_to)}},
     {CTL_ROWS_INSPECT,
-     {"show", SETTING_CHOICE, "layers", 0, 0, "layers|snapshots|lineage", "",
+     {"show", SETTING_CHOICE, "layers", 0, 0, "layers|policy|snapshots|lineage", "",
       "what to list", AT(show)}},
     {CTL_ROWS_VERIFY,
      {"replay", SETTING_SWITCH, "false", 0, 0, NULL, "",

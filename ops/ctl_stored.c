@@ -32,6 +32,33 @@ static void put_layers(struct output *output,
     }
 }
 
+static uint64_t per_step(uint64_t n,
+                         const Godwit__V1__SessionInspection__Layer *layer)
+{
+    return layer->policy_steps ? n / layer->policy_steps : 0;
+}
+
+/* Of layers that have steps at all: those whose blocks the node pages. */
+static void put_policy(struct output *output,
+                       const Godwit__V1__SessionInspection *found)
+{
+    for (size_t i = 0; i < found->n_layers; i++) {
+        const Godwit__V1__SessionInspection__Layer *layer = found->layers[i];
+
+        if (layer->policy_steps == 0)
+            continue;
+        output_row(output);
+        output_number(output, "layer", layer->layer);
+        output_number(output, "steps", layer->policy_steps);
+        output_number(output, "hits", layer->policy_hits);
+        output_number(output, "fetched", layer->policy_fetched);
+        output_number(output, "hits_per_step",
+                      per_step(layer->policy_hits, layer));
+        output_number(output, "bytes_per_step",
+                      per_step(layer->policy_fetched_bytes, layer));
+    }
+}
+
 static void put_snapshots(struct output *output,
                           const Godwit__V1__SessionInspection *found)
 {
@@ -75,7 +102,9 @@ static enum status show_inspection(const struct ctl *ctl,
     st = output_create(ctl_format(ctl), "SessionInspection", true, &output);
     if (st)
         return st;
-    if (strcmp(show, "snapshots") == 0)
+    if (strcmp(show, "policy") == 0)
+        put_policy(output, found);
+    else if (strcmp(show, "snapshots") == 0)
         put_snapshots(output, found);
     else if (strcmp(show, "lineage") == 0)
         put_lineage(output, found);

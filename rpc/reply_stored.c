@@ -118,6 +118,10 @@ static bool add_layers(struct arena *arena, const struct inspection *from,
         layer->memory_kv_bytes = from->layer[i].memory_kv;
         layer->stored_state_bytes = from->layer[i].stored_state;
         layer->stored_kv_bytes = from->layer[i].stored_kv;
+        layer->policy_steps = from->layer[i].n_step;
+        layer->policy_hits = from->layer[i].n_hit;
+        layer->policy_fetched = from->layer[i].n_fetched;
+        layer->policy_fetched_bytes = from->layer[i].fetched_bytes;
         to->layers[to->n_layers++] = layer;
     }
     return to->layers != NULL;

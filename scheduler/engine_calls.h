@@ -139,6 +139,8 @@ bool paged_has(const struct resident *resident, uint64_t from);
 /* Bytes in RAM of a layer's n_block blocks. */
 size_t paged_in_ram(const struct resident *resident, uint32_t layer,
                     uint64_t n_block, const struct mixer_plan *plan);
+/* What its steps found of that layer; zeros of a session without pages. */
+struct paging_use paged_use(const struct resident *resident, uint32_t layer);
 /* What it would read is not there any more. */
 void paged_lose(struct resident *resident);
 /*

@@ -247,7 +247,7 @@ struct engine_metrics { /* each may be NULL */
     struct metric *running, *waiting, *cache_usage, *slots_used, *sessions;
     struct metric *first_token, *inter_token, *queue_time, *prefill_time,
         *decode_time, *latency, *expired, *stored_bytes, *store_evictions,
-        *block_reads;
+        *block_reads, *block_hits;
     struct metric *prompt_tokens, *generation_tokens, *cache_queries,
         *cache_hits, *preemptions, *iteration_tokens, *commit_lag;
     struct metric *reuse[REUSE_REASON_COUNT], *refused[REUSE_REASON_COUNT];
@@ -326,7 +326,7 @@ struct engine {
     uint32_t n_held;
     uint64_t step; /* passes done */
     uint64_t prompt_tokens, generated_tokens;
-    uint64_t n_block_read; /* as the metric has it */
+    uint64_t n_block_hit, n_block_read; /* as the metric has it */
     struct engine_metrics metrics;
 };
 #endif

@@ -85,6 +85,7 @@ struct inspection {
     const struct inspected_layer {
         const char *kind;
         uint64_t memory_state, memory_kv, stored_state, stored_kv; /* bytes */
+        uint64_t n_step, n_hit, n_fetched, fetched_bytes; /* paging_use() */
     } * layer;
     const struct inspected_snapshot {
         uint64_t position, bytes, create_ms;

@@ -85,6 +85,9 @@ static void counters(struct metrics *r, struct engine_metrics *m)
     m->block_reads =
         metrics_counter(r, "godwit_kv_block_reads_total", "",
                         "Blocks of one layer that came back from the store.");
+    m->block_hits = metrics_counter(
+        r, "godwit_kv_block_hits_total", "",
+        "Blocks of one layer that a step saw and that were in RAM.");
     m->store_evictions =
         metrics_counter(r, "godwit_store_evictions_total", "",
                         "Sessions that lost snapshots for --store-limit.");
@@ -147,10 +150,13 @@ void gauges_set(struct engine *engine)
     metric_set(m->sessions, (double)engine->n_session);
     metric_set(m->stored_bytes, (double)engine->stored.total);
     if (engine->options.pager) {
-        const uint64_t n = pager_n_read(engine->options.pager);
+        const uint64_t n_read = pager_n_read(engine->options.pager);
+        const uint64_t n_hit = pager_n_hit(engine->options.pager);
 
-        metric_add(m->block_reads, n - engine->n_block_read);
-        engine->n_block_read = n;
+        metric_add(m->block_reads, n_read - engine->n_block_read);
+        metric_add(m->block_hits, n_hit - engine->n_block_hit);
+        engine->n_block_read = n_read;
+        engine->n_block_hit = n_hit;
     }
     metric_set(m->prefix_entries, stats.n_entry);
     metric_set(m->prefix_bytes, (double)stats.loose_bytes);

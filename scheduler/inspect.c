@@ -48,6 +48,7 @@ static void take_layers(const struct engine *engine,
     for (uint32_t i = 0; i < engine->config->n_layer; i++) {
         const struct mixer_plan *plan = model_plan_for(
             engine->options.model, i, errand->session->policy.index);
+        const struct paging_use use = paged_use(resident, i);
 
         out[i] = (struct inspected_layer){
             .kind =
@@ -56,7 +57,11 @@ static void take_layers(const struct engine *engine,
             .memory_kv =
                 has_memory ? paged_in_ram(resident, i, n_block, plan) : 0,
             .stored_kv =
-                (own.n_block - own.first_block + n_open) * plan->block_bytes};
+                (own.n_block - own.first_block + n_open) * plan->block_bytes,
+            .n_step = use.n_step,
+            .n_hit = use.n_hit,
+            .n_fetched = use.n_fetched,
+            .fetched_bytes = use.n_fetched * plan->block_bytes};
         for (uint32_t e = 0; e < job->n_entry; e++)
             out[i].stored_state +=
                 mixer_live_bytes(plan, job->entry[e].position);

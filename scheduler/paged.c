@@ -104,6 +104,13 @@ size_t paged_in_ram(const struct resident *resident, uint32_t layer,
     return paging ? paging_in_ram(paging, layer) : n_block * plan->block_bytes;
 }
 
+struct paging_use paged_use(const struct resident *resident, uint32_t layer)
+{
+    const struct paging *paging = paging_of(resident);
+
+    return paging ? paging_use(paging, layer) : (struct paging_use){0};
+}
+
 void paged_lose(struct resident *resident)
 {
     struct paging *paging = paging_of(resident);

@@ -19,7 +19,7 @@ struct pager {
     bool is_stopping;
     uint32_t n_thread;
     pthread_t thread[PAGER_THREAD_MAX];
-    _Atomic uint64_t n_read;
+    _Atomic uint64_t n_read, n_hit;
     struct log_limit log;
 };
 
@@ -110,6 +110,16 @@ void pager_wait(struct pager *pager, const struct page *page)
 uint64_t pager_n_read(const struct pager *pager)
 {
     return atomic_load(&pager->n_read);
+}
+
+void pager_count_hits(struct pager *pager, uint64_t n)
+{
+    atomic_fetch_add(&pager->n_hit, n);
+}
+
+uint64_t pager_n_hit(const struct pager *pager)
+{
+    return atomic_load(&pager->n_hit);
 }
 
 /* ------------------------------------------------------------------- reads */

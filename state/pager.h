@@ -67,4 +67,8 @@ static inline enum page_state page_look(const struct page *page)
 void pager_wait(struct pager *pager, const struct page *page);
 /* Reads that were asked for so far. */
 uint64_t pager_n_read(const struct pager *pager);
+/* Blocks that steps saw and that had not to be read for them, of all sessions.
+ */
+void pager_count_hits(struct pager *pager, uint64_t n);
+uint64_t pager_n_hit(const struct pager *pager);
 #endif

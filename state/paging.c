@@ -18,7 +18,8 @@
 struct place {
     struct page *page; /* owned by its seat */
     bool is_held;
-    bool is_used; /* since the clock's hand was here */
+    bool is_used;  /* since the clock's hand was here */
+    bool is_fresh; /* read, and no step has seen it since */
 };
 
 struct paged_layer { /* block_bytes 0: it has no blocks */
@@ -29,6 +30,7 @@ struct paged_layer { /* block_bytes 0: it has no blocks */
     char **run;          /* [capacity / INDEX_RUN] of indices; owned */
     uint64_t *held;      /* [n_held] of max_page */
     uint32_t n_held;
+    struct paging_use use;
 };
 
 struct seat { /* a page and whose it is */
@@ -209,6 +211,7 @@ void paging_clear(struct paging *paging)
         layer->place = NULL;
         layer->run = NULL;
         layer->n_held = 0;
+        layer->use = (struct paging_use){0};
     }
     paging->hand = 0;
     paging->n_block = paging->capacity = paging->n_stored = 0;
@@ -341,6 +344,7 @@ static struct page *take_page(struct paging *paging, uint32_t layer,
     seat->layer = layer;
     seat->block = block;
     seat->page->n_bytes = it->plan->block_bytes;
+    it->place[block].is_fresh = false;
     it->place[block].page = seat->page;
     it->block[block] = seat->page->bytes;
     return seat->page;
@@ -517,6 +521,8 @@ static void *hold(struct block_source *source, uint32_t layer, uint64_t block)
                                         .block = block,
                                         .layer = layer,
                                         .policy = paging->policy_digest});
+        it->use.n_fetched++;
+        place->is_fresh = true;
     }
     if (!place->is_held)
         it->held[it->n_held++] = block;
@@ -548,13 +554,30 @@ static void wait_for(struct block_source *source, uint32_t layer)
         pager_wait(paging->pager, it->place[it->held[i]].page);
 }
 
-static void release(struct block_source *source, uint32_t layer)
+static void let_go(struct paged_layer *it)
 {
-    struct paged_layer *it = &paging_of(source)->layer[layer];
-
     for (uint32_t i = 0; i < it->n_held; i++)
         it->place[it->held[i]].is_held = false;
     it->n_held = 0;
+}
+
+/* A step is done with what it held. */
+static void release(struct block_source *source, uint32_t layer)
+{
+    struct paging *paging = paging_of(source);
+    struct paged_layer *it = &paging->layer[layer];
+    uint64_t n_hit = 0;
+
+    for (uint32_t i = 0; i < it->n_held; i++) {
+        struct place *place = &it->place[it->held[i]];
+
+        n_hit += !place->is_fresh;
+        place->is_fresh = false;
+    }
+    it->use.n_step += it->n_held > 0;
+    it->use.n_hit += n_hit;
+    pager_count_hits(paging->pager, n_hit);
+    let_go(it);
 }
 
 /* What a row at `position` sees; its own block may not be there yet. */
@@ -582,7 +605,7 @@ bool paging_ready(struct paging *paging, const struct layer_memory *layer,
         if (paging->layer[i].plan->block_bytes == 0)
             continue;
         /* What was held for a step before it is not wanted any more. */
-        release(&paging->source, i);
+        let_go(&paging->layer[i]);
         is_all &= hold_step(paging, i, layer[i].state, position) &&
                   is_ready(&paging->source, i);
     }
@@ -602,4 +625,9 @@ size_t paging_in_ram(const struct paging *paging, uint32_t layer)
         if (paging->seat[i].is_taken && paging->seat[i].layer == layer)
             n += paging->seat[i].page->n_bytes;
     return n;
+}
+
+struct paging_use paging_use(const struct paging *paging, uint32_t layer)
+{
+    return paging->layer[layer].use;
 }

@@ -83,4 +83,13 @@ bool paging_ready(struct paging *paging, const struct layer_memory *layer,
 struct block_source *paging_source(struct paging *paging);
 /* Bytes of a layer's blocks that are in RAM. */
 size_t paging_in_ram(const struct paging *paging, uint32_t layer);
+
+/* Since the memory began. A step is a token that was sampled, or a piece of a
+ * prompt that sees the same blocks. */
+struct paging_use {
+    uint64_t n_step;
+    uint64_t n_hit;     /* blocks that a step saw and that were in RAM */
+    uint64_t n_fetched; /* blocks that were read */
+};
+struct paging_use paging_use(const struct paging *paging, uint32_t layer);
 #endif

@@ -71,6 +71,27 @@ static void is_paged(struct node *node, const char *name)
     cr_assert_leq(node->engine->charged, node->options.session_bytes);
 }
 
+/* What an inspection says of its steps is what the node has read. */
+static void is_counted(struct node *node, const char *name)
+{
+    const struct inspection *seen =
+        &node_call(node, about(node, COMMAND_INSPECT_SESSION, name))
+             ->end->inspected;
+    uint64_t n_fetched = 0, n_hit = 0;
+
+    for (uint32_t i = 0; i < seen->n_layer; i++) {
+        const struct inspected_layer *layer = &seen->layer[i];
+
+        cr_assert_eq(layer->n_step > 0, strcmp(layer->kind, "softmax") == 0);
+        cr_assert_eq(layer->n_fetched > 0, layer->fetched_bytes > 0);
+        n_fetched += layer->n_fetched;
+        n_hit += layer->n_hit;
+    }
+    cr_assert_eq(n_fetched, pager_n_read(node->pager));
+    cr_assert_eq(n_hit, pager_n_hit(node->pager));
+    cr_assert_gt(n_hit, 0);
+}
+
 static void same_as_in_ram(const char *policy, bool is_restarted,
                            bool is_killed)
 {
@@ -84,8 +105,10 @@ static void same_as_in_ram(const char *policy, bool is_restarted,
         is_paged(node, "a");
         if (policy[0] != 'w')
             cr_assert_gt(pager_n_read(node->pager), 0);
-        if (!is_restarted)
+        if (!is_restarted) {
+            is_counted(node, "a");
             continue;
+        }
         settle(node);
         if (is_killed)
             node_kill(node);

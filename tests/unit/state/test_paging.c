@@ -185,6 +185,37 @@ Test(paging, what_is_held_has_its_bytes)
     cr_assert_gt(pager_n_read(pager), 100);
 }
 
+/* A step sees the first block and the last, which are in RAM, and one that is
+ * not; the next step finds that one too. */
+Test(paging, counts_what_steps_find)
+{
+    struct block_source *source = paging_source(paging);
+    struct paging_use use;
+    uint32_t i = 0;
+
+    while (plan_of(i)->block_bytes == 0)
+        i++;
+    load();
+    for (uint64_t step = 1; step <= 2; step++) {
+        cr_assert_not_null(source->hold(source, i, 0));
+        cr_assert_not_null(source->hold(source, i, N_BLOCK - 1));
+        cr_assert_not_null(source->hold(source, i, N_BLOCK / 2));
+        cr_assert_not_null(source->hold(source, i, N_BLOCK / 2));
+        source->wait(source, i);
+        source->release(source, i);
+        use = paging_use(paging, i);
+        cr_assert_eq(use.n_step, step);
+        cr_assert_eq(use.n_hit, step == 1 ? 2 : 5);
+        cr_assert_eq(use.n_fetched, 1);
+    }
+    source->release(source, i); /* of nothing */
+    cr_assert_eq(paging_use(paging, i).n_step, 2);
+    cr_assert_eq(pager_n_hit(pager), 5);
+    cr_assert_eq(pager_n_read(pager), 1);
+    paging_clear(paging);
+    cr_assert_eq(paging_use(paging, i).n_step, 0);
+}
+
 /* New blocks stay in RAM until they are stored, and no more come before. */
 Test(paging, new_blocks_have_room_when_old_ones_are_stored)
 {
