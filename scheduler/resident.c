@@ -525,10 +525,11 @@ static void park(struct engine *engine, struct session *session)
 }
 
 /*
- * May its memory go, so that `own` can have room? What was fetched for a
- * request is its own until it has run, but for those that come before it:
- * otherwise requests that wait could take each other's for ever, each in the
- * time in which another's is being fetched.
+ * May its memory go, so that `own` can have room? Always for a more important
+ * one, and if it waits for its reader, who may be gone for hours. What was
+ * fetched for a request is its own until it has run, but for those that come
+ * before it: otherwise requests that wait could take each other's for ever,
+ * each in the time in which another's is being fetched.
  */
 static bool may_park(const struct request *request, const struct request *own,
                      bool is_behind)
@@ -539,11 +540,10 @@ static bool may_park(const struct request *request, const struct request *own,
         !resident->memory || resident->leaves || resident->image ||
         resident->n_checkpoint > 0)
         return false;
-    if (request->priority < own->priority)
+    if (request->priority < own->priority || request->is_paused)
         return true;
     return own->phase != REQUEST_LOADING &&
-           (!request->has_fetched || request->is_paused ||
-            (is_behind && request_comes_first(own)));
+           (!request->has_fetched || (is_behind && request_comes_first(own)));
 }
 
 /* The last one that waits, for a place or its reader, is parked. */
