@@ -24,7 +24,7 @@ struct serve_values {
     struct node_options node;
     const char *config, *listen, *tls_cert, *tls_key, *tls_ca, *log_level;
     uint64_t message_mib, max_streams, grace_s;
-    bool no_reflection;
+    bool no_reflection, has_operators;
 };
 
 #define FIELD(member) offsetof(struct serve_values, member)
@@ -69,6 +69,9 @@ static const struct setting ROWS[] = {
     {"tenant-keys", SETTING_TEXT, "", 0, 0, NULL, "FILE",
      "keys to seal exported sessions with: lines of TENANT and 64 hex digits",
      FIELD(node.tenant_keys)},
+    {"operators", SETTING_SWITCH, "false", 0, 0, NULL, "",
+     "calls whose metadata godwit-tenant is * see the sessions of all tenants",
+     FIELD(has_operators)},
     {"max-running", SETTING_NUMBER, "64", 1, 256, NULL, "requests",
      "in one batch", FIELD(node.max_running)},
     {"max-queue", SETTING_NUMBER, "256", 1, 65536, NULL, "requests",
@@ -153,6 +156,7 @@ static enum status start_server(const struct serve_values *values,
             .max_streams = (uint32_t)values->max_streams,
             .reply_bytes = REPLY_BYTES,
             .has_reflection = !values->no_reflection,
+            .has_operators = values->has_operators,
             .tokenizer = node_tokenizer(node),
             .model_name = base_name(values->node.model),
             .n_vocab = config->n_vocab,

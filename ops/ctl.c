@@ -215,6 +215,7 @@ static enum status connect_client(struct ctl *ctl, bool is_long)
         .tls_ca = options->tls_ca,
         .tls_cert = options->tls_cert,
         .tls_key = options->tls_key,
+        .tenant = options->tenant,
         .timeout_ms = is_long ? 0 : SHORT_TIMEOUT_MS,
     };
 

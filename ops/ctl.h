@@ -46,7 +46,7 @@ struct ctl_options {
     const char *labels, *durability, *policy, *prefix, *etag;
     const char *fork_name, *fork_at, *rewind_to;
     bool replays;
-    const char *file, *tenant, *show;
+    const char *file, *tenant, *seal_for, *show;
     bool has_state, is_sealed, is_log_only;
     uint64_t ttl; /* seconds; 0: never */
     uint64_t from, limit;

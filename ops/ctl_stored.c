@@ -290,7 +290,7 @@ static enum status call_export(struct ctl *ctl, FILE *file)
     request.session = name;
     request.with_state = options->has_state;
     request.seal = options->is_sealed;
-    request.tenant = (char *)options->tenant;
+    request.tenant = (char *)options->seal_for;
     if (*options->fork_at)
         st = ctl_parse_u64("at", options->fork_at, &request.position);
     if (!st)
@@ -402,7 +402,6 @@ static enum status call_import(struct ctl *ctl, struct upload *upload)
 
     godwit__v1__import_options__init(&upload->options);
     upload->options.session_id = (char *)ctl_short_name(options->fork_name);
-    upload->options.tenant = (char *)options->tenant;
     upload->options.log_only = options->is_log_only;
     upload->bytes = malloc(PIECE_BYTES);
     upload->message = malloc(PIECE_BYTES + 4096u); /* and the options */
@@ -422,8 +421,8 @@ enum status ctl_session_import(struct ctl *ctl)
     struct upload upload = {.file = is_stdin ? stdin : fopen(path, "rbe")};
     enum status st;
 
-    if (strlen(ctl->options.fork_name) + strlen(ctl->options.tenant) > 2048)
-        st = status_fail(STATUS_INVALID_ARGUMENT, "names are too long");
+    if (strlen(ctl->options.fork_name) > 2048)
+        st = status_fail(STATUS_INVALID_ARGUMENT, "name is too long");
     else if (!upload.file)
         st = status_fail(STATUS_INTERNAL, "cannot read %s: %s", path,
                          strerror(errno));

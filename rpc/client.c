@@ -2,6 +2,7 @@
 
 #include "google/rpc/error_details.pb-c.h"
 #include "google/rpc/status.pb-c.h"
+#include "rpc/caller.h"
 
 #include <errno.h>
 #include <grpc/byte_buffer.h>
@@ -21,7 +22,9 @@
 #define PORT_MAX 65535
 
 struct client {
-    char *endpoint; /* as given, for messages; owned */
+    char *endpoint;       /* as given, for messages; owned */
+    grpc_metadata tenant; /* of every call, if has_tenant */
+    bool has_tenant;
     uint32_t timeout_ms;
     grpc_channel *channel;
     grpc_completion_queue *queue;
@@ -172,6 +175,19 @@ static grpc_channel *make_channel(const char *endpoint,
     return grpc_channel_create(endpoint, credentials, &args);
 }
 
+static enum status take_tenant(struct client *client, const char *tenant)
+{
+    if (!has_text(tenant))
+        return STATUS_OK;
+    client->has_tenant = true;
+    client->tenant.key = grpc_slice_from_static_string(CALLER_KEY);
+    client->tenant.value = grpc_slice_from_copied_string(tenant);
+    if (grpc_header_nonbin_value_is_legal(client->tenant.value))
+        return STATUS_OK;
+    return status_fail(STATUS_INVALID_ARGUMENT,
+                       "tenant '%s' is not visible ASCII", tenant);
+}
+
 enum status client_create(const struct client_options *options,
                           struct client **out)
 {
@@ -192,7 +208,9 @@ enum status client_create(const struct client_options *options,
     client->timeout_ms = options->timeout_ms;
     grpc_init();
     client->queue = grpc_completion_queue_create_for_next(NULL);
-    st = make_credentials(options, &credentials);
+    st = take_tenant(client, options->tenant);
+    if (!st)
+        st = make_credentials(options, &credentials);
     if (st) {
         client_destroy(client);
         return st;
@@ -219,6 +237,8 @@ void client_destroy(struct client *client)
     grpc_completion_queue_destroy(client->queue);
     grpc_shutdown_blocking();
     pthread_mutex_destroy(&client->lock);
+    if (client->has_tenant)
+        grpc_slice_unref(client->tenant.value);
     free(client->endpoint);
     free(client);
 }
@@ -287,6 +307,10 @@ static void start(struct exchange *exchange, const void *request,
     grpc_op initial = {.op = GRPC_OP_RECV_INITIAL_METADATA};
     grpc_op status = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT};
 
+    if (exchange->client->has_tenant) {
+        send.data.send_initial_metadata.count = 1;
+        send.data.send_initial_metadata.metadata = &exchange->client->tenant;
+    }
     start_batch(exchange, &send, 1, &exchange->other_tag);
     initial.data.recv_initial_metadata.recv_initial_metadata =
         &exchange->initial;

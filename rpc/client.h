@@ -20,7 +20,8 @@ struct client;
 struct client_options {
     const char *endpoint;                    /* HOST:PORT or unix:/path */
     const char *tls_ca, *tls_cert, *tls_key; /* "" or NULL: plain text */
-    uint32_t timeout_ms;                     /* per call; 0: none */
+    const char *tenant;  /* said in each call's metadata; "" or NULL: none */
+    uint32_t timeout_ms; /* per call; 0: none */
 };
 
 /*
@@ -28,8 +29,10 @@ struct client_options {
  * checks the server, a certificate and its key show who we are (mTLS), and
  * without a CA gRPC's own roots judge the server.
  *   INVALID_ARGUMENT    the endpoint is no HOST:PORT or unix:/path, a file
- * holds no PEM block, or one of certificate and key is missing NOT_FOUND no
- * such PEM file RESOURCE_EXHAUSTED  no memory
+ *                       holds no PEM block, one of certificate and key is
+ *                       missing, or the tenant is not visible ASCII
+ *   NOT_FOUND           no such PEM file
+ *   RESOURCE_EXHAUSTED  no memory
  */
 MUST_CHECK enum status client_create(const struct client_options *options,
                                      struct client **out);

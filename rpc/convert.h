@@ -39,6 +39,7 @@ struct convert_node {
 struct note {
     char session[SESSION_NAME_SIZE]; /* without "sessions/"; "" ephemeral */
     char request_id[REQUEST_ID_SIZE];
+    char tenant[TENANT_SIZE];       /* whose call it is */
     char node[64];                  /* GetNode: the name asked for; "" any */
     char prefix[SESSION_NAME_SIZE]; /* ListSessions: of its filter */
     uint64_t progress_us; /* least time between two progress messages */

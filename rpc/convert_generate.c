@@ -1,3 +1,4 @@
+#include "rpc/caller.h"
 #include "rpc/convert_parts.h"
 #include "scheduler/sampler.h"
 
@@ -183,6 +184,8 @@ enum status take_tenant(const char *tenant, const char *field,
     if (n >= TENANT_SIZE)
         return bad_field(field, "tenant has %zu bytes, limit %u", n,
                          TENANT_SIZE - 1);
+    if (strcmp(tenant, CALLER_ALL) == 0)
+        return bad_field(field, "tenant is \"%s\": that names no one", tenant);
     memcpy(out, tenant, n + 1);
     return STATUS_OK;
 }
@@ -260,7 +263,7 @@ enum status convert_generate(struct job *job, const ProtobufCMessage *message)
         st = take_policy(request->policy, "policy", &generate->has_policy,
                          &generate->policy);
     if (!st)
-        st = take_tenant(request->tenant, "tenant", generate->tenant);
+        st = take_tenant(request->tenant, "tenant", job->command->tenant);
     if (!st)
         st = take_prefill(job, request->prefill);
     if (!st)
@@ -311,7 +314,7 @@ enum status convert_append(struct job *job, const ProtobufCMessage *message)
         st = take_policy(request->policy, "policy", &generate->has_policy,
                          &generate->policy);
     if (!st)
-        st = take_tenant(request->tenant, "tenant", generate->tenant);
+        st = take_tenant(request->tenant, "tenant", job->command->tenant);
     if (st)
         return st;
     sampling_init(&generate->sampling);

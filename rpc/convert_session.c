@@ -102,7 +102,8 @@ enum status convert_create(struct job *job, const ProtobufCMessage *message)
         st = take_policy(session->policy, "session.policy", &is_set,
                          &meta->policy);
     if (!st)
-        st = take_tenant(session->tenant, "session.tenant", meta->tenant);
+        st = take_tenant(session->tenant, "session.tenant",
+                         job->command->tenant);
     meta->is_pinned = session->pinned;
     return st;
 }
@@ -264,7 +265,8 @@ enum status convert_import(struct job *job, const ProtobufCMessage *message)
     if (options && options->session_id[0])
         st = take_id(options->session_id, "options.session_id", out->name);
     if (!st && options)
-        st = take_tenant(options->tenant, "options.tenant", out->tenant);
+        st = take_tenant(options->tenant, "options.tenant",
+                         job->command->tenant);
     if (st)
         return st;
     out->skips_state = options && options->log_only;

@@ -34,6 +34,7 @@ struct server_options {
     uint32_t max_streams;       /* concurrent calls per connection */
     size_t reply_bytes;         /* queue of one call; beyond: paused */
     bool has_reflection;
+    bool has_operators; /* rpc/caller.h */
 
     const struct tokenizer *tokenizer; /* NULL: text input is refused */
     const char *model_name;

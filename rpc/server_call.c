@@ -381,6 +381,26 @@ bool call_arm(struct server *server)
     return true;
 }
 
+bool call_metadata(const struct call *call, const char *key,
+                   const char **out_text, size_t *out_n_bytes)
+{
+    const struct call_state *state = (const struct call_state *)call;
+    uint32_t n = 0;
+
+    *out_text = "";
+    *out_n_bytes = 0;
+    for (size_t i = 0; i < state->metadata.count; i++) {
+        const grpc_metadata *entry = &state->metadata.metadata[i];
+
+        if (grpc_slice_str_cmp(entry->key, key) != 0)
+            continue;
+        n++;
+        *out_text = (const char *)GRPC_SLICE_START_PTR(entry->value);
+        *out_n_bytes = GRPC_SLICE_LENGTH(entry->value);
+    }
+    return n <= 1;
+}
+
 uint64_t call_deadline_us(const struct call *call, const struct clock *clock)
 {
     const struct call_state *state = (const struct call_state *)call;

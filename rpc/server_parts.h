@@ -96,6 +96,10 @@ void call_ref(struct call *call);
 void call_unref(struct call *call);
 /* Ask for one more message of the client (reflection). */
 void call_receive(struct call *call);
+/* The call's metadata under this key, if there is any. False: more than once,
+ * so that somebody's word stands against another's. */
+bool call_metadata(const struct call *call, const char *key,
+                   const char **out_text, size_t *out_n_bytes);
 /* The deadline on `clock`; 0: none. */
 uint64_t call_deadline_us(const struct call *call, const struct clock *clock);
 /*

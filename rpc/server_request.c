@@ -4,6 +4,7 @@
  */
 #include "base/log.h"
 #include "grpc/health/v1/health.pb-c.h"
+#include "rpc/caller.h"
 #include "rpc/reply.h"
 #include "rpc/server_parts.h"
 
@@ -109,6 +110,23 @@ static enum status push_piece(struct call *call, struct command *command)
     return queue_full();
 }
 
+static enum status take_caller(struct call *call, struct command *command)
+{
+    const char *text;
+    size_t n_bytes;
+    enum status st;
+
+    if (!call_metadata(call, CALLER_KEY, &text, &n_bytes)) {
+        status_fail(STATUS_INVALID_ARGUMENT, "metadata %s comes twice",
+                    CALLER_KEY);
+        return status_field(CALLER_KEY);
+    }
+    st = caller_apply(text, n_bytes, call->server->options.has_operators,
+                      command);
+    memcpy(call->note.tenant, command->tenant, sizeof(call->note.tenant));
+    return st;
+}
+
 /* bytes NULL: an import's client has sent all. */
 static enum status submit(struct call *call, const void *bytes, size_t n_bytes)
 {
@@ -120,6 +138,11 @@ static enum status submit(struct call *call, const void *bytes, size_t n_bytes)
 
     if (st)
         return st;
+    st = take_caller(call, command);
+    if (st) {
+        arena_destroy(command->arena);
+        return st;
+    }
     if (call->method->kind == METHOD_IMPORT_SESSION) {
         command->import.is_first = !call->id;
         command->import.is_last = !bytes;
@@ -156,6 +179,7 @@ bool request_session(struct call *call)
         command->kind = COMMAND_GET_SESSION;
         command->reply = call->id;
         command->arena = arena;
+        memcpy(command->tenant, call->note.tenant, sizeof(command->tenant));
         memcpy(command->target.session, call->note.session,
                sizeof(command->target.session));
     }

@@ -70,7 +70,6 @@ struct generate_command {
     uint64_t expected_position; /* ABORTED unless the log has this length */
     uint64_t resume_position;   /* replay committed tokens from here */
     int32_t priority;           /* higher first; below 0: sheddable */
-    char tenant[TENANT_SIZE];   /* "": nobody in particular */
     bool wants_progress;
 };
 
@@ -101,14 +100,13 @@ struct update_command {
 
 struct export_command {
     char session[SESSION_NAME_SIZE];
-    char tenant[TENANT_SIZE]; /* whose key seals it */
+    char tenant[TENANT_SIZE]; /* whose key seals it; "": the session's */
     uint64_t position;        /* so many tokens; 0: all committed ones */
     bool has_state, is_sealed;
 };
 
 struct import_command {
     char name[SESSION_NAME_SIZE]; /* "": the one that it had */
-    char tenant[TENANT_SIZE];     /* whose key opens it, and whose it is */
     bool skips_state;
     bool is_first, is_last; /* of its call; the above is the first one's */
     const void *bytes;      /* [n_bytes] in the arena */
@@ -119,8 +117,12 @@ struct command {
     enum command_kind kind;
     uint64_t reply;       /* 0: nobody listens */
     uint64_t deadline_us; /* clock's now_us(); 0: none */
-    struct arena *arena;  /* of the pointers below and of this struct; the
-                             engine destroys it when it is done */
+    /* Whose call it is: of sessions it sees that tenant's alone, and what it
+       makes is that tenant's. "" is a tenant like others. */
+    char tenant[TENANT_SIZE];
+    bool is_operator;    /* it sees all sessions, and makes none */
+    struct arena *arena; /* of the pointers below and of this struct; the
+                            engine destroys it when it is done */
     union {
         struct generate_command generate;
         struct {
@@ -134,7 +136,8 @@ struct command {
             bool replays;                     /* VERIFY: compute it again */
         } target;
         struct session_meta create; /* name, labels, expire_ms, durability,
-                                       policy; name "": the engine makes one */
+                                       policy; name "": the engine makes one;
+                                       the tenant is the command's */
         struct fork_command fork;
         struct export_command export;
         struct import_command import;

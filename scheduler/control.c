@@ -30,16 +30,31 @@ void control_expire(struct engine *engine, struct session *session)
     delete_session(engine, session);
 }
 
-enum status control_find(struct engine *engine, const char *name,
-                         struct session **out)
+static bool may_see(const struct command *command,
+                    const struct session *session)
+{
+    const char *tenant = session->tenant ? session->tenant : "";
+
+    return command->is_operator || strcmp(tenant, command->tenant) == 0;
+}
+
+/* Whoever's; NULL: there is none, or it has expired. */
+static struct session *find_any(struct engine *engine, const char *name)
 {
     struct session *session = table_find(engine, name);
 
-    if (session) {
-        control_expire(engine, session);
-        session = table_find(engine, name);
-    }
-    if (!session) {
+    if (!session)
+        return NULL;
+    control_expire(engine, session);
+    return table_find(engine, name);
+}
+
+enum status control_find(struct engine *engine, const struct command *command,
+                         const char *name, struct session **out)
+{
+    struct session *session = find_any(engine, name);
+
+    if (!session || !may_see(command, session)) {
         status_fail(STATUS_NOT_FOUND, "session %s does not exist", name);
         return status_because("SESSION_NOT_FOUND");
     }
@@ -80,9 +95,7 @@ void control_send(struct engine *engine, const struct session *session,
 
 enum status control_check_new(struct engine *engine, const char *name)
 {
-    struct session *session;
-
-    if (name[0] && control_find(engine, name, &session) == 0) {
+    if (name[0] && find_any(engine, name)) {
         status_fail(STATUS_ALREADY_EXISTS, "session %s exists", name);
         return status_because("SESSION_EXISTS");
     }
@@ -101,6 +114,7 @@ static enum status create(struct engine *engine, const struct command *command)
     struct session *session;
     enum status st = control_check_draining(engine);
 
+    memcpy(meta.tenant, command->tenant, sizeof(meta.tenant));
     if (!st)
         st = control_check_new(engine, meta.name);
     if (!st && model_check_policy(engine->options.model, &meta.policy))
@@ -121,36 +135,43 @@ static enum status create(struct engine *engine, const struct command *command)
 static enum status get(struct engine *engine, const struct command *command)
 {
     struct session *session;
-    enum status st = control_find(engine, command->target.session, &session);
+    enum status st =
+        control_find(engine, command, command->target.session, &session);
 
     if (!st)
         control_send(engine, session, command->reply);
     return st;
 }
 
+/* The next one from table[at] on that a list shows; n_session: none. */
+static uint64_t next_listed(const struct engine *engine,
+                            const struct command *command, uint64_t at)
+{
+    const char *prefix = command->list.prefix;
+
+    for (; at < engine->n_session; at++) {
+        if (strncmp(engine->table[at]->name, prefix, strlen(prefix)) != 0)
+            return engine->n_session;
+        if (may_see(command, engine->table[at]))
+            return at;
+    }
+    return at;
+}
+
 static enum status list(struct engine *engine, const struct command *command)
 {
     const struct list_command *l = &command->list;
-    size_t prefix_bytes = strlen(l->prefix);
-    uint64_t first = table_seek(engine, l->prefix), n_total = 0, at, n = 0;
+    uint64_t first = engine->n_session, n_total = 0, n = 0, at;
     struct event *event;
     struct session_info *info;
 
-    while (first + n_total < engine->n_session &&
-           strncmp(engine->table[first + n_total]->name, l->prefix,
-                   prefix_bytes) == 0)
+    for (at = next_listed(engine, command, table_seek(engine, l->prefix));
+         at < engine->n_session; at = next_listed(engine, command, at + 1)) {
         n_total++;
-    at = first;
-    if (l->after[0]) {
-        at = table_seek(engine, l->after);
-        if (at < engine->n_session &&
-            strcmp(engine->table[at]->name, l->after) == 0)
-            at++;
-        if (at < first)
-            at = first;
+        if (strcmp(engine->table[at]->name, l->after) <= 0)
+            continue;
+        first = n++ == 0 ? at : first;
     }
-    if (at < first + n_total)
-        n = first + n_total - at;
     event = event_create(EVENT_SESSIONS, command->reply,
                          (n < l->page_size ? n : l->page_size) * sizeof(*info),
                          (void **)&info);
@@ -162,8 +183,10 @@ static enum status list(struct engine *engine, const struct command *command)
     event->sessions.n_total = n_total;
     event->sessions.has_more = n > l->page_size;
     event->sessions.session = info;
-    for (uint32_t i = 0; i < event->sessions.n_session; i++)
-        session_info_get(engine, engine->table[at + i], &info[i]);
+    for (uint32_t i = 0; i < event->sessions.n_session; i++) {
+        session_info_get(engine, engine->table[first], &info[i]);
+        first = next_listed(engine, command, first + 1);
+    }
     flight_event(engine, event);
     return STATUS_OK;
 }
@@ -196,7 +219,7 @@ static enum status update(struct engine *engine, const struct command *command)
     const struct update_command *u = &command->update;
     struct session_meta earlier, meta;
     struct session *session;
-    enum status st = control_find(engine, u->session, &session);
+    enum status st = control_find(engine, command, u->session, &session);
 
     if (!st)
         st = check_update(engine, session, u);
@@ -231,7 +254,8 @@ static enum status remove_session(struct engine *engine,
                                   const struct command *command)
 {
     struct session *session;
-    enum status st = control_find(engine, command->target.session, &session);
+    enum status st =
+        control_find(engine, command, command->target.session, &session);
 
     if (st == STATUS_NOT_FOUND && command->target.allows_missing) {
         flight_done(engine, command->reply);
@@ -251,7 +275,8 @@ static enum status read_tokens(struct engine *engine,
 {
     struct session *session;
     uint64_t from = command->target.from, limit = command->target.limit;
-    enum status st = control_find(engine, command->target.session, &session);
+    enum status st =
+        control_find(engine, command, command->target.session, &session);
 
     if (st)
         return st;
@@ -313,7 +338,8 @@ static enum status checkpoint(struct engine *engine,
                               const struct command *command)
 {
     struct session *session;
-    enum status st = control_find(engine, command->target.session, &session);
+    enum status st =
+        control_find(engine, command, command->target.session, &session);
 
     if (!st)
         st = control_check_draining(engine);
@@ -326,7 +352,8 @@ static enum status park(struct engine *engine, const struct command *command)
 {
     struct session *session;
     struct errand *errand;
-    enum status st = control_find(engine, command->target.session, &session);
+    enum status st =
+        control_find(engine, command, command->target.session, &session);
 
     if (!st)
         st = control_check_draining(engine);
@@ -354,7 +381,7 @@ static struct request *find_request(const struct engine *engine,
 
     for (struct request *r = engine->first; r; r = r->after) {
         const char *own;
-        if (!request_is_turn(r))
+        if (!request_is_turn(r) || !may_see(command, r->session))
             continue;
         own = r->command ? r->command->generate.request_id
                          : r->session->resident->turn.request_id;
@@ -374,8 +401,8 @@ static bool cancel_open(struct engine *engine, const struct command *command)
     const char *id = command->target.request_id;
     const struct resident *resident = session ? session->resident : NULL;
 
-    if (!resident || session->request || !resident->has_turn ||
-        resident->turn.finish != FINISH_NONE ||
+    if (!resident || !may_see(command, session) || session->request ||
+        !resident->has_turn || resident->turn.finish != FINISH_NONE ||
         (id[0] && strcmp(id, resident->turn.request_id) != 0))
         return false;
     generate_close(engine, session);
@@ -572,8 +599,9 @@ static bool must_wait(const struct engine *engine,
     default:
         return false;
     }
-    return session ? session_is_in_pass(session)
-                   : request && request->is_in_pass;
+    if (session)
+        return may_see(command, session) && session_is_in_pass(session);
+    return request && request->is_in_pass;
 }
 
 void control_release(struct engine *engine)

@@ -169,10 +169,6 @@ void keep_release(struct engine *engine);
  */
 MUST_CHECK enum status keep_quota(struct engine *engine, const char *tenant,
                                   uint64_t n_session, uint64_t n_token);
-/* Do the session's turns belong to this tenant?
- *   PERMISSION_DENIED  TENANT_MISMATCH */
-MUST_CHECK enum status keep_check_tenant(const struct session *session,
-                                         const char *tenant);
 
 /* --- prefix.c --- */
 /* The owner has these snapshots now. */
@@ -338,9 +334,11 @@ void control_command(struct engine *engine, struct command *command);
 void control_expire(struct engine *engine, struct session *session);
 /* Carry out what waited for the end of a pass. */
 void control_release(struct engine *engine);
-/* Find a session that has not expired.  NOT_FOUND  SESSION_NOT_FOUND */
-MUST_CHECK enum status control_find(struct engine *engine, const char *name,
-                                    struct session **out);
+/* Find a session that has not expired, and that the command may see: another
+ * tenant's is as if it were not there.  NOT_FOUND  SESSION_NOT_FOUND */
+MUST_CHECK enum status control_find(struct engine *engine,
+                                    const struct command *command,
+                                    const char *name, struct session **out);
 
 /* Has the etag the session's value?  ABORTED  ETAG_MISMATCH */
 MUST_CHECK enum status control_check_etag(const struct session *session,

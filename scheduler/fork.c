@@ -155,7 +155,7 @@ enum status fork_session(struct engine *engine, const struct command *command)
     enum status st = control_check_draining(engine);
 
     if (!st)
-        st = control_find(engine, f->session, &session);
+        st = control_find(engine, command, f->session, &session);
     if (!st)
         st = control_check_new(engine, f->name);
     if (!st)
@@ -258,7 +258,7 @@ enum status fork_rewind(struct engine *engine, const struct command *command)
     enum status st = control_check_draining(engine);
 
     if (!st)
-        st = control_find(engine, command->target.session, &session);
+        st = control_find(engine, command, command->target.session, &session);
     if (!st)
         st = check_rewind(session, command);
     if (st)

@@ -352,14 +352,9 @@ void generate_admit(struct engine *engine, struct request *request)
     if (session->n_token > 0)
         drop_opening(&request->command->generate);
     g = &request->command->generate;
-    session->scope = prefix_scope(engine, session, g->tenant);
+    session->scope = prefix_scope(engine, session, request->command->tenant);
     is_again = resident->has_turn && g->request_id[0] &&
                strcmp(g->request_id, resident->turn.request_id) == 0;
-    st = keep_check_tenant(session, g->tenant);
-    if (st) {
-        request_fail(engine, request, FINISH_ERROR, status_cause());
-        return;
-    }
     if (is_again) {
         bool is_over = resident->turn.finish != FINISH_NONE;
         st = again(engine, request);
@@ -437,27 +432,23 @@ static enum status meet(struct engine *engine, struct request *request,
 }
 
 /* A session for this command, not yet listed. */
-static enum status provide(struct engine *engine,
-                           const struct generate_command *g,
+static enum status provide(struct engine *engine, const struct command *command,
                            struct session **out)
 {
+    const struct generate_command *g = &command->generate;
     struct session_meta meta = {.durability = DURABILITY_NONE,
                                 .policy = g->policy,
                                 .path = log_path_alone((struct uid){0, 0})};
     enum status st = STATUS_OK;
 
+    memcpy(meta.tenant, command->tenant, TENANT_SIZE);
     if (g->session[0]) {
-        if (engine->n_session >= engine->options.max_sessions) {
-            status_fail(STATUS_RESOURCE_EXHAUSTED,
-                        "node keeps %lu sessions, limit %lu", engine->n_session,
-                        engine->options.max_sessions);
-            return fail_because(STATUS_RESOURCE_EXHAUSTED, "STATE_SLOTS");
-        }
-        st = keep_quota(engine, g->tenant, 1, 0);
+        st = control_check_new(engine, g->session);
+        if (!st)
+            st = keep_quota(engine, command->tenant, 1, 0);
         if (st)
             return st;
         memcpy(meta.name, g->session, SESSION_NAME_SIZE);
-        memcpy(meta.tenant, g->tenant, TENANT_SIZE);
         meta.durability =
             g->has_durability ? g->durability : engine->options.durability;
         st = generate_meta(engine, &meta);
@@ -468,14 +459,15 @@ static enum status provide(struct engine *engine,
 }
 
 static enum status find_session(struct engine *engine,
-                                const struct generate_command *g,
+                                const struct command *command,
                                 struct session **out)
 {
+    const struct generate_command *g = &command->generate;
     enum status st;
 
     if (!g->session[0])
-        return provide(engine, g, out);
-    st = control_find(engine, g->session, out);
+        return provide(engine, command, out);
+    st = control_find(engine, command, g->session, out);
     if (st != STATUS_NOT_FOUND || !g->creates)
         return st;
     if (g->has_resume)
@@ -484,7 +476,7 @@ static enum status find_session(struct engine *engine,
                                         "is nothing to resume",
                                         g->session),
                             "REQUEST_UNKNOWN");
-    return provide(engine, g, out);
+    return provide(engine, command, out);
 }
 
 /* A snapshot that is computed again for nobody in particular: whoever comes
@@ -510,7 +502,7 @@ static enum status arrive(struct engine *engine, struct command *command)
     enum status st = check_command(engine, command);
 
     if (!st)
-        st = find_session(engine, g, &session);
+        st = find_session(engine, command, &session);
     if (st)
         return st;
     if (session->request && is_own_errand(session->request))
@@ -520,7 +512,7 @@ static enum status arrive(struct engine *engine, struct command *command)
     asked.session = session;
     asked.promise = request_promise(
         engine, session, session->n_token + g->n_token, asked.n_reply);
-    st = schedule_admit(engine, &asked, g->tenant);
+    st = schedule_admit(engine, &asked, command->tenant);
     if (st) {
         session_put(session);
         return st;

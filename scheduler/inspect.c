@@ -7,7 +7,8 @@ enum status inspect_session(struct engine *engine,
 {
     struct session *session;
     struct errand *errand;
-    enum status st = control_find(engine, command->target.session, &session);
+    enum status st =
+        control_find(engine, command, command->target.session, &session);
 
     if (!st)
         st = errand_create(engine, ERRAND_INSPECT, session, command->reply,

@@ -255,12 +255,3 @@ enum status keep_quota(struct engine *engine, const char *tenant,
         return over(tenant, "store_bytes", usage.stored, 0, o->tenant_store);
     return STATUS_OK;
 }
-
-enum status keep_check_tenant(const struct session *session, const char *tenant)
-{
-    if (!session->tenant || strcmp(session->tenant, tenant) == 0)
-        return STATUS_OK;
-    status_fail(STATUS_PERMISSION_DENIED,
-                "session %s belongs to another tenant", session->name);
-    return status_because("TENANT_MISMATCH");
-}

@@ -8,14 +8,22 @@
 
 /* --- export --- */
 
-static enum status find_key(const struct engine *engine, const char *tenant,
+/* Its tenant's; only what is nobody's is sealed for whoever is named. */
+static enum status find_key(const struct engine *engine,
+                            const struct session *session,
+                            const struct export_command *e,
                             const struct seal_key **out)
 {
-    *out = keyring_find(engine->options.keys, tenant);
+    const char *tenant = session->tenant ? session->tenant : e->tenant;
+
+    *out = e->tenant[0] && strcmp(e->tenant, tenant) != 0
+               ? NULL
+               : keyring_find(engine->options.keys, tenant);
     if (*out)
         return STATUS_OK;
     status_fail(STATUS_FAILED_PRECONDITION,
-                "this node has no key of tenant \"%s\"", tenant);
+                "this node has no key of tenant \"%s\" for this session",
+                e->tenant[0] ? e->tenant : tenant);
     return status_because("KEY_MISSING");
 }
 
@@ -63,16 +71,14 @@ enum status transfer_export(struct engine *engine,
     struct exporter *exporter;
     struct session *session;
     struct errand *errand;
-    enum status st = control_find(engine, e->session, &session);
+    enum status st = control_find(engine, command, e->session, &session);
 
     if (!st)
         st = control_check_draining(engine);
     if (!st)
         st = check_export(session, e);
-    if (!st && e->is_sealed && e->tenant[0])
-        st = keep_check_tenant(session, e->tenant);
     if (!st && e->is_sealed)
-        st = find_key(engine, e->tenant, &source.key);
+        st = find_key(engine, session, e, &source.key);
     if (st)
         return st;
     session_meta_get(session, &source.meta);
@@ -158,7 +164,7 @@ static enum status begin_import(struct engine *engine,
         .snapshots = engine->options.snapshots,
         .n_vocab = engine->n_vocab,
         .n_context = engine->n_context,
-        .key = keyring_find(engine->options.keys, i->tenant),
+        .key = keyring_find(engine->options.keys, command->tenant),
         .create_ms = engine_wall_ms(engine),
         .skips_state = i->skips_state};
     struct session_meta meta = {0};
@@ -173,7 +179,7 @@ static enum status begin_import(struct engine *engine,
     if (st)
         return st;
     shell.uid = source.log = meta.uid;
-    source.scope = prefix_scope(engine, &shell, i->tenant);
+    source.scope = prefix_scope(engine, &shell, command->tenant);
     st = importer_create(&source, &importer);
     if (st)
         return st;
@@ -185,7 +191,7 @@ static enum status begin_import(struct engine *engine,
     (*out)->importer = importer;
     (*out)->log = meta.uid;
     memcpy((*out)->name, i->name, sizeof((*out)->name));
-    memcpy((*out)->tenant, i->tenant, sizeof((*out)->tenant));
+    memcpy((*out)->tenant, command->tenant, sizeof((*out)->tenant));
     return STATUS_OK;
 }
 

@@ -9,7 +9,8 @@ enum status verify_session(struct engine *engine, const struct command *command)
     struct scrub_source source;
     struct errand *errand;
     struct scrub *scrub;
-    enum status st = control_find(engine, command->target.session, &session);
+    enum status st =
+        control_find(engine, command, command->target.session, &session);
 
     if (!st)
         st = control_check_draining(engine);

@@ -49,22 +49,43 @@ class NodeError(Exception):
     """The node did not start, or not stop, as it should."""
 
 
-class Client:
-    """One connection and its stubs."""
+class Metadata(grpc.UnaryUnaryClientInterceptor,
+               grpc.UnaryStreamClientInterceptor,
+               grpc.StreamUnaryClientInterceptor):
+    """Says the same in each call, whatever its method."""
 
-    def __init__(self, endpoint, credentials=None, options=()):
+    def __init__(self, *pairs):
+        self.pairs = pairs
+
+    def say(self, go_on, details, request):
+        return go_on(details._replace(
+            metadata=tuple(details.metadata or ()) + self.pairs), request)
+
+    intercept_unary_unary = intercept_unary_stream = say
+    intercept_stream_unary = say
+
+
+class Client:
+    """One connection and its stubs, of a tenant or of nobody."""
+
+    def __init__(self, endpoint, credentials=None, options=(), tenant=None):
         if credentials is None:
-            self.channel = grpc.insecure_channel(endpoint, CHANNEL + list(options))
+            self.connection = grpc.insecure_channel(endpoint,
+                                                    CHANNEL + list(options))
         else:
-            self.channel = grpc.secure_channel(endpoint, credentials,
-                                               CHANNEL + list(options))
+            self.connection = grpc.secure_channel(endpoint, credentials,
+                                                  CHANNEL + list(options))
+        self.channel = self.connection
+        if tenant is not None:
+            self.channel = grpc.intercept_channel(
+                self.connection, Metadata(("godwit-tenant", tenant)))
         self.generation = generation_pb2_grpc.GenerationServiceStub(self.channel)
         self.session = session_pb2_grpc.SessionServiceStub(self.channel)
         self.admin = admin_pb2_grpc.AdminServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
     def close(self):
-        self.channel.close()
+        self.connection.close()
 
     def __enter__(self):
         return self

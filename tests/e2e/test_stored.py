@@ -195,11 +195,11 @@ class Bundles(unittest.TestCase):
             node.kill()
         cls.workspace.__exit__(None, None, None)
 
-    def expect_goes_on(self, client, name, seed, tenant=""):
+    def expect_goes_on(self, client, name, seed):
         """As a session that shares nothing with it."""
         reply = client.generate(gen.GenerateRequest(
             session="sessions/" + name, tokenized=tokens(ids(seed, 20)),
-            sampling_params=sampled(16, seed), tenant=tenant), timeout=120)
+            sampling_params=sampled(16, seed)), timeout=120)
         log = client.log(name)
         alone = turn(self.judge, "", log[:-16], 16, seed=seed)
         self.assertEqual(alone.ids, reply.ids)
@@ -241,11 +241,17 @@ class Bundles(unittest.TestCase):
             self.assertEqual(unseal(sealed, key), plain)
             name = "sealed-" + tenant
             import_(self.target, sealed, name, tenant=tenant, piece=777777)
-            self.expect_goes_on(self.target, name, 3, tenant)
-            with self.assertRaises(grpc.RpcError) as caught:
-                self.expect_goes_on(self.target, name, 3, "eve")
-            self.assertEqual(error_info(caught.exception).reason,
-                             "TENANT_MISMATCH")
+            with self.nodes[1].client(tenant=tenant) as client:
+                self.expect_goes_on(client, name, 3)
+                with self.assertRaises(grpc.RpcError) as caught:
+                    export(client, name, seal=True, tenant="eve")
+                self.assertEqual(error_info(caught.exception).reason,
+                                 "KEY_MISSING")
+            with self.nodes[1].client(tenant="eve") as client:
+                with self.assertRaises(grpc.RpcError) as caught:
+                    self.expect_goes_on(client, name, 3)
+                self.assertEqual(error_info(caught.exception).reason,
+                                 "SESSION_NOT_FOUND")
             for wrong in KEYS.keys() - {tenant}:
                 self.refuses(Code.FAILED_PRECONDITION, "KEY_MISMATCH", sealed,
                              tenant=wrong)
@@ -297,7 +303,7 @@ class Bundles(unittest.TestCase):
         path = os.path.join(self.directory, "s.bundle")
         source, target = self.nodes[0].endpoint, self.nodes[1].endpoint
         run = ctl(source, "session", "export", "f", "--file", path,
-                  "--with-state", "--seal", "--tenant", "ann")
+                  "--with-state", "--seal", "--seal-for", "ann")
         self.assertEqual((run.code, run.out), (0, ""), run.err)
         self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
         run = ctl(source, "session", "export", "f", "--file", path)
@@ -310,8 +316,12 @@ class Bundles(unittest.TestCase):
                   "--tenant", "ann", "--output", "json")
         self.assertEqual(run.code, 0, run.err)
         self.assertEqual(json.loads(run.out)["id"], "by-ctl")
-        self.expect_goes_on(self.target, "by-ctl", 11, "ann")
+        with self.nodes[1].client(tenant="ann") as client:
+            self.expect_goes_on(client, "by-ctl", 11)
         run = ctl(target, "session", "park", "by-ctl", "--output", "json")
+        self.assertEqual(run.code, 3, run.err)
+        run = ctl(target, "session", "park", "by-ctl", "--tenant", "ann",
+                  "--output", "json")
         self.assertEqual(run.code, 0, run.err)
         self.assertEqual(json.loads(run.out)["state"], "PARKED")
         part = os.path.join(self.directory, "part.bundle")
@@ -339,6 +349,7 @@ class Limits(unittest.TestCase):
                     node.start()
                     with node.client() as client:
                         self.expect_all(client, judge)
+                    with node.client(tenant="ann") as client:
                         self.expect_quotas(client)
             finally:
                 node.kill()
@@ -381,7 +392,7 @@ class Limits(unittest.TestCase):
         def ask(session, count):
             return client.generate(gen.GenerateRequest(
                 session="sessions/" + session, create_session=True,
-                tenant="ann", tokenized=tokens(ids(1, count)),
+                tokenized=tokens(ids(1, count)),
                 sampling_params=greedy(4)), timeout=120)
 
         ask("a", 16000)

@@ -512,7 +512,7 @@ Test(convert, generate_carries_every_field)
     cr_expect(g->has_policy && g->policy.kind == POLICY_QUEST &&
               g->policy.n_pick == 1);
     cr_expect_eq(g->priority, -5);
-    cr_expect_str_eq(g->tenant, "acme");
+    cr_expect_str_eq(command->tenant, "acme");
     cr_expect(g->creates && g->wants_progress && !g->is_append);
     cr_expect_str_eq(note.session, "A.b_c-1");
     cr_expect_str_eq(note.request_id, "req-1");

@@ -104,7 +104,7 @@ static inline struct command *import_piece(uint64_t reply,
     if (i->name)
         snprintf(command->import.name, SESSION_NAME_SIZE, "%s", i->name);
     if (i->tenant)
-        snprintf(command->import.tenant, TENANT_SIZE, "%s", i->tenant);
+        snprintf(command->tenant, TENANT_SIZE, "%s", i->tenant);
     command->import.skips_state = i->skips_state;
     command->import.bytes = copy;
     command->import.n_bytes = n;

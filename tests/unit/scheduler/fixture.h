@@ -68,6 +68,7 @@ struct node {
     bool has_pager;  /* sessions that do not see all have pages */
     struct pager *pager;
     /* the client */
+    const char *tenant; /* of calls that do not say; NULL: nobody's */
     struct reply reply[REPLY_MAX];
     uint64_t last_reply;
 };
@@ -345,6 +346,8 @@ static inline uint64_t node_reply(struct node *node)
 
 static inline void node_send(struct node *node, struct command *command)
 {
+    if (node->tenant && !command->tenant[0])
+        snprintf(command->tenant, TENANT_SIZE, "%s", node->tenant);
     need(ring_push(node->inbox, &command));
 }
 
@@ -384,6 +387,13 @@ static inline struct reply *node_call(struct node *node,
     node_send(node, command);
     node_until(node, reply);
     return &node->reply[reply];
+}
+
+/* The command, as this tenant's. */
+static inline struct command *of(struct command *command, const char *tenant)
+{
+    snprintf(command->tenant, TENANT_SIZE, "%s", tenant);
+    return command;
 }
 
 /* The command, of a session under this policy; NULL: as it is. */

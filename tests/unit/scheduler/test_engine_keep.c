@@ -16,7 +16,7 @@ static struct reply *make_of(struct node *node, const char *name,
     struct command *command = generate(node, name, "", N_LOG - 20, salt);
     struct reply *reply;
 
-    snprintf(command->generate.tenant, TENANT_SIZE, "%s", tenant);
+    snprintf(command->tenant, TENANT_SIZE, "%s", tenant);
     command->generate.sampling.max_tokens = 20;
     command->generate.sampling.ignore_eos = true;
     reply = node_call(node, command);
@@ -241,30 +241,6 @@ Test(engine_keep, a_limit_that_cannot_be_kept_is_no_harm)
 
 /* --- tenants --- */
 
-Test(engine_keep, a_session_is_its_tenants_alone)
-{
-    struct node *node = fork_node();
-    struct command *command;
-
-    log_set_level(LOG_ERROR);
-    cr_assert(reply_completed(make_of(node, "a", "ann", 1), FINISH_LENGTH));
-    cr_assert(reply_failed(make_of(node, "a", "bob", 2),
-                           STATUS_PERMISSION_DENIED, "TENANT_MISMATCH"));
-    cr_assert(reply_failed(make_of(node, "a", "", 2), STATUS_PERMISSION_DENIED,
-                           "TENANT_MISMATCH"));
-    restart(node, true);
-    cr_assert(reply_failed(make_of(node, "a", "bob", 2),
-                           STATUS_PERMISSION_DENIED, "TENANT_MISMATCH"));
-    cr_assert_eq(node_read(node, "a")->n_token, N_LOG, "and has not changed");
-    fork_at(node, "a", "f", 100);
-    cr_assert(reply_failed(make_of(node, "f", "bob", 2),
-                           STATUS_PERMISSION_DENIED, "TENANT_MISMATCH"));
-    cr_assert(reply_completed(make_of(node, "f", "ann", 3), FINISH_LENGTH));
-    command = about(node, COMMAND_GET_SESSION, "f");
-    cr_assert_str_eq(node_call(node, command)->end->session.meta.tenant, "ann");
-    node_destroy(node);
-}
-
 static struct node *quota_node(uint64_t n_session, uint64_t n_token,
                                size_t store)
 {
@@ -289,12 +265,13 @@ Test(engine_keep, a_tenant_has_so_many_sessions)
     struct node *node = quota_node(2, 0, 0);
     struct command *command;
 
+    node->tenant = "ann";
     make_of(node, "a", "ann", 1);
     make_of(node, "b", "ann", 2);
     cr_assert(is_over_quota(make_of(node, "c", "ann", 3), "tenant.sessions"));
     command = command_make(COMMAND_CREATE_SESSION, node_reply(node));
     strcpy(command->create.name, "c");
-    strcpy(command->create.tenant, "ann");
+    strcpy(command->tenant, "ann");
     cr_assert(is_over_quota(node_call(node, command), "tenant.sessions"));
     cr_assert(is_over_quota(fork_at(node, "a", "c", 10), "tenant.sessions"));
     cr_assert_null(table_find(node->engine, "c"));
@@ -311,6 +288,7 @@ Test(engine_keep, a_tenant_has_so_many_tokens)
 {
     struct node *node = quota_node(0, 2 * N_LOG + 10, 0);
 
+    node->tenant = "ann";
     make_of(node, "a", "ann", 1);
     cr_assert(reply_completed(make_of(node, "b", "ann", 2), FINISH_LENGTH));
     cr_assert(is_over_quota(make_of(node, "c", "ann", 3), "tenant.tokens"));
@@ -350,7 +328,10 @@ Test(engine_keep, two_tenants_never_share_a_hit)
     cr_assert_eq(reply->end->complete.n_cached, 0);
     reply = make_of(node, "e", "ann", 1);
     cr_assert_gt(reply->end->complete.n_cached, 0, "its own it finds");
-    cr_assert(same_tokens(node_read(node, "a"), node_read(node, "c")));
+    node->tenant = "ann";
+    reply = node_read(node, "a");
+    node->tenant = "bob";
+    cr_assert(same_tokens(reply, node_read(node, "c")));
     node_destroy(judge);
     node_destroy(node);
 }

@@ -308,7 +308,7 @@ static struct command *of_tenant(struct node *node, const char *name,
 {
     struct command *command = talk(node, name, n_token, 2, n_token);
 
-    snprintf(command->generate.tenant, TENANT_SIZE, "%s", tenant);
+    snprintf(command->tenant, TENANT_SIZE, "%s", tenant);
     return command;
 }
 

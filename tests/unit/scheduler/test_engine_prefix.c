@@ -189,7 +189,7 @@ Test(engine_prefix, nothing_is_shared_between_tenants)
         struct reply *reply;
 
         command->generate.n_shared = 200;
-        strcpy(command->generate.tenant, tenant[i]);
+        strcpy(command->tenant, tenant[i]);
         reply = node_call(node, command);
         settle(node);
         if (i < 3)
@@ -201,10 +201,10 @@ Test(engine_prefix, nothing_is_shared_between_tenants)
     node_stop(node);
     node_start(node);
     struct command *command = prompt(node, "", 1, 200, 300, 9);
-    strcpy(command->generate.tenant, "c");
+    strcpy(command->tenant, "c");
     expect_reuse(node_call(node, command), REUSE_NONE, 0, 0);
     command = prompt(node, "", 1, 200, 300, 9);
-    strcpy(command->generate.tenant, "b");
+    strcpy(command->tenant, "b");
     expect_reuse(node_call(node, command), REUSE_PREFIX, 200, 200);
     node_destroy(node);
 }

@@ -254,7 +254,7 @@ static void go_on_of(struct node *node, const char *name, const char *tenant,
 {
     struct command *command = generate(node, name, "", 3, salt);
 
-    snprintf(command->generate.tenant, TENANT_SIZE, "%s", tenant);
+    snprintf(command->tenant, TENANT_SIZE, "%s", tenant);
     command->generate.sampling.max_tokens = n_output;
     command->generate.sampling.ignore_eos = true;
     cr_assert(reply_completed(node_call(node, command), FINISH_LENGTH));
@@ -293,6 +293,7 @@ Test(engine_transfer, a_sealed_session_opens_by_its_tenants_key_alone,
     end = import_with(to, &in, bundle);
     cr_assert_eq(end->kind, EVENT_SESSION);
     event_destroy(end);
+    to->tenant = "ann";
     go_on_of(to, "t", "ann", 4, 3);
     cr_assert(judge_agrees(judge, to, "t", 4, 3));
     how.tenant = "eve";
