@@ -128,6 +128,16 @@ size_t paged_bytes(const struct engine *engine, const struct policy *policy,
 /* So many leading tokens of its memory were saved. */
 void paged_stored(struct session *session, uint64_t n_token,
                   const struct log_path *base);
+/*
+ * Of what a prompt could start from: such as are its own, which it reads for as
+ * long as it runs, so their logs must be kept for it; else those that fit into
+ * its pages, as if it had computed them. Not of both kinds.
+ */
+void paged_sources(const struct engine *engine, const struct session *session,
+                   struct prefix_answer *answer);
+/* A memory is about to be filled from one of these. */
+void paged_fetch(const struct session *session, struct memory *memory,
+                 const struct snapshot_source *best);
 /* Its memory is of this snapshot now. */
 void paged_fetched(struct session *session,
                    const struct snapshot_source *source);

@@ -63,13 +63,49 @@ void paged_stored(struct session *session, uint64_t n_token,
     session->resident->is_short = false;
 }
 
+/* Are its blocks of a log that is kept for this session? */
+static bool is_own(const struct session *session,
+                   const struct snapshot_source *source)
+{
+    for (uint32_t p = 0; p < session->n_piece; p++)
+        if (uid_equal(source->uid, session->piece[p].log) &&
+            source->position <= session->piece[p].end)
+            return true;
+    return false;
+}
+
+void paged_sources(const struct engine *engine, const struct session *session,
+                   struct prefix_answer *answer)
+{
+    const uint64_t n_page = paging_most(engine->options.model, &session->policy,
+                                        page_bytes(engine, &session->policy));
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < answer->n_hit; i++) {
+        const struct snapshot_source *hit = &answer->hit[i];
+
+        if (!is_own(session, hit) && hit->position / KV_BLOCK >= n_page)
+            continue;
+        if (n == 0 || is_own(session, hit) == is_own(session, answer->hit))
+            answer->hit[n++] = *hit;
+    }
+    answer->n_hit = n;
+}
+
+void paged_fetch(const struct session *session, struct memory *memory,
+                 const struct snapshot_source *best)
+{
+    if (memory_paging(memory) && !is_own(session, best))
+        paging_adopt(memory_paging(memory));
+}
+
 void paged_fetched(struct session *session,
                    const struct snapshot_source *source)
 {
     struct resident *resident = session->resident;
     const struct paging *paging = paging_of(resident);
 
-    if (!paging)
+    if (!paging || !is_own(session, source)) /* it has stored nothing of it */
         return;
     resident->snapshot_position = source->position;
     resident->snapshot_chain = source->chain;

@@ -310,6 +310,7 @@ static bool send_fetch(struct engine *engine, struct session *session,
         free(job);
         return false;
     }
+    paged_fetch(session, job->memory, answer->hit);
     for (uint32_t i = 0; i < answer->n_hit; i++)
         if (answer->hit[i].position >= from + PREFIX_MIN)
             job->source[job->n_source++] = answer->hit[i];
@@ -344,23 +345,6 @@ static enum restore_reason_code why_not(const struct prefix_answer *answer,
     return REUSE_NONE;
 }
 
-/* A session with pages reads its blocks for as long as it runs: they must be of
- * logs that are kept for it. */
-static void keep_own(const struct session *session,
-                     struct prefix_answer *answer)
-{
-    uint32_t n = 0;
-
-    for (uint32_t i = 0; i < answer->n_hit; i++)
-        for (uint32_t p = 0; p < session->n_piece; p++)
-            if (uid_equal(answer->hit[i].uid, session->piece[p].log) &&
-                answer->hit[i].position <= session->piece[p].end) {
-                answer->hit[n++] = answer->hit[i];
-                break;
-            }
-    answer->n_hit = n;
-}
-
 bool prefix_seek(struct engine *engine, struct request *request)
 {
     struct session *session = request->session;
@@ -382,7 +366,7 @@ bool prefix_seek(struct engine *engine, struct request *request)
         return false;
     prefix_find(engine->prefix, &query, &answer);
     if (paged_is(engine, session))
-        keep_own(session, &answer);
+        paged_sources(engine, session, &answer);
     plan_stop(engine, request, answer.n_hit ? answer.hit[0].position : from,
               query.limit, &answer);
     if (answer.n_hit > 0 && answer.hit[0].position >= from + PREFIX_MIN &&

@@ -49,6 +49,7 @@ struct paging {
     uint64_t n_block, capacity, n_stored;
     struct log_path base;
     struct uid own;
+    bool adopts; /* in the next load */
     bool is_lost;
     size_t page_bytes;
     uint32_t n_paged; /* layers that have blocks */
@@ -105,6 +106,15 @@ size_t paging_least(const struct model *model, const struct policy *policy)
     const struct extent_of_blocks it = measure(model, policy);
 
     return it.n_paged * (n_seen(policy) + BLOCKS_AHEAD) * it.page_bytes;
+}
+
+uint64_t paging_most(const struct model *model, const struct policy *policy,
+                     size_t max_bytes)
+{
+    const struct extent_of_blocks it = measure(model, policy);
+
+    return it.n_paged ? max_bytes / it.page_bytes / it.n_paged - n_seen(policy)
+                      : UINT32_MAX;
 }
 
 static uint64_t capacity_for(uint64_t n_block)
@@ -429,14 +439,16 @@ enum status paging_expect(struct paging *paging, uint64_t n_block)
              !st && paging->layer[i].plan->block_bytes && b < n_block; b++)
             st = set_index(paging, &paging->layer[i], b);
     if (!st)
-        paging->n_block = paging->n_stored = n_block;
+        paging->n_block = n_block;
+    if (!st && !paging->adopts)
+        paging->n_stored = n_block;
     return st;
 }
 
-/* Does any step from the end on see it? */
+/* Is it not in the store, or does any step from the end on see it? */
 static bool is_near(const struct paging *paging, uint64_t block)
 {
-    return block < paging->policy.n_sink ||
+    return block >= paging->n_stored || block < paging->policy.n_sink ||
            block + paging->policy.n_window + 1 >= paging->n_stored;
 }
 
@@ -447,7 +459,7 @@ enum status paging_put(struct paging *paging, uint32_t layer, uint64_t block,
     const size_t n = it->plan->block_bytes, n_index = it->plan->index_bytes;
     const void *index = (const char *)bytes + n - n_index;
 
-    assert(block < paging->n_stored);
+    assert(block < paging->n_block);
     if (paging_is_short(paging, layer))
         view_shorten(it->plan, index, it->index[block]);
     else if (n_index)
@@ -458,6 +470,19 @@ enum status paging_put(struct paging *paging, uint32_t layer, uint64_t block,
         return STATUS_RESOURCE_EXHAUSTED;
     memcpy(it->place[block].page->bytes, bytes, n);
     return STATUS_OK;
+}
+
+void paging_adopt(struct paging *paging)
+{
+    paging->adopts = true;
+}
+
+void paging_loaded(struct paging *paging, uint64_t n_block,
+                   const struct log_path *base, struct uid own)
+{
+    if (!paging->adopts)
+        paging_stored(paging, n_block, base, own);
+    paging->adopts = false;
 }
 
 void paging_stored(struct paging *paging, uint64_t n_block,

@@ -37,6 +37,10 @@ size_t paging_bytes(const struct model *model, const struct policy *policy,
  *   RESOURCE_EXHAUSTED  no memory, or no page: paging_room() says how many
  */
 MUST_CHECK enum status paging_reserve(struct paging *paging, uint64_t n_block);
+/* Blocks that are not stored that there may be in max_bytes, beside what one
+ * step needs. */
+uint64_t paging_most(const struct model *model, const struct policy *policy,
+                     size_t max_bytes);
 /* So many new blocks have pages now, or could have, beside what one step
  * needs. */
 uint64_t paging_room(const struct paging *paging);
@@ -49,11 +53,17 @@ bool paging_is_short(const struct paging *paging, uint32_t layer);
 /*
  * A load: blocks [0, n_block) are in the store, and are put one after the
  * other. Those that the next steps see for sure stay in RAM.
- *   RESOURCE_EXHAUSTED  no memory
+ *   RESOURCE_EXHAUSTED  no memory; paging_put(): or no page
  */
 MUST_CHECK enum status paging_expect(struct paging *paging, uint64_t n_block);
 MUST_CHECK enum status paging_put(struct paging *paging, uint32_t layer,
                                   uint64_t block, const void *bytes);
+/* The next load is of blocks that others may delete: all of them stay in RAM,
+ * as if the session had computed them, until it has stored them itself. */
+void paging_adopt(struct paging *paging);
+/* It is over: the blocks were read as paging_stored() says. */
+void paging_loaded(struct paging *paging, uint64_t n_block,
+                   const struct log_path *base, struct uid own);
 /* None again. */
 void paging_clear(struct paging *paging);
 

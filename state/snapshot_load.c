@@ -270,7 +270,7 @@ static enum status fill(struct attempt *attempt, struct memory *memory,
         if (*out == RESTORE_HIT)
             *out = load_blocks(attempt);
         if (*out == RESTORE_HIT && memory_paging(memory))
-            paging_stored(memory_paging(memory), attempt->position / KV_BLOCK,
+            paging_loaded(memory_paging(memory), attempt->position / KV_BLOCK,
                           &attempt->manifest->base, attempt->manifest->uid);
         if (*out == RESTORE_HIT)
             memory_advance(memory, attempt->position);

@@ -6,6 +6,7 @@
  */
 #include "scheduler/engine_calls.h"
 #include "state/pager.h"
+#include "state/paging.h"
 #include "tests/unit/scheduler/fixture.h"
 
 #include <criterion/criterion.h>
@@ -258,4 +259,84 @@ Test(engine_paged, a_session_that_sees_all_must_fit)
     reply = node_call(node, turn_of(node, "b", "full", 0));
     cr_assert(reply_failed(reply, STATUS_RESOURCE_EXHAUSTED, "KV_MEMORY"));
     node_destroy(node);
+}
+
+#define N_PREFIX 512u
+
+/* What every one of them begins with, then tokens of its own. */
+static struct command *branch(struct node *node, const char *name,
+                              const char *policy, uint32_t n_own)
+{
+    struct command *command = generate(node, name, "", N_PREFIX + n_own, 5);
+    uint32_t *token = (uint32_t *)command->generate.token;
+
+    for (uint32_t t = 0; t < n_own; t++)
+        token[N_PREFIX + t] = (uint32_t)(name[0] + t) % 500;
+    command->generate.n_shared = N_PREFIX;
+    command->generate.sampling.max_tokens = 100;
+    command->generate.sampling.ignore_eos = true;
+    return under(command, policy);
+}
+
+static void delete_session(struct node *node, const char *name)
+{
+    cr_assert_eq(
+        node_call(node, about(node, COMMAND_DELETE_SESSION, name))->last,
+        EVENT_DONE);
+    settle(node);
+}
+
+/* A session with pages starts from another's prefix, in this life and in the
+ * next one, and needs it no more when it has begun; but not from one that has
+ * more blocks than it has pages. */
+static void starts_from_anothers(const char *policy, bool is_restarted,
+                                 bool fits)
+{
+    struct node *alone = make(false), *node = make(true);
+    struct reply *want, *got;
+    struct policy its;
+
+    must(policy_parse(policy, &its));
+    node->engine->options.page_bytes = node->options.page_bytes =
+        fits ? 2 * paging_least(node->model, &its) : 0;
+    node_completed(node, branch(node, "first", policy, 30));
+    settle(node);
+    if (is_restarted) {
+        node_kill(node);
+        node_start(node);
+    }
+    for (uint32_t t = 0; t < 2; t++) {
+        want = t ? turn(alone, "b", NULL, 1)
+                 : node_completed(alone, branch(alone, "b", policy, 700));
+        got = t ? turn(node, "b", NULL, 1)
+                : node_completed(node, branch(node, "b", policy, 700));
+        cr_assert(same_tokens(got, want), "%s, turn %u", policy, t);
+        is_paged(node, "b");
+        if (t)
+            continue;
+        cr_assert_eq(got->end->complete.n_cached, fits ? N_PREFIX : 0, "%s",
+                     policy);
+        cr_assert_eq(got->end->complete.reuse == REUSE_PREFIX, fits);
+        delete_session(node, "first");
+    }
+    settle(node);
+    node_kill(node); /* what it stored is whole without the other's */
+    node_start(node);
+    want = turn(alone, "b", NULL, 2);
+    got = turn(node, "b", NULL, 2);
+    cr_assert(same_tokens(got, want), "%s, in the next life", policy);
+    cr_assert_eq(got->end->complete.reuse, REUSE_RESTORED);
+    cr_assert_gt(got->end->complete.n_cached, N_PREFIX);
+    node_destroy(alone);
+    node_destroy(node);
+}
+
+Test(engine_paged, starts_from_anothers_prefix_that_fits_into_its_pages,
+     .timeout = 120)
+{
+    for (uint32_t p = 0; p < N_POLICY; p++)
+        for (uint32_t is_restarted = 0; is_restarted < 2; is_restarted++) {
+            starts_from_anothers(POLICY[p], is_restarted, true);
+            starts_from_anothers(POLICY[p], is_restarted, false);
+        }
 }

@@ -162,6 +162,64 @@ Test(engine_policy, divides_the_prefixes)
     node_destroy(node);
 }
 
+static void settle(struct node *node)
+{
+    node_until(node, 0);
+    while (node->engine->n_image > 0 || node->engine->n_job > 0)
+        if (!node_step(node))
+            ring_wait(node->inbox, 1);
+}
+
+/* What nameless prompts and sessions under one policy have left serves that
+ * policy alone, also in the node's next life: prompts of the others, which are
+ * the same tokens, start from nothing. */
+static void restarted_prefix(uint32_t p, const char *name, bool is_killed)
+{
+    struct node *node = node_create(NULL), *alone[N_POLICY];
+    struct reply *want[N_POLICY], *got;
+    struct command *command;
+
+    node_start(node);
+    for (uint32_t q = 0; q < N_POLICY; q++) {
+        alone[q] = node_create(NULL);
+        node_start(alone[q]);
+        want[q] = turn(alone[q], "", POLICY[q], 0);
+    }
+    command = turn_of(node, name, POLICY[p], 0);
+    command->generate.n_shared = 320;
+    cr_assert(reply_completed(node_call(node, command), FINISH_LENGTH));
+    settle(node);
+    if (is_killed)
+        node_kill(node);
+    else
+        node_stop(node);
+    node_start(node);
+    for (uint32_t q = 0; q < N_POLICY; q++) {
+        uint32_t r = (p + 1 + q) % N_POLICY; /* its own one is the last */
+
+        got = turn(node, "", POLICY[r], 0);
+        cr_assert(same_tokens(got, want[r]), "%s after %s", POLICY[r],
+                  POLICY[p]);
+        cr_assert_eq(got->end->complete.reuse == REUSE_PREFIX, r == p,
+                     "%s after %s: %d", POLICY[r], POLICY[p],
+                     (int)got->end->complete.reuse);
+        cr_assert_eq(got->end->complete.n_cached, r == p ? 320 : 0);
+        settle(node);
+    }
+    for (uint32_t q = 0; q < N_POLICY; q++)
+        node_destroy(alone[q]);
+    node_destroy(node);
+}
+
+Test(engine_policy, divides_the_prefixes_of_an_earlier_life, .timeout = 120)
+{
+    for (uint32_t p = 0; p < N_POLICY; p++)
+        for (uint32_t is_killed = 0; is_killed < 2; is_killed++) {
+            restarted_prefix(p, "", is_killed);
+            restarted_prefix(p, "kept", is_killed);
+        }
+}
+
 static void verify(struct node *node, const char *name)
 {
     struct command *command =

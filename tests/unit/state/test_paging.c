@@ -101,7 +101,7 @@ static void load(void)
                 cr_assert_eq(paging_put(paging, i, b, bytes), STATUS_OK);
             free(bytes);
         }
-    paging_stored(paging, N_BLOCK, &base, own_log);
+    paging_loaded(paging, N_BLOCK, &base, own_log);
 }
 
 static void begin(void)
@@ -277,4 +277,53 @@ Test(paging, may_go_while_blocks_are_read)
             cr_assert_not_null(source->hold(source, i, b));
         paging_clear(paging);
     }
+}
+
+/* Of a load of another's blocks all stay, until they are stored: as many as
+ * paging_most() says, and not one more than there are pages. */
+Test(paging, what_is_adopted_stays_until_it_is_stored)
+{
+    const size_t least = paging_least(model, &policy);
+    const uint64_t n = paging_most(model, &policy, least);
+    struct log_path base = {0};
+    unsigned char *bytes = malloc(1u << 20);
+    enum status st = STATUS_OK;
+    uint64_t b = 0;
+
+    cr_assert(n > 0 && n < N_BLOCK);
+    paging_adopt(paging);
+    cr_assert_eq(paging_expect(paging, N_BLOCK), STATUS_OK);
+    for (; !st && b < N_BLOCK; b++)
+        for (uint32_t i = 0; !st && i < n_layer(); i++) {
+            pattern(bytes, plan_of(i)->block_bytes, b, i);
+            if (plan_of(i)->block_bytes)
+                st = paging_put(paging, i, b, bytes);
+        }
+    cr_assert_eq(st, STATUS_RESOURCE_EXHAUSTED);
+    cr_assert_gt(b, n);
+    paging_clear(paging);
+    cr_assert_eq(paging_expect(paging, n), STATUS_OK);
+    for (b = 0; b < n; b++)
+        for (uint32_t i = 0; i < n_layer(); i++) {
+            pattern(bytes, plan_of(i)->block_bytes, b, i);
+            if (plan_of(i)->block_bytes)
+                cr_assert_eq(paging_put(paging, i, b, bytes), STATUS_OK);
+        }
+    paging_loaded(paging, n, &base, own_log);
+    cr_assert_eq(paging_n_stored(paging), 0);
+    cr_assert_eq(paging_n_block(paging), n);
+    for (b = 0; b < n; b++)
+        for (uint32_t i = 0; i < n_layer(); i++) {
+            const size_t n_bytes = plan_of(i)->block_bytes;
+
+            pattern(bytes, n_bytes, b, i);
+            if (n_bytes)
+                cr_assert_eq(
+                    memcmp(paging_blocks(paging, i)[b], bytes, n_bytes), 0);
+        }
+    paging_stored(paging, n, &base, own_log);
+    cr_assert_eq(paging_n_stored(paging), n);
+    cr_assert_gt(paging_room(paging), 0);
+    cr_assert_eq(pager_n_read(pager), 0);
+    free(bytes);
 }
