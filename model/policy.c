@@ -19,9 +19,14 @@ static const struct kind {
     [POLICY_WINDOW] = {"window",
                        {POLICY_WINDOW, KEYS_RANK, 1, 16, 0, 0, INDEX_NONE}},
     [POLICY_INFLLM] = {"infllm",
-                       {POLICY_INFLLM, KEYS_FAR, 1, 16, 32, 8, INDEX_BOUNDS}},
+                       {POLICY_INFLLM, KEYS_FAR, 1, 16, 32, 8, INDEX_BOUNDS,
+                        POLICY_INFLLM, 1}},
     [POLICY_QUEST] = {"quest",
-                      {POLICY_QUEST, KEYS_TRUE, 1, 16, 32, 8, INDEX_BOUNDS}},
+                      {POLICY_QUEST, KEYS_TRUE, 1, 16, 32, 8, INDEX_BOUNDS,
+                       POLICY_QUEST, 1}},
+    [POLICY_RECYCLE] = {"recycle",
+                        {POLICY_RECYCLE, KEYS_TRUE, 1, 16, 32, 8, INDEX_BOUNDS,
+                         POLICY_QUEST, 8}},
 };
 
 /* ------------------------------------------------------------------- texts */
@@ -79,10 +84,50 @@ static enum status parse_index(const char *text, enum index_kind *out)
                        "policy has index=%s, allowed are keys, bounds", text);
 }
 
-static enum status parse_parameter(char *text, struct policy *policy)
+static enum status parse_reuse(const char *text, uint32_t *out)
+{
+    char *end;
+    const unsigned long n = strtoul(text, &end, 10);
+
+    if (end == text || *end || n == 0 || n > POLICY_REUSE_MAX || (n & (n - 1)))
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "policy has reuse=%s, allowed are powers of two up "
+                           "to %u",
+                           text, POLICY_REUSE_MAX);
+    *out = (uint32_t)n;
+    return STATUS_OK;
+}
+
+/* All numbers become the base's own, so it comes before those that change. */
+static enum status parse_base(const char *text, bool is_first,
+                              struct policy *policy)
+{
+    const struct policy was = *policy;
+    enum policy_kind base = POLICY_INFLLM;
+
+    while (base <= POLICY_QUEST && strcmp(text, KIND[base].name) != 0)
+        base++;
+    if (base > POLICY_QUEST)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "policy has base=%s, allowed are infllm, quest",
+                           text);
+    if (!is_first)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "policy has base=%s behind other parameters, it "
+                           "has to be the first",
+                           text);
+    *policy = KIND[base].policy;
+    policy->kind = was.kind;
+    policy->reuse = was.reuse;
+    return STATUS_OK;
+}
+
+static enum status parse_parameter(char *text, bool is_first,
+                                   struct policy *policy)
 {
     const bool has_look_up = policy->index != INDEX_NONE;
-    const bool has_index = policy->kind == POLICY_INFLLM;
+    const bool has_index = policy->base == POLICY_INFLLM;
+    const bool has_base = policy->kind == POLICY_RECYCLE;
     char *value = strchr(text, '=');
 
     if (value) {
@@ -99,13 +144,17 @@ static enum status parse_parameter(char *text, struct policy *policy)
             return parse_step(value, &policy->step);
         if (has_index && strcmp(text, "index") == 0)
             return parse_index(value, &policy->index);
+        if (has_base && strcmp(text, "base") == 0)
+            return parse_base(value, is_first, policy);
+        if (has_base && strcmp(text, "reuse") == 0)
+            return parse_reuse(value, &policy->reuse);
     }
-    return status_fail(STATUS_INVALID_ARGUMENT,
-                       "policy %s has no parameter '%s', there are: sink, "
-                       "window, keys%s%s",
-                       KIND[policy->kind].name, text,
-                       has_look_up ? ", pick, step" : "",
-                       has_index ? ", index" : "");
+    return status_fail(
+        STATUS_INVALID_ARGUMENT,
+        "policy %s has no parameter '%s', there are: sink, "
+        "window, keys%s%s%s",
+        KIND[policy->kind].name, text, has_look_up ? ", pick, step" : "",
+        has_index ? ", index" : "", has_base ? ", base, reuse" : "");
 }
 
 enum status policy_parse(const char *text, struct policy *out)
@@ -135,7 +184,7 @@ enum status policy_parse(const char *text, struct policy *out)
                            "policy full has no parameters");
     for (char *each = parameters ? strtok_r(parameters, ":", &save) : NULL;
          each && !st; each = strtok_r(NULL, ":", &save))
-        st = parse_parameter(each, &policy);
+        st = parse_parameter(each, each == parameters, &policy);
     if (!st)
         *out = policy;
     return st;
@@ -146,6 +195,9 @@ void policy_format(const struct policy *policy, char out[POLICY_TEXT_SIZE])
     const struct kind *kind = &KIND[policy->kind];
     int n = snprintf(out, POLICY_TEXT_SIZE, "%s", kind->name);
 
+    if (policy->kind == POLICY_RECYCLE)
+        n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":base=%s",
+                      KIND[policy->base].name);
     if (policy->kind != POLICY_FULL)
         n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n,
                       ":sink=%u:window=%u", policy->n_sink * KV_BLOCK,
@@ -153,10 +205,13 @@ void policy_format(const struct policy *policy, char out[POLICY_TEXT_SIZE])
     if (policy->index)
         n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":pick=%u:step=%u",
                       policy->n_pick * KV_BLOCK, policy->step);
+    if (policy->kind == POLICY_RECYCLE)
+        n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":reuse=%u",
+                      policy->reuse);
     if (policy->kind != POLICY_FULL)
         n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":keys=%s",
                       RULE[policy->keys]);
-    if (policy->kind == POLICY_INFLLM)
+    if (policy->base == POLICY_INFLLM)
         n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":index=%s",
                       INDEX[policy->index]);
     assert(n > 0 && n < (int)POLICY_TEXT_SIZE);
@@ -166,19 +221,42 @@ bool policy_equal(const struct policy *a, const struct policy *b)
 {
     return a->kind == b->kind && a->keys == b->keys && a->n_sink == b->n_sink &&
            a->n_window == b->n_window && a->n_pick == b->n_pick &&
-           a->step == b->step && a->index == b->index;
+           a->step == b->step && a->index == b->index && a->base == b->base &&
+           a->reuse == b->reuse;
 }
 
 bool policy_looks_at_positions(const struct policy *policy)
 {
-    return policy->kind == POLICY_QUEST;
+    return policy->base == POLICY_QUEST;
 }
 
 /* ----------------------------------------------------------------- choices */
 
+uint32_t policy_period(const struct policy *policy)
+{
+    return policy->index ? policy->step * policy->reuse : GRID;
+}
+
+/* Grid chunks in which the window does not move; 1: it moves with each. */
+static uint32_t still_chunks(const struct policy *policy)
+{
+    const uint32_t n = policy_period(policy) / GRID;
+
+    return n ? n : 1;
+}
+
+uint32_t policy_kept(const struct policy *policy)
+{
+    return policy->n_sink + policy->n_window + still_chunks(policy) - 1;
+}
+
+/* As it was when the look-up was made: what leaves it behind that could not be
+ * chosen, so it stays. */
 static uint64_t window_start(const struct policy *policy, uint64_t chunk)
 {
-    return chunk > policy->n_window ? chunk - policy->n_window : 0;
+    const uint64_t since = chunk - chunk % still_chunks(policy);
+
+    return since > policy->n_window ? since - policy->n_window : 0;
 }
 
 struct block_range policy_candidates(const struct policy *policy,

@@ -21,18 +21,23 @@
  * infllm  look-up by bounds of keys, or by some of the keys, without positions;
  *         far blocks at one constant distance. InfLLM, arXiv:2402.04617
  * quest   look-up by bounds of keys, true positions. Quest, arXiv:2406.10774
+ * recycle the look-up of infllm or quest, one for `reuse` steps in a row, in
+ *         which no block leaves the window. Recycled Attention,
+ *         arXiv:2411.05787
  */
 #include "base/status.h"
 #include "kernels/backend.h"
 
 #define POLICY_BLOCK_MAX 1024u /* of sinks, of a window, of picks */
-#define POLICY_TEXT_SIZE 96u
+#define POLICY_REUSE_MAX 64u   /* steps of one choice */
+#define POLICY_TEXT_SIZE 128u
 
 enum policy_kind {
     POLICY_FULL,
     POLICY_WINDOW,
     POLICY_INFLLM,
     POLICY_QUEST,
+    POLICY_RECYCLE,
     N_POLICY_KIND
 };
 
@@ -52,6 +57,10 @@ struct policy {
     uint32_t n_sink, n_window, n_pick; /* blocks */
     uint32_t step; /* positions; divides GRID. 0 in policies without look-up */
     enum index_kind index; /* what its look-up reads of each block */
+    enum policy_kind base; /* whose look-up it makes: infllm's or quest's */
+    uint32_t reuse; /* steps that a choice serves: a power of two, so that
+                       they are a part of a grid chunk or some whole ones.
+                       0 in policies without look-up */
 };
 
 /*
@@ -68,11 +77,17 @@ void policy_format(const struct policy *policy, char out[POLICY_TEXT_SIZE]);
 bool policy_equal(const struct policy *a, const struct policy *b);
 
 /* Names of all kinds, "full, window, ...", for help. */
-#define POLICY_NAMES "full, window, infllm, quest"
+#define POLICY_NAMES "full, window, infllm, quest, recycle"
 
 /* Do bounds hold keys where they are? Else keys and bounds have no position,
  * and the query is at the distance of far blocks. */
 bool policy_looks_at_positions(const struct policy *policy);
+
+/* Positions that one look-up serves; those without one: a grid chunk. */
+uint32_t policy_period(const struct policy *policy);
+
+/* The most blocks before its own that a row sees without a look-up. */
+uint32_t policy_kept(const struct policy *policy);
 
 /* Blocks [first, end) among which the look-up for rows of grid chunk `chunk`
  * chooses; none: equal. */
@@ -105,5 +120,5 @@ struct policy_view {
 uint32_t policy_see(const struct policy *policy, uint64_t chunk,
                     const uint32_t *pick, uint32_t n_pick,
                     struct policy_view *out);
-#define POLICY_SEEN_MAX (3 * POLICY_BLOCK_MAX + 1)
+#define POLICY_SEEN_MAX (3 * POLICY_BLOCK_MAX + POLICY_REUSE_MAX + 1)
 #endif

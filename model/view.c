@@ -249,7 +249,7 @@ static void make_query(const struct viewed *it, uint64_t position, float *query)
                                              .table = batch->rope});
 }
 
-/* For the step behind `position`, the last one of its own. */
+/* For the steps behind `position`, the last one of its own. */
 static void look_up(const struct viewed *it, uint64_t position)
 {
     const struct mixer_batch *batch = it->args->batch;
@@ -274,7 +274,7 @@ static void look_up(const struct viewed *it, uint64_t position)
         policy_choose(it->policy, among, room->score, it->look.pick + 1);
 }
 
-/* Rows [row, row + n) at `position`, all of one step, have been seen. */
+/* Rows [row, row + n) at `position`, all with the same view, have been seen. */
 static void advance(const struct viewed *it, uint32_t row, uint32_t n,
                     uint64_t position)
 {
@@ -282,21 +282,27 @@ static void advance(const struct viewed *it, uint32_t row, uint32_t n,
 
     if (it->index == INDEX_NONE)
         return;
-    add_queries(it, row, n, position);
+    for (uint64_t at = position, behind; at < end; at = behind) {
+        behind = (at / it->policy->step + 1) * it->policy->step;
+        behind = behind < end ? behind : end;
+        add_queries(it, row + (uint32_t)(at - position),
+                    (uint32_t)(behind - at), at);
+    }
     if (end % GRID == 0)
         seal(it, end / GRID - 1);
-    if (end % it->policy->step == 0)
+    if (end % policy_period(it->policy) == 0)
         look_up(it, end - 1);
 }
 
 /* ------------------------------------------------------------------- spans */
 
 /* Positions from one on that see the same blocks before their own. */
-static uint64_t step_end(const struct viewed *it, uint64_t position)
+static uint64_t view_end(const struct viewed *it, uint64_t position)
 {
-    const uint64_t step = it->index ? it->policy->step : GRID;
+    const uint32_t period = policy_period(it->policy);
+    const uint32_t n = period < GRID ? period : GRID;
 
-    return (position / step + 1) * step;
+    return (position / n + 1) * n;
 }
 
 /* Where keys and values of a block are, or will be; NULL: no room for them. */
@@ -307,8 +313,8 @@ static void *block_of(const struct viewed *it, uint64_t block)
                : it->memory->block[block];
 }
 
-/* A span for rows from `row` on of one step, if what they see still fits. */
-static bool add_step(const struct viewed *it, uint32_t row, uint32_t n,
+/* A span for rows from `row` on with one view, if what they see still fits. */
+static bool add_view(const struct viewed *it, uint32_t row, uint32_t n,
                      uint64_t position, uint32_t *n_seen)
 {
     struct view_room *room = it->args->batch->views;
@@ -354,10 +360,10 @@ static uint32_t add_rows(const struct viewed *it, const struct span *span,
         return to;
     }
     while (from < to) {
-        const uint64_t left = step_end(it, position) - position;
+        const uint64_t left = view_end(it, position) - position;
         const uint32_t n = left < to - from ? (uint32_t)left : to - from;
 
-        if (!add_step(it, from, n, position, n_seen))
+        if (!add_view(it, from, n, position, n_seen))
             break;
         advance(it, from, n, position);
         from += n;

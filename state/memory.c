@@ -641,16 +641,17 @@ uint64_t memory_position(const struct memory *memory)
 /* Slabs that rows see in any case: sinks, the window, the open one. */
 static uint64_t slabs_kept(const struct policy *policy)
 {
-    return policy->n_sink + policy->n_window + 2;
+    return policy_kept(policy) + 2;
 }
 
 /* Slabs that rows may see beyond those: what they write and what their steps
  * have chosen, in each layer another one. */
 static uint64_t slabs_touched(const struct policy *policy, uint64_t n_token)
 {
-    const uint64_t n_step = policy->step ? n_token / policy->step + 1 : 0;
+    const uint64_t n_choice =
+        policy->index ? n_token / policy_period(policy) + 1 : 0;
 
-    return n_token / KV_BLOCK + 1 + n_step * policy->n_pick;
+    return n_token / KV_BLOCK + 1 + n_choice * policy->n_pick;
 }
 
 /* The slots of its slabs: where the first layer with blocks has its own. */

@@ -14,8 +14,9 @@ static const char *const POLICY[] = {
     "window:sink=64:window=64",
     "infllm:sink=0:window=0:pick=64:step=16",
     "quest:sink=64:window=0:pick=64:step=8",
+    "recycle:base=infllm:sink=0:window=0:pick=64:step=8:reuse=16",
 };
-#define N_POLICY 4u
+#define N_POLICY 5u
 #define N_TURN 3u
 
 static struct command *turn_of(struct node *node, const char *name,

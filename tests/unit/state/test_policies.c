@@ -27,6 +27,8 @@ static const char *const POLICY[] = {
     "infllm:sink=0:window=0:pick=64:step=1:keys=rank:index=keys",
     "quest:sink=64:window=64:pick=128:step=16",
     "quest:sink=0:window=128:pick=64:step=64:keys=far",
+    "recycle:sink=64:window=64:pick=64:step=8:reuse=4",
+    "recycle:base=infllm:sink=0:window=0:pick=64:step=16:reuse=8:index=keys",
 };
 #define N_POLICY (sizeof(POLICY) / sizeof(POLICY[0]))
 
@@ -349,6 +351,7 @@ Test(policies, one_that_leaves_nothing_out_is_full)
         "infllm:sink=64:window=64:pick=384:keys=rank",
         "quest:sink=0:window=0:pick=512:step=64",
         "quest:sink=64:window=128:pick=512:step=8:keys=rank",
+        "recycle:sink=0:window=0:pick=512:step=8:reuse=16",
     };
     struct bench bench = open_best();
     float *full = whole(&bench, "full");
@@ -360,6 +363,33 @@ Test(policies, one_that_leaves_nothing_out_is_full)
         free(got);
     }
     free(full);
+    close_bench(&bench);
+}
+
+/* As a base whose choice is made for every step; with more steps to a choice,
+ * as one whose steps are longer, where both add up the same queries. */
+Test(policies, a_recycled_choice_is_that_of_its_base)
+{
+    static const char *const PAIR[][2] = {
+        {"recycle:sink=64:window=64:pick=64:step=16:reuse=1",
+         "quest:sink=64:window=64:pick=64:step=16"},
+        {"recycle:base=infllm:sink=0:window=64:pick=64:step=4:reuse=1",
+         "infllm:sink=0:window=64:pick=64:step=4"},
+        {"recycle:sink=0:window=0:pick=64:step=1:reuse=16",
+         "quest:sink=0:window=0:pick=64:step=16"},
+        {"recycle:sink=0:window=0:pick=64:step=2:reuse=8:keys=far",
+         "recycle:sink=0:window=0:pick=64:step=4:reuse=4:keys=far"},
+    };
+    struct bench bench = open_best();
+
+    for (size_t i = 0; i < sizeof(PAIR) / sizeof(PAIR[0]); i++) {
+        float *want = whole(&bench, PAIR[i][1]);
+        float *got = whole(&bench, PAIR[i][0]);
+
+        assert_same(&bench, want, got, PAIR[i][0], "not being its base");
+        free(want);
+        free(got);
+    }
     close_bench(&bench);
 }
 
