@@ -1,16 +1,17 @@
 #include "model/policy.h"
 
 #include <assert.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 static const char *const RULE[N_KEY_RULE] = {"true", "rank", "far"};
 
-/* Their own numbers: a sixteenth of what the papers' models see, for ours has
- * a sixteenth of their context. */
-static const char *const INDEX[N_INDEX] = {"none", "keys", "bounds"};
+static const char *const INDEX[N_INDEX] = {"none", "keys", "bounds", "mass"};
 
+/* Their own numbers: a sixteenth of what the papers' models see, for ours has
+ * a sixteenth of their context. snapkv's are those of its paper's code. */
 static const struct kind {
     const char *name;
     struct policy policy;
@@ -27,6 +28,8 @@ static const struct kind {
     [POLICY_RECYCLE] = {"recycle",
                         {POLICY_RECYCLE, KEYS_TRUE, 1, 16, 32, 8, INDEX_BOUNDS,
                          POLICY_QUEST, 8}},
+    [POLICY_SNAPKV] = {"snapkv",
+                       {POLICY_SNAPKV, KEYS_TRUE, 0, 1, 32, 1, INDEX_MASS}},
 };
 
 /* ------------------------------------------------------------------- texts */
@@ -75,7 +78,7 @@ static enum status parse_rule(const char *text, enum key_rule *out)
 
 static enum status parse_index(const char *text, enum index_kind *out)
 {
-    for (uint32_t i = INDEX_NONE + 1; i < N_INDEX; i++)
+    for (uint32_t i = INDEX_KEYS; i <= INDEX_BOUNDS; i++)
         if (strcmp(text, INDEX[i]) == 0) {
             *out = (enum index_kind)i;
             return STATUS_OK;
@@ -95,6 +98,20 @@ static enum status parse_reuse(const char *text, uint32_t *out)
                            "to %u",
                            text, POLICY_REUSE_MAX);
     *out = (uint32_t)n;
+    return STATUS_OK;
+}
+
+static enum status parse_end(const char *text, uint64_t *out)
+{
+    char *end;
+    const unsigned long n = strtoul(text, &end, 10);
+
+    if (end == text || *end || n == 0 || n > POLICY_END_MAX)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "policy has end=%s, allowed are 1 to %lu, the "
+                           "tokens of the prompt",
+                           text, POLICY_END_MAX);
+    *out = n;
     return STATUS_OK;
 }
 
@@ -125,7 +142,9 @@ static enum status parse_base(const char *text, bool is_first,
 static enum status parse_parameter(char *text, bool is_first,
                                    struct policy *policy)
 {
-    const bool has_look_up = policy->index != INDEX_NONE;
+    const bool has_pick = policy->index != INDEX_NONE;
+    const bool has_step = policy->base != POLICY_FULL;
+    const bool has_end = policy->kind == POLICY_SNAPKV;
     const bool has_index = policy->base == POLICY_INFLLM;
     const bool has_base = policy->kind == POLICY_RECYCLE;
     char *value = strchr(text, '=');
@@ -138,9 +157,9 @@ static enum status parse_parameter(char *text, bool is_first,
             return parse_blocks(text, value, &policy->n_window);
         if (strcmp(text, "keys") == 0)
             return parse_rule(value, &policy->keys);
-        if (has_look_up && strcmp(text, "pick") == 0)
+        if (has_pick && strcmp(text, "pick") == 0)
             return parse_blocks(text, value, &policy->n_pick);
-        if (has_look_up && strcmp(text, "step") == 0)
+        if (has_step && strcmp(text, "step") == 0)
             return parse_step(value, &policy->step);
         if (has_index && strcmp(text, "index") == 0)
             return parse_index(value, &policy->index);
@@ -148,13 +167,15 @@ static enum status parse_parameter(char *text, bool is_first,
             return parse_base(value, is_first, policy);
         if (has_base && strcmp(text, "reuse") == 0)
             return parse_reuse(value, &policy->reuse);
+        if (has_end && strcmp(text, "end") == 0)
+            return parse_end(value, &policy->end);
     }
-    return status_fail(
-        STATUS_INVALID_ARGUMENT,
-        "policy %s has no parameter '%s', there are: sink, "
-        "window, keys%s%s%s",
-        KIND[policy->kind].name, text, has_look_up ? ", pick, step" : "",
-        has_index ? ", index" : "", has_base ? ", base, reuse" : "");
+    return status_fail(STATUS_INVALID_ARGUMENT,
+                       "policy %s has no parameter '%s', there are: sink, "
+                       "window, keys%s%s%s%s%s",
+                       KIND[policy->kind].name, text, has_pick ? ", pick" : "",
+                       has_step ? ", step" : "", has_index ? ", index" : "",
+                       has_base ? ", base, reuse" : "", has_end ? ", end" : "");
 }
 
 enum status policy_parse(const char *text, struct policy *out)
@@ -190,31 +211,43 @@ enum status policy_parse(const char *text, struct policy *out)
     return st;
 }
 
+/* Behind what the text has. */
+static void add(char text[POLICY_TEXT_SIZE], const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static void add(char text[POLICY_TEXT_SIZE], const char *format, ...)
+{
+    const size_t n = strlen(text);
+    va_list arguments;
+    int n_new;
+
+    va_start(arguments, format);
+    n_new = vsnprintf(text + n, POLICY_TEXT_SIZE - n, format, arguments);
+    va_end(arguments);
+    assert(n_new > 0 && n + (size_t)n_new < POLICY_TEXT_SIZE);
+}
+
 void policy_format(const struct policy *policy, char out[POLICY_TEXT_SIZE])
 {
-    const struct kind *kind = &KIND[policy->kind];
-    int n = snprintf(out, POLICY_TEXT_SIZE, "%s", kind->name);
-
+    out[0] = '\0';
+    add(out, "%s", KIND[policy->kind].name);
+    if (policy->kind == POLICY_FULL)
+        return;
     if (policy->kind == POLICY_RECYCLE)
-        n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":base=%s",
-                      KIND[policy->base].name);
-    if (policy->kind != POLICY_FULL)
-        n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n,
-                      ":sink=%u:window=%u", policy->n_sink * KV_BLOCK,
-                      policy->n_window * KV_BLOCK);
+        add(out, ":base=%s", KIND[policy->base].name);
+    add(out, ":sink=%u:window=%u", policy->n_sink * KV_BLOCK,
+        policy->n_window * KV_BLOCK);
     if (policy->index)
-        n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":pick=%u:step=%u",
-                      policy->n_pick * KV_BLOCK, policy->step);
+        add(out, ":pick=%u", policy->n_pick * KV_BLOCK);
+    if (policy->base)
+        add(out, ":step=%u", policy->step);
     if (policy->kind == POLICY_RECYCLE)
-        n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":reuse=%u",
-                      policy->reuse);
-    if (policy->kind != POLICY_FULL)
-        n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":keys=%s",
-                      RULE[policy->keys]);
+        add(out, ":reuse=%u", policy->reuse);
+    add(out, ":keys=%s", RULE[policy->keys]);
     if (policy->base == POLICY_INFLLM)
-        n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":index=%s",
-                      INDEX[policy->index]);
-    assert(n > 0 && n < (int)POLICY_TEXT_SIZE);
+        add(out, ":index=%s", INDEX[policy->index]);
+    if (policy->end)
+        add(out, ":end=%lu", policy->end);
 }
 
 bool policy_equal(const struct policy *a, const struct policy *b)
@@ -222,7 +255,39 @@ bool policy_equal(const struct policy *a, const struct policy *b)
     return a->kind == b->kind && a->keys == b->keys && a->n_sink == b->n_sink &&
            a->n_window == b->n_window && a->n_pick == b->n_pick &&
            a->step == b->step && a->index == b->index && a->base == b->base &&
-           a->reuse == b->reuse;
+           a->reuse == b->reuse && a->end == b->end;
+}
+
+/* --------------------------------------------------------- the prompt's end */
+
+static bool wants_end(const struct policy *policy)
+{
+    return policy->kind == POLICY_SNAPKV && policy->end == 0;
+}
+
+void policy_end_prompt(struct policy *policy, uint64_t n_token)
+{
+    if (wants_end(policy))
+        policy->end = n_token;
+}
+
+enum status policy_check_end(const struct policy *policy)
+{
+    return wants_end(policy)
+               ? status_fail(STATUS_INVALID_ARGUMENT,
+                             "policy %s chooses at the end of the prompt: name "
+                             "it in the request that brings the prompt, or say "
+                             "where that ends, as in %s:end=1000",
+                             KIND[policy->kind].name, KIND[policy->kind].name)
+               : STATUS_OK;
+}
+
+bool policy_is_asked(const struct policy *asked, const struct policy *other)
+{
+    struct policy ended = *asked;
+
+    policy_end_prompt(&ended, other->end);
+    return policy_equal(&ended, other);
 }
 
 bool policy_looks_at_positions(const struct policy *policy)
@@ -232,15 +297,49 @@ bool policy_looks_at_positions(const struct policy *policy)
 
 /* ----------------------------------------------------------------- choices */
 
-uint32_t policy_period(const struct policy *policy)
+bool policy_is_bounded(const struct policy *policy)
 {
-    return policy->index ? policy->step * policy->reuse : GRID;
+    return policy->kind != POLICY_FULL && policy->kind != POLICY_SNAPKV;
+}
+
+bool policy_sees_all(const struct policy *policy, uint64_t position)
+{
+    return policy->kind == POLICY_SNAPKV &&
+           (policy->end == 0 || position < policy->end);
+}
+
+/* Positions that one look-up serves; those without one: a grid chunk. */
+static uint32_t period_of(const struct policy *policy)
+{
+    return policy->base ? policy->step * policy->reuse : GRID;
+}
+
+uint64_t policy_view_end(const struct policy *policy, uint64_t position)
+{
+    const uint32_t period = period_of(policy);
+    const uint32_t n = period < GRID ? period : GRID;
+
+    if (policy_sees_all(policy, position))
+        return policy->end ? policy->end : UINT64_MAX;
+    return (position / n + 1) * n;
+}
+
+bool policy_looks_up(const struct policy *policy, uint64_t position)
+{
+    if (policy->kind == POLICY_SNAPKV)
+        return position == policy->end;
+    return policy->base && position % period_of(policy) == 0;
+}
+
+uint64_t policy_choices(const struct policy *policy, uint64_t n_token)
+{
+    return policy->base ? n_token / period_of(policy) + 1 : 0;
 }
 
 /* Grid chunks in which the window does not move; 1: it moves with each. */
 static uint32_t still_chunks(const struct policy *policy)
 {
-    const uint32_t n = policy_period(policy) / GRID;
+    const uint32_t n = period_of(policy) / GRID;
 
     return n ? n : 1;
 }
@@ -254,7 +353,9 @@ uint32_t policy_kept(const struct policy *policy)
  * chosen, so it stays. */
 static uint64_t window_start(const struct policy *policy, uint64_t chunk)
 {
-    const uint64_t since = chunk - chunk % still_chunks(policy);
+    const uint64_t since = policy->kind == POLICY_SNAPKV
+                               ? policy->end / GRID
+                               : chunk - chunk % still_chunks(policy);
 
     return since > policy->n_window ? since - policy->n_window : 0;
 }
@@ -357,7 +458,8 @@ uint32_t policy_see(const struct policy *policy, uint64_t chunk,
     const uint64_t n = n_sink + n_pick + (chunk - window) + 1;
     uint32_t at = 0;
 
-    assert(policy->kind != POLICY_FULL);
+    assert(policy->kind != POLICY_FULL &&
+           !policy_sees_all(policy, (chunk + 1) * GRID - 1));
     if (!out)
         return (uint32_t)n;
     for (uint64_t b = 0; b < n_sink; b++)

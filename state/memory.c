@@ -263,6 +263,12 @@ enum status memory_set_policy(struct memory *memory,
     return STATUS_OK;
 }
 
+void memory_end_prompt(struct memory *memory, uint64_t n_token)
+{
+    assert(n_token > memory->position);
+    policy_end_prompt(&memory->policy, n_token);
+}
+
 const struct policy *memory_policy(const struct memory *memory)
 {
     return memory->policy.kind == POLICY_FULL ? NULL : &memory->policy;
@@ -550,7 +556,8 @@ void memory_wipe(struct memory *memory, struct device *device)
 enum status memory_page(struct memory *memory, struct pager *pager,
                         size_t max_bytes)
 {
-    assert(memory->n_slab == 0 && memory_policy(memory) && !memory->device);
+    assert(memory->n_slab == 0 && policy_is_bounded(&memory->policy) &&
+           !memory->device);
     memory->paging_bytes = max_bytes;
     return paging_create(memory->model, &memory->policy, pager, max_bytes,
                          &memory->paging);
@@ -648,10 +655,8 @@ static uint64_t slabs_kept(const struct policy *policy)
  * have chosen, in each layer another one. */
 static uint64_t slabs_touched(const struct policy *policy, uint64_t n_token)
 {
-    const uint64_t n_choice =
-        policy->index ? n_token / policy_period(policy) + 1 : 0;
-
-    return n_token / KV_BLOCK + 1 + n_choice * policy->n_pick;
+    return n_token / KV_BLOCK + 1 +
+           policy_choices(policy, n_token) * policy->n_pick;
 }
 
 /* The slots of its slabs: where the first layer with blocks has its own. */
@@ -683,7 +688,7 @@ void memory_set_tier(struct memory *memory, struct spill *spill,
 {
     const struct model *model = memory->model;
 
-    assert(memory->n_slab == 0 && memory_policy(memory));
+    assert(memory->n_slab == 0 && policy_is_bounded(&memory->policy));
     assert(max_bytes >= memory_tier_min(model, &memory->policy));
     assert(spill_slot_bytes(spill) >=
            memory_slot_bytes(model, &memory->policy));

@@ -29,6 +29,8 @@ Test(policy, a_text_gives_a_policy_that_gives_the_text)
         "recycle:base=quest:sink=0:window=64:pick=64:step=8:reuse=64:keys=true",
         "recycle:base=infllm:sink=64:window=0:pick=64:step=1:reuse=1:keys=far"
         ":index=keys",
+        "snapkv:sink=0:window=64:pick=2048:keys=true",
+        "snapkv:sink=64:window=0:pick=64:keys=rank:end=1099511627776",
     };
 
     for (size_t i = 0; i < sizeof(TEXT) / sizeof(TEXT[0]); i++) {
@@ -54,10 +56,16 @@ Test(policy, a_name_alone_has_its_own_numbers)
 
 Test(policy, no_text_fits_that_is_longer_than_there_is_room)
 {
-    const struct policy most = {
-        POLICY_RECYCLE,   KEYS_RANK,        POLICY_BLOCK_MAX,
-        POLICY_BLOCK_MAX, POLICY_BLOCK_MAX, GRID,
-        INDEX_BOUNDS,     POLICY_INFLLM,    POLICY_REUSE_MAX};
+    const struct policy most = {.kind = POLICY_RECYCLE,
+                                .keys = KEYS_RANK,
+                                .n_sink = POLICY_BLOCK_MAX,
+                                .n_window = POLICY_BLOCK_MAX,
+                                .n_pick = POLICY_BLOCK_MAX,
+                                .step = GRID,
+                                .index = INDEX_BOUNDS,
+                                .base = POLICY_INFLLM,
+                                .reuse = POLICY_REUSE_MAX,
+                                .end = POLICY_END_MAX};
     char text[POLICY_TEXT_SIZE];
 
     policy_format(&most, text);
@@ -94,6 +102,11 @@ Test(policy, what_is_wrong_is_refused_with_its_reason)
         {"recycle:base=window", "allowed are infllm, quest"},
         {"recycle:sink=64:base=infllm", "it has to be the first"},
         {"recycle:index=keys", "no parameter 'index'"},
+        {"snapkv:step=8", "no parameter 'step'"},
+        {"snapkv:end=0", "end=0"},
+        {"snapkv:end=64k", "end=64k"},
+        {"snapkv:end=1099511627777", "allowed are 1 to 1099511627776"},
+        {"quest:end=64", "no parameter 'end'"},
     };
 
     for (size_t i = 0; i < sizeof(CASE) / sizeof(CASE[0]); i++) {
@@ -107,7 +120,51 @@ Test(policy, what_is_wrong_is_refused_with_its_reason)
     }
 }
 
+/* --------------------------------------------------------- the prompt's end */
+
+Test(policy, an_end_is_told_once_and_only_to_who_wants_it)
+{
+    struct policy open = parsed("snapkv"), known = parsed("snapkv:end=70");
+    struct policy other = parsed("snapkv:pick=64:end=70"), quest;
+
+    cr_assert_eq(policy_check_end(&open), STATUS_INVALID_ARGUMENT);
+    cr_assert(strstr(status_reason(), "snapkv:end=1000"));
+    cr_assert_eq(policy_check_end(&known), STATUS_OK);
+    cr_assert(policy_is_asked(&open, &known));
+    cr_assert_not(policy_is_asked(&known, &open));
+    cr_assert_not(policy_is_asked(&open, &other));
+    policy_end_prompt(&open, 70);
+    cr_assert(policy_equal(&open, &known));
+    policy_end_prompt(&open, 71);
+    cr_assert(policy_equal(&open, &known));
+    quest = parsed("quest");
+    policy_end_prompt(&quest, 70);
+    cr_assert_eq(quest.end, 0);
+    cr_assert_eq(policy_check_end(&quest), STATUS_OK);
+}
+
 /* ------------------------------------------------------------- what is seen */
+
+Test(policy, snapkv_sees_all_before_its_end_and_less_behind)
+{
+    static struct policy_view view[POLICY_SEEN_MAX];
+    const struct policy policy = parsed("snapkv:sink=64:window=128:end=650");
+    static const uint64_t WANT[] = {0, 3, 8, 9, 10, 11, 12};
+    const struct block_range among = policy_candidates(&policy, 650 / 64);
+    const uint32_t pick = 3;
+
+    cr_assert(policy_sees_all(&policy, 0) && policy_sees_all(&policy, 649));
+    cr_assert_not(policy_sees_all(&policy, 650));
+    cr_assert_eq(policy_view_end(&policy, 0), 650);
+    cr_assert_eq(policy_view_end(&policy, 650), 704);
+    for (uint64_t at = 0; at < 2000; at++)
+        cr_assert_eq(policy_looks_up(&policy, at), at == 650);
+    cr_assert(among.first == 1 && among.end == 8);
+    cr_assert_eq(policy_see(&policy, 12, &pick, 1, view), 7);
+    for (uint32_t i = 0; i < 7; i++)
+        cr_assert(view[i].block == WANT[i] && !view[i].place.is_flat &&
+                  view[i].place.position == WANT[i] * 64);
+}
 
 /* Is token `key` seen from chunk `chunk`, written by tokens? The window is the
  * one of the last look-up, which is made each step * reuse tokens. */
