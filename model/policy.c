@@ -1,7 +1,6 @@
 #include "model/policy.h"
 
 #include <assert.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -211,43 +210,46 @@ enum status policy_parse(const char *text, struct policy *out)
     return st;
 }
 
-/* Behind what the text has. */
-static void add(char text[POLICY_TEXT_SIZE], const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
-
-static void add(char text[POLICY_TEXT_SIZE], const char *format, ...)
+/* A parameter behind what the text has. */
+static void add_word(char text[POLICY_TEXT_SIZE], const char *name,
+                     const char *value)
 {
     const size_t n = strlen(text);
-    va_list arguments;
-    int n_new;
+    const int n_new =
+        snprintf(text + n, POLICY_TEXT_SIZE - n, ":%s=%s", name, value);
 
-    va_start(arguments, format);
-    n_new = vsnprintf(text + n, POLICY_TEXT_SIZE - n, format, arguments);
-    va_end(arguments);
     assert(n_new > 0 && n + (size_t)n_new < POLICY_TEXT_SIZE);
+}
+
+static void add_number(char text[POLICY_TEXT_SIZE], const char *name,
+                       uint64_t value)
+{
+    char number[21];
+
+    (void)snprintf(number, sizeof(number), "%lu", value);
+    add_word(text, name, number);
 }
 
 void policy_format(const struct policy *policy, char out[POLICY_TEXT_SIZE])
 {
-    out[0] = '\0';
-    add(out, "%s", KIND[policy->kind].name);
+    (void)snprintf(out, POLICY_TEXT_SIZE, "%s", KIND[policy->kind].name);
     if (policy->kind == POLICY_FULL)
         return;
     if (policy->kind == POLICY_RECYCLE)
-        add(out, ":base=%s", KIND[policy->base].name);
-    add(out, ":sink=%u:window=%u", policy->n_sink * KV_BLOCK,
-        policy->n_window * KV_BLOCK);
+        add_word(out, "base", KIND[policy->base].name);
+    add_number(out, "sink", (uint64_t)policy->n_sink * KV_BLOCK);
+    add_number(out, "window", (uint64_t)policy->n_window * KV_BLOCK);
     if (policy->index)
-        add(out, ":pick=%u", policy->n_pick * KV_BLOCK);
+        add_number(out, "pick", (uint64_t)policy->n_pick * KV_BLOCK);
     if (policy->base)
-        add(out, ":step=%u", policy->step);
+        add_number(out, "step", policy->step);
     if (policy->kind == POLICY_RECYCLE)
-        add(out, ":reuse=%u", policy->reuse);
-    add(out, ":keys=%s", RULE[policy->keys]);
+        add_number(out, "reuse", policy->reuse);
+    add_word(out, "keys", RULE[policy->keys]);
     if (policy->base == POLICY_INFLLM)
-        add(out, ":index=%s", INDEX[policy->index]);
+        add_word(out, "index", INDEX[policy->index]);
     if (policy->end)
-        add(out, ":end=%lu", policy->end);
+        add_number(out, "end", policy->end);
 }
 
 bool policy_equal(const struct policy *a, const struct policy *b)

@@ -1,6 +1,7 @@
 #include "kernels/ref/ref.h"
 #include "kernels/scalar.h"
 
+#include <assert.h>
 #include <math.h>
 
 /* One row and head of the attention, and a block. */
@@ -86,6 +87,7 @@ static void measure(const struct kv_mass_args *a, uint32_t row, uint32_t head)
         const struct seen it = seen_of(a, row, head, b);
         float max, sum, top;
 
+        assert(it.n_key > 0);
         scores(&it, score);
         max = score[0];
         for (size_t j = 1; j < it.n_key; j++)

@@ -29,7 +29,7 @@ static const char *const POLICY[] = {
     "quest:sink=0:window=128:pick=64:step=64:keys=far",
     "recycle:sink=64:window=64:pick=64:step=8:reuse=4",
     "recycle:base=infllm:sink=0:window=0:pick=64:step=16:reuse=8:index=keys",
-    "snapkv:window=64:pick=64:end=270", /* a fork's phase, see below */
+    "snapkv:window=64:pick=64:end=270",
     "snapkv:sink=64:window=0:pick=64:keys=rank:end=320",
 };
 #define N_POLICY (sizeof(POLICY) / sizeof(POLICY[0]))
@@ -285,60 +285,42 @@ Test(policies, e1_others_in_the_batch_change_nothing)
     close_bench(&bench);
 }
 
-/* A fork is what a snapshot keeps: states, the open block, sealed blocks. All
- * policies together meet every residue of the grid. */
-Test(policies, a_fork_at_any_phase_goes_on_with_the_same_bits)
+/* Rows [at, at + 70) of a fork that is made at `at`. */
+static void fork_at(struct bench *bench, struct memory *memory, uint32_t at,
+                    const float *want, float *got, const char *text)
 {
+    struct memory *fork;
+    size_t shared = 0;
+
+    feed(bench, NULL, memory, at, N_TOKEN, got);
+    cr_assert_eq(memory_fork(memory, &shared, &fork), STATUS_OK);
+    feed(bench, NULL, fork, at + 70, N_TOKEN, got);
+    assert_same(bench, want, got, text, "a fork");
+    memory_destroy(fork);
+    memory_destroy(memory);
+    cr_assert_eq(shared, 0);
+}
+
+/* A fork is what a snapshot keeps: states, the open block, sealed blocks. Made
+ * beside each place where something may be decided: the grid, steps of 16, 32
+ * and 128 positions, the ends of prompts; and in between. */
+Test(policies, a_fork_at_any_phase_goes_on_with_the_same_bits, .timeout = 300)
+{
+    static const uint32_t PHASE[] = {255, 256, 257, 269, 270, 271, 287, 288,
+                                     289, 301, 319, 320, 321, 383, 384, 385};
     struct bench bench = open_best();
 
     for (size_t p = 0; p < N_POLICY; p++) {
         float *want = whole(&bench, POLICY[p]), *got = room(&bench);
-        struct memory *memory = new_memory(&bench, POLICY[p]);
-        size_t shared = 0;
 
         memcpy(got, want, (size_t)N_TOKEN * bench.n_vocab * sizeof(float));
-        for (uint32_t at = 250 + (uint32_t)p % 5; at < 250 + GRID; at += 5) {
-            struct memory *fork;
-
-            feed(&bench, NULL, memory, at, N_TOKEN, got);
-            cr_assert_eq(memory_fork(memory, &shared, &fork), STATUS_OK);
-            feed(&bench, NULL, fork, at + 70, N_TOKEN, got);
-            assert_same(&bench, want, got, POLICY[p], "a fork");
-            memory_destroy(fork);
-        }
-        memory_destroy(memory);
-        cr_assert_eq(shared, 0);
+        for (size_t i = 0; i < sizeof(PHASE) / sizeof(PHASE[0]); i++)
+            fork_at(&bench, new_memory(&bench, POLICY[p]), PHASE[i], want, got,
+                    POLICY[p]);
         free(want);
         free(got);
     }
     close_bench(&bench);
-}
-
-Test(policies, all_backends_give_the_same_bits)
-{
-    const struct backend *ref;
-
-    cr_assert_eq(backend_find("ref", &ref), STATUS_OK);
-    for (int a = 0; a < N_CPU_ARITHMETIC; a++) {
-        struct bench first = open_bench(ref, (enum arithmetic)a);
-        const size_t p = a == 0 ? 1 : a == 1 ? 3 : 7;
-        float *want = whole(&first, POLICY[p]);
-
-        for (const struct backend *const *b = backend_all(); *b; b++) {
-            struct bench other;
-            float *got;
-
-            if (*b == ref || !(*b)->is_supported())
-                continue;
-            other = open_bench(*b, (enum arithmetic)a);
-            got = whole(&other, POLICY[p]);
-            assert_same(&first, want, got, POLICY[p], (*b)->name);
-            free(got);
-            close_bench(&other);
-        }
-        free(want);
-        close_bench(&first);
-    }
 }
 
 /* Until its prompt ends it does not matter where that will be. */
