@@ -66,7 +66,7 @@ static double key_at(const struct session *s, size_t token, size_t head,
     const bool is_bf16 = s->shape.arithmetic != ARITHMETIC_FP32;
     double x[2];
 
-    if (d >= 2 * n_pair)
+    if (n_pair == 0 || d >= 2 * n_pair)
         return is_bf16 ? scalar_from_bf16(scalar_to_bf16(k[d])) : k[d];
     for (size_t side = 0; side < 2; side++) {
         const float kept = k[d % n_pair + side * n_pair];
