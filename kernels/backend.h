@@ -270,8 +270,10 @@ struct attend_args {
  *
  * INDEX_BOUNDS: [n_kv_head][2][d_head] floats, least and largest of each
  * dimension of a head's keys, which may be rotated by their true positions
+ *
+ * INDEX_MASS: nothing, for it reads all keys of all blocks (kv_mass)
  */
-enum index_kind { INDEX_NONE, INDEX_KEYS, INDEX_BOUNDS, N_INDEX };
+enum index_kind { INDEX_NONE, INDEX_KEYS, INDEX_BOUNDS, INDEX_MASS, N_INDEX };
 #define INDEX_CHOSEN 8u
 size_t kv_index_bytes(struct attend_shape shape, enum index_kind kind);
 /*
@@ -320,6 +322,29 @@ struct kv_score_args {
     void *const *index; /* by block */
     uint64_t first, end;
     float *score; /* [end - first] */
+};
+
+/*
+ * How much of the attention of n_row rows from `position` on falls on each of
+ * blocks [first, end): over heads ascending, of each over rows ascending, the
+ * sum of l_b * (1 / L), where for a row, and the keys that are not behind it,
+ *   s_j = (fma chain over d ascending from +0 of q[d] * k[d][j]) * scale
+ *   M, L as attend has them over all blocks, of l in the order of scalar_sum()
+ *   l_b = scalar_sum order of exp(s_j - M) over the block's keys
+ * Keys are rotated as floats by their true positions and not rounded again.
+ * (SnapKV, arXiv:2404.14469; a block takes the place of its pooling.)
+ */
+struct kv_mass_args {
+    struct attend_shape shape;
+    const struct rope_table *table;
+    float scale;
+    const float *q; /* [n_row][n_head * d_head], already rotated */
+    uint32_t n_row;
+    uint64_t position;
+    void *const *block; /* all up to the last row's */
+    uint64_t first, end;
+    float *stat; /* [n_row][n_head][2] room for M and 1 / L */
+    float *mass; /* [end - first] */
 };
 
 /*
@@ -612,6 +637,7 @@ struct backend {
     void (*attend)(struct pool *pool, const struct attend_args *args);
     void (*kv_seal)(struct pool *pool, const struct kv_seal_args *args);
     void (*kv_score)(struct pool *pool, const struct kv_score_args *args);
+    void (*kv_mass)(struct pool *pool, const struct kv_mass_args *args);
     void (*conv)(struct pool *pool, const struct conv_args *args);
     void (*delta_gate)(struct pool *pool, const struct delta_gate_args *args);
     void (*delta)(struct pool *pool, const struct delta_args *args);

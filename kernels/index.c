@@ -19,6 +19,7 @@ size_t index_head_bytes(struct attend_shape shape, enum index_kind kind)
     case INDEX_BOUNDS:
         return 2 * shape.d_head * sizeof(float);
     case INDEX_NONE:
+    case INDEX_MASS:
     case N_INDEX:
         break;
     }

@@ -149,16 +149,17 @@ static enum status take_tops(struct workspace *it)
 static enum status take_views(struct workspace *workspace)
 {
     const struct model *model = workspace->model;
-    const size_t n_q = (size_t)model->config.n_head * model->config.d_head;
+    const struct view_extent extent = {.max_row = workspace->max_row,
+                                       .n_head = model->config.n_head,
+                                       .d_head = model->config.d_head,
+                                       .n_context = model->n_context};
     enum status st;
 
     if (model->device)
         return STATUS_OK; /* it has no policies, so nobody makes views */
-    st = view_room_init(&workspace->views, workspace->max_row, model->n_context,
-                        n_q);
+    st = view_room_init(&workspace->views, &extent);
     if (!st)
-        workspace->bytes +=
-            view_room_bytes(workspace->max_row, model->n_context, n_q);
+        workspace->bytes += view_room_bytes(&extent);
     return st;
 }
 

@@ -311,6 +311,7 @@ static bool open_rows(const struct mixer_layer *layer,
             at->end =
                 view_rows(&(struct view_args){.batch = batch,
                                               .shape = layer->shape,
+                                              .scale = layer->scale,
                                               .q = work.out,
                                               .q_stride = work.out_stride},
                           at->row, at->end);

@@ -7,10 +7,10 @@
 
 static const char *const RULE[N_KEY_RULE] = {"true", "rank", "far"};
 
-/* Their own numbers: a sixteenth of what the papers' models see, for ours has
- * a sixteenth of their context. */
-static const char *const INDEX[N_INDEX] = {"none", "keys", "bounds"};
+static const char *const INDEX[N_INDEX] = {"none", "keys", "bounds", "mass"};
 
+/* Their own numbers: a sixteenth of what the papers' models see, for ours has
+ * a sixteenth of their context. snapkv's are those of its paper's code. */
 static const struct kind {
     const char *name;
     struct policy policy;
@@ -19,9 +19,16 @@ static const struct kind {
     [POLICY_WINDOW] = {"window",
                        {POLICY_WINDOW, KEYS_RANK, 1, 16, 0, 0, INDEX_NONE}},
     [POLICY_INFLLM] = {"infllm",
-                       {POLICY_INFLLM, KEYS_FAR, 1, 16, 32, 8, INDEX_BOUNDS}},
+                       {POLICY_INFLLM, KEYS_FAR, 1, 16, 32, 8, INDEX_BOUNDS,
+                        POLICY_INFLLM, 1}},
     [POLICY_QUEST] = {"quest",
-                      {POLICY_QUEST, KEYS_TRUE, 1, 16, 32, 8, INDEX_BOUNDS}},
+                      {POLICY_QUEST, KEYS_TRUE, 1, 16, 32, 8, INDEX_BOUNDS,
+                       POLICY_QUEST, 1}},
+    [POLICY_RECYCLE] = {"recycle",
+                        {POLICY_RECYCLE, KEYS_TRUE, 1, 16, 32, 8, INDEX_BOUNDS,
+                         POLICY_QUEST, 8}},
+    [POLICY_SNAPKV] = {"snapkv",
+                       {POLICY_SNAPKV, KEYS_TRUE, 0, 1, 32, 1, INDEX_MASS}},
 };
 
 /* ------------------------------------------------------------------- texts */
@@ -70,7 +77,7 @@ static enum status parse_rule(const char *text, enum key_rule *out)
 
 static enum status parse_index(const char *text, enum index_kind *out)
 {
-    for (uint32_t i = INDEX_NONE + 1; i < N_INDEX; i++)
+    for (uint32_t i = INDEX_KEYS; i <= INDEX_BOUNDS; i++)
         if (strcmp(text, INDEX[i]) == 0) {
             *out = (enum index_kind)i;
             return STATUS_OK;
@@ -79,10 +86,66 @@ static enum status parse_index(const char *text, enum index_kind *out)
                        "policy has index=%s, allowed are keys, bounds", text);
 }
 
-static enum status parse_parameter(char *text, struct policy *policy)
+static enum status parse_reuse(const char *text, uint32_t *out)
 {
-    const bool has_look_up = policy->index != INDEX_NONE;
-    const bool has_index = policy->kind == POLICY_INFLLM;
+    char *end;
+    const unsigned long n = strtoul(text, &end, 10);
+
+    if (end == text || *end || n == 0 || n > POLICY_REUSE_MAX || (n & (n - 1)))
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "policy has reuse=%s, allowed are powers of two up "
+                           "to %u",
+                           text, POLICY_REUSE_MAX);
+    *out = (uint32_t)n;
+    return STATUS_OK;
+}
+
+static enum status parse_end(const char *text, uint64_t *out)
+{
+    char *end;
+    const unsigned long n = strtoul(text, &end, 10);
+
+    if (end == text || *end || n == 0 || n > POLICY_END_MAX)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "policy has end=%s, allowed are 1 to %lu, the "
+                           "tokens of the prompt",
+                           text, POLICY_END_MAX);
+    *out = n;
+    return STATUS_OK;
+}
+
+/* All numbers become the base's own, so it comes before those that change. */
+static enum status parse_base(const char *text, bool is_first,
+                              struct policy *policy)
+{
+    const struct policy was = *policy;
+    enum policy_kind base = POLICY_INFLLM;
+
+    while (base <= POLICY_QUEST && strcmp(text, KIND[base].name) != 0)
+        base++;
+    if (base > POLICY_QUEST)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "policy has base=%s, allowed are infllm, quest",
+                           text);
+    if (!is_first)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "policy has base=%s behind other parameters, it "
+                           "has to be the first",
+                           text);
+    *policy = KIND[base].policy;
+    policy->kind = was.kind;
+    policy->reuse = was.reuse;
+    return STATUS_OK;
+}
+
+static enum status parse_parameter(char *text, bool is_first,
+                                   struct policy *policy)
+{
+    const bool has_pick = policy->index != INDEX_NONE;
+    const bool has_step = policy->base != POLICY_FULL;
+    const bool has_end = policy->kind == POLICY_SNAPKV;
+    const bool has_index = policy->base == POLICY_INFLLM;
+    const bool has_base = policy->kind == POLICY_RECYCLE;
     char *value = strchr(text, '=');
 
     if (value) {
@@ -93,19 +156,25 @@ static enum status parse_parameter(char *text, struct policy *policy)
             return parse_blocks(text, value, &policy->n_window);
         if (strcmp(text, "keys") == 0)
             return parse_rule(value, &policy->keys);
-        if (has_look_up && strcmp(text, "pick") == 0)
+        if (has_pick && strcmp(text, "pick") == 0)
             return parse_blocks(text, value, &policy->n_pick);
-        if (has_look_up && strcmp(text, "step") == 0)
+        if (has_step && strcmp(text, "step") == 0)
             return parse_step(value, &policy->step);
         if (has_index && strcmp(text, "index") == 0)
             return parse_index(value, &policy->index);
+        if (has_base && strcmp(text, "base") == 0)
+            return parse_base(value, is_first, policy);
+        if (has_base && strcmp(text, "reuse") == 0)
+            return parse_reuse(value, &policy->reuse);
+        if (has_end && strcmp(text, "end") == 0)
+            return parse_end(value, &policy->end);
     }
     return status_fail(STATUS_INVALID_ARGUMENT,
                        "policy %s has no parameter '%s', there are: sink, "
-                       "window, keys%s%s",
-                       KIND[policy->kind].name, text,
-                       has_look_up ? ", pick, step" : "",
-                       has_index ? ", index" : "");
+                       "window, keys%s%s%s%s%s",
+                       KIND[policy->kind].name, text, has_pick ? ", pick" : "",
+                       has_step ? ", step" : "", has_index ? ", index" : "",
+                       has_base ? ", base, reuse" : "", has_end ? ", end" : "");
 }
 
 enum status policy_parse(const char *text, struct policy *out)
@@ -135,50 +204,162 @@ enum status policy_parse(const char *text, struct policy *out)
                            "policy full has no parameters");
     for (char *each = parameters ? strtok_r(parameters, ":", &save) : NULL;
          each && !st; each = strtok_r(NULL, ":", &save))
-        st = parse_parameter(each, &policy);
+        st = parse_parameter(each, each == parameters, &policy);
     if (!st)
         *out = policy;
     return st;
 }
 
+/* A parameter behind what the text has. */
+static void add_word(char text[POLICY_TEXT_SIZE], const char *name,
+                     const char *value)
+{
+    const size_t n = strlen(text);
+    const int n_new =
+        snprintf(text + n, POLICY_TEXT_SIZE - n, ":%s=%s", name, value);
+
+    assert(n_new > 0 && n + (size_t)n_new < POLICY_TEXT_SIZE);
+}
+
+static void add_number(char text[POLICY_TEXT_SIZE], const char *name,
+                       uint64_t value)
+{
+    char number[21];
+
+    (void)snprintf(number, sizeof(number), "%lu", value);
+    add_word(text, name, number);
+}
+
 void policy_format(const struct policy *policy, char out[POLICY_TEXT_SIZE])
 {
-    const struct kind *kind = &KIND[policy->kind];
-    int n = snprintf(out, POLICY_TEXT_SIZE, "%s", kind->name);
-
-    if (policy->kind != POLICY_FULL)
-        n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n,
-                      ":sink=%u:window=%u", policy->n_sink * KV_BLOCK,
-                      policy->n_window * KV_BLOCK);
+    (void)snprintf(out, POLICY_TEXT_SIZE, "%s", KIND[policy->kind].name);
+    if (policy->kind == POLICY_FULL)
+        return;
+    if (policy->kind == POLICY_RECYCLE)
+        add_word(out, "base", KIND[policy->base].name);
+    add_number(out, "sink", (uint64_t)policy->n_sink * KV_BLOCK);
+    add_number(out, "window", (uint64_t)policy->n_window * KV_BLOCK);
     if (policy->index)
-        n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":pick=%u:step=%u",
-                      policy->n_pick * KV_BLOCK, policy->step);
-    if (policy->kind != POLICY_FULL)
-        n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":keys=%s",
-                      RULE[policy->keys]);
-    if (policy->kind == POLICY_INFLLM)
-        n += snprintf(out + n, POLICY_TEXT_SIZE - (size_t)n, ":index=%s",
-                      INDEX[policy->index]);
-    assert(n > 0 && n < (int)POLICY_TEXT_SIZE);
+        add_number(out, "pick", (uint64_t)policy->n_pick * KV_BLOCK);
+    if (policy->base)
+        add_number(out, "step", policy->step);
+    if (policy->kind == POLICY_RECYCLE)
+        add_number(out, "reuse", policy->reuse);
+    add_word(out, "keys", RULE[policy->keys]);
+    if (policy->base == POLICY_INFLLM)
+        add_word(out, "index", INDEX[policy->index]);
+    if (policy->end)
+        add_number(out, "end", policy->end);
 }
 
 bool policy_equal(const struct policy *a, const struct policy *b)
 {
     return a->kind == b->kind && a->keys == b->keys && a->n_sink == b->n_sink &&
            a->n_window == b->n_window && a->n_pick == b->n_pick &&
-           a->step == b->step && a->index == b->index;
+           a->step == b->step && a->index == b->index && a->base == b->base &&
+           a->reuse == b->reuse && a->end == b->end;
+}
+
+/* --------------------------------------------------------- the prompt's end */
+
+static bool wants_end(const struct policy *policy)
+{
+    return policy->kind == POLICY_SNAPKV && policy->end == 0;
+}
+
+void policy_end_prompt(struct policy *policy, uint64_t n_token)
+{
+    if (wants_end(policy))
+        policy->end = n_token;
+}
+
+enum status policy_check_end(const struct policy *policy)
+{
+    return wants_end(policy)
+               ? status_fail(STATUS_INVALID_ARGUMENT,
+                             "policy %s chooses at the end of the prompt: name "
+                             "it in the request that brings the prompt, or say "
+                             "where that ends, as in %s:end=1000",
+                             KIND[policy->kind].name, KIND[policy->kind].name)
+               : STATUS_OK;
+}
+
+bool policy_is_asked(const struct policy *asked, const struct policy *other)
+{
+    struct policy ended = *asked;
+
+    policy_end_prompt(&ended, other->end);
+    return policy_equal(&ended, other);
 }
 
 bool policy_looks_at_positions(const struct policy *policy)
 {
-    return policy->kind == POLICY_QUEST;
+    return policy->base == POLICY_QUEST;
 }
 
 /* ----------------------------------------------------------------- choices */
 
+bool policy_is_bounded(const struct policy *policy)
+{
+    return policy->kind != POLICY_FULL && policy->kind != POLICY_SNAPKV;
+}
+
+bool policy_sees_all(const struct policy *policy, uint64_t position)
+{
+    return policy->kind == POLICY_SNAPKV &&
+           (policy->end == 0 || position < policy->end);
+}
+
+/* Positions that one look-up serves; those without one: a grid chunk. */
+static uint32_t period_of(const struct policy *policy)
+{
+    return policy->base ? policy->step * policy->reuse : GRID;
+}
+
+uint64_t policy_view_end(const struct policy *policy, uint64_t position)
+{
+    const uint32_t period = period_of(policy);
+    const uint32_t n = period < GRID ? period : GRID;
+
+    if (policy_sees_all(policy, position))
+        return policy->end ? policy->end : UINT64_MAX;
+    return (position / n + 1) * n;
+}
+
+bool policy_looks_up(const struct policy *policy, uint64_t position)
+{
+    if (policy->kind == POLICY_SNAPKV)
+        return position == policy->end;
+    return policy->base && position % period_of(policy) == 0;
+}
+
+uint64_t policy_choices(const struct policy *policy, uint64_t n_token)
+{
+    return policy->base ? n_token / period_of(policy) + 1 : 0;
+}
+
+/* Grid chunks in which the window does not move; 1: it moves with each. */
+static uint32_t still_chunks(const struct policy *policy)
+{
+    const uint32_t n = period_of(policy) / GRID;
+
+    return n ? n : 1;
+}
+
+uint32_t policy_kept(const struct policy *policy)
+{
+    return policy->n_sink + policy->n_window + still_chunks(policy) - 1;
+}
+
+/* As it was when the look-up was made: what leaves it behind that could not be
+ * chosen, so it stays. */
 static uint64_t window_start(const struct policy *policy, uint64_t chunk)
 {
-    return chunk > policy->n_window ? chunk - policy->n_window : 0;
+    const uint64_t since = policy->kind == POLICY_SNAPKV
+                               ? policy->end / GRID
+                               : chunk - chunk % still_chunks(policy);
+
+    return since > policy->n_window ? since - policy->n_window : 0;
 }
 
 struct block_range policy_candidates(const struct policy *policy,
@@ -279,7 +460,8 @@ uint32_t policy_see(const struct policy *policy, uint64_t chunk,
     const uint64_t n = n_sink + n_pick + (chunk - window) + 1;
     uint32_t at = 0;
 
-    assert(policy->kind != POLICY_FULL);
+    assert(policy->kind != POLICY_FULL &&
+           !policy_sees_all(policy, (chunk + 1) * GRID - 1));
     if (!out)
         return (uint32_t)n;
     for (uint64_t b = 0; b < n_sink; b++)

@@ -8,30 +8,56 @@
 
 /* ------------------------------------------------------------------- room */
 
-static size_t score_floats(uint64_t n_context)
+/* Of all spans together: as many as make calls long enough, and as a session's
+ * row may see. */
+#define SEEN_LEAST 16384u
+
+static uint32_t most_seen(const struct view_extent *extent)
 {
-    return (size_t)(n_context / KV_BLOCK + 1);
+    const uint64_t n = extent->n_context / KV_BLOCK + 1;
+
+    static_assert(SEEN_LEAST >= POLICY_SEEN_MAX, "a bounded view fits");
+    return n > SEEN_LEAST ? (uint32_t)n : SEEN_LEAST;
 }
 
-size_t view_room_bytes(uint32_t max_row, uint64_t n_context, size_t n_q)
+static size_t score_floats(const struct view_extent *extent)
 {
-    return max_row * sizeof(struct attend_span) +
-           VIEW_SEEN * (sizeof(void *) + sizeof(struct key_place)) +
-           POLICY_SEEN_MAX * sizeof(struct policy_view) +
-           (score_floats(n_context) + n_q) * sizeof(float);
+    return (size_t)(extent->n_context / KV_BLOCK + 1);
 }
 
-enum status view_room_init(struct view_room *room, uint32_t max_row,
-                           uint64_t n_context, size_t n_q)
+static size_t query_floats_of(const struct view_extent *extent)
 {
-    struct view_room it = {0};
+    return (size_t)VIEW_QUERIES * extent->n_head * extent->d_head;
+}
 
-    if (!(it.span = weights_room(max_row * sizeof(*it.span))) ||
-        !(it.block = weights_room(VIEW_SEEN * sizeof(*it.block))) ||
-        !(it.place = weights_room(VIEW_SEEN * sizeof(*it.place))) ||
-        !(it.seen = weights_room(POLICY_SEEN_MAX * sizeof(*it.seen))) ||
-        !(it.score = weights_room(score_floats(n_context) * sizeof(float))) ||
-        !(it.query = weights_room(n_q * sizeof(float)))) {
+static size_t stat_floats(const struct view_extent *extent)
+{
+    return (size_t)VIEW_QUERIES * extent->n_head * 2;
+}
+
+size_t view_room_bytes(const struct view_extent *extent)
+{
+    return extent->max_row * sizeof(struct attend_span) +
+           most_seen(extent) * (sizeof(void *) + sizeof(struct key_place) +
+                                sizeof(struct policy_view)) +
+           (score_floats(extent) + query_floats_of(extent) +
+            stat_floats(extent)) *
+               sizeof(float);
+}
+
+enum status view_room_init(struct view_room *room,
+                           const struct view_extent *extent)
+{
+    const uint32_t n = most_seen(extent);
+    struct view_room it = {.max_seen = n};
+
+    if (!(it.span = weights_room(extent->max_row * sizeof(*it.span))) ||
+        !(it.block = weights_room(n * sizeof(*it.block))) ||
+        !(it.place = weights_room(n * sizeof(*it.place))) ||
+        !(it.seen = weights_room(n * sizeof(*it.seen))) ||
+        !(it.score = weights_room(score_floats(extent) * sizeof(float))) ||
+        !(it.query = weights_room(query_floats_of(extent) * sizeof(float))) ||
+        !(it.stat = weights_room(stat_floats(extent) * sizeof(float)))) {
         view_room_release(&it);
         return STATUS_RESOURCE_EXHAUSTED;
     }
@@ -47,6 +73,7 @@ void view_room_release(struct view_room *room)
     free(room->seen);
     free(room->score);
     free(room->query);
+    free(room->stat);
     memset(room, 0, sizeof(*room));
 }
 
@@ -61,7 +88,7 @@ struct look {
 
 /* Rows whose queries a look-up adds up, at least: those right before the step.
  * A question is rarely shorter; more would drown it. */
-#define LOOK_ROWS 16u
+#define LOOK_ROWS VIEW_QUERIES
 
 enum { FIELD_QUERIES, FIELD_PICK, N_LOOK_FIELD };
 
@@ -116,7 +143,7 @@ void view_shorten(const struct mixer_plan *plan, const void *index, void *out)
 
 const uint32_t *view_pick(const struct mixer_plan *plan, const void *state)
 {
-    for (uint32_t i = 0; i < plan->n_field && plan->index_bytes; i++)
+    for (uint32_t i = 0; i < plan->n_field; i++)
         if (strcmp(plan->field[i].name, "pick") == 0)
             return (const uint32_t *)(const void *)((const char *)state +
                                                     plan->field[i].offset);
@@ -249,55 +276,101 @@ static void make_query(const struct viewed *it, uint64_t position, float *query)
                                              .table = batch->rope});
 }
 
-/* For the step behind `position`, the last one of its own. */
-static void look_up(const struct viewed *it, uint64_t position)
+static void score_blocks(const struct viewed *it, uint64_t position,
+                         struct block_range among)
 {
     const struct mixer_batch *batch = it->args->batch;
     struct view_room *room = batch->views;
+
+    make_query(it, position, room->query);
+    batch->backend->kv_score(
+        batch->pool, &(struct kv_score_args){.shape = it->args->shape,
+                                             .kind = it->index,
+                                             .is_short = it->memory->is_short,
+                                             .q = room->query,
+                                             .index = it->memory->index,
+                                             .first = among.first,
+                                             .end = among.end,
+                                             .score = room->score});
+}
+
+/* By what the last rows up to `position` attend to. */
+static void weigh_blocks(const struct viewed *it, uint64_t position,
+                         struct block_range among)
+{
+    const struct mixer_batch *batch = it->args->batch;
+    const struct attend_shape shape = it->args->shape;
+    struct view_room *room = batch->views;
+    const size_t n_q = query_floats(it);
+    const uint32_t n_row =
+        position + 1 < LOOK_ROWS ? (uint32_t)position + 1 : LOOK_ROWS;
+    uint64_t at[LOOK_ROWS];
+
+    for (uint32_t r = 0; r < n_row; r++) {
+        at[r] = position + 1 - n_row + r;
+        memcpy(room->query + r * n_q, sum_at(it, at[r]), n_q * sizeof(float));
+    }
+    batch->backend->rope(batch->pool,
+                         &(struct rope_args){.x = room->query,
+                                             .x_stride = n_q,
+                                             .position = at,
+                                             .n_row = n_row,
+                                             .n_head = shape.n_head,
+                                             .d_head = shape.d_head,
+                                             .table = batch->rope});
+    batch->backend->kv_mass(batch->pool,
+                            &(struct kv_mass_args){.shape = shape,
+                                                   .table = batch->rope,
+                                                   .scale = it->args->scale,
+                                                   .q = room->query,
+                                                   .n_row = n_row,
+                                                   .position = at[0],
+                                                   .block = it->memory->block,
+                                                   .first = among.first,
+                                                   .end = among.end,
+                                                   .stat = room->stat,
+                                                   .mass = room->score});
+}
+
+/* For the steps behind `position`, the last one of its own. */
+static void look_up(const struct viewed *it, uint64_t position)
+{
+    const float *score = it->args->batch->views->score;
     const struct block_range among =
         policy_candidates(it->policy, (position + 1) / KV_BLOCK);
 
     if (among.end - among.first > it->policy->n_pick) {
-        make_query(it, position, room->query);
-        batch->backend->kv_score(
-            batch->pool,
-            &(struct kv_score_args){.shape = it->args->shape,
-                                    .kind = it->index,
-                                    .is_short = it->memory->is_short,
-                                    .q = room->query,
-                                    .index = it->memory->index,
-                                    .first = among.first,
-                                    .end = among.end,
-                                    .score = room->score});
+        if (it->index == INDEX_MASS)
+            weigh_blocks(it, position, among);
+        else
+            score_blocks(it, position, among);
     }
     it->look.pick[0] =
-        policy_choose(it->policy, among, room->score, it->look.pick + 1);
+        policy_choose(it->policy, among, score, it->look.pick + 1);
 }
 
-/* Rows [row, row + n) at `position`, all of one step, have been seen. */
+/* Rows [row, row + n) at `position`, all with the same view, have been seen. */
 static void advance(const struct viewed *it, uint32_t row, uint32_t n,
                     uint64_t position)
 {
     const uint64_t end = position + n;
 
-    if (it->index == INDEX_NONE)
-        return;
-    add_queries(it, row, n, position);
-    if (end % GRID == 0)
+    if (it->index == INDEX_NONE ||
+        (it->index == INDEX_MASS && !policy_sees_all(it->policy, position)))
+        return; /* nothing will be looked up */
+    for (uint64_t at = position, behind; at < end; at = behind) {
+        behind = (at / it->policy->step + 1) * it->policy->step;
+        behind = behind < end ? behind : end;
+        add_queries(it, row + (uint32_t)(at - position),
+                    (uint32_t)(behind - at), at);
+    }
+    if (end % GRID == 0 && it->index != INDEX_MASS)
         seal(it, end / GRID - 1);
-    if (end % it->policy->step == 0)
+    if (policy_looks_up(it->policy, end))
         look_up(it, end - 1);
 }
 
 /* ------------------------------------------------------------------- spans */
-
-/* Positions from one on that see the same blocks before their own. */
-static uint64_t step_end(const struct viewed *it, uint64_t position)
-{
-    const uint64_t step = it->index ? it->policy->step : GRID;
-
-    return (position / step + 1) * step;
-}
 
 /* Where keys and values of a block are, or will be; NULL: no room for them. */
 static void *block_of(const struct viewed *it, uint64_t block)
@@ -307,8 +380,8 @@ static void *block_of(const struct viewed *it, uint64_t block)
                : it->memory->block[block];
 }
 
-/* A span for rows from `row` on of one step, if what they see still fits. */
-static bool add_step(const struct viewed *it, uint32_t row, uint32_t n,
+/* A span for rows from `row` on with one view, if what they see still fits. */
+static bool add_view(const struct viewed *it, uint32_t row, uint32_t n,
                      uint64_t position, uint32_t *n_seen)
 {
     struct view_room *room = it->args->batch->views;
@@ -317,7 +390,7 @@ static bool add_step(const struct viewed *it, uint32_t row, uint32_t n,
     const uint32_t n_new =
         policy_see(it->policy, chunk, pick + 1, pick[0], NULL);
 
-    if (*n_seen + n_new > VIEW_SEEN)
+    if (*n_seen + n_new > room->max_seen)
         return false;
     policy_see(it->policy, chunk, pick + 1, pick[0], room->seen);
     for (uint32_t i = 0; i < n_new; i++) {
@@ -338,26 +411,36 @@ static bool add_step(const struct viewed *it, uint32_t row, uint32_t n,
     return true;
 }
 
+/* One for rows that see every block. */
+static void add_all(const struct viewed *it, uint32_t row, uint32_t n,
+                    uint64_t position)
+{
+    struct view_room *room = it->args->batch->views;
+
+    room->span[room->n_span++] =
+        (struct attend_span){.first_row = row,
+                             .n_row = n,
+                             .position = position,
+                             .block = it->memory->block};
+}
+
 /* Rows [from, to) of one session; returns behind the last that fits. */
 static uint32_t add_rows(const struct viewed *it, const struct span *span,
                          uint32_t from, uint32_t to, uint32_t *n_seen)
 {
-    struct view_room *room = it->args->batch->views;
     uint64_t position = span->position + (from - span->first_row);
 
     if (!it->policy) {
-        room->span[room->n_span++] =
-            (struct attend_span){.first_row = from,
-                                 .n_row = to - from,
-                                 .position = position,
-                                 .block = it->memory->block};
+        add_all(it, from, to - from, position);
         return to;
     }
     while (from < to) {
-        const uint64_t left = step_end(it, position) - position;
+        const uint64_t left = policy_view_end(it->policy, position) - position;
         const uint32_t n = left < to - from ? (uint32_t)left : to - from;
 
-        if (!add_step(it, from, n, position, n_seen))
+        if (policy_sees_all(it->policy, position))
+            add_all(it, from, n, position);
+        else if (!add_view(it, from, n, position, n_seen))
             break;
         advance(it, from, n, position);
         from += n;

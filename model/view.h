@@ -13,22 +13,28 @@
 struct view_room {
     struct attend_span *span; /* [max_row] of this round; owned, as all here */
     uint32_t n_span;
-    void **block;             /* [VIEW_SEEN] of all spans */
-    struct key_place *place;  /* [VIEW_SEEN] */
-    struct policy_view *seen; /* [POLICY_SEEN_MAX] of one step */
+    uint32_t max_seen;
+    void **block;             /* [max_seen] of all spans */
+    struct key_place *place;  /* [max_seen] */
+    struct policy_view *seen; /* [max_seen] of one view */
     float *score;             /* of one look-up, by candidate */
-    float *query;
+    float *query;             /* [VIEW_QUERIES] of them, rotated */
+    float *stat;              /* [VIEW_QUERIES, n_head, 2] */
 };
-#define VIEW_SEEN 16384u
+#define VIEW_QUERIES 16u
 
 /*
- * For a session's n_context tokens and n_q floats in a layer's queries.
+ * For passes of max_row rows of sessions of n_context tokens.
  *   RESOURCE_EXHAUSTED  no memory
  */
-MUST_CHECK enum status view_room_init(struct view_room *room, uint32_t max_row,
-                                      uint64_t n_context, size_t n_q);
+struct view_extent {
+    uint32_t max_row, n_head, d_head;
+    uint64_t n_context;
+};
+MUST_CHECK enum status view_room_init(struct view_room *room,
+                                      const struct view_extent *extent);
 void view_room_release(struct view_room *room);
-size_t view_room_bytes(uint32_t max_row, uint64_t n_context, size_t n_q);
+size_t view_room_bytes(const struct view_extent *extent);
 
 /* Add to the plan of a layer what policies with such an index need of it. */
 void view_plan(struct attend_shape shape, enum index_kind kind,
@@ -54,6 +60,7 @@ const uint32_t *view_pick(const struct mixer_plan *plan, const void *state);
 struct view_args {
     const struct mixer_batch *batch;
     struct attend_shape shape;
+    float scale;
     const float *q;
     size_t q_stride;
 };

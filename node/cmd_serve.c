@@ -50,7 +50,7 @@ static const struct setting ROWS[] = {
      FIELD(node.session_mib)},
     {"kv-memory", SETTING_NUMBER, "0", 0, 1u << 24, NULL, "MiB",
      "instead of --session-memory: for all sessions in memory, of whose keys "
-     "and values those under window, infllm and quest leave the most on disk",
+     "and values those under a policy of bounded views leave the most on disk",
      FIELD(node.kv_mib)},
     {"prefix-store", SETTING_NUMBER, "1024", 0, 1u << 24, NULL, "MiB",
      "on disk, for prompts whose session is not kept; 0: share no prefixes",

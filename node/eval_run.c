@@ -71,9 +71,10 @@ static enum status finish(const struct run *run, const struct member *member)
     const struct eval_expected *expected = &member->prompt->expected;
     const float *logit;
     FILE *to;
-    enum status st =
-        feed(run, &member->prompt->ids, member->prompt->ids.n, &logit);
+    enum status st;
 
+    memory_end_prompt(run->runner->solo->memory, member->prompt->ids.n);
+    st = feed(run, &member->prompt->ids, member->prompt->ids.n, &logit);
     if (st)
         return st;
     to = open_memstream(&outcome->answer, &outcome->n_answer);

@@ -62,10 +62,11 @@ enum status solo_set_tier(struct solo *solo, const char *dir, size_t max_bytes)
     size_t least;
     enum status st;
 
-    if (solo->policy.kind == POLICY_FULL)
+    if (!policy_is_bounded(&solo->policy))
         return status_fail(STATUS_INVALID_ARGUMENT,
-                           "policy full reads every block at every token: "
-                           "blocks can leave RAM under the other ones");
+                           "policies full and snapkv read every block of a "
+                           "prompt at every token: blocks can leave RAM under "
+                           "the other ones");
     least = memory_tier_min(model, &solo->policy);
     if (max_bytes < least)
         return status_fail(STATUS_INVALID_ARGUMENT,

@@ -32,7 +32,8 @@ void solo_release(struct solo *solo);
 /*
  * Memories from the next restart on lie in a file in `dir`, with at most
  * max_bytes of blocks of one session in RAM. Call it again for another policy.
- *   INVALID_ARGUMENT    the policy is full, or max_bytes is too little for it
+ *   INVALID_ARGUMENT    the policy is not bounded, or max_bytes is too little
+ *                       for it
  *   as spill_create()
  */
 MUST_CHECK enum status solo_set_tier(struct solo *solo, const char *dir,

@@ -113,7 +113,8 @@ static const struct grouped TABLE[] = {
     {CTL_ROWS_POLICY,
      {"policy", SETTING_TEXT, "", 0, 0, NULL, "POLICY",
       "what a new session's softmax layers see of the past: full, window, "
-      "infllm, quest, with parameters as in infllm:pick=2048:step=8",
+      "infllm, quest, recycle, snapkv, with parameters as in "
+      "infllm:pick=2048:step=8",
       AT(policy)}},
     {CTL_ROWS_LIST,
      {"prefix", SETTING_TEXT, "", 0, 0, NULL, "TEXT", "only ids that begin so",

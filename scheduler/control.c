@@ -117,7 +117,8 @@ static enum status create(struct engine *engine, const struct command *command)
     memcpy(meta.tenant, command->tenant, sizeof(meta.tenant));
     if (!st)
         st = control_check_new(engine, meta.name);
-    if (!st && model_check_policy(engine->options.model, &meta.policy))
+    if (!st && (policy_check_end(&meta.policy) ||
+                model_check_policy(engine->options.model, &meta.policy)))
         return status_field("session.policy");
     if (!st)
         st = keep_quota(engine, meta.tenant, 1, 0);

@@ -155,7 +155,7 @@ static enum status check_policy(struct engine *engine,
                                 const struct session *session,
                                 const struct generate_command *g)
 {
-    if (g->has_policy && !policy_equal(&g->policy, &session->policy)) {
+    if (g->has_policy && !policy_is_asked(&g->policy, &session->policy)) {
         char text[POLICY_TEXT_SIZE];
 
         policy_format(&session->policy, text);
@@ -164,7 +164,8 @@ static enum status check_policy(struct engine *engine,
         status_because("POLICY_MISMATCH");
         return status_field("policy");
     }
-    return model_check_policy(engine->options.model, &session->policy)
+    return (g->is_append && policy_check_end(&session->policy)) ||
+                   model_check_policy(engine->options.model, &session->policy)
                ? status_field("policy")
                : STATUS_OK;
 }
@@ -442,6 +443,8 @@ static enum status provide(struct engine *engine, const struct command *command,
     enum status st = STATUS_OK;
 
     memcpy(meta.tenant, command->tenant, TENANT_SIZE);
+    if (!g->is_append)
+        policy_end_prompt(&meta.policy, g->n_token);
     if (g->session[0]) {
         st = control_check_new(engine, g->session);
         if (!st)

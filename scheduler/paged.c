@@ -20,7 +20,7 @@ bool paged_is(const struct engine *engine, const struct session *session)
 
     if (resident && resident->memory)
         return paging_of(resident) != NULL;
-    return engine->options.pager && session->policy.kind != POLICY_FULL &&
+    return engine->options.pager && policy_is_bounded(&session->policy) &&
            session->durability != DURABILITY_NONE && session->name[0];
 }
 

@@ -263,6 +263,12 @@ enum status memory_set_policy(struct memory *memory,
     return STATUS_OK;
 }
 
+void memory_end_prompt(struct memory *memory, uint64_t n_token)
+{
+    assert(n_token > memory->position);
+    policy_end_prompt(&memory->policy, n_token);
+}
+
 const struct policy *memory_policy(const struct memory *memory)
 {
     return memory->policy.kind == POLICY_FULL ? NULL : &memory->policy;
@@ -550,7 +556,8 @@ void memory_wipe(struct memory *memory, struct device *device)
 enum status memory_page(struct memory *memory, struct pager *pager,
                         size_t max_bytes)
 {
-    assert(memory->n_slab == 0 && memory_policy(memory) && !memory->device);
+    assert(memory->n_slab == 0 && policy_is_bounded(&memory->policy) &&
+           !memory->device);
     memory->paging_bytes = max_bytes;
     return paging_create(memory->model, &memory->policy, pager, max_bytes,
                          &memory->paging);
@@ -641,16 +648,15 @@ uint64_t memory_position(const struct memory *memory)
 /* Slabs that rows see in any case: sinks, the window, the open one. */
 static uint64_t slabs_kept(const struct policy *policy)
 {
-    return policy->n_sink + policy->n_window + 2;
+    return policy_kept(policy) + 2;
 }
 
 /* Slabs that rows may see beyond those: what they write and what their steps
  * have chosen, in each layer another one. */
 static uint64_t slabs_touched(const struct policy *policy, uint64_t n_token)
 {
-    const uint64_t n_step = policy->step ? n_token / policy->step + 1 : 0;
-
-    return n_token / KV_BLOCK + 1 + n_step * policy->n_pick;
+    return n_token / KV_BLOCK + 1 +
+           policy_choices(policy, n_token) * policy->n_pick;
 }
 
 /* The slots of its slabs: where the first layer with blocks has its own. */
@@ -682,7 +688,7 @@ void memory_set_tier(struct memory *memory, struct spill *spill,
 {
     const struct model *model = memory->model;
 
-    assert(memory->n_slab == 0 && memory_policy(memory));
+    assert(memory->n_slab == 0 && policy_is_bounded(&memory->policy));
     assert(max_bytes >= memory_tier_min(model, &memory->policy));
     assert(spill_slot_bytes(spill) >=
            memory_slot_bytes(model, &memory->policy));

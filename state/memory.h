@@ -31,6 +31,8 @@ void memory_destroy(struct memory *memory);
  */
 MUST_CHECK enum status memory_set_policy(struct memory *memory,
                                          const struct policy *policy);
+/* As policy_end_prompt(), of which less than n_token was consumed. */
+void memory_end_prompt(struct memory *memory, uint64_t n_token);
 /* For struct span: NULL if that is full. */
 const struct policy *memory_policy(const struct memory *memory);
 
@@ -39,7 +41,7 @@ const struct policy *memory_policy(const struct memory *memory);
  * states stay. At most about max_bytes of blocks are in RAM at a time: what the
  * session's policy has its rows see is bounded by steps, so those that it has
  * not seen lately are let go when as much could have been touched. Called once,
- * before the first reserve; the policy is not full. Passes of more than
+ * before the first reserve; the policy is bounded. Passes of more than
  * MEMORY_TIER_ROWS rows may go beyond the limit.
  */
 #define MEMORY_TIER_ROWS GRID
@@ -54,7 +56,7 @@ size_t memory_tier_min(const struct model *model, const struct policy *policy);
  * Only some of its blocks are in RAM, at most max_bytes of them; the others are
  * read from the store (state/paging.h, which says what max_bytes may be and
  * what may be asked of memory_paging() besides). Once, before the first
- * reserve; the policy is not full, and the model's memory is the host's. Such a
+ * reserve; the policy is bounded, and the model's memory is the host's. Such a
  * memory is neither forked nor shared.
  *   RESOURCE_EXHAUSTED  no memory
  */

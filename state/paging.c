@@ -98,7 +98,7 @@ static struct extent_of_blocks measure(const struct model *model,
 /* Blocks that a step sees in a layer at most. */
 static uint64_t n_seen(const struct policy *policy)
 {
-    return (uint64_t)policy->n_sink + policy->n_pick + policy->n_window + 1;
+    return (uint64_t)policy_kept(policy) + policy->n_pick + 1;
 }
 
 size_t paging_least(const struct model *model, const struct policy *policy)
@@ -449,7 +449,8 @@ enum status paging_expect(struct paging *paging, uint64_t n_block)
 static bool is_near(const struct paging *paging, uint64_t block)
 {
     return block >= paging->n_stored || block < paging->policy.n_sink ||
-           block + paging->policy.n_window + 1 >= paging->n_stored;
+           block + policy_kept(&paging->policy) + 1 >=
+               paging->n_stored + paging->policy.n_sink;
 }
 
 enum status paging_put(struct paging *paging, uint32_t layer, uint64_t block,

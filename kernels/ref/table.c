@@ -19,6 +19,7 @@ static bool is_supported(void)
         flush_end(before);                                                     \
     }
 FLUSHED(kv_score, kv_score_args)
+FLUSHED(kv_mass, kv_mass_args)
 FLUSHED(linear, linear_args)
 FLUSHED(linear_add, linear_args)
 FLUSHED(ffn, ffn_args)
@@ -55,6 +56,7 @@ const struct backend backend_ref = {
     .kv_append = move_kv_append,
     .kv_seal = index_seal,
     .kv_score = kv_score,
+    .kv_mass = kv_mass,
     .attend = attend,
     .conv = conv,
     .delta_gate = delta_gate,

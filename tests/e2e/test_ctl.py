@@ -109,6 +109,20 @@ class Commands(NodeTests, unittest.TestCase):
         self.bad(USAGE, "no policy", "generate", "--policy", "qest", "--prompt",
                  "x")
 
+    def test_snapkv_takes_its_end_from_the_prompt(self):
+        self.bad(USAGE, "end=1000", "session", "create", "snap", "--policy",
+                 "snapkv")
+        prompt = CASE["prompt"] * 12
+        self.generate("--session", "snap", "--policy", "snapkv:pick=64",
+                      "--prompt", prompt)
+        made = json.loads(self.good("session", "get", "snap", "--output",
+                                    "json"))
+        kind, _, end = made["policy"].rpartition(":end=")
+        self.assertEqual(kind, "snapkv:sink=0:window=64:pick=64:keys=true")
+        self.assertEqual(int(end), len(self.client.log("snap")) - 20)
+        self.generate("--session", "snap", "--policy", "snapkv:pick=64",
+                      "--prompt", "x")
+
     def test_same_seed_same_text(self):
         def ask(seed):
             return self.good("generate", "--prompt", "The ship", "--seed", seed,

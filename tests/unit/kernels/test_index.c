@@ -66,7 +66,7 @@ static double key_at(const struct session *s, size_t token, size_t head,
     const bool is_bf16 = s->shape.arithmetic != ARITHMETIC_FP32;
     double x[2];
 
-    if (d >= 2 * n_pair)
+    if (n_pair == 0 || d >= 2 * n_pair)
         return is_bf16 ? scalar_from_bf16(scalar_to_bf16(k[d])) : k[d];
     for (size_t side = 0; side < 2; side++) {
         const float kept = k[d % n_pair + side * n_pair];
@@ -311,6 +311,77 @@ Test(index, short_bounds_score_the_same)
         drop(brief);
         drop(q);
     }
+}
+
+/* ------------------------------------------------------- shares of blocks */
+
+/* What share of the attention of row `row`, at token `token`, a block gets. */
+static double share_of(const struct session *s, const float *q, size_t token,
+                       size_t head, size_t block)
+{
+    const size_t n_query = s->shape.n_head / s->shape.n_kv_head;
+    double all = 0.0, its = 0.0;
+
+    for (size_t t = 0; t <= token; t++) {
+        double sum = 0.0;
+
+        for (size_t d = 0; d < s->shape.d_head; d++)
+            sum += q[head * s->shape.d_head + d] *
+                   key_at(s, t, head / n_query, d, (double)t);
+        sum = exp(sum * 0.5);
+        all += sum;
+        its += t / KV_BLOCK == block ? sum : 0.0;
+    }
+    return its / all;
+}
+
+/* Rows that begin in the middle of a block that is asked for, too. */
+Test(index, shares_of_attention_are_those_of_a_softmax)
+{
+    enum { N = 11, AT = 4 * KV_BLOCK - 5, FIRST_BLOCK = 1, END = 4 };
+    struct pool *pools[N_POOL];
+
+    pools_create(pools);
+    for (size_t i = 0; i < COUNT(SHAPES) * N_CPU_ARITHMETIC; i++) {
+        struct session s;
+
+        session_init(&s, i);
+        const size_t n_q = s.q_stride, n_head = s.shape.n_head;
+        float mass[END - FIRST_BLOCK], again[END - FIRST_BLOCK];
+        float *stat = constant(2 * N * n_head, 7.0f);
+        struct kv_mass_args args = {.shape = s.shape,
+                                    .table = &s.table,
+                                    .scale = 0.5f,
+                                    .q = s.q,
+                                    .n_row = N,
+                                    .position = AT,
+                                    .block = s.block,
+                                    .first = FIRST_BLOCK,
+                                    .end = END,
+                                    .stat = stat,
+                                    .mass = mass};
+        backend_ref_found()->kv_mass(NULL, &args);
+        for (size_t b = FIRST_BLOCK; b < END; b++) {
+            double want = 0.0;
+
+            for (size_t row = 0; row < N; row++)
+                for (size_t h = 0; h < n_head; h++)
+                    want += share_of(&s, s.q + row * n_q, AT + row, h, b);
+            cr_assert_float_eq(mass[b - FIRST_BLOCK], want, 1e-4 * want,
+                               "shape %zu, block %zu: %g, %g", i, b,
+                               (double)mass[b - FIRST_BLOCK], want);
+        }
+        args.mass = again;
+        EACH_BACKEND(backend)
+        for (size_t p = 0; p < N_POOL; p++) {
+            memset(again, 0, sizeof(again));
+            backend->kv_mass(pools[p], &args);
+            assert_same(again, mass, END - FIRST_BLOCK, backend->name);
+        }
+        drop(stat);
+        session_release(&s);
+    }
+    pools_destroy(pools);
 }
 
 /* ------------------------------------------------- attention over a choice */

@@ -26,6 +26,11 @@ Test(policy, a_text_gives_a_policy_that_gives_the_text)
         "infllm:sink=128:window=0:pick=65536:step=1:keys=far:index=bounds",
         "infllm:sink=64:window=64:pick=64:step=2:keys=true:index=keys",
         "quest:sink=0:window=64:pick=512:step=64:keys=true",
+        "recycle:base=quest:sink=0:window=64:pick=64:step=8:reuse=64:keys=true",
+        "recycle:base=infllm:sink=64:window=0:pick=64:step=1:reuse=1:keys=far"
+        ":index=keys",
+        "snapkv:sink=0:window=64:pick=2048:keys=true",
+        "snapkv:sink=64:window=0:pick=64:keys=rank:end=1099511627776",
     };
 
     for (size_t i = 0; i < sizeof(TEXT) / sizeof(TEXT[0]); i++) {
@@ -51,9 +56,16 @@ Test(policy, a_name_alone_has_its_own_numbers)
 
 Test(policy, no_text_fits_that_is_longer_than_there_is_room)
 {
-    const struct policy most = {
-        POLICY_INFLLM,    KEYS_RANK, POLICY_BLOCK_MAX, POLICY_BLOCK_MAX,
-        POLICY_BLOCK_MAX, GRID,      INDEX_BOUNDS};
+    const struct policy most = {.kind = POLICY_RECYCLE,
+                                .keys = KEYS_RANK,
+                                .n_sink = POLICY_BLOCK_MAX,
+                                .n_window = POLICY_BLOCK_MAX,
+                                .n_pick = POLICY_BLOCK_MAX,
+                                .step = GRID,
+                                .index = INDEX_BOUNDS,
+                                .base = POLICY_INFLLM,
+                                .reuse = POLICY_REUSE_MAX,
+                                .end = POLICY_END_MAX};
     char text[POLICY_TEXT_SIZE];
 
     policy_format(&most, text);
@@ -82,6 +94,19 @@ Test(policy, what_is_wrong_is_refused_with_its_reason)
         {"infllm:keys=near", "keys=near"},
         {"infllm:index=none", "index=none"},
         {"quest:index=keys", "no parameter 'index'"},
+        {"quest:reuse=2", "no parameter 'reuse'"},
+        {"infllm:base=quest", "no parameter 'base'"},
+        {"recycle:reuse=0", "reuse=0"},
+        {"recycle:reuse=3", "allowed are powers of two up to 64"},
+        {"recycle:reuse=128", "reuse=128"},
+        {"recycle:base=window", "allowed are infllm, quest"},
+        {"recycle:sink=64:base=infllm", "it has to be the first"},
+        {"recycle:index=keys", "no parameter 'index'"},
+        {"snapkv:step=8", "no parameter 'step'"},
+        {"snapkv:end=0", "end=0"},
+        {"snapkv:end=64k", "end=64k"},
+        {"snapkv:end=1099511627777", "allowed are 1 to 1099511627776"},
+        {"quest:end=64", "no parameter 'end'"},
     };
 
     for (size_t i = 0; i < sizeof(CASE) / sizeof(CASE[0]); i++) {
@@ -95,24 +120,73 @@ Test(policy, what_is_wrong_is_refused_with_its_reason)
     }
 }
 
+/* --------------------------------------------------------- the prompt's end */
+
+Test(policy, an_end_is_told_once_and_only_to_who_wants_it)
+{
+    struct policy open = parsed("snapkv"), known = parsed("snapkv:end=70");
+    struct policy other = parsed("snapkv:pick=64:end=70"), quest;
+
+    cr_assert_eq(policy_check_end(&open), STATUS_INVALID_ARGUMENT);
+    cr_assert(strstr(status_reason(), "snapkv:end=1000"));
+    cr_assert_eq(policy_check_end(&known), STATUS_OK);
+    cr_assert(policy_is_asked(&open, &known));
+    cr_assert_not(policy_is_asked(&known, &open));
+    cr_assert_not(policy_is_asked(&open, &other));
+    policy_end_prompt(&open, 70);
+    cr_assert(policy_equal(&open, &known));
+    policy_end_prompt(&open, 71);
+    cr_assert(policy_equal(&open, &known));
+    quest = parsed("quest");
+    policy_end_prompt(&quest, 70);
+    cr_assert_eq(quest.end, 0);
+    cr_assert_eq(policy_check_end(&quest), STATUS_OK);
+}
+
 /* ------------------------------------------------------------- what is seen */
 
-/* Is token `key` seen from chunk `chunk`, written by tokens? */
+Test(policy, snapkv_sees_all_before_its_end_and_less_behind)
+{
+    static struct policy_view view[POLICY_SEEN_MAX];
+    const struct policy policy = parsed("snapkv:sink=64:window=128:end=650");
+    static const uint64_t WANT[] = {0, 3, 8, 9, 10, 11, 12};
+    const struct block_range among = policy_candidates(&policy, 650 / 64);
+    const uint32_t pick = 3;
+
+    cr_assert(policy_sees_all(&policy, 0) && policy_sees_all(&policy, 649));
+    cr_assert_not(policy_sees_all(&policy, 650));
+    cr_assert_eq(policy_view_end(&policy, 0), 650);
+    cr_assert_eq(policy_view_end(&policy, 650), 704);
+    for (uint64_t at = 0; at < 2000; at++)
+        cr_assert_eq(policy_looks_up(&policy, at), at == 650);
+    cr_assert(among.first == 1 && among.end == 8);
+    cr_assert_eq(policy_see(&policy, 12, &pick, 1, view), 7);
+    for (uint32_t i = 0; i < 7; i++)
+        cr_assert(view[i].block == WANT[i] && !view[i].place.is_flat &&
+                  view[i].place.position == WANT[i] * 64);
+}
+
+/* Is token `key` seen from chunk `chunk`, written by tokens? The window is the
+ * one of the last look-up, which is made each step * reuse tokens. */
 static bool is_seen(const struct policy *policy, uint64_t chunk, uint64_t block,
                     const uint32_t *pick, uint32_t n_pick)
 {
+    const uint64_t still = policy->step * policy->reuse;
+    const uint64_t since = still > 64 ? chunk * 64 / still * still : chunk * 64;
     bool is_picked = false;
 
     for (uint32_t i = 0; i < n_pick; i++)
         is_picked = is_picked || pick[i] == block;
     return block <= chunk && (is_picked || block * 64 < policy->n_sink * 64 ||
-                              chunk * 64 - block * 64 <= policy->n_window * 64);
+                              since <= (block + policy->n_window) * 64);
 }
 
 static void check_view(const struct policy *policy, uint64_t chunk)
 {
     static struct policy_view view[POLICY_SEEN_MAX];
     const struct block_range among = policy_candidates(policy, chunk);
+    const uint64_t n_still = policy->step * policy->reuse / 64;
+    const uint64_t since = n_still > 1 ? chunk / n_still * n_still : chunk;
     uint32_t pick[3], n_pick = 0, n, at = 0, n_seen = 0;
 
     /* Every other candidate, as far as they go. */
@@ -136,10 +210,10 @@ static void check_view(const struct policy *policy, uint64_t chunk)
         else if (policy->keys == KEYS_RANK)
             cr_assert(place.position == (chunk - (n - at)) * 64 &&
                       !place.is_flat);
-        else if (chunk - b <= policy->n_window)
+        else if (since <= b + policy->n_window)
             cr_assert(place.position == b * 64 && !place.is_flat);
         else
-            cr_assert(place.position == (chunk - policy->n_window) * 64 &&
+            cr_assert(place.position == (since - policy->n_window) * 64 &&
                       place.is_flat);
     }
     cr_assert_eq(at, n);
@@ -147,16 +221,17 @@ static void check_view(const struct policy *policy, uint64_t chunk)
 
 Test(policy, rows_see_sinks_picks_window_and_own_block_in_order)
 {
-    static const char *const KIND[] = {"window", "infllm", "quest"};
+    static const char *const KIND[] = {"window", "infllm", "quest",
+                                       "recycle:step=64:reuse=4"};
     static const char *const KEYS[] = {"true", "rank", "far"};
 
-    for (uint32_t i = 0; i < 9; i++)
+    for (uint32_t i = 0; i < 12; i++)
         for (uint32_t n = 0; n < 16; n++) {
             char text[POLICY_TEXT_SIZE];
             struct policy policy;
 
             (void)snprintf(text, sizeof(text), "%s:sink=%u:window=%u:keys=%s",
-                           KIND[i % 3], n % 4 * 64, n / 4 * 64, KEYS[i / 3]);
+                           KIND[i % 4], n % 4 * 64, n / 4 * 64, KEYS[i / 4]);
             policy = parsed(text);
             for (uint64_t chunk = 0; chunk < 12; chunk++)
                 check_view(&policy, chunk);

@@ -14,8 +14,10 @@ static const char *const POLICY[] = {
     "window:sink=64:window=64",
     "infllm:sink=0:window=0:pick=64:step=16",
     "quest:sink=64:window=0:pick=64:step=8",
+    "recycle:base=infllm:sink=0:window=0:pick=64:step=8:reuse=16",
+    "snapkv:window=0:pick=64",
 };
-#define N_POLICY 4u
+#define N_POLICY 6u
 #define N_TURN 3u
 
 static struct command *turn_of(struct node *node, const char *name,
@@ -270,6 +272,39 @@ Test(engine_policy, is_verified_exported_and_imported, .timeout = 120)
             node_destroy(from);
             node_destroy(to);
         }
+}
+
+/* snapkv's prompt is the first request's, and ends where that does. Where no
+ * request brings one, its end must be said. */
+Test(engine_policy, learns_where_the_prompt_ends)
+{
+    struct node *node = node_create(NULL);
+    struct command *command;
+
+    node_start(node);
+    turn(node, "a", "snapkv:window=0:pick=64", 0);
+    cr_assert_eq(table_find(node->engine, "a")->policy.end, 330);
+    turn(node, "a", "snapkv:window=0:pick=64", 1);
+    cr_assert(reply_failed(
+        node_call(node, turn_of(node, "a", "snapkv:window=0:pick=64:end=9", 2)),
+        STATUS_FAILED_PRECONDITION, "POLICY_MISMATCH"));
+    cr_assert_eq(table_find(node->engine, "a")->policy.end, 330);
+
+    command = turn_of(node, "b", "snapkv", 0);
+    command->generate.is_append = true;
+    cr_assert(
+        reply_failed(node_call(node, command), STATUS_INVALID_ARGUMENT, ""));
+    command = command_make(COMMAND_CREATE_SESSION, node_reply(node));
+    strcpy(command->create.name, "b");
+    must(policy_parse("snapkv", &command->create.policy));
+    cr_assert(
+        reply_failed(node_call(node, command), STATUS_INVALID_ARGUMENT, ""));
+    cr_assert_eq(node->engine->n_session, 1);
+    command = turn_of(node, "b", "snapkv:end=400", 0);
+    command->generate.is_append = true;
+    cr_assert_eq(node_call(node, command)->last, EVENT_COMPLETE);
+    cr_assert_eq(table_find(node->engine, "b")->policy.end, 400);
+    node_destroy(node);
 }
 
 /* A device has none: nobody gets a session that could not go on. */

