@@ -6,6 +6,7 @@
  */
 #include "scheduler/engine_calls.h"
 
+#include <assert.h>
 #include <string.h>
 
 /* How many tokens the log begins with that only a beginning has (BOS). */
@@ -64,11 +65,14 @@ enum status reread_append(const struct engine *engine,
                           const struct session *session,
                           const struct generate_command *g)
 {
-    struct ids *tokens = &session->resident->tokens;
+    struct resident *resident = session->resident;
+    struct ids *tokens = &resident->tokens;
     const uint64_t before = session->n_token;
     const uint64_t first = first_again(engine, session, g);
-    enum status st = tokens_append(tokens, g->token, g->n_token);
+    enum status st;
 
+    assert(resident);
+    st = tokens_append(tokens, g->token, g->n_token);
     if (st || !g->rereads)
         return st;
     st = tokens_reserve(tokens, before - first + g->n_token);
