@@ -251,7 +251,7 @@ struct engine_metrics { /* each may be NULL */
         *decode_time, *latency, *expired, *stored_bytes, *store_evictions,
         *block_reads, *block_hits;
     struct metric *prompt_tokens, *generation_tokens, *cache_queries,
-        *cache_hits, *preemptions, *iteration_tokens, *commit_lag;
+        *cache_hits, *preemptions, *iteration_tokens, *commit_lag, *state_rms;
     struct metric *reuse[REUSE_REASON_COUNT], *refused[REUSE_REASON_COUNT];
     struct metric *prefix_tokens, *prefix_entries, *prefix_bytes;
     struct metric *success[8]; /* by finish_reason */

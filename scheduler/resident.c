@@ -724,6 +724,8 @@ void resident_saved(struct engine *engine, const struct store_job *job)
     bool is_own = session && uid_equal(job->uid, session_log(session));
 
     resident->is_saving = false;
+    if (!job->status && job->head_rms > 0)
+        metric_observe(engine->metrics.state_rms, (double)job->head_rms);
     prefix_saved(engine, job);
     if (!job->status && session && is_own) {
         resident->snapshot_position = resident->image_position;
