@@ -46,6 +46,7 @@ struct reply {
 struct asked {
     request_message request;
     Godwit__V1__SamplingParams sampling;
+    Godwit__V1__Reread reread;
     Godwit__V1__Messages messages;
     Godwit__V1__Message message[2], *message_list[2];
     struct ctl_text prompt;
@@ -176,6 +177,24 @@ static enum status fill_request_id(const struct ctl_options *options,
     return STATUS_OK;
 }
 
+static enum status fill_reread(const struct ctl_options *options,
+                               struct asked *asked)
+{
+    enum status st;
+
+    if (!*options->reread)
+        return STATUS_OK;
+    godwit__v1__reread__init(&asked->reread);
+    asked->request.reread = &asked->reread;
+    if (strcmp(options->reread, "all") == 0)
+        return STATUS_OK;
+    st = ctl_parse_u64("reread", options->reread, &asked->reread.max_tokens);
+    if (!st && asked->reread.max_tokens == 0)
+        st = status_fail(STATUS_INVALID_ARGUMENT,
+                         "--reread is 0, expected all or at least 1");
+    return st;
+}
+
 static enum status fill_request(struct ctl *ctl, struct asked *asked)
 {
     const struct ctl_options *options = &ctl->options;
@@ -203,6 +222,8 @@ static enum status fill_request(struct ctl *ctl, struct asked *asked)
         st = ctl_parse_u64("resume-from", options->resume_from,
                            &request->resume_from_position);
     }
+    if (!st)
+        st = fill_reread(options, asked);
     return st ? st : fill_input(ctl, asked);
 }
 

@@ -95,6 +95,11 @@ static const struct grouped TABLE[] = {
       "go on with the turn --request-id, whose tokens before this are known",
       AT(resume_from)}},
     {CTL_ROWS_GENERATE,
+     {"reread", SETTING_TEXT, "", 0, 0, NULL, "all|TOKENS",
+      "feed the conversation so far, or its last tokens, once more behind the "
+      "prompt, then the prompt again",
+      AT(reread)}},
+    {CTL_ROWS_GENERATE,
      {"progress", SETTING_CHOICE, "auto", 0, 0, "auto|bar|lines|none", "",
       "how stderr shows a long prefill; auto: a bar on a terminal, else lines",
       AT(progress)}},

@@ -29,6 +29,10 @@ static void put_layers(struct output *output,
         output_number(output, "memory_kv", layer->memory_kv_bytes);
         output_number(output, "stored_state", layer->stored_state_bytes);
         output_number(output, "stored_kv", layer->stored_kv_bytes);
+        output_real(output, "state_rms", (double)layer->state_rms, 4);
+        output_real(output, "state_head_rms", (double)layer->state_head_rms, 4);
+        output_number(output, "state_head", layer->state_head);
+        output_real(output, "state_max", (double)layer->state_max, 4);
     }
 }
 

@@ -226,6 +226,9 @@ static enum status check_ephemeral(const Godwit__V1__GenerateRequest *request)
                          "resume_from_position without a session");
     if (request->create_session)
         return bad_field("create_session", "create_session without a session");
+    if (request->reread)
+        return bad_field("reread", "reread without a session: there is "
+                                   "nothing to read again");
     return STATUS_OK;
 }
 
@@ -270,6 +273,9 @@ enum status convert_generate(struct job *job, const ProtobufCMessage *message)
         st = take_sampling(job->node, request->sampling_params, generate);
     if (st)
         return st;
+    generate->rereads = request->reread;
+    if (request->reread)
+        generate->reread_limit = request->reread->max_tokens;
     generate->creates = request->create_session;
     generate->priority = request->priority;
     generate->has_expected = request->has_expected_position_case;

@@ -122,6 +122,10 @@ static bool add_layers(struct arena *arena, const struct inspection *from,
         layer->policy_hits = from->layer[i].n_hit;
         layer->policy_fetched = from->layer[i].n_fetched;
         layer->policy_fetched_bytes = from->layer[i].fetched_bytes;
+        layer->state_rms = from->layer[i].norm.rms;
+        layer->state_head_rms = from->layer[i].norm.head_rms;
+        layer->state_head = from->layer[i].norm.head;
+        layer->state_max = from->layer[i].norm.max;
         to->layers[to->n_layers++] = layer;
     }
     return to->layers != NULL;

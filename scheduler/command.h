@@ -65,7 +65,9 @@ struct generate_command {
     bool has_policy;
     struct policy policy; /* of a new session; another's must be the same */
     bool is_append;       /* prefill only: nothing is sampled */
-    bool creates;         /* make the session if it does not exist */
+    bool rereads; /* feed the log once more, and the input behind it again */
+    uint64_t reread_limit; /* only so many of the log's last tokens; 0: all */
+    bool creates;          /* make the session if it does not exist */
     bool has_expected, has_resume;
     uint64_t expected_position; /* ABORTED unless the log has this length */
     uint64_t resume_position;   /* replay committed tokens from here */

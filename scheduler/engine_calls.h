@@ -34,6 +34,9 @@ void session_info_get(const struct engine *engine,
                       const struct session *session, struct session_info *out);
 
 /* --- resident.c --- */
+/* Room for so many more.
+ *   RESOURCE_EXHAUSTED */
+MUST_CHECK enum status tokens_reserve(struct ids *tokens, uint64_t n_token);
 MUST_CHECK enum status tokens_append(struct ids *tokens, const uint32_t *token,
                                      uint64_t n_token);
 uint64_t resident_position(const struct resident *resident);
@@ -337,6 +340,23 @@ MUST_CHECK enum status generate_meta(struct engine *engine,
                                      struct session_meta *meta);
 /* Close an interrupted turn as cancelled: another one begins. */
 void generate_close(struct engine *engine, struct session *session);
+
+/* --- reread.c --- */
+/* Tokens that a turn feeds, what is read again among them; of a session that is
+ * not in memory maybe an opening more. */
+uint64_t reread_input(const struct engine *engine,
+                      const struct session *session,
+                      const struct generate_command *g);
+/* Is there anything to be read again?
+ *   INVALID_ARGUMENT  REREAD_EMPTY */
+MUST_CHECK enum status reread_check(const struct engine *engine,
+                                    const struct session *session,
+                                    const struct generate_command *g);
+/* Append what the turn feeds to its tokens in memory: all of it, or nothing.
+ *   RESOURCE_EXHAUSTED */
+MUST_CHECK enum status reread_append(const struct engine *engine,
+                                     const struct session *session,
+                                     const struct generate_command *g);
 
 /* --- control.c --- */
 void control_command(struct engine *engine, struct command *command);

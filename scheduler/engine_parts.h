@@ -13,6 +13,7 @@
  *   flight.c     commits under construction and under way, and their loss
  *   request.c    one Generate or AppendTokens call: begin, replay, end
  *   generate.c   its arrival and admission
+ *   reread.c     what its turn feeds
  *   control.c    all other commands, but
  *   fork.c       fork and rewind
  *   logs.c       which logs are kept, how much of them, and where blocks lie
@@ -169,8 +170,9 @@ struct request {
     uint64_t target_us;      /* when its first token should be there */
     uint64_t predicted_us;   /* time to that, from its arrival; 0: unknown */
     struct command *command; /* until it is admitted; owned */
-    size_t promise;          /* bytes its memory may grow to */
-    uint64_t output_start;   /* position of its first sampled token */
+    uint64_t n_input;      /* that it will feed, as was known at its arrival */
+    size_t promise;        /* bytes its memory may grow to */
+    uint64_t output_start; /* position of its first sampled token */
     uint64_t n_cached, n_restored;
     enum restore_reason_code reuse;
     bool has_sought;       /* a stored prefix, for the memory as it is */
@@ -249,7 +251,7 @@ struct engine_metrics { /* each may be NULL */
         *decode_time, *latency, *expired, *stored_bytes, *store_evictions,
         *block_reads, *block_hits;
     struct metric *prompt_tokens, *generation_tokens, *cache_queries,
-        *cache_hits, *preemptions, *iteration_tokens, *commit_lag;
+        *cache_hits, *preemptions, *iteration_tokens, *commit_lag, *state_rms;
     struct metric *reuse[REUSE_REASON_COUNT], *refused[REUSE_REASON_COUNT];
     struct metric *prefix_tokens, *prefix_entries, *prefix_bytes;
     struct metric *success[8]; /* by finish_reason */

@@ -41,6 +41,7 @@ static void release(struct engine *engine, struct errand *errand)
     verify_release(engine, errand);
     transfer_release(engine, errand);
     free(errand->stored);
+    free(errand->norm);
     if (errand->path.n > 0)
         logs_release(engine, &errand->path);
     if (errand->session) {

@@ -42,6 +42,7 @@ struct errand {
     struct digest compared_chain;
     /* INSPECT */
     struct log_stored *stored; /* [path.n] owned */
+    struct state_norm *norm;   /* INSPECT: [n_layer] owned */
     /* EXPORT */
     struct exporter *exporter;
     bool is_taken;    /* its reader wants more */

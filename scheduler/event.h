@@ -7,6 +7,7 @@
  * holder; payload arrays lie behind the struct in the same block.
  */
 #include "base/status.h"
+#include "model/state_norm.h"
 #include "state/scrub_report.h"
 #include "state/session.h"
 
@@ -86,6 +87,7 @@ struct inspection {
         const char *kind;
         uint64_t memory_state, memory_kv, stored_state, stored_kv; /* bytes */
         uint64_t n_step, n_hit, n_fetched, fetched_bytes; /* paging_use() */
+        struct state_norm norm;                           /* in snapshot[0] */
     } * layer;
     const struct inspected_snapshot {
         uint64_t position, bytes, create_ms;

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define STATE_RMS_FIRST (1.0 / 1024) /* 26 buckets reach 2^15 */
+#define STATE_RMS_BUCKETS 26u
 #define SECONDS_FIRST 0.0005 /* first bucket; 20 of them reach 262 s */
 #define SECONDS_BUCKETS 20u
 
@@ -45,6 +47,11 @@ static void histograms(struct metrics *r, struct engine_metrics *m)
                             "Write and sync of one group commit.");
     m->iteration_tokens = metrics_histogram(r, "godwit_iteration_tokens", "",
                                             "Rows of one engine step.", 1, 13);
+    m->state_rms = metrics_histogram(
+        r, "godwit_state_rms", "",
+        "Of each snapshot, the largest root mean square of a head's recurrent "
+        "state; infinite if it has a number that is none.",
+        STATE_RMS_FIRST, STATE_RMS_BUCKETS);
 }
 
 static void counters(struct metrics *r, struct engine_metrics *m)

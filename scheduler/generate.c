@@ -34,6 +34,9 @@ static struct digest digest_of(const struct generate_command *g)
                         g->n_token - g->n_opening};
     struct digest d = digest_bytes(whole, sizeof(whole));
 
+    /* Turns of before it was known stay what they are. */
+    if (g->rereads)
+        d = add(d, &g->reread_limit, sizeof(g->reread_limit));
     d = add(d, real, sizeof(real));
     for (uint32_t i = 0; i < s->n_stop; i++)
         d = add(d, s->stop[i], strlen(s->stop[i]) + 1);
@@ -176,6 +179,7 @@ static enum status check_turn(struct engine *engine,
                               const struct generate_command *g)
 {
     uint64_t n = session->n_token, room;
+    const uint64_t n_input = reread_input(engine, session, g);
 
     if (g->has_resume)
         return fail_because(
@@ -203,18 +207,21 @@ static enum status check_turn(struct engine *engine,
         status_fail(STATUS_INVALID_ARGUMENT, "input has no tokens");
         return fail_because(STATUS_INVALID_ARGUMENT, "EMPTY_INPUT");
     }
+    if (reread_check(engine, session, g))
+        return status_cause()->code;
     room = engine->n_context - (g->is_append ? 0 : 1);
-    if (n > room || g->n_token > room - n) {
+    if (n > room || n_input > room - n) {
         status_fail(STATUS_INVALID_ARGUMENT,
-                    "session has %lu tokens and the input %lu, limit %lu%s", n,
-                    g->n_token, engine->n_context,
+                    "session has %lu tokens and the input %lu%s, limit %lu%s",
+                    n, n_input, g->rereads ? " with what is read again" : "",
+                    engine->n_context,
                     g->is_append ? "" : " with one to generate");
         return fail_because(STATUS_INVALID_ARGUMENT, "CONTEXT_LENGTH_EXCEEDED");
     }
     if (!session->name[0])
         return STATUS_OK; /* nothing of it is kept */
     return keep_quota(engine, session->tenant ? session->tenant : "", 0,
-                      g->n_token + max_tokens_of(engine, g));
+                      n_input + max_tokens_of(engine, g));
 }
 
 void generate_close(struct engine *engine, struct session *session)
@@ -239,12 +246,13 @@ static enum status make_turn(struct engine *engine,
                              const struct generate_command *g,
                              struct turn *turn)
 {
-    uint64_t left = engine->n_context - session->n_token - g->n_token;
+    const uint64_t n_input = reread_input(engine, session, g);
+    uint64_t left = engine->n_context - session->n_token - n_input;
     struct sampling *s = &turn->sampling;
 
     memset(turn, 0, sizeof(*turn));
     turn->position = session->n_token;
-    turn->n_input = g->n_token;
+    turn->n_input = n_input;
     memcpy(turn->request_id, g->request_id, REQUEST_ID_SIZE);
     turn->input = digest_of(g);
     turn->is_append = g->is_append;
@@ -284,7 +292,7 @@ static enum status accept(struct engine *engine, struct request *request)
     enum status st = make_turn(engine, session, g, &turn);
 
     if (!st)
-        st = tokens_append(&resident->tokens, g->token, g->n_token);
+        st = reread_append(engine, session, g);
     if (st)
         return st;
     raise_durability(engine, session, g);
@@ -296,14 +304,15 @@ static enum status accept(struct engine *engine, struct request *request)
     fork_flatten(engine, session);
     resident->turn = turn;
     resident->has_turn = true;
-    session->n_token += g->n_token;
-    resident->chain = digest_tokens(before, g->token, g->n_token);
+    session->n_token += turn.n_input;
+    resident->chain =
+        digest_tokens(before, resident->tokens.id + from, turn.n_input);
     flight_tokens(engine, session, from, before);
     flight_turn(engine, session);
     if (from == 0)
         request->n_shared = g->n_shared;
-    metric_add(engine->metrics.prompt_tokens, g->n_token);
-    engine->prompt_tokens += g->n_token;
+    metric_add(engine->metrics.prompt_tokens, turn.n_input);
+    engine->prompt_tokens += turn.n_input;
     request_begin(engine, request);
     request_accepted(engine, request);
     return STATUS_OK;
@@ -426,6 +435,7 @@ static enum status meet(struct engine *engine, struct request *request,
     assert(request->command);
     arena_destroy(request->command->arena); /* checked again when loaded */
     request->command = command;
+    request->n_input = reread_input(engine, request->session, g);
     request->reply = command->reply;
     request->deadline_us = command->deadline_us;
     request->wants_progress = g->wants_progress;
@@ -513,8 +523,9 @@ static enum status arrive(struct engine *engine, struct command *command)
     if (session->request)
         return meet(engine, session->request, command);
     asked.session = session;
+    asked.n_input = reread_input(engine, session, g);
     asked.promise = request_promise(
-        engine, session, session->n_token + g->n_token, asked.n_reply);
+        engine, session, session->n_token + asked.n_input, asked.n_reply);
     st = schedule_admit(engine, &asked, command->tenant);
     if (st) {
         session_put(session);

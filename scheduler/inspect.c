@@ -16,6 +16,8 @@ enum status inspect_session(struct engine *engine,
     if (st)
         return st;
     errand->stored = engine_need(calloc(LOG_PATH_MAX, sizeof(*errand->stored)));
+    errand->norm =
+        engine_need(calloc(engine->config->n_layer, sizeof(*errand->norm)));
     return STATUS_OK;
 }
 
@@ -27,6 +29,7 @@ bool inspect_send(struct engine *engine, struct errand *errand)
 
     job->path = errand->path; /* empty for what is in memory alone */
     job->stored = errand->stored;
+    job->norm = errand->norm;
     errand->is_out = jobs_push(engine, job);
     return errand->is_out;
 }
@@ -59,6 +62,7 @@ static void take_layers(const struct engine *engine,
                 has_memory ? paged_in_ram(resident, i, n_block, plan) : 0,
             .stored_kv =
                 (own.n_block - own.first_block + n_open) * plan->block_bytes,
+            .norm = errand->norm[i],
             .n_step = use.n_step,
             .n_hit = use.n_hit,
             .n_fetched = use.n_fetched,

@@ -4,19 +4,30 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum status tokens_reserve(struct ids *tokens, uint64_t n_token)
+{
+    size_t capacity = tokens->n + n_token;
+    uint32_t *id;
+
+    if (tokens->capacity >= capacity)
+        return STATUS_OK;
+    capacity += capacity / 4 + 64;
+    id = realloc(tokens->id, capacity * sizeof(*id));
+    if (!id)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for a log of %zu tokens", capacity);
+    tokens->id = id;
+    tokens->capacity = capacity;
+    return STATUS_OK;
+}
+
 enum status tokens_append(struct ids *tokens, const uint32_t *token,
                           uint64_t n_token)
 {
-    if (tokens->capacity - tokens->n < n_token) {
-        size_t capacity = tokens->n + n_token;
-        capacity += capacity / 4 + 64;
-        uint32_t *id = realloc(tokens->id, capacity * sizeof(*id));
-        if (!id)
-            return status_fail(STATUS_RESOURCE_EXHAUSTED,
-                               "no memory for a log of %zu tokens", capacity);
-        tokens->id = id;
-        tokens->capacity = capacity;
-    }
+    enum status st = tokens_reserve(tokens, n_token);
+
+    if (st)
+        return st;
     if (n_token)
         memcpy(tokens->id + tokens->n, token, n_token * sizeof(*token));
     tokens->n += n_token;
@@ -713,6 +724,8 @@ void resident_saved(struct engine *engine, const struct store_job *job)
     bool is_own = session && uid_equal(job->uid, session_log(session));
 
     resident->is_saving = false;
+    if (!job->status && job->head_rms > 0)
+        metric_observe(engine->metrics.state_rms, (double)job->head_rms);
     prefix_saved(engine, job);
     if (!job->status && session && is_own) {
         resident->snapshot_position = resident->image_position;

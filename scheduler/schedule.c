@@ -121,7 +121,7 @@ static void extent_of(const struct request *r, uint64_t *position,
                         ? resident_position(r->session->resident)
                     : n ? n - 1
                         : 0;
-        *end = n + (r->command ? r->command->generate.n_token : 0);
+        *end = n + (r->command ? r->n_input : 0);
     }
     if (*end <= *position)
         *end = *position + 1;

@@ -177,12 +177,27 @@ static struct value_head head_of_block(const struct snapshots *snapshots,
     return head;
 }
 
+static void watch(struct snapshots *snapshots, const struct mixer_plan *plan,
+                  const void *state)
+{
+    const struct state_norm norm = state_norm_of(plan, state);
+
+    if (norm.n_head > 0 && norm.head_rms > snapshots->head_rms)
+        snapshots->head_rms = norm.head_rms;
+}
+
+float snapshots_head_rms(const struct snapshots *snapshots)
+{
+    return snapshots->head_rms;
+}
+
 /* Blocks in the order of their keys, then the layers' own values. */
 static enum status save_values(struct snapshots *snapshots,
                                const struct image *image)
 {
     enum status st = STATUS_OK;
 
+    snapshots->head_rms = 0;
     for (uint64_t b = image->first_block; !st && b < image->n_block; b++)
         for (uint32_t i = 0; !st && i < image->n_layer; i++) {
             size_t n =
@@ -206,8 +221,12 @@ static enum status save_values(struct snapshots *snapshots,
         struct stored live = {.data = layer->state};
 
         live.n_part = mixer_live(plan, position, live.part);
-        if (layer->state)
+        if (layer->state) {
             st = save_value(snapshots, &state, FRAME_STATE, &head, live);
+            if (!st) /* where that has put it */
+                watch(snapshots, plan,
+                      snapshots->device ? snapshots->staging : layer->state);
+        }
         head.n_token = position % KV_BLOCK;
         if (!st && layer->open)
             st = save_value(snapshots, &open, FRAME_OPEN, &head,

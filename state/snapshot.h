@@ -27,6 +27,7 @@
  * Values of a save that no manifest came to name stay until that position is
  * saved again or the session is deleted.
  */
+#include "model/state_norm.h"
 #include "model/tokenizer.h"
 #include "state/memory.h"
 #include "state/session.h"
@@ -116,6 +117,18 @@ size_t snapshot_bytes(const struct model *model, const struct policy *policy,
  */
 MUST_CHECK enum status snapshot_save(struct snapshots *snapshots,
                                      const struct image *image);
+
+/* The largest root mean square of a head's recurrent state in what was saved
+ * last; 0 if there was none. */
+float snapshots_head_rms(const struct snapshots *snapshots);
+/*
+ * How large the states of a snapshot are, by layer: [n_layer]. A value that
+ * cannot be used leaves a layer without heads.
+ *   as store_get()
+ */
+MUST_CHECK enum status snapshot_norms(struct snapshots *snapshots,
+                                      struct uid uid, uint64_t position,
+                                      struct state_norm *out);
 
 /*
  * Why a restore did not use more: for metrics and the reply; the log names

@@ -16,6 +16,7 @@ struct snapshots {
     struct device *device; /* the model's side, or NULL */
     void *staging;         /* host memory for one value of a device; owned */
     struct store_batch *batch; /* owned */
+    float head_rms;            /* of the last save */
 };
 
 static inline struct key value_key(char letter, struct uid uid, uint64_t place,

@@ -351,6 +351,7 @@ static enum status save(struct store_thread *thread, struct store_job *job)
 {
     enum status st = snapshot_save(thread->options.snapshots, job->image);
 
+    job->head_rms = snapshots_head_rms(thread->options.snapshots);
     if (!st)
         list(thread, job);
     return st;
@@ -396,6 +397,9 @@ static enum status inspect(struct store_thread *thread, struct store_job *job)
     }
     if (!st)
         list(thread, job);
+    if (!st && job->n_entry > 0)
+        st = snapshot_norms(snapshots, job->uid, job->entry[0].position,
+                            job->norm);
     return st;
 }
 

@@ -140,7 +140,9 @@ struct store_job {
 
     /* results */
     struct log_stored *stored; /* INSPECT: [path.n] of its logs; the engine's */
-    bool is_done;              /* SCRUB: that was the last step */
+    struct state_norm *norm; /* INSPECT: [n_layer] of entry[0]; the engine's */
+    float head_rms;          /* SAVE: snapshots_head_rms() */
+    bool is_done;            /* SCRUB: that was the last step */
     enum status status;
     struct cause cause;
     struct ids tokens; /* LOAD, TOKENS, FETCH: ids_release() by the engine */

@@ -123,6 +123,32 @@ class Commands(NodeTests, unittest.TestCase):
         self.generate("--session", "snap", "--policy", "snapkv:pick=64",
                       "--prompt", "x")
 
+    def test_the_conversation_is_read_again(self):
+        first = CASE["greedy_ids"][:8]
+        self.generate("--session", "twice", "--prompt", CASE["prompt"], n=8)
+        told = self.client.log("twice")
+        self.assertEqual(told[-8:], first)
+        got = self.generate("--session", "twice", "--prompt", " So", "--reread",
+                            "all", n=6)
+        asked = list(self.client.generation.Tokenize(
+            gen.TokenizeRequest(text=" So")).token_ids)
+        log = self.client.log("twice")
+        self.assertEqual(log[len(told):-6], asked + told + asked)
+        spelt = self.client.generate(gen.GenerateRequest(
+            tokenized=tokens(log[:-6]), sampling_params=greedy(6)))
+        self.assertEqual(log[-6:], spelt.ids)
+        self.assertEqual(got, spelt.text)
+        self.generate("--session", "twice", "--prompt", " So", "--reread", "5",
+                      n=1)
+        self.assertEqual(self.client.log("twice")[len(log):-1],
+                         asked + log[-5:] + asked)
+        self.bad(USAGE, "append", "generate", "--session", "fresh", "--reread",
+                 "all", "--prompt", "x")
+        self.bad(USAGE, "without a session", "generate", "--reread", "all",
+                 "--prompt", "x")
+        self.bad(USAGE, "--reread is", "generate", "--session", "twice",
+                 "--reread", "0", "--prompt", "x")
+
     def test_same_seed_same_text(self):
         def ask(seed):
             return self.good("generate", "--prompt", "The ship", "--seed", seed,

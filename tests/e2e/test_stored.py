@@ -64,6 +64,13 @@ class Inspect(NodeTests, unittest.TestCase):
         self.assertEqual(found.lineage[1].stored_bytes,
                          found.session.stored_bytes)
         self.assertEqual(found.checkpoints[0].position, checkpoint.position)
+        for layer in found.layers:
+            if layer.kind == "softmax":
+                self.assertEqual(layer.state_head_rms, 0)
+            else:
+                self.assertGreater(layer.state_rms, 0)
+                self.assertGreaterEqual(layer.state_head_rms, layer.state_rms)
+                self.assertGreater(layer.state_max, layer.state_head_rms)
         listed = self.client.session.ListCheckpoints(
             session_pb2.ListCheckpointsRequest(session="sessions/leaf"))
         self.assertEqual(list(listed.checkpoints), list(found.checkpoints))

@@ -230,6 +230,9 @@ Test(convert, a_bad_generate_request_is_refused_by_field)
     begin();
     write_number(&w, 16, 1);
     INVALID(GENERATE, "create_session");
+    begin();
+    write_message(&w, 19, &sub);
+    INVALID(GENERATE, "reread");
 
     begin();
     write_number(&sub, 2, 9);

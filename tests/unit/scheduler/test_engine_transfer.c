@@ -575,6 +575,50 @@ Test(engine_transfer, an_inspection_says_what_is_where)
     node_destroy(node);
 }
 
+/* Its states as they are in memory, where the snapshot was just made. */
+Test(engine_transfer, an_inspection_measures_the_newest_states)
+{
+    struct node *node = node_with("s");
+    const struct layer_memory *layer;
+    const struct inspection *seen;
+    uint32_t n_state = 0;
+
+    fork_settle(node);
+    layer = memory_layers(table_find(node->engine, "s")->resident->memory);
+    seen = &node_call(node, about(node, COMMAND_INSPECT_SESSION, "s"))
+                ->end->inspected;
+    cr_assert_gt(seen->n_snapshot, 0);
+    for (uint32_t i = 0; i < seen->n_layer; i++) {
+        const struct mixer_plan *plan = model_plan(node->model, i);
+        const struct state_norm *got = &seen->layer[i].norm;
+        struct state_norm want = {0};
+
+        if (plan->state_bytes > 0)
+            want = state_norm_of(plan, layer[i].state);
+        cr_assert_eq(got->n_head, want.n_head);
+        cr_assert_eq(got->head, want.head);
+        cr_assert_eq(got->head_rms, want.head_rms);
+        cr_assert_eq(got->rms, want.rms);
+        cr_assert_eq(got->max, want.max);
+        n_state += got->head_rms > 0;
+    }
+    cr_assert_gt(n_state, 0);
+    node_destroy(node);
+}
+
+Test(engine_transfer, a_snapshot_tells_the_metric_how_large_its_states_are)
+{
+    struct node *node = node_create(NULL);
+
+    must(metrics_create(&node->metrics));
+    node_start(node);
+    cr_assert_eq(metric_value(node->engine->metrics.state_rms), 0);
+    node_call(node, generate(node, "s", "", 200, 1));
+    node_call(node, about(node, COMMAND_CHECKPOINT_SESSION, "s"));
+    cr_assert_eq(metric_value(node->engine->metrics.state_rms), 1);
+    node_destroy(node);
+}
+
 /* --- parking --- */
 
 Test(engine_transfer, a_parked_session_is_not_in_memory_and_wakes)
