@@ -261,12 +261,12 @@ static bool arrive_aside(struct engine *engine, struct move **at)
 /* --- back --- */
 
 /* It stays aside, and its request ends. */
-static void refuse(struct engine *engine, struct resident *resident,
-                   enum status st)
+static void refuse(struct engine *engine, struct resident *resident)
 {
     struct request *request = resident->session->request;
 
-    status_because(st == STATUS_UNAVAILABLE ? "DEVICE_LOST" : "KV_MEMORY");
+    status_because(status_cause()->code == STATUS_UNAVAILABLE ? "DEVICE_LOST"
+                                                              : "KV_MEMORY");
     if (request)
         request_fail(engine, request, FINISH_ERROR, status_cause());
 }
@@ -274,13 +274,11 @@ static void refuse(struct engine *engine, struct resident *resident,
 bool swap_back(struct engine *engine, struct request *request)
 {
     struct resident *resident = request->session->resident;
-    enum status st;
 
     if (!swap_is_aside(resident))
         return false;
-    st = resident->move ? STATUS_OK : begin(engine, resident, true);
-    if (st)
-        refuse(engine, resident, st);
+    if (!resident->move && begin(engine, resident, true))
+        refuse(engine, resident);
     return true;
 }
 
@@ -362,7 +360,7 @@ static void lose(struct engine *engine)
             continue;
         status_fail(STATUS_UNAVAILABLE, "%s", cause.text);
         if (is_back) {
-            refuse(engine, resident, STATUS_UNAVAILABLE);
+            refuse(engine, resident);
         } else {
             resident_stay(engine, session);
             resident_forget(engine, session);
@@ -412,11 +410,9 @@ void swap_step(struct engine *engine)
     for (struct move *move = engine->swap.first; move; move = move->next)
         while (!move->is_over && move->n_asked < move->n_piece &&
                engine->swap.marked - engine->swap.reached < CARRY_AHEAD) {
-            const enum status st = ask(engine, move);
-
-            if (!st)
+            if (!ask(engine, move))
                 continue;
             move->is_over = true;
-            refuse(engine, move->resident, st);
+            refuse(engine, move->resident);
         }
 }
