@@ -604,7 +604,7 @@ bool resident_room(struct engine *engine, struct session *session, size_t bytes)
     /* Each fits alone, so this only guards against a wait that nothing would
      * ever end. */
     return engine->leaving == 0 && engine->n_running == is_running &&
-           engine->n_job == 0 && !engine->swap.first &&
+           engine->n_job == 0 && engine->n_image == 0 && !engine->swap.first &&
            !engine->oldest_flight && !engine->flight;
 }
 

@@ -76,10 +76,12 @@ static bool is_carrying(const struct node *node)
     return node->engine->swap.first != NULL;
 }
 
-/* One step; waits for other threads only if nothing is being carried. */
+/* One step; waits for other threads unless the shuttle is under way. */
 static void step(struct node *node)
 {
-    if (!node_step(node) && !is_carrying(node))
+    const struct engine *engine = node->engine;
+
+    if (!node_step(node) && engine->swap.marked == engine->swap.reached)
         (void)ring_wait(node->inbox, 2);
 }
 
