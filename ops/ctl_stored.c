@@ -29,6 +29,7 @@ static void put_layers(struct output *output,
         output_number(output, "memory_kv", layer->memory_kv_bytes);
         output_number(output, "stored_state", layer->stored_state_bytes);
         output_number(output, "stored_kv", layer->stored_kv_bytes);
+        output_text(output, "tier", found->tier);
     }
 }
 

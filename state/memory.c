@@ -1,13 +1,13 @@
 #include "state/memory.h"
 
 #include "kernels/device.h"
+#include "state/form.h"
 #include "state/states.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define ALIGN_BYTES 64u
 #define TABLE_FIRST 16u /* blocks that the first tables can name */
 
 /*
@@ -52,11 +52,6 @@ struct memory {
     struct layer_memory *layer; /* [n_layer], views of the above; owned */
 };
 
-static size_t rounded(size_t n_bytes)
-{
-    return (n_bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
-}
-
 /* Zeroed and aligned; NULL and the cause when there is none. */
 static void *take(size_t n_bytes)
 {
@@ -70,41 +65,9 @@ static void *take(size_t n_bytes)
     return room;
 }
 
-static uint32_t count_layers(const struct model *model)
-{
-    return model_config(model)->n_layer;
-}
-
-/* What decides how much of everything there is. */
-struct form {
-    const struct model *model;
-    enum index_kind index;
-};
-
 static struct form form_of(const struct memory *memory)
 {
     return (struct form){memory->model, memory->policy.index};
-}
-
-static const struct mixer_plan *plan_of(struct form form, uint32_t layer)
-{
-    return model_plan_for(form.model, layer, form.index);
-}
-
-/* Of a layer's state; behind it is its copy for a CPU's steps. */
-static size_t copy_bytes(struct form form, uint32_t layer)
-{
-    return model_device(form.model) ? 0 : plan_of(form, layer)->copy_bytes;
-}
-
-static size_t state_bytes(struct form form)
-{
-    size_t n = 0;
-
-    for (uint32_t i = 0; i < count_layers(form.model); i++)
-        n += rounded(plan_of(form, i)->state_bytes) +
-             rounded(copy_bytes(form, i));
-    return n;
 }
 
 struct states *memory_hold_states(const struct memory *memory)
@@ -120,18 +83,9 @@ void memory_let_go_states(const struct model *model, struct states *states)
 
 static size_t slab_bytes(struct form form)
 {
-    size_t n = 0;
+    const size_t n = blocks_bytes(form);
 
-    for (uint32_t i = 0; i < count_layers(form.model); i++)
-        n += rounded(plan_of(form, i)->block_bytes);
     return n ? n + rounded(sizeof(struct slab)) : 0;
-}
-
-static size_t blocks_bytes(struct form form)
-{
-    const size_t n = slab_bytes(form);
-
-    return n ? n - rounded(sizeof(struct slab)) : 0;
 }
 
 static size_t fixed_bytes(struct form form)
@@ -411,15 +365,6 @@ static void append_slab(struct memory *memory, struct slab *slab)
 {
     set_slab(memory, memory->n_slab++, slab);
     memory->bytes += slab_bytes(form_of(memory));
-}
-
-static size_t index_bytes(struct form form)
-{
-    size_t n = 0;
-
-    for (uint32_t i = 0; i < count_layers(form.model); i++)
-        n += rounded(plan_of(form, i)->index_bytes);
-    return n;
 }
 
 /* In a slot, its index apart from it. */
@@ -704,21 +649,6 @@ void memory_carry(struct memory *to, const struct memory *from, uint64_t first,
 uint64_t memory_position(const struct memory *memory)
 {
     return memory->position;
-}
-
-/* Slabs that rows see in any case: sinks, the window, the open one. */
-static uint64_t slabs_kept(const struct policy *policy)
-{
-    return policy->n_sink + policy->n_window + 2;
-}
-
-/* Slabs that rows may see beyond those: what they write and what their steps
- * have chosen, in each layer another one. */
-static uint64_t slabs_touched(const struct policy *policy, uint64_t n_token)
-{
-    const uint64_t n_step = policy->step ? n_token / policy->step + 1 : 0;
-
-    return n_token / KV_BLOCK + 1 + n_step * policy->n_pick;
 }
 
 /* The slots of its slabs: where the first layer with blocks has its own. */

@@ -367,6 +367,12 @@ Test(engine_swap, what_is_aside_is_stored_from_there)
     cr_assert_eq(session->resident->snapshot_position,
                  resident_position(session->resident));
     cr_assert_eq(node->last_reply, reads);
+    for (uint32_t i = 0; i < 2; i++) {
+        const struct reply *seen =
+            call(node, about(node, COMMAND_INSPECT_SESSION, i ? "s1" : "s0"));
+
+        cr_assert_str_eq(seen->end->inspected.tier, i ? "device" : "host");
+    }
     node_stop(node);
     node_start(node);
     turn(node, 0, 1);
