@@ -326,7 +326,7 @@ static enum status ask(struct engine *engine, struct move *move)
     move->mark = engine->swap.marked = device_mark(shuttle_of(engine));
     metric_add(move->is_back ? engine->metrics.swap_in
                              : engine->metrics.swap_out,
-               (double)bytes);
+               bytes);
     return STATUS_OK;
 }
 
