@@ -26,6 +26,7 @@ struct chunk {
     char *base;     /* [n * PIECE_BYTES] aligned to huge pages; owned */
     uint32_t n;     /* pieces */
     uint32_t n_try; /* no free run has more */
+    uint32_t first; /* a run's beginning; none before it is free */
     bool is_warm;   /* it stays */
     struct run run[];
 };
@@ -33,6 +34,7 @@ struct chunk {
 struct rooms {
     pthread_mutex_t lock;
     struct chunk *chunk; /* the oldest first; owned */
+    bool is_fixed;       /* there is one, whose memory is another's */
 };
 
 static enum status no_memory(size_t bytes)
@@ -90,24 +92,56 @@ static void chunk_destroy(struct chunk *chunk)
     free(chunk);
 }
 
+/* One free run, without its memory; NULL: no memory. */
+static struct chunk *chunk_create(uint32_t n)
+{
+    struct chunk *chunk = malloc(sizeof(*chunk) + n * sizeof(chunk->run[0]));
+
+    if (!chunk)
+        return NULL;
+    *chunk = (struct chunk){.n = n, .n_try = n};
+    set_run(chunk, 0, n, false);
+    return chunk;
+}
+
+enum status rooms_create_in(void *memory, size_t bytes, struct rooms **out)
+{
+    const size_t skip =
+        (PIECE_BYTES - (uintptr_t)memory % PIECE_BYTES) % PIECE_BYTES;
+    const size_t n = bytes > skip ? (bytes - skip) / PIECE_BYTES : 0;
+    enum status st =
+        n > 0 && n <= INT32_MAX ? rooms_create(out) : no_memory(bytes);
+
+    if (st)
+        return st;
+    (*out)->chunk = chunk_create((uint32_t)n);
+    if (!(*out)->chunk) {
+        rooms_destroy(*out);
+        return no_memory(n * sizeof(struct run));
+    }
+    (*out)->chunk->base = (char *)memory + skip;
+    (*out)->chunk->is_warm = (*out)->is_fixed = true;
+    return STATUS_OK;
+}
+
 /* Behind the others, with a free run of n pieces at least; NULL: no memory. */
 static struct chunk *add_chunk(struct rooms *rooms, uint32_t n)
 {
     struct chunk **end = &rooms->chunk;
     struct chunk *chunk;
 
+    if (rooms->is_fixed)
+        return NULL;
     if (n < CHUNK_BYTES / PIECE_BYTES)
         n = CHUNK_BYTES / PIECE_BYTES;
-    chunk = malloc(sizeof(*chunk) + n * sizeof(chunk->run[0]));
+    chunk = chunk_create(n);
     if (!chunk)
         return NULL;
-    *chunk = (struct chunk){.n = n, .n_try = n};
     chunk->base = map(chunk_bytes(chunk));
     if (!chunk->base) {
         free(chunk);
         return NULL;
     }
-    set_run(chunk, 0, n, false);
     while (*end)
         end = &(*end)->next;
     *end = chunk;
@@ -132,7 +166,9 @@ static char *cut(struct chunk *chunk, uint32_t n)
 {
     uint32_t most = 0;
 
-    for (uint32_t at = 0; n <= chunk->n_try && at < chunk->n;
+    while (chunk->first < chunk->n && chunk->run[chunk->first].is_taken)
+        chunk->first += chunk->run[chunk->first].n;
+    for (uint32_t at = chunk->first; n <= chunk->n_try && at < chunk->n;
          at += chunk->run[at].n) {
         const struct run run = chunk->run[at];
 
@@ -165,6 +201,7 @@ static void join(struct chunk *chunk, uint32_t at)
     }
     set_run(chunk, at, n, false);
     chunk->n_try = n > chunk->n_try ? n : chunk->n_try;
+    chunk->first = at < chunk->first ? at : chunk->first;
 }
 
 static bool is_free(const struct chunk *chunk)
@@ -183,7 +220,10 @@ void rooms_destroy(struct rooms *rooms)
 
         assert(is_free(chunk));
         rooms->chunk = chunk->next;
-        chunk_destroy(chunk);
+        if (rooms->is_fixed)
+            free(chunk);
+        else
+            chunk_destroy(chunk);
     }
     (void)pthread_mutex_destroy(&rooms->lock);
     free(rooms);
@@ -209,10 +249,10 @@ enum status rooms_take(struct rooms *rooms, size_t bytes, void **out)
     const size_t n_piece = bytes / PIECE_BYTES + (bytes % PIECE_BYTES != 0);
     void *room = NULL;
 
-    if (bytes < SMALL_BYTES)
+    if (bytes < SMALL_BYTES && !rooms->is_fixed)
         room = aligned_alloc(ALIGN_BYTES, n_align * ALIGN_BYTES);
     else if (n_piece <= INT32_MAX)
-        room = take_large(rooms, (uint32_t)n_piece);
+        room = take_large(rooms, n_piece ? (uint32_t)n_piece : 1);
     if (!room)
         return no_memory(bytes);
     *out = room;
@@ -272,4 +312,16 @@ size_t rooms_bytes(struct rooms *rooms)
         bytes += chunk_bytes(c);
     (void)pthread_mutex_unlock(&rooms->lock);
     return bytes;
+}
+
+size_t rooms_left(struct rooms *rooms)
+{
+    size_t n = 0;
+
+    (void)pthread_mutex_lock(&rooms->lock);
+    for (const struct chunk *c = rooms->chunk; c; c = c->next)
+        for (uint32_t at = 0; at < c->n; at += c->run[at].n)
+            n += c->run[at].is_taken ? 0 : c->run[at].n;
+    (void)pthread_mutex_unlock(&rooms->lock);
+    return n * PIECE_BYTES;
 }

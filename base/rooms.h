@@ -20,6 +20,13 @@ struct rooms;
 /* RESOURCE_EXHAUSTED  no memory */
 MUST_CHECK enum status rooms_create(struct rooms **out);
 /*
+ * Of these bytes alone, which belong to the caller: all rooms are cut from
+ * them, small ones too, and there are never more.
+ *   RESOURCE_EXHAUSTED  no memory for what names the rooms
+ */
+MUST_CHECK enum status rooms_create_in(void *memory, size_t bytes,
+                                       struct rooms **out);
+/*
  * Have so many bytes at hand before they are wanted: a huge page that even the
  * machine's host has to find first takes 5 ms. A hint: without it, or with more
  * rooms than that, it is slower, not wrong.
@@ -33,6 +40,8 @@ MUST_CHECK enum status rooms_take(struct rooms *rooms, size_t bytes,
                                   void **out);
 void rooms_give(struct rooms *rooms, void *room); /* accepts NULL */
 
-/* Bytes of addresses in chunks. */
+/* Bytes of addresses in chunks, and of them those of free runs; no run needs to
+ * be as long. */
 size_t rooms_bytes(struct rooms *rooms);
+size_t rooms_left(struct rooms *rooms);
 #endif

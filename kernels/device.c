@@ -33,6 +33,11 @@ struct device *device_side(struct device *device)
     return device ? device->side : NULL;
 }
 
+struct device *device_shuttle(struct device *device)
+{
+    return device ? device->shuttle : NULL;
+}
+
 /* Its newest cause becomes ours. */
 static enum status fail(struct device *device, enum status st)
 {
@@ -129,6 +134,17 @@ void device_read(struct device *device, void *to, const void *from,
         memcpy(to, from, bytes);
 }
 
+void device_load(struct device *device, void *to, const void *from,
+                 size_t bytes)
+{
+    if (!bytes)
+        return;
+    if (device)
+        device->calls->load(device, to, from, bytes);
+    else
+        memcpy(to, from, bytes);
+}
+
 void device_copy(struct device *device, void *to, const void *from,
                  size_t bytes)
 {
@@ -152,6 +168,17 @@ void device_zero(struct device *device, void *to, size_t bytes)
 
 /* --------------------------------------------------------------------- order
  */
+
+uint64_t device_mark(struct device *device)
+{
+    return device->calls->mark(device);
+}
+
+enum status device_reached(struct device *device, uint64_t mark, bool *out)
+{
+    *out = false;
+    return fail(device, device->calls->reached(device, mark, out));
+}
 
 enum status device_wait(struct device *device)
 {

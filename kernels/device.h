@@ -10,8 +10,11 @@
  * A device is a queue: what is asked of it happens later, in the order of
  * asking. Only device_wait() and device_end() wait. A struct device belongs to
  * one thread; its `side` is a second queue on the same memory for another
- * thread, so that loading and saving sessions never stops the engine. What one
- * queue shall see of the other is said by device_follow().
+ * thread, so that loading and saving sessions never stops the engine. A third
+ * one, the `shuttle`, is the engine's as well: it carries sessions between the
+ * device and the host while steps go on, and nobody waits for it; it is asked
+ * how far it has come. What one queue shall see of another is said by
+ * device_follow().
  *
  * Every function also takes a device of NULL, which stands for the host: its
  * memory is malloc's, and everything has happened when the call returns. So
@@ -21,7 +24,7 @@
 
 #define DEVICE_ALIGN 256u
 #define DEVICE_WHY_SIZE 256u
-#define DEVICE_ABI 2u /* of what lies behind the library's one symbol */
+#define DEVICE_ABI 3u /* of what lies behind the library's one symbol */
 
 /* Operators of struct backend that run on the device, with their arguments. */
 #define DEVICE_OPERATORS(X)                                                    \
@@ -67,7 +70,7 @@ struct device_step {
 struct device_calls {
     /* FAILED_PRECONDITION  no driver, no device, or one that is too old */
     enum status (*probe)(char out_why[DEVICE_WHY_SIZE]);
-    /* A device and its side.  as probe(); RESOURCE_EXHAUSTED */
+    /* A device, its side and its shuttle.  as probe(); RESOURCE_EXHAUSTED */
     enum status (*create)(struct device **out, char out_why[DEVICE_WHY_SIZE]);
     void (*destroy)(struct device *device);
     void (*why)(struct device *device, char out[DEVICE_WHY_SIZE]);
@@ -82,9 +85,13 @@ struct device_calls {
                   size_t bytes);
     void (*read)(struct device *device, void *to, const void *from,
                  size_t bytes);
+    void (*load)(struct device *device, void *to, const void *from,
+                 size_t bytes);
     void (*copy)(struct device *device, void *to, const void *from,
                  size_t bytes);
     void (*zero)(struct device *device, void *to, size_t bytes);
+    uint64_t (*mark)(struct device *device);
+    enum status (*reached)(struct device *device, uint64_t mark, bool *out);
     enum status (*wait)(struct device *device);
     void (*follow)(struct device *device, struct device *other);
     void (*begin)(struct device *device, const struct device_step *step);
@@ -99,7 +106,8 @@ struct device_calls {
 /* What begins every device; the library knows the rest. */
 struct device {
     const struct device_calls *calls;
-    struct device *side; /* NULL in the side itself */
+    struct device *side; /* NULL in the others, as is their shuttle */
+    struct device *shuttle;
 };
 
 /*
@@ -111,8 +119,10 @@ MUST_CHECK enum status device_create(const struct backend *backend,
                                      struct device **out);
 void device_destroy(struct device *device); /* accepts NULL */
 
-/* The queue for another thread; NULL of the host. */
+/* The queue for another thread, and the one for sessions that leave the device
+ * and come back; NULL of the host. */
 struct device *device_side(struct device *device);
+struct device *device_shuttle(struct device *device);
 
 /*
  * Zeroed memory, aligned to 64 bytes on the host and to DEVICE_ALIGN on a
@@ -136,16 +146,30 @@ size_t device_available(struct device *device);
 
 /*
  * write: from host memory, which is free again on return. read: to memory of
- * device_take_host(), there after a wait. copy and zero: within the device.
+ * device_take_host(), there after a wait. load: from such memory, which stays
+ * as it is until that has happened. copy and zero: within the device.
  * An error is told by the next wait.
  */
 void device_write(struct device *device, void *to, const void *from,
                   size_t bytes);
 void device_read(struct device *device, void *to, const void *from,
                  size_t bytes);
+void device_load(struct device *device, void *to, const void *from,
+                 size_t bytes);
 void device_copy(struct device *device, void *to, const void *from,
                  size_t bytes);
 void device_zero(struct device *device, void *to, size_t bytes);
+
+/*
+ * Without waiting: a number for all that was asked of this queue up to now, and
+ * whether all of that has happened; then every queue sees it. At most
+ * DEVICE_MARK_MAX marks may be under way. Not of the host.
+ *   UNAVAILABLE  as device_wait()
+ */
+#define DEVICE_MARK_MAX 8u
+uint64_t device_mark(struct device *device);
+MUST_CHECK enum status device_reached(struct device *device, uint64_t mark,
+                                      bool *out);
 
 /*
  * Until everything that was asked of this queue has happened.

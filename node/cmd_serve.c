@@ -52,6 +52,10 @@ static const struct setting ROWS[] = {
      "instead of --session-memory: for all sessions in memory, of whose keys "
      "and values those under a policy of bounded views leave the most on disk",
      FIELD(node.kv_mib)},
+    {"host-memory", SETTING_NUMBER, "4096", 0, 1u << 24, NULL, "MiB",
+     "of pinned host memory, with a device: sessions that have no room there "
+     "come back from it quickly; 0: they leave for the store at once",
+     FIELD(node.host_mib)},
     {"prefix-store", SETTING_NUMBER, "1024", 0, 1u << 24, NULL, "MiB",
      "on disk, for prompts whose session is not kept; 0: share no prefixes",
      FIELD(node.prefix_mib)},

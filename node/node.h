@@ -25,6 +25,7 @@ struct node_options {
     uint64_t n_context;   /* tokens; 0: the model's own */
     uint64_t session_mib; /* memory of resident sessions; 0: half of what the
                              machine has available after loading */
+    uint64_t host_mib;    /* of the host's, with a device */
     uint64_t kv_mib;      /* the same, and sessions that do not see all of
                              their past have a part of it in RAM; 0: all */
     uint64_t prefix_mib;  /* of the store: snapshots of prompts whose session

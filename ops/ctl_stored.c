@@ -33,6 +33,7 @@ static void put_layers(struct output *output,
         output_real(output, "state_head_rms", (double)layer->state_head_rms, 4);
         output_number(output, "state_head", layer->state_head);
         output_real(output, "state_max", (double)layer->state_max, 4);
+        output_text(output, "tier", found->tier);
     }
 }
 

@@ -175,6 +175,7 @@ enum status pack_inspected(const struct reply_to *to, const struct event *event,
     list.n_checkpoints = whole.n_checkpoints;
     if (to->kind == METHOD_LIST_CHECKPOINTS)
         return wire_pack(&list.base, out);
+    whole.tier = (char *)from->tier;
     if (!add_layers(arena, from, &whole) || !add_lineage(arena, from, &whole))
         return status_cause()->code;
     return wire_pack(&whole.base, out);

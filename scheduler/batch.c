@@ -82,7 +82,7 @@ static bool start(struct engine *engine, struct request *request)
     }
     if (!claim(engine, request))
         return false;
-    if (prefix_seek(engine, request))
+    if (prefix_seek(engine, request) || swap_back(engine, request))
         return true;
     if (!resident->memory &&
         resident_memory(engine, session, &resident->memory)) {
@@ -103,7 +103,8 @@ static bool start(struct engine *engine, struct request *request)
 bool request_may_start(const struct request *request)
 {
     return request->phase == REQUEST_WAITING && !request->is_paused &&
-           !request->session->is_fetching;
+           !request->session->is_fetching &&
+           !swap_comes_back(request->session->resident);
 }
 
 bool request_comes_first(const struct request *request)
@@ -127,7 +128,8 @@ static bool start_by_preemption(struct engine *engine)
 
     if (!next || !preempt_finds(engine, next) || !claim(engine, next))
         return false;
-    if (prefix_seek(engine, next)) /* it needs no place before that is read */
+    /* It needs no place before that is read, or back. */
+    if (prefix_seek(engine, next) || swap_back(engine, next))
         return true;
     return (engine->n_running < engine->options.max_running ||
             preempt_one(engine, next)) &&

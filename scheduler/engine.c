@@ -79,7 +79,9 @@ enum status engine_create(const struct engine_options *options,
     engine->room_tokens = ROOM_TOKENS;
     engine->start_ms = engine_wall_ms(engine);
     gauges_init(engine);
-    st = image_pool_create(options->model, &engine->image_pool);
+    st = swap_open(engine);
+    if (!st)
+        st = image_pool_create(options->model, &engine->image_pool);
     if (!st)
         st = batch_init(engine);
     if (!st)
@@ -144,6 +146,7 @@ void engine_destroy(struct engine *engine)
     while (engine->n_held > 0)
         arena_destroy(engine->held[--engine->n_held]->arena);
     image_pool_destroy(engine->image_pool);
+    swap_close(engine);
     prefix_destroy(engine->prefix);
     lineage_release(&engine->lineage);
     ledger_release(&engine->stored);
@@ -261,6 +264,7 @@ bool engine_step(struct engine *engine)
 
     flight_receive(engine);
     jobs_receive(engine);
+    swap_step(engine);
     control_release(engine);
     drain_inbox(engine);
     check_deadlines(engine);
@@ -311,6 +315,8 @@ static int idle_ms(const struct engine *engine)
         if (until < ms)
             ms = until;
     }
+    if (engine->swap.first) /* nobody wakes us when they arrive */
+        return 1;
     if (ms == UINT64_MAX)
         return -1;
     return ms < 3600000 ? (int)ms : 3600000;

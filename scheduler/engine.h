@@ -54,6 +54,8 @@ struct engine_options {
                               are in RAM, or what a step needs if that is more.
                               NULL: all blocks of resident sessions are */
     size_t page_bytes;
+    size_t host_bytes; /* of the host's memory, for sessions that have no room
+                          on the model's device; 0: they leave for the store */
     uint64_t first_token_us; /* target for the first token of a short prompt;
                                 longer ones have more, by what they take */
     uint64_t inter_token_us; /* time between two tokens of a reply to keep

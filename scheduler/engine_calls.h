@@ -119,6 +119,33 @@ void resident_compared(struct engine *engine, struct resident *resident);
  */
 void resident_save_shared(struct engine *engine, struct session *session);
 
+/* What evicts it from memory: it is stored first, if that is worth it; one that
+ * is not durable keeps its tokens. */
+void resident_leave(struct engine *engine, struct session *session);
+/* Its image, if that is its own and the store thread has not got it. */
+bool resident_drop_image(struct engine *engine, struct resident *resident);
+
+/* --- swap.c --- */
+/* RESOURCE_EXHAUSTED  no such host memory */
+MUST_CHECK enum status swap_open(struct engine *engine);
+void swap_close(struct engine *engine);
+/* Once a step: what has arrived, and what is carried next. */
+void swap_step(struct engine *engine);
+/* True: its memory is on its way aside, and it leaves. False: it must go to the
+ * store. */
+bool swap_out(struct engine *engine, struct session *session);
+/* True: its session's memory is aside and comes back first, or it has failed.
+ */
+bool swap_back(struct engine *engine, struct request *request);
+bool swap_is_aside(const struct resident *resident);
+bool swap_comes_back(const struct resident *resident);
+/* If its memory is on its way out, it stays. */
+void swap_stay(struct resident *resident);
+/* Free its memory, once nothing carries it. */
+void swap_let_go(struct engine *engine, struct resident *resident);
+/* One that is aside leaves for the store, for its tokens count as well. */
+bool swap_evict_one(struct engine *engine);
+
 /* --- paged.c --- */
 /* Has a session of this policy and durability, or has its memory, pages? */
 bool paged_is(const struct engine *engine, const struct session *session);

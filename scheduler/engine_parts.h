@@ -18,6 +18,7 @@
  *   fork.c       fork and rewind
  *   logs.c       which logs are kept, how much of them, and where blocks lie
  *   paged.c      sessions of whose blocks only some are in RAM
+ *   swap.c       memories that leave a device for the host's memory, and return
  *   keep.c       what stays in the store, and how much a tenant may have
  *   errand.c     calls that take the store thread many jobs (errand_parts.h):
  *   verify.c     is what is stored of a session what it should be?
@@ -33,6 +34,7 @@
  * tokens than its log has, or both are empty, so logits can always be made.
  */
 #include "base/log.h"
+#include "kernels/device.h"
 #include "scheduler/admit.h"
 #include "scheduler/engine.h"
 #include "scheduler/lane.h"
@@ -65,6 +67,7 @@
 
 struct engine;
 struct errand;
+struct move;
 struct session;
 
 /* What of one session is in memory. */
@@ -72,10 +75,13 @@ struct resident {
     struct session *session;     /* NULL: let go while the store thread reads */
     struct resident *next_image; /* the next one whose image waits */
     struct memory *memory;       /* NULL: position 0 */
-    struct ids tokens;           /* the whole log */
-    struct digest chain;         /* of all tokens */
-    struct digest memory_chain;  /* of those that memory has consumed */
-    struct turn turn;            /* the last one, if has_turn */
+    struct move *move;           /* that carries it: swap.c */
+    struct memory *lent; /* what the image reads, if that is not `memory`; owned
+                          */
+    struct ids tokens;   /* the whole log */
+    struct digest chain; /* of all tokens */
+    struct digest memory_chain; /* of those that memory has consumed */
+    struct turn turn;           /* the last one, if has_turn */
     bool has_turn;
     enum restore_reason_code reuse; /* what the next turn says of its start */
     uint64_t n_restored; /* tokens that memory was read with from the store */
@@ -256,6 +262,8 @@ struct engine_metrics { /* each may be NULL */
     struct metric *prefix_tokens, *prefix_entries, *prefix_bytes;
     struct metric *success[8]; /* by finish_reason */
     struct metric *rejections[10];
+    struct metric *swap_out, *swap_in, *swap_wait, *on_device, *on_host,
+        *in_store;
 };
 
 struct engine {
@@ -313,6 +321,13 @@ struct engine {
         size_t going;    /* ... and bytes that will go by that */
         size_t in_vain;  /* total when nothing more could go */
     } eviction;
+    struct { /* memories aside: swap.c */
+        void *memory;
+        struct rooms *rooms; /* in it; NULL: there are none */
+        struct move *first, **end;
+        uint64_t marked, reached; /* the shuttle's marks */
+        uint64_t n_aside;
+    } swap;
     struct prefix_index *prefix;
     struct { /* running estimates; 0: not known yet */
         double load_us_per_byte, save_us_per_byte, compute_us_per_token;

@@ -82,6 +82,7 @@ struct node_info {
 /* What of a session is where. */
 struct inspection {
     struct session_info session;
+    const char *tier; /* where its state is: "device", "host", "store", "log" */
     uint32_t n_layer, n_snapshot, n_log;
     const struct inspected_layer {
         const char *kind;

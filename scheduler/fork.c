@@ -56,7 +56,8 @@ static enum status inherit_memory(struct engine *engine,
     enum status st;
 
     if (position == 0 || position >= fork->n_token ||
-        session_is_in_pass(session) || memory_paging(from->memory))
+        session_is_in_pass(session) || memory_paging(from->memory) ||
+        swap_is_aside(from))
         return STATUS_OK;
     st = memory_fork(from->memory, &engine->shared_bytes, &resident->memory);
     if (st)
@@ -303,7 +304,8 @@ static void share_with(struct engine *engine, struct session *session,
     uint64_t n;
 
     if (other == session || !from || !from->memory ||
-        memory_paging(from->memory) || memory_paging(resident->memory))
+        memory_paging(from->memory) || memory_paging(resident->memory) ||
+        swap_is_aside(from) || swap_is_aside(resident))
         return;
     session_path(session, &a);
     session_path(other, &b);

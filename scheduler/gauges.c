@@ -115,6 +115,25 @@ static void counters(struct metrics *r, struct engine_metrics *m)
     }
 }
 
+static void swaps(struct metrics *r, struct engine_metrics *m)
+{
+    m->swap_out =
+        metrics_counter(r, "godwit_swap_bytes_total", "way=\"out\"",
+                        "Of sessions, carried between device and host.");
+    m->swap_in =
+        metrics_counter(r, "godwit_swap_bytes_total", "way=\"in\"",
+                        "Of sessions, carried between device and host.");
+    m->swap_wait = seconds(r, "godwit_swap_wait_seconds",
+                           "That a request waited for its session's memory to "
+                           "come back to the device.");
+    m->on_device = metrics_gauge(r, "godwit_sessions_tier", "tier=\"device\"",
+                                 "Sessions by where what is theirs lies.");
+    m->on_host = metrics_gauge(r, "godwit_sessions_tier", "tier=\"host\"",
+                               "Sessions by where what is theirs lies.");
+    m->in_store = metrics_gauge(r, "godwit_sessions_tier", "tier=\"store\"",
+                                "Sessions by where what is theirs lies.");
+}
+
 void gauges_init(struct engine *engine)
 {
     struct metrics *r = engine->options.metrics;
@@ -142,6 +161,8 @@ void gauges_init(struct engine *engine)
                                     "Of snapshots and blocks in the store.");
     histograms(r, m);
     counters(r, m);
+    if (model_device(engine->options.model))
+        swaps(r, m);
 }
 
 void gauges_set(struct engine *engine)
@@ -155,6 +176,14 @@ void gauges_set(struct engine *engine)
                                    (double)engine->options.session_bytes);
     metric_set(m->slots_used, (double)engine->n_resident);
     metric_set(m->sessions, (double)engine->n_session);
+    metric_set(m->on_device,
+               (double)(engine->n_resident - engine->swap.n_aside));
+    metric_set(m->on_host, (double)engine->swap.n_aside);
+    /* Those without a name are in memory alone. */
+    metric_set(m->in_store,
+               engine->n_session > engine->n_resident
+                   ? (double)(engine->n_session - engine->n_resident)
+                   : 0);
     metric_set(m->stored_bytes, (double)engine->stored.total);
     if (engine->options.pager) {
         const uint64_t n_read = pager_n_read(engine->options.pager);

@@ -102,6 +102,14 @@ static void take_logs(const struct errand *errand, struct inspected_log *out)
     }
 }
 
+static const char *tier_of(const struct resident *resident,
+                           const struct store_job *job)
+{
+    if (resident && resident->memory)
+        return memory_device(resident->memory) ? "device" : "host";
+    return job->n_entry > 0 ? "store" : "log";
+}
+
 static void answer(struct engine *engine, struct errand *errand,
                    const struct store_job *job)
 {
@@ -119,6 +127,7 @@ static void answer(struct engine *engine, struct errand *errand,
     take_logs(errand, extra->log);
     event->is_last = true;
     session_info_get(engine, errand->session, &event->inspected.session);
+    event->inspected.tier = tier_of(errand->session->resident, job);
     event->inspected.n_layer = n_layer;
     event->inspected.layer = extra->layer;
     event->inspected.n_snapshot = job->n_entry;

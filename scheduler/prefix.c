@@ -435,7 +435,7 @@ static void take(struct engine *engine, struct session *session,
     enum restore_reason_code word = refuse(engine, job);
 
     if (source && still_fits(engine, session, source)) {
-        memory_destroy(resident->memory);
+        swap_let_go(engine, resident);
         resident->memory = job->memory;
         job->memory = NULL;
         resident->memory_chain = source->chain;

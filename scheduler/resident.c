@@ -79,14 +79,20 @@ static size_t shared_bytes(const struct session *session)
                                         : 0;
 }
 
-static size_t bytes_now(const struct session *session)
+static size_t bytes_now(const struct engine *engine,
+                        const struct session *session)
 {
     const struct resident *resident = session->resident;
+    size_t n;
 
     if (!resident)
         return 0;
-    return sizeof(*resident) + resident->tokens.n * sizeof(uint32_t) +
-           (resident->memory ? memory_bytes(resident->memory) : 0);
+    n = sizeof(*resident) + resident->tokens.n * sizeof(uint32_t);
+    if (!resident->memory)
+        return n;
+    if (swap_comes_back(resident))
+        return resident_bytes(engine, session, resident->tokens.n);
+    return n + (swap_is_aside(resident) ? 0 : memory_bytes(resident->memory));
 }
 
 void resident_charge(struct engine *engine, struct session *session,
@@ -113,7 +119,7 @@ size_t resident_total(const struct engine *engine)
 
 void resident_settle(struct engine *engine, struct session *session)
 {
-    resident_charge(engine, session, bytes_now(session));
+    resident_charge(engine, session, bytes_now(engine, session));
 }
 
 static void lru_remove(struct engine *engine, struct session *session)
@@ -151,6 +157,7 @@ void resident_stay(struct engine *engine, struct session *session)
         return;
     resident->leaves = false;
     engine->leaving -= session->charge;
+    swap_stay(resident);
 }
 
 void resident_make(struct engine *engine, struct session *session)
@@ -164,7 +171,7 @@ void resident_make(struct engine *engine, struct session *session)
     resident->reuse = REUSE_NONE;
     session->resident = resident;
     engine->n_resident++;
-    resident_charge(engine, session, bytes_now(session));
+    resident_charge(engine, session, bytes_now(engine, session));
 }
 
 /* Saved or given up: what it borrowed is free. */
@@ -175,12 +182,14 @@ static void drop_image(struct engine *engine, struct resident *resident)
                            resident->image_label.scope);
     image_destroy(resident->image);
     resident->image = NULL;
+    memory_destroy(resident->lent);
+    resident->lent = NULL;
 }
 
 static void destroy(struct engine *engine, struct resident *resident)
 {
     drop_image(engine, resident);
-    memory_destroy(resident->memory);
+    swap_let_go(engine, resident);
     ids_release(&resident->tokens);
     free(resident);
 }
@@ -196,6 +205,16 @@ static void images_remove(struct engine *engine, struct resident *resident)
     *at = resident->next_image;
     resident->next_image = NULL;
     engine->n_image--;
+}
+
+bool resident_drop_image(struct engine *engine, struct resident *resident)
+{
+    if (!resident->image || resident->is_saving ||
+        resident->image_label.is_shared)
+        return false;
+    images_remove(engine, resident);
+    drop_image(engine, resident);
+    return true;
 }
 
 static void refuse_checkpoints(struct engine *engine, struct resident *resident,
@@ -235,7 +254,7 @@ void resident_touch(struct engine *engine, struct session *session)
     session->last_active_ms = engine_wall_ms(engine);
     if (!session->resident || session->request)
         return;
-    resident_charge(engine, session, bytes_now(session));
+    resident_charge(engine, session, bytes_now(engine, session));
     lru_add(engine, session);
 }
 
@@ -389,8 +408,7 @@ static void forget(struct engine *engine, struct session *session)
     struct resident *resident = session->resident;
 
     paged_forget(engine, resident);
-    memory_destroy(resident->memory);
-    resident->memory = NULL;
+    swap_let_go(engine, resident);
     resident->memory_chain = engine->empty_chain;
     resident->reuse = REUSE_NONE;
     resident->n_restored = 0;
@@ -407,7 +425,8 @@ static struct resident *leave_behind(struct engine *engine,
     struct resident *resident = engine_need(malloc(sizeof(*resident)));
 
     *resident = *old;
-    resident->memory = NULL;
+    resident->memory = resident->lent = NULL;
+    resident->move = NULL;
     resident->memory_chain = engine->empty_chain;
     resident->reuse = REUSE_NONE;
     resident->n_restored = 0;
@@ -482,6 +501,8 @@ void resident_park(struct engine *engine, struct session *session)
     const struct resident *resident = session->resident;
 
     session->parks = false;
+    if (resident && resident->move)
+        resident_stay(engine, session);
     if (!resident || session->request || resident->leaves ||
         session->durability == DURABILITY_NONE)
         return;
@@ -490,9 +511,8 @@ void resident_park(struct engine *engine, struct session *session)
         leave_memory(engine, session);
 }
 
-static void evict(struct engine *engine, struct session *session)
+void resident_leave(struct engine *engine, struct session *session)
 {
-    metric_add(engine->metrics.preemptions, 1);
     if (session->durability == DURABILITY_NONE) { /* tokens are only here */
         forget(engine, session);
         lru_remove(engine, session);
@@ -506,12 +526,15 @@ static bool evict_of(struct engine *engine, bool is_pinned)
 {
     for (struct session *s = engine->oldest; s; s = s->newer) {
         bool is_busy = s->resident->leaves || s->n_flight > 0 ||
-                       s->resident->n_checkpoint > 0;
+                       s->resident->n_checkpoint > 0 || s->resident->move ||
+                       swap_is_aside(s->resident);
         if (is_busy || s->is_pinned != is_pinned ||
             (s->durability == DURABILITY_NONE &&
              (!s->resident->memory || s->resident->image)))
             continue;
-        evict(engine, s);
+        metric_add(engine->metrics.preemptions, 1);
+        if (!swap_out(engine, s))
+            resident_leave(engine, s);
         return true;
     }
     return false;
@@ -527,6 +550,8 @@ static void park(struct engine *engine, struct session *session)
 {
     struct resident *resident = session->resident;
 
+    if (swap_out(engine, session))
+        return;
     if (resident_is_worth(resident) && resident_save(engine, session, true)) {
         resident->leaves = true;
         engine->leaving += session->charge;
@@ -549,7 +574,7 @@ static bool may_park(const struct request *request, const struct request *own,
 
     if (request == own || request->phase != REQUEST_WAITING ||
         !resident->memory || resident->leaves || resident->image ||
-        resident->n_checkpoint > 0)
+        resident->move || swap_is_aside(resident) || resident->n_checkpoint > 0)
         return false;
     if (request->priority < own->priority || request->is_paused)
         return true;
@@ -583,14 +608,15 @@ bool resident_room(struct engine *engine, struct session *session, size_t bytes)
     bytes -= resident_holds(session);
     while (resident_total(engine) - engine->leaving + bytes > limit)
         if (!evict_one(engine) && !park_one(engine, own) &&
-            !(own && preempt_one(engine, own)))
+            !(own && preempt_one(engine, own)) && !swap_evict_one(engine))
             break;
     if (resident_total(engine) + bytes <= limit)
         return true;
     /* Each fits alone, so this only guards against a wait that nothing would
      * ever end. */
     return engine->leaving == 0 && engine->n_running == is_running &&
-           engine->n_job == 0 && !engine->oldest_flight && !engine->flight;
+           engine->n_job == 0 && engine->n_image == 0 && !engine->swap.first &&
+           !engine->oldest_flight && !engine->flight;
 }
 
 bool session_is_in_pass(const struct session *session)
@@ -714,7 +740,7 @@ void resident_install(struct engine *engine, struct session *session,
                  session->n_token - position, session->n_token);
     }
     fork_share(engine, session);
-    resident_charge(engine, session, bytes_now(session));
+    resident_charge(engine, session, bytes_now(engine, session));
 }
 
 void resident_saved(struct engine *engine, const struct store_job *job)
@@ -754,7 +780,7 @@ void resident_saved(struct engine *engine, const struct store_job *job)
     } else {
         resident_answer(engine, resident);
     }
-    if (!resident->leaves)
+    if (!resident->leaves || resident->move)
         return;
     resident_stay(engine, session);
     if (session->request)

@@ -1,13 +1,13 @@
 #include "state/memory.h"
 
 #include "kernels/device.h"
+#include "state/form.h"
 #include "state/states.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define ALIGN_BYTES 64u
 #define TABLE_FIRST 16u /* blocks that the first tables can name */
 
 /*
@@ -28,7 +28,9 @@ struct slab {
 
 struct memory {
     const struct model *model;
-    struct device *device; /* the queue that asks for its memory */
+    struct device *device; /* the queue that asks for its memory, or NULL */
+    struct rooms *rooms;   /* where it lies otherwise; borrowed */
+    bool is_aside;
     struct policy policy;
     uint64_t position;
     uint64_t n_slab;
@@ -50,11 +52,6 @@ struct memory {
     struct layer_memory *layer; /* [n_layer], views of the above; owned */
 };
 
-static size_t rounded(size_t n_bytes)
-{
-    return (n_bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
-}
-
 /* Zeroed and aligned; NULL and the cause when there is none. */
 static void *take(size_t n_bytes)
 {
@@ -68,41 +65,9 @@ static void *take(size_t n_bytes)
     return room;
 }
 
-static uint32_t count_layers(const struct model *model)
-{
-    return model_config(model)->n_layer;
-}
-
-/* What decides how much of everything there is. */
-struct form {
-    const struct model *model;
-    enum index_kind index;
-};
-
 static struct form form_of(const struct memory *memory)
 {
     return (struct form){memory->model, memory->policy.index};
-}
-
-static const struct mixer_plan *plan_of(struct form form, uint32_t layer)
-{
-    return model_plan_for(form.model, layer, form.index);
-}
-
-/* Of a layer's state; behind it is its copy for a CPU's steps. */
-static size_t copy_bytes(struct form form, uint32_t layer)
-{
-    return model_device(form.model) ? 0 : plan_of(form, layer)->copy_bytes;
-}
-
-static size_t state_bytes(struct form form)
-{
-    size_t n = 0;
-
-    for (uint32_t i = 0; i < count_layers(form.model); i++)
-        n += rounded(plan_of(form, i)->state_bytes) +
-             rounded(copy_bytes(form, i));
-    return n;
 }
 
 struct states *memory_hold_states(const struct memory *memory)
@@ -113,23 +78,14 @@ struct states *memory_hold_states(const struct memory *memory)
 
 void memory_let_go_states(const struct model *model, struct states *states)
 {
-    states_let_go(model, model_device(model), states);
+    states_let_go(model_device(model), states);
 }
 
 static size_t slab_bytes(struct form form)
 {
-    size_t n = 0;
+    const size_t n = blocks_bytes(form);
 
-    for (uint32_t i = 0; i < count_layers(form.model); i++)
-        n += rounded(plan_of(form, i)->block_bytes);
     return n ? n + rounded(sizeof(struct slab)) : 0;
-}
-
-static size_t blocks_bytes(struct form form)
-{
-    const size_t n = slab_bytes(form);
-
-    return n ? n - rounded(sizeof(struct slab)) : 0;
 }
 
 static size_t fixed_bytes(struct form form)
@@ -154,6 +110,11 @@ static uint64_t capacity_for(uint64_t n_slab)
     while (capacity < n_slab)
         capacity *= 2;
     return capacity;
+}
+
+static struct home home_of(const struct memory *memory)
+{
+    return (struct home){memory->device, memory->rooms};
 }
 
 /* Of the tables that kernels read, where they are not the host's. */
@@ -182,7 +143,7 @@ static void set_states(struct memory *memory, struct states *states)
     const struct form form = form_of(memory);
     char *state = states->room;
 
-    states_let_go(memory->model, memory->device, memory->states);
+    states_let_go(memory->device, memory->states);
     memory->states = states;
     for (uint32_t i = 0; i < count_layers(form.model); i++) {
         const size_t n = plan_of(form, i)->state_bytes;
@@ -200,10 +161,10 @@ static enum status renew_states(struct memory *memory)
 {
     struct states *states;
 
-    if (states_take(memory->model, memory->device, state_bytes(form_of(memory)),
-                    &states))
+    if (states_take(home_of(memory), state_bytes(form_of(memory)), &states))
         return STATUS_RESOURCE_EXHAUSTED;
-    home_clear(memory->device, states->room, state_bytes(form_of(memory)));
+    if (!memory->is_aside)
+        home_clear(home_of(memory), states->room, state_bytes(form_of(memory)));
     set_states(memory, states);
     memory->bytes = fixed_bytes(form_of(memory));
     /* Whoever loads it does so by the other queue. */
@@ -218,8 +179,7 @@ static enum status own_states(struct memory *memory)
 
     if (memory->states->n_holder == 1)
         return STATUS_OK;
-    if (states_take(memory->model, memory->device, state_bytes(form_of(memory)),
-                    &states))
+    if (states_take(home_of(memory), state_bytes(form_of(memory)), &states))
         return STATUS_RESOURCE_EXHAUSTED;
     device_copy(memory->device, states->room, memory->states->room,
                 state_bytes(form_of(memory)));
@@ -227,14 +187,18 @@ static enum status own_states(struct memory *memory)
     return STATUS_OK;
 }
 
-enum status memory_create(const struct model *model, struct memory **out)
+/* In `rooms`, aside, or where the model's memories are. */
+static enum status create(const struct model *model, struct rooms *rooms,
+                          struct memory **out)
 {
     struct memory *memory = take(sizeof(*memory));
 
     if (!memory)
         return STATUS_RESOURCE_EXHAUSTED;
     memory->model = model;
-    memory->device = model_device(model);
+    memory->is_aside = rooms;
+    memory->device = rooms ? NULL : model_device(model);
+    memory->rooms = rooms ? rooms : model_rooms(model);
     if (!(memory->layer = take(count_layers(model) * sizeof(*memory->layer))) ||
         renew_states(memory)) {
         memory_destroy(memory);
@@ -242,6 +206,27 @@ enum status memory_create(const struct model *model, struct memory **out)
     }
     *out = memory;
     return STATUS_OK;
+}
+
+enum status memory_create(const struct model *model, struct memory **out)
+{
+    return create(model, NULL, out);
+}
+
+enum status memory_create_aside(const struct model *model, struct rooms *rooms,
+                                struct memory **out)
+{
+    return create(model, rooms, out);
+}
+
+bool memory_is_aside(const struct memory *memory)
+{
+    return memory->is_aside;
+}
+
+struct device *memory_device(const struct memory *memory)
+{
+    return memory->device;
 }
 
 enum status memory_set_policy(struct memory *memory,
@@ -289,7 +274,7 @@ static void slab_put(const struct memory *memory, struct slab *slab)
     if (slab->spill)
         spill_put(slab->spill, slab->block);
     else
-        home_give(memory->model, memory->device, slab->block);
+        home_give(home_of(memory), slab->block);
     free(slab->index);
     free(slab);
 }
@@ -303,7 +288,7 @@ void memory_destroy(struct memory *memory)
     paging_destroy(memory->paging);
     free(memory->table);
     free(memory->layer);
-    states_let_go(memory->model, memory->device, memory->states);
+    states_let_go(memory->device, memory->states);
     device_give(memory->device, memory->far);
     free(memory);
 }
@@ -337,9 +322,11 @@ static enum status widen_table(struct memory *memory, uint64_t capacity)
     for (size_t i = 0; i < count_tables(form) && memory->n_slab; i++)
         memcpy(wide + i * capacity, memory->table + i * memory->capacity,
                memory->n_slab * sizeof(*wide));
-    memory->bytes += table_bytes(form, capacity) + far_bytes(form, capacity) -
-                     table_bytes(form, memory->capacity) -
-                     far_bytes(form, memory->capacity);
+    memory->bytes +=
+        table_bytes(form, capacity) - table_bytes(form, memory->capacity);
+    if (memory->device)
+        memory->bytes +=
+            far_bytes(form, capacity) - far_bytes(form, memory->capacity);
     free(memory->table);
     device_give(memory->device, memory->far);
     memory->table = wide;
@@ -386,15 +373,6 @@ static void append_slab(struct memory *memory, struct slab *slab)
     memory->bytes += slab_bytes(form_of(memory));
 }
 
-static size_t index_bytes(struct form form)
-{
-    size_t n = 0;
-
-    for (uint32_t i = 0; i < count_layers(form.model); i++)
-        n += rounded(plan_of(form, i)->index_bytes);
-    return n;
-}
-
 /* In a slot, its index apart from it. */
 static enum status take_slot(struct memory *memory, struct slab *slab)
 {
@@ -417,12 +395,12 @@ static enum status take_blocks(struct memory *memory, struct slab *slab)
 {
     const size_t bytes = blocks_bytes(form_of(memory));
     void *block;
-    const enum status st =
-        home_take(memory->model, memory->device, bytes, &block);
+    const enum status st = home_take(home_of(memory), bytes, &block);
 
     if (st)
         return st;
-    home_clear(memory->device, block, bytes);
+    if (!memory->is_aside)
+        home_clear(home_of(memory), block, bytes);
     slab->block = block;
     return STATUS_OK;
 }
@@ -640,23 +618,44 @@ void memory_share(struct memory *memory, struct memory *from, uint64_t n_token,
     write_tables(memory, 0);
 }
 
+/* The states, then each slab's blocks. */
+uint64_t memory_n_piece(const struct memory *memory)
+{
+    return 1 + memory->n_slab;
+}
+
+size_t memory_piece_bytes(const struct memory *memory, uint64_t piece)
+{
+    return piece ? blocks_bytes(form_of(memory)) : state_bytes(form_of(memory));
+}
+
+static void *piece_at(const struct memory *memory, uint64_t piece)
+{
+    if (piece == 0)
+        return memory->states->room;
+    return ((const struct slab *)memory->table[piece - 1])->block;
+}
+
+void memory_carry(struct memory *to, const struct memory *from, uint64_t first,
+                  uint64_t n)
+{
+    struct device *shuttle = device_shuttle(model_device(to->model));
+
+    assert(to->is_aside != from->is_aside && !from->paging);
+    for (uint64_t i = first; i < first + n; i++) {
+        const size_t bytes = memory_piece_bytes(from, i);
+
+        if (to->is_aside)
+            device_read(shuttle, piece_at(to, i), piece_at(from, i), bytes);
+        else
+            device_load(shuttle, piece_at(to, i), piece_at(from, i), bytes);
+    }
+    to->position = from->position;
+}
+
 uint64_t memory_position(const struct memory *memory)
 {
     return memory->position;
-}
-
-/* Slabs that rows see in any case: sinks, the window, the open one. */
-static uint64_t slabs_kept(const struct policy *policy)
-{
-    return policy_kept(policy) + 2;
-}
-
-/* Slabs that rows may see beyond those: what they write and what their steps
- * have chosen, in each layer another one. */
-static uint64_t slabs_touched(const struct policy *policy, uint64_t n_token)
-{
-    return n_token / KV_BLOCK + 1 +
-           policy_choices(policy, n_token) * policy->n_pick;
 }
 
 /* The slots of its slabs: where the first layer with blocks has its own. */

@@ -25,6 +25,30 @@ MUST_CHECK enum status memory_create(const struct model *model,
 void memory_destroy(struct memory *memory);
 
 /*
+ * Aside: one in `rooms`, host memory that the model's device reaches. It holds
+ * what another memory of the same tokens holds, as long as that has no room on
+ * the device. Nothing is computed with it and what is in it is undefined before
+ * memory_carry(). Images may be taken of it; it is neither forked nor shared.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status memory_create_aside(const struct model *model,
+                                           struct rooms *rooms,
+                                           struct memory **out);
+bool memory_is_aside(const struct memory *memory);
+/* In whose memory all lies; NULL: in the host's. */
+struct device *memory_device(const struct memory *memory);
+/*
+ * Ask the shuttle to carry pieces [from, from + n) of memory_n_piece() of a
+ * memory to another one that has room for as many tokens; one of the two is
+ * aside. They stay until the shuttle has come so far. `to` stands where the
+ * other stands.
+ */
+uint64_t memory_n_piece(const struct memory *memory);
+size_t memory_piece_bytes(const struct memory *memory, uint64_t piece);
+void memory_carry(struct memory *to, const struct memory *from, uint64_t first,
+                  uint64_t n);
+
+/*
  * What its softmax layers shall see of the past; full, unless this is called,
  * which is before the first reserve.
  *   RESOURCE_EXHAUSTED  no memory; nothing has changed

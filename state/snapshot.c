@@ -94,20 +94,24 @@ enum status read_manifest(struct snapshots *snapshots, struct uid uid,
 /* What is to be stored: some parts of what lies at `data`. */
 struct stored {
     const void *data;
+    bool is_far; /* that is on the device */
     struct mixer_part part[MIXER_FIELD_MAX];
     uint32_t n_part;
 };
 
-static struct stored whole(const void *data, size_t n_bytes)
+static struct stored whole(const struct image *image, const void *data,
+                           size_t n_bytes)
 {
-    return (struct stored){
-        .data = data, .part = {{.bytes = n_bytes}}, .n_part = 1};
+    return (struct stored){.data = data,
+                           .is_far = image->device,
+                           .part = {{.bytes = n_bytes}},
+                           .n_part = 1};
 }
 
 /* Its bytes where the host can read them. */
 static enum status stage(struct snapshots *snapshots, struct stored *stored)
 {
-    if (!snapshots->device)
+    if (!stored->is_far)
         return STATUS_OK;
     for (uint32_t i = 0; i < stored->n_part; i++) {
         const struct mixer_part *part = &stored->part[i];
@@ -208,7 +212,8 @@ static enum status save_values(struct snapshots *snapshots,
             if (n > 0)
                 st = save_value(
                     snapshots, &key, FRAME_BLOCK, &head,
-                    whole(image->layer[i].block[b - image->first_block], n));
+                    whole(image, image->layer[i].block[b - image->first_block],
+                          n));
         }
     for (uint32_t i = 0; !st && i < image->n_layer; i++) {
         const struct mixer_plan *plan =
@@ -218,7 +223,7 @@ static enum status save_values(struct snapshots *snapshots,
         struct key state = value_key('s', image->log, position, i);
         struct key open = value_key('o', image->log, position, i);
         struct value_head head = head_of(snapshots, image, i);
-        struct stored live = {.data = layer->state};
+        struct stored live = {.data = layer->state, .is_far = image->device};
 
         live.n_part = mixer_live(plan, position, live.part);
         if (layer->state) {
@@ -230,7 +235,7 @@ static enum status save_values(struct snapshots *snapshots,
         head.n_token = position % KV_BLOCK;
         if (!st && layer->open)
             st = save_value(snapshots, &open, FRAME_OPEN, &head,
-                            whole(layer->open, plan->block_bytes));
+                            whole(image, layer->open, plan->block_bytes));
     }
     return st;
 }

@@ -36,10 +36,10 @@ static size_t sum_blocks(const struct model *model, enum index_kind index)
     return n;
 }
 
-static size_t copy_bytes(const struct model *model, enum index_kind index,
-                         uint64_t position)
+static size_t copy_bytes(const struct model *model, const struct device *device,
+                         enum index_kind index, uint64_t position)
 {
-    return (model_device(model) ? sum_states(model, index) : 0) +
+    return (device ? sum_states(model, index) : 0) +
            (position % KV_BLOCK ? sum_blocks(model, index) : 0);
 }
 
@@ -50,7 +50,8 @@ static size_t most_copy_bytes(const struct model *model)
     size_t most = 0;
 
     for (int k = 0; k < n_index; k++) {
-        const size_t n = copy_bytes(model, (enum index_kind)k, 1);
+        const size_t n =
+            copy_bytes(model, model_device(model), (enum index_kind)k, 1);
 
         most = n > most ? n : most;
     }
@@ -181,9 +182,10 @@ enum status image_create(const struct model *model,
     if (memory_policy(memory))
         image->index = memory_policy(memory)->index;
     image->policy = policy_digest(memory_policy(memory));
-    image->device = model_device(model);
-    image->copy_bytes = copy_bytes(model, image->index, image->position);
-    image->pool = source->pool;
+    image->device = memory_device(memory);
+    image->copy_bytes =
+        copy_bytes(model, image->device, image->index, image->position);
+    image->pool = memory_is_aside(memory) ? NULL : source->pool;
     image->block = calloc(n_save * n_layer + 1, sizeof(void *));
     image->end_chain = calloc(n_save + 1, sizeof(*image->end_chain));
     if (!image->block || !image->end_chain)

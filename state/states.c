@@ -7,29 +7,27 @@
 
 _Static_assert(sizeof(struct states) <= ALIGN_BYTES, "");
 
-enum status home_take(const struct model *model, struct device *device,
-                      size_t bytes, void **out)
+enum status home_take(struct home home, size_t bytes, void **out)
 {
-    return device ? device_take(device, bytes, out)
-                  : rooms_take(model_rooms(model), bytes, out);
+    return home.device ? device_take(home.device, bytes, out)
+                       : rooms_take(home.rooms, bytes, out);
 }
 
-void home_clear(struct device *device, void *room, size_t bytes)
+void home_clear(struct home home, void *room, size_t bytes)
 {
-    if (!device)
+    if (!home.device)
         memset(room, 0, bytes);
 }
 
-void home_give(const struct model *model, struct device *device, void *room)
+void home_give(struct home home, void *room)
 {
-    if (device)
-        device_give(device, room);
+    if (home.device)
+        device_give(home.device, room);
     else
-        rooms_give(model_rooms(model), room);
+        rooms_give(home.rooms, room);
 }
 
-enum status states_take(const struct model *model, struct device *device,
-                        size_t bytes, struct states **out)
+enum status states_take(struct home home, size_t bytes, struct states **out)
 {
     /* From where all heads of a session come. */
     struct states *states = aligned_alloc(ALIGN_BYTES, ALIGN_BYTES);
@@ -39,7 +37,8 @@ enum status states_take(const struct model *model, struct device *device,
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for a session's states");
     states->n_holder = 1;
-    st = home_take(model, device, bytes, &states->room);
+    states->rooms = home.rooms;
+    st = home_take(home, bytes, &states->room);
     if (st) {
         free(states);
         return st;
@@ -48,11 +47,11 @@ enum status states_take(const struct model *model, struct device *device,
     return STATUS_OK;
 }
 
-void states_let_go(const struct model *model, struct device *device,
-                   struct states *states)
+void states_let_go(struct device *device, struct states *states)
 {
     if (!states || --states->n_holder > 0)
         return;
-    home_give(model, device, states->room);
+    home_give((struct home){states->rooms ? NULL : device, states->rooms},
+              states->room);
     free(states);
 }

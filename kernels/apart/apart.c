@@ -33,9 +33,18 @@ struct late {
     unsigned char byte[];
 };
 
+/* What the shuttle has still to carry, up to this mark. */
+struct cargo {
+    struct cargo *next;
+    void *to;
+    const void *from; /* both as the host has them */
+    size_t bytes;
+    uint64_t mark;
+};
+
 enum mode { MODE_DIRECT, MODE_REFUSE, MODE_RECORD, MODE_REPLAY };
 
-/* Memory, which both queues share. */
+/* Memory, which all queues share. */
 struct store {
     pthread_mutex_t lock;
     size_t limit, used;
@@ -45,9 +54,12 @@ struct store {
 
 struct queue {
     struct device device; /* first: callers hold pointers to it */
-    struct store *store;  /* owned by the device, borrowed by its side */
+    struct store *store;  /* owned by the device, borrowed by the others */
     const struct backend *backend;
     struct late *late, **end;
+    struct cargo *cargo, **cargo_end;
+    uint64_t n_mark;
+    bool is_shuttle;
     enum mode mode;
     struct record record[N_RECORD], *now;
     size_t at;      /* next call of a replay */
@@ -94,10 +106,25 @@ static void tell_late(struct queue *queue)
     queue->end = &queue->late;
 }
 
+/* The next piece arrives, or is let go. */
+static void unload(struct queue *queue, bool arrives)
+{
+    struct cargo *cargo = queue->cargo;
+
+    if (arrives)
+        memcpy(cargo->to, cargo->from, cargo->bytes);
+    queue->cargo = cargo->next;
+    if (!queue->cargo)
+        queue->cargo_end = &queue->cargo;
+    free(cargo);
+}
+
 static void destroy_queue(struct queue *queue)
 {
     if (!queue)
         return;
+    while (queue->cargo)
+        unload(queue, false);
     while (queue->late) {
         struct late *late = queue->late;
 
@@ -115,6 +142,7 @@ static void destroy(struct device *device)
 
     assert(queue->store->n_taken == 0);
     destroy_queue(queue_of(device->side));
+    destroy_queue(queue_of(device->shuttle));
     (void)pthread_mutex_destroy(&queue->store->lock);
     free(queue->store);
     destroy_queue(queue);
@@ -207,7 +235,37 @@ static enum status wait(struct device *device)
     if (queue->store->is_lost)
         return STATUS_UNAVAILABLE;
     tell_late(queue);
+    while (queue->cargo)
+        unload(queue, true);
     return STATUS_OK;
+}
+
+static uint64_t mark(struct device *device)
+{
+    return ++queue_of(device)->n_mark;
+}
+
+static enum status reached(struct device *device, uint64_t mark, bool *out)
+{
+    struct queue *queue = queue_of(device);
+
+    if (queue->store->is_lost)
+        return STATUS_UNAVAILABLE;
+    if (queue->cargo)
+        unload(queue, true);
+    *out = !queue->cargo || queue->cargo->mark > mark;
+    return STATUS_OK;
+}
+
+static void carry(struct queue *queue, void *to, const void *from, size_t bytes)
+{
+    struct cargo *cargo = malloc(sizeof(*cargo));
+
+    assert(cargo);
+    *cargo = (struct cargo){
+        .to = to, .from = from, .bytes = bytes, .mark = queue->n_mark + 1};
+    *queue->cargo_end = cargo;
+    queue->cargo_end = &cargo->next;
 }
 
 static void follow(struct device *device, struct device *other)
@@ -374,9 +432,20 @@ static void read_far(struct device *device, void *to, const void *from,
 {
     union apart_args all;
 
+    if (queue_of(device)->is_shuttle) {
+        carry(queue_of(device), to, apart_near(from), bytes);
+        return;
+    }
     memset(&all, 0, sizeof(all));
     all.read = (struct apart_read){to, from, bytes};
     ask(device, APART_READ, &all);
+}
+
+static void load_far(struct device *device, void *to, const void *from,
+                     size_t bytes)
+{
+    assert(queue_of(device)->is_shuttle && (uintptr_t)from < APART_SHIFT);
+    carry(queue_of(device), apart_near(to), from, bytes);
 }
 
 /* Neither belongs into a step that is recorded. */
@@ -414,8 +483,11 @@ static const struct device_calls CALLS = {.probe = probe,
                                           .available = available,
                                           .write = write_far,
                                           .read = read_far,
+                                          .load = load_far,
                                           .copy = copy_far,
                                           .zero = zero_far,
+                                          .mark = mark,
+                                          .reached = reached,
                                           .wait = wait,
                                           .follow = follow,
                                           .begin = begin,
@@ -437,6 +509,7 @@ static struct queue *create_queue(struct store *store)
         queue->store = store;
         queue->backend = *best;
         queue->end = &queue->late;
+        queue->cargo_end = &queue->cargo;
     }
     return queue;
 }
@@ -445,17 +518,21 @@ static enum status create(struct device **out, char out_why[DEVICE_WHY_SIZE])
 {
     struct store *store = calloc(1, sizeof(*store));
     struct queue *queue = create_queue(store), *side = create_queue(store);
+    struct queue *shuttle = create_queue(store);
 
-    if (!store || !queue || !side) {
+    if (!store || !queue || !side || !shuttle) {
         free(store);
         free(queue);
         free(side);
+        free(shuttle);
         (void)snprintf(out_why, DEVICE_WHY_SIZE, "no memory for it");
         return STATUS_RESOURCE_EXHAUSTED;
     }
     (void)pthread_mutex_init(&store->lock, NULL);
     store->limit = SIZE_MAX;
+    shuttle->is_shuttle = true;
     queue->device.side = &side->device;
+    queue->device.shuttle = &shuttle->device;
     *out = &queue->device;
     return STATUS_OK;
 }

@@ -8,13 +8,16 @@
  * held to the bits of a CPU backend on machines without a GPU. It is as late as
  * a device may be: what was read is there after a wait and not before, and a
  * step that repeats is recorded, then run from the record with new contents of
- * its host arrays; what must not change between the two is asserted.
+ * its host arrays; what must not change between the two is asserted. Its
+ * shuttle carries nothing before it is asked how far it has come, and then one
+ * piece: what is freed or changed too early shows.
  */
 #include "kernels/device.h"
 
 extern const struct backend backend_apart;
 
-/* Of this device and its side, from now on: no memory beyond so many bytes. */
+/* Of this device and its other queues, from now on: no memory beyond so many
+ * bytes. */
 void apart_limit(struct device *device, size_t bytes);
 
 /* It is lost: every wait, end and take says UNAVAILABLE. */

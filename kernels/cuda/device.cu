@@ -13,6 +13,7 @@
 #include <string.h>
 
 #define RING_BYTES ((size_t)16 << 20)
+#define SHUTTLE_RING_BYTES ((size_t)64 << 10) /* it stages next to nothing */
 #define MIB ((size_t)1 << 20)
 
 /* -------------------------------------------------------------------- errors
@@ -112,6 +113,9 @@ static void destroy_queue(struct gpu *gpu)
     }
     if (gpu->event)
         (void)cudaEventDestroy(gpu->event);
+    for (cudaEvent_t mark : gpu->mark)
+        if (mark)
+            (void)cudaEventDestroy(mark);
     free(gpu);
 }
 
@@ -122,6 +126,8 @@ static void destroy(struct device *device)
 
     if (device->side)
         destroy_queue(gpu_of(device->side));
+    if (device->shuttle)
+        destroy_queue(gpu_of(device->shuttle));
     destroy_queue(gpu);
     free(fault);
 }
@@ -129,7 +135,7 @@ static void destroy(struct device *device)
 static enum status create(struct device **out, char out_why[DEVICE_WHY_SIZE]);
 extern const struct device_calls cuda_calls;
 
-static struct gpu *create_queue(struct gpu_fault *fault)
+static struct gpu *create_queue(struct gpu_fault *fault, size_t ring_bytes)
 {
     struct gpu *gpu = (struct gpu *)calloc(1, sizeof(*gpu));
 
@@ -140,7 +146,7 @@ static struct gpu *create_queue(struct gpu_fault *fault)
     if (cudaStreamCreateWithFlags(&gpu->stream, cudaStreamNonBlocking) ||
         cudaEventCreateWithFlags(&gpu->event, cudaEventDisableTiming) ||
         cudaDeviceGetAttribute(&gpu->n_sm, cudaDevAttrMultiProcessorCount, 0) ||
-        gpu_ring_create(&gpu->ring, RING_BYTES)) {
+        gpu_ring_create(&gpu->ring, ring_bytes)) {
         destroy_queue(gpu);
         return NULL;
     }
@@ -163,21 +169,24 @@ static enum status create(struct device **out, char out_why[DEVICE_WHY_SIZE])
 {
     enum status st = probe(out_why);
     struct gpu_fault *fault;
-    struct gpu *gpu, *side;
+    struct gpu *gpu, *side, *shuttle;
 
     if (st)
         return st;
     fault = (struct gpu_fault *)calloc(1, sizeof(*fault));
-    gpu = fault && !keep_memory() ? create_queue(fault) : NULL;
-    side = gpu ? create_queue(fault) : NULL;
-    if (!side) {
+    gpu = fault && !keep_memory() ? create_queue(fault, RING_BYTES) : NULL;
+    side = gpu ? create_queue(fault, RING_BYTES) : NULL;
+    shuttle = side ? create_queue(fault, SHUTTLE_RING_BYTES) : NULL;
+    if (!shuttle) {
         (void)snprintf(out_why, DEVICE_WHY_SIZE, "no memory for its queues: %s",
                        cudaGetErrorString(cudaGetLastError()));
+        destroy_queue(side);
         destroy_queue(gpu);
         free(fault);
         return STATUS_RESOURCE_EXHAUSTED;
     }
     gpu->device.side = &side->device;
+    gpu->device.shuttle = &shuttle->device;
     *out = &gpu->device;
     return STATUS_OK;
 }
@@ -300,6 +309,18 @@ static void read_bytes(struct device *device, void *to, const void *from,
                   "reading from it");
 }
 
+static void load_bytes(struct device *device, void *to, const void *from,
+                       size_t bytes)
+{
+    struct gpu *gpu = gpu_of(device);
+
+    assert(gpu->mode == GPU_DIRECT);
+    gpu_check(
+        gpu,
+        cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, gpu->stream),
+        "loading");
+}
+
 static void copy_bytes(struct device *device, void *to, const void *from,
                        size_t bytes)
 {
@@ -318,6 +339,36 @@ static void zero_bytes(struct device *device, void *to, size_t bytes)
 
     assert(gpu->mode == GPU_DIRECT);
     gpu_check(gpu, cudaMemsetAsync(to, 0, bytes, gpu->stream), "clearing");
+}
+
+static uint64_t mark(struct device *device)
+{
+    struct gpu *gpu = gpu_of(device);
+    cudaEvent_t *event = &gpu->mark[gpu->n_mark % DEVICE_MARK_MAX];
+
+    assert(gpu->n_mark - gpu->n_reached < DEVICE_MARK_MAX);
+    if (!*event)
+        gpu_check(gpu, cudaEventCreateWithFlags(event, cudaEventDisableTiming),
+                  "making an event");
+    gpu_check(gpu, cudaEventRecord(*event, gpu->stream), "an event");
+    return ++gpu->n_mark;
+}
+
+static enum status reached(struct device *device, uint64_t mark, bool *out)
+{
+    struct gpu *gpu = gpu_of(device);
+
+    while (gpu->n_reached < mark && !has_failed(gpu)) {
+        const cudaError_t error =
+            cudaEventQuery(gpu->mark[gpu->n_reached % DEVICE_MARK_MAX]);
+
+        if (error == cudaErrorNotReady)
+            break;
+        gpu_check(gpu, error, "carrying sessions");
+        gpu->n_reached++;
+    }
+    *out = gpu->n_reached >= mark;
+    return has_failed(gpu) ? STATUS_UNAVAILABLE : STATUS_OK;
 }
 
 static enum status wait_for(struct device *device)
@@ -386,8 +437,11 @@ const struct device_calls cuda_calls = {.probe = probe,
                                         .available = available,
                                         .write = write_bytes,
                                         .read = read_bytes,
+                                        .load = load_bytes,
                                         .copy = copy_bytes,
                                         .zero = zero_bytes,
+                                        .mark = mark,
+                                        .reached = reached,
                                         .wait = wait_for,
                                         .follow = follow,
                                         .begin = gpu_begin,

@@ -37,7 +37,9 @@ struct gpu {
     struct device device; /* first: callers hold pointers to it */
     struct gpu_fault *fault;
     cudaStream_t stream;
-    cudaEvent_t event; /* for who follows */
+    cudaEvent_t event;                 /* for who follows */
+    cudaEvent_t mark[DEVICE_MARK_MAX]; /* made when they are first wanted */
+    uint64_t n_mark, n_reached;
     int n_sm;
     char why[DEVICE_WHY_SIZE]; /* what this queue was refused last */
 

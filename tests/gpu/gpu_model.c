@@ -42,7 +42,7 @@ int main(int argc, char **argv)
                   "       gpu_model ops BACKEND\n"
                   "       gpu_model exact BACKEND DIR N SEED [FORMAT [KV]]\n"
                   "       gpu_model time BACKEND CONFIG "
-                  "[all|decode|prefill [FORMAT [KV]]]\n"
+                  "[all|decode|prefill|swap [FORMAT [KV]]]\n"
                   "       gpu_model prefill BACKEND CONFIG N...\n");
     return 2;
 }

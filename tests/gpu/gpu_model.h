@@ -8,7 +8,7 @@
  *   gpu_model ops BACKEND                 small operators against ref
  *   gpu_model exact BACKEND DIR N SEED [FORMAT [KV]]
  *                                         laws over N random schedules
- *   gpu_model time BACKEND CONFIG [all|decode|prefill [FORMAT [KV]]]
+ *   gpu_model time BACKEND CONFIG [all|decode|prefill|swap [FORMAT [KV]]]
  *                                         steps of a shape beside their bounds
  *   gpu_model prefill BACKEND CONFIG N... a prompt's 8,192 rows behind N tokens
  * FORMAT is that of the weights, bf16 or f8; KV that of keys and values, auto
@@ -28,7 +28,7 @@ int gpu_exact(const char *backend, const char *dir, uint32_t n_schedule,
               uint64_t seed, const char *format, const char *kv);
 
 struct gpu_time_what {
-    const char *part; /* "decode", "prefill"; else both */
+    const char *part; /* "decode", "prefill", "swap"; else the first two */
     const char *format, *kv;
 };
 int gpu_time(const char *backend, const char *config,

@@ -359,6 +359,103 @@ static enum status time_all_decode(struct bench *bench)
     return st;
 }
 
+/* ---------------------------------------------------------------------- swap
+ */
+
+#define N_DECODING 8u
+#define SWAP_TOKENS 32768u
+#define SWAP_ROUNDS 6u /* there and back, by turns */
+
+/* All of `from`, beside steps of the others if `took` has room for them. */
+static enum status carry(struct bench *bench, struct memory *to,
+                         const struct memory *from, double *took, uint32_t *n)
+{
+    struct device *shuttle = device_shuttle(bench->device);
+    bool is_there = false;
+    uint64_t mark;
+    enum status st = STATUS_OK;
+
+    device_follow(shuttle, bench->device);
+    memory_carry(to, from, 0, memory_n_piece(from));
+    mark = device_mark(shuttle);
+    while (!st && !is_there) {
+        if (took && *n < N_STEP)
+            st = step(bench, N_DECODING, 1, N_DECODING, &took[(*n)++]);
+        if (!st)
+            st = device_reached(shuttle, mark, &is_there);
+    }
+    return st;
+}
+
+static void print_steps(const char *what, double *took, uint32_t n)
+{
+    if (n == 0)
+        return;
+    qsort(took, n, sizeof(took[0]), by_size);
+    printf("%s: %u steps, median %.3f p99 %.3f ms\n", what, n,
+           1e3 * took[n / 2], 1e3 * took[n * 99 / 100]);
+}
+
+/* Out and back, with and without steps beside it; then steps alone. */
+static enum status carry_all(struct bench *bench, struct memory *aside)
+{
+    struct memory *far = bench->memory[N_DECODING];
+    double took[N_STEP], alone[N_STEP], start, bytes = 0, whole[2];
+    uint32_t n = 0;
+    enum status st = STATUS_OK;
+
+    for (uint64_t i = 0; i < memory_n_piece(far); i++)
+        bytes += (double)memory_piece_bytes(far, i);
+    for (uint32_t i = 0; i < SWAP_ROUNDS && !st; i++) {
+        start = now();
+        st = carry(bench, i % 2 ? far : aside, i % 2 ? aside : far, NULL, &n);
+        whole[i % 2] = now() - start;
+    }
+    for (uint32_t i = 0; i < N_STEP && !st; i++)
+        st = step(bench, N_DECODING, 1, N_DECODING, &alone[i]);
+    for (uint32_t i = 0; i < 1000 && n < N_STEP && !st; i++)
+        st = carry(bench, i % 2 ? far : aside, i % 2 ? aside : far, took, &n);
+    if (st)
+        return st;
+    printf("swap of %.2f GB: out %.1f GB/s, back %.1f GB/s\n", bytes / GB,
+           bytes / whole[0] / GB, bytes / whole[1] / GB);
+    print_steps("decode of 8 x 4096 alone", alone, N_STEP);
+    print_steps("decode of 8 x 4096 beside swaps", took, n);
+    return STATUS_OK;
+}
+
+/* Eight sessions decode while a ninth of SWAP_TOKENS leaves and comes back. */
+static enum status time_swap(struct bench *bench)
+{
+    struct memory *aside = NULL;
+    struct rooms *rooms = NULL;
+    void *host = NULL;
+    size_t bytes;
+    enum status st = open_memories(bench, N_DECODING, 4096);
+
+    if (!st)
+        st = memory_create(bench->model, &bench->memory[N_DECODING]);
+    if (!st)
+        st = memory_reserve(bench->memory[N_DECODING], SWAP_TOKENS);
+    if (st)
+        return st;
+    memory_advance(bench->memory[N_DECODING], SWAP_TOKENS);
+    bytes = 2 * memory_bytes(bench->memory[N_DECODING]) + ((size_t)1 << 24);
+    st = device_take_host(bench->device, bytes, &host);
+    if (!st)
+        st = rooms_create_in(host, bytes, &rooms);
+    if (!st)
+        st = memory_create_aside(bench->model, rooms, &aside);
+    if (!st)
+        st = memory_reserve(aside, SWAP_TOKENS);
+    if (!st)
+        st = carry_all(bench, aside);
+    memory_destroy(aside);
+    rooms_destroy(rooms);
+    device_give_host(bench->device, host);
+    return st;
+}
+
 static enum status time_all_prefill(struct bench *bench)
 {
     enum status st = time_prefill(bench, 0, 2048);
@@ -385,6 +482,8 @@ int gpu_time(const char *backend, const char *config,
     static struct bench bench;
     enum status st = open_bench(backend, config, what, 65536, &bench);
 
+    if (!st && strcmp(what->part, "swap") == 0)
+        return close_bench(&bench, config, time_swap(&bench));
     if (!st && strcmp(what->part, "prefill") != 0)
         st = time_all_decode(&bench);
     if (!st && strcmp(what->part, "decode") != 0)

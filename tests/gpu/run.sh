@@ -8,14 +8,14 @@
 # made by cmake where it is missing. A built folder needs the driver alone. The
 # kernels' own checks, check_NAME there, are compiled here where they are
 # missing, if nvcc is there.
-# PART: kernels, ops, exact, formats, goldens, memory, time; all of them if none is named.
+# PART: kernels, ops, exact, formats, goldens, memory, time, swap; all of them if none is named.
 # N is the number of random schedules for each model (100), SECONDS_MAX the
 # limit for each program (300), CONFIGS the shapes that are timed.
 set -eu
 cd "$(dirname "$0")/../.."
 build=${1:-build}
 [ $# -eq 0 ] || shift
-parts=${*:-kernels ops exact formats goldens memory time}
+parts=${*:-kernels ops exact formats goldens memory time swap}
 n=${N:-100}
 limit=${SECONDS_MAX:-300}
 configs=${CONFIGS:-assets/configs/qwen3_5-9b.json
@@ -126,9 +126,18 @@ time_steps() {
     try "$gpu_model" time "$cuda" assets/configs/qwen3_5-9b.json all f8 int8
 }
 
+# A session of 32,768 tokens leaves for pinned memory and comes back: bandwidth,
+# and the steps of eight others with and without it.
+swap() {
+    say "sessions carried between device and host"
+    for config in $configs; do
+        try "$gpu_model" time "$cuda" "$config" swap
+    done
+}
+
 for part in $parts; do
     case $part in
-    kernels | ops | exact | formats | goldens | memory) "$part" ;;
+    kernels | ops | exact | formats | goldens | memory | swap) "$part" ;;
     time) time_steps ;;
     *)
         echo "run.sh: no part '$part'" >&2

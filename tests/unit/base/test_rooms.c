@@ -172,3 +172,29 @@ Test(rooms, more_than_there_are_addresses_for_is_refused)
     rooms_destroy(rooms);
     rooms_destroy(NULL);
 }
+
+Test(rooms, of_given_bytes_there_are_never_more)
+{
+    char *memory = malloc(MIB);
+    struct rooms *rooms;
+    void *room[4], *more;
+
+    cr_assert_eq(rooms_create_in(memory, MIB, &rooms), STATUS_OK);
+    for (int i = 0; i < 3; i++) {
+        cr_assert_eq(rooms_take(rooms, MIB / 4, &room[i]), STATUS_OK);
+        cr_assert((char *)room[i] >= memory &&
+                  (char *)room[i] + MIB / 4 <= memory + MIB);
+    }
+    cr_assert_lt(rooms_left(rooms), MIB / 4 + 1);
+    cr_assert_eq(rooms_take(rooms, MIB / 2, &more), STATUS_RESOURCE_EXHAUSTED);
+    cr_assert_eq(rooms_take(rooms, 1, &room[3]), STATUS_OK);
+    rooms_give(rooms, room[1]);
+    cr_assert_eq(rooms_take(rooms, MIB / 4, &more), STATUS_OK);
+    cr_assert_eq(more, room[1]);
+    rooms_give(rooms, more);
+    rooms_give(rooms, room[0]);
+    rooms_give(rooms, room[2]);
+    rooms_give(rooms, room[3]);
+    rooms_destroy(rooms);
+    free(memory);
+}
