@@ -309,7 +309,7 @@ static bool is_like(const struct manifest *manifest,
             digest_equal(manifest->numerics.policy, image->policy));
 }
 
-/* The commit point: manifest and deletions, synced. */
+/* The commit point: the last values, manifest and deletions, synced. */
 static enum status save_manifest(struct snapshots *snapshots,
                                  const struct image *image)
 {
@@ -347,10 +347,6 @@ enum status snapshot_save(struct snapshots *snapshots,
     assert(image->n_layer == snapshots->n_layer);
     store_batch_clear(snapshots->batch);
     st = save_values(snapshots, image);
-    if (!st && store_batch_bytes(snapshots->batch) > 0) {
-        st = store_write(snapshots->store, snapshots->batch, false);
-        store_batch_clear(snapshots->batch);
-    }
     if (!st)
         st = save_manifest(snapshots, image);
     store_batch_clear(snapshots->batch);

@@ -164,8 +164,9 @@ static enum status list_value(struct store_segments *store,
 }
 
 /* Which values are large, and which extents will have no name any more; some
- * may be found twice. A key that one write puts twice is seen as it was before:
- * its first value stays in its segment until the store is opened again. */
+ * may be found twice. A key that one write puts, then puts or deletes again, is
+ * seen as it was before: the value between stays in its segment until the store
+ * is opened again. */
 static enum status list_op(struct store_segments *store,
                            const struct store_op *op)
 {
