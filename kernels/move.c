@@ -139,6 +139,9 @@ static void append_tiles(struct kv_tile *to_k, struct kv_tile *to_v, size_t at,
     }
 }
 
+/* Their keys lie in a line for each two dims, all of them in memory. */
+#define APPEND_ROWS 4u
+
 /* Task: one KV head of one span. */
 static void append_head(void *arg, uint32_t task, void *scratch)
 {
@@ -171,6 +174,6 @@ void move_kv_append(struct pool *pool, const struct kv_append_args *args)
 
     for (uint32_t i = 0; i < args->n_span; i++)
         n_row += args->span[i].n_row;
-    pool_run(n_row < 16 ? NULL : pool, args->n_span * args->shape.n_kv_head,
-             append_head, (void *)args);
+    pool_run(n_row < APPEND_ROWS ? NULL : pool,
+             args->n_span * args->shape.n_kv_head, append_head, (void *)args);
 }

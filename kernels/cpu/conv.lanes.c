@@ -12,6 +12,7 @@
 struct job {
     const struct conv_args *args;
     uint32_t n_part, channels; /* parts of a span, and channels of one */
+    uint32_t n_task, n_thread;
 };
 
 /* Raw input at row t of the span; t < 0 is in the tail. */
@@ -81,18 +82,51 @@ static void conv_row(const struct conv_args *a, const struct conv_span *span,
         cut_vector(a, &row, whole, end);
 }
 
-/* Task: some channels of one span, all rows. */
+/* What a task covers: some channels of one span. Spans change fastest, so that
+ * the weights of those channels stay where they are. */
+struct piece {
+    const struct conv_span *span;
+    uint32_t first, end;
+};
+
+static struct piece piece_of(const struct job *job, uint32_t task)
+{
+    const struct conv_args *a = job->args;
+    const uint32_t first = task / a->n_span * job->channels;
+    const uint32_t left = a->n_channel - first;
+
+    return (struct piece){&a->span[task % a->n_span], first,
+                          first +
+                              (left < job->channels ? left : job->channels)};
+}
+
+/* A row alone reads more of its tail, which no cache holds, than it computes:
+ * ask for the one that this thread is likely to take next. */
+static void fetch_tail(const struct job *job, uint32_t task)
+{
+    const struct conv_args *a = job->args;
+
+    if (task >= job->n_task)
+        return;
+    const struct piece piece = piece_of(job, task);
+    for (uint32_t i = 0; i + 1 < a->width && piece.span->n_row == 1; i++) {
+        const float *tail = piece.span->tail + (size_t)i * a->n_channel;
+
+        for (uint32_t c = piece.first; c < piece.end; c += LANES)
+            _mm_prefetch((const char *)(tail + c), _MM_HINT_T0);
+    }
+}
+
 static void conv_task(void *arg, uint32_t task, void *scratch)
 {
     const struct job *job = arg;
     const struct conv_args *a = job->args;
-    const struct conv_span *span = &a->span[task / job->n_part];
-    uint32_t first = task % job->n_part * job->channels;
-    uint32_t end = first + job->channels;
+    const struct piece piece = piece_of(job, task);
+    const struct conv_span *span = piece.span;
+    const uint32_t first = piece.first, end = piece.end;
 
     (void)scratch;
-    if (end > a->n_channel)
-        end = a->n_channel;
+    fetch_tail(job, task + job->n_thread);
     for (int64_t t = 0; t < span->n_row; t++)
         conv_row(a, span, t, first, end);
     /* Oldest first: each is read before its place is written. */
@@ -107,7 +141,7 @@ static void conv_task(void *arg, uint32_t task, void *scratch)
 
 void LANES_NAME(conv)(struct pool *pool, const struct conv_args *args)
 {
-    struct job job = {args, 0, CHANNELS_MAX};
+    struct job job = {.args = args, .channels = CHANNELS_MAX};
     uint64_t n_row = 0;
 
     assert(args->width >= 1 && args->width <= CONV_WIDTH_MAX);
@@ -119,5 +153,7 @@ void LANES_NAME(conv)(struct pool *pool, const struct conv_args *args)
                (uint64_t)TASKS_A_THREAD * pool_n_thread(pool))
         job.channels /= 2;
     job.n_part = (args->n_channel + job.channels - 1) / job.channels;
-    pool_run(pool, args->n_span * job.n_part, conv_task, &job);
+    job.n_task = args->n_span * job.n_part;
+    job.n_thread = pool_n_thread(pool);
+    pool_run(pool, job.n_task, conv_task, &job);
 }

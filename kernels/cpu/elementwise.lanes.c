@@ -4,23 +4,40 @@
 #include <assert.h>
 #include <math.h>
 
-/* Rows of one task: small enough to share out, large enough to be worth it. */
+/* Rows of one task at most: small enough to share out, large enough to be worth
+ * it. */
 #define TASK_ROWS 8u
 
-static uint32_t n_row_task(uint32_t n_row)
+/* Some rows of an operator for each task. */
+struct job {
+    const void *args;
+    uint32_t n_row, n_each;
+};
+
+static size_t row_first(const struct job *job, uint32_t task)
 {
-    return (n_row + TASK_ROWS - 1) / TASK_ROWS;
+    return (size_t)task * job->n_each;
 }
 
-static size_t row_first(uint32_t task)
+static size_t row_end(const struct job *job, uint32_t task)
 {
-    return (size_t)task * TASK_ROWS;
+    size_t end = row_first(job, task) + job->n_each;
+    return end < job->n_row ? end : job->n_row;
 }
 
-static size_t row_end(uint32_t task, uint32_t n_row)
+/* Rows of `width` floats each. Few rows are shared out evenly: what one thread
+ * has made alone, the other waits for twice, until it is there and until it has
+ * come over. */
+static void run_rows(struct pool *pool, uint32_t n_row, uint64_t width,
+                     pool_work *work, const void *args)
 {
-    size_t end = row_first(task) + TASK_ROWS;
-    return end < n_row ? end : n_row;
+    struct pool *by = pool_for_floats(pool, n_row * width);
+    const uint32_t n_thread = pool_n_thread(by);
+    const uint32_t n_even = (n_row + n_thread - 1) / n_thread;
+    struct job job = {args, n_row, n_even < TASK_ROWS ? n_even : TASK_ROWS};
+
+    if (n_row)
+        pool_run(by, (n_row + job.n_each - 1) / job.n_each, work, &job);
 }
 
 /* z: what gates the group by its silu, or NULL. */
@@ -41,10 +58,11 @@ LANES_INLINE void norm_group(float *y, const float *x, const float *z,
 
 static void norm_task(void *arg, uint32_t task, void *scratch)
 {
-    const struct norm_args *a = arg;
+    const struct job *job = arg;
+    const struct norm_args *a = job->args;
 
     (void)scratch;
-    for (size_t r = row_first(task); r < row_end(task, a->n_row); r++)
+    for (size_t r = row_first(job, task); r < row_end(job, task); r++)
         for (size_t g = 0; g < a->n_group; g++)
             norm_group(a->y + r * a->y_stride + g * a->dim,
                        a->x + r * a->x_stride + g * a->dim, NULL, a);
@@ -52,18 +70,18 @@ static void norm_task(void *arg, uint32_t task, void *scratch)
 
 void LANES_NAME(rms_norm)(struct pool *pool, const struct norm_args *args)
 {
-    pool = pool_for_floats(pool,
-                           (uint64_t)args->n_row * args->n_group * args->dim);
-    pool_run(pool, n_row_task(args->n_row), norm_task, (void *)args);
+    run_rows(pool, args->n_row, (uint64_t)args->n_group * args->dim, norm_task,
+             args);
 }
 
 static void gated_norm_task(void *arg, uint32_t task, void *scratch)
 {
-    const struct gated_norm_args *a = arg;
+    const struct job *job = arg;
+    const struct gated_norm_args *a = job->args;
     const struct norm_args *n = &a->norm;
 
     (void)scratch;
-    for (size_t r = row_first(task); r < row_end(task, n->n_row); r++)
+    for (size_t r = row_first(job, task); r < row_end(job, task); r++)
         for (size_t g = 0; g < n->n_group; g++)
             norm_group(n->y + r * n->y_stride + g * n->dim,
                        n->x + r * n->x_stride + g * n->dim,
@@ -75,8 +93,8 @@ void LANES_NAME(gated_norm)(struct pool *pool,
 {
     const struct norm_args *n = &args->norm;
 
-    pool = pool_for_floats(pool, (uint64_t)n->n_row * n->n_group * n->dim);
-    pool_run(pool, n_row_task(n->n_row), gated_norm_task, (void *)args);
+    run_rows(pool, n->n_row, (uint64_t)n->n_group * n->dim, gated_norm_task,
+             args);
 }
 
 void LANES_NAME(swiglu_floats)(float *y, const float *gate, const float *up,
@@ -91,10 +109,11 @@ void LANES_NAME(swiglu_floats)(float *y, const float *gate, const float *up,
 
 static void swiglu_task(void *arg, uint32_t task, void *scratch)
 {
-    const struct swiglu_args *a = arg;
+    const struct job *job = arg;
+    const struct swiglu_args *a = job->args;
 
     (void)scratch;
-    for (size_t r = row_first(task); r < row_end(task, a->n_row); r++) {
+    for (size_t r = row_first(job, task); r < row_end(job, task); r++) {
         float *y = a->y + r * a->y_stride;
         const float *gate = a->x + r * a->x_stride, *up = gate + a->n_ff;
 
@@ -104,16 +123,16 @@ static void swiglu_task(void *arg, uint32_t task, void *scratch)
 
 void LANES_NAME(swiglu)(struct pool *pool, const struct swiglu_args *args)
 {
-    pool = pool_for_floats(pool, (uint64_t)args->n_row * args->n_ff);
-    pool_run(pool, n_row_task(args->n_row), swiglu_task, (void *)args);
+    run_rows(pool, args->n_row, (uint64_t)args->n_ff, swiglu_task, args);
 }
 
 static void gate_task(void *arg, uint32_t task, void *scratch)
 {
-    const struct gate_args *a = arg;
+    const struct job *job = arg;
+    const struct gate_args *a = job->args;
 
     (void)scratch;
-    for (size_t r = row_first(task); r < row_end(task, a->n_row); r++) {
+    for (size_t r = row_first(job, task); r < row_end(job, task); r++) {
         float *y = a->y + r * a->y_stride;
         const float *gate = a->gate + r * a->gate_stride;
         for (uint32_t i = 0; i < a->dim; i += LANES) {
@@ -126,17 +145,17 @@ static void gate_task(void *arg, uint32_t task, void *scratch)
 
 void LANES_NAME(gate)(struct pool *pool, const struct gate_args *args)
 {
-    pool = pool_for_floats(pool, (uint64_t)args->n_row * args->dim);
-    pool_run(pool, n_row_task(args->n_row), gate_task, (void *)args);
+    run_rows(pool, args->n_row, (uint64_t)args->dim, gate_task, args);
 }
 
 static void delta_gate_task(void *arg, uint32_t task, void *scratch)
 {
-    const struct delta_gate_args *d = arg;
+    const struct job *job = arg;
+    const struct delta_gate_args *d = job->args;
     uint32_t n = d->n_v_head;
 
     (void)scratch;
-    for (size_t r = row_first(task); r < row_end(task, d->n_row); r++) {
+    for (size_t r = row_first(job, task); r < row_end(job, task); r++) {
         const float *a = d->a + r * d->a_stride, *b = d->b + r * d->b_stride;
         for (uint32_t h = 0; h < n; h += LANES) {
             v16 beta = v16_sigmoid(v16_load_part(b, h, n));
@@ -153,8 +172,8 @@ static void delta_gate_task(void *arg, uint32_t task, void *scratch)
 void LANES_NAME(delta_gate)(struct pool *pool,
                             const struct delta_gate_args *args)
 {
-    pool = pool_for_floats(pool, (uint64_t)args->n_row * args->n_v_head);
-    pool_run(pool, n_row_task(args->n_row), delta_gate_task, (void *)args);
+    run_rows(pool, args->n_row, (uint64_t)args->n_v_head, delta_gate_task,
+             args);
 }
 
 static void rotate_head(float *head, const float *cosine, const float *sine,
@@ -174,12 +193,13 @@ static void rotate_head(float *head, const float *cosine, const float *sine,
 
 static void rope_task(void *arg, uint32_t task, void *scratch)
 {
-    const struct rope_args *a = arg;
+    const struct job *job = arg;
+    const struct rope_args *a = job->args;
     const struct rope_table *table = a->table;
     uint32_t n_pair = table->n_rot / 2;
     float *cosine = scratch, *sine = cosine + n_pair;
 
-    for (size_t r = row_first(task); r < row_end(task, a->n_row); r++) {
+    for (size_t r = row_first(job, task); r < row_end(job, task); r++) {
         uint64_t p = a->position[r];
         assert(p < table->n_position);
         size_t at = p / KV_BLOCK * n_pair * KV_BLOCK + p % KV_BLOCK;
@@ -197,7 +217,6 @@ void LANES_NAME(rope)(struct pool *pool, const struct rope_args *args)
 {
     assert(args->table->n_rot <= args->d_head);
     assert(args->d_head <= HEAD_DIM_MAX);
-    pool = pool_for_floats(pool,
-                           (uint64_t)args->n_row * args->n_head * args->d_head);
-    pool_run(pool, n_row_task(args->n_row), rope_task, (void *)args);
+    run_rows(pool, args->n_row, (uint64_t)args->n_head * args->d_head,
+             rope_task, args);
 }

@@ -38,7 +38,7 @@ void LANES_NAME(swiglu_floats)(float *y, const float *gate, const float *up,
  * never a matter of load.
  */
 #define OPS_FMAS_MIN 4096u
-#define OPS_FLOATS_MIN 16384u
+#define OPS_FLOATS_MIN 4096u
 
 static inline struct pool *pool_for_fmas(struct pool *pool, uint64_t n_fma)
 {
