@@ -263,6 +263,7 @@ Test(engine_paged, a_session_that_sees_all_must_fit)
 }
 
 #define N_PREFIX 512u
+#define N_OWN 900u /* more blocks than twice the pages that a step needs */
 
 /* What every one of them begins with, then tokens of its own. */
 static struct command *branch(struct node *node, const char *name,
@@ -308,9 +309,9 @@ static void starts_from_anothers(const char *policy, bool is_restarted,
     }
     for (uint32_t t = 0; t < 2; t++) {
         want = t ? turn(alone, "b", NULL, 1)
-                 : node_completed(alone, branch(alone, "b", policy, 700));
+                 : node_completed(alone, branch(alone, "b", policy, N_OWN));
         got = t ? turn(node, "b", NULL, 1)
-                : node_completed(node, branch(node, "b", policy, 700));
+                : node_completed(node, branch(node, "b", policy, N_OWN));
         cr_assert(same_tokens(got, want), "%s, turn %u", policy, t);
         is_paged(node, "b");
         if (t)
@@ -336,8 +337,7 @@ Test(engine_paged, starts_from_anothers_prefix_that_fits_into_its_pages,
      .timeout = 120)
 {
     for (uint32_t p = 0; p < N_POLICY; p++)
-        for (uint32_t is_restarted = 0; is_restarted < 2; is_restarted++) {
-            starts_from_anothers(POLICY[p], is_restarted, true);
-            starts_from_anothers(POLICY[p], is_restarted, false);
-        }
+        starts_from_anothers(POLICY[p], p % 2, true);
+    starts_from_anothers(POLICY[1], true, true);
+    starts_from_anothers(POLICY[3], false, false);
 }
