@@ -15,6 +15,7 @@
  *   generate.c   its arrival and admission
  *   control.c    all other commands, but
  *   fork.c       fork and rewind
+ *   change.c     a session goes on under another memory policy
  *   logs.c       which logs are kept, how much of them, and where blocks lie
  *   paged.c      sessions of whose blocks only some are in RAM
  *   keep.c       what stays in the store, and how much a tenant may have
@@ -173,6 +174,8 @@ struct request {
     uint64_t output_start;   /* position of its first sampled token */
     uint64_t n_cached, n_restored;
     enum restore_reason_code reuse;
+    bool has_policy;       /* CHECKPOINT: it is to go on under this one */
+    struct policy policy;
     bool has_sought;       /* a stored prefix, for the memory as it is */
     bool has_fetched;      /* one, and not run since */
     uint64_t n_shared;     /* as in its command; 0: none, or looked at */
