@@ -102,8 +102,8 @@ enum status change_policy(struct engine *engine, struct session *session,
     }
     drop_states(engine, session);
     session_meta_set(session, &meta);
-    session->scope = prefix_scope(engine, session,
-                                  session->tenant ? session->tenant : "");
+    session->scope =
+        prefix_scope(engine, session, session->tenant ? session->tenant : "");
     if (is_durable)
         write_log(engine, session, &earlier);
     return STATUS_OK;

@@ -353,11 +353,10 @@ static enum status checkpoint(struct engine *engine,
     if (!st)
         st = control_check_draining(engine);
     return st ? st
-              : control_checkpoint(engine, session,
-                                   command->target.has_policy
-                                       ? &command->target.policy
-                                       : NULL,
-                                   command->reply, command->deadline_us);
+              : control_checkpoint(
+                    engine, session,
+                    command->target.has_policy ? &command->target.policy : NULL,
+                    command->reply, command->deadline_us);
 }
 
 static enum status park(struct engine *engine, const struct command *command)

@@ -174,7 +174,7 @@ struct request {
     uint64_t output_start;   /* position of its first sampled token */
     uint64_t n_cached, n_restored;
     enum restore_reason_code reuse;
-    bool has_policy;       /* CHECKPOINT: it is to go on under this one */
+    bool has_policy; /* CHECKPOINT: it is to go on under this one */
     struct policy policy;
     bool has_sought;       /* a stored prefix, for the memory as it is */
     bool has_fetched;      /* one, and not run since */

@@ -268,6 +268,12 @@ class Commands(NodeTests, unittest.TestCase):
         stored = json.loads(self.good("session", "checkpoint", "s1", "--output",
                                       "json"))
         self.assertGreaterEqual(stored["position"], 26)
+        self.assertRegex(self.good("session", "policy", "s1"),
+                         r"(?m)^POLICY +full$")
+        self.assertRegex(self.good("session", "policy", "s1", "window"),
+                         r"(?m)^POLICY +window:sink=")
+        self.assertEqual(self.good("session", "tokens", "s1").split(), log)
+        self.bad(USAGE, "policy", "session", "policy", "s1", "widow")
         changed = json.loads(self.good("session", "update", "s1", "--labels",
                                        "c=3", "--output", "json"))
         self.assertEqual(changed["labels"], {"c": "3"})
