@@ -298,7 +298,7 @@ enum status control_checkpoint(struct engine *engine, struct session *session,
                                const struct policy *policy, uint64_t reply,
                                uint64_t deadline_us)
 {
-    const bool changes = change_is(session, policy);
+    const bool changes = policy && change_is(session, policy);
     struct request asked = {.kind = REQUEST_CHECKPOINT,
                             .reply = reply,
                             .deadline_us = deadline_us,

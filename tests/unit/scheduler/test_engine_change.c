@@ -329,7 +329,7 @@ Test(engine_change, a_lost_commit_takes_it_back)
     store_memory_faults(node->journal_store)->is_read_only = false;
     fork_settle(node);
     cr_assert(has_policy(node, "a", POLICY[1]));
-    reply = turn(node, "a", NULL, INPUT, 3);
+    turn(node, "a", NULL, INPUT, 3);
     cr_assert_eq(node_read(node, "a")->n_token,
                  FIRST_INPUT + INPUT + 2 * OUTPUT);
     cr_assert(agrees(node, "a", POLICY[1], 3));
