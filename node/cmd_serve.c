@@ -52,6 +52,10 @@ static const struct setting ROWS[] = {
      "instead of --session-memory: for all sessions in memory, of whose keys "
      "and values those under window, infllm and quest leave the most on disk",
      FIELD(node.kv_mib)},
+    {"state-memory", SETTING_NUMBER, "0", 0, 1u << 24, NULL, "MiB",
+     "of --session-memory or --kv-memory, for states of fixed size and images "
+     "of them that are being stored; 0: no limit of their own",
+     FIELD(node.state_mib)},
     {"prefix-store", SETTING_NUMBER, "1024", 0, 1u << 24, NULL, "MiB",
      "on disk, for prompts whose session is not kept; 0: share no prefixes",
      FIELD(node.prefix_mib)},

@@ -488,6 +488,8 @@ static void node(struct engine *engine, const struct command *command)
     info->weight_bytes = model_weight_bytes(o->model);
     info->session_bytes = resident_total(engine);
     info->session_bytes_max = o->session_bytes;
+    info->state_bytes = engine->state_charged;
+    info->state_bytes_max = o->state_bytes;
     info->session_fixed_bytes = resident_bytes(engine, NULL, 0);
     info->token_bytes = (resident_bytes(engine, NULL, KV_BLOCK) -
                          resident_bytes(engine, NULL, 0)) /

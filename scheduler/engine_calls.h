@@ -380,6 +380,15 @@ void fork_flatten(struct engine *engine, struct session *session);
 /* What was read into memory need not be there twice. */
 void fork_share(struct engine *engine, struct session *session);
 
+/* --- charge.c, beside resident_charge() and what goes with it --- */
+/* States of fixed size of its memory. */
+size_t charge_state_bytes(const struct engine *engine,
+                          const struct session *session);
+/* Does so much more, of which so much are states, not fit beside what there is,
+ * or beside what stays of it? */
+bool charge_is_over(const struct engine *engine, size_t bytes, size_t states,
+                    bool counts_leaving);
+
 /* --- change.c --- */
 /* Is it another one than it has? NULL: none is asked for. */
 bool change_is(const struct session *session, const struct policy *policy);

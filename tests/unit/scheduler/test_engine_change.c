@@ -125,8 +125,8 @@ Test(engine_change, is_replayed_from_the_log_alone)
 {
     struct node *node = fork_node();
 
-    turn(node, "a", POLICY[2], FIRST_INPUT, 1);
     store_memory_faults(node->bulk_store)->is_read_only = true;
+    turn(node, "a", POLICY[2], FIRST_INPUT, 1);
     turn(node, "a", POLICY[3], INPUT, 2);
     restart(node, true);
     cr_assert_eq(count_rows(node->bulk_store, 's'), 0);
