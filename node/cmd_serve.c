@@ -56,6 +56,10 @@ static const struct setting ROWS[] = {
      "of pinned host memory, with a device: sessions that have no room there "
      "come back from it quickly; 0: they leave for the store at once",
      FIELD(node.host_mib)},
+    {"state-memory", SETTING_NUMBER, "0", 0, 1u << 24, NULL, "MiB",
+     "of --session-memory or --kv-memory, for states of fixed size and images "
+     "of them that are being stored; 0: no limit of their own",
+     FIELD(node.state_mib)},
     {"prefix-store", SETTING_NUMBER, "1024", 0, 1u << 24, NULL, "MiB",
      "on disk, for prompts whose session is not kept; 0: share no prefixes",
      FIELD(node.prefix_mib)},

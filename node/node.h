@@ -28,6 +28,7 @@ struct node_options {
     uint64_t host_mib;    /* of the host's, with a device */
     uint64_t kv_mib;      /* the same, and sessions that do not see all of
                              their past have a part of it in RAM; 0: all */
+    uint64_t state_mib;   /* of either, for states of fixed size; 0: any */
     uint64_t prefix_mib;  /* of the store: snapshots of prompts whose session
                              is not kept; 0: no prefix is shared */
     uint64_t store_mib;   /* of what the store keeps; 0: no limit */

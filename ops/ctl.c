@@ -51,6 +51,10 @@ static const struct ctl_command COMMAND[] = {
      CTL_ROWS_CALL | CTL_ROWS_DELETE, true, ctl_session_delete},
     {"session checkpoint", "ID", 1, 1, "store its state at its end now",
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_session_checkpoint},
+    {"session policy", "ID [POLICY]", 1, 2,
+     "show what its softmax layers see; or have it go on under another policy, "
+     "for which its log is computed again",
+     CTL_ROWS_CALL | CTL_ROWS_OUTPUT, true, ctl_session_policy},
     {"session inspect", "ID", 1, 1,
      "show what of it is where: by layer, or its snapshots, or its lineage",
      CTL_ROWS_CALL | CTL_ROWS_OUTPUT | CTL_ROWS_INSPECT, true,
@@ -232,6 +236,7 @@ static enum status run_calling(const struct ctl_command *command,
 {
     bool is_long = command->run == ctl_generate ||
                    command->run == ctl_session_checkpoint ||
+                   command->run == ctl_session_policy ||
                    command->run == ctl_session_verify ||
                    command->run == ctl_session_export ||
                    command->run == ctl_session_import ||

@@ -123,6 +123,7 @@ enum status ctl_session_delete(struct ctl *ctl);
 enum status ctl_session_fork(struct ctl *ctl);
 enum status ctl_session_rewind(struct ctl *ctl);
 enum status ctl_session_checkpoint(struct ctl *ctl);
+enum status ctl_session_policy(struct ctl *ctl);
 enum status ctl_session_inspect(struct ctl *ctl);
 enum status ctl_session_verify(struct ctl *ctl);
 enum status ctl_session_export(struct ctl *ctl);

@@ -31,6 +31,8 @@ static void put_node(struct output *output, const Godwit__V1__Node *node)
     output_number(output, "weight_bytes", node->weight_bytes);
     output_number(output, "session_bytes", node->session_bytes);
     output_number(output, "session_bytes_max", node->session_bytes_max);
+    output_number(output, "state_bytes", node->state_bytes);
+    output_number(output, "state_bytes_max", node->state_bytes_max);
     output_number(output, "bytes_per_session", node->bytes_per_session);
     output_number(output, "bytes_per_token", node->bytes_per_token);
     output_number(output, "prompt_tokens_total", node->prompt_tokens_total);

@@ -1,4 +1,5 @@
-/* session create, list, get, update, tokens, fork, rewind, delete, checkpoint.
+/* session create, list, get, update, tokens, fork, rewind, delete, checkpoint,
+ * policy.
  */
 #include "ops/ctl.h"
 
@@ -396,23 +397,46 @@ enum status ctl_session_delete(struct ctl *ctl)
     return st;
 }
 
-enum status ctl_session_checkpoint(struct ctl *ctl)
+/* Under another policy, unless that is "". */
+static enum status checkpoint_under(struct ctl *ctl, const char *policy,
+                                    ProtobufCMessage **out)
 {
     Godwit__V1__CheckpointSessionRequest request;
-    Godwit__V1__Checkpoint *checkpoint;
     char *name = ctl_session_name(ctl->word[0]);
-    ProtobufCMessage *message;
-    struct output *output;
     enum status st;
 
     if (!name)
         return STATUS_RESOURCE_EXHAUSTED;
     godwit__v1__checkpoint_session_request__init(&request);
     request.session = name;
-    st =
-        ctl_unary(ctl, "/godwit.v1.AdminService/CheckpointSession",
-                  &request.base, &godwit__v1__checkpoint__descriptor, &message);
+    request.policy = (char *)policy;
+    st = ctl_unary(ctl, "/godwit.v1.AdminService/CheckpointSession",
+                   &request.base, &godwit__v1__checkpoint__descriptor, out);
     free(name);
+    return st;
+}
+
+enum status ctl_session_policy(struct ctl *ctl)
+{
+    ProtobufCMessage *message;
+    enum status st;
+
+    if (ctl->n_word > 1) {
+        st = checkpoint_under(ctl, ctl->word[1], &message);
+        if (st)
+            return st;
+        protobuf_c_message_free_unpacked(message, NULL);
+    }
+    return ctl_session_get(ctl);
+}
+
+enum status ctl_session_checkpoint(struct ctl *ctl)
+{
+    Godwit__V1__Checkpoint *checkpoint;
+    ProtobufCMessage *message;
+    struct output *output;
+    enum status st = checkpoint_under(ctl, "", &message);
+
     if (st)
         return st;
     checkpoint = (Godwit__V1__Checkpoint *)message;

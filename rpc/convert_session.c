@@ -190,8 +190,13 @@ enum status convert_checkpoint(struct job *job, const ProtobufCMessage *message)
     const Godwit__V1__CheckpointSessionRequest *request =
         (const Godwit__V1__CheckpointSessionRequest *)message;
 
-    return take_target(job, COMMAND_CHECKPOINT_SESSION, request->session,
-                       "session");
+    enum status st = take_target(job, COMMAND_CHECKPOINT_SESSION,
+                                 request->session, "session");
+
+    return st ? st
+              : take_policy(request->policy, "policy",
+                            &job->command->target.has_policy,
+                            &job->command->target.policy);
 }
 
 enum status convert_verify(struct job *job, const ProtobufCMessage *message)

@@ -446,6 +446,8 @@ static enum status pack_node(const struct reply_to *to,
     node.weight_bytes = info->weight_bytes;
     node.session_bytes = info->session_bytes;
     node.session_bytes_max = info->session_bytes_max;
+    node.state_bytes = info->state_bytes;
+    node.state_bytes_max = info->state_bytes_max;
     node.bytes_per_session = info->session_fixed_bytes;
     node.bytes_per_token = info->token_bytes;
     node.prompt_tokens_total = info->prompt_tokens;

@@ -63,7 +63,7 @@ struct generate_command {
     bool has_durability;      /* a new session's; may raise another's */
     enum durability durability;
     bool has_policy;
-    struct policy policy; /* of a new session; another's must be the same */
+    struct policy policy; /* of a new session; another one goes on under it */
     bool is_append;       /* prefill only: nothing is sampled */
     bool rereads; /* feed the log once more, and the input behind it again */
     uint64_t reread_limit; /* only so many of the log's last tokens; 0: all */
@@ -136,6 +136,8 @@ struct command {
             char etag[24];                    /* DELETE, TRUNCATE */
             bool allows_missing;              /* DELETE */
             bool replays;                     /* VERIFY: compute it again */
+            bool has_policy;                  /* CHECKPOINT: from now on */
+            struct policy policy;
         } target;
         struct session_meta create; /* name, labels, expire_ms, durability,
                                        policy; name "": the engine makes one;

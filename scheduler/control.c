@@ -296,14 +296,20 @@ static enum status read_tokens(struct engine *engine,
 }
 
 enum status control_checkpoint(struct engine *engine, struct session *session,
-                               uint64_t reply, uint64_t deadline_us)
+                               const struct policy *policy, uint64_t reply,
+                               uint64_t deadline_us)
 {
+    const bool changes = policy && change_is(session, policy);
     struct request asked = {.kind = REQUEST_CHECKPOINT,
                             .reply = reply,
                             .deadline_us = deadline_us,
-                            .session = session};
+                            .session = session,
+                            .has_policy = changes};
     struct request *request;
-    enum status st;
+    enum status st = changes ? change_check(engine, session, policy) : 0;
+
+    if (st)
+        return st;
 
     if (session->durability == DURABILITY_NONE) {
         status_fail(STATUS_FAILED_PRECONDITION,
@@ -313,7 +319,7 @@ enum status control_checkpoint(struct engine *engine, struct session *session,
     }
     if (session->n_token == 0 && !session->resident)
         resident_make(engine, session);
-    if (session->resident &&
+    if (session->resident && !changes &&
         (session->request || session->n_token < 2 ||
          resident_position(session->resident) + 1 >= session->n_token)) {
         resident_checkpoint(engine, session, reply);
@@ -321,11 +327,14 @@ enum status control_checkpoint(struct engine *engine, struct session *session,
             resident_touch(engine, session);
         return STATUS_OK;
     }
-    if (session->request) { /* still loading */
+    if (session->request) { /* still loading, or it would change under it */
         status_fail(STATUS_ABORTED, "session %s is busy", session->name);
         return status_because("OPERATION_IN_PROGRESS");
     }
-    asked.promise = request_promise(engine, session, session->n_token, 0);
+    if (changes)
+        asked.policy = *policy;
+    asked.promise =
+        change_promise(engine, session, policy, session->n_token, 0);
     st = schedule_admit(engine, &asked, "");
     if (st)
         return st;
@@ -345,8 +354,10 @@ static enum status checkpoint(struct engine *engine,
     if (!st)
         st = control_check_draining(engine);
     return st ? st
-              : control_checkpoint(engine, session, command->reply,
-                                   command->deadline_us);
+              : control_checkpoint(
+                    engine, session,
+                    command->target.has_policy ? &command->target.policy : NULL,
+                    command->reply, command->deadline_us);
 }
 
 static enum status park(struct engine *engine, const struct command *command)
@@ -478,6 +489,8 @@ static void node(struct engine *engine, const struct command *command)
     info->weight_bytes = model_weight_bytes(o->model);
     info->session_bytes = resident_total(engine);
     info->session_bytes_max = o->session_bytes;
+    info->state_bytes = engine->state_charged;
+    info->state_bytes_max = o->state_bytes;
     info->session_fixed_bytes = resident_bytes(engine, NULL, 0);
     info->token_bytes = (resident_bytes(engine, NULL, KV_BLOCK) -
                          resident_bytes(engine, NULL, 0)) /

@@ -56,6 +56,31 @@ static enum status check_options(const struct engine_options *o)
     return STATUS_OK;
 }
 
+size_t engine_state_least(const struct model *model)
+{
+    size_t most = 0;
+
+    for (int i = 0; i < N_INDEX; i++) {
+        const struct policy policy = {.index = (enum index_kind)i};
+        const size_t n = memory_bytes_for(model, &policy, 0);
+
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+static enum status check_states(const struct engine_options *options)
+{
+    const size_t least = engine_state_least(options->model);
+
+    if (options->state_bytes == 0 || options->state_bytes >= least)
+        return STATUS_OK;
+    return status_fail(STATUS_INVALID_ARGUMENT,
+                       "%zu bytes for states of sessions hold none: one takes "
+                       "%zu, so give at least %zu MiB",
+                       options->state_bytes, least, (least >> 20) + 1);
+}
+
 enum status engine_create(const struct engine_options *options,
                           struct engine **out)
 {
@@ -63,6 +88,8 @@ enum status engine_create(const struct engine_options *options,
     uint64_t n_bad = 0;
     enum status st = check_options(options);
 
+    if (!st)
+        st = check_states(options);
     if (st)
         return st;
     engine = calloc(1, sizeof(*engine));

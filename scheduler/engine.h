@@ -49,6 +49,8 @@ struct engine_options {
     uint64_t max_sessions; /* that exist */
     size_t session_bytes;  /* memory of resident sessions; above: idle ones
                               are saved and dropped, then KV_MEMORY */
+    size_t state_bytes;    /* of it, for states of fixed size and images of
+                              them; at least engine_state_least(). 0: any */
     struct pager *pager;   /* reads blocks of durable sessions whose policy does
                               not see everything: of these, page_bytes of each
                               are in RAM, or what a step needs if that is more.
@@ -74,6 +76,8 @@ struct engine_options {
                             is not kept; 0: nothing is shared */
 };
 
+/* The least that state_bytes can be: one session's, under any policy. */
+size_t engine_state_least(const struct model *model);
 /*
  * Read all sessions' heads from the journal. Interrupted turns stay open: the
  * same request_id continues them, another request closes them as cancelled.

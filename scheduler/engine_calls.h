@@ -407,9 +407,11 @@ MUST_CHECK enum status control_check_draining(const struct engine *engine);
 MUST_CHECK enum status control_check_new(struct engine *engine,
                                          const char *name);
 /* Bring its memory up to its log and store it; the reply gets a checkpoint.
- *   as schedule_admit(); FAILED_PRECONDITION, ABORTED */
+ * Under another policy from now on, unless that is NULL.
+ *   as schedule_admit(), change_check(); FAILED_PRECONDITION, ABORTED */
 MUST_CHECK enum status control_checkpoint(struct engine *engine,
                                           struct session *session,
+                                          const struct policy *policy,
                                           uint64_t reply, uint64_t deadline_us);
 /* Answer with the session as it is. */
 void control_send(struct engine *engine, const struct session *session,
@@ -424,6 +426,37 @@ MUST_CHECK enum status fork_rewind(struct engine *engine,
 void fork_flatten(struct engine *engine, struct session *session);
 /* What was read into memory need not be there twice. */
 void fork_share(struct engine *engine, struct session *session);
+
+/* --- charge.c, beside resident_charge() and what goes with it --- */
+/* States of fixed size of its memory. */
+size_t charge_state_bytes(const struct engine *engine,
+                          const struct session *session);
+/* It is to go, once it is stored or aside: resident_stay() takes that back. */
+void charge_leaving(struct engine *engine, struct session *session);
+/* Does so much more, of which so much are states, not fit beside what there is,
+ * or beside what stays of it? */
+bool charge_is_over(const struct engine *engine, size_t bytes, size_t states,
+                    bool counts_leaving);
+
+/* --- change.c --- */
+/* Is it another one than it has? NULL: none is asked for. */
+bool change_is(const struct session *session, const struct policy *policy);
+/* request_promise() of the session as it is then. */
+size_t change_promise(const struct engine *engine,
+                      const struct session *session,
+                      const struct policy *policy, uint64_t n_token,
+                      uint64_t max_tokens);
+/* FAILED_PRECONDITION POLICY_UNSUPPORTED, ABORTED OPERATION_IN_PROGRESS */
+MUST_CHECK enum status change_check(const struct engine *engine,
+                                    const struct session *session,
+                                    const struct policy *policy);
+/*
+ * Its log is in memory, and no pass has it. Nothing else of it is afterwards.
+ *   as change_check(); nothing has changed
+ */
+MUST_CHECK enum status change_policy(struct engine *engine,
+                                     struct session *session,
+                                     const struct policy *policy);
 
 /* --- logs.c --- */
 /* Count the path of a durable session, and take it back: what no path leads

@@ -16,6 +16,8 @@
  *   reread.c     what its turn feeds
  *   control.c    all other commands, but
  *   fork.c       fork and rewind
+ *   charge.c     how much memory that takes
+ *   change.c     a session goes on under another memory policy
  *   logs.c       which logs are kept, how much of them, and where blocks lie
  *   paged.c      sessions of whose blocks only some are in RAM
  *   swap.c       memories that leave a device for the host's memory, and return
@@ -93,6 +95,7 @@ struct resident {
     struct digest image_chain;
     struct uid image_uid; /* its owner: the session's log, or a loose one */
     struct log_path image_base; /* of its blocks */
+    size_t image_states;        /* counted in engine.state_charged */
     struct snapshot_label image_label;
     bool is_forsaken; /* the session was deleted while it is being saved */
     bool is_saving;   /* the store thread has the image */
@@ -139,7 +142,8 @@ struct session {
     uint64_t scope;    /* of its last turn */
     struct resident *resident;
     struct request *request;
-    size_t charge;         /* bytes counted for what of it is in memory */
+    size_t charge;         /* bytes counted for what of it is in memory ... */
+    size_t state_charge;   /* ... and of them, for states of fixed size */
     bool has_ended;        /* its turn, in this step: resident_later() */
     struct session *later; /* the next of those */
     bool is_in_lru;
@@ -183,6 +187,8 @@ struct request {
     uint64_t output_start; /* position of its first sampled token */
     uint64_t n_cached, n_restored;
     enum restore_reason_code reuse;
+    bool has_policy; /* CHECKPOINT: it is to go on under this one */
+    struct policy policy;
     bool has_sought;       /* a stored prefix, for the memory as it is */
     bool has_fetched;      /* one, and not run since */
     uint64_t n_shared;     /* as in its command; 0: none, or looked at */
@@ -254,7 +260,8 @@ struct schedule {
 };
 
 struct engine_metrics { /* each may be NULL */
-    struct metric *running, *waiting, *cache_usage, *slots_used, *sessions;
+    struct metric *running, *waiting, *cache_usage, *slots_used, *sessions,
+        *state_bytes, *state_bytes_max;
     struct metric *first_token, *inter_token, *queue_time, *prefill_time,
         *decode_time, *latency, *expired, *stored_bytes, *store_evictions,
         *block_reads, *block_hits;
@@ -279,8 +286,9 @@ struct engine {
 
     struct session **table; /* [n_session] by name */
     uint64_t n_session, table_capacity;
-    struct session *oldest, *newest; /* idle resident sessions */
-    size_t charged, leaving;         /* bytes of memories; to be evicted */
+    struct session *oldest, *newest;     /* idle resident sessions */
+    size_t charged, leaving;             /* bytes of memories; to be evicted */
+    size_t state_charged, state_leaving; /* of them, of states; and images' */
     size_t shared_bytes;    /* of blocks in several memories, counted once */
     struct lineage lineage; /* of durable sessions, as the journal may have
                                them: before and after what is under way */

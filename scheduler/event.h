@@ -75,7 +75,8 @@ struct node_info {
     uint64_t n_context;
     uint64_t n_session, n_running, n_waiting, n_resident;
     uint64_t weight_bytes, session_bytes, session_bytes_max, token_bytes,
-        session_fixed_bytes; /* stated: per token, per session */
+        state_bytes, state_bytes_max, /* of session_bytes; 0: no limit */
+        session_fixed_bytes;          /* stated: per token, per session */
     uint64_t prompt_tokens, generated_tokens, steps; /* since start */
 };
 

@@ -149,6 +149,11 @@ void gauges_init(struct engine *engine)
                                    "Share of the memory for sessions in use.");
     m->slots_used =
         metrics_gauge(r, "godwit_state_slots_used", "", "Sessions in memory.");
+    m->state_bytes =
+        metrics_gauge(r, "godwit_state_bytes", "",
+                      "States of sessions in memory, and images of them.");
+    m->state_bytes_max = metrics_gauge(r, "godwit_state_bytes_max", "",
+                                       "Of them at most; 0: no limit.");
     m->sessions = metrics_gauge(r, "godwit_sessions", "state=\"all\"",
                                 "Sessions that exist.");
     m->prefix_entries =
@@ -175,6 +180,8 @@ void gauges_set(struct engine *engine)
     metric_set(m->cache_usage, (double)resident_total(engine) /
                                    (double)engine->options.session_bytes);
     metric_set(m->slots_used, (double)engine->n_resident);
+    metric_set(m->state_bytes, (double)engine->state_charged);
+    metric_set(m->state_bytes_max, (double)engine->options.state_bytes);
     metric_set(m->sessions, (double)engine->n_session);
     metric_set(m->on_device,
                (double)(engine->n_resident - engine->swap.n_aside));

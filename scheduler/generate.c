@@ -154,19 +154,17 @@ static uint64_t max_tokens_of(const struct engine *engine,
                                   : engine->options.default_max_tokens;
 }
 
+static const struct policy *policy_of(const struct generate_command *g)
+{
+    return g->has_policy ? &g->policy : NULL;
+}
+
 static enum status check_policy(struct engine *engine,
                                 const struct session *session,
                                 const struct generate_command *g)
 {
-    if (g->has_policy && !policy_is_asked(&g->policy, &session->policy)) {
-        char text[POLICY_TEXT_SIZE];
-
-        policy_format(&session->policy, text);
-        status_fail(STATUS_FAILED_PRECONDITION,
-                    "session %s has policy %s for good", session->name, text);
-        status_because("POLICY_MISMATCH");
-        return status_field("policy");
-    }
+    if (change_is(session, policy_of(g)))
+        return change_check(engine, session, &g->policy);
     return (g->is_append && policy_check_end(&session->policy)) ||
                    model_check_policy(engine->options.model, &session->policy)
                ? status_field("policy")
@@ -280,19 +278,36 @@ static void raise_durability(struct engine *engine, struct session *session,
     flight_upgrade(engine, session, &earlier);
 }
 
+/* Before its turn begins. */
+static enum status take_policy(struct engine *engine, struct request *request)
+{
+    const struct generate_command *g = &request->command->generate;
+    struct session *session = request->session;
+    enum status st;
+
+    if (!change_is(session, policy_of(g)))
+        return STATUS_OK;
+    st = change_policy(engine, session, &g->policy);
+    session->scope = prefix_scope(engine, session, request->command->tenant);
+    return st;
+}
+
 /* Everything was checked: from here on the turn exists. */
 static enum status accept(struct engine *engine, struct request *request)
 {
     const struct generate_command *g = &request->command->generate;
     struct session *session = request->session;
-    struct resident *resident = session->resident;
-    struct digest before = resident->chain;
+    struct digest before = session->resident->chain;
     uint64_t from = session->n_token;
+    struct resident *resident;
     struct turn turn;
     enum status st = make_turn(engine, session, g, &turn);
 
     if (!st)
+        st = take_policy(engine, request);
+    if (!st)
         st = reread_append(engine, session, g);
+    resident = session->resident;
     if (st)
         return st;
     raise_durability(engine, session, g);
@@ -356,7 +371,11 @@ void generate_admit(struct engine *engine, struct request *request)
     enum status st;
 
     if (request->kind == REQUEST_CHECKPOINT) {
-        request_begin(engine, request);
+        if (request->has_policy &&
+            change_policy(engine, session, &request->policy))
+            request_fail(engine, request, FINISH_ERROR, status_cause());
+        else
+            request_begin(engine, request);
         return;
     }
     if (session->n_token > 0)
@@ -524,8 +543,9 @@ static enum status arrive(struct engine *engine, struct command *command)
         return meet(engine, session->request, command);
     asked.session = session;
     asked.n_input = reread_input(engine, session, g);
-    asked.promise = request_promise(
-        engine, session, session->n_token + asked.n_input, asked.n_reply);
+    asked.promise =
+        change_promise(engine, session, policy_of(g),
+                       session->n_token + asked.n_input, asked.n_reply);
     st = schedule_admit(engine, &asked, command->tenant);
     if (st) {
         session_put(session);

@@ -70,58 +70,6 @@ enum status resident_memory(const struct engine *engine,
     return st;
 }
 
-/* Of its memory, those that others may have, too. */
-static size_t shared_bytes(const struct session *session)
-{
-    const struct resident *resident = session->resident;
-
-    return resident && resident->memory ? memory_shared_bytes(resident->memory)
-                                        : 0;
-}
-
-static size_t bytes_now(const struct engine *engine,
-                        const struct session *session)
-{
-    const struct resident *resident = session->resident;
-    size_t n;
-
-    if (!resident)
-        return 0;
-    n = sizeof(*resident) + resident->tokens.n * sizeof(uint32_t);
-    if (!resident->memory)
-        return n;
-    if (swap_comes_back(resident))
-        return resident_bytes(engine, session, resident->tokens.n);
-    return n + (swap_is_aside(resident) ? 0 : memory_bytes(resident->memory));
-}
-
-void resident_charge(struct engine *engine, struct session *session,
-                     size_t bytes)
-{
-    const size_t shared = shared_bytes(session);
-
-    bytes = bytes > shared ? bytes - shared : 0;
-    engine->charged += bytes - session->charge;
-    if (session->resident && session->resident->leaves)
-        engine->leaving += bytes - session->charge;
-    session->charge = bytes;
-}
-
-size_t resident_holds(const struct session *session)
-{
-    return session->charge + shared_bytes(session);
-}
-
-size_t resident_total(const struct engine *engine)
-{
-    return engine->charged + engine->shared_bytes;
-}
-
-void resident_settle(struct engine *engine, struct session *session)
-{
-    resident_charge(engine, session, bytes_now(engine, session));
-}
-
 static void lru_remove(struct engine *engine, struct session *session)
 {
     if (!session->is_in_lru)
@@ -158,6 +106,7 @@ void resident_stay(struct engine *engine, struct session *session)
     resident->leaves = false;
     engine->leaving -= session->charge;
     swap_stay(resident);
+    engine->state_leaving -= session->state_charge;
 }
 
 void resident_make(struct engine *engine, struct session *session)
@@ -171,7 +120,7 @@ void resident_make(struct engine *engine, struct session *session)
     resident->reuse = REUSE_NONE;
     session->resident = resident;
     engine->n_resident++;
-    resident_charge(engine, session, bytes_now(engine, session));
+    resident_settle(engine, session);
 }
 
 /* Saved or given up: what it borrowed is free. */
@@ -184,6 +133,8 @@ static void drop_image(struct engine *engine, struct resident *resident)
     resident->image = NULL;
     memory_destroy(resident->lent);
     resident->lent = NULL;
+    engine->state_charged -= resident->image_states;
+    resident->image_states = 0;
 }
 
 static void destroy(struct engine *engine, struct resident *resident)
@@ -254,7 +205,7 @@ void resident_touch(struct engine *engine, struct session *session)
     session->last_active_ms = engine_wall_ms(engine);
     if (!session->resident || session->request)
         return;
-    resident_charge(engine, session, bytes_now(engine, session));
+    resident_settle(engine, session);
     lru_add(engine, session);
 }
 
@@ -325,6 +276,8 @@ static bool take_image(struct engine *engine, struct session *session,
                                 .is_shared = is_shared,
                                 .is_pinned = is_asked(resident)};
     image_label(resident->image, &resident->image_label);
+    resident->image_states = charge_state_bytes(engine, session);
+    engine->state_charged += resident->image_states;
     resident->next_image = engine->images;
     engine->images = resident;
     engine->n_image++;
@@ -431,6 +384,7 @@ static struct resident *leave_behind(struct engine *engine,
     resident->reuse = REUSE_NONE;
     resident->n_restored = 0;
     resident->image = NULL;
+    resident->image_states = 0;
     resident->is_saving = false;
     old->n_checkpoint = 0;
     old->session = NULL;
@@ -489,8 +443,7 @@ static void leave_memory(struct engine *engine, struct session *session)
     struct resident *resident = session->resident;
 
     if (resident_is_worth(resident) && resident_save(engine, session, true)) {
-        resident->leaves = true;
-        engine->leaving += session->charge;
+        charge_leaving(engine, session);
     } else {
         resident_drop(engine, session);
     }
@@ -553,8 +506,7 @@ static void park(struct engine *engine, struct session *session)
     if (swap_out(engine, session))
         return;
     if (resident_is_worth(resident) && resident_save(engine, session, true)) {
-        resident->leaves = true;
-        engine->leaving += session->charge;
+        charge_leaving(engine, session);
     } else {
         forget(engine, session);
     }
@@ -599,18 +551,19 @@ static bool park_one(struct engine *engine, const struct request *own)
 
 bool resident_room(struct engine *engine, struct session *session, size_t bytes)
 {
+    const size_t states =
+        session->state_charge ? 0 : charge_state_bytes(engine, session);
     const struct request *own = session->request;
     bool is_running = own && own->phase == REQUEST_RUNNING;
-    size_t limit = engine->options.session_bytes;
 
     if (bytes <= resident_holds(session))
         return true;
     bytes -= resident_holds(session);
-    while (resident_total(engine) - engine->leaving + bytes > limit)
+    while (charge_is_over(engine, bytes, states, false))
         if (!evict_one(engine) && !park_one(engine, own) &&
             !(own && preempt_one(engine, own)) && !swap_evict_one(engine))
             break;
-    if (resident_total(engine) + bytes <= limit)
+    if (!charge_is_over(engine, bytes, states, true))
         return true;
     /* Each fits alone, so this only guards against a wait that nothing would
      * ever end. */
@@ -740,7 +693,7 @@ void resident_install(struct engine *engine, struct session *session,
                  session->n_token - position, session->n_token);
     }
     fork_share(engine, session);
-    resident_charge(engine, session, bytes_now(engine, session));
+    resident_settle(engine, session);
 }
 
 void resident_saved(struct engine *engine, const struct store_job *job)

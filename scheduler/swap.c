@@ -233,8 +233,7 @@ bool swap_out(struct engine *engine, struct session *session)
     /* Its blocks are borrowed by an image that may take long to be sent: one
      * of what is aside is as good. */
     resident->move->had_image = resident_drop_image(engine, resident);
-    resident->leaves = true;
-    engine->leaving += session->charge;
+    charge_leaving(engine, session);
     return true;
 }
 

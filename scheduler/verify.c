@@ -206,7 +206,7 @@ static void healed(struct engine *engine, struct errand *errand)
                  "%u snapshots are dropped, what they held is computed again",
                  report->n_drop);
     if (report->n_loss > 0 && session->is_listed && !session->request &&
-        !engine->is_draining && control_checkpoint(engine, session, 0, 0))
+        !engine->is_draining && control_checkpoint(engine, session, NULL, 0, 0))
         log_line(LOG_WARN, "engine", session->name,
                  "it is computed again when it is used: %s", status_reason());
     answer(engine, errand);

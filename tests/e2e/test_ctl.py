@@ -93,7 +93,7 @@ class Commands(NodeTests, unittest.TestCase):
         self.bad(NOT_FOUND, "session", "generate", "--session", "nobody",
                  "--create=false", "--prompt", "x")
 
-    def test_a_session_has_a_policy_for_good(self):
+    def test_a_session_has_a_policy(self):
         policy = "infllm:sink=64:window=128:pick=64:step=4:keys=far:index=bounds"
         self.good("session", "create", "far", "--policy",
                   "infllm:window=128:pick=64:step=4")
@@ -104,8 +104,13 @@ class Commands(NodeTests, unittest.TestCase):
         near = self.generate("--session", "near", "--policy", policy,
                              "--prompt", prompt)
         self.assertEqual(far, near)
-        self.bad(REFUSED, "for good", "generate", "--session", "far",
-                 "--policy", "quest", "--prompt", "x")
+        self.good("session", "policy", "far", "quest:pick=64")
+        changed = self.generate("--session", "far", "--prompt", prompt)
+        named = self.generate("--session", "near", "--policy", "quest:pick=64",
+                              "--prompt", prompt)
+        self.assertEqual(changed, named)
+        self.assertRegex(self.good("session", "get", "near"),
+                         r"(?m)^POLICY +quest:")
         self.bad(USAGE, "no policy", "generate", "--policy", "qest", "--prompt",
                  "x")
 
@@ -308,6 +313,12 @@ class Commands(NodeTests, unittest.TestCase):
         stored = json.loads(self.good("session", "checkpoint", "s1", "--output",
                                       "json"))
         self.assertGreaterEqual(stored["position"], 26)
+        self.assertRegex(self.good("session", "policy", "s1"),
+                         r"(?m)^POLICY +full$")
+        self.assertRegex(self.good("session", "policy", "s1", "window"),
+                         r"(?m)^POLICY +window:sink=")
+        self.assertEqual(self.good("session", "tokens", "s1").split(), log)
+        self.bad(USAGE, "policy", "session", "policy", "s1", "widow")
         changed = json.loads(self.good("session", "update", "s1", "--labels",
                                        "c=3", "--output", "json"))
         self.assertEqual(changed["labels"], {"c": "3"})

@@ -1,5 +1,5 @@
 /*
- * A session's memory policy: it decides its tokens, for good, and nothing else
+ * A session's memory policy: it decides its tokens, and nothing else
  * does: restarts, kills, evictions, forks and other sessions' snapshots. The
  * oracle is the same turns on a node that was left alone.
  */
@@ -96,22 +96,6 @@ Test(engine_policy, is_kept_over_restarts_and_so_are_snapshots)
 {
     for (uint32_t p = 1; p < N_POLICY; p++)
         restarted(POLICY[p], p % 2);
-}
-
-Test(engine_policy, of_a_session_is_for_good)
-{
-    struct node *node = node_create(NULL);
-    struct reply *reply;
-
-    node_start(node);
-    turn(node, "a", POLICY[1], 0);
-    reply = node_call(node, turn_of(node, "a", POLICY[2], 1));
-    cr_assert(
-        reply_failed(reply, STATUS_FAILED_PRECONDITION, "POLICY_MISMATCH"));
-    cr_assert(strstr(reply->end->cause.text, POLICY[1]));
-    turn(node, "a", POLICY[1], 1);
-    turn(node, "a", NULL, 2);
-    node_destroy(node);
 }
 
 Test(engine_policy, is_inherited_by_a_fork)
