@@ -4,7 +4,8 @@ The judge is a node that keeps all of them.
 
   python3 tests/e2e/test_paged.py measure 1000000 [POLICY [MIB [SEED]]]
       one session of so many tokens under --kv-memory MIB: needles at depths 0
-      to 100 %, pace, RSS, kill -9 and forks, and what it costs; no test
+      to 100 %, pace, RSS, kill -9 and forks, and what it costs; no test. SEED
+      is of the essay and, as a text, of the numbers
   python3 tests/e2e/test_paged.py kills 1000000 [POLICY [MIB]]
       such a session with kill -9 in a prompt and in a reply, beside one that
       was left alone: answers, and ids and log-probabilities of replies; no test
