@@ -2,9 +2,13 @@
 
 The judge is a node that keeps all of them.
 
-  python3 tests/e2e/test_paged.py measure 1000000 [POLICY [MIB]]
+  python3 tests/e2e/test_paged.py measure 1000000 [POLICY [MIB [SEED]]]
       one session of so many tokens under --kv-memory MIB: needles at depths 0
-      to 100 %, pace, RSS, kill -9 and forks; no test
+      to 100 %, pace, RSS, kill -9 and forks, and what it costs; no test. SEED
+      is of the essay and, as a text, of the numbers
+  python3 tests/e2e/test_paged.py kills 1000000 [POLICY [MIB]]
+      such a session with kill -9 in a prompt and in a reply, beside one that
+      was left alone: answers, and ids and log-probabilities of replies; no test
   python3 tests/e2e/test_paged.py pace DIR 32768,1000000 [POLICY [MIB]]
       tokens a second of replies to sessions of so many tokens, which are made
       in DIR unless they are there; no test
@@ -27,8 +31,8 @@ import grpc
 
 from godwit.v1 import admin_pb2, session_pb2
 from godwit.v1 import generation_pb2 as gen
-from harness import (GODWITD, MODEL, Node, ctl, greedy, sampled, tokens,
-                     workspace)
+from harness import (GODWITD, MODEL, Node, Reply, ctl, greedy, read_reply,
+                     sampled, tokens, workspace)
 from test_fork import delete, fork, ids
 
 KEYS = ("castle", "garden", "letter", "harbour", "window", "captain", "winter",
@@ -41,24 +45,25 @@ class Text:
     """The essay of `godwitd eval` with a number at each tenth of it (and one
     more, that nobody asks for, in the middle), and the questions."""
 
-    def __init__(self, endpoint, n_token, directory=None):
+    def __init__(self, endpoint, n_token, directory=None, seed=1):
         self.endpoint = endpoint
         kept = directory and os.path.join(directory, "text%d.json" % n_token)
         if kept and os.path.exists(kept):
             with open(kept, encoding="ascii") as file:
                 self.ids, self.values = json.load(file)
             return
-        self.make(n_token)
+        self.make(n_token, seed)
         if kept:
             with open(kept, "w", encoding="ascii") as file:
                 json.dump([self.ids, self.values], file)
 
-    def make(self, n_token):
+    def make(self, n_token, seed):
         shown = json.loads(subprocess.run(
             [GODWITD, "eval", "--model", MODEL, "--show", "needle", "--json",
-             "--lengths", str(n_token), "--samples", "1", "--depths", "1"],
+             "--lengths", str(n_token), "--samples", "1", "--depths", "1",
+             "--seed", str(seed)],
             check=True, stdout=subprocess.PIPE).stdout.splitlines()[0])
-        rng = random.Random(1)
+        rng = random.Random(seed)
         self.values = ["%07d" % rng.randrange(10**6, 10**7) for _ in KEYS]
         needles = [self.encode(" The special magic number for %s is %s." % pair)
                    for pair in zip(KEYS, self.values)]
@@ -108,6 +113,12 @@ def status_kib(node, field):
             if line.startswith(field + ":"):
                 return int(line.split()[1])
     raise KeyError(field)
+
+
+def core_seconds(node):
+    with open("/proc/%d/stat" % node.process.pid, encoding="ascii") as file:
+        words = file.read().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Paged(unittest.TestCase):
@@ -188,8 +199,13 @@ def begin(directory, mib, n_token):
     return node, client
 
 
-def fill(client, text, policy):
-    start = time.monotonic()
+def say_memory(node):
+    say("RSS MiB, and at most", status_kib(node, "VmRSS") // 1024,
+        status_kib(node, "VmHWM") // 1024)
+
+
+def fill(node, client, text, policy):
+    start, cost = time.monotonic(), core_seconds(node)
     at, seconds = 0, []
     for at in range(0, len(text.ids), PIECE):
         now = time.monotonic()
@@ -198,7 +214,8 @@ def fill(client, text, policy):
         seconds.append(time.monotonic() - now)
     took = time.monotonic() - start
     say("prefill tokens/s", len(text.ids), round(len(text.ids) / took),
-        "last message", round((len(text.ids) - at) / seconds[-1]))
+        "last message", round((len(text.ids) - at) / seconds[-1]),
+        "core-seconds", round(core_seconds(node) - cost))
 
 
 def found(client, text, name, session="long"):
@@ -223,15 +240,16 @@ def reply_pace(client, session, count):
     return sum(n for _, n in times[1:]) / (times[-1][0] - times[0][0])
 
 
-def measure(n_token, policy="infllm", mib="64"):
+def measure(n_token, policy="infllm", mib="64", seed=1):
     with workspace() as directory:
         node, client = begin(directory, mib, n_token)
         try:
-            text = Text(node.endpoint, n_token)
-            fill(client, text, policy)
-            say("RSS MiB, and at most", status_kib(node, "VmRSS") // 1024,
-                status_kib(node, "VmHWM") // 1024)
+            text = Text(node.endpoint, n_token, seed=seed)
+            fill(node, client, text, policy)
+            say_memory(node)
+            cost = core_seconds(node)
             before = found(client, text, "found")
+            say("core-seconds of these", round(core_seconds(node) - cost, 1))
             fork(client, "long", "pace")
             say("reply tokens/s", round(reply_pace(client, "pace", 1000)))
             delete(client, "pace")
@@ -242,8 +260,92 @@ def measure(n_token, policy="infllm", mib="64"):
             text.endpoint = node.endpoint
             say("the same after kill -9",
                 found(client, text, "again") == before)
-            say("RSS MiB, and at most", status_kib(node, "VmRSS") // 1024,
-                status_kib(node, "VmHWM") // 1024)
+            say_memory(node)
+        finally:
+            node.kill()
+
+
+def cut(node, client, request, is_enough):
+    """Kill the node when enough of the reply came, and send it again."""
+    reply = Reply()
+    for message in client.generation.Generate(request, timeout=7200):
+        reply.take(message)
+        if is_enough(reply):
+            break
+    assert reply.complete is None, "nothing was cut"
+    client.close()
+    node.kill()
+    node.start()
+    client = node.client()
+    again = read_reply(client.generation.Generate(request, timeout=7200),
+                       Reply(is_resumed=True))
+    assert again.ids[:len(reply.ids)] == reply.ids, "tokens that were sent"
+    say("kill -9 after", reply.progress[-1].processed_tokens, "tokens and",
+        len(reply.ids), "of the reply; restored",
+        again.complete.reuse.restored_tokens, "replayed",
+        again.complete.reuse.replayed_tokens)
+    return client, again
+
+
+def probe(client, session, name):
+    """A long reply of a new fork, and how probable each token was."""
+    start = time.monotonic()
+    fork(client, session, name)
+    say("fork ms", round((time.monotonic() - start) * 1e3, 1))
+    return gen.GenerateRequest(
+        session="sessions/" + name, request_id=name,
+        tokenized=tokens(ids(5, 3)),
+        sampling_params=sampled(500, 9, logprobs=5))
+
+
+def are_same(reply, judge):
+    """Tokens of before a kill are sent again without what was computed."""
+    count = len(reply.logprobs)
+    return count and (reply.ids == judge.ids and
+                      reply.logprobs == judge.logprobs[-count:])
+
+
+def fill_and_kill(node, client, text, policy):
+    """The node dies in the middle of the text, in a message."""
+    at = len(text.ids) // PIECE // 2 * PIECE
+    begin_ids, rest = text.ids[:at], text.ids[at + PIECE:]
+    append(client, "cut", begin_ids, policy)
+    position = client.session.GetSession(session_pb2.GetSessionRequest(
+        name="sessions/cut")).position
+    client, _ = cut(node, client, gen.GenerateRequest(
+        session="sessions/cut", request_id="cut",
+        tokenized=tokens(text.ids[at:at + PIECE]),
+        sampling_params=greedy(1)),
+        lambda reply: reply.progress and
+        reply.progress[-1].processed_tokens > position + PIECE // 4)
+    append(client, "cut", rest)
+    return client
+
+
+def kills(n_token, policy="infllm", mib="64"):
+    """The judge is a session of the same messages in a node that lives on."""
+    with workspace() as directory:
+        node, client = begin(directory, mib, n_token)
+        try:
+            text = Text(node.endpoint, n_token)
+            append(client, "whole", text.ids, policy)
+            told = found(client, text, "whole", "whole")
+            said = client.generate(probe(client, "whole", "probe-whole"),
+                                   timeout=600)
+            say_memory(node)
+            client = fill_and_kill(node, client, text, policy)
+            text.endpoint = node.endpoint
+            before = client.generate(probe(client, "cut", "probe-before"),
+                                     timeout=600)
+            client, after = cut(
+                node, client, probe(client, "cut", "probe-after"),
+                lambda reply: len(reply.ids) >= 200)
+            text.endpoint = node.endpoint
+            say("replies of 500: whole, cut, cut twice",
+                *(are_same(it, said) for it in (said, before, after)))
+            say("needles the same",
+                found(client, text, "cut", "cut") == told)
+            say_memory(node)
         finally:
             node.kill()
 
@@ -279,8 +381,7 @@ def pace(directory, lengths, policy="infllm", mib="64"):
             say("reply tokens/s at", length,
                 *[round(reply_pace(client, name, 500)) for _ in range(4)])
             delete(client, name)
-        say("RSS MiB, and at most", status_kib(node, "VmRSS") // 1024,
-            status_kib(node, "VmHWM") // 1024)
+        say_memory(node)
         node.stop()
     finally:
         node.kill()
@@ -293,8 +394,7 @@ def needles(directory, lengths, mib="64"):
         for length in lengths:
             text = Text(node.endpoint, length, directory)
             found(client, text, "at%d" % length, "s%d" % length)
-        say("RSS MiB, and at most", status_kib(node, "VmRSS") // 1024,
-            status_kib(node, "VmHWM") // 1024)
+        say_memory(node)
         node.stop()
     finally:
         node.kill()
@@ -344,6 +444,8 @@ def resume(directory, n_token, policy=""):
 def main(words):
     if words[0] == "pace":
         pace(*words[1:])
+    elif words[0] == "kills":
+        kills(int(words[1]), *words[2:])
     elif words[0] == "needles":
         needles(*words[1:])
     elif words[0] == "measure":
@@ -354,7 +456,7 @@ def main(words):
 
 if __name__ == "__main__":
     if len(sys.argv) > 2 and sys.argv[1] in (
-            "measure", "pace", "needles", "resume"):
+            "measure", "kills", "pace", "needles", "resume"):
         main(sys.argv[1:])
     else:
         unittest.main(verbosity=2)
