@@ -269,11 +269,15 @@ Test(engine_policy, learns_where_the_prompt_ends)
     turn(node, "a", "snapkv:window=0:pick=64", 0);
     cr_assert_eq(table_find(node->engine, "a")->policy.end, 330);
     turn(node, "a", "snapkv:window=0:pick=64", 1);
-    cr_assert(reply_failed(
-        node_call(node, turn_of(node, "a", "snapkv:window=0:pick=64:end=9", 2)),
-        STATUS_FAILED_PRECONDITION, "POLICY_MISMATCH"));
     cr_assert_eq(table_find(node->engine, "a")->policy.end, 330);
+    turn(node, "a", "snapkv:window=0:pick=64:end=9", 2); /* it changes */
+    cr_assert_eq(table_find(node->engine, "a")->policy.end, 9);
 
+    command = turn_of(node, "a", "snapkv", 2);
+    strcpy(command->generate.request_id, "another");
+    cr_assert(
+        reply_failed(node_call(node, command), STATUS_INVALID_ARGUMENT, ""));
+    cr_assert_eq(table_find(node->engine, "a")->policy.end, 9);
     command = turn_of(node, "b", "snapkv", 0);
     command->generate.is_append = true;
     cr_assert(
