@@ -207,6 +207,106 @@ Test(attend, ref_is_softmax_attention)
     }
 }
 
+/* --- a long session --- */
+
+#define N_LONG (1u << 19)
+#define N_ROUND 3u /* its blocks are these over and over */
+
+static uint32_t long_token(uint32_t t)
+{
+    return t / KV_BLOCK % N_ROUND * KV_BLOCK + t % KV_BLOCK;
+}
+
+/* Its last row's head, in two passes over all keys. */
+static void long_oracle(const struct session *s, size_t head, double *out)
+{
+    const size_t d_head = s->shape.d_head, n_pair = s->table.n_rot / 2;
+    const float *q = s->q + head * d_head;
+    double *score = calloc(N_LONG, sizeof(*score)), most = -INFINITY, sum = 0.0;
+
+    for (uint32_t t = 0; t < N_LONG; t++) {
+        const float *k = s->k + long_token(t) * s->k_stride;
+        for (size_t d = 0; d < d_head; d++)
+            if (d >= 2 * n_pair)
+                score[t] += kept(s, (double)q[d] * (double)s->scale) *
+                            kept(s, (double)k[d]);
+        for (size_t d = 0; d < n_pair; d++) {
+            const double angle = t * s->inv_freq[d];
+            const double c = cos(angle), w = sin(angle);
+            const double x = kept(s, (double)k[d]);
+            const double y = kept(s, (double)k[d + n_pair]);
+            score[t] += kept(s, (double)q[d] * (double)s->scale) *
+                            kept(s, x * c - y * w) +
+                        kept(s, (double)q[d + n_pair] * (double)s->scale) *
+                            kept(s, y * c + x * w);
+        }
+        most = fmax(most, score[t]);
+    }
+    memset(out, 0, d_head * sizeof(*out));
+    for (uint32_t t = 0; t < N_LONG; t++) {
+        const float *v = s->v + long_token(t) * s->v_stride;
+        const double weight = exp(score[t] - most);
+        sum += weight;
+        for (size_t e = 0; e < d_head; e++)
+            out[e] += weight * kept(s, (double)v[e]);
+    }
+    for (size_t e = 0; e < d_head; e++)
+        out[e] /= sum;
+    free(score);
+}
+
+static void check_long(struct session *s, void *const *block, double bound)
+{
+    const struct attend_span span = {0, 1, N_LONG - 1, block, NULL};
+    float *want = NULL;
+
+    EACH_BACKEND(backend)
+    {
+        float *out = constant(s->q_stride, 0.0f);
+        struct attend_args args = args_of(s, &span, out);
+        backend->attend(NULL, &args);
+        for (size_t h = 0; h < s->shape.n_head && !want; h++) {
+            double oracle[HEAD_DIM_MAX];
+            long_oracle(s, h, oracle);
+            assert_near(out + h * s->shape.d_head, oracle, s->shape.d_head,
+                        bound, backend->name);
+        }
+        if (want)
+            assert_same(out, want, s->q_stride, backend->name);
+        else
+            want = constant(s->q_stride, 0.0f);
+        memcpy(want, out, s->q_stride * sizeof(*want));
+        drop(out);
+    }
+    drop(want);
+}
+
+/* Of which few or most have a part in what it gets. */
+Test(attend, a_row_may_see_half_a_million_keys)
+{
+    void **block = calloc(N_LONG / KV_BLOCK, sizeof(*block));
+
+    for (int arithmetic = 0; arithmetic < N_CPU_ARITHMETIC; arithmetic++)
+        for (int is_flat = arithmetic > 0; is_flat < 2; is_flat++) {
+            struct session s;
+            struct shape shape = {{2, 1, 64, (enum arithmetic)arithmetic, 0},
+                                  16};
+            session_init(&s, shape, 77);
+            rope_table_release(&s.table);
+            for (size_t i = 0; i < shape.n_rot / 2; i++)
+                s.inv_freq[i] = pow(1e7, -2.0 * (double)i / shape.n_rot);
+            must(rope_table_init(shape.n_rot, N_LONG, s.inv_freq, &s.table));
+            drop(whole(&s)); /* appends */
+            for (size_t i = 0; i < N_LONG / KV_BLOCK; i++)
+                block[i] = s.block[i % N_ROUND];
+            for (size_t d = 0; d < s.q_stride; d++)
+                s.q[d] *= is_flat ? 0.01f : 1.0f;
+            check_long(&s, block, bound_of(&s));
+            session_release(&s);
+        }
+    free(block);
+}
+
 static void check_cuts(struct session *s, const struct backend *backend,
                        struct pool *pool, const float *want)
 {
