@@ -189,4 +189,24 @@ static inline bool import_fails(struct node *node, const struct importing *i,
     fork_settle(node);
     return is_so && node->engine->n_errand == 0 && n_row == count_all(node);
 }
+
+/* All that is stored is sound, is the session's, and a replay gives the same.
+ */
+static inline void verify_whole(struct node *node, const char *name)
+{
+    struct command *command = about(node, COMMAND_VERIFY_SESSION, name);
+    const struct scrub_report *report;
+    const struct reply *reply;
+
+    command->target.replays = true;
+    reply = node_call(node, command);
+    need(reply->last == EVENT_VERIFIED);
+    report = reply->end->verified.report;
+    need(report->n_finding == 0);
+    need(report->n_different == 0);
+    need(report->n_compared > 0);
+    need(report->count[SCRUB_STATE].n == count_rows(node->bulk_store, 's'));
+    need(report->count[SCRUB_BLOCK].n == count_rows(node->bulk_store, 'b'));
+    fork_settle(node);
+}
 #endif

@@ -266,27 +266,6 @@ Test(engine_change, of_a_session_that_is_only_in_memory)
     node_destroy(node);
 }
 
-static void verified(struct node *node, const char *name)
-{
-    struct command *command = about(node, COMMAND_VERIFY_SESSION, name);
-    const struct scrub_report *report;
-    const struct reply *reply;
-
-    command->target.replays = true;
-    reply = node_call(node, command);
-    cr_assert_eq(reply->last, EVENT_VERIFIED);
-    report = reply->end->verified.report;
-    cr_assert_eq(report->n_finding, 0, "%s", report->finding[0]);
-    cr_assert_eq(report->n_different, 0);
-    cr_assert_gt(report->n_compared, 0);
-    /* Of the log that was left nothing is there any more. */
-    cr_assert_eq(report->count[SCRUB_STATE].n,
-                 count_rows(node->bulk_store, 's'));
-    cr_assert_eq(report->count[SCRUB_BLOCK].n,
-                 count_rows(node->bulk_store, 'b'));
-    fork_settle(node);
-}
-
 Test(engine_change, is_verified_exported_and_imported, .timeout = 120)
 {
     for (uint32_t has_state = 0; has_state < 2; has_state++) {
@@ -298,7 +277,7 @@ Test(engine_change, is_verified_exported_and_imported, .timeout = 120)
         fork_settle(from);
         turn(from, "a", POLICY[2], INPUT, 2);
         fork_settle(from);
-        verified(from, "a");
+        verify_whole(from, "a");
         bundle = export_of(from, "a", has_state);
         import_as(to, "b", bundle);
         fork_settle(to);
@@ -307,7 +286,7 @@ Test(engine_change, is_verified_exported_and_imported, .timeout = 120)
         cr_assert_eq(reply->end->complete.n_restored > 0, has_state);
         cr_assert(agrees(to, "b", POLICY[2], 3));
         fork_settle(to);
-        verified(to, "b");
+        verify_whole(to, "b");
         free(bundle.at);
         node_destroy(from);
         node_destroy(to);

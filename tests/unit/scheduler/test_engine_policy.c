@@ -206,28 +206,6 @@ Test(engine_policy, divides_the_prefixes_of_an_earlier_life, .timeout = 120)
         }
 }
 
-static void verify(struct node *node, const char *name)
-{
-    struct command *command =
-        command_make(COMMAND_VERIFY_SESSION, node_reply(node));
-    const struct scrub_report *report;
-    const struct reply *reply;
-
-    strcpy(command->target.session, name);
-    command->target.replays = true;
-    reply = node_call(node, command);
-    cr_assert_eq(reply->last, EVENT_VERIFIED);
-    report = reply->end->verified.report;
-    cr_assert_eq(report->n_finding, 0, "%s", report->finding[0]);
-    cr_assert_eq(report->n_different, 0);
-    cr_assert_gt(report->n_compared, 0);
-    cr_assert_eq(report->count[SCRUB_STATE].n,
-                 count_rows(node->bulk_store, 's'));
-    cr_assert_eq(report->count[SCRUB_BLOCK].n,
-                 count_rows(node->bulk_store, 'b'));
-    fork_settle(node);
-}
-
 /* What is stored of it is sound, a replay gives the same, and a bundle of it
  * goes on elsewhere, with its states and without, under the same policy. */
 Test(engine_policy, is_verified_exported_and_imported, .timeout = 120)
@@ -240,7 +218,7 @@ Test(engine_policy, is_verified_exported_and_imported, .timeout = 120)
 
             turn(from, "a", POLICY[p], 0);
             fork_settle(from);
-            verify(from, "a");
+            verify_whole(from, "a");
             bundle = export_of(from, "a", has_state);
             import_as(to, "b", bundle);
             fork_settle(to);
@@ -251,7 +229,7 @@ Test(engine_policy, is_verified_exported_and_imported, .timeout = 120)
             cr_assert(same_tokens(got, want), "%s", POLICY[p]);
             cr_assert_eq(got->end->complete.n_restored > 0, has_state);
             fork_settle(to);
-            verify(to, "b");
+            verify_whole(to, "b");
             free(bundle.at);
             node_destroy(from);
             node_destroy(to);
