@@ -156,7 +156,6 @@ static bool send_delete(struct engine *engine, struct uid uid)
 
 void jobs_send(struct engine *engine)
 {
-    send_images(engine);
     for (struct request *r = engine->first, *after; r; r = after) {
         after = r->after;
         /* Room goes to the first, as in the batch. */
@@ -166,6 +165,9 @@ void jobs_send(struct engine *engine)
     }
     keep_within(engine);
     errands_send(engine);
+    /* Behind all that may take one to make room: nothing else would wake this
+     * thread to send it. */
+    send_images(engine);
     while (engine->n_deleted > 0)
         if (!send_delete(engine, engine->deleted[engine->n_deleted - 1]))
             return;
