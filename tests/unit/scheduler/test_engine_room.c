@@ -177,3 +177,39 @@ Test(room, who_waits_for_its_reader_leaves_for_a_session_that_is_read)
     cr_assert(reply_completed(&node->reply[first], FINISH_LENGTH));
     node_destroy(node);
 }
+
+/* Would nothing wake the engine? */
+static bool is_asleep(const struct node *node)
+{
+    const struct engine *engine = node->engine;
+
+    return engine->n_job == 0 && !engine->oldest_flight && !engine->flight &&
+           journal_thread_backlog(node->journal_thread) == 0 &&
+           ring_count(node->reports) == 0 && ring_count(node->inbox) == 0;
+}
+
+/* A session leaves to make room for one that is read, and was not stored
+ * before: it is at once, though nothing else happens on the node. */
+Test(room, the_engine_does_not_sleep_while_one_waits_for_room)
+{
+    struct node *node = with_sessions(5);
+    struct command *first = next_turn(node, 0), *second = next_turn(node, 1);
+    const uint64_t reply = second->reply;
+
+    first->generate.sampling.max_tokens = 70; /* worth a snapshot */
+    store_memory_faults(node->bulk_store)->is_read_only = true;
+    node_completed(node, first);
+    node_until(node, 0);
+    while (node->engine->n_image > 0 || node->engine->n_job > 0)
+        step_behind_store(node);
+    store_memory_faults(node->bulk_store)->is_read_only = false;
+    node_send(node, second);
+    for (uint32_t i = 0; i < ROOM_STEPS && !node->reply[reply].is_over; i++) {
+        if (node_step(node))
+            continue;
+        cr_assert(node->reply[reply].is_over || !is_asleep(node));
+        ring_wait(node->inbox, 1);
+    }
+    cr_assert(reply_completed(&node->reply[reply], FINISH_LENGTH));
+    node_destroy(node);
+}
