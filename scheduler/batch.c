@@ -57,15 +57,15 @@ static bool claim(struct engine *engine, struct request *request)
     size_t bytes = resident_bytes(engine, session, n + engine->room_tokens);
 
     if (request->phase == REQUEST_RUNNING &&
-        (least <= resident_holds(session) ||
-         request->promise <= resident_holds(session)))
+        (least <= charge_holds(session) ||
+         request->promise <= charge_holds(session)))
         return true;
     if (bytes > request->promise)
         bytes = request->promise;
     if (!resident_room(engine, session, bytes))
         return false;
-    if (bytes > resident_holds(session))
-        resident_charge(engine, session, bytes);
+    if (bytes > charge_holds(session))
+        charge_bytes(engine, session, bytes);
     return true;
 }
 

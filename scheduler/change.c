@@ -67,7 +67,7 @@ static void drop_states(struct engine *engine, struct session *session)
     resident->has_turn = has_turn;
     if (tokens.n)
         resident->reuse = REUSE_POLICY_CHANGED;
-    resident_settle(engine, session);
+    charge_settle(engine, session);
     if (session->request)
         session->request->has_sought = session->request->has_fetched = false;
 }

@@ -53,13 +53,11 @@ static void charge_states(struct engine *engine, struct session *session,
     session->state_charge = now;
 }
 
-void resident_charge(struct engine *engine, struct session *session,
-                     size_t bytes)
+void charge_bytes(struct engine *engine, struct session *session, size_t bytes)
 {
     const size_t shared = shared_bytes(session);
 
     charge_states(engine, session, bytes);
-
     bytes = bytes > shared ? bytes - shared : 0;
     engine->charged += bytes - session->charge;
     if (session->resident && session->resident->leaves)
@@ -67,19 +65,19 @@ void resident_charge(struct engine *engine, struct session *session,
     session->charge = bytes;
 }
 
-size_t resident_holds(const struct session *session)
+size_t charge_holds(const struct session *session)
 {
     return session->charge + shared_bytes(session);
 }
 
-size_t resident_total(const struct engine *engine)
+size_t charge_total(const struct engine *engine)
 {
     return engine->charged + engine->shared_bytes;
 }
 
-void resident_settle(struct engine *engine, struct session *session)
+void charge_settle(struct engine *engine, struct session *session)
 {
-    resident_charge(engine, session, bytes_now(engine, session));
+    charge_bytes(engine, session, bytes_now(engine, session));
 }
 
 void charge_leaving(struct engine *engine, struct session *session)
@@ -96,7 +94,7 @@ bool charge_is_over(const struct engine *engine, size_t bytes, size_t states,
     const size_t goes = counts_leaving ? 0 : engine->leaving;
     const size_t states_go = counts_leaving ? 0 : engine->state_leaving;
 
-    return resident_total(engine) - goes + bytes > o->session_bytes ||
+    return charge_total(engine) - goes + bytes > o->session_bytes ||
            (o->state_bytes && states &&
             engine->state_charged - states_go + states > o->state_bytes);
 }

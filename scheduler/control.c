@@ -487,7 +487,7 @@ static void node(struct engine *engine, const struct command *command)
     info->n_waiting = engine->n_request - engine->n_running;
     info->n_resident = engine->n_resident;
     info->weight_bytes = model_weight_bytes(o->model);
-    info->session_bytes = resident_total(engine);
+    info->session_bytes = charge_total(engine);
     info->session_bytes_max = o->session_bytes;
     info->state_bytes = engine->state_charged;
     info->state_bytes_max = o->state_bytes;

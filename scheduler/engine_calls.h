@@ -57,18 +57,9 @@ void resident_answer(struct engine *engine, struct resident *resident);
 bool session_is_in_pass(const struct session *session);
 /* Move a session into or out of the list of evictable ones, as it is now. */
 void resident_touch(struct engine *engine, struct session *session);
-/* Count so many bytes, of which those it shares are nobody's. */
-void resident_charge(struct engine *engine, struct session *session,
-                     size_t bytes);
-/* What it has been charged with, and what it shares. */
-size_t resident_holds(const struct session *session);
-/* Bytes of all memories, shared blocks counted once. */
-size_t resident_total(const struct engine *engine);
 /* Back to the first n_token tokens of the log; images of more are dropped. */
 void resident_truncate(struct engine *engine, struct session *session,
                        uint64_t n_token);
-/* Count what is in memory, no more. */
-void resident_settle(struct engine *engine, struct session *session);
 /*
  * True if the session may hold so many bytes now; else room is being made:
  * idle sessions leave, then what requests hold that do not run is stored and
@@ -427,7 +418,15 @@ void fork_flatten(struct engine *engine, struct session *session);
 /* What was read into memory need not be there twice. */
 void fork_share(struct engine *engine, struct session *session);
 
-/* --- charge.c, beside resident_charge() and what goes with it --- */
+/* --- charge.c --- */
+/* Count so many bytes, of which those it shares are nobody's. */
+void charge_bytes(struct engine *engine, struct session *session, size_t bytes);
+/* What it has been charged with, and what it shares. */
+size_t charge_holds(const struct session *session);
+/* Bytes of all memories, shared blocks counted once. */
+size_t charge_total(const struct engine *engine);
+/* Count what is in memory, no more. */
+void charge_settle(struct engine *engine, struct session *session);
 /* States of fixed size of its memory. */
 size_t charge_state_bytes(const struct engine *engine,
                           const struct session *session);

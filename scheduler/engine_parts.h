@@ -8,6 +8,7 @@
  *   engine.c     life, the loop, timers, drain
  *   table.c      which sessions exist, by name
  *   resident.c   what of a session is in memory: room, images, eviction
+ *   charge.c     how much memory that takes
  *   jobs.c       what the store thread does for us
  *   prefix.c     what a request need not compute, and why not more
  *   flight.c     commits under construction and under way, and their loss
@@ -16,7 +17,6 @@
  *   reread.c     what its turn feeds
  *   control.c    all other commands, but
  *   fork.c       fork and rewind
- *   charge.c     how much memory that takes
  *   change.c     a session goes on under another memory policy
  *   logs.c       which logs are kept, how much of them, and where blocks lie
  *   paged.c      sessions of whose blocks only some are in RAM

@@ -52,7 +52,7 @@ static enum status inherit_memory(struct engine *engine,
 {
     struct resident *from = session->resident, *resident = fork->resident;
     uint64_t position = resident_position(from);
-    size_t holds = resident_holds(session);
+    size_t holds = charge_holds(session);
     enum status st;
 
     if (position == 0 || position >= fork->n_token ||
@@ -64,7 +64,7 @@ static enum status inherit_memory(struct engine *engine,
         return st;
     resident->memory_chain = from->memory_chain;
     resident->reuse = REUSE_RESIDENT;
-    resident_charge(engine, session, holds); /* less what it shares now */
+    charge_bytes(engine, session, holds); /* less what it shares now */
     if (is_kept(fork))
         inherit_stored(engine, from, session_log(session), fork);
     return STATUS_OK;
@@ -104,9 +104,9 @@ static enum status inherit(struct engine *engine, struct session *session,
     st = inherit_tokens(engine, from, fork);
     if (!st)
         st = inherit_memory(engine, session, fork);
-    resident_settle(engine, fork);
+    charge_settle(engine, fork);
     if (is_kept(fork) &&
-        (st || resident_total(engine) > engine->options.session_bytes ||
+        (st || charge_total(engine) > engine->options.session_bytes ||
          !fork->resident->memory)) {
         resident_drop(engine, fork);
         return STATUS_OK;
@@ -299,7 +299,7 @@ static void share_with(struct engine *engine, struct session *session,
                        struct session *other)
 {
     struct resident *resident = session->resident, *from = other->resident;
-    size_t holds = resident_holds(other);
+    size_t holds = charge_holds(other);
     struct log_path a, b;
     uint64_t n;
 
@@ -315,7 +315,7 @@ static void share_with(struct engine *engine, struct session *session,
     if (n < KV_BLOCK)
         return;
     memory_share(resident->memory, from->memory, n, &engine->shared_bytes);
-    resident_charge(engine, other, holds);
+    charge_bytes(engine, other, holds);
 }
 
 void fork_share(struct engine *engine, struct session *session)

@@ -177,7 +177,7 @@ void gauges_set(struct engine *engine)
 
     metric_set(m->running, engine->n_running);
     metric_set(m->waiting, engine->n_request - engine->n_running);
-    metric_set(m->cache_usage, (double)resident_total(engine) /
+    metric_set(m->cache_usage, (double)charge_total(engine) /
                                    (double)engine->options.session_bytes);
     metric_set(m->slots_used, (double)engine->n_resident);
     metric_set(m->state_bytes, (double)engine->state_charged);

@@ -131,7 +131,7 @@ static bool send_load(struct engine *engine, struct request *request)
         memory_destroy(memory);
         return false;
     }
-    resident_charge(engine, session, bytes);
+    charge_bytes(engine, session, bytes);
     request->is_load_sent = true;
     session->is_loading = true;
     session->n_hold++;
@@ -179,7 +179,7 @@ static void receive_load(struct engine *engine, struct store_job *job)
     struct request *request = session->request;
 
     session->is_loading = false;
-    resident_charge(engine, session, 0);
+    charge_bytes(engine, session, 0);
     if (job->status == STATUS_OK && session->is_listed && !session->resident)
         resident_install(engine, session, job);
     memory_destroy(job->memory);

@@ -297,7 +297,7 @@ static bool send_fetch(struct engine *engine, struct session *session,
 {
     uint64_t to = answer->hit[0].position;
     struct store_job *job;
-    size_t bytes = resident_holds(session);
+    size_t bytes = charge_holds(session);
 
     if (from > 0) /* the memory that it has is held until then */
         bytes += resident_bytes(engine, session, to);
@@ -324,8 +324,8 @@ static bool send_fetch(struct engine *engine, struct session *session,
         ids_release(&tokens);
         return false;
     }
-    if (bytes > resident_holds(session))
-        resident_charge(engine, session, bytes);
+    if (bytes > charge_holds(session))
+        charge_bytes(engine, session, bytes);
     session->is_fetching = true;
     session->n_hold++;
     return true;
@@ -468,7 +468,7 @@ void prefix_fetched(struct engine *engine, struct store_job *job)
     memory_destroy(job->memory);
     ids_release(&job->tokens);
     if (session->resident && session->request)
-        resident_settle(engine, session);
+        charge_settle(engine, session);
     else if (session->resident)
         resident_touch(engine, session);
     session->n_hold--;

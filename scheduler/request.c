@@ -489,7 +489,7 @@ void request_step_back(struct engine *engine, struct request *request)
 {
     request->phase = REQUEST_WAITING;
     engine->n_running--;
-    resident_settle(engine, request->session);
+    charge_settle(engine, request->session);
 }
 
 void request_pause(struct request *request, struct engine *engine)

@@ -120,7 +120,7 @@ void resident_make(struct engine *engine, struct session *session)
     resident->reuse = REUSE_NONE;
     session->resident = resident;
     engine->n_resident++;
-    resident_settle(engine, session);
+    charge_settle(engine, session);
 }
 
 /* Saved or given up: what it borrowed is free. */
@@ -184,7 +184,7 @@ void resident_drop(struct engine *engine, struct session *session)
     if (!resident)
         return;
     resident_stay(engine, session);
-    resident_charge(engine, session, 0);
+    charge_bytes(engine, session, 0);
     if (resident->n_checkpoint) {
         status_fail(STATUS_ABORTED, "session left memory before its snapshot");
         status_because("OPERATION_ABORTED");
@@ -205,7 +205,7 @@ void resident_touch(struct engine *engine, struct session *session)
     session->last_active_ms = engine_wall_ms(engine);
     if (!session->resident || session->request)
         return;
-    resident_settle(engine, session);
+    charge_settle(engine, session);
     lru_add(engine, session);
 }
 
@@ -367,7 +367,7 @@ static void forget(struct engine *engine, struct session *session)
     resident->n_restored = 0;
     if (session->request)
         session->request->has_sought = session->request->has_fetched = false;
-    resident_settle(engine, session);
+    charge_settle(engine, session);
 }
 
 /* The store thread still reads its memory, which stays behind for it. */
@@ -427,7 +427,7 @@ void resident_truncate(struct engine *engine, struct session *session,
         digest_tokens(engine->empty_chain, resident->tokens.id, n_token);
     if (resident->memory && resident_position(resident) >= n_token)
         forget(engine, session);
-    resident_settle(engine, session);
+    charge_settle(engine, session);
 }
 
 bool resident_is_worth(const struct resident *resident)
@@ -556,9 +556,9 @@ bool resident_room(struct engine *engine, struct session *session, size_t bytes)
     const struct request *own = session->request;
     bool is_running = own && own->phase == REQUEST_RUNNING;
 
-    if (bytes <= resident_holds(session))
+    if (bytes <= charge_holds(session))
         return true;
-    bytes -= resident_holds(session);
+    bytes -= charge_holds(session);
     while (charge_is_over(engine, bytes, states, false))
         if (!evict_one(engine) && !park_one(engine, own) &&
             !(own && preempt_one(engine, own)) && !swap_evict_one(engine))
@@ -693,7 +693,7 @@ void resident_install(struct engine *engine, struct session *session,
                  session->n_token - position, session->n_token);
     }
     fork_share(engine, session);
-    resident_settle(engine, session);
+    charge_settle(engine, session);
 }
 
 void resident_saved(struct engine *engine, const struct store_job *job)

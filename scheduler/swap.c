@@ -251,7 +251,7 @@ static bool arrive_aside(struct engine *engine, struct move **at)
     unlink_move(engine, at);
     engine->swap.n_aside++;
     resident_stay(engine, resident->session);
-    resident_settle(engine, resident->session);
+    charge_settle(engine, resident->session);
     if (had_image)
         (void)resident_save(engine, resident->session, false);
     return true;
@@ -300,7 +300,7 @@ static void arrive_back(struct engine *engine, struct move **at)
     if (session->request)
         session->request->has_fetched = true;
     else
-        resident_settle(engine, session);
+        charge_settle(engine, session);
 }
 
 /* --- both --- */
@@ -384,7 +384,7 @@ static bool settle(struct engine *engine, struct move **at)
 
         drop_move(engine, at);
         if (session) /* the room on the device that it was to have */
-            resident_settle(engine, session);
+            charge_settle(engine, session);
         return true;
     }
     if (!move->is_back)

@@ -340,14 +340,14 @@ Test(engine_fork, forks_in_memory_cost_what_they_differ_in)
     cr_assert(reply_completed(
         node_call(node, generate(node, "parent", "", 2000, 1)), FINISH_LENGTH));
     fork_settle(node);
-    one = resident_total(node->engine);
+    one = charge_total(node->engine);
     for (int i = 0; i < 16; i++) {
         snprintf(name, sizeof(name), "f%d", i);
         cr_assert_eq(node_call(node, fork_of(node, "parent", name))->last,
                      EVENT_SESSION);
         cr_assert_not_null(table_find(node->engine, name)->resident);
     }
-    all = resident_total(node->engine);
+    all = charge_total(node->engine);
     cr_assert_lt(all - one,
                  16 * (small + 2012 * 4 + 8192 +
                        memory_bytes_for(node->model, NULL, KV_BLOCK)));
@@ -357,17 +357,17 @@ Test(engine_fork, forks_in_memory_cost_what_they_differ_in)
     cr_assert_gt(node->engine->shared_bytes, 0, "others hold them");
     restart(node, false); /* read again, by one after the other */
     go_on(node, "f3", 1, 1, 1);
-    one = resident_total(node->engine);
+    one = charge_total(node->engine);
     go_on(node, "f4", 1, 1, 2);
     go_on(node, "f5", 1, 1, 2);
     cr_assert_gt(node->engine->shared_bytes, 0);
-    cr_assert_lt(resident_total(node->engine), 2 * one);
+    cr_assert_lt(charge_total(node->engine), 2 * one);
     for (int i = 0; i < 16; i++) {
         snprintf(name, sizeof(name), "f%d", i);
         erase(node, name);
     }
     fork_settle(node);
-    cr_assert_eq(resident_total(node->engine), 0);
+    cr_assert_eq(charge_total(node->engine), 0);
     node_destroy(node);
 }
 

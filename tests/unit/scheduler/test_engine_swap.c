@@ -210,7 +210,7 @@ static void crowd(size_t session_bytes, size_t host_bytes, uint32_t n_step_kill)
         }
         step(node);
         /* Heads and tokens of what waits are counted, but never refused. */
-        cr_assert_leq(resident_total(node->engine),
+        cr_assert_leq(charge_total(node->engine),
                       node->options.session_bytes +
                           N_SESSION * (sizeof(struct resident) +
                                        MOST_TOKENS * sizeof(uint32_t)));
