@@ -101,6 +101,8 @@ void resident_install(struct engine *engine, struct session *session,
                       struct store_job *job);
 /* A SAVE is over, well or not. */
 void resident_saved(struct engine *engine, const struct store_job *job);
+/* One that leaves, when it is stored and nothing carries it. */
+void resident_go(struct engine *engine, struct session *session);
 /* The store thread needs its image, which was no snapshot, no more. */
 void resident_compared(struct engine *engine, struct resident *resident);
 

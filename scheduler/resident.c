@@ -696,6 +696,20 @@ void resident_install(struct engine *engine, struct session *session,
     charge_settle(engine, session);
 }
 
+/* From a move out that was given up it goes when that is over. */
+void resident_go(struct engine *engine, struct session *session)
+{
+    const struct resident *resident = session->resident;
+
+    if (!resident->leaves || resident->image || resident->move)
+        return;
+    resident_stay(engine, session);
+    if (session->request)
+        forget(engine, session);
+    else if (session->n_flight == 0)
+        resident_drop(engine, session);
+}
+
 void resident_saved(struct engine *engine, const struct store_job *job)
 {
     struct resident *resident = job->owner;
@@ -733,11 +747,5 @@ void resident_saved(struct engine *engine, const struct store_job *job)
     } else {
         resident_answer(engine, resident);
     }
-    if (!resident->leaves || resident->move)
-        return;
-    resident_stay(engine, session);
-    if (session->request)
-        forget(engine, session);
-    else if (session->n_flight == 0 && !resident->image)
-        resident_drop(engine, session);
+    resident_go(engine, session);
 }

@@ -301,6 +301,7 @@ static void arrive_back(struct engine *engine, struct move **at)
         session->request->has_fetched = true;
     else
         charge_settle(engine, session);
+    resident_go(engine, session);
 }
 
 /* --- both --- */
@@ -380,11 +381,14 @@ static bool settle(struct engine *engine, struct move **at)
         return false;
     if (is_over) {
         struct session *session =
-            move->is_back && move->resident ? move->resident->session : NULL;
+            move->resident ? move->resident->session : NULL;
+        const bool is_back = move->is_back;
 
         drop_move(engine, at);
-        if (session) /* the room on the device that it was to have */
+        if (session && is_back) /* the room on the device it was to have */
             charge_settle(engine, session);
+        if (session)
+            resident_go(engine, session);
         return true;
     }
     if (!move->is_back)

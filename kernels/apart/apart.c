@@ -49,7 +49,7 @@ struct store {
     pthread_mutex_t lock;
     size_t limit, used;
     uint64_t n_taken;
-    bool is_lost;
+    bool is_lost, is_held;
 };
 
 struct queue {
@@ -251,7 +251,7 @@ static enum status reached(struct device *device, uint64_t mark, bool *out)
 
     if (queue->store->is_lost)
         return STATUS_UNAVAILABLE;
-    if (queue->cargo)
+    if (queue->cargo && !queue->store->is_held)
         unload(queue, true);
     *out = !queue->cargo || queue->cargo->mark > mark;
     return STATUS_OK;
@@ -545,6 +545,11 @@ void apart_limit(struct device *device, size_t bytes)
 void apart_lose(struct device *device)
 {
     queue_of(device)->store->is_lost = true;
+}
+
+void apart_hold(struct device *device, bool holds)
+{
+    queue_of(device)->store->is_held = holds;
 }
 
 uint64_t apart_n_replay(const struct device *device)

@@ -23,6 +23,9 @@ void apart_limit(struct device *device, size_t bytes);
 /* It is lost: every wait, end and take says UNAVAILABLE. */
 void apart_lose(struct device *device);
 
+/* Its shuttle stands still, or goes on. */
+void apart_hold(struct device *device, bool holds);
+
 /* Steps that were run from a record so far. */
 uint64_t apart_n_replay(const struct device *device);
 #endif

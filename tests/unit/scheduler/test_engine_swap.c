@@ -238,12 +238,14 @@ Test(engine_swap, a_kill_while_sessions_are_carried_loses_nothing)
         crowd(2 * room_of(MOST_TOKENS), 3 * room_of(MOST_TOKENS), n_step);
 }
 
-/* Session 0 is made to leave by session 1. */
-static struct node *leaving(size_t host_bytes)
+/* Session 0 is made to leave by session 1; `is_saved`: images are stored. */
+static struct node *leaving_as(size_t host_bytes, bool is_saved)
 {
     struct node *node = open_node(room_of(256), host_bytes);
     struct command *command;
 
+    if (!is_saved) /* as if one were under way */
+        node->engine->next_save_us = UINT64_MAX;
     turn(node, 0, 0);
     node_until(node, 0); /* its commits have landed */
     command = turn_of(node, 1, 0);
@@ -252,6 +254,11 @@ static struct node *leaving(size_t host_bytes)
         step(node);
     need(is_carrying(node) && find(node, 0)->resident->move);
     return node;
+}
+
+static struct node *leaving(size_t host_bytes)
+{
+    return leaving_as(host_bytes, true);
 }
 
 Test(engine_swap, a_request_on_the_way_out_goes_on_where_it_is)
@@ -301,6 +308,34 @@ Test(engine_swap, a_session_may_be_deleted_forked_or_parked_on_either_way)
         turn(node, 2, 0);
         node_destroy(node);
     }
+}
+
+/* The move that was given up ends behind the save: nothing may wait for ever.
+ */
+Test(engine_swap, one_parked_on_the_way_out_goes_though_it_is_stored_first)
+{
+    struct node *node = leaving_as(PLENTY, false);
+    struct command *command = about(node, COMMAND_PARK_SESSION, "s0");
+    const struct reply *reply = &node->reply[command->reply];
+    const struct resident *resident = find(node, 0)->resident;
+
+    apart_hold(model_device(node->model), true);
+    node_send(node, command);
+    (void)node_step(node);
+    need(resident->leaves && resident->image);
+    node->engine->next_save_us = 0;
+    for (uint32_t i = 0; i < STEP_LIMIT && resident->image; i++)
+        if (!node_step(node))
+            (void)ring_wait(node->inbox, 2);
+    need(find(node, 0)->resident == resident && is_carrying(node));
+    apart_hold(model_device(node->model), false);
+    for (uint32_t i = 0; i < STEP_LIMIT && !reply->is_over; i++)
+        step(node);
+    cr_assert_eq(reply->last, EVENT_SESSION);
+    rest(node);
+    cr_assert_null(find(node, 0)->resident);
+    cr_assert_eq(node->engine->leaving, 0);
+    node_destroy(node);
 }
 
 Test(engine_swap, a_lost_device_is_said_and_what_was_committed_is_there)
