@@ -97,7 +97,7 @@ class Cancel(NodeTests, unittest.TestCase):
             self.assertGreaterEqual(found, done)
         for found, done in steps[:-1]:
             self.assertGreater(done, found)
-        whole = self.client.generate(request("whole", ids), timeout=120)
+        whole = self.client.generate(request("steps-whole", ids), timeout=120)
         self.assertEqual(reply.ids, whole.ids)
 
 
