@@ -12,7 +12,7 @@ if(TARGET model)
     ${PROJECT_SOURCE_DIR}/proto/frame.c
     ${node}/cmd_check.c ${node}/cmd_eval.c ${node}/golden.c ${node}/golden_cases.c
     ${node}/solo.c ${node}/subcommand.c ${eval})
-  file(GLOB gpu_model CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/*.c)
+  file(GLOB gpu_model CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/gpu_*.c)
   add_executable(gpu_model ${gpu_model} ${parts})
   target_compile_options(gpu_model PRIVATE ${STRICT})
   target_include_directories(gpu_model PRIVATE ${PROJECT_SOURCE_DIR})
@@ -29,6 +29,13 @@ if(TARGET model)
   add_test(NAME gpu.ops COMMAND gpu_model ops apart)
   set_tests_properties(gpu.ops PROPERTIES LABELS unit
     ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
+  # A GPU that goes wrong when it is told to; beside libgodwit_cuda.so.
+  add_library(godwit_faulty SHARED ${PROJECT_SOURCE_DIR}/tests/gpu/faulty_cuda.c
+    ${PROJECT_SOURCE_DIR}/kernels/apart/fault.c ${PROJECT_SOURCE_DIR}/base/status.c)
+  target_compile_options(godwit_faulty PRIVATE ${STRICT})
+  target_include_directories(godwit_faulty PRIVATE ${PROJECT_SOURCE_DIR})
+  target_link_libraries(godwit_faulty PRIVATE ${CMAKE_DL_LIBS})
+  set_target_properties(godwit_faulty PROPERTIES BUILD_RPATH "$ORIGIN")
   if(TARGET godwit_cuda) # it loads, and says what this machine lacks
     add_test(NAME gpu.load COMMAND gpu_model ops cuda)
     set_tests_properties(gpu.load PROPERTIES LABELS unit
