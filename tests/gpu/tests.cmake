@@ -58,4 +58,14 @@ if(TARGET model)
     set_tests_properties(gpu.exact.${name} PROPERTIES LABELS unit TIMEOUT 300
       ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
   endforeach()
+  # A whole node with all in the memory of a device, and with one that fails.
+  if(TARGET godwitd AND TARGET godwitctl)
+    foreach(part change tight full lost)
+      add_test(NAME gpu.node.${part}
+        COMMAND /usr/bin/python3 -B ${PROJECT_SOURCE_DIR}/tests/gpu/node.py
+        --device apart ${CMAKE_BINARY_DIR} ${part})
+      set_tests_properties(gpu.node.${part} PROPERTIES LABELS e2e TIMEOUT 300
+        RUN_SERIAL TRUE ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
+    endforeach()
+  endif()
 endif()
