@@ -46,14 +46,16 @@ if(TARGET model)
     list(GET format 0 weights)
     list(GET format 1 kv)
     add_test(NAME gpu.exact.${weights}.${kv}
-      COMMAND gpu_model exact apart tests/golden/qwen3_5_text 1 1 ${weights} ${kv}
+      COMMAND gpu_model exact apart tests/golden/qwen3_5_text
+      --schedules 1 --weights ${weights} --kv ${kv}
       WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
     set_tests_properties(gpu.exact.${weights}.${kv} PROPERTIES LABELS unit
       TIMEOUT 300 ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
   endforeach()
   foreach(name qwen3_5_text qwen3_moe)
     add_test(NAME gpu.exact.${name}
-      COMMAND gpu_model exact apart tests/golden/${name} 4 1
+      COMMAND gpu_model exact apart tests/golden/${name}
+      --schedules 20 --seconds 100
       WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
     set_tests_properties(gpu.exact.${name} PROPERTIES LABELS unit TIMEOUT 300
       ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
