@@ -67,6 +67,10 @@ class Place:
             self.faulty = self.device
         self.is_gpu = device == "cuda"
         self.number = itertools.count()
+        self.environment = dict(os.environ)
+        if os.path.isdir(os.path.join(build, "lib")):  # of pack.sh
+            self.environment["LD_LIBRARY_PATH"] = os.path.abspath(
+                os.path.join(build, "lib"))
 
     def fresh(self, what="data"):
         return os.path.join(self.folder, "%s-%d" % (what, next(self.number)))
@@ -106,6 +110,7 @@ class Place:
 class Node:
     def __init__(self, place, data, backend, options, fault):
         self.ctl = os.path.join(place.build, "godwitctl")
+        self.environment = dict(place.environment, GODWIT_FAULT=fault)
         self.log_path = "%s-%d.log" % (data, next(place.number))
         self.is_killed = False
         with open(self.log_path, "wb") as log:
@@ -113,7 +118,7 @@ class Node:
                 [os.path.join(place.build, "godwitd"), "--model", MODEL, "--data",
                  data, "--listen", "127.0.0.1:0", "--backend"] + backend +
                 list(options), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=dict(os.environ, GODWIT_FAULT=fault))
+                env=self.environment)
         self.endpoint = "127.0.0.1:%d" % self.await_port()
 
     def read_log(self):
@@ -152,7 +157,8 @@ class Node:
         return subprocess.Popen(
             [self.ctl, "--endpoint", self.endpoint, "--timeout", str(CALL_S)] +
             list(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
+            stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
+            env=self.environment)
 
     def call(self, *words):
         """What it printed; fails with it."""

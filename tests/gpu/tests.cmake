@@ -70,4 +70,34 @@ if(TARGET model)
         RUN_SERIAL TRUE ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
     endforeach()
   endif()
+  # What run.sh promises of limits, exits and its table, with programs that only
+  # pretend.
+  add_test(NAME gpu.run COMMAND ${PROJECT_SOURCE_DIR}/tests/gpu/test_run.sh)
+  set_tests_properties(gpu.run PROPERTIES LABELS unit TIMEOUT 120)
+endif()
+
+# The kernels' own checks: run.sh makes them, or brings them along (pack.sh).
+# They bring a device of their own in place of the library's.
+if(TARGET godwit_cuda AND TARGET kernels)
+  file(GLOB checks CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/check_*.cu)
+  file(GLOB check_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/*.cuh
+    ${PROJECT_SOURCE_DIR}/tests/gpu/*.h)
+  set(check_objects ${objects})
+  list(FILTER check_objects EXCLUDE REGEX "/(device|step)\\.o$")
+  set(check_archive ${PROJECT_BINARY_DIR}/cuda/check.a) # they want a few each
+  add_custom_command(OUTPUT ${check_archive}
+    COMMAND ${CMAKE_COMMAND} -E rm -f ${check_archive}
+    COMMAND ${CMAKE_AR} qc ${check_archive} ${check_objects}
+    DEPENDS ${check_objects} COMMENT "Collecting kernels" VERBATIM)
+  set(programs)
+  foreach(file IN LISTS checks)
+    get_filename_component(stem ${file} NAME_WE)
+    add_custom_command(OUTPUT ${PROJECT_BINARY_DIR}/${stem}
+      COMMAND ${NVCC} -o ${PROJECT_BINARY_DIR}/${stem} ${file} ${check_archive}
+      $<TARGET_FILE:kernels> $<TARGET_FILE:base> -lxxhash -ljansson -ldl
+      DEPENDS ${file} ${check_headers} ${check_archive} kernels base
+      COMMENT "Building ${stem}" VERBATIM)
+    list(APPEND programs ${PROJECT_BINARY_DIR}/${stem})
+  endforeach()
+  add_custom_target(gpu_checks DEPENDS ${programs})
 endif()
