@@ -31,15 +31,13 @@ static bool read_exact(int argc, char **argv, struct gpu_exact_what *out)
             out->choice.weight_format = value;
         else if (strcmp(name, "--kv") == 0)
             out->choice.kv_format = value;
-        else if (!is_number)
-            return false;
-        else if (strcmp(name, "--schedules") == 0)
+        else if (is_number && strcmp(name, "--schedules") == 0)
             out->n_schedule = (uint32_t)number;
-        else if (strcmp(name, "--seconds") == 0)
+        else if (is_number && strcmp(name, "--seconds") == 0)
             out->seconds = number;
-        else if (strcmp(name, "--seed") == 0)
+        else if (is_number && strcmp(name, "--seed") == 0)
             out->seed = number;
-        else if (strcmp(name, "--first") == 0)
+        else if (is_number && strcmp(name, "--first") == 0)
             out->first = number;
         else
             return false;
