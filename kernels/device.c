@@ -191,6 +191,11 @@ void device_follow(struct device *device, struct device *other)
         device->calls->follow(device, other);
 }
 
+uint64_t device_owner(struct device *device)
+{
+    return device ? ++device->n_owner : 0;
+}
+
 void device_begin(struct device *device, const struct device_step *step)
 {
     if (device)

@@ -24,7 +24,7 @@
 
 #define DEVICE_ALIGN 256u
 #define DEVICE_WHY_SIZE 256u
-#define DEVICE_ABI 3u /* of what lies behind the library's one symbol */
+#define DEVICE_ABI 4u /* of what lies behind the library's one symbol */
 
 /* Operators of struct backend that run on the device, with their arguments. */
 #define DEVICE_OPERATORS(X)                                                    \
@@ -57,7 +57,7 @@
  * and run the others from the record.
  */
 struct device_step {
-    const void *owner; /* whose workspace */
+    uint64_t owner; /* whose it is: of device_owner() */
     uint32_t n_row;
     uint64_t n_block; /* KV blocks of the longest span; may be taken as more */
     bool is_repeatable;
@@ -108,6 +108,7 @@ struct device {
     const struct device_calls *calls;
     struct device *side; /* NULL in the others, as is their shuttle */
     struct device *shuttle;
+    uint64_t n_owner; /* of device_owner(); a library sets it to 0 */
 };
 
 /*
@@ -180,6 +181,14 @@ MUST_CHECK enum status device_wait(struct device *device);
 /* What is asked of `device` from now on sees what was asked of `other` before.
  * Called by the thread of `other`. */
 void device_follow(struct device *device, struct device *other);
+
+/*
+ * A number for who asks for steps with the same arguments each time, as long as
+ * they live. The device gives none twice: an address may come again, with other
+ * memory behind it, and a record of before would run on what is gone. 0 of the
+ * host.
+ */
+uint64_t device_owner(struct device *device);
 
 /*
  * Around the operators of a step. end waits as device_wait(); true in

@@ -37,6 +37,9 @@ struct workspace {
     uint32_t max_row, max_span, max_logit;
     uint64_t piece_fma;
     size_t bytes;
+    /* Of steps that a device may record: without tops, and with them, as they
+     * ask for other things. */
+    uint64_t owner[2];
     /* Where operators work, the model's device or the host: */
     float *residual;         /* [max_row, hidden], as is normed */
     float *normed;           /* what the layer's half reads */
@@ -177,6 +180,8 @@ enum status workspace_create(const struct model *model, uint32_t max_row,
     it->max_span = max_span;
     it->max_logit = max_logit;
     it->piece_fma = PASS_PIECE_FMA;
+    for (uint32_t i = 0; i < 2; i++)
+        it->owner[i] = device_owner(model->device);
     if (take_all_floats(it) ||
         !(it->position = take(it, max_row, sizeof(uint64_t))) ||
         !(it->span = take(it, max_span, sizeof(*it->span))) ||
@@ -598,17 +603,14 @@ static bool has_tops(const struct workspace *workspace)
     return workspace->tops && workspace->pass.batch.is_sampled;
 }
 
-/* What is asked for depends on whether there are tops, so then it is another
- * owner's. */
 static struct device_step describe(const struct workspace *workspace,
                                    bool is_whole)
 {
     const struct batch *batch = &workspace->pass.batch;
-    const void *owner = workspace;
-    struct device_step it = {
-        .owner = has_tops(workspace) ? &workspace->tops : owner,
-        .n_row = batch->n_row,
-        .is_repeatable = is_whole && is_decode(&workspace->pass)};
+    struct device_step it = {.owner = workspace->owner[has_tops(workspace)],
+                             .n_row = batch->n_row,
+                             .is_repeatable =
+                                 is_whole && is_decode(&workspace->pass)};
 
     for (uint32_t i = 0; i < batch->n_row; i++) {
         const uint64_t n_block = workspace->position[i] / KV_BLOCK + 1;

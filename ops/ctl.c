@@ -378,6 +378,13 @@ static enum ctl_exit exit_code(enum status st)
     }
 }
 
+/* Has the node a name for it? Ours say all in their words. */
+static bool is_named(const struct cause *cause)
+{
+    return *cause->reason && strcmp(cause->reason, "CONNECTION_LOST") != 0 &&
+           strcmp(cause->reason, "INTERRUPTED") != 0;
+}
+
 static void print_error(void)
 {
     const struct cause *cause = status_cause();
@@ -415,6 +422,8 @@ static void print_error(void)
         (void)fprintf(stderr, " (field %s)", cause->field);
     if (cause->retry_ms > 0)
         (void)fprintf(stderr, "; try again in %.1f s", cause->retry_ms / 1e3);
+    if (is_named(cause))
+        (void)fprintf(stderr, " [%s]", cause->reason);
     (void)fputc('\n', stderr);
 }
 

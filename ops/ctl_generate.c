@@ -379,6 +379,7 @@ static const char *finish_name(const struct reply *reply)
 static enum status print_json(struct reply *reply, const struct asked *asked)
 {
     const Godwit__V1__Usage *usage = reply->complete->usage;
+    const Godwit__V1__Reuse *reuse = reply->complete->reuse;
     char seed[21];
     struct output *output;
     enum status st = output_create(OUTPUT_JSON, "Reply", false, &output);
@@ -398,6 +399,9 @@ static enum status print_json(struct reply *reply, const struct asked *asked)
     output_number(output, "completion_tokens",
                   usage ? usage->completion_tokens : reply->n_token);
     output_number(output, "cached_tokens", usage ? usage->cached_tokens : 0);
+    output_number(output, "replayed_tokens",
+                  reuse ? reuse->replayed_tokens : 0);
+    output_text(output, "reuse", reuse ? reuse->reason : "");
     st = output_write(output);
     output_destroy(output);
     return st;

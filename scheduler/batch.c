@@ -86,7 +86,7 @@ static bool start(struct engine *engine, struct request *request)
         return true;
     if (!resident->memory &&
         resident_memory(engine, session, &resident->memory)) {
-        status_because("KV_MEMORY");
+        resident_no_memory();
         request_fail(engine, request, FINISH_ERROR, status_cause());
         return true;
     }
@@ -173,7 +173,7 @@ static void enter(struct engine *engine, struct lane *lane,
                   struct request *request, uint32_t n_token)
 {
     if (lane_add(lane, request, n_token)) {
-        status_because("KV_MEMORY");
+        resident_no_memory();
         request_fail(engine, request, FINISH_ERROR, status_cause());
     }
 }

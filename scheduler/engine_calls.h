@@ -76,6 +76,8 @@ void resident_forget(struct engine *engine, struct session *session);
 MUST_CHECK enum status resident_memory(const struct engine *engine,
                                        const struct session *session,
                                        struct memory **out);
+/* Names the cause of one that was not given: is there no room, or no device? */
+void resident_no_memory(void);
 /*
  * Take an image of the memory now and save it when it is committed; not if
  * there is one under way or nothing new. Unless is_wanted it is skipped when

@@ -122,6 +122,7 @@ static bool send_load(struct engine *engine, struct request *request)
     st = resident_memory(engine, session, &job->memory);
     if (st) {
         free(job);
+        resident_no_memory();
         request_fail(engine, request, FINISH_ERROR, status_cause());
         return true;
     }

@@ -70,6 +70,12 @@ enum status resident_memory(const struct engine *engine,
     return st;
 }
 
+void resident_no_memory(void)
+{
+    status_because(status_cause()->code == STATUS_UNAVAILABLE ? "DEVICE_LOST"
+                                                              : "KV_MEMORY");
+}
+
 static void lru_remove(struct engine *engine, struct session *session)
 {
     if (!session->is_in_lru)

@@ -264,8 +264,7 @@ static void refuse(struct engine *engine, struct resident *resident)
 {
     struct request *request = resident->session->request;
 
-    status_because(status_cause()->code == STATUS_UNAVAILABLE ? "DEVICE_LOST"
-                                                              : "KV_MEMORY");
+    resident_no_memory();
     if (request)
         request_fail(engine, request, FINISH_ERROR, status_cause());
 }

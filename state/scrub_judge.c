@@ -2,6 +2,7 @@
 
 #include "state/lineage.h"
 #include "state/snapshot_image.h"
+#include "state/snapshot_parts.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -57,11 +58,23 @@ static bool same_state(const struct scrub *scrub, const struct value_place *at,
     return same;
 }
 
-/* False: it is there, and other. What cannot be read was reported before. */
-static bool is_same(struct scrub *scrub, const struct value_place *at,
-                    const void *computed)
+static size_t computed_bytes(const struct scrub *scrub,
+                             const struct value_place *at)
 {
     const struct snapshots *snapshots = scrub->source.snapshots;
+
+    return at->letter == 's' ? model_plan_for(snapshots->model, at->layer,
+                                              scrub->source.policy.index)
+                                   ->state_bytes
+                             : value_bytes(snapshots, at);
+}
+
+/* False: it is there, and other. What cannot be read was reported before; what
+ * a lost device has computed is no judge. */
+static bool is_same(struct scrub *scrub, const struct value_place *at,
+                    const struct image *image, const void *computed)
+{
+    struct snapshots *snapshots = scrub->source.snapshots;
     char name[VALUE_NAME_SIZE];
     const void *data;
     size_t n_bytes;
@@ -69,11 +82,13 @@ static bool is_same(struct scrub *scrub, const struct value_place *at,
     bool same;
 
     if (!computed ||
+        snapshots_bring(snapshots, image, computed_bytes(scrub, at),
+                        &computed) ||
         value_read(snapshots, at, &scrub->chains, &bytes, &n_bytes, &data))
         return true;
     same = at->letter == 's'
                ? same_state(scrub, at, data, computed)
-               : memcmp(data, computed, value_bytes(snapshots, at)) == 0;
+               : memcmp(data, computed, computed_bytes(scrub, at)) == 0;
     free(bytes);
     scrub->report.n_compared++;
     if (same)
@@ -97,8 +112,8 @@ static void compare_entry(struct scrub *scrub, const struct scrub_log *log,
         const struct value_place open = {'o', log->uid, entry->position, i,
                                          policy};
 
-        entry->is_bad |= !is_same(scrub, &state, image->layer[i].state);
-        entry->is_bad |= !is_same(scrub, &open, image->layer[i].open);
+        entry->is_bad |= !is_same(scrub, &state, image, image->layer[i].state);
+        entry->is_bad |= !is_same(scrub, &open, image, image->layer[i].open);
     }
 }
 
@@ -112,7 +127,7 @@ static void compare_block(struct scrub *scrub, struct scrub_log *log,
             scrub->source.snapshots->model, i, scrub->source.policy.index);
 
         if (plan->block_bytes > 0 &&
-            !is_same(scrub, &at,
+            !is_same(scrub, &at, image,
                      image->layer[i].block[b - image->first_block]) &&
             log->first_bad > b)
             log->first_bad = b;

@@ -124,6 +124,18 @@ static enum status stage(struct snapshots *snapshots, struct stored *stored)
     return device_wait(snapshots->device);
 }
 
+enum status snapshots_bring(struct snapshots *snapshots,
+                            const struct image *image, size_t n_bytes,
+                            const void **data)
+{
+    struct stored stored = whole(image, *data, n_bytes);
+    const enum status st = stage(snapshots, &stored);
+
+    if (!st)
+        *data = stored.data;
+    return st;
+}
+
 /* Put one value, and write the batch once it is large. */
 static enum status save_value(struct snapshots *snapshots,
                               const struct key *key, enum frame_kind kind,

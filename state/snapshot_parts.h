@@ -31,4 +31,13 @@ static inline struct key value_key(char letter, struct uid uid, uint64_t place,
 /* As store_get() and manifest_get(); NOT_FOUND is n = 0. */
 MUST_CHECK enum status read_manifest(struct snapshots *snapshots,
                                      struct uid uid, struct manifest *out);
+
+/*
+ * From now on *data is where the host reads those bytes of an image, until the
+ * next call: where they were, or copied from the device.
+ *   UNAVAILABLE  the device is lost
+ */
+MUST_CHECK enum status snapshots_bring(struct snapshots *snapshots,
+                                       const struct image *image,
+                                       size_t n_bytes, const void **data);
 #endif

@@ -10,7 +10,8 @@
  * step that repeats is recorded, then run from the record with new contents of
  * its host arrays; what must not change between the two is asserted. Its
  * shuttle carries nothing before it is asked how far it has come, and then one
- * piece: what is freed or changed too early shows.
+ * piece: what is freed or changed too early shows. It goes wrong when it is
+ * told to, by the functions below or, in a whole node, as fault.h says.
  */
 #include "kernels/device.h"
 

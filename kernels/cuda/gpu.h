@@ -1,6 +1,6 @@
 #ifndef KERNELS_CUDA_GPU_H
 #define KERNELS_CUDA_GPU_H
-/* What struct gpu holds: for device.cu, stage.cu and step.cu. */
+/* What struct gpu holds: for device.cu and step.cu. */
 #include "kernels/cuda/device.h"
 #include "kernels/device.h"
 
@@ -14,9 +14,9 @@ struct gpu_ring {
     size_t bytes, at;
 };
 
-/* A decode step of n_row rows in one workspace. */
+/* A decode step of n_row rows of one owner. */
 struct gpu_graph {
-    const void *owner; /* NULL: free */
+    uint64_t owner; /* 0: free */
     uint32_t n_row;
     uint64_t bound;   /* on KV blocks, a power of two */
     uint32_t n_seen;  /* steps of this kind so far */

@@ -1,6 +1,6 @@
 /*
  * A step's beginning and end, and what its operators take along. Most decode
- * steps are like one before: the same number of rows in the same workspace,
+ * steps are like one before: the same number of rows of the same owner,
  * every span below the same power of two of KV blocks. The first of a kind runs
  * directly, which also makes scratch memory large enough; the second is
  * recorded as a graph; from then on the operators only put their arrays in

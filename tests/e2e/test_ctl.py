@@ -183,6 +183,8 @@ class Commands(NodeTests, unittest.TestCase):
         self.assertEqual(answer["completion_tokens"], 20)
         self.assertEqual(answer["finish_reason"], "FINISH_REASON_LENGTH")
         self.assertEqual(answer["position"], len(CASE["input_ids"]) + 20)
+        self.assertIn(answer["reuse"], ("NONE", "SLOWER", "PREFIX"))
+        self.assertEqual(answer["replayed_tokens"], 0)
 
     def test_a_request_can_be_asked_for_again(self):
         words = ("--session", "again", "--prompt", CASE["prompt"],

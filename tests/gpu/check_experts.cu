@@ -330,8 +330,11 @@ int main(int argc, char **argv)
         time_step(&gpu, 64, 256);
         return 0;
     }
+    /* With "small" what compute-sanitizer is done with in a minute. */
+    const bool is_small = argc > 1 && strcmp(argv[1], "small") == 0;
     for (size_t i = 0; i < sizeof(SHAPE) / sizeof(*SHAPE); i++)
-        n_failed += check(&gpu, &SHAPE[i]);
+        if (!is_small || SHAPE[i].n_in <= 128)
+            n_failed += check(&gpu, &SHAPE[i]);
     printf("%s\n", n_failed ? "FAILED" : "all checks passed");
     return n_failed > 0;
 }

@@ -2,10 +2,16 @@
  * The one arithmetic on a device, judged by bits: sessions that were fed whole
  * give the logits that any schedule must give, in batches of any kind, cut
  * anywhere, as decode or as prefill, forked or moved to another memory between
- * two steps (E1 to E4). Recorded steps are among them: single rows of several
- * sessions at once. And by an oracle: the same model with the same rounded
- * weights on the CPU, whose sums have another order.
+ * two steps, with drafts that were wrong on a fork that is thrown away (E1 to
+ * E4). Recorded steps are among them: single rows of several sessions at once,
+ * of one workspace after the other. And by an oracle: the same model with the
+ * same rounded weights on the CPU, whose sums have another order.
+ *
+ * A schedule is a function of the seed and its number, so one that failed can
+ * be had alone (--first). Logs and what they must give are made once for
+ * N_SHARE of them.
  */
+#include "base/clock.h"
 #include "kernels/device.h"
 #include "kernels/philox.h"
 #include "model/safetensors.h"
@@ -18,8 +24,13 @@
 #include <string.h>
 
 #define N_SESSION 6u
-#define N_TOKEN_MAX 400u
+#define N_TOKEN_MAX 260u /* past four points of the grid */
 #define ROW_MAX 1024u
+#define N_SHARE 16u
+#define STEP_MAX 10000u /* of a schedule, which has some 40 */
+#define N_WRONG_SAID 8u
+#define N_DRAFT_MAX 8u
+#define SAY_EVERY_S 10
 
 struct track {
     uint32_t n_token; /* of its log */
@@ -32,22 +43,49 @@ struct track {
 struct stage {
     struct model *model;
     struct workspace *workspace;
+    void *copy; /* room for what a layer remembers, where the device reads to */
     uint32_t n_vocab;
-    uint64_t seed, n_draw;
+    uint64_t seed, number, n_draw; /* of the schedule under way */
     struct track track[N_SESSION];
     size_t shared_bytes;
-    uint64_t n_step, n_row, n_decode, n_wrong;
+    uint64_t n_step, n_row, n_decode, n_draft, n_wrong;
 };
 
 static uint32_t draw(struct stage *stage, uint32_t below)
 {
     const uint32_t key[2] = {(uint32_t)stage->seed,
                              (uint32_t)(stage->seed >> 32)};
-    const uint32_t counter[4] = {(uint32_t)stage->n_draw++};
+    const uint32_t counter[4] = {(uint32_t)stage->n_draw++,
+                                 (uint32_t)stage->number};
     uint32_t word[4];
 
     philox(counter, key, word);
     return word[0] % below;
+}
+
+/* What a layer remembers of the longest log. */
+static size_t layer_bytes(const struct mixer_plan *plan)
+{
+    return plan->state_bytes + (N_TOKEN_MAX / KV_BLOCK + 1) * plan->block_bytes;
+}
+
+static enum status take_copy(struct stage *stage)
+{
+    size_t most = 0;
+
+    for (uint32_t i = 0; i < model_config(stage->model)->n_layer; i++)
+        if (layer_bytes(model_plan(stage->model, i)) > most)
+            most = layer_bytes(model_plan(stage->model, i));
+    return device_take_host(model_device(stage->model), most, &stage->copy);
+}
+
+/* Another one, as if another engine had begun. */
+static enum status fresh_workspace(struct stage *stage)
+{
+    workspace_destroy(stage->workspace);
+    stage->workspace = NULL;
+    return workspace_create(stage->model, ROW_MAX, N_SESSION, ROW_MAX,
+                            &stage->workspace);
 }
 
 static enum status open_stage(const struct model_choice *choice,
@@ -59,8 +97,9 @@ static enum status open_stage(const struct model_choice *choice,
     if (!st)
         st = model_load(dir, &options, &out->model);
     if (!st)
-        st = workspace_create(out->model, ROW_MAX, N_SESSION, ROW_MAX,
-                              &out->workspace);
+        st = fresh_workspace(out);
+    if (!st)
+        st = take_copy(out);
     if (!st)
         out->n_vocab = model_config(out->model)->n_vocab;
     return st;
@@ -72,6 +111,8 @@ static void close_stage(struct stage *stage)
         memory_destroy(stage->track[s].memory);
         free(stage->track[s].wanted);
     }
+    if (stage->copy)
+        device_give_host(model_device(stage->model), stage->copy);
     workspace_destroy(stage->workspace);
     model_destroy(stage->model);
 }
@@ -83,27 +124,65 @@ struct ask {
     uint32_t n_row, n_span, token[ROW_MAX], row[ROW_MAX];
     struct span span[N_SESSION];
     struct track *who[N_SESSION];
+    uint32_t n_right[N_SESSION];     /* leading rows that are of the log */
+    struct memory *draft[N_SESSION]; /* a fork of the session's, owned; NULL: no
+                                        draft is wrong */
 };
 
-static enum status add(struct ask *ask, struct track *track, uint32_t n)
+/* The next n tokens of the log, in `memory`. */
+static enum status add_to(struct ask *ask, struct track *track,
+                          struct memory *memory, uint32_t n, uint32_t n_draft)
 {
-    const uint64_t position = memory_position(track->memory);
-    const enum status st = memory_reserve(track->memory, position + n);
+    const uint64_t position = memory_position(memory);
+    const enum status st = memory_reserve(memory, position + n + n_draft);
 
     if (st)
         return st;
-    for (uint32_t i = 0; i < n; i++) {
-        ask->row[ask->n_row + i] = ask->n_row + i;
+    for (uint32_t i = 0; i < n; i++)
         ask->token[ask->n_row + i] = track->token[position + i];
-    }
+    for (uint32_t i = 0; i < n + n_draft; i++)
+        ask->row[ask->n_row + i] = ask->n_row + i;
     ask->who[ask->n_span] = track;
-    ask->span[ask->n_span++] =
-        (struct span){.first_row = ask->n_row,
-                      .n_row = n,
-                      .position = position,
-                      .layer = memory_layers(track->memory)};
-    ask->n_row += n;
+    ask->n_right[ask->n_span] = n;
+    ask->draft[ask->n_span] = NULL;
+    ask->span[ask->n_span++] = (struct span){.first_row = ask->n_row,
+                                             .n_row = n + n_draft,
+                                             .position = position,
+                                             .layer = memory_layers(memory)};
+    ask->n_row += n + n_draft;
     return STATUS_OK;
+}
+
+static enum status add(struct ask *ask, struct track *track, uint32_t n)
+{
+    return add_to(ask, track, track->memory, n, 0);
+}
+
+/* The same with wrong tokens behind them, all of which are taken back. */
+static enum status add_draft(struct stage *stage, struct ask *ask,
+                             struct track *track, uint32_t n, uint32_t n_draft)
+{
+    const uint32_t first = ask->n_row + n;
+    struct memory *fork;
+    enum status st = memory_fork(track->memory, &stage->shared_bytes, &fork);
+
+    if (st)
+        return st;
+    for (uint32_t i = 0; i < n_draft; i++)
+        ask->token[first + i] = draw(stage, stage->n_vocab);
+    st = add_to(ask, track, fork, n, n_draft);
+    if (st)
+        memory_destroy(fork);
+    else
+        ask->draft[ask->n_span - 1] = fork;
+    stage->n_draft++;
+    return st;
+}
+
+static void drop_drafts(struct ask *ask)
+{
+    for (uint32_t i = 0; i < ask->n_span; i++)
+        memory_destroy(ask->draft[i]);
 }
 
 static const float *run(struct stage *stage, const struct ask *ask)
@@ -117,7 +196,8 @@ static const float *run(struct stage *stage, const struct ask *ask)
                                                        .n_logit = ask->n_row});
 
     for (uint32_t i = 0; logit && i < ask->n_span; i++)
-        memory_advance(ask->who[i]->memory, ask->span[i].n_row);
+        if (!ask->draft[i])
+            memory_advance(ask->who[i]->memory, ask->span[i].n_row);
     stage->n_step++;
     stage->n_row += ask->n_row;
     stage->n_decode += ask->n_row == ask->n_span;
@@ -126,27 +206,37 @@ static const float *run(struct stage *stage, const struct ask *ask)
 
 /* ----------------------------------------------------------------- memories */
 
+/* What a layer remembers, on the host: its state, then its blocks. */
+static enum status read_layer(const struct stage *stage,
+                              const struct memory *memory, uint32_t i,
+                              uint64_t n_block)
+{
+    struct device *device = model_device(stage->model);
+    const struct mixer_plan *plan = model_plan(stage->model, i);
+    char *to = stage->copy;
+
+    device_read(device, to, memory_layers(memory)[i].state, plan->state_bytes);
+    to += plan->state_bytes;
+    for (uint64_t b = 0; plan->block_bytes && b < n_block; b++)
+        device_read(device, to + b * plan->block_bytes,
+                    memory_block(memory, i, b), plan->block_bytes);
+    return device_wait(device);
+}
+
 /* Digest of what is not behind the position: states but for their rings, and
  * full blocks. */
 static enum status digest_state(const struct stage *stage,
                                 const struct memory *memory, uint64_t *out)
 {
-    struct device *device = model_device(stage->model);
     const uint64_t n_block = memory_position(memory) / KV_BLOCK;
     struct digest all = {0};
     enum status st = STATUS_OK;
 
     for (uint32_t i = 0; !st && i < model_config(stage->model)->n_layer; i++) {
         const struct mixer_plan *plan = model_plan(stage->model, i);
-        const char *state = memory_layers(memory)[i].state;
-        void *copy;
+        const char *copy = stage->copy;
 
-        st = device_take_host(device, plan->state_bytes + plan->block_bytes,
-                              &copy);
-        if (st)
-            return st;
-        device_read(device, copy, state, plan->state_bytes);
-        st = device_wait(device);
+        st = read_layer(stage, memory, i, n_block);
         for (uint32_t f = 0; f < plan->n_field; f++) {
             const struct mixer_field *field = &plan->field[f];
             size_t n = field_element_bytes(field->type);
@@ -154,15 +244,11 @@ static enum status digest_state(const struct stage *stage,
             for (uint32_t d = 0; d < field->n_dim; d++)
                 n *= field->dim[d];
             if (strncmp(field->name, "ring_", 5) != 0)
-                all = digest_chain(all, (char *)copy + field->offset, n);
+                all = digest_chain(all, copy + field->offset, n);
         }
-        for (uint64_t b = 0; !st && plan->block_bytes && b < n_block; b++) {
-            device_read(device, copy, memory_block(memory, i, b),
-                        plan->block_bytes);
-            st = device_wait(device);
-            all = digest_chain(all, copy, plan->block_bytes);
-        }
-        device_give_host(device, copy);
+        if (plan->block_bytes)
+            all = digest_chain(all, copy + plan->state_bytes,
+                               n_block * plan->block_bytes);
     }
     *out = all.lo ^ all.hi;
     return st;
@@ -173,36 +259,28 @@ static enum status move(const struct stage *stage, struct track *track)
 {
     struct device *device = model_device(stage->model);
     const uint64_t position = memory_position(track->memory);
-    struct memory *to;
+    const uint64_t n_block = (position + KV_BLOCK - 1) / KV_BLOCK;
+    struct memory *to = NULL;
     enum status st = memory_create(stage->model, &to);
 
     if (!st)
         st = memory_reserve(to, position);
     for (uint32_t i = 0; !st && i < model_config(stage->model)->n_layer; i++) {
         const struct mixer_plan *plan = model_plan(stage->model, i);
-        void *copy;
+        const char *copy = stage->copy;
 
-        st = device_take_host(device, plan->state_bytes + plan->block_bytes,
-                              &copy);
-        if (st)
-            break;
-        device_read(device, copy, memory_layers(track->memory)[i].state,
-                    plan->state_bytes);
-        st = device_wait(device);
+        st = read_layer(stage, track->memory, i, n_block);
         device_write(device, memory_layers(to)[i].state, copy,
                      plan->state_bytes);
-        for (uint64_t b = 0; plan->block_bytes && b * KV_BLOCK < position;
-             b++) {
-            device_read(device, copy, memory_block(track->memory, i, b),
-                        plan->block_bytes);
-            st = st ? st : device_wait(device);
-            device_write(device, memory_block(to, i, b), copy,
-                         plan->block_bytes);
-        }
-        device_give_host(device, copy);
+        copy += plan->state_bytes;
+        for (uint64_t b = 0; plan->block_bytes && b < n_block; b++)
+            device_write(device, memory_block(to, i, b),
+                         copy + b * plan->block_bytes, plan->block_bytes);
     }
-    if (st)
+    if (st) {
+        memory_destroy(to);
         return st;
+    }
     memory_advance(to, position);
     memory_destroy(track->memory);
     track->memory = to;
@@ -289,26 +367,45 @@ static void compare(struct stage *stage, const struct ask *ask,
             ask->who[i]->wanted + span->position * stage->n_vocab;
         const float *found = logit + (size_t)span->first_row * stage->n_vocab;
 
-        for (uint32_t r = 0; r < span->n_row; r++) {
+        for (uint32_t r = 0; r < ask->n_right[i]; r++) {
             const size_t at = (size_t)r * stage->n_vocab;
             const bool is_same =
                 memcmp(wanted + at, found + at, row_bytes) == 0;
 
-            if (!is_same && stage->n_wrong < 8)
-                printf("  session %ld position %lu: row %u of %u in a step of "
+            if (!is_same && stage->n_wrong < N_WRONG_SAID)
+                printf("  schedule %lu session %ld position %lu: row %u of %u "
+                       "in a step of "
                        "%u rows, %u spans differs\n",
-                       (long)(ask->who[i] - stage->track), span->position + r,
-                       r, span->n_row, ask->n_row, ask->n_span);
+                       stage->number, (long)(ask->who[i] - stage->track),
+                       span->position + r, r, span->n_row, ask->n_row,
+                       ask->n_span);
             stage->n_wrong += !is_same;
         }
     }
+}
+
+/* Its rows of this step, after whatever may happen to it before. */
+static enum status join(struct stage *stage, struct ask *ask,
+                        struct track *track, uint32_t n)
+{
+    enum status st = STATUS_OK;
+
+    if (draw(stage, 40) == 0)
+        st = fork_one(stage, track);
+    else if (draw(stage, 40) == 0)
+        st = move(stage, track);
+    if (st)
+        return st;
+    return draw(stage, 12) == 0
+               ? add_draft(stage, ask, track, n, 1 + draw(stage, N_DRAFT_MAX))
+               : add(ask, track, n);
 }
 
 static enum status step(struct stage *stage, bool *out_is_done)
 {
     const bool is_decode = draw(stage, 3) != 0;
     struct ask ask = {0};
-    const float *logit;
+    const float *logit = NULL;
     enum status st = STATUS_OK;
 
     *out_is_done = true;
@@ -318,22 +415,17 @@ static enum status step(struct stage *stage, bool *out_is_done)
 
         if (memory_position(track->memory) < track->n_token)
             *out_is_done = false;
-        if (!n || ask.n_row + n > ROW_MAX)
-            continue;
-        if (draw(stage, 40) == 0)
-            st = fork_one(stage, track);
-        else if (draw(stage, 40) == 0)
-            st = move(stage, track);
-        if (!st)
-            st = add(&ask, track, n);
+        if (n && ask.n_row + n + N_DRAFT_MAX <= ROW_MAX)
+            st = join(stage, &ask, track, n);
     }
-    if (st || !ask.n_row)
-        return st;
-    logit = run(stage, &ask);
-    if (!logit)
-        return STATUS_UNAVAILABLE;
-    compare(stage, &ask, logit);
-    return STATUS_OK;
+    if (!st && ask.n_row) {
+        logit = run(stage, &ask);
+        st = logit ? STATUS_OK : STATUS_UNAVAILABLE;
+    }
+    if (logit)
+        compare(stage, &ask, logit);
+    drop_drafts(&ask);
+    return st;
 }
 
 static enum status play_schedule(struct stage *stage)
@@ -343,14 +435,18 @@ static enum status play_schedule(struct stage *stage)
 
     for (uint32_t s = 0; !st && s < N_SESSION; s++)
         st = fresh_memory(stage, &stage->track[s]);
-    while (!st && !is_done)
+    for (uint32_t i = 0; !st && !is_done && i < STEP_MAX; i++)
         st = step(stage, &is_done);
+    if (!st && !is_done)
+        st = status_fail(STATUS_INTERNAL, "schedule %lu does not end",
+                         stage->number);
     for (uint32_t s = 0; !st && s < N_SESSION; s++) {
         uint64_t state;
 
         st = digest_state(stage, stage->track[s].memory, &state);
         if (!st && state != stage->track[s].wanted_state) {
-            printf("  session %u: its memory differs at the end\n", s);
+            printf("  schedule %lu session %u: its memory differs at the end\n",
+                   stage->number, s);
             stage->n_wrong++;
         }
     }
@@ -412,32 +508,87 @@ static enum status compare_cpu(const struct stage *stage, const char *dir,
  * a trained one says the right things is judged by `check`. */
 #define FAR_MAX 0.25
 
-int gpu_exact(const char *backend, const char *dir, uint32_t n_schedule,
-              uint64_t seed, const char *format, const char *kv)
-{
-    const struct model_choice choice = {backend, "auto", format, kv};
-    struct stage stage = {.seed = seed};
-    double error = 0, size = 1;
-    enum status st = open_stage(&choice, dir, &stage);
+struct result {
+    uint32_t n_played;
+    double error, size; /* beside the CPU */
+};
 
-    for (uint32_t i = 0; !st && i < n_schedule && !stage.n_wrong; i++) {
-        if (i % 8 == 0)
-            st = play_whole(&stage);
-        if (!st && i == 0)
-            st = compare_cpu(&stage, dir, &choice, &error, &size);
+static uint64_t seconds_now(void)
+{
+    return clock_real()->now_us(clock_real()) / 1000000;
+}
+
+/* Schedule number i, with what its share has in common if it is the first. */
+static enum status play(struct stage *stage, uint64_t i, bool is_first)
+{
+    enum status st = STATUS_OK;
+
+    if (is_first || i % N_SHARE == 0) {
+        stage->number = UINT32_MAX - i / N_SHARE;
+        stage->n_draw = 0;
+        st = fresh_workspace(stage);
         if (!st)
-            st = play_schedule(&stage);
+            st = play_whole(stage);
     }
+    stage->number = i;
+    stage->n_draw = 0;
+    return st;
+}
+
+/* As many schedules as there is time for, until one is wrong. */
+static enum status play_all(struct stage *stage, const char *dir,
+                            const struct gpu_exact_what *what,
+                            struct result *out)
+{
+    const uint64_t start = seconds_now();
+    uint64_t said = start;
+    enum status st = STATUS_OK;
+
+    while (!st && out->n_played < what->n_schedule && !stage->n_wrong) {
+        const uint64_t i = what->first + out->n_played, now = seconds_now();
+
+        if (what->seconds && now - start >= what->seconds)
+            break;
+        if (now - said >= SAY_EVERY_S) {
+            said = now;
+            printf("  %u of %u schedules, %lu steps\n", out->n_played,
+                   what->n_schedule, stage->n_step);
+        }
+        st = play(stage, i, out->n_played == 0);
+        if (!st && out->n_played == 0)
+            st =
+                compare_cpu(stage, dir, &what->choice, &out->error, &out->size);
+        if (!st)
+            st = play_schedule(stage);
+        out->n_played += !st;
+    }
+    return st;
+}
+
+int gpu_exact(const char *dir, const struct gpu_exact_what *what)
+{
+    struct stage stage = {.seed = what->seed};
+    struct result it = {.size = 1};
+    bool is_near;
+    enum status st = open_stage(&what->choice, dir, &stage);
+
+    (void)setvbuf(stdout, NULL, _IOLBF, 0);
+    if (!st)
+        st = play_all(&stage, dir, what, &it);
     if (st) {
         close_stage(&stage);
         return gpu_fail(dir);
     }
-    printf("%s: %u schedules, %lu steps (%lu of single rows), %lu rows: %lu "
-           "differ; from the CPU's logits %.2e of %.2e%s\n",
-           dir, n_schedule, stage.n_step, stage.n_decode, stage.n_row,
-           stage.n_wrong, error, size,
-           error <= FAR_MAX * size ? "" : ": TOO FAR");
-    st = stage.n_wrong || !(error <= FAR_MAX * size);
+    is_near = it.error <= FAR_MAX * it.size;
+    printf("%s: %u of %u schedules%s, %lu steps (%lu of single rows, %lu wrong "
+           "drafts), %lu rows: %lu differ; from the CPU's logits %.2e of "
+           "%.2e%s\n",
+           dir, it.n_played, what->n_schedule,
+           it.n_played < what->n_schedule && !stage.n_wrong
+               ? " (there was no time for more)"
+               : "",
+           stage.n_step, stage.n_decode, stage.n_draft, stage.n_row,
+           stage.n_wrong, it.error, it.size, is_near ? "" : ": TOO FAR");
     close_stage(&stage);
-    return st ? 1 : 0;
+    return stage.n_wrong || !is_near || !it.n_played;
 }

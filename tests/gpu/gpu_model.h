@@ -6,8 +6,9 @@
  *   gpu_model check --model DIR --golden DIR --backend cuda   as godwitd check
  *   gpu_model eval --model DIR --backend cuda ...         as godwitd eval
  *   gpu_model ops BACKEND                 small operators against ref
- *   gpu_model exact BACKEND DIR N SEED [FORMAT [KV]]
- *                                         laws over N random schedules
+ *   gpu_model exact BACKEND DIR OPTIONS...  laws over random schedules:
+ *       --schedules N (100)  --seconds S (0: no limit)  --seed K (1)
+ *       --first I (0)        --weights FORMAT           --kv KV
  *   gpu_model time BACKEND CONFIG [all|decode|prefill|swap [FORMAT [KV]]]
  *                                         steps of a shape beside their bounds
  *   gpu_model prefill BACKEND CONFIG N... a prompt's 8,192 rows behind N tokens
@@ -17,6 +18,7 @@
  * Exit status 0: all held; 1: something did not; 2: it could not be tried.
  */
 #include "base/status.h"
+#include "model/model.h"
 
 #include <stdint.h>
 
@@ -24,8 +26,14 @@
 int gpu_fail(const char *what);
 
 int gpu_ops(const char *backend);
-int gpu_exact(const char *backend, const char *dir, uint32_t n_schedule,
-              uint64_t seed, const char *format, const char *kv);
+
+struct gpu_exact_what {
+    struct model_choice choice;
+    uint32_t n_schedule;
+    uint64_t seconds; /* after which no other is begun; 0: no limit */
+    uint64_t seed, first;
+};
+int gpu_exact(const char *dir, const struct gpu_exact_what *what);
 
 struct gpu_time_what {
     const char *part; /* "decode", "prefill", "swap"; else the first two */

@@ -12,7 +12,7 @@ if(TARGET model)
     ${PROJECT_SOURCE_DIR}/proto/frame.c
     ${node}/cmd_check.c ${node}/cmd_eval.c ${node}/golden.c ${node}/golden_cases.c
     ${node}/solo.c ${node}/subcommand.c ${eval})
-  file(GLOB gpu_model CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/*.c)
+  file(GLOB gpu_model CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/gpu_*.c)
   add_executable(gpu_model ${gpu_model} ${parts})
   target_compile_options(gpu_model PRIVATE ${STRICT})
   target_include_directories(gpu_model PRIVATE ${PROJECT_SOURCE_DIR})
@@ -29,6 +29,13 @@ if(TARGET model)
   add_test(NAME gpu.ops COMMAND gpu_model ops apart)
   set_tests_properties(gpu.ops PROPERTIES LABELS unit
     ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
+  # A GPU that goes wrong when it is told to; beside libgodwit_cuda.so.
+  add_library(godwit_faulty SHARED ${PROJECT_SOURCE_DIR}/tests/gpu/faulty_cuda.c
+    ${PROJECT_SOURCE_DIR}/kernels/apart/fault.c ${PROJECT_SOURCE_DIR}/base/status.c)
+  target_compile_options(godwit_faulty PRIVATE ${STRICT})
+  target_include_directories(godwit_faulty PRIVATE ${PROJECT_SOURCE_DIR})
+  target_link_libraries(godwit_faulty PRIVATE ${CMAKE_DL_LIBS})
+  set_target_properties(godwit_faulty PROPERTIES BUILD_RPATH "$ORIGIN")
   if(TARGET godwit_cuda) # it loads, and says what this machine lacks
     add_test(NAME gpu.load COMMAND gpu_model ops cuda)
     set_tests_properties(gpu.load PROPERTIES LABELS unit
@@ -39,16 +46,58 @@ if(TARGET model)
     list(GET format 0 weights)
     list(GET format 1 kv)
     add_test(NAME gpu.exact.${weights}.${kv}
-      COMMAND gpu_model exact apart tests/golden/qwen3_5_text 1 1 ${weights} ${kv}
+      COMMAND gpu_model exact apart tests/golden/qwen3_5_text
+      --schedules 1 --weights ${weights} --kv ${kv}
       WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
     set_tests_properties(gpu.exact.${weights}.${kv} PROPERTIES LABELS unit
       TIMEOUT 300 ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
   endforeach()
   foreach(name qwen3_5_text qwen3_moe)
     add_test(NAME gpu.exact.${name}
-      COMMAND gpu_model exact apart tests/golden/${name} 4 1
+      COMMAND gpu_model exact apart tests/golden/${name}
+      --schedules 20 --seconds 100
       WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
     set_tests_properties(gpu.exact.${name} PROPERTIES LABELS unit TIMEOUT 300
       ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
   endforeach()
+  # A whole node with all in the memory of a device, and with one that fails.
+  if(TARGET godwitd AND TARGET godwitctl)
+    foreach(part change tight full lost)
+      add_test(NAME gpu.node.${part}
+        COMMAND /usr/bin/python3 -B ${PROJECT_SOURCE_DIR}/tests/gpu/node.py
+        --device apart ${CMAKE_BINARY_DIR} ${part})
+      set_tests_properties(gpu.node.${part} PROPERTIES LABELS e2e TIMEOUT 300
+        RUN_SERIAL TRUE ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
+    endforeach()
+  endif()
+  # What run.sh promises of limits, exits and its table, with programs that only
+  # pretend.
+  add_test(NAME gpu.run COMMAND ${PROJECT_SOURCE_DIR}/tests/gpu/test_run.sh)
+  set_tests_properties(gpu.run PROPERTIES LABELS unit TIMEOUT 120)
+endif()
+
+# The kernels' own checks: run.sh makes them, or brings them along (pack.sh).
+# They bring a device of their own in place of the library's.
+if(TARGET godwit_cuda AND TARGET kernels)
+  file(GLOB checks CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/check_*.cu)
+  file(GLOB check_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/*.cuh
+    ${PROJECT_SOURCE_DIR}/tests/gpu/*.h)
+  set(check_objects ${objects})
+  list(FILTER check_objects EXCLUDE REGEX "/(device|step)\\.o$")
+  set(check_archive ${PROJECT_BINARY_DIR}/cuda/check.a) # they want a few each
+  add_custom_command(OUTPUT ${check_archive}
+    COMMAND ${CMAKE_COMMAND} -E rm -f ${check_archive}
+    COMMAND ${CMAKE_AR} qc ${check_archive} ${check_objects}
+    DEPENDS ${check_objects} COMMENT "Collecting kernels" VERBATIM)
+  set(programs)
+  foreach(file IN LISTS checks)
+    get_filename_component(stem ${file} NAME_WE)
+    add_custom_command(OUTPUT ${PROJECT_BINARY_DIR}/${stem}
+      COMMAND ${NVCC} -o ${PROJECT_BINARY_DIR}/${stem} ${file} ${check_archive}
+      $<TARGET_FILE:kernels> $<TARGET_FILE:base> -lxxhash -ljansson -ldl
+      DEPENDS ${file} ${check_headers} ${check_archive} kernels base
+      COMMENT "Building ${stem}" VERBATIM)
+    list(APPEND programs ${PROJECT_BINARY_DIR}/${stem})
+  endforeach()
+  add_custom_target(gpu_checks DEPENDS ${programs})
 endif()

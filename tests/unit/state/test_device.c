@@ -383,6 +383,55 @@ Test(device, one_that_is_lost_says_so_everywhere_and_stores_nothing)
     close_node(&node);
 }
 
+/* What a device is told of steps, while it goes on as it would. */
+static struct device_calls told;
+static const struct device_calls *teller;
+static uint64_t owner;
+
+static void tell(struct device *device, const struct device_step *step)
+{
+    owner = step->owner;
+    teller->begin(device, step);
+}
+
+/* Engines one after the other, whose workspaces the allocator may put into the
+ * same place: what was recorded of one must not be run for the next. */
+Test(device, a_second_engine_records_its_own_steps)
+{
+    struct node node = open_node(&backend_apart, ARITHMETIC_FP32);
+    struct memory *memory = at_prefix(&node);
+    float *wanted = room(&node), *found = room(&node);
+    uint64_t before = 0;
+    size_t shared = 0;
+
+    teller = node.device->calls;
+    told = *teller;
+    told.begin = tell;
+    node.device->calls = &told;
+    for (uint32_t i = 0; i < 4; i++) {
+        const uint64_t n_replay = apart_n_replay(node.device);
+        struct memory *fork;
+
+        cr_assert_eq(memory_fork(memory, &shared, &fork), STATUS_OK);
+        go_on(&node, fork, i ? found : wanted);
+        memory_destroy(fork);
+        cr_assert_gt(apart_n_replay(node.device), n_replay);
+        cr_assert(owner && owner != before);
+        before = owner;
+        if (i)
+            assert_same(&node, wanted, found);
+        workspace_destroy(node.workspace);
+        cr_assert_eq(
+            workspace_create(node.model, N_TOKEN, 1, 1, &node.workspace),
+            STATUS_OK);
+    }
+    node.device->calls = teller;
+    memory_destroy(memory);
+    close_node(&node);
+    free(wanted);
+    free(found);
+}
+
 Test(device, an_arithmetic_that_a_backend_lacks_is_refused_by_name)
 {
     const struct model_options options = {.backend = &backend_apart,

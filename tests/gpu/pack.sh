@@ -1,0 +1,23 @@
+#!/bin/sh
+# Put what run.sh needs of a build into a folder that runs where only a driver
+# is installed: the programs, and the shared libraries of the node that another
+# distribution lacks (not those of C and C++).
+#
+# usage: pack.sh BUILD FOLDER      then, there: tests/gpu/run.sh FOLDER
+set -eu
+build=$1
+to=$2
+cmake --build "$build" --target all gpu_checks
+mkdir -p "$to/lib"
+for program in godwitd godwitctl gpu_model check_attend check_delta \
+    check_experts check_linear check_mma; do
+    strip -o "$to/$program" "$build/$program"
+done
+for library in libgodwit_cuda.so libgodwit_faulty.so; do
+    strip -o "$to/$library" "$build/$library"
+done
+for program in godwitd godwitctl; do
+    ldd "$build/$program"
+done | awk '$3 ~ /^\// && $1 !~ /^(libc|libm|libpthread|libdl|librt|libstdc\+\+|libgcc_s)\.so/ { print $3 }' |
+    sort -u | xargs -I{} cp -L {} "$to/lib"
+du -sh "$to"

@@ -1,0 +1,96 @@
+#!/bin/sh
+# run.sh without a GPU: programs that only pretend. What it tries, within which
+# limits, what its table and its exit say.
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+fake=$(mktemp -d) || exit 1
+trap 'rm -rf "$fake"' EXIT
+n_bad=0
+
+cat >"$fake/gpu_model" <<'FAKE'
+#!/bin/sh
+case " $* " in
+*" ${FAKE_HANGS:-nothing} "*) exec sleep 60 ;;
+*" ${FAKE_FAILS:-nothing} "*) echo "it differs"; exit 1 ;;
+*" exact "*) echo "model: 7 of $5 schedules, 1 steps: 0 differ" ;;
+*) echo "said $1" ;;
+esac
+FAKE
+chmod +x "$fake/gpu_model"
+: >"$fake/libgodwit_cuda.so"
+
+# EXIT [PART...]: run.sh ends so; what it printed is in $out.
+expect() {
+    wanted=$1
+    shift
+    PATH=$path SECONDS_MAX=${SECONDS_MAX:-20} "$here/run.sh" "$fake" "$@" \
+        >"$fake/out" 2>&1
+    code=$?
+    [ "$code" -eq "$wanted" ] && return
+    echo "run.sh $*: exit $code instead of $wanted"
+    cat "$fake/out"
+    n_bad=$((n_bad + 1))
+}
+
+says() { # WORDS, a pattern
+    grep -q -- "$1" "$fake/out" && return
+    echo "no line '$1' in:"
+    cat "$fake/out"
+    n_bad=$((n_bad + 1))
+}
+
+path=$PATH
+expect 2 ops nothing
+says "no part 'nothing', there are: kernels ops exact"
+! grep -q 'said ops' "$fake/out" || n_bad=$((n_bad + 1)) # nothing ran before
+
+expect 0 ops goldens exact swap
+says '^ops  .*  held       ops: said ops$'
+says '^goldens .* held  *qwen3_5_text: said check$'
+says "^exact .* $((7 * $(find "$here/../golden" "$here/../../assets/models/godwit-tiny" \
+    -name config.json | wc -l))) schedules in all, 1000 asked for$"
+says '^swap  .*  held  *qwen3_5-9b.json: said time$'
+says ' 0 did not, 0 could not be tried$'
+
+FAKE_FAILS=ops expect 1 ops goldens
+says '^ops  .*  FAILED 1   ops: it differs$'
+says '^goldens .* held ' # what comes behind is tried all the same
+says ' 1 did not, 0 could not be tried$'
+
+SECONDS_MAX=1 FAKE_HANGS=ops expect 1 ops
+says '^ops  .*  NO TIME '
+
+PART_MAX=0 expect 1 ops
+says '^ops  .*  NO TIME '
+
+expect 3 kernels # neither there nor can they be made
+says '^kernels .*  not tried  check_linear: there is no '
+says '^0 held, 0 did not, 5 could not be tried$'
+
+mkdir "$fake/bin" # a machine without compute-sanitizer, and one with it
+for program in sh sed grep tail cut cat tee timeout date mktemp realpath rm \
+    dirname basename awk wc mkdir sleep; do
+    ln -s "$(command -v $program)" "$fake/bin/$program"
+done
+if [ ! -x /usr/local/cuda/bin/compute-sanitizer ]; then
+    path=$fake/bin
+    expect 3 race
+    says '^race  .*  not tried  racecheck: there is no compute-sanitizer here$'
+fi
+for check in linear attend delta experts; do
+    printf '#!/bin/sh\necho "checked $*"\n' >"$fake/check_$check"
+    chmod +x "$fake/check_$check"
+done
+cat >"$fake/bin/compute-sanitizer" <<'FAKE'
+#!/bin/sh
+while [ "${1#-}" != "$1" ]; do shift; [ -x "$1" ] || shift; done
+exec "$@"
+FAKE
+chmod +x "$fake/bin/compute-sanitizer"
+path=$fake/bin
+expect 0 memory race
+says '^memory .*  held       check_attend tiny 256: checked tiny 256$'
+says '^race  .*  held       check_delta check 3: checked check 3$'
+says '^memory .*  held       one schedule: model: 7 of'
+
+exit $((n_bad > 0))
