@@ -102,7 +102,7 @@ uint32_t product_n_task(const struct pool *pool,
  * them and does all of the product, from caches of its own (kernels/cpu/cut.h).
  * bytes: of all weights that they meet.
  */
-#define PRODUCT_ROWS 64u
+#define PRODUCT_ROWS 96u
 bool product_is_by_rows(const struct pool *pool,
                         const struct product_kernel *kernel, size_t bytes,
                         uint32_t n_row);
