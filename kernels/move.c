@@ -7,22 +7,45 @@
 #include <math.h>
 #include <string.h>
 
-static void embed_row(void *arg, uint32_t row, void *scratch)
+#define WIDEN_AT_ONCE 16u
+#define EMBED_ROWS 8u /* of one task */
+
+static void widen(float *y, const unsigned char *bits, size_t n)
+{
+    size_t i = 0;
+
+    /* A number of rounds that is known makes vectors of them. */
+    for (; i + WIDEN_AT_ONCE <= n; i += WIDEN_AT_ONCE) {
+        uint16_t some[WIDEN_AT_ONCE];
+
+        memcpy(some, bits + i * sizeof(*some), sizeof(some));
+        for (size_t k = 0; k < WIDEN_AT_ONCE; k++)
+            y[i + k] = scalar_from_bf16(some[k]);
+    }
+    for (; i < n; i++) {
+        uint16_t one;
+
+        memcpy(&one, bits + i * sizeof(one), sizeof(one));
+        y[i] = scalar_from_bf16(one);
+    }
+}
+
+static void embed_task(void *arg, uint32_t task, void *scratch)
 {
     const struct embed_args *a = arg;
-    const unsigned char *table = a->table;
-    size_t dim = a->dim, first = (size_t)a->token[row] * dim;
-    float *y = a->y + row * dim;
+    const uint32_t first = task * EMBED_ROWS, left = a->n_row - first;
+    const uint32_t end = first + (left < EMBED_ROWS ? left : EMBED_ROWS);
 
     (void)scratch;
-    if (a->type == LINEAR_F32) {
-        memcpy(y, table + first * sizeof(float), dim * sizeof(float));
-        return;
-    }
-    for (size_t i = 0; i < dim; i++) {
-        uint16_t bits;
-        memcpy(&bits, table + (first + i) * sizeof(bits), sizeof(bits));
-        y[i] = scalar_from_bf16(bits);
+    for (uint32_t row = first; row < end; row++) {
+        const unsigned char *table = a->table;
+        const size_t from = (size_t)a->token[row] * a->dim;
+        float *y = a->y + (size_t)row * a->dim;
+
+        if (a->type == LINEAR_F32)
+            memcpy(y, table + from * sizeof(float), a->dim * sizeof(float));
+        else
+            widen(y, table + from * sizeof(uint16_t), a->dim);
     }
 }
 
@@ -31,7 +54,8 @@ void move_embed(struct pool *pool, const struct embed_args *args)
     /* A few rows cost less than waking a thread. */
     struct pool *run_on = args->n_row < 16 ? NULL : pool;
 
-    pool_run(run_on, args->n_row, embed_row, (void *)args);
+    pool_run(run_on, (args->n_row + EMBED_ROWS - 1) / EMBED_ROWS, embed_task,
+             (void *)args);
 }
 
 /* Dims of a head as the tiles of MMA, and those of int8, pad them. */
@@ -139,41 +163,52 @@ static void append_tiles(struct kv_tile *to_k, struct kv_tile *to_v, size_t at,
     }
 }
 
-/* Their keys lie in a line for each two dims, all of them in memory. */
-#define APPEND_ROWS 4u
+void move_kv_append_row(const struct kv_append_args *a,
+                        const struct attend_span *span, size_t head, size_t r)
+{
+    const size_t d_head = a->shape.d_head;
+    const uint64_t p = span->position + r;
+    const size_t row = span->first_row + r, at = p % KV_BLOCK;
+    unsigned char *block = span->block[p / KV_BLOCK];
+    void *to_k = block + kv_keys_at(a->shape, head);
+    void *to_v = block + kv_values_at(a->shape, head);
+    const float *k = a->k + row * a->k_stride + head * d_head;
+    const float *v = a->v + row * a->v_stride + head * d_head;
+
+    if (a->shape.kv == KV_INT8)
+        append_tiles(to_k, to_v, at, k, v, d_head);
+    else if (a->shape.arithmetic == ARITHMETIC_FP32)
+        append_f32(to_k, to_v, at, k, v, d_head);
+    else
+        append_bf16(to_k, to_v, at, k, v, d_head);
+}
 
 /* Task: one KV head of one span. */
 static void append_head(void *arg, uint32_t task, void *scratch)
 {
     const struct kv_append_args *a = arg;
-    size_t d_head = a->shape.d_head, n_kv = a->shape.n_kv_head;
-    const struct attend_span *span = &a->span[task / n_kv];
-    size_t head = task % n_kv;
+    const struct attend_span *span = &a->span[task / a->shape.n_kv_head];
 
     (void)scratch;
-    for (size_t r = 0; r < span->n_row; r++) {
-        uint64_t p = span->position + r;
-        size_t row = span->first_row + r, at = p % KV_BLOCK;
-        unsigned char *block = span->block[p / KV_BLOCK];
-        void *to_k = block + kv_keys_at(a->shape, head);
-        void *to_v = block + kv_values_at(a->shape, head);
-        const float *k = a->k + row * a->k_stride + head * d_head;
-        const float *v = a->v + row * a->v_stride + head * d_head;
-        if (a->shape.kv == KV_INT8)
-            append_tiles(to_k, to_v, at, k, v, d_head);
-        else if (a->shape.arithmetic == ARITHMETIC_FP32)
-            append_f32(to_k, to_v, at, k, v, d_head);
-        else
-            append_bf16(to_k, to_v, at, k, v, d_head);
-    }
+    for (size_t r = 0; r < span->n_row; r++)
+        move_kv_append_row(a, span, task % a->shape.n_kv_head, r);
 }
 
-void move_kv_append(struct pool *pool, const struct kv_append_args *args)
+/* Their keys lie in a line for each two dims, all of them in memory. */
+#define APPEND_ROWS 4u
+
+struct pool *move_kv_append_pool(struct pool *pool,
+                                 const struct kv_append_args *args)
 {
     uint32_t n_row = 0;
 
     for (uint32_t i = 0; i < args->n_span; i++)
         n_row += args->span[i].n_row;
-    pool_run(n_row < APPEND_ROWS ? NULL : pool,
+    return n_row < APPEND_ROWS ? NULL : pool;
+}
+
+void move_kv_append(struct pool *pool, const struct kv_append_args *args)
+{
+    pool_run(move_kv_append_pool(pool, args),
              args->n_span * args->shape.n_kv_head, append_head, (void *)args);
 }

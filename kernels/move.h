@@ -8,4 +8,10 @@
 
 void move_embed(struct pool *pool, const struct embed_args *args);
 void move_kv_append(struct pool *pool, const struct kv_append_args *args);
+
+/* Of it: row r of a span, one KV head; and the pool, or NULL for few rows. */
+void move_kv_append_row(const struct kv_append_args *args,
+                        const struct attend_span *span, size_t head, size_t r);
+struct pool *move_kv_append_pool(struct pool *pool,
+                                 const struct kv_append_args *args);
 #endif

@@ -11,14 +11,24 @@
 static double measure(const float *s, size_t n, float *out_max)
 {
     double sum[N_SUM] = {0}, total = 0;
-    float max = 0;
+    float largest[N_SUM] = {0}, max = 0;
+    size_t i = 0;
 
-    for (size_t i = 0; i < n; i++) {
-        sum[i % N_SUM] += (double)s[i] * (double)s[i];
-        max = fabsf(s[i]) > max ? fabsf(s[i]) : max;
+    for (; i + N_SUM <= n; i += N_SUM) /* as vectors */
+        for (uint32_t k = 0; k < N_SUM; k++) {
+            const float x = s[i + k], size = fabsf(x);
+
+            sum[k] += (double)x * (double)x;
+            largest[k] = size > largest[k] ? size : largest[k];
+        }
+    for (uint32_t k = 0; i < n; i++, k++) {
+        sum[k] += (double)s[i] * (double)s[i];
+        largest[k] = fmaxf(largest[k], fabsf(s[i]));
     }
-    for (uint32_t i = 0; i < N_SUM; i++)
-        total += sum[i];
+    for (uint32_t k = 0; k < N_SUM; k++) {
+        total += sum[k];
+        max = fmaxf(max, largest[k]);
+    }
     if (!isfinite(total)) { /* a NaN is larger than nothing */
         *out_max = INFINITY;
         return INFINITY;

@@ -1,18 +1,23 @@
+#include "kernels/cpu/cut.h"
 #include "kernels/cpu/ops.h"
 
 #include <assert.h>
 
-/* Channels of one task, so that weights and the last few rows of them stay in
- * the first-level cache, or fewer, so that all threads have some. */
+/* Channels that go together, so that weights and the last few rows of them stay
+ * in the first-level cache; or fewer, so that all threads have some. */
 #define CHANNELS_MAX 512u
 #define CHANNELS_MIN 64u
 #define TASKS_A_THREAD 4u
+/* Rows of a task that has all channels, where spans have so many of them. */
+#define TASK_ROWS 32u
+#define SPAN_ROWS 8u
 #define FETCH_AHEAD 4 /* rows */
 
 struct job {
     const struct conv_args *args;
-    uint32_t n_part, channels; /* parts of a span, and channels of one */
+    uint32_t channels; /* of one task */
     uint32_t n_task, n_thread;
+    struct cut cut; /* of many rows */
 };
 
 /* Raw input at row t of the span; t < 0 is in the tail. */
@@ -117,19 +122,10 @@ static void fetch_tail(const struct job *job, uint32_t task)
     }
 }
 
-static void conv_task(void *arg, uint32_t task, void *scratch)
+/* Oldest first: each is read before its place is written. */
+static void keep_tail(const struct conv_args *a, const struct conv_span *span,
+                      uint32_t first, uint32_t end)
 {
-    const struct job *job = arg;
-    const struct conv_args *a = job->args;
-    const struct piece piece = piece_of(job, task);
-    const struct conv_span *span = piece.span;
-    const uint32_t first = piece.first, end = piece.end;
-
-    (void)scratch;
-    fetch_tail(job, task + job->n_thread);
-    for (int64_t t = 0; t < span->n_row; t++)
-        conv_row(a, span, t, first, end);
-    /* Oldest first: each is read before its place is written. */
     for (uint32_t i = 0; i + 1 < a->width; i++) {
         float *tail = span->tail + (size_t)i * a->n_channel;
         const float *x =
@@ -139,21 +135,88 @@ static void conv_task(void *arg, uint32_t task, void *scratch)
     }
 }
 
+static void channel_task(void *arg, uint32_t task, void *scratch)
+{
+    const struct job *job = arg;
+    const struct piece piece = piece_of(job, task);
+
+    (void)scratch;
+    fetch_tail(job, task + job->n_thread);
+    for (int64_t t = 0; t < piece.span->n_row; t++)
+        conv_row(job->args, piece.span, t, piece.first, piece.end);
+    keep_tail(job->args, piece.span, piece.first, piece.end);
+}
+
+static void run_channels(struct pool *pool, struct job *job)
+{
+    const struct conv_args *a = job->args;
+    const uint64_t n_each = (uint64_t)TASKS_A_THREAD * pool_n_thread(pool);
+
+    while (job->channels > CHANNELS_MIN &&
+           (uint64_t)a->n_channel / job->channels * a->n_span < n_each)
+        job->channels /= 2;
+    job->n_task =
+        a->n_span * ((a->n_channel + job->channels - 1) / job->channels);
+    job->n_thread = pool_n_thread(pool);
+    pool_run(pool, job->n_task, channel_task, job);
+}
+
+/* Rows of the span before row `row` of the batch, where tasks are cut. The
+ * first rows meet the tail, which their task then writes: they stay together.
+ */
+static uint32_t rows_before(const struct conv_span *span, uint32_t row)
+{
+    uint32_t n = row < span->first_row ? 0 : row - (uint32_t)span->first_row;
+
+    if (n && n < CONV_WIDTH_MAX)
+        n = CONV_WIDTH_MAX;
+    return n < span->n_row ? n : span->n_row;
+}
+
+static void row_task(void *arg, uint32_t task, void *scratch)
+{
+    const struct job *job = arg;
+    const struct conv_args *a = job->args;
+    const struct cut_part part = cut_part(job->cut, task);
+
+    (void)scratch;
+    for (uint32_t i = 0; i < a->n_span; i++) {
+        const struct conv_span *span = &a->span[i];
+        const uint32_t from = rows_before(span, part.first);
+        const uint32_t to = rows_before(span, part.end);
+
+        for (uint32_t c = 0; c < a->n_channel; c += CHANNELS_MAX) {
+            const uint32_t left = a->n_channel - c;
+
+            for (int64_t t = from; t < to; t++)
+                conv_row(a, span, t, c,
+                         left < CHANNELS_MAX ? a->n_channel : c + CHANNELS_MAX);
+        }
+        if (from == 0 && to)
+            keep_tail(a, span, 0, a->n_channel);
+    }
+}
+
 void LANES_NAME(conv)(struct pool *pool, const struct conv_args *args)
 {
     struct job job = {.args = args, .channels = CHANNELS_MAX};
     uint64_t n_row = 0;
+    uint32_t end = 0;
 
     assert(args->width >= 1 && args->width <= CONV_WIDTH_MAX);
-    for (uint32_t i = 0; i < args->n_span; i++)
-        n_row += args->span[i].n_row;
+    for (uint32_t i = 0; i < args->n_span; i++) {
+        const struct conv_span *span = &args->span[i];
+
+        n_row += span->n_row;
+        end = span->first_row + span->n_row > end
+                  ? span->first_row + span->n_row
+                  : end;
+    }
     pool = pool_for_floats(pool, n_row * args->n_channel);
-    while (job.channels > CHANNELS_MIN &&
-           (uint64_t)args->n_channel / job.channels * args->n_span <
-               (uint64_t)TASKS_A_THREAD * pool_n_thread(pool))
-        job.channels /= 2;
-    job.n_part = (args->n_channel + job.channels - 1) / job.channels;
-    job.n_task = args->n_span * job.n_part;
-    job.n_thread = pool_n_thread(pool);
-    pool_run(pool, job.n_task, conv_task, &job);
+    job.cut = cut_rows(pool, end, TASK_ROWS);
+    if (job.cut.n_task > pool_n_thread(pool) &&
+        n_row >= (uint64_t)SPAN_ROWS * args->n_span)
+        pool_run(pool, job.cut.n_task, row_task, &job);
+    else
+        run_channels(pool, &job);
 }

@@ -1,3 +1,4 @@
+#include "kernels/cpu/cut.h"
 #include "kernels/cpu/delta_part.h"
 #include "kernels/cpu/ops.h"
 
@@ -523,19 +524,19 @@ struct job {
     uint32_t n_task, n_thread;
 };
 
-static void run_one(const struct job *job, uint32_t task,
+/* at: of all heads of all spans the one that is computed. */
+static void run_one(const struct job *job, uint32_t at, bool is_last,
                     const struct delta_span *span, uint32_t row)
 {
     const uint32_t n_k_head = job->args->shape.n_k_head;
-    const uint32_t next =
-        job->n_task - task > job->n_thread ? task + job->n_thread : task;
+    const uint32_t next = is_last ? at : at + 1;
 
     LANES_NAME(delta_one)
     (&(struct delta_one){
         .args = job->args,
         .state = &span->state,
         .row = (size_t)span->first_row + row,
-        .k_head = task % n_k_head,
+        .k_head = at % n_k_head,
         .i = (uint32_t)((span->position + row) % GRID),
         .chunk = (span->position + row) / GRID + 1,
         .is_step = span->n_row == 1,
@@ -548,7 +549,8 @@ static void task(void *arg, uint32_t task, void *scratch)
 {
     const struct job *job = arg;
     const struct delta_args *a = job->args;
-    const struct delta_span *span = &a->span[task / a->shape.n_k_head];
+    const uint32_t at = cut_turn(task, job->n_task, job->n_thread);
+    const struct delta_span *span = &a->span[at / a->shape.n_k_head];
     uint32_t n_row;
 
     for (uint32_t t = 0; t < span->n_row; t += n_row) {
@@ -556,7 +558,7 @@ static void task(void *arg, uint32_t task, void *scratch)
         struct part part = {.args = a,
                             .span = span,
                             .kernel = job->kernel,
-                            .k_head = task % a->shape.n_k_head,
+                            .k_head = at % a->shape.n_k_head,
                             .n_each = a->shape.n_v_head / a->shape.n_k_head,
                             .row = (size_t)span->first_row + t,
                             .first = first,
@@ -568,7 +570,7 @@ static void task(void *arg, uint32_t task, void *scratch)
         part.n_row = n_row;
         part.end = first + n_row;
         if (t + 1 == span->n_row) {
-            run_one(job, task, span, t);
+            run_one(job, at, job->n_task - task <= job->n_thread, span, t);
             if (part.end < GRID)
                 return;
             part.first = GRID;

@@ -1,4 +1,5 @@
 /* Operators of one pass over rows: norms, gates, rotation. */
+#include "kernels/cpu/cut.h"
 #include "kernels/cpu/ops.h"
 
 #include <assert.h>
@@ -11,33 +12,17 @@
 /* Some rows of an operator for each task. */
 struct job {
     const void *args;
-    uint32_t n_row, n_each;
+    struct cut cut;
 };
 
-static size_t row_first(const struct job *job, uint32_t task)
-{
-    return (size_t)task * job->n_each;
-}
-
-static size_t row_end(const struct job *job, uint32_t task)
-{
-    size_t end = row_first(job, task) + job->n_each;
-    return end < job->n_row ? end : job->n_row;
-}
-
-/* Rows of `width` floats each. Few rows are shared out evenly: what one thread
- * has made alone, the other waits for twice, until it is there and until it has
- * come over. */
+/* Rows of `width` floats each. */
 static void run_rows(struct pool *pool, uint32_t n_row, uint64_t width,
                      pool_work *work, const void *args)
 {
     struct pool *by = pool_for_floats(pool, n_row * width);
-    const uint32_t n_thread = pool_n_thread(by);
-    const uint32_t n_even = (n_row + n_thread - 1) / n_thread;
-    struct job job = {args, n_row, n_even < TASK_ROWS ? n_even : TASK_ROWS};
+    struct job job = {args, cut_rows(by, n_row, TASK_ROWS)};
 
-    if (n_row)
-        pool_run(by, (n_row + job.n_each - 1) / job.n_each, work, &job);
+    pool_run(by, job.cut.n_task, work, &job);
 }
 
 /* z: what gates the group by its silu, or NULL. */
@@ -59,10 +44,11 @@ LANES_INLINE void norm_group(float *y, const float *x, const float *z,
 static void norm_task(void *arg, uint32_t task, void *scratch)
 {
     const struct job *job = arg;
+    const struct cut_part part = cut_part(job->cut, task);
     const struct norm_args *a = job->args;
 
     (void)scratch;
-    for (size_t r = row_first(job, task); r < row_end(job, task); r++)
+    for (size_t r = part.first; r < part.end; r++)
         for (size_t g = 0; g < a->n_group; g++)
             norm_group(a->y + r * a->y_stride + g * a->dim,
                        a->x + r * a->x_stride + g * a->dim, NULL, a);
@@ -77,11 +63,12 @@ void LANES_NAME(rms_norm)(struct pool *pool, const struct norm_args *args)
 static void gated_norm_task(void *arg, uint32_t task, void *scratch)
 {
     const struct job *job = arg;
+    const struct cut_part part = cut_part(job->cut, task);
     const struct gated_norm_args *a = job->args;
     const struct norm_args *n = &a->norm;
 
     (void)scratch;
-    for (size_t r = row_first(job, task); r < row_end(job, task); r++)
+    for (size_t r = part.first; r < part.end; r++)
         for (size_t g = 0; g < n->n_group; g++)
             norm_group(n->y + r * n->y_stride + g * n->dim,
                        n->x + r * n->x_stride + g * n->dim,
@@ -110,10 +97,11 @@ void LANES_NAME(swiglu_floats)(float *y, const float *gate, const float *up,
 static void swiglu_task(void *arg, uint32_t task, void *scratch)
 {
     const struct job *job = arg;
+    const struct cut_part part = cut_part(job->cut, task);
     const struct swiglu_args *a = job->args;
 
     (void)scratch;
-    for (size_t r = row_first(job, task); r < row_end(job, task); r++) {
+    for (size_t r = part.first; r < part.end; r++) {
         float *y = a->y + r * a->y_stride;
         const float *gate = a->x + r * a->x_stride, *up = gate + a->n_ff;
 
@@ -129,10 +117,11 @@ void LANES_NAME(swiglu)(struct pool *pool, const struct swiglu_args *args)
 static void gate_task(void *arg, uint32_t task, void *scratch)
 {
     const struct job *job = arg;
+    const struct cut_part part = cut_part(job->cut, task);
     const struct gate_args *a = job->args;
 
     (void)scratch;
-    for (size_t r = row_first(job, task); r < row_end(job, task); r++) {
+    for (size_t r = part.first; r < part.end; r++) {
         float *y = a->y + r * a->y_stride;
         const float *gate = a->gate + r * a->gate_stride;
         for (uint32_t i = 0; i < a->dim; i += LANES) {
@@ -151,11 +140,12 @@ void LANES_NAME(gate)(struct pool *pool, const struct gate_args *args)
 static void delta_gate_task(void *arg, uint32_t task, void *scratch)
 {
     const struct job *job = arg;
+    const struct cut_part part = cut_part(job->cut, task);
     const struct delta_gate_args *d = job->args;
     uint32_t n = d->n_v_head;
 
     (void)scratch;
-    for (size_t r = row_first(job, task); r < row_end(job, task); r++) {
+    for (size_t r = part.first; r < part.end; r++) {
         const float *a = d->a + r * d->a_stride, *b = d->b + r * d->b_stride;
         for (uint32_t h = 0; h < n; h += LANES) {
             v16 beta = v16_sigmoid(v16_load_part(b, h, n));
@@ -194,12 +184,13 @@ static void rotate_head(float *head, const float *cosine, const float *sine,
 static void rope_task(void *arg, uint32_t task, void *scratch)
 {
     const struct job *job = arg;
+    const struct cut_part part = cut_part(job->cut, task);
     const struct rope_args *a = job->args;
     const struct rope_table *table = a->table;
     uint32_t n_pair = table->n_rot / 2;
     float *cosine = scratch, *sine = cosine + n_pair;
 
-    for (size_t r = row_first(job, task); r < row_end(job, task); r++) {
+    for (size_t r = part.first; r < part.end; r++) {
         uint64_t p = a->position[r];
         assert(p < table->n_position);
         size_t at = p / KV_BLOCK * n_pair * KV_BLOCK + p % KV_BLOCK;

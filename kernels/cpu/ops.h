@@ -14,6 +14,8 @@ void LANES_NAME(gated_norm)(struct pool *pool,
 void LANES_NAME(swiglu)(struct pool *pool, const struct swiglu_args *args);
 void LANES_NAME(gate)(struct pool *pool, const struct gate_args *args);
 void LANES_NAME(rope)(struct pool *pool, const struct rope_args *args);
+void LANES_NAME(kv_append)(struct pool *pool,
+                           const struct kv_append_args *args);
 void LANES_NAME(attend)(struct pool *pool, const struct attend_args *args);
 void LANES_NAME(kv_score)(struct pool *pool, const struct kv_score_args *args);
 void LANES_NAME(kv_mass)(struct pool *pool, const struct kv_mass_args *args);

@@ -1,5 +1,7 @@
 #include "kernels/cpu/product.h"
 
+#include "kernels/cpu/cut.h"
+
 #include <assert.h>
 #include <string.h>
 
@@ -21,6 +23,10 @@
 /* Waking and joining workers costs about a microsecond. Fewer vector fused
  * multiply-adds than this stay on the caller. */
 #define FMAS_MIN 4096u
+
+/* Weights that each thread may read for itself: its caches hold them. Larger
+ * ones are read once for all threads. */
+#define CACHED_BYTES ((size_t)4 << 20)
 
 /* One pass over rows [first, end) of y, all of which fit where they go. */
 struct pass {
@@ -211,13 +217,47 @@ static void run_task(void *arg, uint32_t task, void *scratch)
     run_units(pass, task, made, own + OWN_BYTES);
 }
 
+static uint64_t cost_of(const struct pass *pass)
+{
+    uint64_t cost = 0;
+
+    for (uint32_t i = 0; i < pass->product->n_part; i++)
+        cost += share_of(pass, &pass->product->part[i]).cost;
+    return cost;
+}
+
+/* Rows [first, end) from beginning to end, on this thread. */
+static void run_rows(const struct pass *pass, struct cut_part rows,
+                     void *scratch)
+{
+    struct pass own = *pass;
+
+    own.first = rows.first;
+    own.end = rows.end;
+    own.n_task = 1;
+    own.cost = cost_of(&own);
+    if (own.made)
+        own.made = (unsigned char *)own.made + rows.first * own.form.row_bytes;
+    run_task(&own, 0, scratch);
+}
+
+struct by_rows {
+    const struct pass *pass;
+    struct cut cut;
+};
+
+static void rows_task(void *arg, uint32_t task, void *scratch)
+{
+    const struct by_rows *by = arg;
+
+    run_rows(by->pass, cut_part(by->cut, task), scratch);
+}
+
 /* ----------------------------------------------------------------- passes */
 
 static void run_pass(struct pool *pool, struct pass *pass)
 {
-    pass->cost = 0;
-    for (uint32_t i = 0; i < pass->product->n_part; i++)
-        pass->cost += share_of(pass, &pass->product->part[i]).cost;
+    pass->cost = cost_of(pass);
     if (pass->made && !pass->product->made)
         pool_run(pool, pass->n_task, make_rows, pass);
     pool_run(pool, pass->n_task, run_task, pass);
@@ -254,6 +294,14 @@ uint32_t product_n_task(const struct pool *pool,
     return (uint32_t)(n < n_max ? n : n_max);
 }
 
+bool product_is_by_rows(const struct pool *pool,
+                        const struct product_kernel *kernel, size_t bytes,
+                        uint32_t n_row)
+{
+    return !kernel->tasks_a_thread && bytes <= CACHED_BYTES &&
+           n_row / pool_n_thread(pool) >= PRODUCT_ROWS;
+}
+
 /* Where the rows come from; returns how many fit there at a time. */
 static uint32_t choose_room(struct pass *pass, struct pool *pool)
 {
@@ -275,19 +323,53 @@ static uint32_t choose_room(struct pass *pass, struct pool *pool)
                : (uint32_t)(POOL_SHARED_BYTES / bytes);
 }
 
+static void run_by_rows(struct pool *pool, struct pass *pass)
+{
+    struct by_rows by = {pass,
+                         cut_rows(pool, pass->product->n_row, PRODUCT_ROWS)};
+
+    pass->is_own = pass->kernel->take || pass->product->row;
+    pool_run(pool, by.cut.n_task, rows_task, &by);
+}
+
+static struct pass begin(const struct product *p,
+                         const struct product_kernels *kernels)
+{
+    struct pass pass = {.product = p, .shape = p->part[0].w};
+
+    pass.n_panel = (pass.shape->n_out + LINEAR_PANEL - 1) / LINEAR_PANEL;
+    pass.kernel = product_kernel_of(kernels, pass.shape);
+    pass.form = product_form_of(pass.kernel, pass.shape);
+    return pass;
+}
+
+void product_run_alone(const struct product *p,
+                       const struct product_kernels *kernels, void *scratch)
+{
+    struct pass pass = begin(p, kernels);
+
+    assert(p->made);
+    pass.made = (void *)(uintptr_t)p->made; /* read only */
+    run_rows(&pass, (struct cut_part){0, p->n_row}, scratch);
+}
+
 void product_run(struct pool *pool, const struct product *p,
                  const struct product_kernels *kernels)
 {
-    struct pass pass = {.product = p};
+    struct pass pass;
     uint32_t n_fit;
 
     if (!p->n_row || !p->n_part || !p->part[0].w->n_out)
         return;
-    pass.shape = p->part[0].w;
-    pass.n_panel = (pass.shape->n_out + LINEAR_PANEL - 1) / LINEAR_PANEL;
-    pass.kernel = product_kernel_of(kernels, pass.shape);
-    pass.form = product_form_of(pass.kernel, pass.shape);
+    pass = begin(p, kernels);
     pool = product_pool(pool, pass.shape, p->n_row);
+    if (p->n_part == 1 && !p->made &&
+        PRODUCT_ROWS * pass.form.row_bytes <= OWN_BYTES &&
+        product_is_by_rows(pool, pass.kernel, linear_bytes(pass.shape),
+                           p->n_row)) {
+        run_by_rows(pool, &pass);
+        return;
+    }
     pass.n_task = pool_n_thread(pool);
     n_fit = choose_room(&pass, pool);
     if (!pass.is_own)

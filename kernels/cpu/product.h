@@ -44,7 +44,7 @@ struct product_kernel {
     struct product_shape (*shape)(uint32_t n_row, uint32_t n_step);
     /* Of large products; 0: one. More of them level threads that run unlike, as
      * tiles do where physical cores are shared, but share fewer panels: pairs
-     * lost a seventh by it. */
+     * lost a seventh by it. Those of one may go by rows. */
     uint32_t tasks_a_thread;
 };
 
@@ -96,6 +96,20 @@ struct pool *product_pool(struct pool *pool, const struct linear *w,
 uint32_t product_n_task(const struct pool *pool,
                         const struct product_kernel *kernel,
                         const struct linear *w, uint32_t n_row);
+
+/*
+ * So many rows of small weights go by rows: a task is up to PRODUCT_ROWS of
+ * them and does all of the product, from caches of its own (kernels/cpu/cut.h).
+ * bytes: of all weights that they meet.
+ */
+#define PRODUCT_ROWS 96u
+bool product_is_by_rows(const struct pool *pool,
+                        const struct product_kernel *kernel, size_t bytes,
+                        uint32_t n_row);
+
+/* All of it, whose rows are made, on the calling thread. */
+void product_run_alone(const struct product *product,
+                       const struct product_kernels *kernels, void *scratch);
 
 /* Rows that belong to no part are not touched. */
 void product_run(struct pool *pool, const struct product *product,

@@ -8,6 +8,8 @@
  */
 #include "kernels/cpu/product.h"
 
+#include "kernels/cpu/cut.h"
+
 #include <assert.h>
 
 #define ROWS 256u /* of a block: weights are read once for so many */
@@ -198,21 +200,70 @@ static void run_block(struct ffn *f, struct pool *pool)
     pool_run(pool, f->n_task, run_units, f);
 }
 
+/* y of the block from what lies in f->act. */
+static struct product down_of(const struct ffn *f, bool is_add,
+                              const struct product_part *whole)
+{
+    const struct ffn_args *a = f->args;
+
+    return (struct product){.y = a->y + f->first * a->y_stride,
+                            .y_stride = a->y_stride,
+                            .n_row = f->n_row,
+                            .made = f->act,
+                            .part = whole,
+                            .n_part = 1,
+                            .is_add = is_add};
+}
+
 static void run_down(const struct ffn *f, struct pool *pool, bool is_add,
                      const struct product_kernels *kernels)
 {
-    const struct ffn_args *a = f->args;
-    const struct product_part whole = {.w = a->down, .n_row = f->n_row};
+    const struct product_part whole = {.w = f->args->down, .n_row = f->n_row};
+    const struct product down = down_of(f, is_add, &whole);
 
-    product_run(pool,
-                &(struct product){.y = a->y + f->first * a->y_stride,
-                                  .y_stride = a->y_stride,
-                                  .n_row = f->n_row,
-                                  .made = f->act,
-                                  .part = &whole,
-                                  .n_part = 1,
-                                  .is_add = is_add},
-                kernels);
+    product_run(pool, &down, kernels);
+}
+
+/* -------------------------------------------------------------- many rows */
+
+struct by_rows {
+    const struct ffn *ffn;
+    const struct product_kernels *kernels;
+    struct cut cut;
+    bool is_add;
+};
+
+/* A block that one thread takes from x to y. */
+static void rows_task(void *arg, uint32_t task, void *scratch)
+{
+    const struct by_rows *by = arg;
+    const struct cut_part rows = cut_part(by->cut, task);
+    struct ffn f = *by->ffn;
+    const struct product_part whole = {.w = f.args->down,
+                                       .n_row = rows.end - rows.first};
+
+    f.first = rows.first;
+    f.n_row = rows.end - rows.first;
+    f.is_own = f.in->take != NULL;
+    f.act = (unsigned char *)scratch +
+            (f.n_row * f.x_form.row_bytes + 63) / 64 * 64;
+    f.n_task = 1;
+    choose_units(&f);
+    run_units(&f, 0, scratch);
+
+    const struct product down = down_of(&f, by->is_add, &whole);
+    product_run_alone(&down, by->kernels, scratch);
+}
+
+static bool is_by_rows(const struct ffn *f, const struct pool *pool)
+{
+    const struct ffn_args *a = f->args;
+    const size_t bytes =
+        linear_bytes(a->gate) + linear_bytes(a->up) + linear_bytes(a->down);
+    const size_t row_bytes = f->x_form.row_bytes + f->act_form.row_bytes;
+
+    return PRODUCT_ROWS * row_bytes + 64 <= OWN_BYTES &&
+           product_is_by_rows(pool, f->in, bytes, a->n_row);
 }
 
 void product_ffn(struct pool *pool, const struct ffn_args *args, bool is_add,
@@ -231,11 +282,18 @@ void product_ffn(struct pool *pool, const struct ffn_args *args, bool is_add,
     f.x_form = product_form_of(f.in, args->gate);
     f.act_form =
         product_form_of(product_kernel_of(kernels, args->down), args->down);
+    pool = product_pool(pool, args->gate, args->n_row);
+    if (is_by_rows(&f, pool)) {
+        struct by_rows by = {&f, kernels,
+                             cut_rows(pool, args->n_row, PRODUCT_ROWS), is_add};
+
+        pool_run(pool, by.cut.n_task, rows_task, &by);
+        return;
+    }
     fit =
         (POOL_SHARED_BYTES - 64) / (f.x_form.row_bytes + f.act_form.row_bytes);
     assert(fit);
     fit = fit < ROWS ? fit : ROWS;
-    pool = product_pool(pool, args->gate, args->n_row);
     for (; f.first < args->n_row; f.first += f.n_row) {
         const uint32_t left = args->n_row - f.first;
         const size_t n_left = (left + fit - 1) / fit; /* blocks, all alike */

@@ -9,7 +9,7 @@
     .arithmetics = ARITHMETICS_CPU, .rms_norm = LANES_NAME(rms_norm),          \
     .gated_norm = LANES_NAME(gated_norm), .swiglu = LANES_NAME(swiglu),        \
     .gate = LANES_NAME(gate), .embed = move_embed, .rope = LANES_NAME(rope),   \
-    .kv_append = move_kv_append, .kv_seal = index_seal,                        \
+    .kv_append = LANES_NAME(kv_append), .kv_seal = index_seal,                 \
     .kv_score = LANES_NAME(kv_score), .kv_mass = LANES_NAME(kv_mass),          \
     .conv = LANES_NAME(conv), .delta_gate = LANES_NAME(delta_gate),            \
     .route = LANES_NAME(route), .combine = LANES_NAME(combine),                \

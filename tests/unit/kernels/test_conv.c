@@ -129,3 +129,35 @@ Test(conv, sessions_in_one_batch_do_not_see_each_other)
     setting_release(&s);
     pools_destroy(pools);
 }
+
+/* Tasks of many rows are cut somewhere: also where the rows before read the
+ * tail that is to be written. */
+Test(conv, a_span_may_begin_anywhere_before_a_cut)
+{
+    const uint32_t n_row = 60;
+    struct setting s;
+    struct pool *pools[N_POOL];
+
+    pools_create(pools);
+    setting_init(&s, SHAPES[6]);
+    size_t n = N_TOKEN * s.y_stride, n_tail = tail_floats(&s);
+    for (uint32_t first = 0; first + n_row <= N_TOKEN; first++) {
+        float *want = constant(n, 0.0f), *want_tail = filled(n_tail, 40);
+
+        run(&s, backend_ref_found(), NULL, first, n_row, want_tail, want);
+        EACH_BACKEND(backend)
+        for (uint32_t p = 0; p < N_POOL; p++) {
+            float *y = constant(n, 0.0f), *tail = filled(n_tail, 40);
+
+            run(&s, backend, pools[p], first, n_row, tail, y);
+            assert_same(y, want, n, backend->name);
+            assert_same(tail, want_tail, n_tail, backend->name);
+            drop(y);
+            drop(tail);
+        }
+        drop(want);
+        drop(want_tail);
+    }
+    setting_release(&s);
+    pools_destroy(pools);
+}
