@@ -523,19 +523,32 @@ struct job {
     uint32_t n_task, n_thread;
 };
 
+/* Of the heads of all spans, the one of this task: tasks i, i + n_thread and so
+ * on are a thread's own, and their states are to be one run of memory. */
+static uint32_t head_of_task(const struct job *job, uint32_t task)
+{
+    const uint32_t n = job->n_thread, thread = task % n;
+    const uint32_t n_more = job->n_task % n; /* threads with one task more */
+
+    return thread * (job->n_task / n) + (thread < n_more ? thread : n_more) +
+           task / n;
+}
+
 static void run_one(const struct job *job, uint32_t task,
                     const struct delta_span *span, uint32_t row)
 {
     const uint32_t n_k_head = job->args->shape.n_k_head;
-    const uint32_t next =
-        job->n_task - task > job->n_thread ? task + job->n_thread : task;
+    const uint32_t head = head_of_task(job, task);
+    const uint32_t next = job->n_task - task > job->n_thread
+                              ? head_of_task(job, task + job->n_thread)
+                              : head;
 
     LANES_NAME(delta_one)
     (&(struct delta_one){
         .args = job->args,
         .state = &span->state,
         .row = (size_t)span->first_row + row,
-        .k_head = task % n_k_head,
+        .k_head = head % n_k_head,
         .i = (uint32_t)((span->position + row) % GRID),
         .chunk = (span->position + row) / GRID + 1,
         .is_step = span->n_row == 1,
@@ -548,7 +561,8 @@ static void task(void *arg, uint32_t task, void *scratch)
 {
     const struct job *job = arg;
     const struct delta_args *a = job->args;
-    const struct delta_span *span = &a->span[task / a->shape.n_k_head];
+    const uint32_t head = head_of_task(job, task);
+    const struct delta_span *span = &a->span[head / a->shape.n_k_head];
     uint32_t n_row;
 
     for (uint32_t t = 0; t < span->n_row; t += n_row) {
@@ -556,7 +570,7 @@ static void task(void *arg, uint32_t task, void *scratch)
         struct part part = {.args = a,
                             .span = span,
                             .kernel = job->kernel,
-                            .k_head = task % a->shape.n_k_head,
+                            .k_head = head % a->shape.n_k_head,
                             .n_each = a->shape.n_v_head / a->shape.n_k_head,
                             .row = (size_t)span->first_row + t,
                             .first = first,
