@@ -26,8 +26,9 @@
 struct shared {
     const struct delta_one *one;
     uint32_t d_k, d_v, i;
-    uint32_t *k, *q; /* [n_pair] words */
-    float *kk, *qk;  /* [GRID] dots with the ring's keys */
+    uint32_t *k, *q;   /* [n_pair] words */
+    float *kk, *qk;    /* [GRID] dots with the ring's keys */
+    const uint32_t *u; /* the first v-head's ring, which comes behind them */
 };
 
 /* What a session remembers of one v-head. */
@@ -127,6 +128,9 @@ LANES_INLINE void dot_tokens(const struct shared *h, const uint32_t *ring,
     for (uint32_t d = 0; d < n_pair; d++) {
         const v16 by_k = v16_set1_word(h->k + d);
         const v16 by_q = v16_set1_word(h->q + d);
+
+        if (at == 0 && d <= h->i / 2)
+            fetch(h->u + d * (size_t)h->d_v, h->d_v);
 #pragma GCC unroll 4
         for (uint32_t p = 0; p < width; p++) {
             const v16 key = load_words(ring + d * GRID + at + p * LANES);
@@ -204,10 +208,10 @@ LANES_INLINE const uint32_t *words_of(const struct place *place, bool is_copied)
 
 /*
  * While two rows of S0 pass by, dims d on: what is needed some KiB later, of
- * the next head at last; the head's ring of u; the next ring of keys. Asking
- * for these in the loops that read them leaves S0's time unused; asking for all
- * of the next head is too early. Lines in bursts, because one for each panel as
- * it passes by takes a fifth longer.
+ * the next head at last; the next ring of keys; the ring of u of a next head
+ * that has the same keys. Lines in bursts, because one for each panel as it
+ * passes by takes a fifth longer. Of half a ring of keys or more the core reads
+ * ahead by itself.
  */
 LANES_INLINE void fetch_early(const struct head *h, uint32_t d)
 {
@@ -220,9 +224,9 @@ LANES_INLINE void fetch_early(const struct head *h, uint32_t d)
                       : words_of(&h->next, h->is_copied) +
                             (size_t)(to - n_pair) * n_word,
           n_word);
-    if (d <= i)
-        fetch(h->at.u + d / 2 * (size_t)d_v, d_v);
-    if (h->next.key != h->at.key)
+    if (h->next.key == h->at.key && d <= i)
+        fetch(h->next.u + d / 2 * (size_t)d_v, d_v);
+    if (h->next.key != h->at.key && i < GRID / 2)
         fetch(h->next.key + d / 2 * GRID, i + 1);
     if (d < GRID && d % 8 == 0)
         fetch(h->next.g + d, 1);
@@ -241,6 +245,7 @@ LANES_INLINE void read_state(const struct head *h, uint32_t e, uint32_t width,
     const struct shared *of = h->of;
     const uint32_t d_k = of->d_k, d_v = of->d_v;
     const float *s = h->at.s;
+    uint32_t *copy = h->at.copy ? h->at.copy + e : NULL;
     struct sums k, q;
 
     clear(&k, width);
@@ -256,17 +261,18 @@ LANES_INLINE void read_state(const struct head *h, uint32_t e, uint32_t width,
 #pragma GCC unroll 8
         for (uint32_t p = 0; p < width; p++) {
             const uint32_t at = e + p * LANES;
-            const size_t word = (size_t)(d / 2) * d_v + at;
             const v16 two = is_copied
-                                ? load_words(h->at.copy + word)
+                                ? load_words(copy + p * LANES)
                                 : v16_words(load_at(s, at, d_v, width),
                                             load_at(next, at, d_v, width));
 
-            if (!is_copied && h->at.copy)
-                v16_store((float *)(void *)(h->at.copy + word), two);
+            if (!is_copied && copy)
+                v16_store((float *)(void *)(copy + p * LANES), two);
             add_pair(&k, p, order, by_k, two);
             add_pair(&q, p, order, by_q, two);
         }
+        if (copy)
+            copy += d_v;
         if ((d + 2) % LINEAR_STEP == 0 || d + 2 >= d_k) {
             close(&k, width, order);
             close(&q, width, order);
@@ -467,6 +473,8 @@ void LANES_NAME(delta_one)(const struct delta_one *one)
     const struct delta_shape shape = one->args->shape;
     uint32_t word[2][HEAD_DIM_MAX / 2];
     float dot[2][GRID];
+    const struct place first = place_of(
+        one, one->state, (size_t)one->k_head * shape.n_v_head / shape.n_k_head);
     const struct shared of = {.one = one,
                               .d_k = shape.d_k,
                               .d_v = shape.d_v,
@@ -474,7 +482,8 @@ void LANES_NAME(delta_one)(const struct delta_one *one)
                               .k = word[0],
                               .q = word[1],
                               .kk = dot[0],
-                              .qk = dot[1]};
+                              .qk = dot[1],
+                              .u = first.u};
 
     if (shape.arithmetic == ARITHMETIC_PAIR)
         run(&of, ARITHMETIC_PAIR, WIDTH_PAIR);
