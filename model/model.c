@@ -4,6 +4,7 @@
 #include "model/graph.h"
 #include "model/moe.h"
 #include "model/safetensors.h"
+#include "model/state_cap.h"
 #include "model/weights.h"
 
 #include <assert.h>
@@ -126,6 +127,11 @@ static void name_numerics(struct model *model)
                  "%s/%s/kv-%s/rope-%08x", arithmetic_id(model->arithmetic),
                  format, kv, (uint32_t)rope.lo);
     assert(n > 0 && (size_t)n < sizeof(model->numerics));
+    /* Without a cap the id, and so all sessions, are what they were. */
+    if (model->state_cap > 0)
+        n += snprintf(model->numerics + n, sizeof(model->numerics) - (size_t)n,
+                      "/cap-%.9g-%u", (double)model->state_cap, STATE_CAP_GRID);
+    assert((size_t)n < sizeof(model->numerics));
 }
 
 /* ---------------------------------------------------------------- weights */
@@ -273,6 +279,25 @@ static uint64_t count_parameters(const struct arch *arch,
 
 /* ------------------------------------------------------------------- life */
 
+/* A cap that would do nothing is a mistake to hear of. */
+static enum status check_state_cap(const struct model *model)
+{
+    bool has_state = false;
+
+    for (uint32_t i = 0; i < model->config.n_layer; i++)
+        has_state |= model->config.layer[i] == LAYER_DELTA;
+    if (model->backend->find_device)
+        return status_fail(STATUS_FAILED_PRECONDITION,
+                           "backend '%s' does not cap recurrent states: "
+                           "CPUs do",
+                           model->backend->name);
+    if (!has_state)
+        return status_fail(STATUS_FAILED_PRECONDITION,
+                           "a cap of recurrent states is asked for, and no "
+                           "layer of this model has such a state");
+    return STATUS_OK;
+}
+
 /* Everything that the config decides. */
 static enum status prepare(struct model *model,
                            const struct model_options *options,
@@ -309,6 +334,9 @@ static enum status prepare(struct model *model,
                            "backend '%s' keeps no keys and values in int8: "
                            "cuda does, and ref, the slow one",
                            model->backend->name);
+    model->state_cap = options->state_cap;
+    if (model->state_cap > 0 && (st = check_state_cap(model)))
+        return st;
     if (model->arithmetic == ARITHMETIC_MMA && model->format == WEIGHT_AUTO)
         model->format = WEIGHT_BF16;
     model->layer = weights_room(model->config.n_layer * sizeof(struct layer));
@@ -387,6 +415,13 @@ enum status model_options_find(const struct model_choice *choice,
         return status_fail(STATUS_INVALID_ARGUMENT,
                            "no KV format '%s', there are: auto, int8",
                            choice->kv_format);
+    if (choice->state_cap != 0 && !(choice->state_cap >= STATE_CAP_MIN &&
+                                    choice->state_cap <= STATE_CAP_MAX))
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "a cap of states of %g, expected 0 (none) or %g to "
+                           "%g",
+                           choice->state_cap, STATE_CAP_MIN, STATE_CAP_MAX);
+    options.state_cap = (float)choice->state_cap;
     options.arithmetic = (enum arithmetic)arithmetic;
     options.kv_format = (enum kv_format)kv;
     options.weight_format = (enum weight_format)format;

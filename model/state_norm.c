@@ -6,19 +6,27 @@
 
 #define N_SUM 8u /* so that additions need not wait for each other */
 
+double state_sum_squares(const float *s, size_t n)
+{
+    double sum[N_SUM] = {0}, total = 0;
+
+    for (size_t i = 0; i < n; i += N_SUM)
+        for (uint32_t k = 0; k < N_SUM && k < n - i; k++)
+            sum[k] += (double)s[i + k] * (double)s[i + k];
+    for (uint32_t k = 0; k < N_SUM; k++)
+        total += sum[k];
+    return total;
+}
+
 /* Sum of squares, and the largest magnitude; both infinite when a number is no
  * finite one. */
 static double measure(const float *s, size_t n, float *out_max)
 {
-    double sum[N_SUM] = {0}, total = 0;
+    const double total = state_sum_squares(s, n);
     float max = 0;
 
-    for (size_t i = 0; i < n; i++) {
-        sum[i % N_SUM] += (double)s[i] * (double)s[i];
+    for (size_t i = 0; i < n; i++)
         max = fabsf(s[i]) > max ? fabsf(s[i]) : max;
-    }
-    for (uint32_t i = 0; i < N_SUM; i++)
-        total += sum[i];
     if (!isfinite(total)) { /* a NaN is larger than nothing */
         *out_max = INFINITY;
         return INFINITY;
