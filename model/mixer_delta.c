@@ -434,8 +434,8 @@ static void recur(const struct mixer_layer *layer,
     for (uint32_t n = 0; (n_span = make_spans(layer, batch, n, span)); n++) {
         recur_once(layer, batch, qkv, gates, out, n_span);
         if (batch->state_cap > 0)
-            *batch->n_capped += state_cap(batch->pool, layer->shape, span,
-                                          n_span, batch->state_cap);
+            *batch->n_capped += state_cap_apply(batch->pool, layer->shape, span,
+                                                n_span, batch->state_cap);
     }
 }
 

@@ -46,8 +46,9 @@ static void cap_head(void *arg, uint32_t task, void *scratch)
     atomic_fetch_add_explicit(&job->n_scaled, 1, memory_order_relaxed);
 }
 
-uint64_t state_cap(struct pool *pool, struct delta_shape shape,
-                   const struct delta_span *span, uint32_t n_span, float cap)
+uint64_t state_cap_apply(struct pool *pool, struct delta_shape shape,
+                         const struct delta_span *span, uint32_t n_span,
+                         float cap)
 {
     struct job job = {.span = span, .shape = shape, .cap = cap};
     uint32_t i = 0;

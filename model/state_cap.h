@@ -28,8 +28,9 @@
  * a number that is none is left alone: no scale mends it, and the watch over
  * norms shall see it. Returns how many heads were scaled.
  */
-uint64_t state_cap(struct pool *pool, struct delta_shape shape,
-                   const struct delta_span *span, uint32_t n_span, float cap);
+uint64_t state_cap_apply(struct pool *pool, struct delta_shape shape,
+                         const struct delta_span *span, uint32_t n_span,
+                         float cap);
 
 /* What of a span of `n_row` from `position` on the n-th call brings, as rows
  * behind its first: up to the next point of the grid. Empty: it is done. */
