@@ -104,6 +104,20 @@ static struct digest digest_config(struct digest weights,
     return digest_chain(weights, text, (size_t)n);
 }
 
+/* Two caps that differ have two names: nine digits tell all floats apart, and
+ * most that anybody asks for need fewer. Without one the id is what it was. */
+static void name_cap(float cap, size_t size, char *out)
+{
+    char text[32];
+    int n;
+
+    (void)snprintf(text, sizeof(text), "%g", (double)cap);
+    if (strtof(text, NULL) != cap)
+        (void)snprintf(text, sizeof(text), "%.9g", (double)cap);
+    n = snprintf(out, size, "/cap-%s-%u", text, STATE_CAP_GRID);
+    assert(n > 0 && (size_t)n < size);
+}
+
 static void name_numerics(struct model *model)
 {
     const size_t n_probe = (size_t)ROPE_PROBE * (model->rope.n_rot / 2);
@@ -127,11 +141,9 @@ static void name_numerics(struct model *model)
                  "%s/%s/kv-%s/rope-%08x", arithmetic_id(model->arithmetic),
                  format, kv, (uint32_t)rope.lo);
     assert(n > 0 && (size_t)n < sizeof(model->numerics));
-    /* Without a cap the id, and so all sessions, are what they were. */
     if (model->state_cap > 0)
-        n += snprintf(model->numerics + n, sizeof(model->numerics) - (size_t)n,
-                      "/cap-%.9g-%u", (double)model->state_cap, STATE_CAP_GRID);
-    assert((size_t)n < sizeof(model->numerics));
+        name_cap(model->state_cap, sizeof(model->numerics) - (size_t)n,
+                 model->numerics + n);
 }
 
 /* ---------------------------------------------------------------- weights */
