@@ -56,6 +56,7 @@ struct workspace {
     struct span *span;       /* [max_span] the parts that lie in a piece */
     void *span_work;         /* [max_span][MIXER_SPAN_WORK_BYTES] */
     struct view_room views;
+    uint64_t n_capped; /* heads' states that passes scaled down */
 };
 
 static size_t work_floats(const struct model *model)
@@ -223,6 +224,11 @@ size_t workspace_bytes(const struct workspace *workspace)
     return workspace->bytes;
 }
 
+uint64_t workspace_n_capped(const struct workspace *workspace)
+{
+    return workspace->n_capped;
+}
+
 /* Our own mistakes only: what comes from outside was checked on its way. */
 static void check_batch(const struct workspace *workspace,
                         const struct batch *batch)
@@ -373,6 +379,8 @@ static bool mix_piece(struct workspace *workspace, struct pool *pool,
                               .work = workspace->work,
                               .span_work = workspace->span_work,
                               .views = &workspace->views,
+                              .state_cap = model->state_cap,
+                              .n_capped = &workspace->n_capped,
                               .max_fma = max_fma},
         &pass->cursor);
 }

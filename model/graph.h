@@ -9,7 +9,7 @@
 
 #include <stdbool.h>
 
-#define NUMERICS_SIZE 64u
+#define NUMERICS_SIZE 96u
 
 struct layer {
     const struct mixer *mixer;
@@ -35,6 +35,7 @@ struct model {
     enum arithmetic arithmetic;
     enum weight_format format;
     enum kv_format kv;
+    float state_cap;        /* model/state_cap.h; 0: none */
     bool has_f32, has_bf16; /* weights among those that keep the file's type */
     struct rope_table rope; /* empty when no layer is softmax */
     struct digest fingerprint;

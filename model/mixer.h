@@ -127,7 +127,9 @@ struct mixer_batch {
     float *work;               /* [n_row, row_floats], 64-byte aligned */
     void *span_work; /* room for n_span of the mixer's own span structs */
     struct view_room *views;
-    uint64_t max_fma; /* see rows(); UINT64_MAX: no limit */
+    float state_cap;    /* model/state_cap.h; 0: none */
+    uint64_t *n_capped; /* heads that it scaled are added here */
+    uint64_t max_fma;   /* see rows(); UINT64_MAX: no limit */
 };
 
 /* How far a mixer has come with a batch: its own matter, all zero at first. */

@@ -6,6 +6,7 @@
  * projections, from before its SiLU.
  */
 #include "model/mixer.h"
+#include "model/state_cap.h"
 #include "model/weights.h"
 
 #include <assert.h>
@@ -359,31 +360,54 @@ static void convolve(const struct mixer_layer *layer,
                                          .n_span = batch->n_span});
 }
 
-static void recur(const struct mixer_layer *layer,
-                  const struct mixer_batch *batch, const float *qkv,
-                  const float *gates, float *out)
+static struct delta_state state_of(const struct mixer_layer *layer,
+                                   const struct mixer_batch *batch, uint32_t i)
+{
+    char *copy = batch->span[i].layer[batch->layer].copy;
+    struct delta_state state = {
+        .s = field_of(layer, batch, i, FIELD_S),
+        .ring_k = field_of(layer, batch, i, FIELD_RING_K),
+        .ring_u = field_of(layer, batch, i, FIELD_RING_U),
+        .ring_g = field_of(layer, batch, i, FIELD_RING_G)};
+
+    if (copy) {
+        state.made_of = (uint64_t *)(void *)copy;
+        state.copy = (uint32_t *)(void *)(copy + made_of_bytes(layer->shape));
+    }
+    return state;
+}
+
+/* What the n-th call of the operator brings; returns how many spans that are.
+ * Without a cap the first one brings all. */
+static uint32_t make_spans(const struct mixer_layer *layer,
+                           const struct mixer_batch *batch, uint32_t n,
+                           struct delta_span *out)
+{
+    uint32_t n_span = 0;
+
+    static_assert(sizeof(*out) <= MIXER_SPAN_WORK_BYTES, "span fits");
+    for (uint32_t i = 0; i < batch->n_span; i++) {
+        const struct span *span = &batch->span[i];
+        struct state_cap_part part = {.end = n == 0 ? span->n_row : 0};
+
+        if (batch->state_cap > 0)
+            part = state_cap_part(span->position, span->n_row, n);
+        if (part.first < part.end)
+            out[n_span++] =
+                (struct delta_span){.first_row = span->first_row + part.first,
+                                    .n_row = part.end - part.first,
+                                    .position = span->position + part.first,
+                                    .state = state_of(layer, batch, i)};
+    }
+    return n_span;
+}
+
+static void recur_once(const struct mixer_layer *layer,
+                       const struct mixer_batch *batch, const float *qkv,
+                       const float *gates, float *out, uint32_t n_span)
 {
     const struct fused at = fused_of(layer->shape);
-    struct delta_span *span = batch->span_work;
 
-    static_assert(sizeof(*span) <= MIXER_SPAN_WORK_BYTES, "span fits");
-    for (uint32_t i = 0; i < batch->n_span; i++) {
-        char *copy = batch->span[i].layer[batch->layer].copy;
-
-        span[i] = (struct delta_span){
-            .first_row = batch->span[i].first_row,
-            .n_row = batch->span[i].n_row,
-            .position = batch->span[i].position,
-            .state = {.s = field_of(layer, batch, i, FIELD_S),
-                      .ring_k = field_of(layer, batch, i, FIELD_RING_K),
-                      .ring_u = field_of(layer, batch, i, FIELD_RING_U),
-                      .ring_g = field_of(layer, batch, i, FIELD_RING_G)}};
-        if (copy) {
-            span[i].state.made_of = (uint64_t *)(void *)copy;
-            span[i].state.copy =
-                (uint32_t *)(void *)(copy + made_of_bytes(layer->shape));
-        }
-    }
     batch->backend->delta(
         batch->pool,
         &(struct delta_args){.shape = layer->shape,
@@ -396,8 +420,23 @@ static void recur(const struct mixer_layer *layer,
                              .beta = gates,
                              .log_decay = gates + (size_t)batch->n_row *
                                                       layer->shape.n_v_head,
-                             .span = span,
-                             .n_span = batch->n_span});
+                             .span = batch->span_work,
+                             .n_span = n_span});
+}
+
+static void recur(const struct mixer_layer *layer,
+                  const struct mixer_batch *batch, const float *qkv,
+                  const float *gates, float *out)
+{
+    struct delta_span *span = batch->span_work;
+    uint32_t n_span;
+
+    for (uint32_t n = 0; (n_span = make_spans(layer, batch, n, span)); n++) {
+        recur_once(layer, batch, qkv, gates, out, n_span);
+        if (batch->state_cap > 0)
+            *batch->n_capped += state_cap_apply(batch->pool, layer->shape, span,
+                                                n_span, batch->state_cap);
+    }
 }
 
 /* out = norm(out) * silu(z) per head, then residual += out_proj(out); with

@@ -4,6 +4,7 @@
 #include "model/graph.h"
 #include "model/moe.h"
 #include "model/safetensors.h"
+#include "model/state_cap.h"
 #include "model/weights.h"
 
 #include <assert.h>
@@ -103,6 +104,20 @@ static struct digest digest_config(struct digest weights,
     return digest_chain(weights, text, (size_t)n);
 }
 
+/* Two caps that differ have two names: nine digits tell all floats apart, and
+ * most that anybody asks for need fewer. Without one the id is what it was. */
+static void name_cap(float cap, size_t size, char *out)
+{
+    char text[32];
+    int n;
+
+    (void)snprintf(text, sizeof(text), "%g", (double)cap);
+    if (strtof(text, NULL) != cap)
+        (void)snprintf(text, sizeof(text), "%.9g", (double)cap);
+    n = snprintf(out, size, "/cap-%s-%u", text, STATE_CAP_GRID);
+    assert(n > 0 && (size_t)n < size);
+}
+
 static void name_numerics(struct model *model)
 {
     const size_t n_probe = (size_t)ROPE_PROBE * (model->rope.n_rot / 2);
@@ -126,6 +141,9 @@ static void name_numerics(struct model *model)
                  "%s/%s/kv-%s/rope-%08x", arithmetic_id(model->arithmetic),
                  format, kv, (uint32_t)rope.lo);
     assert(n > 0 && (size_t)n < sizeof(model->numerics));
+    if (model->state_cap > 0)
+        name_cap(model->state_cap, sizeof(model->numerics) - (size_t)n,
+                 model->numerics + n);
 }
 
 /* ---------------------------------------------------------------- weights */
@@ -273,6 +291,25 @@ static uint64_t count_parameters(const struct arch *arch,
 
 /* ------------------------------------------------------------------- life */
 
+/* A cap that would do nothing is a mistake to hear of. */
+static enum status check_state_cap(const struct model *model)
+{
+    bool has_state = false;
+
+    for (uint32_t i = 0; i < model->config.n_layer; i++)
+        has_state |= model->config.layer[i] == LAYER_DELTA;
+    if (model->backend->find_device)
+        return status_fail(STATUS_FAILED_PRECONDITION,
+                           "backend '%s' does not cap recurrent states: "
+                           "CPUs do",
+                           model->backend->name);
+    if (!has_state)
+        return status_fail(STATUS_FAILED_PRECONDITION,
+                           "a cap of recurrent states is asked for, and no "
+                           "layer of this model has such a state");
+    return STATUS_OK;
+}
+
 /* Everything that the config decides. */
 static enum status prepare(struct model *model,
                            const struct model_options *options,
@@ -309,6 +346,9 @@ static enum status prepare(struct model *model,
                            "backend '%s' keeps no keys and values in int8: "
                            "cuda does, and ref, the slow one",
                            model->backend->name);
+    model->state_cap = options->state_cap;
+    if (model->state_cap > 0 && (st = check_state_cap(model)))
+        return st;
     if (model->arithmetic == ARITHMETIC_MMA && model->format == WEIGHT_AUTO)
         model->format = WEIGHT_BF16;
     model->layer = weights_room(model->config.n_layer * sizeof(struct layer));
@@ -387,6 +427,13 @@ enum status model_options_find(const struct model_choice *choice,
         return status_fail(STATUS_INVALID_ARGUMENT,
                            "no KV format '%s', there are: auto, int8",
                            choice->kv_format);
+    if (choice->state_cap != 0 && !(choice->state_cap >= STATE_CAP_MIN &&
+                                    choice->state_cap <= STATE_CAP_MAX))
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "a cap of states of %g, expected 0 (none) or %g to "
+                           "%g",
+                           choice->state_cap, STATE_CAP_MIN, STATE_CAP_MAX);
+    options.state_cap = (float)choice->state_cap;
     options.arithmetic = (enum arithmetic)arithmetic;
     options.kv_format = (enum kv_format)kv;
     options.weight_format = (enum weight_format)format;

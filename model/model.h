@@ -21,6 +21,7 @@ struct model_options {
     enum arithmetic arithmetic;
     enum weight_format weight_format;
     enum kv_format kv_format;
+    float state_cap; /* of recurrent states: model/state_cap.h; 0: none */
 };
 
 /* The same as flags name it. */
@@ -32,12 +33,13 @@ struct model_choice {
     const char *weight_format; /* "auto" (as in the file), "bf16", "w8",
                                   "f8" */
     const char *kv_format;     /* "auto" (as the arithmetic has them), "int8" */
+    double state_cap;          /* 0: none */
 };
 
 /*
- * Set the four fields of `out` that the names stand for.
+ * Set the fields of `out` that the names stand for.
  *   as backend_find() and backend_check()
- *   INVALID_ARGUMENT  no such name: lists them
+ *   INVALID_ARGUMENT  no such name: lists them; or a cap out of its range
  */
 MUST_CHECK enum status model_options_find(const struct model_choice *choice,
                                           struct model_options *out);
@@ -50,7 +52,8 @@ MUST_CHECK enum status model_options_find(const struct model_choice *choice,
  *   INVALID_ARGUMENT    n_context above the model's own
  *   RESOURCE_EXHAUSTED  no memory
  *   as backend_check() and device_create(); FAILED_PRECONDITION  the arithmetic
- *   or the backend has no products of weights, or blocks, in that format
+ *   or the backend has no products of weights, or blocks, in that format; a
+ *   cap of states on a device, or where no layer has such
  */
 MUST_CHECK enum status model_load(const char *dir,
                                   const struct model_options *options,
@@ -129,6 +132,8 @@ MUST_CHECK enum status workspace_create(const struct model *model,
                                         struct workspace **out);
 void workspace_destroy(struct workspace *workspace);
 size_t workspace_bytes(const struct workspace *workspace);
+/* How many heads' states its passes have scaled down (model/state_cap.h). */
+uint64_t workspace_n_capped(const struct workspace *workspace);
 
 /* One step: rows of any number of sessions. */
 struct batch {

@@ -6,29 +6,46 @@
 
 #define N_SUM 8u /* so that additions need not wait for each other */
 
+double state_sum_squares(const float *s, size_t n)
+{
+    double sum[N_SUM] = {0}, total = 0;
+    size_t i = 0;
+
+    for (; i + N_SUM <= n; i += N_SUM) /* as vectors */
+        for (uint32_t k = 0; k < N_SUM; k++)
+            sum[k] += (double)s[i + k] * (double)s[i + k];
+    for (uint32_t k = 0; i < n; i++, k++)
+        sum[k] += (double)s[i] * (double)s[i];
+    for (uint32_t k = 0; k < N_SUM; k++)
+        total += sum[k];
+    return total;
+}
+
+static float largest(const float *s, size_t n)
+{
+    float each[N_SUM] = {0}, max = 0;
+    size_t i = 0;
+
+    for (; i + N_SUM <= n; i += N_SUM)
+        for (uint32_t k = 0; k < N_SUM; k++) {
+            const float size = fabsf(s[i + k]);
+
+            each[k] = size > each[k] ? size : each[k];
+        }
+    for (; i < n; i++)
+        max = fmaxf(max, fabsf(s[i]));
+    for (uint32_t k = 0; k < N_SUM; k++)
+        max = fmaxf(max, each[k]);
+    return max;
+}
+
 /* Sum of squares, and the largest magnitude; both infinite when a number is no
  * finite one. */
 static double measure(const float *s, size_t n, float *out_max)
 {
-    double sum[N_SUM] = {0}, total = 0;
-    float largest[N_SUM] = {0}, max = 0;
-    size_t i = 0;
+    const double total = state_sum_squares(s, n);
+    const float max = largest(s, n);
 
-    for (; i + N_SUM <= n; i += N_SUM) /* as vectors */
-        for (uint32_t k = 0; k < N_SUM; k++) {
-            const float x = s[i + k], size = fabsf(x);
-
-            sum[k] += (double)x * (double)x;
-            largest[k] = size > largest[k] ? size : largest[k];
-        }
-    for (uint32_t k = 0; i < n; i++, k++) {
-        sum[k] += (double)s[i] * (double)s[i];
-        largest[k] = fmaxf(largest[k], fabsf(s[i]));
-    }
-    for (uint32_t k = 0; k < N_SUM; k++) {
-        total += sum[k];
-        max = fmaxf(max, largest[k]);
-    }
     if (!isfinite(total)) { /* a NaN is larger than nothing */
         *out_max = INFINITY;
         return INFINITY;

@@ -7,6 +7,7 @@
 #include "base/settings.h"
 #include "kernels/pool.h"
 #include "model/model.h"
+#include "model/state_cap.h"
 
 #include <stdbool.h>
 
@@ -57,11 +58,19 @@ uint32_t subcommand_threads(uint64_t n_thread);
          .unit = "",                                                           \
          .help = "of products in memory; auto: as in the file",                \
          .offset = (place) + offsetof(struct model_choice, weight_format)},    \
+        {.name = "kv-format",                                                  \
+         .kind = SETTING_CHOICE,                                               \
+         .preset = "auto",                                                     \
+         .choices = "auto|int8",                                               \
+         .unit = "",                                                           \
+         .help = "of keys and values in memory; auto: bf16, or float in fp32", \
+         .offset = (place) + offsetof(struct model_choice, kv_format)},        \
     {                                                                          \
-        .name = "kv-format", .kind = SETTING_CHOICE, .preset = "auto",         \
-        .choices = "auto|int8", .unit = "",                                    \
-        .help = "of keys and values in memory; auto: bf16, or float in fp32",  \
-        .offset = (place) + offsetof(struct model_choice, kv_format)           \
+        .name = "state-cap", .kind = SETTING_REAL, .preset = "0",              \
+        .max = STATE_CAP_MAX, .unit = "RMS",                                   \
+        .help = "scale a head's recurrent state down to this root mean "       \
+                "square, every 1024 tokens; 0: never",                         \
+        .offset = (place) + offsetof(struct model_choice, state_cap)           \
     }
 
 /*

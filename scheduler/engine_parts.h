@@ -266,7 +266,8 @@ struct engine_metrics { /* each may be NULL */
         *decode_time, *latency, *expired, *stored_bytes, *store_evictions,
         *block_reads, *block_hits;
     struct metric *prompt_tokens, *generation_tokens, *cache_queries,
-        *cache_hits, *preemptions, *iteration_tokens, *commit_lag, *state_rms;
+        *cache_hits, *preemptions, *iteration_tokens, *commit_lag, *state_rms,
+        *state_capped;
     struct metric *reuse[REUSE_REASON_COUNT], *refused[REUSE_REASON_COUNT];
     struct metric *prefix_tokens, *prefix_entries, *prefix_bytes;
     struct metric *success[8]; /* by finish_reason */
@@ -354,6 +355,7 @@ struct engine {
     uint64_t step; /* passes done */
     uint64_t prompt_tokens, generated_tokens;
     uint64_t n_block_hit, n_block_read; /* as the metric has it */
+    uint64_t n_capped;                  /* the same */
     struct engine_metrics metrics;
 };
 #endif

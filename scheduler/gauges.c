@@ -71,6 +71,9 @@ static void counters(struct metrics *r, struct engine_metrics *m)
     m->cache_hits =
         metrics_counter(r, "godwit_prefix_cache_hits_total", "",
                         "Those of them that were resident or restored.");
+    m->state_capped = metrics_counter(
+        r, "godwit_state_capped_total", "",
+        "Times that a head's recurrent state was scaled down to --state-cap.");
     for (int i = 0; i < REUSE_REASON_COUNT; i++) {
         (void)snprintf(labels, sizeof(labels), "reason=\"%s\"",
                        reuse_name((enum restore_reason_code)i));
@@ -170,6 +173,15 @@ void gauges_init(struct engine *engine)
         swaps(r, m);
 }
 
+static void count_capped(struct engine *engine)
+{
+    const uint64_t n = workspace_n_capped(engine->decode.workspace) +
+                       workspace_n_capped(engine->prompt.workspace);
+
+    metric_add(engine->metrics.state_capped, n - engine->n_capped);
+    engine->n_capped = n;
+}
+
 void gauges_set(struct engine *engine)
 {
     const struct engine_metrics *m = &engine->metrics;
@@ -201,6 +213,7 @@ void gauges_set(struct engine *engine)
         engine->n_block_read = n_read;
         engine->n_block_hit = n_hit;
     }
+    count_capped(engine);
     metric_set(m->prefix_entries, stats.n_entry);
     metric_set(m->prefix_bytes, (double)stats.loose_bytes);
 }

@@ -473,9 +473,10 @@ static enum status compare_cpu(const struct stage *stage, const char *dir,
 {
     const bool is_ref = strcmp(as->weight_format, "f8") == 0 ||
                         strcmp(as->kv_format, "int8") == 0;
-    const struct model_choice choice = {is_ref ? "ref" : best_cpu(),
-                                        "bf16-pair", as->weight_format,
-                                        as->kv_format};
+    const struct model_choice choice = {.backend = is_ref ? "ref" : best_cpu(),
+                                        .numerics = "bf16-pair",
+                                        .weight_format = as->weight_format,
+                                        .kv_format = as->kv_format};
     const struct track *track = &stage->track[0];
     const size_t n = (size_t)track->n_token * stage->n_vocab;
     struct stage other = {0};

@@ -130,8 +130,10 @@ static enum status open_bench(const char *backend, const char *config,
                               const struct gpu_time_what *what,
                               uint64_t n_context, struct bench *bench)
 {
-    const struct model_choice choice = {backend, "auto", what->format,
-                                        what->kv};
+    const struct model_choice choice = {.backend = backend,
+                                        .numerics = "auto",
+                                        .weight_format = what->format,
+                                        .kv_format = what->kv};
     struct model_options options = {.n_context = 0};
     static struct backend timed;
     const double start = now();

@@ -436,7 +436,10 @@ Test(device, an_arithmetic_that_a_backend_lacks_is_refused_by_name)
 {
     const struct model_options options = {.backend = &backend_apart,
                                           .arithmetic = ARITHMETIC_MMA};
-    const struct model_choice choice = {"ref", "bf16-mma", "auto", "auto"};
+    const struct model_choice choice = {.backend = "ref",
+                                        .numerics = "bf16-mma",
+                                        .weight_format = "auto",
+                                        .kv_format = "auto"};
     struct model_options found = {.n_context = 5};
     struct model *model = NULL;
 
