@@ -290,6 +290,8 @@ struct engine {
     size_t charged, leaving;             /* bytes of memories; to be evicted */
     size_t state_charged, state_leaving; /* of them, of states; and images' */
     size_t shared_bytes;    /* of blocks in several memories, counted once */
+    size_t pages_settled;   /* pager_shared_bytes() when idle sessions were
+                               last charged for less */
     struct lineage lineage; /* of durable sessions, as the journal may have
                                them: before and after what is under way */
     uint64_t n_resident;

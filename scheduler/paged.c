@@ -52,6 +52,12 @@ size_t paged_bytes(const struct engine *engine, const struct policy *policy,
                               page_bytes(engine, policy), n_token);
 }
 
+void paged_count_shared(const struct resident *resident)
+{
+    if (paging_of(resident))
+        paging_count_shared(paging_of(resident));
+}
+
 void paged_stored(struct session *session, uint64_t n_token,
                   const struct log_path *base)
 {

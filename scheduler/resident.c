@@ -559,6 +559,8 @@ bool resident_room(struct engine *engine, struct session *session, size_t bytes)
     if (bytes <= charge_holds(session))
         return true;
     bytes -= charge_holds(session);
+    if (charge_is_over(engine, bytes, states, false))
+        charge_settle_shared(engine);
     while (charge_is_over(engine, bytes, states, false))
         if (!evict_one(engine) && !park_one(engine, own) &&
             !(own && preempt_one(engine, own)) && !swap_evict_one(engine))

@@ -39,7 +39,6 @@ struct memory {
     uint64_t n_shared;          /* of the slabs */
     struct paging *paging;      /* has its blocks, and there are no slabs;
                                     NULL: slabs have them. Owned */
-    size_t paging_bytes;        /* that it may use for them */
     struct spill *spill;        /* of its new slabs; borrowed */
     size_t tier_bytes;          /* of those that may be in RAM, */
     size_t touched_bytes;       /* and at most are since the last release */
@@ -536,7 +535,6 @@ enum status memory_page(struct memory *memory, struct pager *pager,
 {
     assert(memory->n_slab == 0 && policy_is_bounded(&memory->policy) &&
            !memory->device);
-    memory->paging_bytes = max_bytes;
     return paging_create(memory->model, &memory->policy, pager, max_bytes,
                          &memory->paging);
 }
@@ -736,11 +734,8 @@ void memory_use(struct memory *memory, struct device *device)
 
 size_t memory_bytes(const struct memory *memory)
 {
-    if (memory->paging)
-        return memory->bytes + paging_bytes(memory->model, &memory->policy,
-                                            memory->paging_bytes,
-                                            paging_n_block(memory->paging));
-    return memory->bytes;
+    return memory->bytes +
+           (memory->paging ? paging_held_bytes(memory->paging) : 0);
 }
 
 size_t memory_paged_bytes(const struct model *model,
@@ -755,7 +750,8 @@ size_t memory_paged_bytes(const struct model *model,
 
 size_t memory_shared_bytes(const struct memory *memory)
 {
-    return memory->n_shared * slab_bytes(form_of(memory));
+    return memory->paging ? paging_shared_bytes(memory->paging)
+                          : memory->n_shared * slab_bytes(form_of(memory));
 }
 
 size_t memory_bytes_for(const struct model *model, const struct policy *policy,

@@ -6,6 +6,7 @@
  * block, stays. A block is in RAM from its first key until it is stored; from
  * then on it may leave at any time, without being written again, and comes back
  * when a step of the session's policy sees it. No bit depends on that (E5).
+ * Sessions that see the same stored block share its page (state/pager.h).
  *
  * A block that is needed is held: it has a page, maybe one that is still being
  * read, until it is released. The engine's thread does all of this; but a
@@ -31,6 +32,12 @@ size_t paging_least(const struct model *model, const struct policy *policy);
 /* What is held at most for n_block blocks: pages, tables and indices. */
 size_t paging_bytes(const struct model *model, const struct policy *policy,
                     size_t max_bytes, uint64_t n_block);
+/* What is held now; of that, pages that others hold or held when
+ * paging_count_shared() looked or they were taken: pager_shared_bytes() has
+ * those, once. */
+size_t paging_held_bytes(const struct paging *paging);
+size_t paging_shared_bytes(const struct paging *paging);
+void paging_count_shared(struct paging *paging);
 
 /*
  * Room for blocks [0, n_block); the new ones are zeroed and in RAM.
