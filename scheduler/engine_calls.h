@@ -148,6 +148,8 @@ MUST_CHECK enum status paged_begin(const struct engine *engine,
                                    struct memory *memory);
 size_t paged_bytes(const struct engine *engine, const struct policy *policy,
                    uint64_t n_token);
+/* False: blocks in RAM are not stored, which are its alone. */
+bool paged_may_fork(const struct resident *resident);
 /* Look which of its pages others hold, too. */
 void paged_count_shared(const struct resident *resident);
 /* So many leading tokens of its memory were saved. */

@@ -264,7 +264,7 @@ struct engine_metrics { /* each may be NULL */
         *state_bytes, *state_bytes_max;
     struct metric *first_token, *inter_token, *queue_time, *prefill_time,
         *decode_time, *latency, *expired, *stored_bytes, *store_evictions,
-        *block_reads, *block_hits;
+        *block_reads, *block_hits, *block_bytes, *block_bytes_shared;
     struct metric *prompt_tokens, *generation_tokens, *cache_queries,
         *cache_hits, *preemptions, *iteration_tokens, *commit_lag, *state_rms;
     struct metric *reuse[REUSE_REASON_COUNT], *refused[REUSE_REASON_COUNT];

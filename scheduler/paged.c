@@ -24,6 +24,13 @@ bool paged_is(const struct engine *engine, const struct session *session)
            session->durability != DURABILITY_NONE && session->name[0];
 }
 
+bool paged_may_fork(const struct resident *resident)
+{
+    const struct paging *paging = paging_of(resident);
+
+    return !paging || paging_may_fork(paging);
+}
+
 /* Of one session. */
 static size_t page_bytes(const struct engine *engine,
                          const struct policy *policy)

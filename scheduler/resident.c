@@ -11,7 +11,7 @@ enum status tokens_reserve(struct ids *tokens, uint64_t n_token)
 
     if (tokens->capacity >= capacity)
         return STATUS_OK;
-    capacity += capacity / 4 + 64;
+    capacity += capacity / 16 + 64; /* long ones are charged by length */
     id = realloc(tokens->id, capacity * sizeof(*id));
     if (!id)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,

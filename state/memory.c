@@ -558,23 +558,15 @@ static void copy_slab(struct memory *memory, const struct memory *from,
                 blocks_bytes(form_of(memory)));
 }
 
-enum status memory_fork(struct memory *memory, size_t *shared_bytes,
-                        struct memory **out)
+static enum status fork_slabs(struct memory *memory, size_t *shared_bytes,
+                              struct memory *fork)
 {
     const struct form form = form_of(memory);
     const uint64_t n_slab = slabs_for(form, memory->position);
     const uint64_t n_sealed =
         n_slab - (memory->position % KV_BLOCK && slab_bytes(form));
-    struct memory *fork;
-    enum status st = memory_create(form.model, &fork);
+    enum status st = reserve_table(fork, n_slab);
 
-    assert(!memory->paging);
-    if (st)
-        return st;
-    if (memory_policy(memory))
-        st = memory_set_policy(fork, &memory->policy);
-    if (!st)
-        st = reserve_table(fork, n_slab);
     for (uint64_t b = 0; !st && b < n_sealed; b++) {
         append_slab(fork, lend(memory, b, shared_bytes));
         fork->n_shared++;
@@ -584,6 +576,32 @@ enum status memory_fork(struct memory *memory, size_t *shared_bytes,
         if (!st)
             copy_slab(fork, memory, n_sealed);
     }
+    return st;
+}
+
+static enum status fork_pages(const struct memory *memory, struct memory *fork)
+{
+    const enum status st = paging_fork(memory->paging, &fork->paging);
+
+    if (!st)
+        name_pages(fork);
+    return st;
+}
+
+enum status memory_fork(struct memory *memory, size_t *shared_bytes,
+                        struct memory **out)
+{
+    const struct form form = form_of(memory);
+    struct memory *fork;
+    enum status st = memory_create(form.model, &fork);
+
+    if (st)
+        return st;
+    if (memory_policy(memory))
+        st = memory_set_policy(fork, &memory->policy);
+    if (!st)
+        st = memory->paging ? fork_pages(memory, fork)
+                            : fork_slabs(memory, shared_bytes, fork);
     if (st) {
         memory_destroy(fork);
         return st;

@@ -5,11 +5,15 @@
 #include "state/snapshot_parts.h"
 
 #include <assert.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define PAGER_THREAD_MAX 16u
+/* The system gets free memory back when so much was given: threads that come by
+ * pages in turn have a heap each, and what is free in one no other takes. */
+#define TRIM_BYTES ((size_t)4 << 20)
 
 struct pager {
     struct pager_options options;
@@ -23,6 +27,7 @@ struct pager {
     pthread_t thread[PAGER_THREAD_MAX];
     _Atomic uint64_t n_read, n_hit;
     _Atomic size_t bytes, shared_bytes; /* of pages */
+    size_t given;                       /* bytes, since the last trim */
     struct log_limit log;
 };
 
@@ -57,9 +62,14 @@ struct page *pager_page(struct pager *pager, size_t room)
     return page;
 }
 
+/* With the lock. */
 static void page_free(struct pager *pager, struct page *page)
 {
     const size_t bytes = page_size(page->room);
+
+    pager->given += bytes;
+    if (pager->given >= TRIM_BYTES)
+        (void)pthread_cond_signal(&pager->asked);
 
     atomic_fetch_sub(&pager->bytes, bytes);
     if (page_is_shared(page))
@@ -194,6 +204,16 @@ uint64_t pager_n_hit(const struct pager *pager)
     return atomic_load(&pager->n_hit);
 }
 
+void pager_count(struct pager *pager, size_t n_bytes)
+{
+    atomic_fetch_add(&pager->shared_bytes, n_bytes);
+}
+
+void pager_uncount(struct pager *pager, size_t n_bytes)
+{
+    atomic_fetch_sub(&pager->shared_bytes, n_bytes);
+}
+
 size_t pager_bytes(const struct pager *pager)
 {
     return atomic_load(&pager->bytes);
@@ -255,13 +275,25 @@ static enum page_state read_page(struct pager *pager, struct page *page)
     return PAGE_LOST;
 }
 
+/* With the lock, but not meanwhile. */
+static void trim(struct pager *pager)
+{
+    pager->given = 0;
+    (void)pthread_mutex_unlock(&pager->lock);
+    (void)malloc_trim(0);
+    (void)pthread_mutex_lock(&pager->lock);
+}
+
 /* With the lock. */
 static struct page *next_page(struct pager *pager)
 {
     struct page *page;
 
     while (!pager->first && !pager->is_stopping)
-        (void)pthread_cond_wait(&pager->asked, &pager->lock);
+        if (pager->given >= TRIM_BYTES)
+            trim(pager);
+        else
+            (void)pthread_cond_wait(&pager->asked, &pager->lock);
     page = pager->first;
     if (page) {
         pager->first = page->next;

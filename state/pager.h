@@ -94,7 +94,10 @@ uint64_t pager_n_read(const struct pager *pager);
  */
 void pager_count_hits(struct pager *pager, uint64_t n);
 uint64_t pager_n_hit(const struct pager *pager);
-/* What all pages take, and of that those that are or were shared. */
+/* Something else that sessions share, by its bytes. */
+void pager_count(struct pager *pager, size_t n_bytes);
+void pager_uncount(struct pager *pager, size_t n_bytes);
+/* What all pages take; and what is or was shared, such as is counted, too. */
 size_t pager_bytes(const struct pager *pager);
 size_t pager_shared_bytes(const struct pager *pager);
 #endif

@@ -22,13 +22,21 @@ struct place {
     bool is_fresh; /* read, and no step has seen it since */
 };
 
+/* Indices of INDEX_RUN blocks of a layer. Forks share those of which all blocks
+ * are stored. The engine's thread does. */
+struct index_run {
+    uint32_t n_holder;
+    bool is_shared; /* it was: the pager counts it */
+    _Alignas(64) char at[];
+};
+
 struct paged_layer { /* block_bytes 0: it has no blocks */
     const struct mixer_plan *plan;
-    void **block;        /* [capacity] bytes of its page, or NULL */
-    void **index;        /* [capacity] */
-    struct place *place; /* [capacity] */
-    char **run;          /* [capacity / INDEX_RUN] of indices; owned */
-    uint64_t *held;      /* [n_held] of max_page */
+    void **block;           /* [capacity] bytes of its page, or NULL */
+    void **index;           /* [capacity] */
+    struct place *place;    /* [capacity] */
+    struct index_run **run; /* [capacity / INDEX_RUN] held */
+    uint64_t *held;         /* [n_held] of max_page */
     uint32_t n_held;
     struct paging_use use;
 };
@@ -56,8 +64,9 @@ struct paging {
     size_t page_room;
     uint32_t n_paged; /* layers that have blocks */
     uint32_t max_page, n_seat, hand;
-    uint32_t n_shared; /* of the seats */
-    struct seat *seat; /* [max_page] the first n_seat are in use; owned */
+    uint32_t n_shared;  /* of the seats */
+    size_t shared_runs; /* bytes of runs that are counted as shared */
+    struct seat *seat;  /* [max_page] the first n_seat are in use; owned */
     struct policy_view *seen; /* [POLICY_SEEN_MAX] scratch */
     uint32_t n_layer;
     struct paged_layer layer[];
@@ -145,7 +154,8 @@ static size_t bytes_beside(const struct extent_of_blocks *it, size_t max_page,
     return sizeof(struct paging) + n_layer * sizeof(struct paged_layer) +
            max_page * sizeof(struct seat) +
            it->n_paged * max_page * sizeof(uint64_t) + table +
-           n_run(n_block) * INDEX_RUN * it->index_bytes;
+           n_run(n_block) * (INDEX_RUN * it->index_bytes +
+                             it->n_paged * sizeof(struct index_run));
 }
 
 size_t paging_bytes(const struct model *model, const struct policy *policy,
@@ -170,7 +180,8 @@ size_t paging_held_bytes(const struct paging *paging)
 
 size_t paging_shared_bytes(const struct paging *paging)
 {
-    return paging->n_shared * page_size(paging->page_room);
+    return paging->n_shared * page_size(paging->page_room) +
+           paging->shared_runs;
 }
 
 void paging_count_shared(struct paging *paging)
@@ -239,21 +250,32 @@ enum status paging_create(const struct model *model,
     return STATUS_OK;
 }
 
+static size_t run_bytes(const struct paging *paging,
+                        const struct paged_layer *layer)
+{
+    return (sizeof(struct index_run) +
+            INDEX_RUN * index_bytes(layer->plan, &paging->policy) + 63) /
+           64 * 64;
+}
+
+static void let_run_go(struct paging *paging, const struct paged_layer *layer,
+                       struct index_run *run)
+{
+    if (!run || --run->n_holder > 0)
+        return;
+    if (run->is_shared)
+        pager_uncount(paging->pager, run_bytes(paging, layer));
+    free(run);
+}
+
 void paging_clear(struct paging *paging)
 {
-    while (paging->n_seat > 0) {
-        struct seat *seat = &paging->seat[--paging->n_seat];
-
-        if (seat->page)
-            pager_give(paging->pager, seat->page);
-        *seat = (struct seat){0};
-    }
-    paging->n_shared = 0;
+    paging->shared_runs = 0;
     for (uint32_t i = 0; i < paging->n_layer; i++) {
         struct paged_layer *layer = &paging->layer[i];
 
         for (uint64_t r = 0; layer->run && r < n_run(paging->capacity); r++)
-            free(layer->run[r]);
+            let_run_go(paging, layer, layer->run[r]);
         free(layer->block);
         free(layer->index);
         free(layer->place);
@@ -264,6 +286,15 @@ void paging_clear(struct paging *paging)
         layer->n_held = 0;
         layer->use = (struct paging_use){0};
     }
+    /* Last: the pager may have the system take back what is free by then. */
+    while (paging->n_seat > 0) {
+        struct seat *seat = &paging->seat[--paging->n_seat];
+
+        if (seat->page)
+            pager_give(paging->pager, seat->page);
+        *seat = (struct seat){0};
+    }
+    paging->n_shared = 0;
     paging->hand = 0;
     paging->n_block = paging->capacity = paging->n_stored = 0;
     paging->base = (struct log_path){0};
@@ -321,17 +352,18 @@ static enum status set_index(const struct paging *paging,
                              struct paged_layer *layer, uint64_t block)
 {
     const size_t n = index_bytes(layer->plan, &paging->policy);
-    char **run = &layer->run[block / INDEX_RUN];
+    struct index_run **run = &layer->run[block / INDEX_RUN];
 
     if (n == 0)
         return STATUS_OK;
     if (!*run) {
-        *run = aligned_alloc(64, (INDEX_RUN * n + 63) / 64 * 64);
+        *run = aligned_alloc(64, run_bytes(paging, layer));
         if (!*run)
             return no_memory();
-        memset(*run, 0, INDEX_RUN * n);
+        memset(*run, 0, run_bytes(paging, layer));
+        (*run)->n_holder = 1;
     }
-    layer->index[block] = *run + block % INDEX_RUN * n;
+    layer->index[block] = (*run)->at + block % INDEX_RUN * n;
     return STATUS_OK;
 }
 
@@ -663,6 +695,90 @@ void paging_lose(struct paging *paging)
 bool paging_is_lost(const struct paging *paging)
 {
     return paging->is_lost;
+}
+
+/* ------------------------------------------------------------------- forks */
+
+static void share_run(struct paging *paging, struct paging *from,
+                      uint32_t layer, uint64_t r)
+{
+    const size_t bytes = run_bytes(from, &from->layer[layer]);
+    struct index_run *run = from->layer[layer].run[r];
+
+    if (!run)
+        return;
+    if (!run->is_shared) {
+        pager_count(from->pager, bytes);
+        from->shared_runs += bytes;
+    }
+    run->is_shared = true;
+    run->n_holder++;
+    paging->layer[layer].run[r] = run;
+    paging->shared_runs += bytes;
+}
+
+/* Those of the last run may become more. */
+static enum status take_indices(struct paging *paging, struct paging *from,
+                                uint32_t layer)
+{
+    struct paged_layer *it = &paging->layer[layer];
+    const size_t n = index_bytes(it->plan, &paging->policy);
+    enum status st = STATUS_OK;
+
+    for (uint64_t r = 0; r < from->n_stored / INDEX_RUN; r++)
+        share_run(paging, from, layer, r);
+    for (uint64_t b = 0; !st && n && b < from->n_stored; b++) {
+        st = set_index(paging, it, b);
+        if (!st && b >= from->n_stored / INDEX_RUN * INDEX_RUN)
+            memcpy(it->index[b], from->layer[layer].index[b], n);
+    }
+    return st;
+}
+
+/* The block that is not full. */
+static enum status copy_open(struct paging *paging, const struct paging *from)
+{
+    const uint64_t b = from->n_stored;
+    enum status st = paging_reserve(paging, from->n_block);
+
+    for (uint32_t i = 0; !st && b < from->n_block && i < from->n_layer; i++)
+        if (from->layer[i].plan->block_bytes)
+            memcpy(paging->layer[i].block[b], from->layer[i].block[b],
+                   from->layer[i].plan->block_bytes);
+    return st;
+}
+
+bool paging_may_fork(const struct paging *paging)
+{
+    return !paging->is_lost && paging->n_block <= paging->n_stored + 1;
+}
+
+enum status paging_fork(struct paging *from, struct paging **out)
+{
+    struct paging *paging;
+    enum status st =
+        paging_create(from->model, &from->policy, from->pager,
+                      from->max_page * page_size(from->page_room), &paging);
+
+    if (st)
+        return st;
+    assert(paging_may_fork(from));
+    st = widen_tables(paging, from->n_block);
+    for (uint32_t i = 0; !st && i < from->n_layer; i++)
+        if (from->layer[i].plan->block_bytes)
+            st = take_indices(paging, from, i);
+    paging->n_block = paging->n_stored = from->n_stored;
+    paging->base = from->base;
+    if (log_pieces_end(&paging->base) < from->n_stored * KV_BLOCK)
+        log_pieces_add(&paging->base, from->own, from->n_stored * KV_BLOCK);
+    if (!st)
+        st = copy_open(paging, from);
+    if (st) {
+        paging_destroy(paging);
+        return st;
+    }
+    *out = paging;
+    return STATUS_OK;
 }
 
 /* ------------------------------------------------------------------ source */

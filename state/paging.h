@@ -81,6 +81,15 @@ void paging_clear(struct paging *paging);
  */
 void paging_stored(struct paging *paging, uint64_t n_block,
                    const struct log_path *base, struct uid own);
+/*
+ * The same blocks for another session, which goes on apart from this one: its
+ * pages are shared as far as they are stored, so are indices. The engine's
+ * thread.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+bool paging_may_fork(const struct paging *paging); /* all is stored but for the
+                                                      last block */
+MUST_CHECK enum status paging_fork(struct paging *from, struct paging **out);
 const struct log_path *paging_base(const struct paging *paging);
 uint64_t paging_n_stored(const struct paging *paging);
 /* What was stored is not to be relied on: the session is to be computed

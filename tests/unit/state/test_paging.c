@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_BLOCK = 60 };
+enum { N_BLOCK = 140 }; /* more than twice a run of indices */
 
 static const struct uid base_log = {7, 1}, own_log = {7, 2};
 static struct model *model;
@@ -427,6 +427,52 @@ Test(paging, one_may_push_out_what_another_sees)
     }
     paging_destroy(it[1]);
     cr_assert_lt(pager_n_read(pager), 400);
+}
+
+/* A fork sees the blocks and indices of the other, goes on apart from it, and
+ * has them when that is gone. */
+Test(paging, is_forked)
+{
+    const uint32_t i = first_paged();
+    const size_t n = plan_of(i)->block_bytes;
+    struct paging *fork;
+
+    load();
+    cr_assert_eq(paging_reserve(paging, N_BLOCK + 1), STATUS_OK);
+    cr_assert(paging_may_fork(paging));
+    pattern(paging_blocks(paging, i)[N_BLOCK], n, N_BLOCK, i);
+    cr_assert_eq(paging_shared_bytes(paging), 0);
+    cr_assert_eq(paging_fork(paging, &fork), STATUS_OK);
+    cr_assert_gt(paging_shared_bytes(fork), 0); /* indices */
+    cr_assert_eq(paging_shared_bytes(paging), paging_shared_bytes(fork));
+    cr_assert_eq(pager_shared_bytes(pager), paging_shared_bytes(fork));
+    cr_assert_eq(paging_n_block(fork), N_BLOCK + 1);
+    cr_assert_eq(paging_n_stored(fork), N_BLOCK);
+    cr_assert(has_pattern(paging_blocks(fork, i)[N_BLOCK], n, N_BLOCK, i));
+    cr_assert_neq(paging_blocks(fork, i)[N_BLOCK],
+                  paging_blocks(paging, i)[N_BLOCK]);
+    for (uint64_t b = 0; b < N_BLOCK; b++)
+        cr_assert_eq(memcmp(paging_indices(fork, i)[b],
+                            paging_indices(paging, i)[b],
+                            plan_of(i)->short_bytes),
+                     0);
+    memset(paging_indices(fork, i)[N_BLOCK], 1, 1);
+    memset(paging_indices(paging, i)[N_BLOCK], 2, 1);
+    cr_assert_eq(*(char *)paging_indices(fork, i)[N_BLOCK], 1);
+    (void)read_in(paging, i, 10); /* in the base's log */
+    (void)read_in(paging, i, 40); /* in its own */
+    cr_assert_eq(read_in(fork, i, 10), read_in(paging, i, 10));
+    cr_assert_eq(read_in(fork, i, 40), read_in(paging, i, 40));
+    cr_assert_eq(pager_n_read(pager), 2);
+    cr_assert_eq(paging_reserve(paging, N_BLOCK + 2), STATUS_OK);
+    cr_assert_not(paging_may_fork(paging)); /* one is full and not stored */
+    paging_clear(paging);
+    (void)read_in(fork, i, 10);
+    (void)read_in(fork, i, 41);
+    cr_assert_not(paging_is_lost(fork));
+    paging_destroy(fork);
+    cr_assert_eq(pager_bytes(pager), 0);
+    cr_assert_eq(pager_shared_bytes(pager), 0);
 }
 
 /* Without a session's block in RAM, a fork finds none of another policy or
