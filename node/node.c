@@ -10,6 +10,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <limits.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -35,6 +36,9 @@
 #define BESIDE_SHARE 4u
 #define BESIDE_BYTES_MAX ((size_t)16 << 20)
 #define PAGES_SHARE 4u
+/* Heaps of malloc() under --kv-memory: memory that is free in one serves no
+ * thread of another, and there would be eight for each processor. */
+#define HEAP_MAX 2
 #define DRAIN_ARENA_BYTES 65536u
 /* Memory of sessions that is taken at start: a part of what they may have. */
 #define WARM_PART 8u
@@ -371,6 +375,8 @@ enum status node_start(const struct node_options *options, struct node **out)
     if (!node->name[0] && gethostname(node->name, sizeof(node->name) - 1) != 0)
         (void)snprintf(node->name, sizeof(node->name), "node");
 
+    if (options->kv_mib)
+        (void)mallopt(M_ARENA_MAX, HEAP_MAX);
     st = metrics_create(&node->metrics);
     if (!st)
         st = load_model(node, options);
