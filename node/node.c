@@ -10,6 +10,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <limits.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -29,8 +30,15 @@
 #define SYNC_EVERY_US 1000u
 /* Reads of blocks at once. */
 #define PAGER_THREADS 4u
-/* The part of --kv-memory that one session's blocks may have. */
+/* The part of --kv-memory, up to some size, for what sessions need beside their
+ * memory: buffers of the databases, images and prompts on their way, the index
+ * of prefixes; and of the rest that which one session's blocks may have. */
+#define BESIDE_SHARE 4u
+#define BESIDE_BYTES_MAX ((size_t)16 << 20)
 #define PAGES_SHARE 4u
+/* Heaps of malloc() under --kv-memory: memory that is free in one serves no
+ * thread of another, and there would be eight for each processor. */
+#define HEAP_MAX 2
 #define DRAIN_ARENA_BYTES 65536u
 /* Memory of sessions that is taken at start: a part of what they may have. */
 #define WARM_PART 8u
@@ -268,14 +276,20 @@ static enum status start_pager(struct node *node)
                        &node->pager);
 }
 
-/* Of what is available now, since the weights are loaded already: half of a
- * host, which has other things to do, and most of a device. */
-static size_t session_budget(const struct model *model, uint64_t mib)
+/* If nobody says it, of what is available now, since the weights are loaded
+ * already: half of a host, which has other things to do, and most of a device.
+ */
+static size_t session_budget(const struct model *model,
+                             const struct node_options *options)
 {
     struct device *device = model_device(model);
+    const size_t kv = (size_t)options->kv_mib << 20;
 
-    if (mib)
-        return (size_t)mib << 20;
+    if (kv)
+        return kv - (kv / BESIDE_SHARE < BESIDE_BYTES_MAX ? kv / BESIDE_SHARE
+                                                          : BESIDE_BYTES_MAX);
+    if (options->session_mib)
+        return (size_t)options->session_mib << 20;
     return device ? device_available(device) / 5 * 4
                   : device_available(NULL) / 2;
 }
@@ -300,9 +314,7 @@ static void warm_rooms(const struct model *model, size_t budget)
 static enum status start_engine(struct node *node,
                                 const struct node_options *options)
 {
-    const uint64_t session_mib =
-        options->kv_mib ? options->kv_mib : options->session_mib;
-    const size_t budget = session_budget(node->model, session_mib);
+    const size_t budget = session_budget(node->model, options);
     struct engine_options engine = {
         .model = node->model,
         .tokenizer = node->tokenizer,
@@ -323,7 +335,7 @@ static enum status start_engine(struct node *node,
         .state_bytes = (size_t)options->state_mib << 20,
         .pager = node->pager,
         .host_bytes = (size_t)options->host_mib << 20,
-        .page_bytes = ((size_t)options->kv_mib << 20) / PAGES_SHARE,
+        .page_bytes = options->kv_mib ? budget / PAGES_SHARE : 0,
         .snapshots = node->snapshots,
         .keys = node->keys,
         .store_bytes = (size_t)options->store_mib << 20,
@@ -363,6 +375,8 @@ enum status node_start(const struct node_options *options, struct node **out)
     if (!node->name[0] && gethostname(node->name, sizeof(node->name) - 1) != 0)
         (void)snprintf(node->name, sizeof(node->name), "node");
 
+    if (options->kv_mib)
+        (void)mallopt(M_ARENA_MAX, HEAP_MAX);
     st = metrics_create(&node->metrics);
     if (!st)
         st = load_model(node, options);

@@ -72,12 +72,30 @@ size_t charge_holds(const struct session *session)
 
 size_t charge_total(const struct engine *engine)
 {
-    return engine->charged + engine->shared_bytes;
+    const struct pager *pager = engine->options.pager;
+
+    return engine->charged + engine->shared_bytes +
+           (pager ? pager_shared_bytes(pager) : 0);
 }
 
 void charge_settle(struct engine *engine, struct session *session)
 {
+    paged_count_shared(session->resident);
     charge_bytes(engine, session, bytes_now(engine, session));
+}
+
+/* Those of which somebody has begun to share pages have more than they need
+ * be charged for. */
+void charge_settle_shared(struct engine *engine)
+{
+    const struct pager *pager = engine->options.pager;
+
+    if (!pager || pager_shared_bytes(pager) == engine->pages_settled)
+        return;
+    engine->pages_settled = pager_shared_bytes(pager);
+    for (struct session *s = engine->oldest; s; s = s->newer)
+        if (!s->resident->leaves && paged_is(engine, s))
+            charge_settle(engine, s);
 }
 
 void charge_leaving(struct engine *engine, struct session *session)

@@ -150,6 +150,10 @@ MUST_CHECK enum status paged_begin(const struct engine *engine,
                                    struct memory *memory);
 size_t paged_bytes(const struct engine *engine, const struct policy *policy,
                    uint64_t n_token);
+/* False: blocks in RAM are not stored, which are its alone. */
+bool paged_may_fork(const struct resident *resident);
+/* Look which of its pages others hold, too. */
+void paged_count_shared(const struct resident *resident);
 /* So many leading tokens of its memory were saved. */
 void paged_stored(struct session *session, uint64_t n_token,
                   const struct log_path *base);
@@ -431,6 +435,8 @@ size_t charge_holds(const struct session *session);
 size_t charge_total(const struct engine *engine);
 /* Count what is in memory, no more. */
 void charge_settle(struct engine *engine, struct session *session);
+/* The same for idle ones, some of whose pages others may hold now. */
+void charge_settle_shared(struct engine *engine);
 /* States of fixed size of its memory. */
 size_t charge_state_bytes(const struct engine *engine,
                           const struct session *session);

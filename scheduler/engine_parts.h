@@ -264,7 +264,7 @@ struct engine_metrics { /* each may be NULL */
         *state_bytes, *state_bytes_max;
     struct metric *first_token, *inter_token, *queue_time, *prefill_time,
         *decode_time, *latency, *expired, *stored_bytes, *store_evictions,
-        *block_reads, *block_hits;
+        *block_reads, *block_hits, *block_bytes, *block_bytes_shared;
     struct metric *prompt_tokens, *generation_tokens, *cache_queries,
         *cache_hits, *preemptions, *iteration_tokens, *commit_lag, *state_rms,
         *state_capped;
@@ -291,6 +291,8 @@ struct engine {
     size_t charged, leaving;             /* bytes of memories; to be evicted */
     size_t state_charged, state_leaving; /* of them, of states; and images' */
     size_t shared_bytes;    /* of blocks in several memories, counted once */
+    size_t pages_settled;   /* pager_shared_bytes() when idle sessions were
+                               last charged for less */
     struct lineage lineage; /* of durable sessions, as the journal may have
                                them: before and after what is under way */
     uint64_t n_resident;

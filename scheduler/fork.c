@@ -56,7 +56,7 @@ static enum status inherit_memory(struct engine *engine,
     enum status st;
 
     if (position == 0 || position >= fork->n_token ||
-        session_is_in_pass(session) || memory_paging(from->memory) ||
+        session_is_in_pass(session) || !paged_may_fork(from) ||
         swap_is_aside(from))
         return STATUS_OK;
     st = memory_fork(from->memory, &engine->shared_bytes, &resident->memory);
@@ -67,6 +67,10 @@ static enum status inherit_memory(struct engine *engine,
     charge_bytes(engine, session, holds); /* less what it shares now */
     if (is_kept(fork))
         inherit_stored(engine, from, session_log(session), fork);
+    if (!paged_has(resident, resident->snapshot_position)) {
+        memory_destroy(resident->memory); /* it would read what it may lose */
+        resident->memory = NULL;
+    }
     return STATUS_OK;
 }
 

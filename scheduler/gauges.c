@@ -98,6 +98,11 @@ static void counters(struct metrics *r, struct engine_metrics *m)
     m->block_hits = metrics_counter(
         r, "godwit_kv_block_hits_total", "",
         "Blocks of one layer that a step saw and that were in RAM.");
+    m->block_bytes = metrics_gauge(r, "godwit_kv_block_bytes", "",
+                                   "RAM of blocks that may leave it.");
+    m->block_bytes_shared =
+        metrics_gauge(r, "godwit_kv_block_bytes_shared", "",
+                      "Of these, what several sessions see, counted once.");
     m->store_evictions =
         metrics_counter(r, "godwit_store_evictions_total", "",
                         "Sessions that lost snapshots for --store-limit.");
@@ -212,6 +217,9 @@ void gauges_set(struct engine *engine)
         metric_add(m->block_hits, n_hit - engine->n_block_hit);
         engine->n_block_read = n_read;
         engine->n_block_hit = n_hit;
+        metric_set(m->block_bytes, (double)pager_bytes(engine->options.pager));
+        metric_set(m->block_bytes_shared,
+                   (double)pager_shared_bytes(engine->options.pager));
     }
     count_capped(engine);
     metric_set(m->prefix_entries, stats.n_entry);

@@ -24,6 +24,13 @@ bool paged_is(const struct engine *engine, const struct session *session)
            session->durability != DURABILITY_NONE && session->name[0];
 }
 
+bool paged_may_fork(const struct resident *resident)
+{
+    const struct paging *paging = paging_of(resident);
+
+    return !paging || paging_may_fork(paging);
+}
+
 /* Of one session. */
 static size_t page_bytes(const struct engine *engine,
                          const struct policy *policy)
@@ -50,6 +57,12 @@ size_t paged_bytes(const struct engine *engine, const struct policy *policy,
 {
     return memory_paged_bytes(engine->options.model, policy,
                               page_bytes(engine, policy), n_token);
+}
+
+void paged_count_shared(const struct resident *resident)
+{
+    if (paging_of(resident))
+        paging_count_shared(paging_of(resident));
 }
 
 void paged_stored(struct session *session, uint64_t n_token,

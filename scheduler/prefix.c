@@ -85,17 +85,12 @@ static struct session *find_live(const struct listing *listing, struct uid uid)
     return live ? live->session : NULL;
 }
 
-static void put(struct engine *engine, struct uid uid, struct uid session,
-                bool is_usable, const struct snapshot_entry *entry, uint32_t n)
+static void put(struct engine *engine, const struct prefix_owner *owner,
+                const struct snapshot_entry *entry, uint32_t n)
 {
-    struct prefix_owner owner = {
-        .uid = uid, .session = session, .is_usable = is_usable};
     struct uid excess;
 
-    if (n > 0)
-        owner.bytes =
-            snapshot_bytes(engine->options.model, NULL, entry[0].position);
-    prefix_put(engine->prefix, &owner, entry, n);
+    prefix_put(engine->prefix, owner, entry, n);
     while (prefix_take_excess(engine->prefix, &excess))
         jobs_delete(engine, excess);
 }
@@ -125,8 +120,12 @@ static enum status list(void *context, const struct snapshot_owned *owned)
         owned->entry[0].position > need)
         jobs_delete(engine, owned->uid); /* what is behind; then it is put */
     else
-        put(engine, owned->uid, owned->session, owned->is_usable, owned->entry,
-            owned->n);
+        put(engine,
+            &(struct prefix_owner){.uid = owned->uid,
+                                   .session = owned->session,
+                                   .is_usable = owned->is_usable,
+                                   .bytes = owned->bytes},
+            owned->entry, owned->n);
     if (ledger_set(&engine->stored, owned->uid, owned->bytes))
         (void)engine_need(NULL);
     return STATUS_OK;
@@ -178,18 +177,28 @@ void prefix_listed(struct engine *engine, const struct store_job *job)
     const struct resident *resident =
         job->kind == STORE_SAVE ? job->owner : NULL;
 
-    put(engine, job->uid, resident ? resident->image_label.session : job->uid,
-        true, job->entry, job->n_entry);
+    put(engine,
+        &(struct prefix_owner){
+            .uid = job->uid,
+            .session = resident ? resident->image_label.session : job->uid,
+            .is_usable = true,
+            .bytes = job->n_stored},
+        job->entry, job->n_entry);
     keep_stored(engine, job->uid, job->n_stored);
 }
 
 void prefix_imported(struct engine *engine, const struct session *session,
                      const struct snapshot_entry *entry)
 {
-    put(engine, session_log(session), session_log(session), true, entry, 1);
-    keep_stored(engine, session_log(session),
-                snapshot_bytes(engine->options.model, &session->policy,
-                               entry->position));
+    const struct prefix_owner owner = {
+        .uid = session_log(session),
+        .session = session_log(session),
+        .is_usable = true,
+        .bytes = snapshot_bytes(engine->options.model, &session->policy,
+                                entry->position)};
+
+    put(engine, &owner, entry, 1);
+    keep_stored(engine, owner.uid, owner.bytes);
 }
 
 void prefix_trimmed(struct engine *engine, const struct store_job *job)
@@ -197,7 +206,12 @@ void prefix_trimmed(struct engine *engine, const struct store_job *job)
     if (job->n_needed == 0)
         prefix_remove(engine->prefix, job->uid); /* of a save before it */
     else if (!job->status)
-        put(engine, job->uid, job->uid, true, job->entry, job->n_entry);
+        put(engine,
+            &(struct prefix_owner){.uid = job->uid,
+                                   .session = job->uid,
+                                   .is_usable = true,
+                                   .bytes = job->n_stored},
+            job->entry, job->n_entry);
     if (!job->status)
         keep_stored(engine, job->uid, job->n_stored);
 }

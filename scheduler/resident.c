@@ -11,7 +11,7 @@ enum status tokens_reserve(struct ids *tokens, uint64_t n_token)
 
     if (tokens->capacity >= capacity)
         return STATUS_OK;
-    capacity += capacity / 4 + 64;
+    capacity += capacity / 16 + 64; /* long ones are charged by length */
     id = realloc(tokens->id, capacity * sizeof(*id));
     if (!id)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
@@ -565,6 +565,8 @@ bool resident_room(struct engine *engine, struct session *session, size_t bytes)
     if (bytes <= charge_holds(session))
         return true;
     bytes -= charge_holds(session);
+    if (charge_is_over(engine, bytes, states, false))
+        charge_settle_shared(engine);
     while (charge_is_over(engine, bytes, states, false))
         if (!evict_one(engine) && !park_one(engine, own) &&
             !(own && preempt_one(engine, own)) && !swap_evict_one(engine))

@@ -39,7 +39,6 @@ struct memory {
     uint64_t n_shared;          /* of the slabs */
     struct paging *paging;      /* has its blocks, and there are no slabs;
                                     NULL: slabs have them. Owned */
-    size_t paging_bytes;        /* that it may use for them */
     struct spill *spill;        /* of its new slabs; borrowed */
     size_t tier_bytes;          /* of those that may be in RAM, */
     size_t touched_bytes;       /* and at most are since the last release */
@@ -536,7 +535,6 @@ enum status memory_page(struct memory *memory, struct pager *pager,
 {
     assert(memory->n_slab == 0 && policy_is_bounded(&memory->policy) &&
            !memory->device);
-    memory->paging_bytes = max_bytes;
     return paging_create(memory->model, &memory->policy, pager, max_bytes,
                          &memory->paging);
 }
@@ -560,23 +558,15 @@ static void copy_slab(struct memory *memory, const struct memory *from,
                 blocks_bytes(form_of(memory)));
 }
 
-enum status memory_fork(struct memory *memory, size_t *shared_bytes,
-                        struct memory **out)
+static enum status fork_slabs(struct memory *memory, size_t *shared_bytes,
+                              struct memory *fork)
 {
     const struct form form = form_of(memory);
     const uint64_t n_slab = slabs_for(form, memory->position);
     const uint64_t n_sealed =
         n_slab - (memory->position % KV_BLOCK && slab_bytes(form));
-    struct memory *fork;
-    enum status st = memory_create(form.model, &fork);
+    enum status st = reserve_table(fork, n_slab);
 
-    assert(!memory->paging);
-    if (st)
-        return st;
-    if (memory_policy(memory))
-        st = memory_set_policy(fork, &memory->policy);
-    if (!st)
-        st = reserve_table(fork, n_slab);
     for (uint64_t b = 0; !st && b < n_sealed; b++) {
         append_slab(fork, lend(memory, b, shared_bytes));
         fork->n_shared++;
@@ -586,6 +576,32 @@ enum status memory_fork(struct memory *memory, size_t *shared_bytes,
         if (!st)
             copy_slab(fork, memory, n_sealed);
     }
+    return st;
+}
+
+static enum status fork_pages(const struct memory *memory, struct memory *fork)
+{
+    const enum status st = paging_fork(memory->paging, &fork->paging);
+
+    if (!st)
+        name_pages(fork);
+    return st;
+}
+
+enum status memory_fork(struct memory *memory, size_t *shared_bytes,
+                        struct memory **out)
+{
+    const struct form form = form_of(memory);
+    struct memory *fork;
+    enum status st = memory_create(form.model, &fork);
+
+    if (st)
+        return st;
+    if (memory_policy(memory))
+        st = memory_set_policy(fork, &memory->policy);
+    if (!st)
+        st = memory->paging ? fork_pages(memory, fork)
+                            : fork_slabs(memory, shared_bytes, fork);
     if (st) {
         memory_destroy(fork);
         return st;
@@ -736,11 +752,8 @@ void memory_use(struct memory *memory, struct device *device)
 
 size_t memory_bytes(const struct memory *memory)
 {
-    if (memory->paging)
-        return memory->bytes + paging_bytes(memory->model, &memory->policy,
-                                            memory->paging_bytes,
-                                            paging_n_block(memory->paging));
-    return memory->bytes;
+    return memory->bytes +
+           (memory->paging ? paging_held_bytes(memory->paging) : 0);
 }
 
 size_t memory_paged_bytes(const struct model *model,
@@ -755,7 +768,8 @@ size_t memory_paged_bytes(const struct model *model,
 
 size_t memory_shared_bytes(const struct memory *memory)
 {
-    return memory->n_shared * slab_bytes(form_of(memory));
+    return memory->paging ? paging_shared_bytes(memory->paging)
+                          : memory->n_shared * slab_bytes(form_of(memory));
 }
 
 size_t memory_bytes_for(const struct model *model, const struct policy *policy,

@@ -1,14 +1,19 @@
 #include "state/pager.h"
 
 #include "base/log.h"
+#include "state/shelf.h"
 #include "state/snapshot_parts.h"
 
 #include <assert.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define PAGER_THREAD_MAX 16u
+/* The system gets free memory back when so much was given: threads that come by
+ * pages in turn have a heap each, and what is free in one no other takes. */
+#define TRIM_BYTES ((size_t)4 << 20)
 
 struct pager {
     struct pager_options options;
@@ -16,40 +21,64 @@ struct pager {
     pthread_mutex_t lock;
     pthread_cond_t asked, done;
     struct page *first, *last; /* that wait to be read */
+    struct shelf shelf;        /* those that have names */
     bool is_stopping;
     uint32_t n_thread;
     pthread_t thread[PAGER_THREAD_MAX];
     _Atomic uint64_t n_read, n_hit;
+    _Atomic size_t bytes, shared_bytes; /* of pages */
+    size_t given;                       /* bytes, since the last trim */
     struct log_limit log;
 };
 
 /* ------------------------------------------------------------------- pages */
 
-struct page *page_create(size_t n_bytes)
+static size_t rounded(size_t room)
+{
+    return (room + 63) / 64 * 64;
+}
+
+size_t page_size(size_t room)
+{
+    return rounded(room) + sizeof(struct page);
+}
+
+struct page *pager_page(struct pager *pager, size_t room)
 {
     struct page *page = calloc(1, sizeof(*page));
-    const size_t rounded = (n_bytes + 63) / 64 * 64;
 
     if (page)
-        page->bytes = aligned_alloc(64, rounded);
+        page->bytes = aligned_alloc(64, rounded(room));
     if (!page || !page->bytes) {
         free(page);
         (void)status_fail(STATUS_RESOURCE_EXHAUSTED,
-                          "no memory for a block of %zu bytes", n_bytes);
+                          "no memory for a block of %zu bytes", room);
         return NULL;
     }
-    memset(page->bytes, 0, rounded);
-    page->n_bytes = n_bytes;
+    memset(page->bytes, 0, rounded(room));
+    page->n_bytes = page->room = room;
+    page->n_holder = 1;
+    atomic_fetch_add(&pager->bytes, page_size(room));
     return page;
 }
 
-static void page_free(struct page *page)
+/* With the lock. */
+static void page_free(struct pager *pager, struct page *page)
 {
+    const size_t bytes = page_size(page->room);
+
+    pager->given += bytes;
+    if (pager->given >= TRIM_BYTES)
+        (void)pthread_cond_signal(&pager->asked);
+
+    atomic_fetch_sub(&pager->bytes, bytes);
+    if (page_is_shared(page))
+        atomic_fetch_sub(&pager->shared_bytes, bytes);
     free(page->bytes);
     free(page);
 }
 
-static void unlink_page(struct pager *pager, struct page *page)
+static void unqueue(struct pager *pager, struct page *page)
 {
     struct page **at = &pager->first, *before = NULL;
 
@@ -62,21 +91,74 @@ static void unlink_page(struct pager *pager, struct page *page)
         pager->last = before;
 }
 
+static void forget_name(struct pager *pager, struct page *page)
+{
+    if (page->is_named)
+        shelf_take(&pager->shelf, page);
+    page->is_named = false;
+}
+
 void pager_give(struct pager *pager, struct page *page)
 {
-    if (page_look(page) != PAGE_READING) {
-        page_free(page);
-        return;
-    }
     (void)pthread_mutex_lock(&pager->lock);
-    if (page->is_queued) {
-        unlink_page(pager, page);
-        page_free(page);
-    } else if (page_look(page) == PAGE_READING) {
-        page->is_orphan = true;
-    } else {
-        page_free(page);
+    if (--page->n_holder == 0) {
+        forget_name(pager, page);
+        if (page->is_queued) {
+            unqueue(pager, page);
+            page_free(pager, page);
+        } else if (page_look(page) != PAGE_READING) {
+            page_free(pager, page);
+        } /* else whoever reads it frees it */
     }
+    (void)pthread_mutex_unlock(&pager->lock);
+}
+
+bool pager_reuse(struct pager *pager, struct page *page)
+{
+    bool is_alone;
+
+    (void)pthread_mutex_lock(&pager->lock);
+    is_alone = page->n_holder == 1 && page_look(page) != PAGE_READING;
+    if (is_alone) {
+        forget_name(pager, page);
+        if (atomic_exchange(&page->is_shared, false))
+            atomic_fetch_sub(&pager->shared_bytes, page_size(page->room));
+        atomic_store(&page->state, PAGE_THERE);
+    }
+    (void)pthread_mutex_unlock(&pager->lock);
+    return is_alone;
+}
+
+struct page *pager_find(struct pager *pager, const struct page_wanted *wanted)
+{
+    struct page *page;
+
+    (void)pthread_mutex_lock(&pager->lock);
+    page = shelf_find(&pager->shelf, wanted);
+    if (page) {
+        page->n_holder++;
+        if (!atomic_exchange(&page->is_shared, true))
+            atomic_fetch_add(&pager->shared_bytes, page_size(page->room));
+    }
+    (void)pthread_mutex_unlock(&pager->lock);
+    return page;
+}
+
+/* Two may come by the same block apart from each other; one of them is found
+ * then. */
+static void set_name(struct pager *pager, struct page *page,
+                     const struct page_wanted *wanted)
+{
+    assert(!page->is_named && page->n_holder == 1);
+    page->wanted = *wanted;
+    page->is_named = shelf_put(&pager->shelf, page);
+}
+
+void pager_name(struct pager *pager, struct page *page,
+                const struct page_wanted *wanted)
+{
+    (void)pthread_mutex_lock(&pager->lock);
+    set_name(pager, page, wanted);
     (void)pthread_mutex_unlock(&pager->lock);
 }
 
@@ -84,11 +166,11 @@ void pager_ask(struct pager *pager, struct page *page,
                const struct page_wanted *wanted)
 {
     assert(page_look(page) != PAGE_READING);
-    page->wanted = *wanted;
     page->next = NULL;
     atomic_store(&page->state, PAGE_READING);
     atomic_fetch_add(&pager->n_read, 1);
     (void)pthread_mutex_lock(&pager->lock);
+    set_name(pager, page, wanted);
     page->is_queued = true;
     if (pager->first)
         pager->last->next = page;
@@ -120,6 +202,26 @@ void pager_count_hits(struct pager *pager, uint64_t n)
 uint64_t pager_n_hit(const struct pager *pager)
 {
     return atomic_load(&pager->n_hit);
+}
+
+void pager_count(struct pager *pager, size_t n_bytes)
+{
+    atomic_fetch_add(&pager->shared_bytes, n_bytes);
+}
+
+void pager_uncount(struct pager *pager, size_t n_bytes)
+{
+    atomic_fetch_sub(&pager->shared_bytes, n_bytes);
+}
+
+size_t pager_bytes(const struct pager *pager)
+{
+    return atomic_load(&pager->bytes);
+}
+
+size_t pager_shared_bytes(const struct pager *pager)
+{
+    return atomic_load(&pager->shared_bytes);
 }
 
 /* ------------------------------------------------------------------- reads */
@@ -173,19 +275,44 @@ static enum page_state read_page(struct pager *pager, struct page *page)
     return PAGE_LOST;
 }
 
+/* With the lock, but not meanwhile. */
+static void trim(struct pager *pager)
+{
+    pager->given = 0;
+    (void)pthread_mutex_unlock(&pager->lock);
+    (void)malloc_trim(0);
+    (void)pthread_mutex_lock(&pager->lock);
+}
+
 /* With the lock. */
 static struct page *next_page(struct pager *pager)
 {
     struct page *page;
 
     while (!pager->first && !pager->is_stopping)
-        (void)pthread_cond_wait(&pager->asked, &pager->lock);
+        if (pager->given >= TRIM_BYTES)
+            trim(pager);
+        else
+            (void)pthread_cond_wait(&pager->asked, &pager->lock);
     page = pager->first;
     if (page) {
         pager->first = page->next;
         page->is_queued = false;
     }
     return page;
+}
+
+/* With the lock. Who finds none asks again, as the store may be whole then. */
+static void put_read(struct pager *pager, struct page *page,
+                     enum page_state state)
+{
+    if (page->n_holder == 0) {
+        page_free(pager, page);
+        return;
+    }
+    if (state == PAGE_LOST)
+        forget_name(pager, page);
+    atomic_store_explicit(&page->state, state, memory_order_release);
 }
 
 static void *run(void *arg)
@@ -200,10 +327,7 @@ static void *run(void *arg)
         (void)pthread_mutex_unlock(&pager->lock);
         state = read_page(pager, page);
         (void)pthread_mutex_lock(&pager->lock);
-        if (page->is_orphan)
-            page_free(page);
-        else
-            atomic_store_explicit(&page->state, state, memory_order_release);
+        put_read(pager, page, state);
         (void)pthread_cond_broadcast(&pager->done);
         ring_kick(pager->options.engine);
     }
@@ -251,5 +375,6 @@ void pager_stop(struct pager *pager)
     (void)pthread_cond_destroy(&pager->asked);
     (void)pthread_cond_destroy(&pager->done);
     (void)pthread_mutex_destroy(&pager->lock);
+    shelf_release(&pager->shelf);
     free(pager);
 }

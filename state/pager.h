@@ -2,10 +2,12 @@
 #define STATE_PAGER_H
 /*
  * Threads that read KV blocks back from the store, so that the engine never
- * waits for a disk. A page is room in RAM for one layer's block of one session;
- * who owns it asks for what it shall have, does something else, and looks
- * again. A page that is given back while it is being read stays until that is
- * done.
+ * waits for a disk, and the pages that they read into. A page is room in RAM
+ * for one layer's block. One with a stored block, which nothing can change, is
+ * known by where that lies: sessions that see the same block, as forks do, hold
+ * the same page. Who wants a page asks for it, does something else, and looks
+ * again. The last holder frees it; while it is being read it stays until that
+ * is done.
  */
 #include "base/ring.h"
 #include "model/model.h"
@@ -29,13 +31,18 @@ enum page_state {
 };
 
 struct page {
-    void *bytes; /* [n_bytes] 64-byte aligned; not touched while it is read */
+    void *bytes; /* [n_bytes] 64-byte aligned; not touched while it is read,
+                    and only read once it has a name */
     size_t n_bytes;
+    size_t room; /* that n_bytes may be */
     /* The pager's: */
     _Atomic enum page_state state;
     struct page_wanted wanted;
-    struct page *next;
-    bool is_queued, is_orphan; /* under its lock */
+    struct page *next;       /* of those that wait to be read */
+    struct page *next_named; /* of the same place on the shelf */
+    uint32_t n_holder;       /* all of these under its lock */
+    bool is_named, is_queued;
+    _Atomic bool is_shared; /* more than one has held it; counted as such */
 };
 
 struct pager;
@@ -51,24 +58,46 @@ MUST_CHECK enum status pager_start(const struct pager_options *options,
 /* Behind all its pages; accepts NULL. */
 void pager_stop(struct pager *pager);
 
-/* Zeroed; NULL and the cause when there is no memory. */
-struct page *page_create(size_t n_bytes);
-/* Gone, at once or when it is read. */
+/* A nameless one for one holder, zeroed; NULL and the cause when there is no
+ * memory. */
+struct page *pager_page(struct pager *pager, size_t room);
+/* What a page of that room takes. */
+size_t page_size(size_t room);
+/* One holder less. */
 void pager_give(struct pager *pager, struct page *page);
+/* Has it no other holder? Then it is nameless from now on, with any bytes. */
+bool pager_reuse(struct pager *pager, struct page *page);
 
-/* Read this into a page that is not being read. */
+/* The page of a stored block, for one more holder; maybe one that is still
+ * being read. NULL: nobody has it. */
+struct page *pager_find(struct pager *pager, const struct page_wanted *wanted);
+/* Read this into a nameless page, which has that name from now on. */
 void pager_ask(struct pager *pager, struct page *page,
                const struct page_wanted *wanted);
+/* What is in a nameless page is stored now: this is its name. */
+void pager_name(struct pager *pager, struct page *page,
+                const struct page_wanted *wanted);
 static inline enum page_state page_look(const struct page *page)
 {
     return atomic_load_explicit(&page->state, memory_order_acquire);
 }
+static inline bool page_is_shared(const struct page *page)
+{
+    return atomic_load_explicit(&page->is_shared, memory_order_relaxed);
+}
 /* Until it is not being read any more. */
 void pager_wait(struct pager *pager, const struct page *page);
+
 /* Reads that were asked for so far. */
 uint64_t pager_n_read(const struct pager *pager);
 /* Blocks that steps saw and that had not to be read for them, of all sessions.
  */
 void pager_count_hits(struct pager *pager, uint64_t n);
 uint64_t pager_n_hit(const struct pager *pager);
+/* Something else that sessions share, by its bytes. */
+void pager_count(struct pager *pager, size_t n_bytes);
+void pager_uncount(struct pager *pager, size_t n_bytes);
+/* What all pages take; and what is or was shared, such as is counted, too. */
+size_t pager_bytes(const struct pager *pager);
+size_t pager_shared_bytes(const struct pager *pager);
 #endif

@@ -16,28 +16,38 @@
 
 /* Where a block is. Not in RAM: no page. */
 struct place {
-    struct page *page; /* owned by its seat */
+    struct page *page; /* its seat's */
     bool is_held;
     bool is_used;  /* since the clock's hand was here */
     bool is_fresh; /* read, and no step has seen it since */
 };
 
+/* Indices of INDEX_RUN blocks of a layer. Forks share those of which all blocks
+ * are stored. The engine's thread does. */
+struct index_run {
+    uint32_t n_holder;
+    bool is_shared; /* it was: the pager counts it */
+    _Alignas(64) char at[];
+};
+
 struct paged_layer { /* block_bytes 0: it has no blocks */
     const struct mixer_plan *plan;
-    void **block;        /* [capacity] bytes of its page, or NULL */
-    void **index;        /* [capacity] */
-    struct place *place; /* [capacity] */
-    char **run;          /* [capacity / INDEX_RUN] of indices; owned */
-    uint64_t *held;      /* [n_held] of max_page */
+    void **block;           /* [capacity] bytes of its page, or NULL */
+    void **index;           /* [capacity] */
+    struct place *place;    /* [capacity] */
+    struct index_run **run; /* [capacity / INDEX_RUN] held */
+    uint64_t *held;         /* [n_held] of max_page */
     uint32_t n_held;
     struct paging_use use;
 };
 
-struct seat { /* a page and whose it is */
-    struct page *page;
+struct seat {          /* a page and whose it is */
+    struct page *page; /* held; others may hold it too. NULL: none */
     uint32_t layer;
     uint64_t block;
     bool is_taken;
+    bool is_known;  /* to the pager, by its name */
+    bool is_shared; /* so it was when it was looked at: n_shared */
 };
 
 struct paging {
@@ -51,10 +61,12 @@ struct paging {
     struct uid own;
     bool adopts; /* in the next load */
     bool is_lost;
-    size_t page_bytes;
+    size_t page_room;
     uint32_t n_paged; /* layers that have blocks */
     uint32_t max_page, n_seat, hand;
-    struct seat *seat; /* [max_page] the first n_seat have pages; owned */
+    uint32_t n_shared;  /* of the seats */
+    size_t shared_runs; /* bytes of runs that are counted as shared */
+    struct seat *seat;  /* [max_page] the first n_seat are in use; owned */
     struct policy_view *seen; /* [POLICY_SEEN_MAX] scratch */
     uint32_t n_layer;
     struct paged_layer layer[];
@@ -72,7 +84,8 @@ static size_t index_bytes(const struct mixer_plan *plan,
 }
 
 struct extent_of_blocks {
-    size_t page_bytes, index_bytes; /* of the largest block; of all layers */
+    size_t room, page_bytes; /* of the largest block, and what that takes */
+    size_t index_bytes;      /* of all layers */
     uint32_t n_paged;
 };
 
@@ -88,10 +101,10 @@ static struct extent_of_blocks measure(const struct model *model,
             continue;
         it.n_paged++;
         it.index_bytes += index_bytes(plan, policy);
-        if (plan->block_bytes > it.page_bytes)
-            it.page_bytes = plan->block_bytes;
+        if (plan->block_bytes > it.room)
+            it.room = plan->block_bytes;
     }
-    it.page_bytes = (it.page_bytes + 63) / 64 * 64 + sizeof(struct page);
+    it.page_bytes = page_size(it.room);
     return it;
 }
 
@@ -131,18 +144,55 @@ static uint64_t n_run(uint64_t n_block)
     return (n_block + INDEX_RUN - 1) / INDEX_RUN;
 }
 
+/* But for the pages. */
+static size_t bytes_beside(const struct extent_of_blocks *it, size_t max_page,
+                           uint32_t n_layer, uint64_t n_block)
+{
+    const size_t table = it->n_paged * capacity_for(n_block) *
+                         (2 * sizeof(void *) + sizeof(struct place));
+
+    return sizeof(struct paging) + n_layer * sizeof(struct paged_layer) +
+           max_page * sizeof(struct seat) +
+           it->n_paged * max_page * sizeof(uint64_t) + table +
+           n_run(n_block) * (INDEX_RUN * it->index_bytes +
+                             it->n_paged * sizeof(struct index_run));
+}
+
 size_t paging_bytes(const struct model *model, const struct policy *policy,
                     size_t max_bytes, uint64_t n_block)
 {
     const struct extent_of_blocks it = measure(model, policy);
     const size_t max_page = max_bytes / it.page_bytes;
     const uint64_t n_page = it.n_paged * n_block;
-    const size_t table = it.n_paged * capacity_for(n_block) *
-                         (2 * sizeof(void *) + sizeof(struct place));
 
-    return sizeof(struct paging) + max_page * sizeof(struct seat) + table +
-           n_run(n_block) * INDEX_RUN * it.index_bytes +
+    return bytes_beside(&it, max_page, model_config(model)->n_layer, n_block) +
            (n_page < max_page ? n_page : max_page) * it.page_bytes;
+}
+
+size_t paging_held_bytes(const struct paging *paging)
+{
+    const struct extent_of_blocks it = measure(paging->model, &paging->policy);
+
+    return bytes_beside(&it, paging->max_page, paging->n_layer,
+                        paging->n_block) +
+           paging->n_seat * it.page_bytes;
+}
+
+size_t paging_shared_bytes(const struct paging *paging)
+{
+    return paging->n_shared * page_size(paging->page_room) +
+           paging->shared_runs;
+}
+
+void paging_count_shared(struct paging *paging)
+{
+    paging->n_shared = 0;
+    for (uint32_t i = 0; i < paging->n_seat; i++) {
+        struct seat *seat = &paging->seat[i];
+
+        seat->is_shared = seat->page && page_is_shared(seat->page);
+        paging->n_shared += seat->is_shared;
+    }
 }
 
 /* ------------------------------------------------------------------- life */
@@ -175,7 +225,7 @@ enum status paging_create(const struct model *model,
     paging->policy = *policy;
     paging->policy_digest = policy_digest(policy);
     paging->pager = pager;
-    paging->page_bytes = it.page_bytes;
+    paging->page_room = it.room;
     paging->n_paged = it.n_paged;
     paging->max_page = it.n_paged ? (uint32_t)(max_bytes / it.page_bytes) : 0;
     paging->n_layer = n_layer;
@@ -200,19 +250,32 @@ enum status paging_create(const struct model *model,
     return STATUS_OK;
 }
 
+static size_t run_bytes(const struct paging *paging,
+                        const struct paged_layer *layer)
+{
+    return (sizeof(struct index_run) +
+            INDEX_RUN * index_bytes(layer->plan, &paging->policy) + 63) /
+           64 * 64;
+}
+
+static void let_run_go(struct paging *paging, const struct paged_layer *layer,
+                       struct index_run *run)
+{
+    if (!run || --run->n_holder > 0)
+        return;
+    if (run->is_shared)
+        pager_uncount(paging->pager, run_bytes(paging, layer));
+    free(run);
+}
+
 void paging_clear(struct paging *paging)
 {
-    while (paging->n_seat > 0) {
-        struct seat *seat = &paging->seat[--paging->n_seat];
-
-        pager_give(paging->pager, seat->page);
-        *seat = (struct seat){0};
-    }
+    paging->shared_runs = 0;
     for (uint32_t i = 0; i < paging->n_layer; i++) {
         struct paged_layer *layer = &paging->layer[i];
 
         for (uint64_t r = 0; layer->run && r < n_run(paging->capacity); r++)
-            free(layer->run[r]);
+            let_run_go(paging, layer, layer->run[r]);
         free(layer->block);
         free(layer->index);
         free(layer->place);
@@ -223,6 +286,15 @@ void paging_clear(struct paging *paging)
         layer->n_held = 0;
         layer->use = (struct paging_use){0};
     }
+    /* Last: the pager may have the system take back what is free by then. */
+    while (paging->n_seat > 0) {
+        struct seat *seat = &paging->seat[--paging->n_seat];
+
+        if (seat->page)
+            pager_give(paging->pager, seat->page);
+        *seat = (struct seat){0};
+    }
+    paging->n_shared = 0;
     paging->hand = 0;
     paging->n_block = paging->capacity = paging->n_stored = 0;
     paging->base = (struct log_path){0};
@@ -280,17 +352,18 @@ static enum status set_index(const struct paging *paging,
                              struct paged_layer *layer, uint64_t block)
 {
     const size_t n = index_bytes(layer->plan, &paging->policy);
-    char **run = &layer->run[block / INDEX_RUN];
+    struct index_run **run = &layer->run[block / INDEX_RUN];
 
     if (n == 0)
         return STATUS_OK;
     if (!*run) {
-        *run = aligned_alloc(64, (INDEX_RUN * n + 63) / 64 * 64);
+        *run = aligned_alloc(64, run_bytes(paging, layer));
         if (!*run)
             return no_memory();
-        memset(*run, 0, INDEX_RUN * n);
+        memset(*run, 0, run_bytes(paging, layer));
+        (*run)->n_holder = 1;
     }
-    layer->index[block] = *run + block % INDEX_RUN * n;
+    layer->index[block] = (*run)->at + block % INDEX_RUN * n;
     return STATUS_OK;
 }
 
@@ -314,15 +387,8 @@ static bool may_leave(const struct paging *paging, struct seat *seat)
 /* By the clock: whoever was not used for a turn of its hand goes. */
 static struct seat *find_seat(struct paging *paging)
 {
-    if (paging->n_seat < paging->max_page) {
-        struct seat *seat = &paging->seat[paging->n_seat];
-
-        seat->page = page_create(paging->page_bytes - sizeof(struct page));
-        if (!seat->page)
-            return NULL;
-        paging->n_seat++;
-        return seat;
-    }
+    if (paging->n_seat < paging->max_page)
+        return &paging->seat[paging->n_seat++];
     for (uint32_t i = 0; i < 2 * paging->n_seat; i++) {
         struct seat *seat = &paging->seat[paging->hand];
 
@@ -335,29 +401,138 @@ static struct seat *find_seat(struct paging *paging)
     return NULL;
 }
 
-/* A page for this block, in which anything may be. */
-static struct page *take_page(struct paging *paging, uint32_t layer,
-                              uint64_t block)
+/* Its page stays with it, but for the next block. */
+static void empty_seat(struct paging *paging, struct seat *seat)
 {
-    struct seat *seat = find_seat(paging);
-    struct paged_layer *it = &paging->layer[layer];
-
-    if (!seat)
-        return NULL;
     if (seat->is_taken) {
         struct paged_layer *was = &paging->layer[seat->layer];
 
         was->place[seat->block].page = NULL;
         was->block[seat->block] = NULL;
     }
+    paging->n_shared -= seat->is_shared;
+    *seat = (struct seat){.page = seat->page};
+}
+
+/* `page` instead of the one that it has, if any. */
+static void seat_page(struct paging *paging, struct seat *seat,
+                      struct page *page)
+{
+    if (seat->page)
+        pager_give(paging->pager, seat->page);
+    seat->page = page;
+}
+
+/* A nameless page in which anything may be. */
+static struct page *blank_page(struct paging *paging, struct seat *seat)
+{
+    if (!seat->page || !pager_reuse(paging->pager, seat->page))
+        seat_page(paging, seat, pager_page(paging->pager, paging->page_room));
+    return seat->page;
+}
+
+static void sit(struct paging *paging, struct seat *seat, uint32_t layer,
+                uint64_t block)
+{
+    struct paged_layer *it = &paging->layer[layer];
+
     seat->is_taken = true;
+    seat->is_shared = page_is_shared(seat->page);
+    paging->n_shared += seat->is_shared;
     seat->layer = layer;
     seat->block = block;
-    seat->page->n_bytes = it->plan->block_bytes;
     it->place[block].is_fresh = false;
     it->place[block].page = seat->page;
     it->block[block] = seat->page->bytes;
-    return seat->page;
+}
+
+/* `found` for this block, or a page of its own in which anything may be. */
+static struct seat *take_seat(struct paging *paging, uint32_t layer,
+                              uint64_t block, struct page *found)
+{
+    struct seat *seat = find_seat(paging);
+
+    if (seat)
+        empty_seat(paging, seat);
+    if (seat && found)
+        seat_page(paging, seat, found);
+    else if (found)
+        pager_give(paging->pager, found);
+    if (!seat || !(found || blank_page(paging, seat)))
+        return NULL;
+    if (!found)
+        seat->page->n_bytes = paging->layer[layer].plan->block_bytes;
+    sit(paging, seat, layer, block);
+    return seat;
+}
+
+static struct page *take_page(struct paging *paging, uint32_t layer,
+                              uint64_t block)
+{
+    const struct seat *seat = take_seat(paging, layer, block, NULL);
+
+    return seat ? seat->page : NULL;
+}
+
+static struct uid log_of(const struct paging *paging, uint64_t block)
+{
+    for (uint32_t i = 0; i < paging->base.n; i++)
+        if (block * KV_BLOCK < paging->base.piece[i].end)
+            return paging->base.piece[i].log;
+    return paging->own;
+}
+
+static struct page_wanted name_of(const struct paging *paging, uint32_t layer,
+                                  uint64_t block)
+{
+    return (struct page_wanted){.log = log_of(paging, block),
+                                .block = block,
+                                .layer = layer,
+                                .policy = paging->policy_digest};
+}
+
+/* The page of this stored block that somebody has, or one into which it is
+ * being read. */
+static bool fetch_page(struct paging *paging, uint32_t layer, uint64_t block)
+{
+    const struct page_wanted name = name_of(paging, layer, block);
+    struct paged_layer *it = &paging->layer[layer];
+    struct page *found = pager_find(paging->pager, &name);
+    struct seat *seat = take_seat(paging, layer, block, found);
+
+    if (!seat)
+        return false;
+    seat->is_known = true;
+    if (found)
+        return true;
+    pager_ask(paging->pager, seat->page, &name);
+    it->use.n_fetched++;
+    it->place[block].is_fresh = true;
+    return true;
+}
+
+/* What is stored of what is in RAM can be found there by others, and is let go
+ * where others have it already. What a step holds it may be reading. */
+static void make_known(struct paging *paging, struct seat *seat)
+{
+    const struct page_wanted name = name_of(paging, seat->layer, seat->block);
+    struct page *found = pager_find(paging->pager, &name);
+
+    seat->is_known = true;
+    if (!found) {
+        pager_name(paging->pager, seat->page, &name);
+    } else if (page_look(found) == PAGE_THERE &&
+               !paging->layer[seat->layer].place[seat->block].is_held) {
+        const uint32_t layer = seat->layer;
+        const uint64_t block = seat->block;
+
+        empty_seat(paging, seat);
+        seat_page(paging, seat, found);
+        sit(paging, seat, layer, block);
+        seat->is_known = true;
+    } else {
+        pager_give(paging->pager, found);
+    }
 }
 
 /* One more, in RAM in all layers. What fails half-way is tried again. */
@@ -493,6 +668,13 @@ void paging_stored(struct paging *paging, uint64_t n_block,
     paging->own = own;
     if (n_block > paging->n_stored)
         paging->n_stored = n_block;
+    for (uint32_t i = 0; i < paging->n_seat; i++) {
+        struct seat *seat = &paging->seat[i];
+
+        if (seat->is_taken && !seat->is_known &&
+            seat->block < paging->n_stored && !paging->is_lost)
+            make_known(paging, seat);
+    }
 }
 
 const struct log_path *paging_base(const struct paging *paging)
@@ -515,12 +697,88 @@ bool paging_is_lost(const struct paging *paging)
     return paging->is_lost;
 }
 
-static struct uid log_of(const struct paging *paging, uint64_t block)
+/* ------------------------------------------------------------------- forks */
+
+static void share_run(struct paging *paging, struct paging *from,
+                      uint32_t layer, uint64_t r)
 {
-    for (uint32_t i = 0; i < paging->base.n; i++)
-        if (block * KV_BLOCK < paging->base.piece[i].end)
-            return paging->base.piece[i].log;
-    return paging->own;
+    const size_t bytes = run_bytes(from, &from->layer[layer]);
+    struct index_run *run = from->layer[layer].run[r];
+
+    if (!run)
+        return;
+    if (!run->is_shared) {
+        pager_count(from->pager, bytes);
+        from->shared_runs += bytes;
+    }
+    run->is_shared = true;
+    run->n_holder++;
+    paging->layer[layer].run[r] = run;
+    paging->shared_runs += bytes;
+}
+
+/* Those of the last run may become more. */
+static enum status take_indices(struct paging *paging, struct paging *from,
+                                uint32_t layer)
+{
+    struct paged_layer *it = &paging->layer[layer];
+    const size_t n = index_bytes(it->plan, &paging->policy);
+    enum status st = STATUS_OK;
+
+    for (uint64_t r = 0; r < from->n_stored / INDEX_RUN; r++)
+        share_run(paging, from, layer, r);
+    for (uint64_t b = 0; !st && n && b < from->n_stored; b++) {
+        st = set_index(paging, it, b);
+        if (!st && b >= from->n_stored / INDEX_RUN * INDEX_RUN)
+            memcpy(it->index[b], from->layer[layer].index[b], n);
+    }
+    return st;
+}
+
+/* The block that is not full. */
+static enum status copy_open(struct paging *paging, const struct paging *from)
+{
+    const uint64_t b = from->n_stored;
+    enum status st = paging_reserve(paging, from->n_block);
+
+    for (uint32_t i = 0; !st && b < from->n_block && i < from->n_layer; i++)
+        if (from->layer[i].plan->block_bytes)
+            memcpy(paging->layer[i].block[b], from->layer[i].block[b],
+                   from->layer[i].plan->block_bytes);
+    return st;
+}
+
+bool paging_may_fork(const struct paging *paging)
+{
+    return !paging->is_lost && paging->n_block <= paging->n_stored + 1;
+}
+
+enum status paging_fork(struct paging *from, struct paging **out)
+{
+    struct paging *paging;
+    enum status st =
+        paging_create(from->model, &from->policy, from->pager,
+                      from->max_page * page_size(from->page_room), &paging);
+
+    if (st)
+        return st;
+    assert(paging_may_fork(from));
+    st = widen_tables(paging, from->n_block);
+    for (uint32_t i = 0; !st && i < from->n_layer; i++)
+        if (from->layer[i].plan->block_bytes)
+            st = take_indices(paging, from, i);
+    paging->n_block = paging->n_stored = from->n_stored;
+    paging->base = from->base;
+    if (log_pieces_end(&paging->base) < from->n_stored * KV_BLOCK)
+        log_pieces_add(&paging->base, from->own, from->n_stored * KV_BLOCK);
+    if (!st)
+        st = copy_open(paging, from);
+    if (st) {
+        paging_destroy(paging);
+        return st;
+    }
+    *out = paging;
+    return STATUS_OK;
 }
 
 /* ------------------------------------------------------------------ source */
@@ -537,19 +795,8 @@ static void *hold(struct block_source *source, uint32_t layer, uint64_t block)
     struct place *place = &it->place[block];
 
     assert(block < paging->n_block);
-    if (!place->page) {
-        struct page *page = take_page(paging, layer, block);
-
-        if (!page)
-            return NULL;
-        pager_ask(paging->pager, page,
-                  &(struct page_wanted){.log = log_of(paging, block),
-                                        .block = block,
-                                        .layer = layer,
-                                        .policy = paging->policy_digest});
-        it->use.n_fetched++;
-        place->is_fresh = true;
-    }
+    if (!place->page && !fetch_page(paging, layer, block))
+        return NULL;
     if (!place->is_held)
         it->held[it->n_held++] = block;
     place->is_held = place->is_used = true;

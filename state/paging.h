@@ -6,6 +6,7 @@
  * block, stays. A block is in RAM from its first key until it is stored; from
  * then on it may leave at any time, without being written again, and comes back
  * when a step of the session's policy sees it. No bit depends on that (E5).
+ * Sessions that see the same stored block share its page (state/pager.h).
  *
  * A block that is needed is held: it has a page, maybe one that is still being
  * read, until it is released. The engine's thread does all of this; but a
@@ -31,6 +32,12 @@ size_t paging_least(const struct model *model, const struct policy *policy);
 /* What is held at most for n_block blocks: pages, tables and indices. */
 size_t paging_bytes(const struct model *model, const struct policy *policy,
                     size_t max_bytes, uint64_t n_block);
+/* What is held now; of that, pages that others hold or held when
+ * paging_count_shared() looked or they were taken: pager_shared_bytes() has
+ * those, once. */
+size_t paging_held_bytes(const struct paging *paging);
+size_t paging_shared_bytes(const struct paging *paging);
+void paging_count_shared(struct paging *paging);
 
 /*
  * Room for blocks [0, n_block); the new ones are zeroed and in RAM.
@@ -74,6 +81,15 @@ void paging_clear(struct paging *paging);
  */
 void paging_stored(struct paging *paging, uint64_t n_block,
                    const struct log_path *base, struct uid own);
+/*
+ * The same blocks for another session, which goes on apart from this one: its
+ * pages are shared as far as they are stored, so are indices. The engine's
+ * thread.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+bool paging_may_fork(const struct paging *paging); /* all is stored but for the
+                                                      last block */
+MUST_CHECK enum status paging_fork(struct paging *from, struct paging **out);
 const struct log_path *paging_base(const struct paging *paging);
 uint64_t paging_n_stored(const struct paging *paging);
 /* What was stored is not to be relied on: the session is to be computed

@@ -34,13 +34,13 @@
 #include <unistd.h>
 
 #define PATH_BYTES_MAX 4096u
-#define CACHE_BYTES (8u << 20)
+#define CACHE_BYTES (4u << 20)
 #define WAL_SYNC_BYTES                                                         \
     (1u << 20) /* written back early, so a sync waits less                     \
                 */
 #define JOURNAL_BUFFER_BYTES (4u << 20)
 #define JOURNAL_WAL_BYTES (16u << 20)
-#define BULK_BUFFER_BYTES (8u << 20)
+#define BULK_BUFFER_BYTES (2u << 20) /* of rows that name values */
 #define BULK_WAL_BYTES (32u << 20)
 #define LOG_FILE_BYTES (1u << 20)
 #define LOG_FILE_MAX 2u

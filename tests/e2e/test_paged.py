@@ -115,6 +115,13 @@ def status_kib(node, field):
     raise KeyError(field)
 
 
+def begin_peak(node):
+    """VmHWM is of what comes from now on."""
+    with open("/proc/%d/clear_refs" % node.process.pid, "w",
+              encoding="ascii") as file:
+        file.write("5")
+
+
 def core_seconds(node):
     with open("/proc/%d/stat" % node.process.pid, encoding="ascii") as file:
         words = file.read().rpartition(")")[2].split()
@@ -171,6 +178,31 @@ class Paged(unittest.TestCase):
             reuse = reply.complete.reuse
             self.assertEqual(reuse.replayed_tokens, 1)
             self.assertGreater(reuse.restored_tokens, self.LENGTH - 64)
+
+    @unittest.skipIf(os.environ.get("GODWIT_TEST_SANITIZED"),
+                     "memory is not what it is without sanitizers")
+    def test_memory_stays_within_its_budget(self):
+        """Two sessions and forks of them: what all their keys and values take
+        is four times what the node may grow by."""
+        mib, n_token, n_fork = 64, 131072, 6
+        with workspace() as directory:
+            node, client = self.start(directory, "paged", "--kv-memory",
+                                      str(mib))
+            append(client, "warm", ids(1, 2000), "infllm")
+            delete(client, "warm")
+            begin_peak(node)
+            before = status_kib(node, "VmRSS") / 1024
+            for i, name in enumerate(("one", "two")):
+                append(client, name, ids(10 + i, n_token), "infllm")
+                for k in range(n_fork):
+                    fork(client, name, "%s%d" % (name, k))
+                    append(client, "%s%d" % (name, k), ids(k, 40), count=8)
+            said = client.admin.GetNode(admin_pb2.GetNodeRequest())
+            self.assertLessEqual(said.session_bytes, said.session_bytes_max)
+            self.assertLess(said.session_bytes_max, mib << 20)
+            self.assertGreater(2 * n_token * said.bytes_per_token,
+                               4 * mib << 20)
+            self.assertLess(status_kib(node, "VmHWM") / 1024 - before, mib)
 
     def test_one_that_sees_all_must_fit(self):
         with workspace() as directory:

@@ -5,7 +5,8 @@ if(TARGET godwitd AND TARGET godwitctl AND TARGET proto_python)
     PYTHONPATH=${CMAKE_BINARY_DIR}/python
     GODWIT_TEST_MODEL=${PROJECT_SOURCE_DIR}/assets/models/godwit-tiny)
   if(GODWIT_SANITIZE) # several times slower; fewer deaths, longer waits
-    list(APPEND e2e_environment KILLS=5 GODWIT_TEST_CALL_S=240)
+    list(APPEND e2e_environment KILLS=5 GODWIT_TEST_CALL_S=240
+         GODWIT_TEST_SANITIZED=1)
   endif()
   file(GLOB e2e_files CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/test_*.py)
   foreach(file IN LISTS e2e_files)

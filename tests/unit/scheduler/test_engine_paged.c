@@ -200,6 +200,127 @@ Test(engine_paged, is_forked)
     node_destroy(node);
 }
 
+static void delete_session(struct node *node, const char *name)
+{
+    cr_assert_eq(
+        node_call(node, about(node, COMMAND_DELETE_SESSION, name))->last,
+        EVENT_DONE);
+    settle(node);
+}
+
+/* Eight forks of one session that see the same have its blocks in RAM once:
+ * what is there beside those of one fork is what each wrote itself. They say
+ * what one says that keeps all blocks, also when the first is deleted. */
+Test(engine_paged, forks_have_their_blocks_in_ram_once)
+{
+    enum { N_FORK = 8 };
+    struct node *alone = make(false), *node = make(true);
+    struct pager *pager = node->pager;
+    struct policy its;
+    size_t one = 0, delta;
+    const struct reply *want;
+
+    must(policy_parse(POLICY[1], &its));
+    delta = paging_least(node->model, &its) / 2; /* of a fork */
+    for (uint32_t i = 0; i < 2; i++) {
+        (void)turn(i ? node : alone, "a", POLICY[1], 0);
+        settle(i ? node : alone);
+    }
+    fork_at(alone, "a", "f0", LONGEST + 39);
+    want = turn(alone, "f0", NULL, 2);
+    for (uint32_t i = 0; i < N_FORK; i++) {
+        char name[8];
+        size_t own = 0;
+
+        snprintf(name, sizeof(name), "f%u", i);
+        fork_at(node, i % 2 ? "f0" : "a", name, LONGEST + 39);
+        cr_assert(same_tokens(turn(node, name, NULL, 2), want));
+        settle(node);
+        is_paged(node, name);
+        if (i == 0)
+            one = pager_bytes(pager);
+        cr_assert_leq(pager_bytes(pager), one + i * delta, "fork %u", i);
+        cr_assert_leq(charge_total(node->engine), node->options.session_bytes);
+        for (const struct session *s = node->engine->oldest; s; s = s->newer)
+            own += s->charge;
+        cr_assert_geq(own + pager_shared_bytes(pager), pager_bytes(pager));
+    }
+    cr_assert_eq(node->engine->n_resident, N_FORK + 1);
+    delete_session(node, "a");
+    fork_at(node, "f3", "last", LONGEST + 39);
+    cr_assert(same_tokens(turn(node, "last", NULL, 2), want));
+    for (uint32_t i = 0; i < N_FORK; i++) {
+        char name[8];
+
+        snprintf(name, sizeof(name), "f%u", i);
+        delete_session(node, name);
+    }
+    cr_assert_leq(pager_bytes(pager), one);
+    delete_session(node, "last");
+    cr_assert_eq(pager_bytes(pager), 0);
+    node_destroy(alone);
+    node_destroy(node);
+}
+
+/* A fork made where its parent stands is in RAM at once, reads nothing and
+ * takes its states, its tokens and tables; both go on apart, and the fork
+ * without its parent, also in the next life. */
+Test(engine_paged, a_fork_at_the_end_shares_pages_and_indices)
+{
+    struct node *alone = make(false), *node = make(true);
+    const struct session *fork;
+    size_t before, total;
+    uint64_t n_read;
+
+    for (uint32_t p = 1; p < N_POLICY; p++) {
+        char name[2][8];
+
+        snprintf(name[0], sizeof(name[0]), "a%u", p);
+        snprintf(name[1], sizeof(name[1]), "b%u", p);
+        for (uint32_t i = 0; i < 2; i++) {
+            struct node *it = i ? node : alone;
+
+            (void)turn(it, name[0], POLICY[p], 0);
+            settle(it);
+            before = i ? pager_bytes(node->pager) : 0;
+            total = charge_total(it->engine);
+            n_read = i ? pager_n_read(node->pager) : 0;
+            fork_at(it, name[0], name[1], LONGEST + 40);
+        }
+        fork = table_find(node->engine, name[1]);
+        cr_assert(fork->resident && memory_paging(fork->resident->memory));
+        cr_assert_eq(pager_n_read(node->pager), n_read);
+        /* The open block of each layer, and nothing else. */
+        cr_assert_leq(
+            pager_bytes(node->pager) - before,
+            paging_held_bytes(memory_paging(fork->resident->memory)) -
+                paging_shared_bytes(memory_paging(fork->resident->memory)));
+        cr_assert_leq(charge_total(node->engine) - total,
+                      memory_bytes(fork->resident->memory) +
+                          fork->resident->tokens.n * sizeof(uint32_t) +
+                          sizeof(*fork->resident));
+        for (uint32_t t = 1; t < N_TURN; t++)
+            for (uint32_t i = 0; i < 2; i++) {
+                const struct reply *got = turn(node, name[i], NULL, t);
+
+                cr_assert(same_tokens(got, turn(alone, name[i], NULL, t)),
+                          "%s, turn %u", name[i], t);
+                if (i && t == 1)
+                    cr_assert_eq(got->end->complete.reuse, REUSE_RESIDENT);
+            }
+        delete_session(node, name[0]);
+        cr_assert(same_tokens(turn(node, name[1], NULL, 1),
+                              turn(alone, name[1], NULL, 1)));
+        settle(node);
+    }
+    node_kill(node);
+    node_start(node);
+    cr_assert(
+        same_tokens(turn(node, "b2", NULL, 2), turn(alone, "b2", NULL, 2)));
+    node_destroy(alone);
+    node_destroy(node);
+}
+
 /* Blocks that are not there any more are computed again. */
 Test(engine_paged, a_lost_block_is_computed_again)
 {
@@ -278,14 +399,6 @@ static struct command *branch(struct node *node, const char *name,
     command->generate.sampling.max_tokens = 100;
     command->generate.sampling.ignore_eos = true;
     return under(command, policy);
-}
-
-static void delete_session(struct node *node, const char *name)
-{
-    cr_assert_eq(
-        node_call(node, about(node, COMMAND_DELETE_SESSION, name))->last,
-        EVENT_DONE);
-    settle(node);
 }
 
 /* A session with pages starts from another's prefix, in this life and in the

@@ -292,6 +292,34 @@ Test(engine_prefix, the_budget_keeps_what_was_of_use_last)
     node_destroy(node);
 }
 
+/* A loose snapshot counts as what is stored of it: the indices of a policy that
+ * looks up are a part of its blocks, in this life and in the next one. */
+Test(engine_prefix, the_budget_counts_indices)
+{
+    struct node *node = node_create("assets/models/godwit-tiny");
+    struct command *command;
+    struct policy policy;
+
+    must(policy_parse("infllm:sink=64:window=64:pick=64", &policy));
+    node->options.prefix_bytes = BUDGET;
+    node_start(node);
+    command = prompt(node, "", 1, 128, 200, 1);
+    command->generate.n_shared = 128;
+    node_call(node, under(command, "infllm:sink=64:window=64:pick=64"));
+    settle(node);
+    for (int life = 0; life < 2; life++) {
+        const struct prefix_stats stats = prefix_stats(node->engine->prefix);
+
+        cr_assert_eq(stats.n_loose, 1);
+        cr_assert_eq(stats.loose_bytes,
+                     snapshot_bytes(node->model, &policy, 128));
+        cr_assert_gt(stats.loose_bytes, one_snapshot(node, 128));
+        node_stop(node);
+        node_start(node);
+    }
+    node_destroy(node);
+}
+
 /* Rows of one kind, each with one bit changed. */
 static uint32_t damage(struct store *store, char letter, size_t at)
 {

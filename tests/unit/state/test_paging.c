@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_BLOCK = 60 };
+enum { N_BLOCK = 140 }; /* more than twice a run of indices */
 
 static const struct uid base_log = {7, 1}, own_log = {7, 2};
 static struct model *model;
@@ -86,11 +86,11 @@ static void store_block(uint64_t block, uint32_t layer)
 }
 
 /* As a load does. */
-static void load(void)
+static void load_into(struct paging *it)
 {
     struct log_path base = {.n = 1, .piece = {{base_log, 20 * KV_BLOCK}}};
 
-    cr_assert_eq(paging_expect(paging, N_BLOCK), STATUS_OK);
+    cr_assert_eq(paging_expect(it, N_BLOCK), STATUS_OK);
     for (uint64_t b = 0; b < N_BLOCK; b++)
         for (uint32_t i = 0; i < n_layer(); i++) {
             const size_t n = plan_of(i)->block_bytes;
@@ -98,10 +98,15 @@ static void load(void)
 
             pattern(bytes, n, b, i);
             if (n)
-                cr_assert_eq(paging_put(paging, i, b, bytes), STATUS_OK);
+                cr_assert_eq(paging_put(it, i, b, bytes), STATUS_OK);
             free(bytes);
         }
-    paging_loaded(paging, N_BLOCK, &base, own_log);
+    paging_loaded(it, N_BLOCK, &base, own_log);
+}
+
+static void load(void)
+{
+    load_into(paging);
 }
 
 static void begin(void)
@@ -326,4 +331,170 @@ Test(paging, what_is_adopted_stays_until_it_is_stored)
     cr_assert_gt(paging_room(paging), 0);
     cr_assert_eq(pager_n_read(pager), 0);
     free(bytes);
+}
+
+static uint32_t first_paged(void)
+{
+    uint32_t i = 0;
+
+    while (plan_of(i)->block_bytes == 0)
+        i++;
+    return i;
+}
+
+static void *read_in(struct paging *it, uint32_t layer, uint64_t block)
+{
+    struct block_source *source = paging_source(it);
+    void *at = source->hold(source, layer, block);
+
+    cr_assert_not_null(at);
+    source->wait(source, layer);
+    cr_assert(source->is_ready(source, layer));
+    source->release(source, layer);
+    cr_assert(has_pattern(at, plan_of(layer)->block_bytes, block, layer));
+    return at;
+}
+
+/* Sessions that see the same stored blocks have one page of each: those that a
+ * load left in RAM and those that were read. */
+Test(paging, what_several_see_is_in_ram_once)
+{
+    enum { N_FORK = 8, FIRST_READ = 22, N_READ = 4 };
+    struct paging *fork[N_FORK];
+    const uint32_t i = first_paged();
+    size_t alone, shared;
+
+    load();
+    for (uint64_t b = FIRST_READ; b < FIRST_READ + N_READ; b++)
+        (void)read_in(paging, i, b);
+    alone = pager_bytes(pager);
+    cr_assert_eq(pager_shared_bytes(pager), 0);
+    cr_assert_eq(paging_shared_bytes(paging), 0);
+    for (uint32_t k = 0; k < N_FORK; k++) {
+        cr_assert_eq(paging_create(model, &policy, pager,
+                                   paging_least(model, &policy), &fork[k]),
+                     STATUS_OK);
+        load_into(fork[k]);
+        for (uint64_t b = FIRST_READ; b < FIRST_READ + N_READ; b++)
+            cr_assert_eq(read_in(fork[k], i, b), read_in(paging, i, b));
+        cr_assert_eq(pager_bytes(pager), alone);
+        paging_count_shared(fork[k]);
+        cr_assert_eq(paging_shared_bytes(fork[k]), alone);
+    }
+    cr_assert_eq(pager_n_read(pager), N_READ);
+    shared = pager_shared_bytes(pager);
+    paging_count_shared(paging);
+    cr_assert_eq(shared, alone);
+    cr_assert_eq(paging_shared_bytes(paging), alone);
+    paging_clear(paging); /* the others go on with them */
+    cr_assert_eq(pager_bytes(pager), alone);
+    for (uint32_t k = 0; k < N_FORK; k++) {
+        for (uint64_t b = FIRST_READ; b < FIRST_READ + N_READ; b++)
+            (void)read_in(fork[k], i, b);
+        paging_destroy(fork[k]);
+        cr_assert_eq(pager_bytes(pager), k + 1 < N_FORK ? alone : 0);
+    }
+    cr_assert_eq(pager_n_read(pager), N_READ);
+    cr_assert_eq(pager_shared_bytes(pager), 0);
+}
+
+/* Whatever one lets go, the bytes of what another holds stay; and each counts
+ * what it has as its own or as shared. */
+Test(paging, one_may_push_out_what_another_sees)
+{
+    struct paging *it[2] = {paging, NULL};
+    const uint32_t i = first_paged();
+    uint64_t x = 1;
+
+    cr_assert_eq(paging_create(model, &policy, pager,
+                               paging_least(model, &policy), &it[1]),
+                 STATUS_OK);
+    load_into(it[0]);
+    load_into(it[1]);
+    for (int round = 0; round < 400; round++) {
+        size_t own = 0;
+
+        x = x * 6364136223846793005u + 1;
+        (void)read_in(it[x >> 63], i, (x >> 33) % N_BLOCK);
+        if (round % 100 == 99) {
+            paging_clear(it[x >> 62 & 1]);
+            load_into(it[x >> 62 & 1]);
+        }
+        for (int k = 0; k < 2; k++)
+            own += paging_held_bytes(it[k]) - paging_shared_bytes(it[k]);
+        cr_assert_leq(pager_bytes(pager), own + pager_shared_bytes(pager));
+        cr_assert_leq(pager_shared_bytes(pager), pager_bytes(pager));
+    }
+    paging_destroy(it[1]);
+    cr_assert_lt(pager_n_read(pager), 400);
+}
+
+/* A fork sees the blocks and indices of the other, goes on apart from it, and
+ * has them when that is gone. */
+Test(paging, is_forked)
+{
+    const uint32_t i = first_paged();
+    const size_t n = plan_of(i)->block_bytes;
+    struct paging *fork;
+
+    load();
+    cr_assert_eq(paging_reserve(paging, N_BLOCK + 1), STATUS_OK);
+    cr_assert(paging_may_fork(paging));
+    pattern(paging_blocks(paging, i)[N_BLOCK], n, N_BLOCK, i);
+    cr_assert_eq(paging_shared_bytes(paging), 0);
+    cr_assert_eq(paging_fork(paging, &fork), STATUS_OK);
+    cr_assert_gt(paging_shared_bytes(fork), 0); /* indices */
+    cr_assert_eq(paging_shared_bytes(paging), paging_shared_bytes(fork));
+    cr_assert_eq(pager_shared_bytes(pager), paging_shared_bytes(fork));
+    cr_assert_eq(paging_n_block(fork), N_BLOCK + 1);
+    cr_assert_eq(paging_n_stored(fork), N_BLOCK);
+    cr_assert(has_pattern(paging_blocks(fork, i)[N_BLOCK], n, N_BLOCK, i));
+    cr_assert_neq(paging_blocks(fork, i)[N_BLOCK],
+                  paging_blocks(paging, i)[N_BLOCK]);
+    for (uint64_t b = 0; b < N_BLOCK; b++)
+        cr_assert_eq(memcmp(paging_indices(fork, i)[b],
+                            paging_indices(paging, i)[b],
+                            plan_of(i)->short_bytes),
+                     0);
+    memset(paging_indices(fork, i)[N_BLOCK], 1, 1);
+    memset(paging_indices(paging, i)[N_BLOCK], 2, 1);
+    cr_assert_eq(*(char *)paging_indices(fork, i)[N_BLOCK], 1);
+    (void)read_in(paging, i, 10); /* in the base's log */
+    (void)read_in(paging, i, 40); /* in its own */
+    cr_assert_eq(read_in(fork, i, 10), read_in(paging, i, 10));
+    cr_assert_eq(read_in(fork, i, 40), read_in(paging, i, 40));
+    cr_assert_eq(pager_n_read(pager), 2);
+    cr_assert_eq(paging_reserve(paging, N_BLOCK + 2), STATUS_OK);
+    cr_assert_not(paging_may_fork(paging)); /* one is full and not stored */
+    paging_clear(paging);
+    (void)read_in(fork, i, 10);
+    (void)read_in(fork, i, 41);
+    cr_assert_not(paging_is_lost(fork));
+    paging_destroy(fork);
+    cr_assert_eq(pager_bytes(pager), 0);
+    cr_assert_eq(pager_shared_bytes(pager), 0);
+}
+
+/* Without a session's block in RAM, a fork finds none of another policy or
+ * another log. */
+Test(paging, another_block_is_never_found)
+{
+    const struct page_wanted name = {own_log, 30, first_paged(),
+                                     policy_digest(&policy)};
+    struct page_wanted other[4] = {name, name, name, name};
+    struct page *found;
+
+    load();
+    (void)read_in(paging, name.layer, name.block);
+    other[0].log = base_log;
+    other[1].block++;
+    other[2].layer++;
+    other[3].policy.lo++;
+    for (int k = 0; k < 4; k++)
+        cr_assert_null(pager_find(pager, &other[k]));
+    found = pager_find(pager, &name);
+    cr_assert_not_null(found);
+    pager_give(pager, found);
+    paging_clear(paging);
+    cr_assert_null(pager_find(pager, &name));
 }
