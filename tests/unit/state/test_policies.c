@@ -29,11 +29,13 @@ static const char *const POLICY[] = {
     "quest:sink=0:window=128:pick=64:step=64:keys=far",
     "recycle:sink=64:window=64:pick=64:step=8:reuse=4",
     "recycle:base=infllm:sink=0:window=0:pick=64:step=16:reuse=8:index=keys",
+    "sirllm:sink=64:window=64:pick=128:decay=50:turn=928",
+    "sirllm:sink=0:window=0:pick=64:keys=true:turn=none",
     "snapkv:window=64:pick=64:end=270",
     "snapkv:sink=64:window=0:pick=64:keys=rank:end=320",
 };
 #define N_POLICY (sizeof(POLICY) / sizeof(POLICY[0]))
-#define N_BOUNDED 7u /* of them, whose blocks may leave RAM */
+#define N_BOUNDED 9u /* of them, whose blocks may leave RAM */
 
 struct bench {
     struct model *model;
@@ -135,13 +137,23 @@ static float *room(const struct bench *bench)
     return malloc((size_t)N_TOKEN * bench->n_vocab * sizeof(float));
 }
 
+/* As many of n as its policy has in one pass. */
+static uint32_t rows(const struct memory *memory, uint32_t n)
+{
+    const uint64_t position = memory_position(memory);
+    const uint64_t most =
+        policy_pass_end(memory_policy(memory), position) - position;
+
+    return n < most ? n : (uint32_t)most;
+}
+
 /* Tokens from the memory's position on to `end`, n at a time. */
 static void feed(struct bench *bench, struct pool *pool, struct memory *memory,
                  uint32_t end, uint32_t n, float *out)
 {
     for (uint32_t at; (at = (uint32_t)memory_position(memory)) < end;) {
         const struct part part = {memory, bench->token + at,
-                                  n < end - at ? n : end - at,
+                                  rows(memory, n < end - at ? n : end - at),
                                   out + (size_t)at * bench->n_vocab};
 
         step(bench, pool, &part, 1);
@@ -264,6 +276,8 @@ Test(policies, e1_others_in_the_batch_change_nothing)
         for (uint32_t n = 1; at < N_TOKEN; at += n) { /* grows: 1, 4, 7, ... */
             n = at ? n + 3 : n;
             n = n < N_TOKEN - at ? n : N_TOKEN - at;
+            for (uint32_t i = 0; i < 3; i++)
+                n = rows(part[i].memory, n);
             for (uint32_t i = 0; i < 3; i++) {
                 part[i].token = bench.token + at;
                 part[i].n = n;
