@@ -37,7 +37,7 @@ enum status head_init(struct head *head, const struct model *model,
     const size_t gathered = gathered_bytes(model, max_row);
 
     if (!(it.kept = weights_room(max_row * sizeof(*it.kept))) ||
-        !(it.from = weights_room(2 * max_row * sizeof(*it.from))) ||
+        !(it.from = weights_room((size_t)2 * max_row * sizeof(*it.from))) ||
         !(it.row = weights_room(max_row * sizeof(*it.row))) ||
         !(it.token = weights_room(max_row * sizeof(*it.token))) ||
         !(it.surprise = weights_room(max_row * sizeof(*it.surprise))) ||
@@ -115,7 +115,6 @@ static void tell(const struct head *it, const struct span *span, void *state,
                  uint32_t first_measured, uint32_t first_kept)
 {
     const size_t hidden = hidden_of(it);
-    const uint64_t end = span->position + span->n_row;
     uint32_t at = first_measured;
 
     for (uint32_t r = 0; r < span->n_row; r++) {
@@ -126,7 +125,6 @@ static void tell(const struct head *it, const struct span *span, void *state,
                                          it->batch->token[row],
                                          surprise_of(it, row, &at)});
     }
-    (void)surprise_kept(span->policy, state, end / GRID);
     memcpy(surprise_last(state),
            it->residual + (first_kept + span->n_row - 1) * hidden,
            hidden * sizeof(float));

@@ -19,9 +19,9 @@ struct head {
     float *residual;           /* [max_row, hidden] of the workspace */
     uint32_t max_row;
     uint32_t n_kept, n_logit, n_measured;
-    bool is_plain; /* no session keeps by surprise: what goes on are the rows
-                      whose logits are wanted */
-    uint32_t *kept;     /* [max_row] rows of the batch that go on, ascending */
+    bool is_plain;  /* no session keeps by surprise: what goes on are the rows
+                       whose logits are wanted */
+    uint32_t *kept; /* [max_row] rows of the batch that go on, ascending */
     const float **from; /* [2 max_row] residuals of the head's rows: n_logit,
                            then n_measured */
     uint32_t *row;   /* [max_row] rows whose tokens are measured, ascending */

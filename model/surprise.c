@@ -135,14 +135,20 @@ static void leave(const struct policy *policy, const struct memory_of *it,
     consider(policy, it, (uint32_t)block, it->sum[block % RING]);
 }
 
+static void leave_all(const struct policy *policy, const struct memory_of *it,
+                      uint64_t chunk)
+{
+    while (*it->chunk < chunk)
+        leave(policy, it, ++*it->chunk);
+}
+
 const uint32_t *surprise_kept(const struct policy *policy, void *state,
                               uint64_t chunk)
 {
     const struct memory_of it = memory_of(state);
 
-    assert(*it.chunk <= chunk);
-    while (*it.chunk < chunk)
-        leave(policy, &it, ++*it.chunk);
+    leave_all(policy, &it, chunk);
+    assert(*it.chunk == chunk);
     return it.pick;
 }
 
@@ -161,4 +167,5 @@ void surprise_tell(const struct policy *policy, void *state,
         shrink(policy, 1, &memory.sum[at], 1);
         memory.turns[at]++;
     }
+    leave_all(policy, &memory, (it.position + 1) / GRID);
 }

@@ -20,8 +20,8 @@ void surprise_plan(uint32_t hidden, struct mixer_plan *plan);
 
 /*
  * How many blocks rows of grid chunk `chunk` see for their surprise, and which:
- * [1 + POLICY_BLOCK_MAX], in the state. Chunks come in ascending order, and
- * what leaves the window before this one was told.
+ * [1 + POLICY_BLOCK_MAX], in the state. Not before the newest chunk that was
+ * asked for or told of, and what leaves the window before it was told.
  */
 const uint32_t *surprise_kept(const struct policy *policy, void *state,
                               uint64_t chunk);

@@ -16,8 +16,9 @@ static const char *const POLICY[] = {
     "quest:sink=64:window=0:pick=64:step=8",
     "recycle:base=infllm:sink=0:window=0:pick=64:step=8:reuse=16",
     "snapkv:window=0:pick=64",
+    "sirllm:sink=0:window=64:pick=64:decay=50:turn=11",
 };
-#define N_POLICY 6u
+#define N_POLICY 7u
 #define N_TURN 3u
 
 static struct command *turn_of(struct node *node, const char *name,
