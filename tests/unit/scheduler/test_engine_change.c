@@ -14,7 +14,7 @@ static const char *const POLICY[] = {
     "window:sink=64:window=64",
     "infllm:sink=0:window=0:pick=64:step=16",
     "quest:sink=64:window=0:pick=64:step=8",
-    "sirllm:sink=0:window=64:pick=64:decay=50:turn=11",
+    "sirllm:sink=64:window=64:pick=128:decay=50:turn=11",
 };
 #define N_POLICY 5u
 #define FIRST_INPUT 330u
