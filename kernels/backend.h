@@ -272,8 +272,17 @@ struct attend_args {
  * dimension of a head's keys, which may be rotated by their true positions
  *
  * INDEX_MASS: nothing, for it reads all keys of all blocks (kv_mass)
+ *
+ * INDEX_SURPRISE: nothing, for it reads what tokens did, not keys (surprise)
  */
-enum index_kind { INDEX_NONE, INDEX_KEYS, INDEX_BOUNDS, INDEX_MASS, N_INDEX };
+enum index_kind {
+    INDEX_NONE,
+    INDEX_KEYS,
+    INDEX_BOUNDS,
+    INDEX_MASS,
+    INDEX_SURPRISE,
+    N_INDEX
+};
 #define INDEX_CHOSEN 8u
 size_t kv_index_bytes(struct attend_shape shape, enum index_kind kind);
 /*
@@ -605,6 +614,19 @@ struct tops_args {
     uint32_t n_row, n;
 };
 
+/*
+ * How much tokens surprise, each after a row of n finite logits x:
+ *   -log P(token) = log(L) + (M - x[token])
+ * M the largest x, L the scalar_sum of exp(x - M), logarithm as scalar_log().
+ */
+struct surprise_args {
+    float *surprise;       /* [n_row] */
+    const uint32_t *token; /* [n_row] below n */
+    const float *logit;
+    size_t logit_stride;
+    uint32_t n_row, n;
+};
+
 struct device_calls;
 
 struct backend {
@@ -647,6 +669,9 @@ struct backend {
     void (*experts)(struct pool *pool, const struct experts_args *args);
     void (*combine)(struct pool *pool, const struct combine_args *args);
     void (*tops)(struct pool *pool, const struct tops_args *args); /* or NULL */
+    /* Like kv_seal, kv_score and kv_mass of memory policies: NULL on devices.
+     */
+    void (*surprise)(struct pool *pool, const struct surprise_args *args);
     uint32_t (*draw)(const struct draw_args *args);
     void (*peaks)(const struct peaks_args *args);
 };

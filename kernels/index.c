@@ -20,6 +20,7 @@ size_t index_head_bytes(struct attend_shape shape, enum index_kind kind)
         return 2 * shape.d_head * sizeof(float);
     case INDEX_NONE:
     case INDEX_MASS:
+    case INDEX_SURPRISE:
     case N_INDEX:
         break;
     }

@@ -7,6 +7,7 @@
 #include "kernels/device.h"
 #include "kernels/room.h"
 #include "model/graph.h"
+#include "model/head.h"
 #include "model/pass.h"
 #include "model/view.h"
 #include "model/weights.h"
@@ -17,7 +18,7 @@
 
 /*
  * Where a pass stands: half layers in order, mixer then mlp, then the head.
- * Of the last mlp only rows whose logits are wanted are computed. A half goes
+ * Of the last mlp only rows that come to the head are computed. A half goes
  * through its rows in pieces, from norm to residual: no piece reads another's,
  * but for what a mixer remembers of earlier rows.
  */
@@ -45,7 +46,8 @@ struct workspace {
     float *normed;           /* what the layer's half reads */
     uint16_t *rounded;       /* the same rounded rows, or NULL */
     float *work;             /* mixer's or mlp's; never both */
-    float *logit;            /* [max_logit, n_vocab] */
+    float *logit;            /* [max_logit, n_vocab], on the host another
+                                HEAD_MEASURED behind them */
     float *taken;            /* the logits where the host reads them; without a
                                 device the same memory */
     struct tops *tops;       /* [max_logit] of the logits; NULL without a
@@ -57,6 +59,7 @@ struct workspace {
     void *span_work;         /* [max_span][MIXER_SPAN_WORK_BYTES] */
     struct view_room views;
     uint64_t n_capped; /* heads' states that passes scaled down */
+    struct head head;
 };
 
 static size_t work_floats(const struct model *model)
@@ -120,7 +123,7 @@ static enum status take_all_floats(struct workspace *it)
     if (!st)
         st = take_floats(it, max_row * work_floats(it->model), &it->work);
     if (!st)
-        st = take_floats(it, n_logit, &it->logit);
+        st = head_take(it->model, n_logit, &it->logit, &it->bytes);
     if (!st && it->model->backend->has_rounded_rows &&
         c->hidden % LINEAR_TILE == 0)
         st = device_take(it->model->device,
@@ -167,6 +170,12 @@ static enum status take_views(struct workspace *workspace)
     return st;
 }
 
+static enum status take_head(struct workspace *it)
+{
+    it->bytes += head_bytes(it->model, it->max_row);
+    return head_init(&it->head, it->model, it->residual, it->max_row);
+}
+
 enum status workspace_create(const struct model *model, uint32_t max_row,
                              uint32_t max_span, uint32_t max_logit,
                              struct workspace **out)
@@ -187,7 +196,7 @@ enum status workspace_create(const struct model *model, uint32_t max_row,
         !(it->position = take(it, max_row, sizeof(uint64_t))) ||
         !(it->span = take(it, max_span, sizeof(*it->span))) ||
         !(it->span_work = take(it, max_span, MIXER_SPAN_WORK_BYTES)) ||
-        take_tops(it) || take_views(it)) {
+        take_tops(it) || take_views(it) || take_head(it)) {
         workspace_destroy(it);
         return STATUS_RESOURCE_EXHAUSTED;
     }
@@ -216,6 +225,7 @@ void workspace_destroy(struct workspace *workspace)
     free(workspace->span);
     free(workspace->span_work);
     view_room_release(&workspace->views);
+    head_release(&workspace->head);
     free(workspace);
 }
 
@@ -246,6 +256,8 @@ static void check_batch(const struct workspace *workspace,
 
         assert(span->first_row == n_row && span->n_row);
         assert(span->position + span->n_row <= model->n_context);
+        assert(span->position + span->n_row <=
+               policy_pass_end(span->policy, span->position));
         n_row += span->n_row;
     }
     assert(n_row == batch->n_row);
@@ -294,25 +306,44 @@ static bool wants_floats(const struct workspace *workspace)
     return half % 2 && mlp_wants_floats(&model->layer[half / 2].mlp);
 }
 
+static uint32_t n_half(const struct model *model)
+{
+    return 2 * model->config.n_layer;
+}
+
+static bool is_in_head(const struct workspace *workspace)
+{
+    return workspace->pass.half == n_half(workspace->model);
+}
+
+/* Where the piece's normed rows begin. */
+static uint32_t normed_row(const struct workspace *workspace)
+{
+    return is_in_head(workspace) ? 0 : workspace->pass.row;
+}
+
 static void norm_piece(struct workspace *workspace, struct pool *pool,
                        const float *weight)
 {
     const struct config *c = &workspace->model->config;
     const struct pass *pass = &workspace->pass;
+    const uint32_t to = normed_row(workspace);
 
     workspace->model->backend->rms_norm(
-        pool, &(struct norm_args){
-                  .y = wants_floats(workspace) ? normed_of(workspace, pass->row)
-                                               : NULL,
-                  .y_stride = c->hidden,
-                  .x = residual_of(workspace, pass->row),
-                  .x_stride = c->hidden,
-                  .weight = weight,
-                  .n_row = pass->end - pass->row,
-                  .n_group = 1,
-                  .dim = c->hidden,
-                  .eps = (float)c->rms_eps,
-                  .y_rounded = rounded_of(workspace, pass->row)});
+        pool,
+        &(struct norm_args){
+            .y = wants_floats(workspace) ? normed_of(workspace, to) : NULL,
+            .y_stride = c->hidden,
+            .x = is_in_head(workspace)
+                     ? head_read(&workspace->head, pass->row, pass->end)
+                     : residual_of(workspace, pass->row),
+            .x_stride = c->hidden,
+            .weight = weight,
+            .n_row = pass->end - pass->row,
+            .n_group = 1,
+            .dim = c->hidden,
+            .eps = (float)c->rms_eps,
+            .y_rounded = rounded_of(workspace, to)});
 }
 
 static void embed_piece(struct workspace *workspace, struct pool *pool)
@@ -399,52 +430,27 @@ static void feed_piece(struct workspace *workspace, struct pool *pool)
                                 .n_row = pass->end - pass->row});
 }
 
-/* Behind the last mixer no other row is read any more: keep the wanted ones. */
-static void keep_logit_rows(struct workspace *workspace)
-{
-    const struct batch *batch = &workspace->pass.batch;
-    const size_t hidden = workspace->model->config.hidden;
-
-    for (uint32_t i = 0; i < batch->n_logit; i++)
-        if (batch->logit_row[i] != i)
-            device_copy(workspace->model->device,
-                        workspace->residual + i * hidden,
-                        workspace->residual + batch->logit_row[i] * hidden,
-                        hidden * sizeof(float));
-}
-
 static void head_piece(struct workspace *workspace, struct pool *pool)
 {
-    const struct model *model = workspace->model;
     const struct pass *pass = &workspace->pass;
-    const size_t n_vocab = model->config.n_vocab;
 
-    model->backend->linear(
-        pool, &(struct linear_args){.y = workspace->logit + pass->row * n_vocab,
-                                    .y_stride = n_vocab,
-                                    .x = normed_of(workspace, pass->row),
-                                    .x_stride = model->config.hidden,
-                                    .n_row = pass->end - pass->row,
-                                    .w = &model->head,
-                                    .x_rounded =
-                                        linear_rounds(&model->head)
-                                            ? rounded_of(workspace, pass->row)
-                                            : NULL});
+    head_run(&workspace->head, pool,
+             &(struct head_piece){.x = normed_of(workspace, 0),
+                                  .x_rounded = rounded_of(workspace, 0),
+                                  .logit = workspace->logit,
+                                  .row = pass->row,
+                                  .end = pass->end});
 }
 
 /* ------------------------------------------------------------------ pieces */
 
-static uint32_t n_half(const struct model *model)
-{
-    return 2 * model->config.n_layer;
-}
-
 /* Rows that a half computes. */
 static uint32_t half_rows(const struct workspace *workspace, uint32_t half)
 {
-    const struct batch *batch = &workspace->pass.batch;
-
-    return half + 1 < n_half(workspace->model) ? batch->n_row : batch->n_logit;
+    if (half == n_half(workspace->model))
+        return head_rows(&workspace->head);
+    return half + 1 == n_half(workspace->model) ? workspace->head.n_kept
+                                                : workspace->pass.batch.n_row;
 }
 
 /* Multiply-adds of one of its rows, without its past. */
@@ -509,11 +515,13 @@ static void open_piece(struct workspace *workspace, struct pool *pool,
     const struct layer *layer = &model->layer[pass->half / 2];
 
     pass->end = pass->row + piece_rows(workspace, n_row - pass->row, max_fma);
+    if (is_in_head(workspace))
+        pass->end = head_end(&workspace->head, pass->row, pass->end);
     pass->cursor = (struct mixer_cursor){0};
     if (pass->half == 0)
         embed_piece(workspace, pool);
     if (pass->half + 1 == n_half(model) && pass->row == 0)
-        keep_logit_rows(workspace);
+        head_keep(&workspace->head);
     norm_piece(workspace, pool,
                pass->half == n_half(model) ? model->final_norm
                : pass->half % 2            ? layer->mlp_norm
@@ -551,8 +559,11 @@ static bool step(struct workspace *workspace, struct pool *pool,
         return false;
     pass->row = pass->end = 0;
     pass->half++;
-    return pass->half > n_half(workspace->model) ||
-           half_rows(workspace, pass->half) == 0;
+    if (pass->half <= n_half(workspace->model) &&
+        half_rows(workspace, pass->half) > 0)
+        return false;
+    head_finish(&workspace->head);
+    return true;
 }
 
 void pass_begin(struct workspace *workspace, const struct batch *batch)
@@ -561,6 +572,7 @@ void pass_begin(struct workspace *workspace, const struct batch *batch)
     check_batch(workspace, batch);
     set_positions(workspace, batch);
     workspace->pass = (struct pass){.batch = *batch, .is_under_way = true};
+    head_begin(&workspace->head, &workspace->pass.batch);
     for (uint32_t half = 0; half <= n_half(workspace->model); half++)
         workspace->pass.all +=
             piece_fma(workspace, half, 0, half_rows(workspace, half));

@@ -6,6 +6,7 @@
  * QK-norm and before rotation.
  */
 #include "model/mixer.h"
+#include "model/surprise.h"
 #include "model/view.h"
 #include "model/weights.h"
 
@@ -69,6 +70,8 @@ static void plan(const struct config *config, struct mixer_numerics numerics,
         .past_flops = 4.0 * (double)n_q,
     };
     view_plan(shape, index, out);
+    if (index == INDEX_SURPRISE)
+        surprise_plan(config->hidden, out);
 }
 
 static enum status bind_projections(const struct config *config,

@@ -29,6 +29,15 @@ static const struct kind {
                          POLICY_QUEST, 8}},
     [POLICY_SNAPKV] = {"snapkv",
                        {POLICY_SNAPKV, KEYS_TRUE, 0, 1, 32, 1, INDEX_MASS}},
+    [POLICY_SIRLLM] = {"sirllm",
+                       {.kind = POLICY_SIRLLM,
+                        .keys = KEYS_RANK,
+                        .n_sink = 1,
+                        .n_window = 16,
+                        .n_pick = 32,
+                        .index = INDEX_SURPRISE,
+                        .decay = 90,
+                        .turn = POLICY_TURN_OPEN}},
 };
 
 /* ------------------------------------------------------------------- texts */
@@ -114,6 +123,39 @@ static enum status parse_end(const char *text, uint64_t *out)
     return STATUS_OK;
 }
 
+static enum status parse_decay(const char *text, uint32_t *out)
+{
+    char *end;
+    const unsigned long n = strtoul(text, &end, 10);
+
+    if (end == text || *end || n > 100)
+        return status_fail(
+            STATUS_INVALID_ARGUMENT,
+            "policy has decay=%s, allowed are 0 to 100, the "
+            "percent of a surprise that the end of a turn leaves",
+            text);
+    *out = (uint32_t)n;
+    return STATUS_OK;
+}
+
+static enum status parse_turn(const char *text, int64_t *out)
+{
+    char *end;
+    const unsigned long n = strtoul(text, &end, 10);
+
+    if (strcmp(text, "none") == 0) {
+        *out = POLICY_TURN_NONE;
+        return STATUS_OK;
+    }
+    if (end == text || *end || n > UINT32_MAX)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "policy has turn=%s, allowed are none and the id of "
+                           "the token that ends a turn",
+                           text);
+    *out = (int64_t)n;
+    return STATUS_OK;
+}
+
 /* All numbers become the base's own, so it comes before those that change. */
 static enum status parse_base(const char *text, bool is_first,
                               struct policy *policy)
@@ -146,6 +188,7 @@ static enum status parse_parameter(char *text, bool is_first,
     const bool has_end = policy->kind == POLICY_SNAPKV;
     const bool has_index = policy->base == POLICY_INFLLM;
     const bool has_base = policy->kind == POLICY_RECYCLE;
+    const bool has_turn = policy->kind == POLICY_SIRLLM;
     char *value = strchr(text, '=');
 
     if (value) {
@@ -168,13 +211,18 @@ static enum status parse_parameter(char *text, bool is_first,
             return parse_reuse(value, &policy->reuse);
         if (has_end && strcmp(text, "end") == 0)
             return parse_end(value, &policy->end);
+        if (has_turn && strcmp(text, "decay") == 0)
+            return parse_decay(value, &policy->decay);
+        if (has_turn && strcmp(text, "turn") == 0)
+            return parse_turn(value, &policy->turn);
     }
     return status_fail(STATUS_INVALID_ARGUMENT,
                        "policy %s has no parameter '%s', there are: sink, "
-                       "window, keys%s%s%s%s%s",
+                       "window, keys%s%s%s%s%s%s",
                        KIND[policy->kind].name, text, has_pick ? ", pick" : "",
                        has_step ? ", step" : "", has_index ? ", index" : "",
-                       has_base ? ", base, reuse" : "", has_end ? ", end" : "");
+                       has_base ? ", base, reuse" : "", has_end ? ", end" : "",
+                       has_turn ? ", decay, turn" : "");
 }
 
 enum status policy_parse(const char *text, struct policy *out)
@@ -250,6 +298,13 @@ void policy_format(const struct policy *policy, char out[POLICY_TEXT_SIZE])
         add_word(out, "index", INDEX[policy->index]);
     if (policy->end)
         add_number(out, "end", policy->end);
+    if (policy->kind == POLICY_SIRLLM) {
+        add_number(out, "decay", policy->decay);
+        if (policy->turn == POLICY_TURN_NONE)
+            add_word(out, "turn", "none");
+        else if (policy->turn != POLICY_TURN_OPEN)
+            add_number(out, "turn", (uint64_t)policy->turn);
+    }
 }
 
 bool policy_equal(const struct policy *a, const struct policy *b)
@@ -257,10 +312,12 @@ bool policy_equal(const struct policy *a, const struct policy *b)
     return a->kind == b->kind && a->keys == b->keys && a->n_sink == b->n_sink &&
            a->n_window == b->n_window && a->n_pick == b->n_pick &&
            a->step == b->step && a->index == b->index && a->base == b->base &&
-           a->reuse == b->reuse && a->end == b->end;
+           a->reuse == b->reuse && a->end == b->end && a->decay == b->decay &&
+           a->turn == b->turn;
 }
 
-/* --------------------------------------------------------- the prompt's end */
+/* ---------------------------------------------------- what others have to say
+ */
 
 static bool wants_end(const struct policy *policy)
 {
@@ -284,11 +341,19 @@ enum status policy_check_end(const struct policy *policy)
                : STATUS_OK;
 }
 
+void policy_end_turns(struct policy *policy, const uint32_t *token, uint32_t n)
+{
+    if (policy->turn == POLICY_TURN_OPEN)
+        policy->turn = n ? (int64_t)token[0] : POLICY_TURN_NONE;
+}
+
 bool policy_is_asked(const struct policy *asked, const struct policy *other)
 {
     struct policy ended = *asked;
 
     policy_end_prompt(&ended, other->end);
+    if (ended.turn == POLICY_TURN_OPEN)
+        ended.turn = other->turn;
     return policy_equal(&ended, other);
 }
 
@@ -326,6 +391,13 @@ uint64_t policy_view_end(const struct policy *policy, uint64_t position)
     return (position / n + 1) * n;
 }
 
+uint64_t policy_pass_end(const struct policy *policy, uint64_t position)
+{
+    if (!policy || policy->kind != POLICY_SIRLLM)
+        return UINT64_MAX;
+    return (position / GRID + policy->n_window + 1) * GRID;
+}
+
 bool policy_looks_up(const struct policy *policy, uint64_t position)
 {
     if (policy->kind == POLICY_SNAPKV)
@@ -335,7 +407,7 @@ bool policy_looks_up(const struct policy *policy, uint64_t position)
 
 uint64_t policy_choices(const struct policy *policy, uint64_t n_token)
 {
-    return policy->base ? n_token / period_of(policy) + 1 : 0;
+    return policy->n_pick ? n_token / period_of(policy) + 1 : 0;
 }
 
 /* Grid chunks in which the window does not move; 1: it moves with each. */

@@ -27,6 +27,9 @@
  * snapkv  every block up to position `end`, that of the prompt's end. From
  * there on what got most of the attention of the last rows before it, and all
  *         that lies behind its window. SnapKV, arXiv:2404.14469
+ * sirllm  of what lies behind the window the blocks whose tokens the model
+ *         expected least, earlier turns counting for less. SirLLM,
+ *         arXiv:2405.12528
  */
 #include "base/status.h"
 #include "kernels/backend.h"
@@ -43,6 +46,7 @@ enum policy_kind {
     POLICY_QUEST,
     POLICY_RECYCLE,
     POLICY_SNAPKV,
+    POLICY_SIRLLM,
     N_POLICY_KIND
 };
 
@@ -70,7 +74,12 @@ struct policy {
                        0 in policies without such a look-up */
     uint64_t end;   /* of snapkv: where the prompt ends; 0: not known yet, so
                        it has not */
+    uint32_t decay; /* of sirllm: what is left of a surprise when a turn ends,
+                       percent */
+    int64_t turn;   /* of sirllm: the token that ends a turn, or one of these */
 };
+#define POLICY_TURN_NONE (-1) /* turns do not end */
+#define POLICY_TURN_OPEN (-2) /* not known yet, so none has */
 
 /*
  * "infllm", or with other numbers than its own, in tokens:
@@ -86,7 +95,7 @@ void policy_format(const struct policy *policy, char out[POLICY_TEXT_SIZE]);
 bool policy_equal(const struct policy *a, const struct policy *b);
 
 /* Names of all kinds, "full, window, ...", for help. */
-#define POLICY_NAMES "full, window, infllm, quest, recycle, snapkv"
+#define POLICY_NAMES "full, window, infllm, quest, recycle, snapkv, sirllm"
 
 /* Do bounds hold keys where they are? Else keys and bounds have no position,
  * and the query is at the distance of far blocks. */
@@ -99,7 +108,10 @@ bool policy_looks_at_positions(const struct policy *policy);
 void policy_end_prompt(struct policy *policy, uint64_t n_token);
 /* INVALID_ARGUMENT  that is not known: says who can tell */
 MUST_CHECK enum status policy_check_end(const struct policy *policy);
-/* Is the other one what was asked for, but for an end that was left open? */
+/* The model ends turns with the first of n tokens, for a policy that wants to
+ * know and was not told. */
+void policy_end_turns(struct policy *policy, const uint32_t *token, uint32_t n);
+/* Is the other one what was asked for, but for what was left open? */
 bool policy_is_asked(const struct policy *asked, const struct policy *other);
 
 /* Does a step read no more blocks in a long session than in a short one? */
@@ -111,6 +123,10 @@ bool policy_sees_all(const struct policy *policy, uint64_t position);
 /* Behind the rows from `position` on that see the same blocks before their own;
  * where they see all: before theirs and among them. */
 uint64_t policy_view_end(const struct policy *policy, uint64_t position);
+
+/* A pass that begins at `position` ends here at the latest: rows behind it see
+ * what this pass finds out. NULL is full. */
+uint64_t policy_pass_end(const struct policy *policy, uint64_t position);
 
 /* Is a look-up made when rows [0, position) are done? */
 bool policy_looks_up(const struct policy *policy, uint64_t position);

@@ -1,5 +1,6 @@
 #include "model/view.h"
 
+#include "model/surprise.h"
 #include "model/weights.h"
 
 #include <assert.h>
@@ -123,7 +124,7 @@ void view_plan(struct attend_shape shape, enum index_kind kind,
 {
     struct mixer_field field[N_LOOK_FIELD + 1];
 
-    if (kind == INDEX_NONE)
+    if (kind == INDEX_NONE || kind == INDEX_SURPRISE)
         return;
     look_fields(shape, field);
     plan->n_field = N_LOOK_FIELD;
@@ -170,7 +171,7 @@ struct viewed {
     const struct layer_memory *memory;
     struct block_source *source; /* NULL: all blocks are there */
     enum index_kind index;
-    struct look look; /* with an index */
+    struct look look; /* with an index that looks at queries */
 };
 
 static struct viewed viewed_of(const struct view_args *args,
@@ -183,7 +184,7 @@ static struct viewed viewed_of(const struct view_args *args,
 
     if (viewed.policy)
         viewed.index = viewed.policy->index;
-    if (viewed.index)
+    if (viewed.index && viewed.index != INDEX_SURPRISE)
         viewed.look = look_of(args->shape, viewed.memory->state);
     return viewed;
 }
@@ -355,7 +356,7 @@ static void advance(const struct viewed *it, uint32_t row, uint32_t n,
 {
     const uint64_t end = position + n;
 
-    if (it->index == INDEX_NONE ||
+    if (it->index == INDEX_NONE || it->index == INDEX_SURPRISE ||
         (it->index == INDEX_MASS && !policy_sees_all(it->policy, position)))
         return; /* nothing will be looked up */
     for (uint64_t at = position, behind; at < end; at = behind) {
@@ -380,13 +381,23 @@ static void *block_of(const struct viewed *it, uint64_t block)
                : it->memory->block[block];
 }
 
+/* How many blocks rows of the chunk see beside sinks and window, and which. */
+static const uint32_t *picked(const struct viewed *it, uint64_t chunk)
+{
+    static const uint32_t NONE[] = {0};
+
+    if (it->index == INDEX_SURPRISE)
+        return surprise_kept(it->policy, it->memory->state, chunk);
+    return it->index ? it->look.pick : NONE;
+}
+
 /* A span for rows from `row` on with one view, if what they see still fits. */
 static bool add_view(const struct viewed *it, uint32_t row, uint32_t n,
                      uint64_t position, uint32_t *n_seen)
 {
     struct view_room *room = it->args->batch->views;
-    const uint32_t *pick = it->index ? it->look.pick : (uint32_t[]){0};
     const uint64_t chunk = position / GRID;
+    const uint32_t *pick = picked(it, chunk);
     const uint32_t n_new =
         policy_see(it->policy, chunk, pick + 1, pick[0], NULL);
 

@@ -545,12 +545,14 @@ static const char *last_part(const char *path)
 static enum status run_policies(struct eval *eval, struct eval_runner *runner,
                                 const struct eval_about *about)
 {
+    const struct config *config = model_config(runner->solo->model);
     enum status st = STATUS_OK;
 
     for (uint32_t i = 0; i < eval->n_policy && !st; i++) {
         char text[POLICY_TEXT_SIZE];
         struct eval_about its = *about;
 
+        policy_end_turns(&eval->policy[i], config->eos, config->n_eos);
         policy_format(&eval->policy[i], text);
         its.policy = text;
         runner->solo->policy = eval->policy[i];

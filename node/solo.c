@@ -89,10 +89,16 @@ enum status solo_set_tier(struct solo *solo, const char *dir, size_t max_bytes)
     return STATUS_OK;
 }
 
-/* Rows of a step. */
-static uint32_t chunk_of(const struct solo *solo)
+/* Rows of the next step, of `left`. */
+static uint32_t next_rows(const struct solo *solo, uint64_t left)
 {
-    return solo->spill ? MEMORY_TIER_ROWS : SOLO_CHUNK;
+    const uint64_t position = memory_position(solo->memory);
+    const struct policy *policy = memory_policy(solo->memory);
+    uint64_t n = policy_pass_end(policy, position) - position;
+    const uint32_t most = solo->spill ? MEMORY_TIER_ROWS : SOLO_CHUNK;
+
+    n = n < left ? n : left;
+    return n < most ? (uint32_t)n : most;
 }
 
 enum status solo_restart(struct solo *solo)
@@ -145,8 +151,7 @@ enum status solo_feed(struct solo *solo, const uint32_t *token, uint64_t n,
     enum status st = STATUS_OK;
 
     for (uint64_t i = 0; i < n && !st;) {
-        const uint32_t most = chunk_of(solo);
-        const uint32_t n_row = n - i < most ? (uint32_t)(n - i) : most;
+        const uint32_t n_row = next_rows(solo, n - i);
 
         st = step(solo, token + i, n_row, i + n_row == n, out);
         i += n_row;
@@ -158,8 +163,7 @@ enum status solo_feed_all(struct solo *solo, const uint32_t *token, uint64_t n,
                           solo_take *take, void *arg)
 {
     for (uint64_t i = 0; i < n;) {
-        const uint32_t most = chunk_of(solo);
-        const uint32_t n_row = n - i < most ? (uint32_t)(n - i) : most;
+        const uint32_t n_row = next_rows(solo, n - i);
         const float *logit;
         const enum status st = step(solo, token + i, n_row, n_row, &logit);
 

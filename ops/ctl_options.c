@@ -118,7 +118,7 @@ static const struct grouped TABLE[] = {
     {CTL_ROWS_POLICY,
      {"policy", SETTING_TEXT, "", 0, 0, NULL, "POLICY",
       "what a new session's softmax layers see of the past: full, window, "
-      "infllm, quest, recycle, snapkv, with parameters as in "
+      "infllm, quest, recycle, snapkv, sirllm, with parameters as in "
       "infllm:pick=2048:step=8",
       AT(policy)}},
     {CTL_ROWS_LIST,

@@ -382,6 +382,17 @@ bool batch_decode(struct engine *engine)
     return true;
 }
 
+/* Tokens that a request may bring to a pass. */
+static uint64_t most_tokens(struct engine *engine, struct request *request,
+                            uint64_t position)
+{
+    const uint64_t room = paged_room(engine, request);
+    const uint64_t n =
+        policy_pass_end(&request->session->policy, position) - position;
+
+    return n < room ? n : room;
+}
+
 /* What the next pass of prompts brings. */
 static void begin_prompt(struct engine *engine)
 {
@@ -391,9 +402,10 @@ static void begin_prompt(struct engine *engine)
     for (uint32_t i = 0; i < n_chunk; i++) {
         struct request *request = s->request[s->chunk[i].entry];
         uint64_t position = resident_position(request->session->resident);
-        uint64_t n = s->chunk[i].n_token, room = paged_room(engine, request);
+        uint64_t n = s->chunk[i].n_token;
+        uint64_t most = most_tokens(engine, request, position);
         uint64_t end =
-            prefix_stop(request, position, position + (n < room ? n : room));
+            prefix_stop(request, position, position + (n < most ? n : most));
         if (end > position)
             enter(engine, &engine->prompt, request, (uint32_t)(end - position));
     }

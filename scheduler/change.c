@@ -96,6 +96,7 @@ enum status change_policy(struct engine *engine, struct session *session,
     session_meta_get(session, &earlier);
     meta = earlier;
     meta.policy = *policy;
+    policy_end_turns(&meta.policy, engine->config->eos, engine->config->n_eos);
     meta.update_ms = engine_wall_ms(engine);
     if (is_durable) {
         meta.path = log_path_alone(log);

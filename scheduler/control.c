@@ -115,6 +115,7 @@ static enum status create(struct engine *engine, const struct command *command)
     enum status st = control_check_draining(engine);
 
     memcpy(meta.tenant, command->tenant, sizeof(meta.tenant));
+    policy_end_turns(&meta.policy, engine->config->eos, engine->config->n_eos);
     if (!st)
         st = control_check_new(engine, meta.name);
     if (!st && (policy_check_end(&meta.policy) ||

@@ -474,6 +474,7 @@ static enum status provide(struct engine *engine, const struct command *command,
     memcpy(meta.tenant, command->tenant, TENANT_SIZE);
     if (!g->is_append)
         policy_end_prompt(&meta.policy, g->n_token);
+    policy_end_turns(&meta.policy, engine->config->eos, engine->config->n_eos);
     if (g->session[0]) {
         st = control_check_new(engine, g->session);
         if (!st)

@@ -128,6 +128,20 @@ class Commands(NodeTests, unittest.TestCase):
         self.generate("--session", "snap", "--policy", "snapkv:pick=64",
                       "--prompt", "x")
 
+    def test_sirllm_takes_the_end_of_turns_from_the_model(self):
+        self.generate("--session", "sir", "--policy",
+                      "sirllm:window=64:pick=64", "--prompt",
+                      CASE["prompt"] * 12)
+        made = json.loads(self.good("session", "get", "sir", "--output",
+                                    "json"))
+        self.assertRegex(made["policy"],
+                         r"^sirllm:sink=64:window=64:pick=64:keys=rank:"
+                         r"decay=90:turn=(\d+|none)$")
+        self.generate("--session", "sir", "--policy", made["policy"],
+                      "--prompt", "x")
+        self.bad(USAGE, "decay=0.9", "generate", "--policy",
+                 "sirllm:decay=0.9", "--prompt", "x")
+
     def test_the_conversation_is_read_again(self):
         first = CASE["greedy_ids"][:8]
         self.generate("--session", "twice", "--prompt", CASE["prompt"], n=8)

@@ -204,6 +204,28 @@ class Paged(unittest.TestCase):
                                4 * mib << 20)
             self.assertLess(status_kib(node, "VmHWM") / 1024 - before, mib)
 
+    def test_what_sirllm_keeps_is_read_when_it_is_seen(self):
+        policy = "sirllm:window=128:pick=256"
+        with workspace() as directory:
+            node, client = self.start(directory, "paged", "--kv-memory", "4")
+            _, judge = self.start(directory, "judge")
+            for it in (client, judge):
+                append(it, "long", ids(1, self.LENGTH), policy)
+            replies = [it.generate(gen.GenerateRequest(
+                session="sessions/long", request_id="r",
+                tokenized=tokens(ids(2, 200)),
+                sampling_params=sampled(150, 1))).ids
+                for it in (client, judge)]
+            self.assertEqual(*replies)
+            run = ctl(node.endpoint, "session", "inspect", "long", "--show",
+                      "policy", "--output", "json")
+            self.assertEqual(run.code, 0, run.err)
+            shown = json.loads(run.out)["items"]
+            self.assertEqual(len(shown), 2)
+            for layer in shown:
+                self.assertGreater(layer["steps"], 0)
+                self.assertGreater(layer["hits"], layer["steps"])
+
     def test_one_that_sees_all_must_fit(self):
         with workspace() as directory:
             _, client = self.start(directory, "paged", "--kv-memory", "4")

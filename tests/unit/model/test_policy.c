@@ -31,6 +31,9 @@ Test(policy, a_text_gives_a_policy_that_gives_the_text)
         ":index=keys",
         "snapkv:sink=0:window=64:pick=2048:keys=true",
         "snapkv:sink=64:window=0:pick=64:keys=rank:end=1099511627776",
+        "sirllm:sink=64:window=1024:pick=2048:keys=rank:decay=90",
+        "sirllm:sink=0:window=0:pick=64:keys=true:decay=0:turn=none",
+        "sirllm:sink=0:window=0:pick=0:keys=far:decay=100:turn=4294967295",
     };
 
     for (size_t i = 0; i < sizeof(TEXT) / sizeof(TEXT[0]); i++) {
@@ -56,18 +59,22 @@ Test(policy, a_name_alone_has_its_own_numbers)
 
 Test(policy, no_text_fits_that_is_longer_than_there_is_room)
 {
-    const struct policy most = {.kind = POLICY_RECYCLE,
-                                .keys = KEYS_RANK,
-                                .n_sink = POLICY_BLOCK_MAX,
-                                .n_window = POLICY_BLOCK_MAX,
-                                .n_pick = POLICY_BLOCK_MAX,
-                                .step = GRID,
-                                .index = INDEX_BOUNDS,
-                                .base = POLICY_INFLLM,
-                                .reuse = POLICY_REUSE_MAX,
-                                .end = POLICY_END_MAX};
+    struct policy most = {.kind = POLICY_RECYCLE,
+                          .keys = KEYS_RANK,
+                          .n_sink = POLICY_BLOCK_MAX,
+                          .n_window = POLICY_BLOCK_MAX,
+                          .n_pick = POLICY_BLOCK_MAX,
+                          .step = GRID,
+                          .index = INDEX_BOUNDS,
+                          .base = POLICY_INFLLM,
+                          .reuse = POLICY_REUSE_MAX,
+                          .end = POLICY_END_MAX};
     char text[POLICY_TEXT_SIZE];
 
+    policy_format(&most, text);
+    cr_assert_lt(strlen(text), POLICY_TEXT_SIZE - 1);
+    most = parsed("sirllm:sink=65536:window=65536:pick=65536:keys=rank"
+                  ":decay=100:turn=4294967295");
     policy_format(&most, text);
     cr_assert_lt(strlen(text), POLICY_TEXT_SIZE - 1);
 }
@@ -107,6 +114,16 @@ Test(policy, what_is_wrong_is_refused_with_its_reason)
         {"snapkv:end=64k", "end=64k"},
         {"snapkv:end=1099511627777", "allowed are 1 to 1099511627776"},
         {"quest:end=64", "no parameter 'end'"},
+        {"sirllm:decay=101", "allowed are 0 to 100"},
+        {"sirllm:decay=-1", "decay=-1"},
+        {"sirllm:decay=0.9", "decay=0.9"},
+        {"sirllm:turn=", "turn="},
+        {"sirllm:turn=-1", "turn=-1"},
+        {"sirllm:turn=eos", "allowed are none and the id"},
+        {"sirllm:turn=4294967296", "turn=4294967296"},
+        {"sirllm:step=8", "there are: sink, window, keys, pick, decay, turn"},
+        {"sirllm:end=64", "no parameter 'end'"},
+        {"snapkv:turn=3", "no parameter 'turn'"},
     };
 
     for (size_t i = 0; i < sizeof(CASE) / sizeof(CASE[0]); i++) {
@@ -141,6 +158,48 @@ Test(policy, an_end_is_told_once_and_only_to_who_wants_it)
     policy_end_prompt(&quest, 70);
     cr_assert_eq(quest.end, 0);
     cr_assert_eq(policy_check_end(&quest), STATUS_OK);
+}
+
+Test(policy, the_end_of_turns_is_told_once_and_only_to_who_wants_it)
+{
+    static const uint32_t END[] = {7, 8};
+    struct policy open = parsed("sirllm"), known = parsed("sirllm:turn=7");
+    struct policy none = parsed("sirllm:turn=none"), other;
+
+    cr_assert_eq(policy_check_end(&open), STATUS_OK);
+    cr_assert(policy_is_asked(&open, &known) && policy_is_asked(&open, &none));
+    cr_assert_not(policy_is_asked(&known, &open));
+    cr_assert_not(policy_is_asked(&known, &none));
+    other = parsed("sirllm:decay=80:turn=7");
+    cr_assert_not(policy_is_asked(&open, &other));
+    policy_end_turns(&open, END, 2);
+    cr_assert(policy_equal(&open, &known));
+    policy_end_turns(&open, END + 1, 1);
+    cr_assert(policy_equal(&open, &known));
+    policy_end_turns(&none, END, 2);
+    cr_assert_eq(none.turn, POLICY_TURN_NONE);
+    open = parsed("sirllm");
+    policy_end_turns(&open, NULL, 0);
+    cr_assert(policy_equal(&open, &none));
+    other = parsed("quest");
+    policy_end_turns(&other, END, 2);
+    cr_assert_eq(other.turn, 0);
+}
+
+Test(policy, a_pass_of_sirllm_ends_before_its_rows_ask_for_what_it_finds)
+{
+    const struct policy policy = parsed("sirllm:sink=0:window=128:pick=64");
+    const struct policy quest = parsed("quest");
+
+    cr_assert_eq(policy_pass_end(NULL, 5), UINT64_MAX);
+    cr_assert_eq(policy_pass_end(&quest, 5), UINT64_MAX);
+    for (uint64_t at = 0; at < 1000; at++) {
+        const uint64_t end = policy_pass_end(&policy, at);
+
+        cr_assert(policy_candidates(&policy, (end - 1) / GRID).end * GRID <=
+                  at);
+        cr_assert(policy_candidates(&policy, end / GRID).end * GRID > at);
+    }
 }
 
 /* ------------------------------------------------------------- what is seen */

@@ -14,8 +14,9 @@ static const char *const POLICY[] = {
     "window:sink=64:window=64",
     "infllm:sink=0:window=0:pick=64:step=16",
     "quest:sink=64:window=0:pick=64:step=8",
+    "sirllm:sink=64:window=64:pick=128:decay=50:turn=11",
 };
-#define N_POLICY 4u
+#define N_POLICY 5u
 #define FIRST_INPUT 330u
 #define INPUT 40u
 #define OUTPUT 150u /* by so many, policies have parted */
@@ -338,12 +339,13 @@ Test(engine_change, of_a_session_with_pages, .timeout = 120)
 {
     static const char *const path[] = {
         "infllm:sink=64:window=64:pick=128:step=8", "full",
-        "quest:sink=64:window=64:pick=64:step=8", "window:sink=64:window=64"};
+        "quest:sink=64:window=64:pick=64:step=8", "window:sink=64:window=64",
+        "sirllm:sink=64:window=64:pick=128:decay=50:turn=11"};
     struct node *node = node_create(NULL);
 
     node->has_pager = true;
     node_start(node);
-    for (uint32_t t = 0; t < 4; t++) {
+    for (uint32_t t = 0; t < 5; t++) {
         const struct memory *memory;
 
         turn(node, "a", path[t], t ? INPUT : 1500, 1 + t);

@@ -17,8 +17,9 @@ static const char *const POLICY[] = {
     "infllm:sink=0:window=64:pick=64:step=16:index=keys",
     "quest:sink=64:window=64:pick=64:step=8",
     "recycle:sink=64:window=64:pick=64:step=16:reuse=16",
+    "sirllm:sink=64:window=64:pick=128:decay=50:turn=11",
 };
-#define N_POLICY 5u
+#define N_POLICY 6u
 #define N_TURN 3u
 #define LONGEST 1500u /* far more than the pages hold */
 

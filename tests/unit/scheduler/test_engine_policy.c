@@ -16,8 +16,9 @@ static const char *const POLICY[] = {
     "quest:sink=64:window=0:pick=64:step=8",
     "recycle:base=infllm:sink=0:window=0:pick=64:step=8:reuse=16",
     "snapkv:window=0:pick=64",
+    "sirllm:sink=0:window=64:pick=64:decay=50:turn=11",
 };
-#define N_POLICY 6u
+#define N_POLICY 7u
 #define N_TURN 3u
 
 static struct command *turn_of(struct node *node, const char *name,
@@ -270,6 +271,52 @@ Test(engine_policy, learns_where_the_prompt_ends)
     command->generate.is_append = true;
     cr_assert_eq(node_call(node, command)->last, EVENT_COMPLETE);
     cr_assert_eq(table_find(node->engine, "b")->policy.end, 400);
+    node_destroy(node);
+}
+
+static int64_t turn_in(struct node *node, const char *name)
+{
+    return table_find(node->engine, name)->policy.turn;
+}
+
+/* sirllm's turns end with the model's token, unless another one is named: the
+ * session's policy names it from then on, whatever the model says later. */
+Test(engine_policy, learns_which_token_ends_a_turn)
+{
+    const char *const text = "sirllm:sink=0:window=64:pick=64";
+    struct node *node = node_create("assets/models/godwit-tiny");
+    const int64_t end = model_config(node->model)->eos[0];
+    struct command *command;
+    struct reply *reply;
+
+    cr_assert_gt(model_config(node->model)->n_eos, 0);
+    node_start(node);
+    turn(node, "a", text, 0);
+    cr_assert_eq(turn_in(node, "a"), end);
+    reply = turn(node, "a", text, 1);
+    cr_assert_eq(reply->end->complete.reuse, REUSE_RESIDENT, "%d",
+                 (int)reply->end->complete.reuse);
+    turn(node, "a", "sirllm:sink=0:window=64:pick=64:turn=9", 2);
+    cr_assert_eq(turn_in(node, "a"), 9);
+    command = turn_of(node, "a", text, 2);
+    strcpy(command->generate.request_id, "another");
+    reply = node_completed(node, command);
+    cr_assert_eq(turn_in(node, "a"), 9);
+    cr_assert_eq(reply->end->complete.reuse, REUSE_RESIDENT);
+
+    command = command_make(COMMAND_CREATE_SESSION, node_reply(node));
+    strcpy(command->create.name, "b");
+    must(policy_parse("sirllm:turn=none", &command->create.policy));
+    cr_assert_eq(node_call(node, command)->last, EVENT_SESSION);
+    cr_assert_eq(turn_in(node, "b"), POLICY_TURN_NONE);
+    command = command_make(COMMAND_CREATE_SESSION, node_reply(node));
+    strcpy(command->create.name, "c");
+    must(policy_parse("sirllm", &command->create.policy));
+    cr_assert_eq(node_call(node, command)->last, EVENT_SESSION);
+    cr_assert_eq(turn_in(node, "c"), end);
+    turn(node, "d", "full", 0);
+    turn(node, "d", text, 1);
+    cr_assert_eq(turn_in(node, "d"), end);
     node_destroy(node);
 }
 

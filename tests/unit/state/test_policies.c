@@ -8,8 +8,10 @@
 #include "state/memory.h"
 
 #include "model/pass.h"
+#include "model/view.h"
 
 #include <criterion/criterion.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,11 +31,13 @@ static const char *const POLICY[] = {
     "quest:sink=0:window=128:pick=64:step=64:keys=far",
     "recycle:sink=64:window=64:pick=64:step=8:reuse=4",
     "recycle:base=infllm:sink=0:window=0:pick=64:step=16:reuse=8:index=keys",
+    "sirllm:sink=64:window=64:pick=128:decay=50:turn=928",
+    "sirllm:sink=0:window=0:pick=64:keys=true:turn=none",
     "snapkv:window=64:pick=64:end=270",
     "snapkv:sink=64:window=0:pick=64:keys=rank:end=320",
 };
 #define N_POLICY (sizeof(POLICY) / sizeof(POLICY[0]))
-#define N_BOUNDED 7u /* of them, whose blocks may leave RAM */
+#define N_BOUNDED 9u /* of them, whose blocks may leave RAM */
 
 struct bench {
     struct model *model;
@@ -135,13 +139,23 @@ static float *room(const struct bench *bench)
     return malloc((size_t)N_TOKEN * bench->n_vocab * sizeof(float));
 }
 
+/* As many of n as its policy has in one pass. */
+static uint32_t rows(const struct memory *memory, uint32_t n)
+{
+    const uint64_t position = memory_position(memory);
+    const uint64_t most =
+        policy_pass_end(memory_policy(memory), position) - position;
+
+    return n < most ? n : (uint32_t)most;
+}
+
 /* Tokens from the memory's position on to `end`, n at a time. */
 static void feed(struct bench *bench, struct pool *pool, struct memory *memory,
                  uint32_t end, uint32_t n, float *out)
 {
     for (uint32_t at; (at = (uint32_t)memory_position(memory)) < end;) {
         const struct part part = {memory, bench->token + at,
-                                  n < end - at ? n : end - at,
+                                  rows(memory, n < end - at ? n : end - at),
                                   out + (size_t)at * bench->n_vocab};
 
         step(bench, pool, &part, 1);
@@ -264,6 +278,8 @@ Test(policies, e1_others_in_the_batch_change_nothing)
         for (uint32_t n = 1; at < N_TOKEN; at += n) { /* grows: 1, 4, 7, ... */
             n = at ? n + 3 : n;
             n = n < N_TOKEN - at ? n : N_TOKEN - at;
+            for (uint32_t i = 0; i < 3; i++)
+                n = rows(part[i].memory, n);
             for (uint32_t i = 0; i < 3; i++) {
                 part[i].token = bench.token + at;
                 part[i].n = n;
@@ -359,6 +375,9 @@ Test(policies, one_that_leaves_nothing_out_is_full)
         "snapkv:window=448:pick=0:end=300",
         "snapkv:window=64:pick=64:end=460",
         "snapkv:window=64:pick=64",
+        "sirllm:window=448:turn=none",
+        "sirllm:sink=0:window=0:pick=448:decay=50:turn=928",
+        "sirllm:sink=64:window=64:pick=384:keys=true:turn=none",
     };
     struct bench bench = open_best();
     float *full = whole(&bench, "full");
@@ -397,6 +416,177 @@ Test(policies, a_recycled_choice_is_that_of_its_base)
         free(want);
         free(got);
     }
+    close_bench(&bench);
+}
+
+/* Without turns nothing shrinks; nothing that leaves the window is kept if
+ * nothing is to be. */
+Test(policies, sirllm_without_turns_or_picks_is_simpler)
+{
+    static const char *const PAIR[][2] = {
+        {"sirllm:sink=0:window=64:pick=64:decay=100:turn=928",
+         "sirllm:sink=0:window=64:pick=64:decay=0:turn=none"},
+        {"sirllm:sink=0:window=64:pick=64:decay=50:turn=4000", /* no token is */
+         "sirllm:sink=0:window=64:pick=64:decay=100:turn=none"},
+        {"sirllm:sink=64:window=128:pick=0:decay=50:turn=928",
+         "window:sink=64:window=128"},
+    };
+    struct bench bench = open_best();
+
+    for (size_t i = 0; i < sizeof(PAIR) / sizeof(PAIR[0]); i++) {
+        float *want = whole(&bench, PAIR[i][1]);
+        float *got = whole(&bench, PAIR[i][0]);
+
+        assert_same(&bench, want, got, PAIR[i][0], PAIR[i][1]);
+        free(want);
+        free(got);
+    }
+    close_bench(&bench);
+}
+
+/* ------------------------------------------------- what sirllm has measured */
+
+/* -log P of each token, by the logits of the row before it. */
+static void measure(const struct bench *bench, const float *logit,
+                    double surprise[N_TOKEN])
+{
+    surprise[0] = 0.0;
+    for (uint32_t t = 1; t < N_TOKEN; t++) {
+        const float *x = logit + (size_t)(t - 1) * bench->n_vocab;
+        double sum = 0.0;
+
+        for (uint32_t i = 0; i < bench->n_vocab; i++)
+            sum += exp((double)x[i] - (double)x[bench->token[t]]);
+        surprise[t] = log(sum);
+    }
+}
+
+/* Of a block, when the tokens below `end` are over and the turns that have
+ * ended among them have left half. */
+static double weight_of(const struct bench *bench, const double *surprise,
+                        uint32_t block, uint32_t end)
+{
+    double sum = 0.0;
+
+    for (uint32_t t = block * GRID; t < end; t++) {
+        sum += t / GRID == block ? surprise[t] : 0.0;
+        sum *= bench->token[t] == 928 ? 0.5 : 1.0;
+    }
+    return sum;
+}
+
+/* The two heaviest of blocks [1, n), by trying all pairs. */
+static void heaviest(const double *weight, uint32_t n, uint32_t out[2])
+{
+    double most = -1.0, second = -1.0;
+
+    for (uint32_t a = 1; a < n; a++)
+        for (uint32_t b = a + 1; b < n; b++) {
+            const double sum = weight[a] + weight[b];
+
+            second = sum > most ? most : fmax(second, sum);
+            if (sum > most) {
+                out[0] = a;
+                out[1] = b;
+            }
+            most = fmax(most, sum);
+        }
+    cr_assert_gt(most, second + 1e-3, "a draw: this would judge nothing");
+}
+
+static const float *field_of(const struct memory *memory, uint32_t layer,
+                             const char *name)
+{
+    const struct mixer_plan *plan = memory_plan(memory, layer);
+    const char *state = memory_layers(memory)[layer].state;
+    uint32_t i = 0;
+
+    while (i < plan->n_field && strcmp(plan->field[i].name, name) != 0)
+        i++;
+    cr_assert_lt(i, plan->n_field, "layer %u has no %s", layer, name);
+    return (const float *)(const void *)(state + plan->field[i].offset);
+}
+
+/* Policy sink=64:window=64:pick=128, of which nothing is dropped at first. */
+static void assert_kept(const struct bench *bench, const struct memory *memory,
+                        const double *surprise)
+{
+    const uint32_t chunk = (uint32_t)memory_position(memory) / GRID;
+    const uint32_t n = chunk > 1 ? chunk - 1 : 0; /* have left the window */
+    const uint32_t n_kept = n < 1 ? 0 : n < 3 ? n - 1 : 2;
+    double weight[N_TOKEN / GRID + 1];
+    uint32_t want[2] = {1, 2};
+
+    for (uint32_t b = 0; b < n; b++)
+        weight[b] = weight_of(bench, surprise, b, n * GRID);
+    if (n > 3)
+        heaviest(weight, n, want);
+    for (uint32_t layer = 3; layer < 8; layer += 4) {
+        const uint32_t *kept = view_pick(memory_plan(memory, layer),
+                                         memory_layers(memory)[layer].state);
+        const float *got = field_of(memory, layer, "weight");
+
+        cr_assert_eq(kept[0], n_kept, "chunk %u: %u", chunk, kept[0]);
+        for (uint32_t i = 0; i < n_kept; i++) {
+            cr_assert_eq(kept[1 + i], want[i], "chunk %u: %u, not %u", chunk,
+                         kept[1 + i], want[i]);
+            cr_assert_float_eq((double)got[i], weight[want[i]],
+                               1e-4 * weight[want[i]]);
+        }
+    }
+}
+
+/* By the logits that the session itself gave, in passes that end anywhere. */
+Test(policies, sirllm_keeps_what_its_own_logits_find_surprising)
+{
+    struct bench bench = open_best();
+    const char *text = "sirllm:sink=64:window=64:pick=128:decay=50:turn=928";
+    float *out = whole(&bench, text);
+    double surprise[N_TOKEN];
+
+    measure(&bench, out, surprise);
+    for (uint32_t cut = 17; cut < 140; cut += 37) {
+        struct memory *memory = new_memory(&bench, text);
+
+        for (uint32_t at = cut; at < N_TOKEN; at += cut) {
+            feed(&bench, NULL, memory, at, cut, out);
+            assert_kept(&bench, memory, surprise);
+        }
+        memory_destroy(memory);
+    }
+    free(out);
+    close_bench(&bench);
+}
+
+/* Nobody asked for logits: the head runs all the same. */
+Test(policies, sirllm_measures_where_no_logits_are_wanted)
+{
+    struct bench bench = open_best();
+    const char *text = "sirllm:sink=0:window=64:pick=64:decay=50:turn=928";
+    float *want = whole(&bench, text), *got = room(&bench);
+    struct memory *memory = new_memory(&bench, text);
+
+    memcpy(got, want, (size_t)N_TOKEN * bench.n_vocab * sizeof(float));
+    for (uint32_t at; (at = (uint32_t)memory_position(memory)) < 400;) {
+        const uint32_t n = rows(memory, at == 0 ? 1 : 400 - at);
+        const struct span span = {.n_row = n,
+                                  .position = at,
+                                  .layer = memory_layers(memory),
+                                  .policy = memory_policy(memory)};
+
+        cr_assert_eq(memory_reserve(memory, at + n), STATUS_OK);
+        (void)model_forward(bench.model, NULL, bench.workspace,
+                            &(struct batch){.token = bench.token + at,
+                                            .n_row = n,
+                                            .span = &span,
+                                            .n_span = 1});
+        memory_advance(memory, n);
+    }
+    feed(&bench, NULL, memory, N_TOKEN, 100, got);
+    assert_same(&bench, want, got, text, "no logits");
+    memory_destroy(memory);
+    free(want);
+    free(got);
     close_bench(&bench);
 }
 

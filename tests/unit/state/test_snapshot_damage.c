@@ -250,8 +250,9 @@ Test(snapshot_damage, of_other_tokens_or_numerics_is_named_as_such)
 Test(snapshot_damage, of_another_policy_is_refused_and_then_replaced)
 {
     static const char *const TEXT[] = {
-        "full",          "window",  "infllm",       "quest",
-        "quest:step=16", "recycle", "snapkv:end=9", "snapkv:end=10"};
+        "full",          "window",        "infllm",       "quest",
+        "quest:step=16", "recycle",       "snapkv:end=9", "snapkv:end=10",
+        "sirllm:turn=9", "sirllm:turn=10"};
 
     if (model_device(model))
         return; /* it has no policies: test_device.c */
