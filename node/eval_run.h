@@ -24,6 +24,7 @@ struct eval_runner {
     struct solo *solo; /* restarted as needed */
     const struct tokenizer *tokenizer;
     bool shares;         /* common beginnings are computed once */
+    struct excerpt excerpt; /* that answers are made from; none: all */
     uint64_t n_token;    /* of prompts so far */
     uint64_t n_computed; /* of these, how many went through the model */
 };

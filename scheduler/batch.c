@@ -155,6 +155,10 @@ static void end_prefill(struct engine *engine, struct request *request)
 {
     struct session *session = request->session;
 
+    if (request->stage) {
+        excerpt_next(engine, request);
+        return;
+    }
     if (request->kind == REQUEST_APPEND) {
         schedule_prefilled(engine, request);
         request_finish(engine, request, FINISH_STOP);
@@ -194,7 +198,7 @@ static void gather(struct engine *engine)
             end_prefill(engine, r);
         } else if (!claim(engine, r)) {
             request_step_back(engine, r);
-        } else if (target - position == 1) {
+        } else if (target - position == 1 && !excerpt_layers(r)) {
             if (paged_ready(engine, r))
                 enter(engine, &engine->decode, r, 1);
         } else if (paged_room(engine, r) > 0) {
@@ -209,7 +213,8 @@ static struct sampler_history history_of(const struct request *request)
 
     return (struct sampler_history){.token = resident->tokens.id,
                                     .n_token = resident->tokens.n,
-                                    .output_start = request->output_start,
+                                    .output_start = request->output_start -
+                                                    request->n_left_out,
                                     .end = request->end,
                                     .n_end = request->n_end};
 }
@@ -291,7 +296,7 @@ static void advance(struct engine *engine, const struct lane *lane)
                           resident->tokens.id + span->position, span->n_row);
         memory_advance(resident->memory, span->n_row);
         schedule_charge(engine, request, lane, span->n_row);
-        if (span->position + span->n_row != resident->tokens.n)
+        if (!lane_samples(request, span->position + span->n_row))
             continue;
         engine->draw[engine->n_draw++] =
             (struct draw){.request = request, .logits = logits};
@@ -394,7 +399,7 @@ static void begin_prompt(struct engine *engine)
         uint64_t n = s->chunk[i].n_token, room = paged_room(engine, request);
         uint64_t end =
             prefix_stop(request, position, position + (n < room ? n : room));
-        if (end > position)
+        if (end > position && lane_takes(&engine->prompt, request))
             enter(engine, &engine->prompt, request, (uint32_t)(end - position));
     }
     engine->n_entrant = 0;

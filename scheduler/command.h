@@ -67,6 +67,7 @@ struct generate_command {
     bool is_append;       /* prefill only: nothing is sampled */
     bool rereads; /* feed the log once more, and the input behind it again */
     uint64_t reread_limit; /* only so many of the log's last tokens; 0: all */
+    struct excerpt excerpt; /* that the reply is made from; none: all */
     bool creates;          /* make the session if it does not exist */
     bool has_expected, has_resume;
     uint64_t expected_position; /* ABORTED unless the log has this length */

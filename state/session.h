@@ -7,6 +7,7 @@
  */
 #include "base/digest.h"
 #include "base/status.h"
+#include "model/excerpt.h"
 #include "model/policy.h"
 
 #include <stdbool.h>
@@ -124,6 +125,7 @@ struct turn {
                             that a retry with other content is refused */
     enum finish_reason finish;
     bool is_append; /* AppendTokens: nothing is sampled */
+    struct excerpt excerpt; /* what it is sampled from; none: all */
     struct sampling sampling;
 };
 #endif

@@ -20,6 +20,7 @@ static bool is_supported(void)
     }
 FLUSHED(kv_score, kv_score_args)
 FLUSHED(kv_mass, kv_mass_args)
+FLUSHED(kv_match, kv_match_args)
 FLUSHED(linear, linear_args)
 FLUSHED(linear_add, linear_args)
 FLUSHED(ffn, ffn_args)
@@ -57,6 +58,7 @@ const struct backend backend_ref = {
     .kv_seal = index_seal,
     .kv_score = kv_score,
     .kv_mass = kv_mass,
+    .kv_match = kv_match,
     .attend = attend,
     .conv = conv,
     .delta_gate = delta_gate,
