@@ -198,7 +198,7 @@ static void gather(struct engine *engine)
             end_prefill(engine, r);
         } else if (!claim(engine, r)) {
             request_step_back(engine, r);
-        } else if (target - position == 1 && !excerpt_layers(r)) {
+        } else if (target - position == 1) {
             if (paged_ready(engine, r))
                 enter(engine, &engine->decode, r, 1);
         } else if (paged_room(engine, r) > 0) {
@@ -387,6 +387,18 @@ bool batch_decode(struct engine *engine)
     return true;
 }
 
+/* The first one's layers are those of the pass; others wait for the next. (A
+ * row alone goes through all with the replies', and what that leaves in layers
+ * that rows before it have not reached is never read.) */
+static bool goes_as_deep(struct lane *lane, const struct request *request)
+{
+    const uint32_t n_layer = excerpt_layers(request);
+
+    if (lane->batch.n_span == 0)
+        lane->batch.n_layer = n_layer;
+    return lane->batch.n_layer == n_layer;
+}
+
 /* What the next pass of prompts brings. */
 static void begin_prompt(struct engine *engine)
 {
@@ -399,7 +411,7 @@ static void begin_prompt(struct engine *engine)
         uint64_t n = s->chunk[i].n_token, room = paged_room(engine, request);
         uint64_t end =
             prefix_stop(request, position, position + (n < room ? n : room));
-        if (end > position && lane_takes(&engine->prompt, request))
+        if (end > position && goes_as_deep(&engine->prompt, request))
             enter(engine, &engine->prompt, request, (uint32_t)(end - position));
     }
     engine->n_entrant = 0;

@@ -42,12 +42,6 @@ bool lane_samples(const struct request *request, uint64_t end)
            request->stage != EXCERPT_MATCH;
 }
 
-bool lane_takes(const struct lane *lane, const struct request *request)
-{
-    return lane->batch.n_span == 0 ||
-           lane->batch.n_layer == excerpt_layers(request);
-}
-
 enum status lane_add(struct lane *lane, struct request *request,
                      uint32_t n_token)
 {
@@ -58,13 +52,11 @@ enum status lane_add(struct lane *lane, struct request *request,
 
     assert(batch->n_span < lane->max_request && !lane->is_under_way);
     assert(n_token && n_token <= lane->max_row - batch->n_row);
-    assert(lane_takes(lane, request));
     st = memory_reserve(resident->memory, position + n_token);
     if (st)
         return st;
     memcpy(lane->token + batch->n_row, resident->tokens.id + position,
            n_token * sizeof(uint32_t));
-    batch->n_layer = excerpt_layers(request);
     lane->request[batch->n_span] = request;
     lane->span[batch->n_span++] =
         (struct span){.first_row = batch->n_row,

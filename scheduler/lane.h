@@ -27,11 +27,8 @@ MUST_CHECK enum status lane_init(struct lane *lane, const struct model *model,
 void lane_release(struct lane *lane);
 /* Is a token sampled where it has come to `end`? */
 bool lane_samples(const struct request *request, uint64_t end);
-/* Do its rows go through as many layers as those that are there? */
-bool lane_takes(const struct lane *lane, const struct request *request);
 /*
- * The next n_token of the request's log, which the lane takes; logits if it
- * samples.
+ * The next n_token of the request's log; logits if it samples.
  *   RESOURCE_EXHAUSTED  no memory for them; it is not in the lane
  */
 MUST_CHECK enum status lane_add(struct lane *lane, struct request *request,

@@ -298,15 +298,14 @@ static struct reply *killed_after(struct node *node, uint32_t n_step,
 
 Test(engine_excerpt, goes_on_after_a_kill_at_any_step)
 {
-    struct node *node = node_create(NULL);
+    struct node *alone = node_create(NULL), *node;
     struct reply *want, *got;
     bool was_over = false;
     uint32_t n_kill = 0;
 
-    node_start(node);
-    want = node_completed(node, asked(question(node, "a", "q", N_PROMPT),
-                                      N_KEEP));
-    node_destroy(node);
+    node_start(alone);
+    want = node_completed(
+        alone, asked(question(alone, "a", "q", N_PROMPT), N_KEEP));
     for (; !was_over && n_kill < 60; n_kill++) {
         node = node_create(NULL);
         node_start(node);
@@ -318,6 +317,7 @@ Test(engine_excerpt, goes_on_after_a_kill_at_any_step)
         node_destroy(node);
     }
     cr_assert(was_over && n_kill > 14, "%u kills", n_kill);
+    node_destroy(alone);
 }
 
 /* ------------------------------------------------------------------- others */
