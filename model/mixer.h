@@ -116,7 +116,7 @@ struct span {
     const struct policy *policy;      /* of softmax layers; NULL: full */
     struct block_source *source;      /* of their blocks; NULL: all are there.
                                          Not with full */
-    const struct key_match *match; /* NULL: nobody wants to know */
+    const struct key_match *match;    /* NULL: nobody wants to know */
 };
 
 struct view_room;

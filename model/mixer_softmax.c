@@ -242,14 +242,13 @@ static void match_keys(const struct mixer_layer *layer,
         return;
     const size_t row = span->first_row + (asked->position - span->position);
     batch->backend->kv_match(
-        batch->pool,
-        &(struct kv_match_args){.shape = layer->shape,
-                                .table = batch->rope,
-                                .q = work.fused + row * work.at.stride +
-                                     work.at.q,
-                                .block = span->layer[batch->layer].block,
-                                .n_key = asked->position + 1,
-                                .match = asked->match});
+        batch->pool, &(struct kv_match_args){
+                         .shape = layer->shape,
+                         .table = batch->rope,
+                         .q = work.fused + row * work.at.stride + work.at.q,
+                         .block = span->layer[batch->layer].block,
+                         .n_key = asked->position + 1,
+                         .match = asked->match});
 }
 
 /* Fused rows: q and k normed, q rotated, k and v also in the blocks. */

@@ -140,7 +140,7 @@ struct batch {
     uint32_t n_logit;
     uint32_t n_layer; /* rows go no further than the mixer of the last of so
                          many layers, and have no logits; 0: through all */
-    bool is_sampled; /* pass_tops() will do, where there are any */
+    bool is_sampled;  /* pass_tops() will do, where there are any */
 };
 
 /*

@@ -173,8 +173,9 @@ enum excerpt_stage {
 
 struct request {
     struct request *before, *after; /* in the engine's queue */
-    struct session *session; /* whose memory it works with, and whose it is ... */
-    struct session *asker;   /* ... unless it is this one's turn; or NULL */
+    struct session
+        *session;          /* whose memory it works with, and whose it is ... */
+    struct session *asker; /* ... unless it is this one's turn; or NULL */
     enum request_kind kind;
     enum request_phase phase;
     bool is_load_sent, is_paused, is_started, wants_progress;

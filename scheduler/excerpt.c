@@ -46,10 +46,9 @@ size_t excerpt_promise(const struct engine *engine,
 {
     if (excerpt->n_keep == 0)
         return 0;
-    return request_promise(engine, NULL,
-                           n_token < excerpt->n_keep ? n_token
-                                                     : excerpt->n_keep,
-                           max_tokens);
+    return request_promise(
+        engine, NULL, n_token < excerpt->n_keep ? n_token : excerpt->n_keep,
+        max_tokens);
 }
 
 /* --- sessions of nobody's --- */
@@ -111,8 +110,8 @@ static void switch_to(struct engine *engine, struct request *request,
     request->n_shared = request->shared_stop = 0;
     request->is_preempted = false;
     request->begin = resident_position(scratch->resident);
-    request->promise = request_promise(engine, scratch, scratch->n_token,
-                                       request->n_reply);
+    request->promise =
+        request_promise(engine, scratch, scratch->n_token, request->n_reply);
     charge_settle(engine, scratch);
 }
 

@@ -456,9 +456,8 @@ static enum status meet(struct engine *engine, struct request *request,
     const struct generate_command *g = &command->generate;
     const struct session *session = request_asker(request);
     const char *id = request->kind == REQUEST_CHECKPOINT ? ""
-                     : request->command
-                         ? request->command->generate.request_id
-                         : session->resident->turn.request_id;
+                     : request->command ? request->command->generate.request_id
+                                        : session->resident->turn.request_id;
 
     if (!g->request_id[0] || strcmp(g->request_id, id) != 0) {
         status_fail(STATUS_ABORTED, "session %s is busy with request '%s'",

@@ -58,16 +58,14 @@ enum status lane_add(struct lane *lane, struct request *request,
     memcpy(lane->token + batch->n_row, resident->tokens.id + position,
            n_token * sizeof(uint32_t));
     lane->request[batch->n_span] = request;
-    lane->span[batch->n_span++] =
-        (struct span){.first_row = batch->n_row,
-                      .n_row = n_token,
-                      .position = position,
-                      .layer = memory_layers(resident->memory),
-                      .policy = memory_policy(resident->memory),
-                      .source = memory_source(resident->memory),
-                      .match = request->stage == EXCERPT_MATCH
-                                   ? &request->match
-                                   : NULL};
+    lane->span[batch->n_span++] = (struct span){
+        .first_row = batch->n_row,
+        .n_row = n_token,
+        .position = position,
+        .layer = memory_layers(resident->memory),
+        .policy = memory_policy(resident->memory),
+        .source = memory_source(resident->memory),
+        .match = request->stage == EXCERPT_MATCH ? &request->match : NULL};
     batch->n_row += n_token;
     if (lane_samples(request, position + n_token))
         lane->logit_row[batch->n_logit++] = batch->n_row - 1;

@@ -23,10 +23,10 @@ struct keys {
 
 static void read_keys(const struct keys *it)
 {
-    rotated_keys(
-        &(struct rotated){it->args->shape, it->args->table,
-                          it->args->block[it->block], it->block, it->head},
-        it->k);
+    rotated_keys(&(struct rotated){it->args->shape, it->args->table,
+                                   it->args->block[it->block], it->block,
+                                   it->head},
+                 it->k);
 }
 
 /* Keys of the block that are not behind a row. */

@@ -50,9 +50,9 @@ static void match_task(void *arg, uint32_t task, void *scratch)
         float sum[KV_BLOCK] = {0.0f};
 
         for (uint32_t head = 0; head < a->shape.n_kv_head; head++) {
-            rotated_keys(&(struct rotated){a->shape, a->table, a->block[b], b,
-                                           head},
-                         scratch);
+            rotated_keys(
+                &(struct rotated){a->shape, a->table, a->block[b], b, head},
+                scratch);
             add_head(a, head, scratch, sum);
         }
         memcpy(a->match + b * KV_BLOCK, sum,

@@ -37,8 +37,8 @@ static void session_init(struct session *s, size_t i)
     s->k = filled(N_KEY * s->kv_stride, i + 2);
     for (size_t f = 0; f < n_rot / 2; f++)
         s->freq[f] = pow(100.0, -2.0 * (double)f / n_rot);
-    must(rope_table_init(n_rot, (size_t)N_BLOCK * KV_BLOCK, s->freq,
-                         &s->table));
+    must(
+        rope_table_init(n_rot, (size_t)N_BLOCK * KV_BLOCK, s->freq, &s->table));
     for (size_t b = 0; b < N_BLOCK; b++)
         s->block[b] = constant(kv_block_bytes(s->shape) / sizeof(float), 0.0f);
     backend_ref_found()->kv_append(

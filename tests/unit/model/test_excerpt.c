@@ -13,8 +13,8 @@
 Test(excerpt, texts_say_what_is_asked_for)
 {
     static const char *const BAD[] = {
-        "",       "0",          "-1",          "x",           "12x",
-        "12,k",   "12,layer=",  "12,pool=4",   "12,pool=0",   "12,pool=257",
+        "",       "0",          "-1",          "x",          "12x",
+        "12,k",   "12,layer=",  "12,pool=4",   "12,pool=0",  "12,pool=257",
         "12,k=3", "12,layer=x", "12 ,layer=3", "4294967295", "12,layer=-1"};
     char text[EXCERPT_TEXT_SIZE];
     struct excerpt it;
@@ -86,9 +86,9 @@ Test(excerpt, keeps_the_last_token_and_the_best)
                         if (kind == 3 && x >> 60 == 0)
                             match[i] = NAN;
                     }
-                    check(match, n,
-                          (struct excerpt){.n_keep = n_keep,
-                                           .n_pool = POOL[p]});
+                    check(
+                        match, n,
+                        (struct excerpt){.n_keep = n_keep, .n_pool = POOL[p]});
                 }
 }
 

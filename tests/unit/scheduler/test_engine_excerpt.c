@@ -51,8 +51,7 @@ static double score_of(const struct attend_args *a, uint32_t j)
     double sum = 0.0;
 
     for (size_t h = 0; h < s.n_head; h++) {
-        const float *q =
-            a->q + (heard.n_token - 1) * a->q_stride + h * d_head;
+        const float *q = a->q + (heard.n_token - 1) * a->q_stride + h * d_head;
         const float *k =
             (const float *)((const char *)a->span[0].block[b] +
                             kv_keys_at(s, h / (s.n_head / s.n_kv_head)));
@@ -110,13 +109,13 @@ static void listen(const uint32_t *token, uint32_t n, uint32_t wanted)
     heard.n_token = n;
     cr_assert(model_forward(
         model, NULL, workspace,
-        &(struct batch){.token = token,
-                        .n_row = n,
-                        .span = &(struct span){.n_row = n,
-                                               .layer = memory_layers(memory)},
-                        .n_span = 1,
-                        .logit_row = &(uint32_t){n - 1},
-                        .n_logit = 1}));
+        &(struct batch){
+            .token = token,
+            .n_row = n,
+            .span = &(struct span){.n_row = n, .layer = memory_layers(memory)},
+            .n_span = 1,
+            .logit_row = &(uint32_t){n - 1},
+            .n_logit = 1}));
     cr_assert_gt(heard.n_call, wanted);
     workspace_destroy(workspace);
     memory_destroy(memory);
@@ -182,8 +181,7 @@ Test(engine_excerpt, replies_as_to_the_chosen_tokens)
     node_start(node);
     for (uint32_t i = 0; i < 3; i++)
         for (uint32_t n_keep = 1; n_keep < 200; n_keep += 66) {
-            struct command *c =
-                asked(question(node, "", "", N_PROMPT), n_keep);
+            struct command *c = asked(question(node, "", "", N_PROMPT), n_keep);
             uint32_t token[N_PROMPT];
             struct reply *want, *got;
 
@@ -241,8 +239,8 @@ Test(engine_excerpt, leaves_the_session_as_if_it_was_told_the_reply)
     uint32_t all[N_PROMPT + 12 + 40];
 
     node_start(node);
-    one = node_completed(node,
-                         asked(question(node, "a", "q", N_PROMPT), N_KEEP));
+    one =
+        node_completed(node, asked(question(node, "a", "q", N_PROMPT), N_KEEP));
     two = node_completed(node, asked(question(node, "a", "r", 40), N_KEEP));
     log = node_read(node, "a");
     cr_assert_eq(log->n_token, N_PROMPT + 12 + 40 + 12);
@@ -292,8 +290,7 @@ static struct reply *killed_after(struct node *node, uint32_t n_step,
     *out_was_over = node->reply[reply].is_over;
     node_kill(node);
     node_start(node);
-    return node_call(node,
-                     asked(question(node, "a", "q", N_PROMPT), N_KEEP));
+    return node_call(node, asked(question(node, "a", "q", N_PROMPT), N_KEEP));
 }
 
 Test(engine_excerpt, goes_on_after_a_kill_at_any_step)
@@ -304,8 +301,8 @@ Test(engine_excerpt, goes_on_after_a_kill_at_any_step)
     uint32_t n_kill = 0;
 
     node_start(alone);
-    want = node_completed(
-        alone, asked(question(alone, "a", "q", N_PROMPT), N_KEEP));
+    want = node_completed(alone,
+                          asked(question(alone, "a", "q", N_PROMPT), N_KEEP));
     for (; !was_over && n_kill < 60; n_kill++) {
         node = node_create(NULL);
         node_start(node);
@@ -331,8 +328,8 @@ Test(engine_excerpt, is_the_same_in_any_company)
     struct reply *want;
 
     node_start(node);
-    want = node_completed(node, asked(question(node, "", "", N_PROMPT),
-                                      N_KEEP));
+    want =
+        node_completed(node, asked(question(node, "", "", N_PROMPT), N_KEEP));
     node_tick(node, 300);
     for (uint32_t round = 0; round < 3; round++) {
         char name[] = "name0";
@@ -366,8 +363,8 @@ Test(engine_excerpt, is_the_same_where_room_is_short)
 
     node->options.max_running = 2;
     node_start(node);
-    want = node_completed(node, asked(question(node, "", "", N_PROMPT),
-                                      N_KEEP));
+    want =
+        node_completed(node, asked(question(node, "", "", N_PROMPT), N_KEEP));
     node->engine->options.session_bytes =
         3 * resident_bytes(node->engine, NULL, N_PROMPT + 12);
     node->engine->room_tokens = 8;
@@ -448,9 +445,8 @@ Test(engine_excerpt, is_part_of_what_a_retry_must_say)
 
     node_start(node);
     node_completed(node, asked(question(node, "a", "q", N_PROMPT), N_KEEP));
-    cr_assert(
-        reply_failed(node_call(node, question(node, "a", "q", N_PROMPT)),
-                     STATUS_INVALID_ARGUMENT, "REQUEST_ID_REUSED"));
+    cr_assert(reply_failed(node_call(node, question(node, "a", "q", N_PROMPT)),
+                           STATUS_INVALID_ARGUMENT, "REQUEST_ID_REUSED"));
     cr_assert(reply_failed(
         node_call(node, asked(question(node, "a", "q", N_PROMPT), 99)),
         STATUS_INVALID_ARGUMENT, "REQUEST_ID_REUSED"));
