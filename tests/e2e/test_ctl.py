@@ -173,7 +173,8 @@ class Commands(NodeTests, unittest.TestCase):
         self.assertEqual(call.complete.usage.gemfilter_tokens, 20)
         after = self.client.generate(gen.GenerateRequest(
             tokenized=tokens(log), sampling_params=greedy(4)))
-        self.generate("--session", "gem", n=4)
+        self.client.generate(gen.GenerateRequest(
+            session="sessions/gem", sampling_params=greedy(4)))
         self.assertEqual(self.client.log("gem")[len(log):], after.ids)
         for text, why in (("0", "at least 1"), ("9,layer=0", "softmax layer"),
                           ("9,pool=2", "odd")):
