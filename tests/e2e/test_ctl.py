@@ -182,7 +182,7 @@ class Commands(NodeTests, unittest.TestCase):
                      text)
         self.bad(USAGE, "reread", "generate", "--session", "gem", "--reread",
                  "all", "--gemfilter", "9", "--prompt", "x")
-        self.bad(FAILED, "policy full", "generate", "--policy", "window",
+        self.bad(REFUSED, "policy full", "generate", "--policy", "window",
                  "--gemfilter", "9", "--prompt", "x")
 
     def test_same_seed_same_text(self):
