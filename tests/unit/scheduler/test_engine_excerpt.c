@@ -384,6 +384,23 @@ Test(engine_excerpt, is_the_same_where_room_is_short)
     node_destroy(node);
 }
 
+/* What the store thread still reads of a session that is gone counts until it
+ * has; then nothing does. */
+static bool comes_to_nothing(struct node *node)
+{
+    const struct engine *engine = node->engine;
+
+    for (uint32_t i = 0; i < 500; i++) {
+        if (charge_total(engine) == 0 && engine->state_charged == 0)
+            return true;
+        if (!node_step(node))
+            ring_wait(node->inbox, 20);
+    }
+    fprintf(stderr, "%zu bytes, %zu of states\n", charge_total(engine),
+            engine->state_charged);
+    return false;
+}
+
 Test(engine_excerpt, can_be_cancelled_and_left_at_any_step)
 {
     struct node *node = node_create(NULL);
@@ -410,7 +427,7 @@ Test(engine_excerpt, can_be_cancelled_and_left_at_any_step)
         reply = node_call(node, about(node, COMMAND_DELETE_SESSION, "a"));
         cr_assert_eq(reply->last, EVENT_DONE);
         node_until(node, 0);
-        cr_assert_eq(charge_total(node->engine), 0, "after %u steps", n_step);
+        cr_assert(comes_to_nothing(node), "after %u steps", n_step);
     }
     node_destroy(node);
 }
@@ -434,7 +451,7 @@ Test(engine_excerpt, of_a_deleted_session_ends)
             EVENT_DONE);
         cr_assert(node->reply[reply].is_over);
         node_until(node, 0);
-        cr_assert_eq(charge_total(node->engine), 0);
+        cr_assert(comes_to_nothing(node));
     }
     node_destroy(node);
 }
