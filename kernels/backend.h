@@ -357,6 +357,23 @@ struct kv_mass_args {
 };
 
 /*
+ * How well each of keys [0, n_key) matches one row's query: over KV heads
+ * ascending from +0, the sum of
+ *   fma chain over d ascending from +0 of u[d] * k[d],
+ *   u the sum over the KV head's query heads, ascending, of q
+ * Keys are rotated as for kv_mass. (GemFilter, arXiv:2409.17422; a sum of
+ * products is the product of the sum.)
+ */
+struct kv_match_args {
+    struct attend_shape shape;
+    const struct rope_table *table;
+    const float *q; /* [n_head * d_head], already rotated */
+    void *const *block;
+    uint64_t n_key;
+    float *match; /* [n_key] */
+};
+
+/*
  * Causal depthwise convolution with SiLU behind it:
  *   y[c] = silu(fma chain over i = 0 .. width-1 of w[c][i] * x[t-width+1+i][c])
  * oldest input first, starting from w*x of the oldest (product rounded once as
@@ -660,6 +677,7 @@ struct backend {
     void (*kv_seal)(struct pool *pool, const struct kv_seal_args *args);
     void (*kv_score)(struct pool *pool, const struct kv_score_args *args);
     void (*kv_mass)(struct pool *pool, const struct kv_mass_args *args);
+    void (*kv_match)(struct pool *pool, const struct kv_match_args *args);
     void (*conv)(struct pool *pool, const struct conv_args *args);
     void (*delta_gate)(struct pool *pool, const struct delta_gate_args *args);
     void (*delta)(struct pool *pool, const struct delta_args *args);

@@ -261,6 +261,7 @@ static void check_batch(const struct workspace *workspace,
         n_row += span->n_row;
     }
     assert(n_row == batch->n_row);
+    assert(batch->n_layer == 0 || batch->n_logit == 0);
     for (uint32_t i = 0; i < batch->n_logit; i++)
         assert(batch->logit_row[i] < n_row &&
                (i == 0 || batch->logit_row[i - 1] < batch->logit_row[i]));
@@ -380,7 +381,8 @@ static uint32_t clip_spans(struct workspace *workspace)
                 .position = span->position + (first - span->first_row),
                 .layer = span->layer,
                 .policy = span->policy,
-                .source = span->source};
+                .source = span->source,
+                .match = span->match};
     }
     return n;
 }
@@ -447,10 +449,14 @@ static void head_piece(struct workspace *workspace, struct pool *pool)
 /* Rows that a half computes. */
 static uint32_t half_rows(const struct workspace *workspace, uint32_t half)
 {
+    const struct batch *batch = &workspace->pass.batch;
+
+    if (batch->n_layer && half + 1 >= 2 * batch->n_layer)
+        return 0;
     if (half == n_half(workspace->model))
         return head_rows(&workspace->head);
     return half + 1 == n_half(workspace->model) ? workspace->head.n_kept
-                                                : workspace->pass.batch.n_row;
+                                                : batch->n_row;
 }
 
 /* Multiply-adds of one of its rows, without its past. */

@@ -101,6 +101,13 @@ struct block_source {
     void (*release)(struct block_source *source, uint32_t layer);
 };
 
+/* How well keys match a row's query in one softmax layer: for an excerpt. */
+struct key_match {
+    uint32_t layer;
+    uint64_t position; /* of the row, which may come in this pass or later */
+    float *match;      /* [position + 1] filled in when it has */
+};
+
 /* A run of consecutive rows of one session. */
 struct span {
     uint32_t first_row, n_row;
@@ -109,6 +116,7 @@ struct span {
     const struct policy *policy;      /* of softmax layers; NULL: full */
     struct block_source *source;      /* of their blocks; NULL: all are there.
                                          Not with full */
+    const struct key_match *match;    /* NULL: nobody wants to know */
 };
 
 struct view_room;

@@ -231,6 +231,29 @@ static void keep_queries(const struct mixer_layer *layer,
                layer->out.n_in * sizeof(float));
 }
 
+/* Keys of all tokens so far against the row that is asked for, if it is here.
+ */
+static void match_keys(const struct mixer_layer *layer,
+                       const struct mixer_batch *batch, const struct span *span)
+{
+    const struct work work = work_of(layer, batch);
+    const struct key_match *asked = span->match;
+
+    if (!asked || asked->layer != batch->layer ||
+        asked->position < span->position ||
+        asked->position - span->position >= span->n_row)
+        return;
+    const size_t row = span->first_row + (asked->position - span->position);
+    batch->backend->kv_match(
+        batch->pool, &(struct kv_match_args){
+                         .shape = layer->shape,
+                         .table = batch->rope,
+                         .q = work.fused + row * work.at.stride + work.at.q,
+                         .block = span->layer[batch->layer].block,
+                         .n_key = asked->position + 1,
+                         .match = asked->match});
+}
+
 /* Fused rows: q and k normed, q rotated, k and v also in the blocks. */
 static void project(const struct mixer_layer *layer,
                     const struct mixer_batch *batch)
@@ -273,6 +296,8 @@ static void project(const struct mixer_layer *layer,
                            .v_stride = stride,
                            .span = span,
                            .n_span = clip_spans(batch, 0, batch->n_row, span)});
+    for (uint32_t i = 0; i < batch->n_span; i++)
+        match_keys(layer, batch, &batch->span[i]);
 }
 
 /*

@@ -143,7 +143,9 @@ struct batch {
     uint32_t n_span;
     const uint32_t *logit_row; /* rows whose logits are wanted, ascending */
     uint32_t n_logit;
-    bool is_sampled; /* pass_tops() will do, where there are any */
+    uint32_t n_layer; /* rows go no further than the mixer of the last of so
+                         many layers, and have no logits; 0: through all */
+    bool is_sampled;  /* pass_tops() will do, where there are any */
 };
 
 /*

@@ -20,7 +20,7 @@
 #define POLICY_LIST_MAX 16u
 
 struct eval_options {
-    const char *model, *tasks, *lengths, *policy, *kv_dir;
+    const char *model, *tasks, *lengths, *policy, *gemfilter, *kv_dir;
     const char *out, *plot, *answers, *rows, *show;
     struct model_choice choice;
     uint64_t depths, samples, seed, threads, kv_memory;
@@ -77,6 +77,13 @@ static const struct setting ROW[] = {
              "other: " POLICY_NAMES
              ", with parameters as in infllm:pick=512:step=8",
      .offset = offsetof(struct eval_options, policy)},
+    {.name = "gemfilter",
+     .kind = SETTING_TEXT,
+     .preset = "",
+     .unit = "TOKENS[,layer=N][,pool=N]",
+     .help = "answer from so many tokens of each prompt, chosen by what an "
+             "early softmax layer attends to at its end",
+     .offset = offsetof(struct eval_options, gemfilter)},
     {.name = "kv-memory",
      .kind = SETTING_NUMBER,
      .preset = "0",
@@ -268,6 +275,9 @@ static enum status read_options(struct eval *eval)
                            "--model is required, but for --list and --rows");
     if (options->json && !options->show[0])
         return status_fail(STATUS_INVALID_ARGUMENT, "--json is of --show");
+    if (options->gemfilter[0] && strcmp(options->policy, "full") != 0)
+        return status_fail(STATUS_INVALID_ARGUMENT,
+                           "--gemfilter is of --policy full");
     st = read_tasks(options->show[0] ? options->show : options->tasks, eval);
     if (!st)
         st = read_lengths(options->lengths, eval);
@@ -541,6 +551,27 @@ static const char *last_part(const char *path)
     return slash && slash[1] ? slash + 1 : path;
 }
 
+/* Rows name it in the policy's place. */
+static enum status run_excerpt(struct eval *eval, struct eval_runner *runner,
+                               const struct eval_about *about)
+{
+    char text[EXCERPT_TEXT_SIZE], name[EXCERPT_TEXT_SIZE + 16];
+    struct eval_about its = *about;
+    enum status st = excerpt_parse(eval->options->gemfilter, &runner->excerpt);
+
+    if (!st)
+        st = excerpt_check(runner->solo->model, &runner->excerpt);
+    if (st)
+        return st;
+    excerpt_format(&runner->excerpt, text);
+    (void)snprintf(name, sizeof(name), "gemfilter:%s", text);
+    its.policy = name;
+    st = run_cells(eval, runner, &its);
+    if (!st && eval->plot)
+        eval_plot(&its, eval->tally, eval->n_tally, eval->plot);
+    return st;
+}
+
 /* All of them under one policy after the other. */
 static enum status run_policies(struct eval *eval, struct eval_runner *runner,
                                 const struct eval_about *about)
@@ -587,7 +618,8 @@ static enum status run(struct eval *eval, const struct engine_parts *parts)
         st = status_fail(STATUS_RESOURCE_EXHAUSTED, "no memory for the rows");
     if (!st) {
         eval_report_header(eval->out);
-        st = run_policies(eval, &runner, &about);
+        st = options->gemfilter[0] ? run_excerpt(eval, &runner, &about)
+                                   : run_policies(eval, &runner, &about);
     }
     if (!st)
         fprintf(stderr, "%s: prompts of %lu tokens, %lu of them computed\n",

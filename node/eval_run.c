@@ -64,6 +64,26 @@ static enum status generate(const struct run *run, const float *logit, FILE *to)
     return STATUS_OK;
 }
 
+/* The rest of a prompt is read for an excerpt, and that instead of it. */
+static enum status feed_excerpt(const struct run *run, const struct ids *ids,
+                                const float **out)
+{
+    struct solo *solo = run->runner->solo;
+    uint32_t *chosen = malloc(ids->n * sizeof(*chosen)), n = 0;
+    enum status st;
+
+    if (!chosen)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for an excerpt of %zu tokens", ids->n);
+    st = solo_choose(solo, &run->runner->excerpt, ids, chosen, &n);
+    for (uint32_t i = 0; i < n; i++)
+        chosen[i] = ids->id[chosen[i]];
+    if (!st)
+        st = solo_feed(solo, chosen, n, out);
+    free(chosen);
+    return st;
+}
+
 /* What is left of one prompt, then its answer, judged. */
 static enum status finish(const struct run *run, const struct member *member)
 {
@@ -74,7 +94,9 @@ static enum status finish(const struct run *run, const struct member *member)
     enum status st;
 
     memory_end_prompt(run->runner->solo->memory, member->prompt->ids.n);
-    st = feed(run, &member->prompt->ids, member->prompt->ids.n, &logit);
+    st = run->runner->excerpt.n_keep
+             ? feed_excerpt(run, &member->prompt->ids, &logit)
+             : feed(run, &member->prompt->ids, member->prompt->ids.n, &logit);
     if (st)
         return st;
     to = open_memstream(&outcome->answer, &outcome->n_answer);

@@ -23,9 +23,10 @@ void eval_outcome_release(struct eval_outcome *outcome);
 struct eval_runner {
     struct solo *solo; /* restarted as needed */
     const struct tokenizer *tokenizer;
-    bool shares;         /* common beginnings are computed once */
-    uint64_t n_token;    /* of prompts so far */
-    uint64_t n_computed; /* of these, how many went through the model */
+    bool shares;            /* common beginnings are computed once */
+    struct excerpt excerpt; /* that answers are made from; none: all */
+    uint64_t n_token;       /* of prompts so far */
+    uint64_t n_computed;    /* of these, how many went through the model */
 };
 
 /*

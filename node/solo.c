@@ -5,6 +5,7 @@
 #include <assert.h>
 #include <math.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum status solo_init(const struct model *model, struct pool *pool,
@@ -157,6 +158,54 @@ enum status solo_feed(struct solo *solo, const uint32_t *token, uint64_t n,
         i += n_row;
     }
     return st;
+}
+
+/* Rows of the chunk that go no further than the layer of `match`. */
+static enum status step_to(struct solo *solo, const struct ids *ids,
+                           const struct key_match *match)
+{
+    const uint64_t position = memory_position(solo->memory);
+    const uint64_t left = ids->n - position;
+    const uint32_t n = left < SOLO_CHUNK ? (uint32_t)left : SOLO_CHUNK;
+    enum status st = memory_reserve(solo->memory, position + n);
+
+    if (st)
+        return st;
+    if (!model_forward(
+            solo->model, solo->pool, solo->workspace,
+            &(struct batch){
+                .token = ids->id + position,
+                .n_row = n,
+                .span = &(struct span){.n_row = n,
+                                       .position = position,
+                                       .layer = memory_layers(solo->memory),
+                                       .match = match},
+                .n_span = 1,
+                .n_layer = match->layer + 1}))
+        return status_cause()->code;
+    memory_advance(solo->memory, n);
+    return STATUS_OK;
+}
+
+enum status solo_choose(struct solo *solo, const struct excerpt *excerpt,
+                        const struct ids *ids, uint32_t *out, uint32_t *out_n)
+{
+    struct key_match match = {.layer = excerpt->layer,
+                              .position = ids->n - 1,
+                              .match = calloc(ids->n, sizeof(float))};
+    enum status st = STATUS_OK;
+
+    assert(!memory_policy(solo->memory) &&
+           memory_position(solo->memory) < ids->n);
+    if (!match.match)
+        return status_fail(STATUS_RESOURCE_EXHAUSTED,
+                           "no memory for the scores of %zu tokens", ids->n);
+    while (!st && memory_position(solo->memory) < ids->n)
+        st = step_to(solo, ids, &match);
+    if (!st)
+        *out_n = excerpt_choose(excerpt, match.match, (uint32_t)ids->n, out);
+    free(match.match);
+    return st ? st : solo_restart(solo);
 }
 
 enum status solo_feed_all(struct solo *solo, const uint32_t *token, uint64_t n,

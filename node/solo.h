@@ -6,7 +6,9 @@
  * thread.
  */
 #include "kernels/pool.h"
+#include "model/excerpt.h"
 #include "model/model.h"
+#include "model/tokenizer.h"
 #include "state/memory.h"
 
 #define SOLO_CHUNK 512u
@@ -49,6 +51,17 @@ MUST_CHECK enum status solo_restart(struct solo *solo);
  */
 MUST_CHECK enum status solo_feed(struct solo *solo, const uint32_t *token,
                                  uint64_t n, const float **out);
+
+/*
+ * The indices that an excerpt keeps of n >= 1 tokens which are all of the
+ * session, in `out` with room for n; and how many. Of its tokens it may have
+ * consumed some, through all layers; afterwards it is empty.
+ *   RESOURCE_EXHAUSTED  no memory, or beyond the model's context
+ */
+MUST_CHECK enum status solo_choose(struct solo *solo,
+                                   const struct excerpt *excerpt,
+                                   const struct ids *ids, uint32_t *out,
+                                   uint32_t *out_n);
 
 /* Append n tokens and hand each chunk's logits, [n_row, n_vocab], to take. */
 typedef void solo_take(void *arg, uint64_t first_token, uint32_t n_row,

@@ -39,7 +39,7 @@ struct ctl_options {
 
     const char *session, *prompt, *prompt_file, *system, *request_id, *stop;
     const char *temperature, *top_p, *top_k, *min_p, *seed, *resume_from;
-    const char *reread;
+    const char *reread, *gemfilter;
     uint64_t max_tokens; /* 0: the node's default */
     const char *progress;
     bool is_chat, has_special, creates, ignores_eos, wants_stats;

@@ -206,6 +206,7 @@ static enum status fill_request(struct ctl *ctl, struct asked *asked)
     request->sampling_params = &asked->sampling;
     request->parse_special_tokens = options->has_special;
     request->policy = (char *)options->policy;
+    request->gemfilter = (char *)options->gemfilter;
     request->create_session = *options->session && options->creates;
     if (*options->session) {
         asked->session = ctl_session_name(options->session);
@@ -365,6 +366,9 @@ static void print_stats(const struct reply *reply)
                   usage->cached_tokens, usage->completion_tokens,
                   seconds(timing->decode),
                   seconds(timing->time_to_first_token));
+    if (usage->gemfilter_tokens)
+        (void)fprintf(stderr, "made from %" PRIu64 " chosen tokens\n",
+                      usage->gemfilter_tokens);
 }
 
 static const char *finish_name(const struct reply *reply)
@@ -402,6 +406,8 @@ static enum status print_json(struct reply *reply, const struct asked *asked)
     output_number(output, "replayed_tokens",
                   reuse ? reuse->replayed_tokens : 0);
     output_text(output, "reuse", reuse ? reuse->reason : "");
+    output_number(output, "gemfilter_tokens",
+                  usage ? usage->gemfilter_tokens : 0);
     st = output_write(output);
     output_destroy(output);
     return st;

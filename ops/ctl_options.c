@@ -100,6 +100,11 @@ static const struct grouped TABLE[] = {
       "prompt, then the prompt again",
       AT(reread)}},
     {CTL_ROWS_GENERATE,
+     {"gemfilter", SETTING_TEXT, "", 0, 0, NULL, "TOKENS[,layer=N][,pool=N]",
+      "answer from so many tokens of the conversation and the prompt, chosen "
+      "by what an early softmax layer attends to at its end",
+      AT(gemfilter)}},
+    {CTL_ROWS_GENERATE,
      {"progress", SETTING_CHOICE, "auto", 0, 0, "auto|bar|lines|none", "",
       "how stderr shows a long prefill; auto: a bar on a terminal, else lines",
       AT(progress)}},

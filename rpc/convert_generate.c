@@ -232,6 +232,19 @@ static enum status check_ephemeral(const Godwit__V1__GenerateRequest *request)
     return STATUS_OK;
 }
 
+static enum status take_excerpt(const Godwit__V1__GenerateRequest *request,
+                                struct generate_command *generate)
+{
+    if (!request->gemfilter[0])
+        return STATUS_OK;
+    if (request->reread)
+        return bad_field("gemfilter", "gemfilter with reread: one leaves out "
+                                      "what the other repeats");
+    return excerpt_parse(request->gemfilter, &generate->excerpt)
+               ? status_field("gemfilter")
+               : STATUS_OK;
+}
+
 static struct input input_of(const Godwit__V1__GenerateRequest *request)
 {
     struct input input = {.parses_special = request->parse_special_tokens,
@@ -265,6 +278,8 @@ enum status convert_generate(struct job *job, const ProtobufCMessage *message)
     if (!st)
         st = take_policy(request->policy, "policy", &generate->has_policy,
                          &generate->policy);
+    if (!st)
+        st = take_excerpt(request, generate);
     if (!st)
         st = take_tenant(request->tenant, "tenant", job->command->tenant);
     if (!st)

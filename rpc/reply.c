@@ -90,6 +90,7 @@ static enum status pack_complete(const struct event *event, struct packed *out)
     usage.prompt_tokens = event->complete.n_prompt;
     usage.completion_tokens = event->complete.n_completion;
     usage.cached_tokens = event->complete.n_cached;
+    usage.gemfilter_tokens = event->complete.n_excerpt;
     timing.queued = &queued;
     timing.prefill = &prefill;
     timing.decode = &decode;

@@ -155,6 +155,10 @@ static void end_prefill(struct engine *engine, struct request *request)
 {
     struct session *session = request->session;
 
+    if (request->stage) {
+        excerpt_next(engine, request);
+        return;
+    }
     if (request->kind == REQUEST_APPEND) {
         schedule_prefilled(engine, request);
         request_finish(engine, request, FINISH_STOP);
@@ -209,7 +213,8 @@ static struct sampler_history history_of(const struct request *request)
 
     return (struct sampler_history){.token = resident->tokens.id,
                                     .n_token = resident->tokens.n,
-                                    .output_start = request->output_start,
+                                    .output_start = request->output_start -
+                                                    request->n_left_out,
                                     .end = request->end,
                                     .n_end = request->n_end};
 }
@@ -291,7 +296,7 @@ static void advance(struct engine *engine, const struct lane *lane)
                           resident->tokens.id + span->position, span->n_row);
         memory_advance(resident->memory, span->n_row);
         schedule_charge(engine, request, lane, span->n_row);
-        if (span->position + span->n_row != resident->tokens.n)
+        if (!lane_samples(request, span->position + span->n_row))
             continue;
         engine->draw[engine->n_draw++] =
             (struct draw){.request = request, .logits = logits};
@@ -393,6 +398,18 @@ static uint64_t most_tokens(struct engine *engine, struct request *request,
     return n < room ? n : room;
 }
 
+/* The first one's layers are those of the pass; others wait for the next. (A
+ * row alone goes through all with the replies', and what that leaves in layers
+ * that rows before it have not reached is never read.) */
+static bool goes_as_deep(struct lane *lane, const struct request *request)
+{
+    const uint32_t n_layer = excerpt_layers(request);
+
+    if (lane->batch.n_span == 0)
+        lane->batch.n_layer = n_layer;
+    return lane->batch.n_layer == n_layer;
+}
+
 /* What the next pass of prompts brings. */
 static void begin_prompt(struct engine *engine)
 {
@@ -406,7 +423,7 @@ static void begin_prompt(struct engine *engine)
         uint64_t most = most_tokens(engine, request, position);
         uint64_t end =
             prefix_stop(request, position, position + (n < most ? n : most));
-        if (end > position)
+        if (end > position && goes_as_deep(&engine->prompt, request))
             enter(engine, &engine->prompt, request, (uint32_t)(end - position));
     }
     engine->n_entrant = 0;

@@ -66,8 +66,9 @@ struct generate_command {
     struct policy policy; /* of a new session; another one goes on under it */
     bool is_append;       /* prefill only: nothing is sampled */
     bool rereads; /* feed the log once more, and the input behind it again */
-    uint64_t reread_limit; /* only so many of the log's last tokens; 0: all */
-    bool creates;          /* make the session if it does not exist */
+    uint64_t reread_limit;  /* only so many of the log's last tokens; 0: all */
+    struct excerpt excerpt; /* that the reply is made from; none: all */
+    bool creates;           /* make the session if it does not exist */
     bool has_expected, has_resume;
     uint64_t expected_position; /* ABORTED unless the log has this length */
     uint64_t resume_position;   /* replay committed tokens from here */

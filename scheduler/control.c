@@ -393,13 +393,14 @@ static struct request *find_request(const struct engine *engine,
     const char *id = command->target.request_id;
 
     for (struct request *r = engine->first; r; r = r->after) {
+        const struct session *session = request_asker(r);
         const char *own;
-        if (!request_is_turn(r) || !may_see(command, r->session))
+        if (!request_is_turn(r) || !may_see(command, session))
             continue;
         own = r->command ? r->command->generate.request_id
-                         : r->session->resident->turn.request_id;
+                         : session->resident->turn.request_id;
         if (command->target.session[0] &&
-            strcmp(r->session->name, command->target.session) != 0)
+            strcmp(session->name, command->target.session) != 0)
             continue;
         if (!id[0] || strcmp(id, own) == 0)
             return r;
@@ -614,8 +615,8 @@ static bool must_wait(const struct engine *engine,
     default:
         return false;
     }
-    if (session)
-        return may_see(command, session) && session_is_in_pass(session);
+    if (session && may_see(command, session))
+        request = session->request;
     return request && request->is_in_pass;
 }
 

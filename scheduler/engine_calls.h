@@ -384,6 +384,28 @@ MUST_CHECK enum status reread_append(const struct engine *engine,
                                      const struct session *session,
                                      const struct generate_command *g);
 
+/* --- excerpt.c --- */
+/* Whose log and turn it is, whatever session it works with. */
+struct session *request_asker(const struct request *request);
+/* Bytes that such a reply takes beside the session's own. */
+size_t excerpt_promise(const struct engine *engine,
+                       const struct excerpt *excerpt, uint64_t n_token,
+                       uint64_t max_tokens);
+/* Tokens that the turn's reply is made from. */
+uint64_t excerpt_count(const struct turn *turn);
+/* Layers that its rows go through; 0: all. */
+uint32_t excerpt_layers(const struct request *request);
+/* Behind request_begin() of any turn.  RESOURCE_EXHAUSTED */
+MUST_CHECK enum status excerpt_begin(struct engine *engine,
+                                     struct request *request);
+/* Its memory has come to the end of its stage: it waits for a place again, or
+ * has failed. */
+void excerpt_next(struct engine *engine, struct request *request);
+/* The asker's log has one token more.  RESOURCE_EXHAUSTED */
+MUST_CHECK enum status excerpt_sampled(struct request *request, uint32_t token);
+/* It works for nobody but its own session any more: it is about to go. */
+void excerpt_leave(struct engine *engine, struct request *request);
+
 /* --- control.c --- */
 void control_command(struct engine *engine, struct command *command);
 /* Its expiry is over: delete it, if it has no request. */

@@ -15,6 +15,7 @@
  *   request.c    one Generate or AppendTokens call: begin, replay, end
  *   generate.c   its arrival and admission
  *   reread.c     what its turn feeds
+ *   excerpt.c    a reply that is made from a part of the log
  *   control.c    all other commands, but
  *   fork.c       fork and rewind
  *   change.c     a session goes on under another memory policy
@@ -162,9 +163,19 @@ enum request_kind {
     REQUEST_REPLAY, /* the same, of a session without a name, for an errand */
 };
 
+/* What a request for an answer from an excerpt is at: excerpt.c. */
+enum excerpt_stage {
+    EXCERPT_NONE, /* it is for none */
+    EXCERPT_READ,
+    EXCERPT_MATCH,
+    EXCERPT_ANSWER
+};
+
 struct request {
     struct request *before, *after; /* in the engine's queue */
-    struct session *session;
+    struct session
+        *session;          /* whose memory it works with, and whose it is ... */
+    struct session *asker; /* ... unless it is this one's turn; or NULL */
     enum request_kind kind;
     enum request_phase phase;
     bool is_load_sent, is_paused, is_started, wants_progress;
@@ -194,6 +205,9 @@ struct request {
     uint64_t n_shared;     /* as in its command; 0: none, or looked at */
     uint64_t shared_stop;  /* a snapshot is taken here on the way; 0: none */
     struct errand *errand; /* REPLAY: whose */
+    enum excerpt_stage stage;
+    struct key_match match; /* MATCH: its floats are owned */
+    uint64_t n_left_out;    /* ANSWER: input tokens that `session` has not */
     uint32_t end[CONFIG_EOS_MAX + STOP_ID_MAX], n_end;
     struct text text;
     uint64_t message_step; /* the last commit that carried an event for it */

@@ -134,7 +134,8 @@ struct event {
             enum finish_reason finish; /* an append ends with STOP */
             uint64_t n_prompt, n_completion, n_cached; /* usage, tokens; cached:
                            of the log up to the input's end */
-            uint64_t n_restored; /* of those, read from the store */
+            uint64_t n_excerpt;  /* that the reply was made from; 0: all */
+            uint64_t n_restored; /* of those cached, read from the store */
             uint64_t n_replayed; /* tokens before the input that this call
                                     computed again */
             uint64_t committed_position;

@@ -34,7 +34,9 @@ static struct digest digest_of(const struct generate_command *g)
                         g->n_token - g->n_opening};
     struct digest d = digest_bytes(whole, sizeof(whole));
 
-    /* Turns of before it was known stay what they are. */
+    /* Turns of before they were known stay what they are. */
+    if (g->excerpt.n_keep)
+        d = add(d, &g->excerpt, sizeof(g->excerpt));
     if (g->rereads)
         d = add(d, &g->reread_limit, sizeof(g->reread_limit));
     d = add(d, real, sizeof(real));
@@ -171,6 +173,21 @@ static enum status check_policy(struct engine *engine,
                : STATUS_OK;
 }
 
+/* An excerpt is chosen by what a layer that sees everything would attend to. */
+static enum status check_excerpt(const struct session *session,
+                                 const struct generate_command *g)
+{
+    const struct policy *policy = g->has_policy ? &g->policy : &session->policy;
+
+    if (g->excerpt.n_keep == 0 || policy->kind == POLICY_FULL)
+        return STATUS_OK;
+    status_fail(STATUS_FAILED_PRECONDITION,
+                "gemfilter needs the memory policy full, the session has "
+                "another one");
+    status_because("GEMFILTER_UNSUPPORTED");
+    return status_field("gemfilter");
+}
+
 /* What a new turn must meet. */
 static enum status check_turn(struct engine *engine,
                               const struct session *session,
@@ -199,7 +216,7 @@ static enum status check_turn(struct engine *engine,
         status_because("DURABILITY_LOWERED");
         return status_field("durability");
     }
-    if (check_policy(engine, session, g))
+    if (check_policy(engine, session, g) || check_excerpt(session, g))
         return status_cause()->code;
     if (g->n_token == 0 && (n == 0 || g->is_append)) {
         status_fail(STATUS_INVALID_ARGUMENT, "input has no tokens");
@@ -254,6 +271,7 @@ static enum status make_turn(struct engine *engine,
     memcpy(turn->request_id, g->request_id, REQUEST_ID_SIZE);
     turn->input = digest_of(g);
     turn->is_append = g->is_append;
+    turn->excerpt = g->excerpt;
     *s = g->sampling;
     if (s->max_tokens == 0)
         s->max_tokens = engine->options.default_max_tokens;
@@ -330,7 +348,7 @@ static enum status accept(struct engine *engine, struct request *request)
     engine->prompt_tokens += turn.n_input;
     request_begin(engine, request);
     request_accepted(engine, request);
-    return STATUS_OK;
+    return excerpt_begin(engine, request);
 }
 
 /* The same request once more: replay, then go on where it stopped. */
@@ -352,8 +370,9 @@ static enum status again(struct engine *engine, struct request *request)
     if (turn->finish != FINISH_NONE) {
         request_complete(engine, request, turn->finish);
         request_free(engine, request);
+        return STATUS_OK;
     }
-    return STATUS_OK;
+    return excerpt_begin(engine, request);
 }
 
 static void drop_command(struct request *request)
@@ -407,12 +426,13 @@ static enum status attach(struct engine *engine, struct request *request,
                           struct command *command)
 {
     const struct generate_command *g = &command->generate;
+    const struct session *session = request_asker(request);
     struct cause cause;
     uint64_t from;
-    enum status st = check_retry(g, &request->session->resident->turn);
+    enum status st = check_retry(g, &session->resident->turn);
 
     if (!st)
-        st = check_resume(g, request->session, request->output_start, &from);
+        st = check_resume(g, session, request->output_start, &from);
     if (st)
         return st;
     status_fail(STATUS_ABORTED, "the same request_id was sent again");
@@ -434,14 +454,14 @@ static enum status meet(struct engine *engine, struct request *request,
                         struct command *command)
 {
     const struct generate_command *g = &command->generate;
+    const struct session *session = request_asker(request);
     const char *id = request->kind == REQUEST_CHECKPOINT ? ""
-                     : request->command
-                         ? request->command->generate.request_id
-                         : request->session->resident->turn.request_id;
+                     : request->command ? request->command->generate.request_id
+                                        : session->resident->turn.request_id;
 
     if (!g->request_id[0] || strcmp(g->request_id, id) != 0) {
         status_fail(STATUS_ABORTED, "session %s is busy with request '%s'",
-                    request->session->name, id);
+                    session->name, id);
         return fail_because(STATUS_ABORTED, "OPERATION_IN_PROGRESS");
     }
     if (request->phase != REQUEST_LOADING)
@@ -454,7 +474,7 @@ static enum status meet(struct engine *engine, struct request *request,
     assert(request->command);
     arena_destroy(request->command->arena); /* checked again when loaded */
     request->command = command;
-    request->n_input = reread_input(engine, request->session, g);
+    request->n_input = reread_input(engine, session, g);
     request->reply = command->reply;
     request->deadline_us = command->deadline_us;
     request->wants_progress = g->wants_progress;
@@ -521,7 +541,7 @@ static bool is_own_errand(const struct request *request)
 
 static enum status arrive(struct engine *engine, struct command *command)
 {
-    const struct generate_command *g = &command->generate;
+    struct generate_command *g = &command->generate;
     struct request asked = {.kind = g->is_append ? REQUEST_APPEND
                                                  : REQUEST_GENERATE,
                             .reply = command->reply,
@@ -534,6 +554,8 @@ static enum status arrive(struct engine *engine, struct command *command)
     struct request *request;
     enum status st = check_command(engine, command);
 
+    if (!st && g->excerpt.n_keep)
+        st = excerpt_check(engine->options.model, &g->excerpt);
     if (!st)
         st = find_session(engine, command, &session);
     if (st)
@@ -546,7 +568,9 @@ static enum status arrive(struct engine *engine, struct command *command)
     asked.n_input = reread_input(engine, session, g);
     asked.promise =
         change_promise(engine, session, policy_of(g),
-                       session->n_token + asked.n_input, asked.n_reply);
+                       session->n_token + asked.n_input, asked.n_reply) +
+        excerpt_promise(engine, &g->excerpt, session->n_token + asked.n_input,
+                        asked.n_reply);
     st = schedule_admit(engine, &asked, command->tenant);
     if (st) {
         session_put(session);

@@ -36,6 +36,12 @@ void lane_release(struct lane *lane)
     memset(lane, 0, sizeof(*lane));
 }
 
+bool lane_samples(const struct request *request, uint64_t end)
+{
+    return end == request->session->resident->tokens.n &&
+           request->stage != EXCERPT_MATCH;
+}
+
 enum status lane_add(struct lane *lane, struct request *request,
                      uint32_t n_token)
 {
@@ -52,15 +58,16 @@ enum status lane_add(struct lane *lane, struct request *request,
     memcpy(lane->token + batch->n_row, resident->tokens.id + position,
            n_token * sizeof(uint32_t));
     lane->request[batch->n_span] = request;
-    lane->span[batch->n_span++] =
-        (struct span){.first_row = batch->n_row,
-                      .n_row = n_token,
-                      .position = position,
-                      .layer = memory_layers(resident->memory),
-                      .policy = memory_policy(resident->memory),
-                      .source = memory_source(resident->memory)};
+    lane->span[batch->n_span++] = (struct span){
+        .first_row = batch->n_row,
+        .n_row = n_token,
+        .position = position,
+        .layer = memory_layers(resident->memory),
+        .policy = memory_policy(resident->memory),
+        .source = memory_source(resident->memory),
+        .match = request->stage == EXCERPT_MATCH ? &request->match : NULL};
     batch->n_row += n_token;
-    if (position + n_token == resident->tokens.n)
+    if (lane_samples(request, position + n_token))
         lane->logit_row[batch->n_logit++] = batch->n_row - 1;
     return STATUS_OK;
 }
@@ -95,4 +102,5 @@ bool lane_run(struct lane *lane, struct pool *pool, const struct clock *clock,
 void lane_clear(struct lane *lane)
 {
     lane->batch.n_row = lane->batch.n_span = lane->batch.n_logit = 0;
+    lane->batch.n_layer = 0;
 }

@@ -25,8 +25,10 @@ struct lane {
 MUST_CHECK enum status lane_init(struct lane *lane, const struct model *model,
                                  uint32_t max_request, uint32_t max_row);
 void lane_release(struct lane *lane);
+/* Is a token sampled where it has come to `end`? */
+bool lane_samples(const struct request *request, uint64_t end);
 /*
- * The next n_token of the request's log; logits if the log ends with them.
+ * The next n_token of the request's log; logits if it samples.
  *   RESOURCE_EXHAUSTED  no memory for them; it is not in the lane
  */
 MUST_CHECK enum status lane_add(struct lane *lane, struct request *request,

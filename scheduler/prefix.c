@@ -268,7 +268,8 @@ void prefix_measure(struct engine *engine, const struct request *request)
 {
     uint64_t us = request->prefilled_us - request->start_us;
 
-    if (us > 0 && request->output_start >= request->n_cached + PREFIX_MIN)
+    if (us > 0 && !request->asker &&
+        request->output_start >= request->n_cached + PREFIX_MIN)
         learn(&engine->cost.compute_us_per_token,
               (double)us / (double)(request->output_start - request->n_cached));
 }
@@ -298,7 +299,8 @@ static void plan_stop(const struct engine *engine, struct request *request,
     uint64_t stop = request->n_shared;
 
     request->n_shared = 0;
-    if (request->is_started || request->kind == REQUEST_CHECKPOINT ||
+    if (request->is_started || request->asker ||
+        request->kind == REQUEST_CHECKPOINT ||
         engine->options.prefix_bytes == 0)
         return;
     if (stop < answer->seen || stop > limit)

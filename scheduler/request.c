@@ -54,10 +54,11 @@ struct request *request_create(struct engine *engine,
 
 void request_free(struct engine *engine, struct request *request)
 {
-    struct session *session = request->session;
+    struct session *session = request_asker(request);
 
     if (request->errand)
         verify_left(engine, request);
+    excerpt_leave(engine, request);
     schedule_leave(engine, request);
     unlink_request(engine, request);
     engine->n_request--;
@@ -89,6 +90,8 @@ uint64_t request_target(const struct request *request)
 {
     uint64_t n = request->session->n_token;
 
+    if (request->stage == EXCERPT_READ)
+        return request->output_start - 1;
     return request->kind == REQUEST_GENERATE || n == 0 ? n : n - 1;
 }
 
@@ -133,11 +136,12 @@ static void tell(struct engine *engine, struct request *request,
 
 void request_accepted(struct engine *engine, struct request *request)
 {
-    const struct turn *turn = &request->session->resident->turn;
+    const struct turn *turn = &request_asker(request)->resident->turn;
     struct event *event =
         engine_need(event_create(EVENT_ACCEPTED, request->reply, 0, NULL));
 
-    memcpy(event->accepted.session, request->session->name, SESSION_NAME_SIZE);
+    memcpy(event->accepted.session, request_asker(request)->name,
+           SESSION_NAME_SIZE);
     memcpy(event->accepted.request_id, turn->request_id, REQUEST_ID_SIZE);
     event->accepted.position = turn->position;
     event->accepted.seed = turn->sampling.seed;
@@ -163,7 +167,7 @@ static void send_tokens(struct engine *engine, struct request *request,
                                      token_bytes + logprob_bytes + text->n + 1,
                                      (void **)&extra));
     if (n_token)
-        memcpy(extra, request->session->resident->tokens.id + position,
+        memcpy(extra, request_asker(request)->resident->tokens.id + position,
                token_bytes);
     event->tokens.position = position;
     event->tokens.n_token = n_token;
@@ -201,7 +205,7 @@ static void text_lost(struct engine *engine, enum status st)
 void request_replay(struct engine *engine, struct request *request,
                     uint64_t from)
 {
-    const struct resident *resident = request->session->resident;
+    const struct resident *resident = request_asker(request)->resident;
     struct text_buffer text = {0};
     uint64_t first = from, end = resident->tokens.n;
 
@@ -235,7 +239,8 @@ void request_progress(struct engine *engine, struct request *request,
     uint64_t now_us = engine_now_us(engine);
     struct event *event;
 
-    if (!request->wants_progress || request->reply == 0)
+    if (!request->wants_progress || request->reply == 0 ||
+        request->stage == EXCERPT_ANSWER)
         return;
     if (n_token < PROGRESS_TOKENS && done < total &&
         now_us - request->progress_us < PROGRESS_US)
@@ -257,7 +262,7 @@ void request_progress(struct engine *engine, struct request *request,
 /* A resumed turn finds output, too, which is nobody's prompt. */
 static void reuse_of(const struct request *request, struct event *event)
 {
-    const struct turn *turn = &request->session->resident->turn;
+    const struct turn *turn = &request_asker(request)->resident->turn;
     uint64_t n_cached = request->n_cached, n_restored = request->n_restored;
     uint64_t before = turn->position, end = before + turn->n_input;
 
@@ -272,7 +277,7 @@ static void reuse_of(const struct request *request, struct event *event)
 void request_complete(struct engine *engine, struct request *request,
                       enum finish_reason finish)
 {
-    const struct session *session = request->session;
+    const struct session *session = request_asker(request);
     const struct turn *turn = &session->resident->turn;
     uint64_t now_us = engine_now_us(engine);
     struct event *event =
@@ -282,6 +287,7 @@ void request_complete(struct engine *engine, struct request *request,
     event->complete.finish = finish;
     event->complete.n_prompt = turn->n_input;
     event->complete.n_completion = session->n_token - request->output_start;
+    event->complete.n_excerpt = excerpt_count(turn);
     reuse_of(request, event);
     event->complete.committed_position = session->n_token;
     if (request->start_us) {
@@ -324,7 +330,7 @@ static void close_turn(struct engine *engine, struct session *session,
 static void leave(struct engine *engine, struct request *request,
                   enum finish_reason finish)
 {
-    struct session *session = request->session;
+    struct session *session = request_asker(request);
     struct resident *resident = session->resident;
 
     request_complete(engine, request, finish);
@@ -339,7 +345,7 @@ static enum finish_reason finish_of(const struct engine *engine,
                                     const struct request *request,
                                     uint32_t token)
 {
-    const struct session *session = request->session;
+    const struct session *session = request_asker(request);
     uint64_t n_output = session->n_token - request->output_start;
 
     if (is_end(request, token))
@@ -378,13 +384,15 @@ static void time_token(struct engine *engine, struct request *request)
 void request_sampled(struct engine *engine, struct request *request,
                      uint32_t token, const struct logprobs *logprobs)
 {
-    struct session *session = request->session;
+    struct session *session = request_asker(request);
     struct resident *resident = session->resident;
     struct digest before = resident->chain;
     struct text_buffer text = {0};
     enum finish_reason finish;
     enum status st = tokens_append(&resident->tokens, &token, 1);
 
+    if (!st && (st = excerpt_sampled(request, token)))
+        resident->tokens.n--;
     if (st) {
         request_fail(engine, request, FINISH_ERROR, status_cause());
         return;
@@ -413,7 +421,7 @@ void request_sampled(struct engine *engine, struct request *request,
 void request_finish(struct engine *engine, struct request *request,
                     enum finish_reason finish)
 {
-    struct session *session = request->session;
+    struct session *session = request_asker(request);
     struct text_buffer text = {0};
 
     close_turn(engine, session, finish);
@@ -436,8 +444,9 @@ static bool has_turn(const struct request *request)
 /* Can a client name its turn to go on with it? */
 static bool has_retry(const struct request *request)
 {
-    return request->session->name[0] &&
-           request->session->resident->turn.request_id[0];
+    const struct session *session = request_asker(request);
+
+    return session->name[0] && session->resident->turn.request_id[0];
 }
 
 bool request_stays_open(const struct request *request)
@@ -452,7 +461,7 @@ void request_fail(struct engine *engine, struct request *request,
 
     if (has_turn(request)) {
         if (finish != FINISH_ERROR || !has_retry(request))
-            close_turn(engine, request->session, finish);
+            close_turn(engine, request_asker(request), finish);
         measure(engine, request, finish);
     }
     flight_error(engine, request->reply, &copy);
@@ -464,14 +473,15 @@ void request_fail(struct engine *engine, struct request *request,
 void request_lose(struct engine *engine, struct request *request,
                   const struct cause *cause)
 {
+    struct session *session = request_asker(request);
     struct cause lost = *cause;
 
     lost.code = STATUS_FAILED_PRECONDITION;
     memcpy(lost.reason, "STORE_READ_ONLY", sizeof("STORE_READ_ONLY"));
     /* In the journal the turn of a durable session is open, so that a retry
      * goes on with it; of another there is no more than this. */
-    if (has_turn(request) && request->session->durability == DURABILITY_NONE)
-        request->session->resident->turn.finish = FINISH_ERROR;
+    if (has_turn(request) && session->durability == DURABILITY_NONE)
+        session->resident->turn.finish = FINISH_ERROR;
     flight_error(engine, request->reply, &lost);
     request_free(engine, request);
 }
@@ -481,7 +491,7 @@ void request_interrupt(struct engine *engine, struct request *request,
 {
     if (finish && has_turn(request))
         request_complete(engine, request, finish);
-    resident_save(engine, request->session, false);
+    resident_save(engine, request_asker(request), false);
     request_free(engine, request);
 }
 

@@ -582,7 +582,9 @@ bool resident_room(struct engine *engine, struct session *session, size_t bytes)
 
 bool session_is_in_pass(const struct session *session)
 {
-    return session->request && session->request->is_in_pass;
+    const struct request *request = session->request;
+
+    return request && request->session == session && request->is_in_pass;
 }
 
 void resident_answer(struct engine *engine, struct resident *resident)

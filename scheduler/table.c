@@ -125,10 +125,11 @@ static enum session_state state_of(const struct session *session)
         return SESSION_FAILED;
     if (session->request) {
         const struct request *request = session->request;
+        const struct session *its = request->session;
         bool is_decoding =
             request->prefilled_us != 0 ||
             (request->phase == REQUEST_RUNNING &&
-             resident_position(session->resident) + 1 >= session->n_token);
+             resident_position(its->resident) + 1 >= its->n_token);
         return is_decoding ? SESSION_DECODING : SESSION_PREFILLING;
     }
     if (session->resident || session->n_token == 0)

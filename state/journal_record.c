@@ -1,5 +1,6 @@
 #include "state/journal_record.h"
 
+#include "model/config.h"
 #include "state/lineage.h"
 
 #include <assert.h>
@@ -288,8 +289,16 @@ static bool get_sampling(struct reader *reader, struct sampling *out)
 
 enum status record_put_turn(struct writer *writer, const struct turn *turn)
 {
-    size_t begin = frame_begin(writer, FRAME_TURN, RECORD_VERSION);
+    const bool has_excerpt = turn->excerpt.n_keep > 0;
+    size_t begin =
+        frame_begin(writer, FRAME_TURN,
+                    has_excerpt ? RECORD_VERSION_EXCERPT : RECORD_VERSION);
 
+    if (has_excerpt) {
+        writer_u32(writer, turn->excerpt.n_keep);
+        writer_u32(writer, turn->excerpt.layer);
+        writer_u32(writer, turn->excerpt.n_pool);
+    }
     writer_u64(writer, turn->position);
     writer_u64(writer, turn->n_input);
     writer_text(writer, turn->request_id);
@@ -300,13 +309,33 @@ enum status record_put_turn(struct writer *writer, const struct turn *turn)
     return frame_end(writer, begin);
 }
 
+/* Of either version. */
+static enum status open_turn(const void *bytes, size_t n_bytes,
+                             struct reader *out, struct excerpt *excerpt)
+{
+    enum status st =
+        frame_open(bytes, n_bytes, FRAME_TURN, RECORD_VERSION, out);
+
+    if (st != STATUS_FAILED_PRECONDITION)
+        return st;
+    st = frame_open(bytes, n_bytes, FRAME_TURN, RECORD_VERSION_EXCERPT, out);
+    if (st)
+        return st;
+    excerpt->n_keep = reader_u32(out);
+    excerpt->layer = reader_u32(out);
+    excerpt->n_pool = reader_u32(out);
+    return excerpt->n_keep > 0 && excerpt->layer < CONFIG_LAYER_MAX &&
+                   excerpt->n_pool % 2 && excerpt->n_pool <= EXCERPT_POOL_MAX
+               ? STATUS_OK
+               : bad_field("turn");
+}
+
 enum status record_get_turn(const void *bytes, size_t n_bytes, struct turn *out)
 {
     struct turn turn = {0};
     struct reader reader;
     unsigned finish, is_append;
-    enum status st =
-        frame_open(bytes, n_bytes, FRAME_TURN, RECORD_VERSION, &reader);
+    enum status st = open_turn(bytes, n_bytes, &reader, &turn.excerpt);
 
     if (st)
         return st;

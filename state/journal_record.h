@@ -9,8 +9,9 @@
 #include "state/session.h"
 
 #define RECORD_VERSION 1u
-#define RECORD_VERSION_OWNED 2u  /* of a session with a tenant, or pinned */
-#define RECORD_VERSION_POLICY 3u /* ... or not, of another policy than full */
+#define RECORD_VERSION_OWNED 2u   /* of a session with a tenant, or pinned */
+#define RECORD_VERSION_POLICY 3u  /* ... or not, of another policy than full */
+#define RECORD_VERSION_EXCERPT 2u /* of a turn that answers from an excerpt */
 #define RECORD_BYTES_MAX (128u << 20) /* a row of 2^24 tokens and its head */
 #define RECORD_TOKEN_MAX (1u << 24)
 

@@ -7,6 +7,7 @@
  */
 #include "base/digest.h"
 #include "base/status.h"
+#include "model/excerpt.h"
 #include "model/policy.h"
 
 #include <stdbool.h>
@@ -123,7 +124,8 @@ struct turn {
     struct digest input; /* of the input ids and the sampling parameters, so
                             that a retry with other content is refused */
     enum finish_reason finish;
-    bool is_append; /* AppendTokens: nothing is sampled */
+    bool is_append;         /* AppendTokens: nothing is sampled */
+    struct excerpt excerpt; /* what it is sampled from; none: all */
     struct sampling sampling;
 };
 #endif

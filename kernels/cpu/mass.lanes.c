@@ -1,5 +1,6 @@
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/rotated.h"
 
 #include <math.h>
 
@@ -20,50 +21,12 @@ struct keys {
     float *k;
 };
 
-static void widen(const struct keys *it)
-{
-    const struct attend_shape shape = it->args->shape;
-    const void *from =
-        (const char *)it->args->block[it->block] + kv_keys_at(shape, it->head);
-    const size_t d_head = shape.d_head;
-
-    if (shape.arithmetic == ARITHMETIC_FP32) {
-        const float *k = from;
-
-        for (size_t i = 0; i < d_head * KV_BLOCK; i += LANES)
-            v16_store(it->k + i, v16_load(k + i));
-        return;
-    }
-    for (size_t d = 0; d < d_head; d += 2)
-        for (size_t j = 0; j < KV_BLOCK; j += LANES) {
-            v16 high, low = v16_load_bf16(
-                          (const uint32_t *)from + d / 2 * KV_BLOCK + j, &high);
-
-            v16_store(it->k + d * KV_BLOCK + j, low);
-            if (d + 1 < d_head)
-                v16_store(it->k + (d + 1) * KV_BLOCK + j, high);
-        }
-}
-
 static void read_keys(const struct keys *it)
 {
-    const struct rope_table *table = it->args->table;
-    const size_t n_pair = table->n_rot / 2;
-
-    widen(it);
-    for (size_t i = 0; i < n_pair; i++) {
-        const size_t at = (it->block * n_pair + i) * KV_BLOCK;
-        float *x = it->k + i * KV_BLOCK, *y = x + n_pair * KV_BLOCK;
-
-        for (size_t j = 0; j < KV_BLOCK; j += LANES) {
-            const v16 c = v16_load(table->cos + at + j);
-            const v16 s = v16_load(table->sin + at + j);
-            const v16 a = v16_load(x + j), b = v16_load(y + j);
-
-            v16_store(x + j, v16_fms(a, c, v16_mul(b, s)));
-            v16_store(y + j, v16_fma(b, c, v16_mul(a, s)));
-        }
-    }
+    rotated_keys(&(struct rotated){it->args->shape, it->args->table,
+                                   it->args->block[it->block], it->block,
+                                   it->head},
+                 it->k);
 }
 
 /* Keys of the block that are not behind a row. */

@@ -20,6 +20,7 @@ void LANES_NAME(attend)(struct pool *pool, const struct attend_args *args);
 void LANES_NAME(kv_score)(struct pool *pool, const struct kv_score_args *args);
 void LANES_NAME(kv_mass)(struct pool *pool, const struct kv_mass_args *args);
 void LANES_NAME(surprise)(struct pool *pool, const struct surprise_args *args);
+void LANES_NAME(kv_match)(struct pool *pool, const struct kv_match_args *args);
 void LANES_NAME(conv)(struct pool *pool, const struct conv_args *args);
 void LANES_NAME(delta_gate)(struct pool *pool,
                             const struct delta_gate_args *args);

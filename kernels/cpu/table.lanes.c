@@ -11,10 +11,10 @@
     .gate = LANES_NAME(gate), .embed = move_embed, .rope = LANES_NAME(rope),   \
     .kv_append = LANES_NAME(kv_append), .kv_seal = index_seal,                 \
     .kv_score = LANES_NAME(kv_score), .kv_mass = LANES_NAME(kv_mass),          \
-    .surprise = LANES_NAME(surprise), .conv = LANES_NAME(conv),                \
-    .delta_gate = LANES_NAME(delta_gate), .route = LANES_NAME(route),          \
-    .combine = LANES_NAME(combine), .draw = LANES_NAME(draw),                  \
-    .peaks = LANES_NAME(peaks)
+    .kv_match = LANES_NAME(kv_match), .surprise = LANES_NAME(surprise),        \
+    .conv = LANES_NAME(conv), .delta_gate = LANES_NAME(delta_gate),            \
+    .route = LANES_NAME(route), .combine = LANES_NAME(combine),                \
+    .draw = LANES_NAME(draw), .peaks = LANES_NAME(peaks)
 
 const struct backend LANES_NAME(backend) = {
     .name = LANES_TITLE,

@@ -21,6 +21,7 @@ void ref_attend(struct pool *pool, const struct attend_args *args);
 void ref_kv_score(struct pool *pool, const struct kv_score_args *args);
 void ref_kv_mass(struct pool *pool, const struct kv_mass_args *args);
 void ref_surprise(struct pool *pool, const struct surprise_args *args);
+void ref_kv_match(struct pool *pool, const struct kv_match_args *args);
 void ref_conv(struct pool *pool, const struct conv_args *args);
 void ref_delta_gate(struct pool *pool, const struct delta_gate_args *args);
 void ref_delta(struct pool *pool, const struct delta_args *args);

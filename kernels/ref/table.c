@@ -21,6 +21,7 @@ static bool is_supported(void)
 FLUSHED(kv_score, kv_score_args)
 FLUSHED(kv_mass, kv_mass_args)
 FLUSHED(surprise, surprise_args)
+FLUSHED(kv_match, kv_match_args)
 FLUSHED(linear, linear_args)
 FLUSHED(linear_add, linear_args)
 FLUSHED(ffn, ffn_args)
@@ -59,6 +60,7 @@ const struct backend backend_ref = {
     .kv_score = kv_score,
     .kv_mass = kv_mass,
     .surprise = surprise,
+    .kv_match = kv_match,
     .attend = attend,
     .conv = conv,
     .delta_gate = delta_gate,

@@ -168,6 +168,37 @@ class Commands(NodeTests, unittest.TestCase):
         self.bad(USAGE, "--reread is", "generate", "--session", "twice",
                  "--reread", "0", "--prompt", "x")
 
+    def test_the_reply_is_made_from_chosen_tokens(self):
+        plain = self.generate("--prompt", CASE["prompt"], n=8)
+        got = self.generate("--prompt", CASE["prompt"], "--gemfilter",
+                            "100000", n=8)
+        self.assertEqual(got, plain)
+        prompt = CASE["prompt"] * 6
+        told = json.loads(self.good(
+            "generate", "--session", "gem", "--prompt", prompt, "--gemfilter",
+            "20,pool=3", "--max-tokens", "6", "--temperature", "0",
+            "--ignore-eos", "--output", "json"))
+        self.assertEqual(int(told["gemfilter_tokens"]), 20)
+        log = self.client.log("gem")
+        call = self.client.generate(gen.GenerateRequest(
+            tokenized=tokens(log[:-6]), sampling_params=greedy(6),
+            gemfilter="20,pool=3"))
+        self.assertEqual(call.ids, log[-6:], "without a session, too")
+        self.assertEqual(call.complete.usage.gemfilter_tokens, 20)
+        after = self.client.generate(gen.GenerateRequest(
+            tokenized=tokens(log), sampling_params=greedy(4)))
+        self.client.generate(gen.GenerateRequest(
+            session="sessions/gem", sampling_params=greedy(4)))
+        self.assertEqual(self.client.log("gem")[len(log):], after.ids)
+        for text, why in (("0", "at least 1"), ("9,layer=0", "softmax layer"),
+                          ("9,pool=2", "odd")):
+            self.bad(USAGE, why, "generate", "--prompt", "x", "--gemfilter",
+                     text)
+        self.bad(USAGE, "reread", "generate", "--session", "gem", "--reread",
+                 "all", "--gemfilter", "9", "--prompt", "x")
+        self.bad(REFUSED, "policy full", "generate", "--policy", "window",
+                 "--gemfilter", "9", "--prompt", "x")
+
     def test_same_seed_same_text(self):
         def ask(seed):
             return self.good("generate", "--prompt", "The ship", "--seed", seed,

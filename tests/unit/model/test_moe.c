@@ -203,9 +203,13 @@ static float *play(const struct model *model)
     cr_assert_eq(workspace_create(model, N_ROW, N_ROW, N_ROW, &workspace),
                  STATUS_OK);
     memcpy(out,
-           model_forward(
-               model, NULL, workspace,
-               &(struct batch){token, N_ROW, span, N_ROW, row, N_ROW, false}),
+           model_forward(model, NULL, workspace,
+                         &(struct batch){.token = token,
+                                         .n_row = N_ROW,
+                                         .span = span,
+                                         .n_span = N_ROW,
+                                         .logit_row = row,
+                                         .n_logit = N_ROW}),
            n);
     workspace_destroy(workspace);
     for (uint32_t i = 0; i < N_ROW * n_layer; i++) {

@@ -233,6 +233,10 @@ Test(convert, a_bad_generate_request_is_refused_by_field)
     begin();
     write_message(&w, 19, &sub);
     INVALID(GENERATE, "reread");
+    with_text(20, "0");
+    INVALID(GENERATE, "gemfilter");
+    with_text(20, "64,pool=2");
+    INVALID(GENERATE, "gemfilter");
 
     begin();
     write_number(&sub, 2, 9);

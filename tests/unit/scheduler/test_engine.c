@@ -59,8 +59,14 @@ Test(engine, greedy_tokens_are_those_of_the_model)
     must(memory_create(node->model, &memory));
     must(memory_reserve(memory, 90));
     for (uint32_t t = 0; t < 81; t++) {
-        struct span span = {0, 1, t, memory_layers(memory), NULL, NULL};
-        struct batch batch = {&token[t], 1, &span, 1, &zero, 1, false};
+        struct span span = {
+            .n_row = 1, .position = t, .layer = memory_layers(memory)};
+        struct batch batch = {.token = &token[t],
+                              .n_row = 1,
+                              .span = &span,
+                              .n_span = 1,
+                              .logit_row = &zero,
+                              .n_logit = 1};
         const float *logits =
             model_forward(node->model, NULL, workspace, &batch);
         uint32_t best = 0;
