@@ -50,8 +50,8 @@ static const struct setting ROWS[] = {
      FIELD(node.session_mib)},
     {"kv-memory", SETTING_NUMBER, "0", 0, 1u << 24, NULL, "MiB",
      "instead of --session-memory: for sessions in memory and, a quarter or 16 "
-     "MiB of it, what they need beside; of their keys "
-     "and values those under a policy of bounded views leave the most on disk",
+     "MiB of it, what they need beside; those under a policy of bounded views "
+     "leave most of their keys and values on disk",
      FIELD(node.kv_mib)},
     {"host-memory", SETTING_NUMBER, "4096", 0, 1u << 24, NULL, "MiB",
      "of pinned host memory, with a device: sessions that have no room there "

@@ -1,199 +1,11 @@
-#include "state/paging.h"
+#include "state/paging_parts.h"
 
 #include "model/view.h"
-#include "state/lineage.h"
 #include "state/snapshot_value.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define TABLE_FIRST 16u /* blocks that the first tables can name */
-/* Indices of so many blocks of a layer lie one behind the other: look-ups read
- * them in order. */
-#define INDEX_RUN 64u
-#define BLOCKS_AHEAD 4u /* that may be new, beside what a step sees */
-
-/* Where a block is. Not in RAM: no page. */
-struct place {
-    struct page *page; /* its seat's */
-    bool is_held;
-    bool is_used;  /* since the clock's hand was here */
-    bool is_fresh; /* read, and no step has seen it since */
-};
-
-/* Indices of INDEX_RUN blocks of a layer. Forks share those of which all blocks
- * are stored. The engine's thread does. */
-struct index_run {
-    uint32_t n_holder;
-    bool is_shared; /* it was: the pager counts it */
-    _Alignas(64) char at[];
-};
-
-struct paged_layer { /* block_bytes 0: it has no blocks */
-    const struct mixer_plan *plan;
-    void **block;           /* [capacity] bytes of its page, or NULL */
-    void **index;           /* [capacity] */
-    struct place *place;    /* [capacity] */
-    struct index_run **run; /* [capacity / INDEX_RUN] held */
-    uint64_t *held;         /* [n_held] of max_page */
-    uint32_t n_held;
-    struct paging_use use;
-};
-
-struct seat {          /* a page and whose it is */
-    struct page *page; /* held; others may hold it too. NULL: none */
-    uint32_t layer;
-    uint64_t block;
-    bool is_taken;
-    bool is_known;  /* to the pager, by its name */
-    bool is_shared; /* so it was when it was looked at: n_shared */
-};
-
-struct paging {
-    struct block_source source; /* first: it is all that a mixer knows */
-    const struct model *model;
-    struct policy policy;
-    struct digest policy_digest;
-    struct pager *pager;
-    uint64_t n_block, capacity, n_stored;
-    struct log_path base;
-    struct uid own;
-    bool adopts; /* in the next load */
-    bool is_lost;
-    size_t page_room;
-    uint32_t n_paged; /* layers that have blocks */
-    uint32_t max_page, n_seat, hand;
-    uint32_t n_shared;  /* of the seats */
-    size_t shared_runs; /* bytes of runs that are counted as shared */
-    struct seat *seat;  /* [max_page] the first n_seat are in use; owned */
-    struct policy_view *seen; /* [POLICY_SEEN_MAX] scratch */
-    uint32_t n_layer;
-    struct paged_layer layer[];
-};
-
-/* ------------------------------------------------------------------ sizes */
-
-/* Of one block's index in RAM. */
-static size_t index_bytes(const struct mixer_plan *plan,
-                          const struct policy *policy)
-{
-    return plan->short_bytes && !policy_looks_at_positions(policy)
-               ? plan->short_bytes
-               : plan->index_bytes;
-}
-
-struct extent_of_blocks {
-    size_t room, page_bytes; /* of the largest block, and what that takes */
-    size_t index_bytes;      /* of all layers */
-    uint32_t n_paged;
-};
-
-static struct extent_of_blocks measure(const struct model *model,
-                                       const struct policy *policy)
-{
-    struct extent_of_blocks it = {0};
-
-    for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
-        const struct mixer_plan *plan = model_plan_for(model, i, policy->index);
-
-        if (plan->block_bytes == 0)
-            continue;
-        it.n_paged++;
-        it.index_bytes += index_bytes(plan, policy);
-        if (plan->block_bytes > it.room)
-            it.room = plan->block_bytes;
-    }
-    it.page_bytes = page_size(it.room);
-    return it;
-}
-
-/* Blocks that a step sees in a layer at most. */
-static uint64_t n_seen(const struct policy *policy)
-{
-    return (uint64_t)policy_kept(policy) + policy->n_pick + 1;
-}
-
-size_t paging_least(const struct model *model, const struct policy *policy)
-{
-    const struct extent_of_blocks it = measure(model, policy);
-
-    return it.n_paged * (n_seen(policy) + BLOCKS_AHEAD) * it.page_bytes;
-}
-
-uint64_t paging_most(const struct model *model, const struct policy *policy,
-                     size_t max_bytes)
-{
-    const struct extent_of_blocks it = measure(model, policy);
-
-    return it.n_paged ? max_bytes / it.page_bytes / it.n_paged - n_seen(policy)
-                      : UINT32_MAX;
-}
-
-static uint64_t capacity_for(uint64_t n_block)
-{
-    uint64_t capacity = TABLE_FIRST;
-
-    while (capacity < n_block)
-        capacity *= 2;
-    return capacity;
-}
-
-static uint64_t n_run(uint64_t n_block)
-{
-    return (n_block + INDEX_RUN - 1) / INDEX_RUN;
-}
-
-/* But for the pages. */
-static size_t bytes_beside(const struct extent_of_blocks *it, size_t max_page,
-                           uint32_t n_layer, uint64_t n_block)
-{
-    const size_t table = it->n_paged * capacity_for(n_block) *
-                         (2 * sizeof(void *) + sizeof(struct place));
-
-    return sizeof(struct paging) + n_layer * sizeof(struct paged_layer) +
-           max_page * sizeof(struct seat) +
-           it->n_paged * max_page * sizeof(uint64_t) + table +
-           n_run(n_block) * (INDEX_RUN * it->index_bytes +
-                             it->n_paged * sizeof(struct index_run));
-}
-
-size_t paging_bytes(const struct model *model, const struct policy *policy,
-                    size_t max_bytes, uint64_t n_block)
-{
-    const struct extent_of_blocks it = measure(model, policy);
-    const size_t max_page = max_bytes / it.page_bytes;
-    const uint64_t n_page = it.n_paged * n_block;
-
-    return bytes_beside(&it, max_page, model_config(model)->n_layer, n_block) +
-           (n_page < max_page ? n_page : max_page) * it.page_bytes;
-}
-
-size_t paging_held_bytes(const struct paging *paging)
-{
-    const struct extent_of_blocks it = measure(paging->model, &paging->policy);
-
-    return bytes_beside(&it, paging->max_page, paging->n_layer,
-                        paging->n_block) +
-           paging->n_seat * it.page_bytes;
-}
-
-size_t paging_shared_bytes(const struct paging *paging)
-{
-    return paging->n_shared * page_size(paging->page_room) +
-           paging->shared_runs;
-}
-
-void paging_count_shared(struct paging *paging)
-{
-    paging->n_shared = 0;
-    for (uint32_t i = 0; i < paging->n_seat; i++) {
-        struct seat *seat = &paging->seat[i];
-
-        seat->is_shared = seat->page && page_is_shared(seat->page);
-        paging->n_shared += seat->is_shared;
-    }
-}
 
 /* ------------------------------------------------------------------- life */
 
@@ -213,7 +25,7 @@ enum status paging_create(const struct model *model,
                           size_t max_bytes, struct paging **out)
 {
     const uint32_t n_layer = model_config(model)->n_layer;
-    const struct extent_of_blocks it = measure(model, policy);
+    const struct extent_of_blocks it = paging_measure(model, policy);
     struct paging *paging =
         calloc(1, sizeof(*paging) + n_layer * sizeof(paging->layer[0]));
 
@@ -230,7 +42,7 @@ enum status paging_create(const struct model *model,
     paging->max_page = it.n_paged ? (uint32_t)(max_bytes / it.page_bytes) : 0;
     paging->n_layer = n_layer;
     paging->seat = calloc(paging->max_page + 1, sizeof(*paging->seat));
-    paging->seen = calloc(n_seen(policy) + 1, sizeof(*paging->seen));
+    paging->seen = calloc(paging_n_seen(policy) + 1, sizeof(*paging->seen));
     for (uint32_t i = 0; i < n_layer; i++) {
         struct paged_layer *layer = &paging->layer[i];
 
@@ -254,7 +66,7 @@ static size_t run_bytes(const struct paging *paging,
                         const struct paged_layer *layer)
 {
     return (sizeof(struct index_run) +
-            INDEX_RUN * index_bytes(layer->plan, &paging->policy) + 63) /
+            INDEX_RUN * paging_index_bytes(layer->plan, &paging->policy) + 63) /
            64 * 64;
 }
 
@@ -274,7 +86,8 @@ void paging_clear(struct paging *paging)
     for (uint32_t i = 0; i < paging->n_layer; i++) {
         struct paged_layer *layer = &paging->layer[i];
 
-        for (uint64_t r = 0; layer->run && r < n_run(paging->capacity); r++)
+        for (uint64_t r = 0; layer->run && r < paging_n_run(paging->capacity);
+             r++)
             let_run_go(paging, layer, layer->run[r]);
         free(layer->block);
         free(layer->index);
@@ -328,7 +141,7 @@ static bool widen(void *table, size_t element, uint64_t from, uint64_t to)
 
 static enum status widen_tables(struct paging *paging, uint64_t n_block)
 {
-    const uint64_t from = paging->capacity, to = capacity_for(n_block);
+    const uint64_t from = paging->capacity, to = paging_capacity(n_block);
 
     if (n_block <= from)
         return STATUS_OK;
@@ -340,7 +153,8 @@ static enum status widen_tables(struct paging *paging, uint64_t n_block)
         if (!widen(&l->block, sizeof(*l->block), from, to) ||
             !widen(&l->index, sizeof(*l->index), from, to) ||
             !widen(&l->place, sizeof(*l->place), from, to) ||
-            !widen(&l->run, sizeof(*l->run), n_run(from), n_run(to)))
+            !widen(&l->run, sizeof(*l->run), paging_n_run(from),
+                   paging_n_run(to)))
             return no_memory();
     }
     paging->capacity = to;
@@ -351,7 +165,7 @@ static enum status widen_tables(struct paging *paging, uint64_t n_block)
 static enum status set_index(const struct paging *paging,
                              struct paged_layer *layer, uint64_t block)
 {
-    const size_t n = index_bytes(layer->plan, &paging->policy);
+    const size_t n = paging_index_bytes(layer->plan, &paging->policy);
     struct index_run **run = &layer->run[block / INDEX_RUN];
 
     if (n == 0)
@@ -573,7 +387,7 @@ enum status paging_reserve(struct paging *paging, uint64_t n_block)
 uint64_t paging_room(const struct paging *paging)
 {
     const uint64_t in_use =
-        n_seen(&paging->policy) + paging->n_block - paging->n_stored;
+        paging_n_seen(&paging->policy) + paging->n_block - paging->n_stored;
     const uint64_t n =
         paging->n_paged ? paging->max_page / paging->n_paged : UINT32_MAX;
 
@@ -599,7 +413,7 @@ bool paging_is_short(const struct paging *paging, uint32_t layer)
 {
     const struct mixer_plan *plan = paging->layer[layer].plan;
 
-    return index_bytes(plan, &paging->policy) < plan->index_bytes;
+    return paging_index_bytes(plan, &paging->policy) < plan->index_bytes;
 }
 
 /* -------------------------------------------------------- what is stored */
@@ -722,7 +536,7 @@ static enum status take_indices(struct paging *paging, struct paging *from,
                                 uint32_t layer)
 {
     struct paged_layer *it = &paging->layer[layer];
-    const size_t n = index_bytes(it->plan, &paging->policy);
+    const size_t n = paging_index_bytes(it->plan, &paging->policy);
     enum status st = STATUS_OK;
 
     for (uint64_t r = 0; r < from->n_stored / INDEX_RUN; r++)

@@ -7,6 +7,7 @@ if(TARGET model)
   set(parts ${PROJECT_SOURCE_DIR}/state/memory.c ${PROJECT_SOURCE_DIR}/state/spill.c
     ${PROJECT_SOURCE_DIR}/state/states.c
     ${PROJECT_SOURCE_DIR}/state/paging.c ${PROJECT_SOURCE_DIR}/state/pager.c
+    ${PROJECT_SOURCE_DIR}/state/paging_sizes.c ${PROJECT_SOURCE_DIR}/state/shelf.c
     ${PROJECT_SOURCE_DIR}/state/snapshot_value.c ${PROJECT_SOURCE_DIR}/state/lineage.c
     ${PROJECT_SOURCE_DIR}/state/store.c ${PROJECT_SOURCE_DIR}/state/session.c
     ${PROJECT_SOURCE_DIR}/proto/frame.c
