@@ -60,21 +60,26 @@ configure() {
     fi
 }
 
-# Our files that the build compiles, by way of its compile commands. The
-# commands are gcc's: clang is told to let pass what it does not know.
+# Our files that the build compiles, by way of its compile commands, each once:
+# of a file with two, clang-tidy 14 reads both and takes the second's va_list
+# for one that was not begun. The commands are gcc's: clang is told to let pass
+# what it does not know.
 tidy() {
-    /usr/bin/python3 - "$build/compile_commands.json" $folders <<'END' >"$build/lint-files" || return 1
+    mkdir -p "$build/lint"
+    /usr/bin/python3 - "$build" $folders <<'END' >"$build/lint-files" || return 1
 import json, os, sys
-root, folders = os.getcwd(), set(sys.argv[2:])
-files = set()
-for entry in json.load(open(sys.argv[1])):
+root, build, folders = os.getcwd(), sys.argv[1], set(sys.argv[2:])
+entries = {}
+for entry in json.load(open(os.path.join(build, "compile_commands.json"))):
     path = os.path.relpath(os.path.join(entry["directory"], entry["file"]), root)
     if path.split(os.sep)[0] in folders and not path.endswith(".pb-c.c"):
-        files.add(path)
+        entries.setdefault(path, entry)
+with open(os.path.join(build, "lint", "compile_commands.json"), "w") as file:
+    json.dump(list(entries.values()), file)
 # The longest files first, so that the cores end at about the same time.
-print("\n".join(sorted(files, key=os.path.getsize, reverse=True)))
+print("\n".join(sorted(entries, key=os.path.getsize, reverse=True)))
 END
-    xargs -r -n 1 -P "$jobs" clang-tidy -p "$build" --quiet \
+    xargs -r -n 1 -P "$jobs" clang-tidy -p "$build/lint" --quiet \
         --extra-arg=-Wno-unknown-warning-option \
         --extra-arg=-Wno-ignored-optimization-argument \
         --extra-arg=-Wno-unused-command-line-argument \
