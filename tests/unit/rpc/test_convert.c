@@ -181,37 +181,31 @@ static void with_text(uint32_t field, const char *text)
     write_text(&w, field, text);
 }
 
+static void bad_text(uint32_t field, const char *text, const char *name)
+{
+    with_text(field, text);
+    INVALID(GENERATE, name);
+}
+
 Test(convert, a_bad_generate_request_is_refused_by_field)
 {
     char longest[256];
 
     memset(longest, 'a', 255);
     longest[255] = '\0';
-    with_text(1, "a");
-    INVALID(GENERATE, "session");
-    with_text(1, "sessions/");
-    INVALID(GENERATE, "session");
-    with_text(1, "sessions/a b");
-    INVALID(GENERATE, "session");
-    with_text(1, "sessions/a/b");
-    INVALID(GENERATE, "session");
-    with_text(1, "sessions/\xC3\xA4");
-    INVALID(GENERATE, "session");
+    bad_text(1, "a", "session");
+    bad_text(1, "sessions/", "session");
+    bad_text(1, "sessions/a b", "session");
+    bad_text(1, "sessions/a/b", "session");
+    bad_text(1, "sessions/\xC3\xA4", "session");
     memcpy(longest, "sessions/", 9);
-    with_text(1, longest);
-    INVALID(GENERATE, "session");
-    with_text(2, longest);
-    INVALID(GENERATE, "request_id");
-    with_text(2, "with space");
-    INVALID(GENERATE, "request_id");
-    with_text(2, "tab\t");
-    INVALID(GENERATE, "request_id");
-    with_text(11, longest);
-    INVALID(GENERATE, "tenant");
-    with_text(18, "qest");
-    INVALID(GENERATE, "policy");
-    with_text(18, "quest:step=3");
-    INVALID(GENERATE, "policy");
+    bad_text(1, longest, "session");
+    bad_text(2, longest, "request_id");
+    bad_text(2, "with space", "request_id");
+    bad_text(2, "tab\t", "request_id");
+    bad_text(11, longest, "tenant");
+    bad_text(18, "qest", "policy");
+    bad_text(18, "quest:step=3", "policy");
     with_text(3, "another");
     REFUSED(GENERATE, NOT_FOUND, "MODEL_NOT_FOUND", "model");
 
@@ -233,10 +227,8 @@ Test(convert, a_bad_generate_request_is_refused_by_field)
     begin();
     write_message(&w, 19, &sub);
     INVALID(GENERATE, "reread");
-    with_text(20, "0");
-    INVALID(GENERATE, "gemfilter");
-    with_text(20, "64,pool=2");
-    INVALID(GENERATE, "gemfilter");
+    bad_text(20, "0", "gemfilter");
+    bad_text(20, "64,pool=2", "gemfilter");
 
     begin();
     write_number(&sub, 2, 9);
