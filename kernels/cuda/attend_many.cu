@@ -3,9 +3,10 @@
  * arithmetic of attend.cuh.
  *
  * The query heads of a KV group are packed into rows, so that the 128 rows of
- * a tile share their keys. attend_rotate.cu has rotated the keys; values lie in
- * their blocks as the tensor cores want them. A CTA stays on its SM and takes
- * tile after tile, long ones first. One thread brings keys and values by bulk
+ * a tile share their keys. attend_rotate.cu has rotated the keys, or is about
+ * to end: only the thread that brings them waits for it. Values lie in their
+ * blocks as the tensor cores want them. A CTA stays on its SM and takes tile
+ * after tile, long ones first. One thread brings keys and values by bulk
  * copies, and two warpgroups of 64 rows round their queries and multiply: S = Q
  * K^T of the next step runs beside O += P V of this one, and the warpgroups
  * take turns, so that one computes weights while the other multiplies. Between
@@ -17,6 +18,8 @@
  */
 #include "kernels/cuda/attend_many.cuh"
 #include "kernels/cuda/attend_sm90.cuh"
+#include "kernels/cuda/attend_softmax.cuh"
+#include "kernels/cuda/launch.cuh"
 
 #include <assert.h>
 
@@ -203,6 +206,7 @@ static __device__ void produce(const struct many_call &c, struct room<D> m)
     uint32_t n_past = 0;
     struct tile tile;
 
+    launch_wait(); /* for the keys; all else was there before them */
     for (uint32_t round = 0; tile_take<D>(&tile, c, round); round++) {
         announce(c, tile);
         bring<D>(c, tile, m, n_past);
@@ -269,13 +273,6 @@ load_queries(const struct attend_frame &f, const struct tile &tile,
     named_sync(QUERIES + group, N_GROUP_THREAD);
 }
 
-/* One of the two rows of a thread. */
-struct row {
-    uint32_t n_seen;        /* keys up to its own */
-    float max, sum;         /* of this chain: M, and L_c of this thread's c */
-    float all_max, all_sum; /* of the chains before */
-};
-
 /* S = Q K^T of a step. */
 template <int D>
 static __device__ __forceinline__ void scores(float *s, uint32_t q, uint32_t k)
@@ -301,85 +298,10 @@ static __device__ __forceinline__ void values(float *o, const uint32_t *p,
                         b + t / 4 * (D * 128 >> 4) + t % 4 * (2048 >> 4));
 }
 
-/* Scores of keys behind the row: minus infinity. */
-template <int N>
-static __device__ __forceinline__ void hide(float *s, int n_seen0, int n_seen1)
-{
-    int c = threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < N / 8; i++) {
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            s[4 * i + j] = 8 * i + c + j < n_seen0 ? s[4 * i + j] : -INFINITY;
-            s[4 * i + 2 + j] =
-                8 * i + c + j < n_seen1 ? s[4 * i + 2 + j] : -INFINITY;
-        }
-    }
-}
-
-/* Scores to weights; the factor that O takes on. s: those of the row. */
-template <int N>
-static __device__ __forceinline__ float weigh(float *s, struct row *row)
-{
-    float max = s[0];
-#pragma unroll
-    for (int i = 0; i < N / 8; i++)
-        max = fmaxf(max, fmaxf(s[4 * i], s[4 * i + 1]));
-    max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
-    max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
-    max = raised(row->max, max);
-    float base = finite_max(max), factor = exp2_of(row->max - base);
-    float sum = 0.0f;
-#pragma unroll
-    for (int b = 0; b < N / 64; b++) {
-        float t = 0.0f;
-#pragma unroll
-        for (int i = 8 * b; i < 8 * b + 8; i++) {
-            s[4 * i] = exp2_of(s[4 * i] - base);
-            s[4 * i + 1] = exp2_of(s[4 * i + 1] - base);
-            t = i == 8 * b ? s[4 * i] : t + s[4 * i];
-            t = t + s[4 * i + 1];
-        }
-        sum = b ? sum + t : t;
-    }
-    row->max = max;
-    row->sum = __fmaf_rn(row->sum, factor, sum);
-    return factor;
-}
-
-/* What O of a row is to be multiplied by at the end of a chain (now), and what
- * went before (old). */
-struct merge {
-    float old, now;
-};
-
-/* M and L of the rows' chain join those of the chains before; a new one begins.
- */
-static __device__ __forceinline__ void
-end_chain(struct row *row, struct merge *by, bool is_first)
-{
-#pragma unroll
-    for (int i = 0; i < 2; i++, row++, by++) {
-        float sum = row->sum;
-        sum = sum + __shfl_xor_sync(~0u, sum, 1);
-        sum = sum + __shfl_xor_sync(~0u, sum, 2);
-        float max = is_first ? row->max : fmaxf(row->all_max, row->max);
-        by->old = exp2_of(row->all_max - max);
-        by->now = exp2_of(row->max - max);
-        row->all_sum =
-            is_first ? sum : __fmaf_rn(row->all_sum, by->old, sum * by->now);
-        row->all_max = max;
-        row->max = -INFINITY;
-        row->sum = 0.0f;
-    }
-}
-
 /* M has been raised: O follows. */
 template <int D>
 static __device__ __forceinline__ void rescale(float *o, const float *factor)
 {
-    if (!__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f))
-        return;
 #pragma unroll
     for (int i = 0; i < D / 2; i++)
         o[i] = o[i] * factor[i / 2 % 2];
@@ -488,22 +410,6 @@ row_init(struct row *row, const struct tile &tile, uint32_t group, uint32_t r)
     row->sum = row->all_sum = 0.0f;
 }
 
-/* The weights of step i, and what they make of O, which is complete up to the
- * step before once `wgmma_wait<0>` has been passed. */
-template <int D>
-static __device__ __forceinline__ void softmax(float *s, struct row *row,
-                                               float *factor, uint32_t i)
-{
-    constexpr int STEP = many<D>::STEP;
-    /* Of this step; none if it is not positive. */
-    int seen0 = (int)(row[0].n_seen - i * STEP);
-    int seen1 = (int)(row[1].n_seen - i * STEP);
-    if (seen0 < STEP || seen1 < STEP)
-        hide<STEP>(s, seen0, seen1);
-    factor[0] = weigh<STEP>(s, row);
-    factor[1] = weigh<STEP>(s + 2, row + 1);
-}
-
 template <int D>
 static __device__ __forceinline__ void to_weights(uint32_t *p, const float *s)
 {
@@ -566,6 +472,7 @@ issue(struct pass<D> *x, struct room<D> m, uint32_t i, uint32_t group)
     scores<D>(x->s, x->q, x->k + stage * BYTES);
     wgmma_commit();
     barrier_wait(m.v_full + last, phase_of<D>(x->at + i - 1));
+    wgmma_begin(); /* or the assembler adds it, for the wait is a loop */
     values<D>(x->o, x->p, x->v + last * BYTES);
     wgmma_commit();
     named_arrive(TURN + (group ^ 1), 2 * N_GROUP_THREAD);
@@ -623,7 +530,7 @@ change_chain(struct pass<D> *x, struct room<D> m, const struct worker &w,
 
     issue(x, m, i, w.group);
     end_chain(x->row, by, is_first);
-    softmax<D>(x->s, x->row, x->factor, i);
+    softmax<many<D>::STEP>(x->s, x->row, x->factor, i * many<D>::STEP);
     await(x, m, i);
     to_weights<D>(x->p, x->s);
     if (!is_first) {
@@ -641,7 +548,8 @@ static __device__ void consume(const struct many_call &c,
                                const struct tile &tile, struct room<D> m,
                                const struct worker &w)
 {
-    constexpr uint32_t N_CHAIN_STEP = ATTEND_CHAIN / many<D>::STEP;
+    constexpr uint32_t STEP = many<D>::STEP;
+    constexpr uint32_t N_CHAIN_STEP = ATTEND_CHAIN / STEP;
     uint32_t t = threadIdx.x % N_GROUP_THREAD;
     uint32_t r = w.group * 64 + t / 32 * 16 + t % 32 / 4; /* and r + 8 */
     struct merge by[2];
@@ -660,7 +568,7 @@ static __device__ void consume(const struct many_call &c,
         x.o[i] = 0.0f;
     load_queries<D>(c.frame, tile, m.q, w.group);
     begin(&x, m);
-    softmax<D>(x.s, x.row, x.factor, 0);
+    softmax<STEP>(x.s, x.row, x.factor, 0);
     to_weights<D>(x.p, x.s);
     if (x.n_step > 1)
         barrier_wait(m.k_full + stage_of<D>(x.at + 1), phase_of<D>(x.at + 1));
@@ -670,10 +578,11 @@ static __device__ void consume(const struct many_call &c,
             continue;
         }
         issue(&x, m, i, w.group);
-        softmax<D>(x.s, x.row, x.factor, i);
+        bool is_raised = softmax<STEP>(x.s, x.row, x.factor, i * STEP);
         await(&x, m, i);
         to_weights<D>(x.p, x.s);
-        rescale<D>(x.o, x.factor);
+        if (is_raised)
+            rescale<D>(x.o, x.factor);
     }
     finish(&x, m);
     bool is_first = x.n_step <= N_CHAIN_STEP;
@@ -728,13 +637,13 @@ static __global__ void __cluster_dims__(many<D>::N_CTA, 1, 1)
     cluster_sync();
     /* At the end the other CTA may still free stages of ours. */
     if (group == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
         if (threadIdx.x == 0)
             produce<D>(c, m);
         __syncwarp();
         cluster_sync();
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
         work<D>(c, m, group - 1);
         cluster_sync();
     }
@@ -759,7 +668,8 @@ static void multiply_of(cudaStream_t stream, const struct many_call *c)
     cudaFuncSetAttribute(multiply<D>,
                          cudaFuncAttributeMaxDynamicSharedMemorySize,
                          many<D>::BYTES);
-    multiply<D><<<c->n_cta, N_THREAD, many<D>::BYTES, stream>>>(*c);
+    launch_early_with(stream, multiply<D>, dim3(c->n_cta), N_THREAD,
+                      many<D>::BYTES, *c);
 }
 
 void attend_many(cudaStream_t stream, const struct many_call *call)

@@ -1,63 +1,110 @@
 /*
  * What goes ahead of attention of many rows: keys rotated and tiled by steps.
  *
+ * A warp takes 256 / D keys of all KV heads, so that angles are made once:
+ * D / 8 lanes a key, each with eight dims of every head, which are either four
+ * pairs or not rotated at all. Many heads are under way at a time.
+ *
  * Bound: 4 bytes a key dim over the bandwidth of a copy.
  */
 #include "kernels/cuda/attend_many.cuh"
+#include "kernels/cuda/launch.cuh"
 
 #define N_THREAD 256u
+#define N_WARP (N_THREAD / 32)
+#define N_HEAD 8u /* under way */
 
-/* A block of keys of all KV heads a CTA, so that angles are made once. */
+/* Eight dims of a key, four and four. */
+struct unit {
+    uint32_t from[2], to[2]; /* bytes into the tiles of a head */
+    struct angle angle[4];
+    bool is_rotated;
+};
+
+/* Of token j of a block, row `row` of a step. */
+template <int D>
+static __device__ __forceinline__ struct unit
+unit_of(const struct attend_frame &f, uint64_t block, uint32_t j, uint32_t row)
+{
+    uint32_t task = threadIdx.x % 32 % (D / 8), n = f.n_pair / 4;
+    struct unit u;
+
+    u.is_rotated = task < n;
+    uint32_t x = u.is_rotated ? 4 * task : 2 * f.n_pair + 8 * (task - n);
+    uint32_t y = u.is_rotated ? x + f.n_pair : x + 4;
+    u.from[0] = tile_at(j, x, KV_BLOCK);
+    u.from[1] = tile_at(j, y, KV_BLOCK);
+    u.to[0] = tile_at(row, x, step_keys(D));
+    u.to[1] = tile_at(row, y, step_keys(D));
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++)
+        if (u.is_rotated)
+            u.angle[i] = angle_of(f, block, x + i, j);
+    return u;
+}
+
+/* N_HEAD heads from `head` on. block: NULL behind the last one, for zeros; to:
+ * head 0. */
+template <int D>
+static __device__ __forceinline__ void
+rotate_heads(const struct unit &u, const void *block, unsigned char *to,
+             size_t head_bytes, uint32_t head, uint32_t n_head)
+{
+    uint2 x[N_HEAD], y[N_HEAD];
+
+#pragma unroll
+    for (uint32_t i = 0; i < N_HEAD; i++) {
+        x[i] = y[i] = {0, 0};
+        if (block && head + i < n_head) {
+            const unsigned char *from = keys_of<D>(block, head + i);
+            x[i] = *(const uint2 *)(from + u.from[0]);
+            y[i] = *(const uint2 *)(from + u.from[1]);
+        }
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < N_HEAD; i++) {
+        if (head + i >= n_head)
+            return;
+        if (u.is_rotated) {
+            rotate_words(&x[i].x, &y[i].x, u.angle[0], u.angle[1]);
+            rotate_words(&x[i].y, &y[i].y, u.angle[2], u.angle[3]);
+        }
+        unsigned char *tile = to + (head + i) * head_bytes;
+        *(uint2 *)(tile + u.to[0]) = x[i];
+        *(uint2 *)(tile + u.to[1]) = y[i];
+    }
+}
+
 template <int D>
 static __global__ void __launch_bounds__(N_THREAD)
     rotate_keys(const __grid_constant__ struct many_call c)
 {
-    constexpr uint32_t STEP = step_keys(D);
-    const struct attend_frame &f = c.frame;
+    constexpr uint32_t STEP = step_keys(D), STEP_BYTES = STEP * D * 2;
     const struct many_span &s = c.span[blockIdx.y];
-    uint64_t n_key = s.span.position + s.span.n_row, b = blockIdx.x;
+    uint32_t warp = blockIdx.x * N_WARP + threadIdx.x / 32;
+    uint64_t key = (uint64_t)warp * (256 / D) + threadIdx.x % 32 / (D / 8);
+    uint64_t n_key = s.span.position + s.span.n_row, b = key / KV_BLOCK;
     uint64_t n_step = (n_key + STEP - 1) / STEP;
-    if (b * KV_BLOCK >= n_step * STEP)
+
+    launch_next();
+    if (key >= n_step * STEP)
         return;
-    bool has = b * KV_BLOCK < n_key; /* or it only fills up a step */
-    const void *block = has ? s.span.block[b] : NULL;
-    unsigned char *to =
-        c.scratch + s.k_at + b * KV_BLOCK / STEP * (STEP * D * 2);
-    uint32_t first = b * KV_BLOCK % STEP;
-
-    uint32_t n_x = f.n_pair / 8, n_task = D / 8 - n_x; /* units of a key */
-
-    for (uint32_t i = threadIdx.x; i < 64 * n_task; i += N_THREAD) {
-        uint32_t j = i / n_task, task = i % n_task;
-        bool is_rotated = task < n_x; /* with its partner, else alone */
-        uint32_t e = (is_rotated ? task : task + n_x) * 8, e2 = e + f.n_pair;
-        struct angle angle[8];
-#pragma unroll
-        for (uint32_t k = 0; k < 8; k++)
-            if (is_rotated)
-                angle[k] = angle_of(f, b, e + k, j);
-        for (uint32_t h = 0; h < f.n_kv_head; h++) {
-            unsigned char *tile = to + h * n_step * (STEP * D * 2);
-            uint4 x = {0, 0, 0, 0}, y = x;
-            if (has)
-                x = *(const uint4 *)(keys_of<D>(block, h) + tile_at(j, e, 64));
-            if (has && is_rotated)
-                y = *(const uint4 *)(keys_of<D>(block, h) + tile_at(j, e2, 64));
-            if (is_rotated) {
-                rotate_unit(&x, &y, angle);
-                *(uint4 *)(tile + tile_at(first + j, e2, STEP)) = y;
-            }
-            *(uint4 *)(tile + tile_at(first + j, e, STEP)) = x;
-        }
-    }
+    const void *block = b * KV_BLOCK < n_key ? s.span.block[b] : NULL;
+    struct unit u =
+        unit_of<D>(c.frame, b, key % KV_BLOCK, (uint32_t)(key % STEP));
+    unsigned char *to = c.scratch + s.k_at + key / STEP * STEP_BYTES;
+    for (uint32_t head = 0; head < c.frame.n_kv_head; head += N_HEAD)
+        rotate_heads<D>(u, block, to, n_step * STEP_BYTES, head,
+                        c.frame.n_kv_head);
 }
 
 template <int D>
 static void rotate_of(cudaStream_t stream, const struct many_call *c)
 {
-    uint32_t n_block = (uint32_t)((c->n_key_max + 127) / 128 * 2);
+    uint64_t n_step = (c->n_key_max + step_keys(D) - 1) / step_keys(D);
+    uint64_t n = n_step * step_keys(D) * D / 256 / N_WARP;
 
-    rotate_keys<D><<<dim3(n_block, c->n_span), N_THREAD, 0, stream>>>(*c);
+    rotate_keys<D><<<dim3((uint32_t)n, c->n_span), N_THREAD, 0, stream>>>(*c);
 }
 
 void many_rotate(cudaStream_t stream, const struct many_call *call)

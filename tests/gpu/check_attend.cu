@@ -131,6 +131,10 @@ static void session_clear(struct session *s)
     CUDA(cudaMemset(s->block, 0xff, s->n_block * s->block_bytes));
 }
 
+/* Queries this much steeper raise M all the time, and leave rows whose scores
+ * are all far below zero; what bf16 rounds off them weighs as much more. */
+static float steep = 1.0f;
+
 static struct session session_make(struct shape shape, uint32_t n_token)
 {
     struct session s = {.n_token = n_token};
@@ -138,7 +142,7 @@ static struct session session_make(struct shape shape, uint32_t n_token)
     size_t n_q = (size_t)n_token * shape.n_kv_head * shape.group * shape.d_head;
     size_t n_k = (size_t)n_token * shape.n_kv_head * shape.d_head;
 
-    s.q = numbers(n_q, 1.5f);
+    s.q = numbers(n_q, 1.5f * steep);
     s.k = numbers(n_k, 1.0f);
     s.v = numbers(n_k, 1.0f);
     CUDA(cudaMalloc((void **)&s.out, n_q * sizeof(float)));
@@ -413,7 +417,7 @@ static double check_shape(struct gpu *gpu, struct shape shape, uint32_t n)
     for (size_t i = 0; i < n * n_q * sizeof(float); i++)
         digest = (digest ^ ((unsigned char *)whole)[i]) * 1099511628211u;
     double error = check_oracle(shape, &s, whole);
-    expect(error < TOLERANCE, shape, n, "oracle");
+    expect(error < TOLERANCE * steep, shape, n, "oracle");
     check_single(gpu, shape, &table, &s, whole);
     check_cut(gpu, shape, &table, &s, whole);
     check_beside(gpu, shape, &table, &s, whole);
@@ -450,6 +454,9 @@ static int check_all(struct gpu *gpu, enum extent extent, uint32_t d_head)
                 worst = e > worst ? e : worst;
                 CUDA(cudaGetLastError());
             }
+        steep = 10.0f;
+        check_shape(gpu, {2, 2, head[i][0], head[i][1]}, n[n_length - 1]);
+        steep = 1.0f;
         printf("check d %3u: largest error %.2e, %u failures\n", head[i][0],
                worst, n_bad - bad);
     }
