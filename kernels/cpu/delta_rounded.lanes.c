@@ -103,6 +103,7 @@ static void dot_block(const struct part *p, uint32_t from, uint32_t end)
             .n_col = (end + LANES - 1) / LANES * LANES,
             .n_in = p->n_step,
             .n_step = p->n_step,
+            .is_near = true,
             .scratch = p->scratch});
     }
 }
@@ -148,6 +149,7 @@ static void read_state(const struct part *p, const struct head *head)
         .n_col = d_v,
         .n_in = p->n_step,
         .n_step = p->n_step,
+        .is_near = true,
         .scratch = p->scratch});
 }
 
@@ -230,6 +232,7 @@ static void sum_ring(const struct part *p, struct ring_sum sum)
         .n_col = p->args->shape.d_v,
         .n_in = sum.n_step,
         .n_step = sum.n_step,
+        .is_near = true,
         .scratch = p->scratch});
 }
 

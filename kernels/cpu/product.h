@@ -24,6 +24,7 @@ struct product_tile {
     uint32_t n_row, n_col;
     uint32_t n_in, n_step; /* inputs, and those with their padding */
     bool is_add;
+    bool is_near;     /* b was just made, or read: caches have it */
     bool is_streamed; /* c is whole lines of more than caches hold */
     void *scratch;    /* PRODUCT_SCRATCH_BYTES */
 };
