@@ -73,6 +73,7 @@ struct cell {
     size_t y_stride;
     uint32_t n_last; /* lanes of the last panel */
     bool is_add;
+    struct product_onto onto; /* of near cells */
 };
 
 /*
@@ -274,6 +275,29 @@ INLINE void finish(const struct cell *cell, uint32_t height, uint32_t width,
         }
 }
 
+/* The sums of a near cell that go onto something. */
+INLINE void finish_onto(const struct cell *cell, uint32_t height,
+                        uint32_t width, sums sum)
+{
+#pragma GCC unroll 24
+    for (uint32_t r = 0; r < height; r++) {
+        const struct product_onto by = product_onto_at(cell->onto, r, 0);
+        const __m512 keep = _mm512_set1_ps(*by.keep);
+
+#pragma GCC unroll 4
+        for (uint32_t p = 0; p < width; p++) {
+            const uint32_t n = p + 1 < width ? PANEL : cell->n_last;
+            const __mmask16 mask = (__mmask16)((1u << n) - 1u);
+            const __m512 y = _mm512_add_ps(sum[r][p], _mm512_setzero_ps());
+
+            _mm512_mask_storeu_ps(
+                cell->y + r * cell->y_stride + p * PANEL, mask,
+                _mm512_fmadd_ps(
+                    keep, _mm512_maskz_loadu_ps(mask, by.from + p * PANEL), y));
+        }
+    }
+}
+
 INLINE void cell_bf16(const struct cell *cell, uint32_t height, uint32_t width)
 {
     const uint32_t n_ahead = AHEAD_BF16(height, width) / PAIR_BYTES;
@@ -296,7 +320,10 @@ INLINE void cell_near(const struct cell *cell, uint32_t height, uint32_t width)
 
     clear(height, width, sum);
     add_bf16(cell, (struct ahead){0}, height, width, sum);
-    finish(cell, height, width, sum);
+    if (cell->onto.from)
+        finish_onto(cell, height, width, sum);
+    else
+        finish(cell, height, width, sum);
 }
 
 /* acc += n groups of one panel from pair `first` on; what is asked for goes in
@@ -471,6 +498,7 @@ INLINE void run_columns(const struct product_tile *t, cell_work *work,
         .y_stride = t->c_stride,
         .n_last = left < PANEL ? left : PANEL,
         .is_add = t->is_add,
+        .onto = product_onto_at(t->onto, 0, (size_t)panel * PANEL),
     };
 
     for (uint32_t i = 0; i < n_tile; i++) {
@@ -479,6 +507,7 @@ INLINE void run_columns(const struct product_tile *t, cell_work *work,
         work(&cell, h, width);
         cell.x += h * cell.x_stride;
         cell.y += h * cell.y_stride;
+        cell.onto = product_onto_at(cell.onto, h, 0);
     }
 }
 

@@ -12,6 +12,25 @@
 /* Of the thread's scratch, free for a micro-kernel, 64-byte aligned. */
 #define PRODUCT_SCRATCH_BYTES (POOL_SCRATCH_BYTES / 2)
 
+/* What a sum goes onto: c = fma(keep, from, sum + 0). */
+struct product_onto {
+    const float *from; /* has the form of c, and may be it; NULL: no such */
+    size_t from_stride;
+    const float *keep;  /* of each row */
+    size_t keep_stride; /* 0: one for all */
+};
+
+/* The same for what stands some rows below and columns to the right. */
+static inline struct product_onto product_onto_at(struct product_onto onto,
+                                                  size_t row, size_t column)
+{
+    if (onto.from) {
+        onto.from += row * onto.from_stride + column;
+        onto.keep += row * onto.keep_stride;
+    }
+    return onto;
+}
+
 /* One call of a micro-kernel: c = or += a times panels, by contract linear.h.
  */
 struct product_tile {
@@ -24,9 +43,10 @@ struct product_tile {
     uint32_t n_row, n_col;
     uint32_t n_in, n_step; /* inputs, and those with their padding */
     bool is_add;
-    bool is_near;     /* b was just made, or read: caches have it */
-    bool is_streamed; /* c is whole lines of more than caches hold */
-    void *scratch;    /* PRODUCT_SCRATCH_BYTES */
+    struct product_onto onto; /* of LINEAR_BF16 alone, not with is_add */
+    bool is_near;             /* b was just made, or read: caches have it */
+    bool is_streamed;         /* c is whole lines of more than caches hold */
+    void *scratch;            /* PRODUCT_SCRATCH_BYTES */
 };
 typedef void product_work(const struct product_tile *tile);
 
