@@ -532,10 +532,12 @@ static struct product_shape shape(uint32_t n_row, uint32_t n_step)
 #define TASKS_A_THREAD 4u
 
 const struct product_kernels product_kernels_amx = {
-    .of = {[ARITHMETIC_TILE] = {[LINEAR_BF16] = {tile_bf16, take_bf16, 2, shape,
-                                                 TASKS_A_THREAD},
-                                [LINEAR_W8] = {tile_w8, take_bf16, 2, shape,
-                                               TASKS_A_THREAD}}},
+    .of = {[ARITHMETIC_TILE] = {[LINEAR_BF16] = {tile_bf16, take_bf16,
+                                                 swiglu_halves_avx512_bf16, 2,
+                                                 shape, TASKS_A_THREAD},
+                                [LINEAR_W8] = {tile_w8, take_bf16,
+                                               swiglu_halves_avx512_bf16, 2,
+                                               shape, TASKS_A_THREAD}}},
     .base = &product_kernels_avx512_bf16,
 };
 

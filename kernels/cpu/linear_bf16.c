@@ -583,9 +583,12 @@ void take_bf16(void *to, const float *x, uint32_t n, uint32_t n_step)
 /* ------------------------------------------------------------- the backend */
 
 const struct product_kernels product_kernels_avx512_bf16 = {
-    .of = {[ARITHMETIC_PAIR] = {[LINEAR_BF16] = {pair_bf16, take_bf16, 2,
+    .of = {[ARITHMETIC_PAIR] = {[LINEAR_BF16] = {pair_bf16, take_bf16,
+                                                 swiglu_halves_avx512_bf16, 2,
                                                  shape},
-                                [LINEAR_W8] = {pair_w8, take_bf16, 2, shape}}},
+                                [LINEAR_W8] = {pair_w8, take_bf16,
+                                               swiglu_halves_avx512_bf16, 2,
+                                               shape}}},
     .base = &product_kernels_avx512,
 };
 
