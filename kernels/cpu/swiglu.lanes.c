@@ -1,5 +1,5 @@
-#include "kernels/cpu/panel.h"
 #include "kernels/cpu/pairs.h"
+#include "kernels/cpu/panel.h"
 
 /* How results are written; a constant where it is inlined. */
 enum form { FLOATS, ROUNDED, HALVES };
