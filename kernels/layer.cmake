@@ -54,7 +54,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     target_compile_options(kernels_${isa} PRIVATE ${FLAGS_${isa}})
   endforeach()
   # Those that gain by it once more for AVX-512 with bf16 instructions.
-  set(bf16 attend_bf16 bf16_tile delta_one delta_part delta_rounded)
+  set(bf16 attend_bf16 bf16_tile delta_one delta_part delta_rounded swiglu)
   list(TRANSFORM bf16 REPLACE
     "(.+)" "${PROJECT_SOURCE_DIR}/kernels/cpu/\\1.lanes.c")
   add_library(kernels_avx512_bf16 OBJECT ${bf16})

@@ -1,5 +1,6 @@
 #include "kernels/linear.h"
 
+#include "base/rooms.h"
 #include "kernels/device.h"
 #include "kernels/linear_f8.h"
 #include "kernels/room.h"
@@ -119,8 +120,30 @@ enum status linear_init(uint32_t n_in, uint32_t n_out, enum linear_type type,
 
 void linear_release(struct linear *linear)
 {
-    device_give(linear->device, linear->panel);
+    if (linear->rooms)
+        rooms_give(linear->rooms, linear->panel);
+    else
+        device_give(linear->device, linear->panel);
     *linear = (struct linear){0};
+}
+
+enum status linear_settle(struct linear *linear, struct rooms *rooms)
+{
+    const size_t bytes = linear_bytes(linear);
+    void *panel;
+    enum status st;
+
+    assert(!linear->device && !linear->rooms);
+    if (!rooms || bytes >= ROOM_HUGE_BYTES)
+        return STATUS_OK;
+    st = rooms_take(rooms, bytes, &panel);
+    if (st)
+        return st;
+    memcpy(panel, linear->panel, bytes);
+    free(linear->panel);
+    linear->panel = panel;
+    linear->rooms = rooms;
+    return STATUS_OK;
 }
 
 enum status linear_move(struct linear *linear, struct device *device)
@@ -131,6 +154,7 @@ enum status linear_move(struct linear *linear, struct device *device)
 
     if (!device)
         return STATUS_OK;
+    assert(!linear->rooms);
     st = device_take(device, bytes, &panel);
     if (st)
         return st;

@@ -75,6 +75,7 @@ struct linear_group {
     int8_t q[LINEAR_GROUP][LINEAR_PANEL]; /* -127 .. 127 */
 };
 
+struct rooms;
 struct device;
 struct linear {
     uint32_t n_in, n_out;
@@ -82,6 +83,7 @@ struct linear {
     enum arithmetic arithmetic;
     void *panel;           /* 64-byte aligned; owned */
     struct device *device; /* in whose memory it lies; NULL: the host's */
+    struct rooms *rooms;   /* of which it has one; NULL: room_take()'s */
 };
 
 /* Its products round x: those of FP32 alone do not. */
@@ -100,6 +102,15 @@ MUST_CHECK enum status linear_init(uint32_t n_in, uint32_t n_out,
                                    enum arithmetic arithmetic,
                                    struct linear *out);
 void linear_release(struct linear *linear);
+
+/*
+ * Into one of the rooms, which stay: small weights then share huge pages, where
+ * all of a model's would be thousands of small ones. Not for a device; nothing
+ * happens where rooms is NULL, or the weights have huge pages of their own.
+ *   RESOURCE_EXHAUSTED  no memory
+ */
+MUST_CHECK enum status linear_settle(struct linear *linear,
+                                     struct rooms *rooms);
 
 /*
  * Once they are packed: to the memory of a device (kernels/device.h), which

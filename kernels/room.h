@@ -8,6 +8,9 @@
  */
 #include <stddef.h>
 
+/* From so many bytes on a room has huge pages of its own. */
+#define ROOM_HUGE_BYTES ((size_t)2 << 20)
+
 /* 64-byte aligned, for free(); contents undefined. NULL: no memory. */
 void *room_take(size_t bytes);
 #endif

@@ -24,7 +24,7 @@ struct model {
     const struct backend *backend;
     struct device *device; /* where weights lie; NULL: the host; owned */
     struct pool *pool;     /* that names it, or NULL; owned */
-    struct rooms *rooms;   /* for sessions on the host; owned */
+    struct rooms *rooms;   /* on the host; owned */
     uint64_t n_context;
     uint64_t n_parameter;
     void *embedding; /* [n_vocab, hidden]; owned */

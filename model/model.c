@@ -365,6 +365,7 @@ static enum status load(struct model *model, const struct arch *arch,
 {
     const struct weight_source source = {.file = weights,
                                          .device = model->device,
+                                         .rooms = model->rooms,
                                          .format = model->format,
                                          .arithmetic = model->arithmetic,
                                          .kv = model->kv};

@@ -84,7 +84,7 @@ const struct backend *model_backend(const struct model *model);
 enum arithmetic model_arithmetic(const struct model *model);
 /* In whose memory weights, workspaces and sessions lie; NULL: the host's. */
 struct device *model_device(const struct model *model);
-/* For sessions, where there is no device. */
+/* For sessions, and for weights that share huge pages; NULL with a device. */
 struct rooms *model_rooms(const struct model *model);
 
 /* Elements of the text model's tensors, as the file has them. */

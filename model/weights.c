@@ -206,6 +206,8 @@ enum status weights_linear(const struct weight_source *source,
         st = pack_parts(source, prefix, part, n_part, out);
     safetensors_forget(source->file);
     if (!st)
+        st = linear_settle(out, source->rooms);
+    if (!st)
         st = linear_move(out, source->device);
     if (st) {
         linear_release(out);

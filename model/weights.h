@@ -8,6 +8,7 @@
  * F32. FP8 of a file, q * scale rounded to float, does, too. Used while loading
  * only, by one thread.
  */
+#include "base/rooms.h"
 #include "base/status.h"
 #include "kernels/device.h"
 #include "model/safetensors.h"
@@ -31,6 +32,7 @@ enum weight_format {
 struct weight_source {
     const struct safetensors *file; /* borrowed */
     struct device *device;          /* in whose memory they end; NULL: host's */
+    struct rooms *rooms; /* where products settle; NULL with a device */
     enum weight_format format;
     enum arithmetic arithmetic;
     enum kv_format kv; /* of the blocks that layers will read */

@@ -5,7 +5,6 @@
 #include "kernels/cpu/delta_rounded.h"
 #include "kernels/cpu/pairs.h"
 
-#define KEPT_BYTES ((size_t)1 << 20)
 #define FOLD_ROWS 64u /* dims of S0 at once */
 #define WORDS (GRID / 2u)
 
@@ -32,42 +31,27 @@ struct part {
     void *kq;          /* [2 n_row][n_step]: keys, then queries */
     uint16_t *k;       /* [n_row][n_step]: keys again, as bf16 */
     uint32_t *key;     /* [GRID / 16][n_step / 2][16] */
-    uint32_t *s;       /* of each v-head [n_panel][n_step / 2][16] */
+    uint32_t *s;       /* [n_panel][n_step / 2][16]: S0 of a v-head */
     uint32_t *u;       /* [n_panel][WORDS][16] */
     float *dot;        /* [2 n_row][GRID]: k_i . k_j, then q_i . k_j */
-    float *read;       /* [2 n_row][d_v]: a, later sums of o; then c */
+    float *read;       /* [2 n_row][d_v]: a, then c */
     float *w;          /* [n_row][DELTA_BLOCK]: w_ij of its own block */
     void *far, *x;     /* [n_row][GRID]: ~w_ij of former blocks, ~x_ij */
     float *acc;        /* [DELTA_BLOCK][d_v] */
     void *aged;        /* [FOLD_ROWS][GRID] exp(G_63 - G_j) k_j, for the fold */
-    float *folded;     /* [FOLD_ROWS][d_v] */
     float *since_grid; /* [GRID] exp(G_j) */
     void *scratch;     /* the kernel's */
 };
 
 /* One v-head of a part. */
 struct head {
-    float *s;         /* [d_k][d_v] */
-    uint32_t *panels; /* S0 as a right side */
-    uint32_t *u;      /* [WORDS][d_v] of its ring */
-    double *g;        /* [GRID] */
-    const float *v;   /* rows of qkv_stride */
-    float *out;       /* rows of out_stride */
-    size_t at;        /* v-head, index into beta and log_decay */
+    float *s;       /* [d_k][d_v] */
+    uint32_t *u;    /* [WORDS][d_v] of its ring */
+    double *g;      /* [GRID] */
+    const float *v; /* rows of qkv_stride */
+    float *out;     /* rows of out_stride */
+    size_t at;      /* v-head, index into beta and log_decay */
 };
-
-/* Of one v-head's S0. */
-static inline size_t s_words(const struct part *p)
-{
-    return (size_t)p->n_panel * LANES * p->n_step / 2;
-}
-
-/* Do the panels of all v-heads stay from one part to the next? They lie in
- * front, where the number of rows moves nothing. */
-static inline bool is_kept(const struct part *p)
-{
-    return p->n_each * s_words(p) * sizeof(*p->s) <= KEPT_BYTES;
-}
 
 /* Rounded, into a left side's elements from `at` on; halves are bf16, others
  * floats. Who calls it in a loop makes is_half a constant. */
@@ -102,10 +86,9 @@ static inline uint32_t *u_at(const struct part *p, size_t panel, size_t word)
 }
 
 /* Word `pair` of a panel of S0. */
-static inline uint32_t *s_at(const struct part *p, const struct head *head,
-                             size_t panel, size_t pair)
+static inline uint32_t *s_at(const struct part *p, size_t panel, size_t pair)
 {
-    return head->panels + (panel * (p->n_step / 2) + pair) * LANES;
+    return p->s + (panel * (p->n_step / 2) + pair) * LANES;
 }
 
 /* Share the scratch out. */

@@ -16,7 +16,7 @@ void LANES_NAME(delta_place)(struct part *p, char *scratch)
     const size_t n = p->n_row, element = p->kernel.element_bytes;
     const size_t d_v = p->args->shape.d_v, word = sizeof(uint32_t);
 
-    p->s = take(&scratch, (is_kept(p) ? p->n_each : 1) * s_words(p), word);
+    p->s = take(&scratch, (size_t)p->n_panel * LANES * p->n_step / 2, word);
     p->kq = take(&scratch, 2 * n * p->n_step, element);
     p->k = element == sizeof(*p->k)
                ? p->kq
@@ -30,7 +30,6 @@ void LANES_NAME(delta_place)(struct part *p, char *scratch)
     p->x = take(&scratch, n * GRID, element);
     p->acc = take(&scratch, DELTA_BLOCK * d_v, sizeof(float));
     p->aged = take(&scratch, (size_t)FOLD_ROWS * GRID, element);
-    p->folded = take(&scratch, FOLD_ROWS * d_v, sizeof(float));
     p->since_grid = take(&scratch, GRID, sizeof(float));
     p->scratch = start + POOL_SCRATCH_BYTES - PRODUCT_SCRATCH_BYTES;
     assert(scratch <= (char *)p->scratch);
@@ -135,7 +134,7 @@ void LANES_NAME(delta_take_state)(const struct part *p, const struct head *head)
             v16 low = d < d_k ? v16_load_part(s, e, d_v) : v16_zero();
             v16 high =
                 d + 1 < d_k ? v16_load_part(s + d_v, e, d_v) : v16_zero();
-            pairs_store(s_at(p, head, e / LANES, d / 2), low, high);
+            pairs_store(s_at(p, e / LANES, d / 2), low, high);
         }
     }
 }

@@ -103,6 +103,7 @@ static void dot_block(const struct part *p, uint32_t from, uint32_t end)
             .n_col = (end + LANES - 1) / LANES * LANES,
             .n_in = p->n_step,
             .n_step = p->n_step,
+            .is_near = true,
             .scratch = p->scratch});
     }
 }
@@ -133,22 +134,23 @@ static void prepare(const struct part *p)
 }
 
 /* a and c of all rows. */
-static void read_state(const struct part *p, const struct head *head)
+static void read_state(const struct part *p)
 {
     const uint32_t d_v = p->args->shape.d_v;
 
-    p->kernel.work(&(struct product_tile){
-        .c = p->read,
-        .c_stride = d_v,
-        .a = p->kq,
-        .a_stride = p->n_step,
-        .b = head->panels,
-        .b_stride = (size_t)p->n_step / 2 * LANES * sizeof(*head->panels),
-        .n_row = 2 * p->n_row,
-        .n_col = d_v,
-        .n_in = p->n_step,
-        .n_step = p->n_step,
-        .scratch = p->scratch});
+    p->kernel.work(&(struct product_tile){.c = p->read,
+                                          .c_stride = d_v,
+                                          .a = p->kq,
+                                          .a_stride = p->n_step,
+                                          .b = p->s,
+                                          .b_stride = (size_t)p->n_step / 2 *
+                                                      LANES * sizeof(*p->s),
+                                          .n_row = 2 * p->n_row,
+                                          .n_col = d_v,
+                                          .n_in = p->n_step,
+                                          .n_step = p->n_step,
+                                          .is_near = true,
+                                          .scratch = p->scratch});
 }
 
 /* Decays from the grid point to tokens [from, end). */
@@ -215,6 +217,7 @@ struct ring_sum {
     uint32_t r, n_row, n_step;
     float *c;
     size_t c_stride;
+    struct product_onto onto;
 };
 
 static void sum_ring(const struct part *p, struct ring_sum sum)
@@ -230,6 +233,8 @@ static void sum_ring(const struct part *p, struct ring_sum sum)
         .n_col = p->args->shape.d_v,
         .n_in = sum.n_step,
         .n_step = sum.n_step,
+        .onto = sum.onto,
+        .is_near = true,
         .scratch = p->scratch});
 }
 
@@ -238,22 +243,28 @@ struct block {
     uint32_t near, low, high;
 };
 
-/* What of r of row i is known before its block: 16 outputs from e on. */
+/* Panels side by side, constants where they are inlined but for the first. Of
+ * several all are whole; n: lanes of the last. */
+struct side {
+    uint32_t panel, width, n;
+};
+
+/* What of r of row i is known before its block: n outputs from e on. */
 LANES_INLINE v16 begin_row(const struct part *p, const struct head *head,
-                           struct block block, uint32_t i, uint32_t e)
+                           struct block block, uint32_t i, struct side side)
 {
-    const uint32_t d_v = p->args->shape.d_v;
+    const uint32_t d_v = p->args->shape.d_v, e = side.panel * LANES;
     const size_t r = block.near + i - p->first;
-    const float *v = head->v + (p->row + r) * p->args->qkv_stride;
-    const v16 read = v16_load_part(p->read + r * d_v, e, d_v);
+    const float *v = head->v + (p->row + r) * p->args->qkv_stride + e;
+    const v16 read = v16_load_part(p->read + r * d_v + e, 0, side.n);
     const v16 decay = v16_set1(p->since_grid[block.near + i]);
     const v16 sum =
-        v16_fnma(decay, v16_add(read, v16_zero()), v16_load_part(v, e, d_v));
+        v16_fnma(decay, v16_add(read, v16_zero()), v16_load_part(v, 0, side.n));
 
     if (!block.near)
         return sum;
-    return v16_sub(
-        sum, v16_add(v16_load_part(p->acc + i * d_v, e, d_v), v16_zero()));
+    return v16_sub(sum, v16_add(v16_load_part(p->acc + i * d_v + e, 0, side.n),
+                                v16_zero()));
 }
 
 LANES_INLINE bool is_of(struct block block, uint32_t i)
@@ -262,21 +273,41 @@ LANES_INLINE bool is_of(struct block block, uint32_t i)
 }
 
 /* Rows whose r are in registers, of SIDE panels. */
-#define ROWS (DELTA_BLOCK / 2u)
 #if defined(LANES_AVX512)
-#define SIDE 2u
+#define ROWS (DELTA_BLOCK / 4u)
+#define SIDE 4u
 #else
+#define ROWS (DELTA_BLOCK / 2u)
 #define SIDE 1u
 #endif
 
+/* Row j of u in the panels, by pairs: of a word whose other half is no row of
+ * the block, that half stays what it was. */
+LANES_INLINE void take_u(const struct part *p, struct side side,
+                         struct block block, uint32_t j, v16 u[2][SIDE])
+{
+#pragma GCC unroll 4
+    for (uint32_t k = 0; k < side.width; k++)
+        u[0][k] = v16_load_bf16(u_at(p, side.panel + k, (block.near + j) / 2),
+                                &u[1][k]);
+}
+
+LANES_INLINE void put_u(const struct part *p, struct side side,
+                        struct block block, uint32_t j, v16 u[2][SIDE])
+{
+#pragma GCC unroll 4
+    for (uint32_t k = 0; k < side.width; k++)
+        pairs_store_rounded(u_at(p, side.panel + k, (block.near + j) / 2),
+                            u[0][k], u[1][k]);
+}
+
 /*
- * u of rows [at, at + ROWS) of a block for `width` panels. Once u of a row is
+ * u of rows [at, at + ROWS) of a block for some panels. Once u of a row is
  * known it goes into all rows behind it, so that no row waits for a long chain;
  * each still meets its predecessors in ascending order.
  */
 LANES_INLINE void solve_rows(const struct part *p, const struct head *head,
-                             uint32_t panel, uint32_t width, struct block block,
-                             uint32_t at)
+                             struct side side, struct block block, uint32_t at)
 {
     const size_t n_v_head = p->args->shape.n_v_head;
     const size_t first = p->row + block.near - p->first; /* its row 0 */
@@ -286,52 +317,57 @@ LANES_INLINE void solve_rows(const struct part *p, const struct head *head,
 
 #pragma GCC unroll 8
     for (uint32_t i = 0; i < ROWS; i++)
-#pragma GCC unroll 2
-        for (uint32_t k = 0; k < width; k++)
-            r[i][k] = is_of(block, at + i) ? begin_row(p, head, block, at + i,
-                                                       (panel + k) * LANES)
-                                           : v16_zero();
+#pragma GCC unroll 4
+        for (uint32_t k = 0; k < side.width; k++)
+            r[i][k] = is_of(block, at + i)
+                          ? begin_row(p, head, block, at + i,
+                                      (struct side){side.panel + k, 1, side.n})
+                          : v16_zero();
 #pragma GCC unroll 16
     for (uint32_t j = 0; j < at + ROWS; j++) {
-        uint32_t *word = u_at(p, panel, (block.near + j) / 2);
+        const bool is_new = j >= at && is_of(block, j);
 
         if (j >= block.high)
             break;
-#pragma GCC unroll 2
-        for (uint32_t k = 0; k < width; k++) {
-            if (j % 2 == 0)
-                u[0][k] = v16_load_bf16(word + k * WORDS * LANES, &u[1][k]);
-            if (j < at || !is_of(block, j))
-                continue;
-            u[j % 2][k] = pairs_round(
-                v16_mul(v16_set1(beta[j * n_v_head]), r[j - at][k]));
-            pairs_store(word + k * WORDS * LANES, u[0][k], u[1][k]);
-        }
+        if (j % 2 == 0)
+            take_u(p, side, block, j, u);
+#pragma GCC unroll 4
+        for (uint32_t k = 0; k < side.width; k++)
+            if (is_new)
+                u[j % 2][k] = pairs_round(
+                    v16_mul(v16_set1(beta[j * n_v_head]), r[j - at][k]));
+        if (is_new && (j % 2 == 1 || j + 1 == block.high))
+            put_u(p, side, block, j, u);
 #pragma GCC unroll 8
         for (uint32_t i = 0; i < ROWS; i++) {
             if (at + i <= j || !is_of(block, at + i))
                 continue;
             const v16 by = v16_set1(w[(at + i) * DELTA_BLOCK + j]);
-#pragma GCC unroll 2
-            for (uint32_t k = 0; k < width; k++)
+#pragma GCC unroll 4
+            for (uint32_t k = 0; k < side.width; k++)
                 r[i][k] = v16_fnma(by, u[j % 2][k], r[i][k]);
         }
     }
 }
 
+LANES_INLINE void solve_side(const struct part *p, const struct head *head,
+                             struct side side, struct block block)
+{
+#pragma GCC unroll 4
+    for (uint32_t at = 0; at < DELTA_BLOCK; at += ROWS)
+        solve_rows(p, head, side, block, at);
+}
+
 LANES_INLINE void solve_block(const struct part *p, const struct head *head,
                               struct block block)
 {
+    const uint32_t d_v = p->args->shape.d_v;
     uint32_t e = 0;
 
-    for (; e + SIDE <= p->n_panel; e += SIDE) {
-        solve_rows(p, head, e, SIDE, block, 0);
-        solve_rows(p, head, e, SIDE, block, ROWS);
-    }
-    for (; e < p->n_panel; e++) {
-        solve_rows(p, head, e, 1, block, 0);
-        solve_rows(p, head, e, 1, block, ROWS);
-    }
+    for (; (e + SIDE) * LANES <= d_v; e += SIDE)
+        solve_side(p, head, (struct side){e, SIDE, LANES}, block);
+    for (; e < p->n_panel; e++)
+        solve_side(p, head, (struct side){e, 1, d_v - e * LANES}, block);
 }
 
 /* u of all rows: forward substitution, former blocks by a product. */
@@ -360,30 +396,27 @@ static void solve(const struct part *p, const struct head *head)
     }
 }
 
-/* o of part rows [r, r + n_row), which see no token from n_step on. Sums of the
- * ring take the place of a, which nobody reads any more: rows of o lie pages
- * apart and are written once. */
+/* o of part rows [r, r + n_row), which see no token from n_step on. */
 static void answer_rows(const struct part *p, const struct head *head,
                         uint32_t r, uint32_t n_row, uint32_t n_step)
 {
     const struct delta_args *a = p->args;
     const uint32_t d_v = a->shape.d_v;
+    const struct product_onto reads = {.from = p->read +
+                                               ((size_t)p->n_row + r) * d_v,
+                                       .from_stride = d_v,
+                                       .keep = p->since_grid + p->first + r,
+                                       .keep_stride = 1};
 
-    sum_ring(p, (struct ring_sum){p->x, r, n_row, n_step,
-                                  p->read + (size_t)r * d_v, d_v});
-    for (uint32_t end = r + n_row; r < end; r++) {
-        const float *sum = p->read + (size_t)r * d_v;
-        const float *read = sum + (size_t)p->n_row * d_v;
-        const v16 decay = v16_set1(p->since_grid[p->first + r]);
-        float *out = head->out + (p->row + r) * a->out_stride;
-
-        fetch_values(p, head, (size_t)p->n_row + r);
-        for (uint32_t e = 0; e < d_v; e += LANES) {
-            v16 c = v16_add(v16_load_part(read, e, d_v), v16_zero());
-            v16 ring = v16_add(v16_load_part(sum, e, d_v), v16_zero());
-            v16_store_part(out, v16_fma(decay, c, ring), e, d_v);
-        }
-    }
+    for (uint32_t i = 0; i < n_row; i++)
+        fetch_values(p, head, (size_t)p->n_row + r + i);
+    sum_ring(p, (struct ring_sum){.weight = p->x,
+                                  .r = r,
+                                  .n_row = n_row,
+                                  .n_step = n_step,
+                                  .c = head->out + (p->row + r) * a->out_stride,
+                                  .c_stride = a->out_stride,
+                                  .onto = reads});
 }
 
 /* o of all rows, now that every u is known; blocks of 32 steps that a row does
@@ -415,31 +448,6 @@ LANES_INLINE void age_keys(const struct part *p, const v16 *age, uint32_t d,
         }
 }
 
-/* Dims [d, d + 2) of the state, d + 1 may not exist, go on by what the ring
- * holds of them; also as the right side that the next chunk reads. */
-static void fold_pair(const struct part *p, const struct head *head, uint32_t d,
-                      const float *ring)
-{
-    const uint32_t d_v = p->args->shape.d_v;
-    const bool is_whole = d + 1 < p->args->shape.d_k;
-    const v16 whole = v16_set1(p->since_grid[GRID - 1]);
-    float *s = head->s + (size_t)d * d_v;
-
-    for (uint32_t e = 0; e < d_v; e += LANES) {
-        v16 low = v16_add(v16_load_part(ring, e, d_v), v16_zero());
-        v16 high = v16_zero();
-
-        low = v16_fma(whole, v16_load_part(s, e, d_v), low);
-        v16_store_part(s, low, e, d_v);
-        if (is_whole) {
-            high = v16_add(v16_load_part(ring + d_v, e, d_v), v16_zero());
-            high = v16_fma(whole, v16_load_part(s + d_v, e, d_v), high);
-            v16_store_part(s + d_v, high, e, d_v);
-        }
-        pairs_store(s_at(p, head, e / LANES, d / 2), low, high);
-    }
-}
-
 /* The ring of a full chunk into the state, FOLD_ROWS dims at a time. */
 static void fold(const struct part *p, const struct head *head)
 {
@@ -450,15 +458,22 @@ static void fold(const struct part *p, const struct head *head)
         age[j / LANES] =
             v16_exp(v16_difference(head->g[GRID - 1], head->g + j));
     for (uint32_t d = 0, end; d < d_k; d = end) {
+        float *s = head->s + (size_t)d * d_v;
+
         end = d_k - d < FOLD_ROWS ? d_k : d + FOLD_ROWS;
         if (has_halves(p))
             age_keys(p, age, d, end, true);
         else
             age_keys(p, age, d, end, false);
         sum_ring(p,
-                 (struct ring_sum){p->aged, 0, end - d, GRID, p->folded, d_v});
-        for (uint32_t k = d; k < end; k += 2)
-            fold_pair(p, head, k, p->folded + (size_t)(k - d) * d_v);
+                 (struct ring_sum){.weight = p->aged,
+                                   .n_row = end - d,
+                                   .n_step = GRID,
+                                   .c = s,
+                                   .c_stride = d_v,
+                                   .onto = {.from = s,
+                                            .from_stride = d_v,
+                                            .keep = p->since_grid + GRID - 1}});
     }
 }
 
@@ -472,7 +487,6 @@ static struct head head_of(const struct part *p, uint32_t i)
     const size_t d_k = a->shape.d_k, d_v = a->shape.d_v;
 
     return (struct head){.s = state->s + h * d_k * d_v,
-                         .panels = p->s + (is_kept(p) ? i * s_words(p) : 0),
                          .u = (uint32_t *)state->ring_u + h * WORDS * d_v,
                          .g = state->ring_g + h * GRID,
                          .v = a->v + h * d_v,
@@ -480,16 +494,14 @@ static struct head head_of(const struct part *p, uint32_t i)
                          .at = h};
 }
 
-/* is_next: its state stands in the panels where the last part left it. */
-static void run_part(const struct part *p, bool is_next)
+static void run_part(const struct part *p)
 {
     prepare(p);
     for (uint32_t i = 0; i < p->n_each; i++) {
         const struct head head = head_of(p, i);
 
-        if (!is_next || !is_kept(p))
-            LANES_NAME(delta_take_state)(p, &head);
-        read_state(p, &head);
+        LANES_NAME(delta_take_state)(p, &head);
+        read_state(p);
         add_decays(p, &head);
         if (has_halves(p))
             weigh(p, &head, true);
@@ -578,7 +590,7 @@ static void task(void *arg, uint32_t task, void *scratch)
             fold_rings(&part);
         } else {
             LANES_NAME(delta_place)(&part, scratch);
-            run_part(&part, t > 0);
+            run_part(&part);
         }
     }
 }

@@ -1,6 +1,7 @@
 /* Operators of one pass over rows: norms, gates, rotation. */
 #include "kernels/cpu/cut.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/panel.h"
 
 #include <assert.h>
 #include <math.h>
@@ -84,16 +85,6 @@ void LANES_NAME(gated_norm)(struct pool *pool,
              args);
 }
 
-void LANES_NAME(swiglu_floats)(float *y, const float *gate, const float *up,
-                               uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i += LANES) {
-        v16 v = v16_silu(v16_load_part(gate, i, n));
-        v = v16_mul(v, v16_load_part(up, i, n));
-        v16_store_part(y, v, i, n);
-    }
-}
-
 static void swiglu_task(void *arg, uint32_t task, void *scratch)
 {
     const struct job *job = arg;
@@ -101,12 +92,15 @@ static void swiglu_task(void *arg, uint32_t task, void *scratch)
     const struct swiglu_args *a = job->args;
 
     (void)scratch;
-    for (size_t r = part.first; r < part.end; r++) {
-        float *y = a->y + r * a->y_stride;
-        const float *gate = a->x + r * a->x_stride, *up = gate + a->n_ff;
-
-        LANES_NAME(swiglu_floats)(y, gate, up, a->n_ff);
-    }
+    LANES_NAME(swiglu_floats)
+    (&(struct product_swiglu){.to = a->y + part.first * a->y_stride,
+                              .to_bytes = a->y_stride * sizeof(*a->y),
+                              .gate = a->x + part.first * a->x_stride,
+                              .up = a->x + part.first * a->x_stride + a->n_ff,
+                              .stride = a->x_stride,
+                              .n_row = part.end - part.first,
+                              .n_col = a->n_ff,
+                              .n_step = a->n_ff});
 }
 
 void LANES_NAME(swiglu)(struct pool *pool, const struct swiglu_args *args)

@@ -29,35 +29,36 @@ static void fp32_f32(const struct product_tile *p)
         LANES_NAME(tile_set)(&tile);
 }
 
-#define FLOATS NULL, 0, LANES_NAME(panel_shape)
-#define ROUNDED(shape) LANES_NAME(panel_take), sizeof(float), LANES_NAME(shape)
+#define FLOATS NULL, LANES_NAME(swiglu_floats), 0, LANES_NAME(panel_shape)
+#define ROUNDED(shape)                                                         \
+    LANES_NAME(panel_take), LANES_NAME(swiglu_rounded), sizeof(float),         \
+        LANES_NAME(shape)
 
 const struct product_kernels
-    LANES_NAME(product_kernels) =
-        {.of =
-             {
-                 [ARITHMETIC_FP32] =
-                     {
-                         [LINEAR_F32] = {fp32_f32, NULL, 0, plain_shape},
-                         [LINEAR_BF16] = {LANES_NAME(panel_fp32_bf16), FLOATS},
-                         [LINEAR_W8] = {LANES_NAME(panel_fp32_w8), FLOATS},
-                     },
-                 [ARITHMETIC_PAIR] =
-                     {
-                         [LINEAR_BF16] = {LANES_NAME(panel_pair_bf16),
-                                          ROUNDED(panel_shape)},
-                         [LINEAR_W8] = {LANES_NAME(panel_pair_w8),
-                                        ROUNDED(panel_shape)},
-                     },
-                 [ARITHMETIC_TILE] =
-                     {
-                         [LINEAR_BF16] = {LANES_NAME(panel_tile_bf16),
-                                          ROUNDED(panel_shape_tile)},
-                         [LINEAR_W8] = {LANES_NAME(panel_tile_w8),
-                                        ROUNDED(panel_shape_tile)},
-                     },
-             },
-         .swiglu = LANES_NAME(swiglu_floats)};
+    LANES_NAME(product_kernels) = {
+        .of = {
+            [ARITHMETIC_FP32] =
+                {
+                    [LINEAR_F32] = {fp32_f32, NULL, LANES_NAME(swiglu_floats),
+                                    0, plain_shape},
+                    [LINEAR_BF16] = {LANES_NAME(panel_fp32_bf16), FLOATS},
+                    [LINEAR_W8] = {LANES_NAME(panel_fp32_w8), FLOATS},
+                },
+            [ARITHMETIC_PAIR] =
+                {
+                    [LINEAR_BF16] = {LANES_NAME(panel_pair_bf16),
+                                     ROUNDED(panel_shape)},
+                    [LINEAR_W8] = {LANES_NAME(panel_pair_w8),
+                                   ROUNDED(panel_shape)},
+                },
+            [ARITHMETIC_TILE] =
+                {
+                    [LINEAR_BF16] = {LANES_NAME(panel_tile_bf16),
+                                     ROUNDED(panel_shape_tile)},
+                    [LINEAR_W8] = {LANES_NAME(panel_tile_w8),
+                                   ROUNDED(panel_shape_tile)},
+                },
+        }};
 
 void LANES_NAME(linear)(struct pool *pool, const struct linear_args *args)
 {

@@ -243,6 +243,13 @@ static const unsigned char *rows_of_tile(const struct work *w, uint32_t tile,
            (size_t)depth * LINE;
 }
 
+INLINE __m512 onto(struct product_onto by, __mmask16 mask, __m512 sum)
+{
+    return _mm512_fmadd_ps(_mm512_set1_ps(*by.keep),
+                           _mm512_maskz_loadu_ps(mask, by.from),
+                           _mm512_add_ps(sum, _mm512_setzero_ps()));
+}
+
 static void put_tile(const struct work *w, float (*sum)[PANEL], uint32_t tile,
                      uint32_t panel)
 {
@@ -257,6 +264,9 @@ static void put_tile(const struct work *w, float (*sum)[PANEL], uint32_t tile,
 
         if (p->is_add)
             v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), v);
+        if (p->onto.from)
+            v = onto(product_onto_at(p->onto, first + r, panel * PANEL), mask,
+                     v);
         if (p->is_streamed && left >= PANEL)
             _mm512_stream_ps(y, v);
         else
@@ -268,8 +278,8 @@ static void put_tile(const struct work *w, float (*sum)[PANEL], uint32_t tile,
  * two tiles share are then written twice, the same both times. */
 static bool is_direct(const struct work *w, uint32_t end)
 {
-    return !w->is_w8 && !w->p->is_add && !w->p->is_streamed &&
-           end * PANEL <= w->p->n_col;
+    return !w->is_w8 && !w->p->is_add && !w->p->onto.from &&
+           !w->p->is_streamed && end * PANEL <= w->p->n_col;
 }
 
 static float *place_of(const struct work *w, uint32_t tile, uint32_t panel)
@@ -522,10 +532,12 @@ static struct product_shape shape(uint32_t n_row, uint32_t n_step)
 #define TASKS_A_THREAD 4u
 
 const struct product_kernels product_kernels_amx = {
-    .of = {[ARITHMETIC_TILE] = {[LINEAR_BF16] = {tile_bf16, take_bf16, 2, shape,
-                                                 TASKS_A_THREAD},
-                                [LINEAR_W8] = {tile_w8, take_bf16, 2, shape,
-                                               TASKS_A_THREAD}}},
+    .of = {[ARITHMETIC_TILE] = {[LINEAR_BF16] = {tile_bf16, take_bf16,
+                                                 swiglu_halves_avx512_bf16, 2,
+                                                 shape, TASKS_A_THREAD},
+                                [LINEAR_W8] = {tile_w8, take_bf16,
+                                               swiglu_halves_avx512_bf16, 2,
+                                               shape, TASKS_A_THREAD}}},
     .base = &product_kernels_avx512_bf16,
 };
 

@@ -4,10 +4,10 @@
  * steps. It flushes by itself; the modes that product.h sets are for the
  * scales of W8 and for what is added to y.
  *
- * Register tiles of up to 12 rows by 2 panels or 24 by 1: 24 sums, the weights
- * and a broadcast of 32 registers. W8 weights become bf16 pairs in registers,
- * exactly: whole numbers below 128 have few bf16, which permutations of bytes
- * look up, 64 at a time.
+ * Register tiles of up to 12 rows by 2 panels or 24 by 1, 6 by 4 of what is
+ * near: 24 sums, the weights and a broadcast of 32 registers. W8 weights become
+ * bf16 pairs in registers, exactly: whole numbers below 128 have few bf16,
+ * which permutations of bytes look up, 64 at a time.
  *
  * Weights are asked for some KiB ahead, because what a tile of several rows
  * does with a weight lets the core look no further ahead than the latency of
@@ -73,6 +73,7 @@ struct cell {
     size_t y_stride;
     uint32_t n_last; /* lanes of the last panel */
     bool is_add;
+    struct product_onto onto; /* of near cells */
 };
 
 /*
@@ -200,7 +201,8 @@ INLINE void add_pair(const struct rows *x, uint32_t k, const __m512i *w,
 }
 
 /* sum += all pairs of bf16. One loop, whose end is guessed wrong once a cell:
- * two of them cost cells of 256 inputs a fiftieth. */
+ * two of them cost cells of 256 inputs a fiftieth. No bytes ahead: nothing is
+ * asked for. */
 INLINE void add_bf16(const struct cell *cell, struct ahead ahead,
                      uint32_t height, uint32_t width, sums sum)
 {
@@ -210,7 +212,7 @@ INLINE void add_bf16(const struct cell *cell, struct ahead ahead,
     for (uint32_t k = 0; k < cell->n_pair; k++, b += PAIR_BYTES) {
         __m512i w[WIDTH_MAX];
 
-        if (height >= AHEAD_HEIGHT_BF16) {
+        if (ahead.bytes) {
             next += ahead.more & -(size_t)(k == ahead.turn);
             fetch(cell, next, width);
             next += PAIR_BYTES;
@@ -273,19 +275,55 @@ INLINE void finish(const struct cell *cell, uint32_t height, uint32_t width,
         }
 }
 
+/* The sums of a near cell that go onto something. */
+INLINE void finish_onto(const struct cell *cell, uint32_t height,
+                        uint32_t width, sums sum)
+{
+#pragma GCC unroll 24
+    for (uint32_t r = 0; r < height; r++) {
+        const struct product_onto by = product_onto_at(cell->onto, r, 0);
+        const __m512 keep = _mm512_set1_ps(*by.keep);
+
+#pragma GCC unroll 4
+        for (uint32_t p = 0; p < width; p++) {
+            const uint32_t n = p + 1 < width ? PANEL : cell->n_last;
+            const __mmask16 mask = (__mmask16)((1u << n) - 1u);
+            const __m512 y = _mm512_add_ps(sum[r][p], _mm512_setzero_ps());
+
+            _mm512_mask_storeu_ps(
+                cell->y + r * cell->y_stride + p * PANEL, mask,
+                _mm512_fmadd_ps(
+                    keep, _mm512_maskz_loadu_ps(mask, by.from + p * PANEL), y));
+        }
+    }
+}
+
 INLINE void cell_bf16(const struct cell *cell, uint32_t height, uint32_t width)
 {
     const uint32_t n_ahead = AHEAD_BF16(height, width) / PAIR_BYTES;
     const uint32_t n_last = cell->n_pair < n_ahead ? cell->n_pair : n_ahead;
+    struct ahead ahead = {0};
+    sums sum;
+
+    if (height >= AHEAD_HEIGHT_BF16)
+        ahead = (struct ahead){.bytes = AHEAD_BF16(height, width),
+                               .more = ahead_of_end(cell, 0, width),
+                               .turn = cell->n_pair - n_last};
+    clear(height, width, sum);
+    add_bf16(cell, ahead, height, width, sum);
+    finish(cell, height, width, sum);
+}
+
+INLINE void cell_near(const struct cell *cell, uint32_t height, uint32_t width)
+{
     sums sum;
 
     clear(height, width, sum);
-    add_bf16(cell,
-             (struct ahead){.bytes = AHEAD_BF16(height, width),
-                            .more = ahead_of_end(cell, 0, width),
-                            .turn = cell->n_pair - n_last},
-             height, width, sum);
-    finish(cell, height, width, sum);
+    add_bf16(cell, (struct ahead){0}, height, width, sum);
+    if (cell->onto.from)
+        finish_onto(cell, height, width, sum);
+    else
+        finish(cell, height, width, sum);
 }
 
 /* acc += n groups of one panel from pair `first` on; what is asked for goes in
@@ -439,15 +477,15 @@ static uint32_t n_tile_of(uint32_t n_row)
     }
 DISPATCH(run_bf16, cell_bf16)
 DISPATCH(run_w8, cell_w8)
+DISPATCH(run_near, cell_near)
 
 typedef void cell_work(const struct cell *cell, uint32_t height,
                        uint32_t width);
 
-/* All rows against `width` panels from `panel` on. */
+/* All rows in n_tile tiles against `width` panels from `panel` on. */
 INLINE void run_columns(const struct product_tile *t, cell_work *work,
-                        uint32_t panel, uint32_t width)
+                        uint32_t panel, uint32_t width, uint32_t n_tile)
 {
-    const uint32_t n_tile = n_tile_of(t->n_row);
     const uint32_t height = t->n_row / n_tile, n_higher = t->n_row % n_tile;
     const uint32_t left = t->n_col - (panel + width - 1) * PANEL;
     struct cell cell = {
@@ -460,6 +498,7 @@ INLINE void run_columns(const struct product_tile *t, cell_work *work,
         .y_stride = t->c_stride,
         .n_last = left < PANEL ? left : PANEL,
         .is_add = t->is_add,
+        .onto = product_onto_at(t->onto, 0, (size_t)panel * PANEL),
     };
 
     for (uint32_t i = 0; i < n_tile; i++) {
@@ -468,6 +507,7 @@ INLINE void run_columns(const struct product_tile *t, cell_work *work,
         work(&cell, h, width);
         cell.x += h * cell.x_stride;
         cell.y += h * cell.y_stride;
+        cell.onto = product_onto_at(cell.onto, h, 0);
     }
 }
 
@@ -485,13 +525,32 @@ INLINE void run(const struct product_tile *t, cell_work *work,
     for (uint32_t panel = 0; panel < n_panel; panel += width) {
         while (width > n_panel - panel)
             width /= 2;
-        run_columns(t, work, panel, width);
+        run_columns(t, work, panel, width, n_tile);
+    }
+}
+
+/* Panels and rows that the nearest caches have: nothing to ask for, and tiles
+ * of most sums for what they load, four panels wide where there are as many. */
+static void run_all_near(const struct product_tile *t)
+{
+    const uint32_t n_panel = (t->n_col + PANEL - 1) / PANEL;
+    uint32_t width = WIDTH_MAX;
+
+    for (uint32_t panel = 0; panel < n_panel; panel += width) {
+        while (width > n_panel - panel)
+            width /= 2;
+
+        const uint32_t most = HEIGHT_MAX / width;
+        run_columns(t, run_near, panel, width, (t->n_row + most - 1) / most);
     }
 }
 
 static void pair_bf16(const struct product_tile *tile)
 {
-    run(tile, run_bf16, ALONE_BF16_MIN, ALONE_BF16_MAX);
+    if (tile->is_near)
+        run_all_near(tile);
+    else
+        run(tile, run_bf16, ALONE_BF16_MIN, ALONE_BF16_MAX);
 }
 
 static void pair_w8(const struct product_tile *tile)
@@ -524,9 +583,12 @@ void take_bf16(void *to, const float *x, uint32_t n, uint32_t n_step)
 /* ------------------------------------------------------------- the backend */
 
 const struct product_kernels product_kernels_avx512_bf16 = {
-    .of = {[ARITHMETIC_PAIR] = {[LINEAR_BF16] = {pair_bf16, take_bf16, 2,
+    .of = {[ARITHMETIC_PAIR] = {[LINEAR_BF16] = {pair_bf16, take_bf16,
+                                                 swiglu_halves_avx512_bf16, 2,
                                                  shape},
-                                [LINEAR_W8] = {pair_w8, take_bf16, 2, shape}}},
+                                [LINEAR_W8] = {pair_w8, take_bf16,
+                                               swiglu_halves_avx512_bf16, 2,
+                                               shape}}},
     .base = &product_kernels_avx512,
 };
 

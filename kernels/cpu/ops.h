@@ -31,10 +31,6 @@ void LANES_NAME(combine)(struct pool *pool, const struct combine_args *args);
 uint32_t LANES_NAME(draw)(const struct draw_args *args);
 void LANES_NAME(peaks)(const struct peaks_args *args);
 
-/* y = silu(gate) * up of n floats. */
-void LANES_NAME(swiglu_floats)(float *y, const float *gate, const float *up,
-                               uint32_t n);
-
 /*
  * Waking and joining workers costs about a microsecond. Less work than this
  * stays on the caller: vector fused multiply-adds of a product, or floats that

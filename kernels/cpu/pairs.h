@@ -25,6 +25,13 @@ LANES_INLINE void pairs_store(uint32_t *to, v16 low, v16 high)
     _mm512_storeu_si512(to, word);
 }
 
+/* Of numbers that are bf16 already. */
+LANES_INLINE void pairs_store_rounded(uint32_t *to, v16 low, v16 high)
+{
+    __m512i bits = _mm512_srli_epi32(_mm512_castps_si512(low), 16);
+    _mm512_storeu_si512(to, _mm512_or_si512(bits, _mm512_castps_si512(high)));
+}
+
 /* A row of 16. */
 LANES_INLINE void pairs_store_row(uint16_t *to, v16 x)
 {
@@ -56,6 +63,17 @@ LANES_INLINE void pairs_store(uint32_t *to, v16 low, v16 high)
     _mm256_storeu_si256((__m256i *)to, _mm256_or_si256(a, pairs_low(low.a)));
     _mm256_storeu_si256((__m256i *)(to + 8),
                         _mm256_or_si256(b, pairs_low(low.b)));
+}
+
+/* Of numbers that are bf16 already. */
+LANES_INLINE void pairs_store_rounded(uint32_t *to, v16 low, v16 high)
+{
+    __m256i a = _mm256_srli_epi32(_mm256_castps_si256(low.a), 16);
+    __m256i b = _mm256_srli_epi32(_mm256_castps_si256(low.b), 16);
+    _mm256_storeu_si256((__m256i *)to,
+                        _mm256_or_si256(a, _mm256_castps_si256(high.a)));
+    _mm256_storeu_si256((__m256i *)(to + 8),
+                        _mm256_or_si256(b, _mm256_castps_si256(high.b)));
 }
 
 /* A row of 16. */

@@ -24,4 +24,6 @@ struct product_shape LANES_NAME(panel_shape_tile)(uint32_t n_row,
 /* x rounded to bf16, as floats, zeros behind. */
 void LANES_NAME(panel_take)(void *to, const float *x, uint32_t n,
                             uint32_t n_step);
+
+product_gate LANES_NAME(swiglu_floats), LANES_NAME(swiglu_rounded);
 #endif

@@ -28,6 +28,7 @@ struct cell {
     const float *a;
     const unsigned char *b;
     uint32_t n_col; /* outputs that exist */
+    struct product_onto onto;
 };
 
 typedef v16 sums[HEIGHT_MAX][WIDTH_MAX];
@@ -219,6 +220,12 @@ LANES_INLINE void run_groups(struct cursor *at, uint32_t n, struct shape shape,
     }
 }
 
+LANES_INLINE v16 onto(struct product_onto by, uint32_t left, v16 sum)
+{
+    return v16_fma(v16_set1(*by.keep), v16_load_part(by.from, 0, left),
+                   v16_add(sum, v16_zero()));
+}
+
 LANES_INLINE void put(const struct cell *cell, uint32_t height, uint32_t width,
                       sums sum)
 {
@@ -232,6 +239,8 @@ LANES_INLINE void put(const struct cell *cell, uint32_t height, uint32_t width,
 
             if (cell->t->is_add)
                 y = v16_add(v16_load_part(c, 0, left), y);
+            if (cell->onto.from)
+                y = onto(product_onto_at(cell->onto, r, p * LANES), left, y);
             v16_store_part(c, y, 0, left);
         }
 }
@@ -338,6 +347,7 @@ static void run_columns(const struct product_tile *t, cell_work *work,
         .a = t->a,
         .b = (const unsigned char *)t->b + first / LANES * t->b_stride,
         .n_col = t->n_col - first,
+        .onto = product_onto_at(t->onto, 0, first),
     };
 
     for (uint32_t i = 0; i < n_tile; i++) {
@@ -346,6 +356,7 @@ static void run_columns(const struct product_tile *t, cell_work *work,
         work(&cell, h, width);
         cell.a += h * t->a_stride;
         cell.c += h * t->c_stride;
+        cell.onto = product_onto_at(cell.onto, h, 0);
     }
 }
 

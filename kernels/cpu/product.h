@@ -12,6 +12,25 @@
 /* Of the thread's scratch, free for a micro-kernel, 64-byte aligned. */
 #define PRODUCT_SCRATCH_BYTES (POOL_SCRATCH_BYTES / 2)
 
+/* What a sum goes onto: c = fma(keep, from, sum + 0). */
+struct product_onto {
+    const float *from; /* has the form of c, and may be it; NULL: no such */
+    size_t from_stride;
+    const float *keep;  /* of each row */
+    size_t keep_stride; /* 0: one for all */
+};
+
+/* The same for what stands some rows below and columns to the right. */
+static inline struct product_onto product_onto_at(struct product_onto onto,
+                                                  size_t row, size_t column)
+{
+    if (onto.from) {
+        onto.from += row * onto.from_stride + column;
+        onto.keep += row * onto.keep_stride;
+    }
+    return onto;
+}
+
 /* One call of a micro-kernel: c = or += a times panels, by contract linear.h.
  */
 struct product_tile {
@@ -24,10 +43,22 @@ struct product_tile {
     uint32_t n_row, n_col;
     uint32_t n_in, n_step; /* inputs, and those with their padding */
     bool is_add;
-    bool is_streamed; /* c is whole lines of more than caches hold */
-    void *scratch;    /* PRODUCT_SCRATCH_BYTES */
+    struct product_onto onto; /* of LINEAR_BF16 alone, not with is_add */
+    bool is_near;             /* b was just made, or read: caches have it */
+    bool is_streamed;         /* c is whole lines of more than caches hold */
+    void *scratch;            /* PRODUCT_SCRATCH_BYTES */
 };
 typedef void product_work(const struct product_tile *tile);
+
+/* silu(gate) * up of some rows, and zeros behind n_col. */
+struct product_swiglu {
+    void *to;        /* [n_row] rows of n_step elements */
+    size_t to_bytes; /* from row to row */
+    const float *gate, *up;
+    size_t stride;
+    uint32_t n_row, n_col, n_step;
+};
+typedef void product_gate(const struct product_swiglu *swiglu);
 
 /* Rows and panels of one unit. Of matters of speed alone. */
 struct product_shape {
@@ -39,6 +70,7 @@ struct product_kernel {
     /* Make one row of n_step elements of the n floats x: zeros at the end.
      * NULL: the kernel reads floats as they are, n_in of them. */
     void (*take)(void *to, const float *x, uint32_t n, uint32_t n_step);
+    product_gate *swiglu;   /* the same of silu(gate) * up; never NULL */
     uint32_t element_bytes; /* of what take() makes */
     /* For a product of n_row rows, of which a unit may take fewer. */
     struct product_shape (*shape)(uint32_t n_row, uint32_t n_step);
@@ -51,8 +83,6 @@ struct product_kernel {
 struct product_kernels {
     struct product_kernel of[N_CPU_ARITHMETIC][N_LINEAR_TYPE];
     const struct product_kernels *base; /* has what is not here; or NULL */
-    /* y = silu(gate) * up of n floats. */
-    void (*swiglu)(float *y, const float *gate, const float *up, uint32_t n);
 };
 
 /* The weights that rows [first_row, first_row + n_row) of y meet. */
@@ -132,6 +162,7 @@ void product_ffn(struct pool *pool, const struct ffn_args *args, bool is_add,
 
 /* The take() of bf16 rows: as scalar_to_bf16(), by the instruction for it. */
 void take_bf16(void *to, const float *x, uint32_t n, uint32_t n_step);
+product_gate swiglu_halves_avx512_bf16;
 
 extern const struct product_kernels product_kernels_avx2,
     product_kernels_avx512, product_kernels_avx512_bf16, product_kernels_amx;

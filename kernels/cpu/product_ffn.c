@@ -17,8 +17,7 @@
  * less than another start of the pool. */
 #define OWN_ELEMENTS 16384u
 /* Panels of gate, then of up, where few rows wait for them: each turn from one
- * to the other costs as much as some hundred bytes each of a panel, and a unit
- * has one call of swiglu a row. */
+ * to the other costs as much as some hundred bytes each of a panel. */
 #define UNIT_PANELS 16u
 #define UNIT_ROWS 24u
 /* In the part of a thread's scratch that micro-kernels leave alone. */
@@ -29,7 +28,7 @@
 struct ffn {
     const struct ffn_args *args;
     const struct product_kernel *in; /* of gate and up */
-    void (*swiglu)(float *y, const float *gate, const float *up, uint32_t n);
+    product_gate *swiglu;            /* into rows for down */
     struct product_form x_form, act_form;
     uint32_t first, n_row; /* the block */
     bool is_own;           /* every thread makes rows of x for itself */
@@ -100,17 +99,18 @@ static void put(const struct ffn *f, const struct unit *u)
 {
     const struct linear *down = f->args->down;
     const bool is_last = u->column + u->n_col == down->n_in;
-    const uint32_t n_step =
-        is_last ? (uint32_t)linear_n_step(down) - u->column : u->n_col;
 
-    for (uint32_t r = 0; r < u->n_row; r++) {
-        float *gate = u->gate + r * u->width;
-
-        f->swiglu(gate, gate, u->up + r * u->width, u->n_col);
-        f->act_form.take(f->act + (u->row + r) * f->act_form.row_bytes +
-                             (size_t)u->column * f->act_form.element_bytes,
-                         gate, u->n_col, n_step);
-    }
+    f->swiglu(&(struct product_swiglu){
+        .to = f->act + u->row * f->act_form.row_bytes +
+              (size_t)u->column * f->act_form.element_bytes,
+        .to_bytes = f->act_form.row_bytes,
+        .gate = u->gate,
+        .up = u->up,
+        .stride = u->width,
+        .n_row = u->n_row,
+        .n_col = u->n_col,
+        .n_step =
+            is_last ? (uint32_t)linear_n_step(down) - u->column : u->n_col});
 }
 
 static void run_unit(const struct ffn *f, uint32_t i, const unsigned char *x,
@@ -269,16 +269,13 @@ static bool is_by_rows(const struct ffn *f, const struct pool *pool)
 void product_ffn(struct pool *pool, const struct ffn_args *args, bool is_add,
                  const struct product_kernels *kernels)
 {
-    const struct product_kernels *has_swiglu = kernels;
     struct ffn f = {.args = args, .in = product_kernel_of(kernels, args->gate)};
     size_t fit;
 
     assert(args->up->n_out == args->gate->n_out &&
            args->up->type == args->gate->type &&
            args->down->n_in == args->gate->n_out);
-    while (!has_swiglu->swiglu)
-        has_swiglu = has_swiglu->base;
-    f.swiglu = has_swiglu->swiglu;
+    f.swiglu = product_kernel_of(kernels, args->down)->swiglu;
     f.x_form = product_form_of(f.in, args->gate);
     f.act_form =
         product_form_of(product_kernel_of(kernels, args->down), args->down);

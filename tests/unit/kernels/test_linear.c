@@ -3,6 +3,7 @@
  * (not as they were packed), the orders of linear.h written out by hand, then
  * every backend against ref by bits, in every arithmetic and type of weights.
  */
+#include "base/rooms.h"
 #include "kernels/scalar.h"
 #include "tests/unit/kernels/fixture.h"
 
@@ -480,4 +481,40 @@ Test(linear, of_f32_have_the_fp32_chain_also_beside_mma)
     must(linear_init(8, 8, LINEAR_F32, ARITHMETIC_MMA, &w));
     cr_assert(eq(int, w.arithmetic, ARITHMETIC_FP32));
     linear_release(&w);
+}
+
+/* What is left, before and after: a room is given back. */
+static void settle(struct rooms *rooms, uint32_t n_out, bool has_own_pages)
+{
+    float weight[3] = {0.5f, -1.0f, 2.0f}, x[3] = {1.0f, 2.0f, 3.0f};
+    float *y = malloc(n_out * sizeof(*y));
+    struct linear w;
+    size_t left;
+
+    must(linear_init(3, n_out, LINEAR_F32, ARITHMETIC_FP32, &w));
+    linear_pack_f32(&w, n_out - 1, 1, weight);
+    left = rooms_left(rooms);
+    must(linear_settle(&w, rooms));
+    cr_assert_eq(w.rooms == NULL, has_own_pages);
+    cr_assert_eq(rooms_left(rooms) < left, !has_own_pages);
+    backend_ref_found()->linear(
+        NULL, &(struct linear_args){y, n_out, x, 3, 1, &w, NULL});
+    cr_assert_eq(y[0], 0.0f);
+    cr_assert_eq(y[n_out - 1], 4.5f);
+    linear_release(&w);
+    cr_assert_eq(rooms_left(rooms), left);
+    free(y);
+}
+
+Test(linear, small_weights_settle_in_rooms_and_large_ones_stay)
+{
+    struct rooms *rooms;
+    void *kept;
+
+    must(rooms_create(&rooms));
+    must(rooms_take(rooms, (size_t)1 << 20, &kept)); /* a chunk is there */
+    settle(rooms, 1u << 14, false);
+    settle(rooms, 1u << 18, true);
+    rooms_give(rooms, kept);
+    rooms_destroy(rooms);
 }
