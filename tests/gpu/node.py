@@ -429,6 +429,8 @@ def main():
     parse.add_argument("part", nargs="*", metavar="PART")
     parse.add_argument("--device", default="cuda", choices=("cuda", "apart"))
     options = parse.parse_intermixed_args()
+    # Who is told to end takes its nodes along, and what they hold of the device.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     bad = False
     for part in options.part:
         if part not in PARTS:

@@ -145,9 +145,11 @@ models() {
 
 exact() {
     n_each=$(((n_all + $(models | wc -l) - 1) / $(models | wc -l)))
+    first=0 # each model has schedules of its own
     for model in $(models); do
         try "$(basename "$model")" "$gpu_model" exact "$cuda" "$model" \
-            --schedules "$n_each" --seconds $((limit * 3 / 4))
+            --schedules "$n_each" --seconds $((limit * 3 / 4)) --first "$first"
+        first=$((first + n_each))
     done
 }
 
