@@ -35,7 +35,10 @@ struct mixer_field {
     const char *name; /* "s", "ring_k", "conv" */
     enum field_type type;
     uint32_t n_dim, dim[4];
-    size_t offset; /* bytes from the state's start; multiple of 64 */
+    uint32_t ring_axis; /* which dimension are the GRID tokens of a ring, or
+                           half as many where two lie side by side in the last;
+                           0: it is no ring */
+    size_t offset;      /* bytes from the state's start; multiple of 64 */
 };
 
 /* What of the numerics decides how memory lies. */

@@ -87,24 +87,34 @@ static void add_field(struct mixer_plan *plan, const char *name,
     plan->state_bytes += (size + 63) / 64 * 64;
 }
 
+static void add_ring(struct mixer_plan *plan, const char *name,
+                     enum field_type type, uint32_t axis, uint32_t n_dim,
+                     const uint32_t *dim)
+{
+    add_field(plan, name, type, n_dim, dim);
+    plan->field[plan->n_field - 1].ring_axis = axis;
+}
+
+/* As struct delta_state (kernels/backend.h) has them. */
 static void add_rings(struct mixer_plan *plan, struct delta_shape s)
 {
     if (s.arithmetic == ARITHMETIC_FP32) {
-        add_field(plan, "ring_k", FIELD_F32, 3,
-                  (uint32_t[4]){s.n_k_head, s.d_k, GRID});
-        add_field(plan, "ring_u", FIELD_F32, 3,
-                  (uint32_t[4]){s.n_v_head, GRID, s.d_v});
+        add_ring(plan, "ring_k", FIELD_F32, 2, 3,
+                 (uint32_t[4]){s.n_k_head, s.d_k, GRID});
+        add_ring(plan, "ring_u", FIELD_F32, 1, 3,
+                 (uint32_t[4]){s.n_v_head, GRID, s.d_v});
     } else if (s.arithmetic == ARITHMETIC_MMA) {
-        add_field(plan, "ring_k", FIELD_BF16, 3,
-                  (uint32_t[4]){s.n_k_head, GRID, s.d_k});
-        add_field(plan, "ring_u", FIELD_BF16, 3,
-                  (uint32_t[4]){s.n_v_head, GRID, s.d_v + DELTA_BLOCK});
+        add_ring(plan, "ring_k", FIELD_BF16, 1, 3,
+                 (uint32_t[4]){s.n_k_head, GRID, s.d_k});
+        add_ring(plan, "ring_u", FIELD_BF16, 1, 3,
+                 (uint32_t[4]){s.n_v_head, GRID, s.d_v + DELTA_BLOCK});
     } else {
-        add_field(plan, "ring_k", FIELD_BF16, 4,
-                  (uint32_t[4]){s.n_k_head, (s.d_k + 1) / 2, GRID, 2});
-        add_field(plan, "ring_u", FIELD_BF16, 4,
-                  (uint32_t[4]){s.n_v_head, GRID / 2, s.d_v, 2});
+        add_ring(plan, "ring_k", FIELD_BF16, 2, 4,
+                 (uint32_t[4]){s.n_k_head, (s.d_k + 1) / 2, GRID, 2});
+        add_ring(plan, "ring_u", FIELD_BF16, 1, 4,
+                 (uint32_t[4]){s.n_v_head, GRID / 2, s.d_v, 2});
     }
+    add_ring(plan, "ring_g", FIELD_F64, 1, 2, (uint32_t[4]){s.n_v_head, GRID});
 }
 
 /* For each v-head which S0 was copied, then the copies. */
@@ -152,7 +162,6 @@ static void plan(const struct config *config, struct mixer_numerics numerics,
     };
     add_field(out, "s", FIELD_F32, 3, (uint32_t[4]){s.n_v_head, s.d_k, s.d_v});
     add_rings(out, s);
-    add_field(out, "ring_g", FIELD_F64, 2, (uint32_t[4]){s.n_v_head, GRID});
     add_field(out, "conv", FIELD_F32, 2,
               (uint32_t[4]){config->conv_width - 1, (uint32_t)fused.n_channel});
 }

@@ -9,13 +9,11 @@ struct ring {
     size_t element_bytes;
 };
 
-/* Of rings, keys have tokens last; two of bf16 lie side by side in others. */
 static struct ring ring_of(const struct mixer_field *field)
 {
-    const bool is_k = strcmp(field->name, "ring_k") == 0;
-    const uint32_t axis = is_k ? 2 : 1;
+    const uint32_t axis = field->ring_axis;
     struct ring ring = {.n_outer = 1,
-                        .n_side = field->type == FIELD_BF16 && !is_k ? 2 : 1,
+                        .n_side = GRID / field->dim[axis],
                         .element_bytes = field_element_bytes(field->type)};
 
     ring.n_inner = ring.element_bytes;
@@ -43,11 +41,6 @@ static void clear_ring(struct ring ring, size_t n_live, char *bytes)
         }
 }
 
-static bool is_ring(const struct mixer_field *field)
-{
-    return strncmp(field->name, "ring_", 5) == 0;
-}
-
 /* Where the next field begins, or the state ends. */
 static size_t field_end(const struct mixer_plan *plan, uint32_t i)
 {
@@ -63,7 +56,7 @@ uint32_t mixer_live(const struct mixer_plan *plan, uint64_t position,
     for (uint32_t i = 0; i < plan->n_field; i++) {
         const size_t begin = plan->field[i].offset, end = field_end(plan, i);
 
-        if (position % GRID == 0 && is_ring(&plan->field[i]))
+        if (position % GRID == 0 && plan->field[i].ring_axis)
             continue;
         if (n > 0 && out[n - 1].offset + out[n - 1].bytes == begin)
             out[n - 1].bytes += end - begin;
@@ -90,7 +83,7 @@ void mixer_clear_moot(const struct mixer_plan *plan, uint64_t position,
     for (uint32_t i = 0; i < plan->n_field; i++) {
         const struct mixer_field *field = &plan->field[i];
 
-        if (is_ring(field))
+        if (field->ring_axis)
             clear_ring(ring_of(field), position % GRID,
                        (char *)state + field->offset);
     }

@@ -10,8 +10,8 @@
 #include <unistd.h>
 
 const struct golden_tolerance golden_tolerance_exact = {2e-3, 1e-2, 1e-3};
-const struct golden_tolerance golden_tolerance_bf16 = {INFINITY, 0.1, 2e-3};
-const struct golden_tolerance golden_tolerance_w8 = {INFINITY, 0.1, 5e-3};
+const struct golden_tolerance golden_tolerance_bf16 = {INFINITY, 0.05, 2e-3};
+const struct golden_tolerance golden_tolerance_w8 = {INFINITY, 0.05, 5e-3};
 const struct golden_tolerance golden_tolerance_f8 = {INFINITY, 0.1, 1e-2};
 
 /* ------------------------------------------------------------------ tally */
@@ -39,10 +39,22 @@ void golden_add_tally(struct golden_tally *tally,
     tally->n_token += more->n_token;
     tally->n_equal += more->n_equal;
     tally->n_wrong += more->n_wrong;
+    tally->near_tie = fmax(tally->near_tie, more->near_tie);
     tally->n_case += more->n_case;
     tally->n_case_good += more->n_case_good;
     tally->n_answer += more->n_answer;
     tally->n_answer_found += more->n_answer_found;
+}
+
+void golden_add_token(struct golden_tally *tally, bool is_equal, double margin,
+                      const struct golden_tolerance *tolerance)
+{
+    tally->n_token++;
+    tally->n_equal += is_equal;
+    if (is_equal)
+        return;
+    tally->n_wrong += !(margin <= tolerance->margin);
+    tally->near_tie = fmax(tally->near_tie, margin);
 }
 
 bool golden_is_within(const struct golden_tally *tally,
@@ -55,10 +67,13 @@ bool golden_is_within(const struct golden_tally *tally,
 
 void golden_print(const struct golden_tally *tally, FILE *to)
 {
-    fprintf(to, "max_abs_err=%.3g mean_abs_err=%.3g greedy=%lu/%lu\n",
+    fprintf(to, "max_abs_err=%.3g mean_abs_err=%.3g greedy=%lu/%lu",
             tally->max_err,
             tally->n_err ? tally->sum_err / (double)tally->n_err : 0.0,
             tally->n_equal, tally->n_token);
+    if (tally->n_equal < tally->n_token)
+        fprintf(to, " near_tie=%.3g", tally->near_tie);
+    fputc('\n', to);
 }
 
 double golden_margin(const float *logit, uint32_t n_vocab)
@@ -183,11 +198,9 @@ static enum status compare_greedy(struct solo *solo, const struct comparison *c)
         enum status st;
 
         golden_add_row(c->tally, logit, oracle, c->n_vocab);
-        c->tally->n_token++;
-        if (solo_argmax(logit, c->n_vocab) == prompt->greedy[i])
-            c->tally->n_equal++;
-        else if (golden_margin(oracle, c->n_vocab) > c->tolerance->margin)
-            c->tally->n_wrong++;
+        golden_add_token(c->tally,
+                         solo_argmax(logit, c->n_vocab) == prompt->greedy[i],
+                         golden_margin(oracle, c->n_vocab), c->tolerance);
         st = solo_feed(solo, &prompt->greedy[i], 1, &logit);
         if (st)
             return st;

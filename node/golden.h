@@ -47,6 +47,8 @@ struct golden_options {
 /*
  * Compare and write one line per kind of case, then the total:
  *     max_abs_err=3.1e-06 mean_abs_err=2.2e-07 greedy=24/24
+ * and, where greedy tokens differ, near_tie=: how far apart the oracle's first
+ * two logits are there at most.
  * *out_is_within says whether all of it was within tolerance.
  *   NOT_FOUND         no golden.safetensors in the directory
  *   INVALID_ARGUMENT  a tensor or field missing, misshaped or not of this

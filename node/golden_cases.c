@@ -146,21 +146,19 @@ static enum status follow(const struct run *run, const struct trial *trial,
 {
     for (uint64_t i = 0; i < trial->n_greedy; i++) {
         const bool has_row = read_row(run, trial->n, i, reply->oracle);
+        bool is_equal;
         enum status st;
 
         if (has_row)
             golden_add_row(tally, logit, reply->oracle, run->n_vocab);
         reply->said[i] = solo_argmax(logit, run->n_vocab);
         reply->n_said = i + 1;
-        tally->n_token++;
-        if (reply->said[i] != trial->greedy[i]) {
-            if (golden_margin(has_row ? reply->oracle : logit, run->n_vocab) >
-                run->options->tolerance->margin)
-                tally->n_wrong++;
-            return STATUS_OK;
-        }
-        tally->n_equal++;
-        if (i + 1 == trial->n_greedy)
+        is_equal = reply->said[i] == trial->greedy[i];
+        golden_add_token(
+            tally, is_equal,
+            golden_margin(has_row ? reply->oracle : logit, run->n_vocab),
+            run->options->tolerance);
+        if (!is_equal || i + 1 == trial->n_greedy)
             return STATUS_OK;
         st = solo_feed(run->solo, &trial->greedy[i], 1, &logit);
         if (st)

@@ -103,7 +103,7 @@ def small_cases():
     with open(os.path.join(GOLDEN, "godwit-tiny", "cases.json"),
               encoding="utf-8") as file:
         cases = json.load(file)
-    greedy, niah = cases[0], cases[5]
+    greedy, tie, niah = cases[0], cases[1], cases[5]
     tokens = cases[17]["input_ids"][:1025]
     # The whole text's likelihood of its first 1,024 tokens is this one's own.
     text = {"kind": "perplexity", "input_ids": tokens,
@@ -111,8 +111,9 @@ def small_cases():
             "nll_first_1024": cases[17]["nll_first_1024"]}
     tensors = read_tensors(
         os.path.join(GOLDEN, "godwit-tiny", "golden.safetensors"))
-    return [greedy, niah, text], {"logits.0": tensors["logits.0"],
-                                  "logits.1": tensors["logits.5"]}
+    return [greedy, niah, text, tie], {"logits.0": tensors["logits.0"],
+                                       "logits.1": tensors["logits.5"],
+                                       "logits.3": tensors["logits.1"]}
 
 
 def put(index, key, value):
@@ -128,9 +129,9 @@ def bump(index, key, place):
 
 
 CASES = [
-    ("nothing", lambda cases: None, 0, "total cases=3/3"),
-    ("another token", bump(0, "greedy_ids", 3), 1, "greedy cases=0/1"),
-    ("a late token", bump(0, "greedy_ids", 63), 1, "greedy cases=0/1"),
+    ("nothing", lambda cases: None, 0, "total cases=4/4"),
+    ("another token", bump(0, "greedy_ids", 3), 1, "greedy cases=1/2"),
+    ("a late token", bump(0, "greedy_ids", 63), 1, "greedy cases=1/2"),
     ("another answer", put(1, "answer", "0000000"), 1, "answers=0/1"),
     ("likelihood off", put(2, "mean_nll", 3.7530), 1, "perplexity cases=0/1"),
     ("first tokens' off", put(2, "nll_first_1024", 3.0), 1, "cases=0/1"),
@@ -145,11 +146,13 @@ CASES = [
 
 # Rounded products are judged by margins, likelihoods and needles alone.
 ROUNDED = [
-    ("nothing", lambda cases: None, "bf16-pair", "w8", 0, "total cases=3/3"),
-    ("a near-tie", bump(0, "greedy_ids", 0), "bf16-pair", "bf16", 0,
-     "greedy=0/1"),
+    ("nothing", lambda cases: None, "bf16-pair", "w8", 0, "total cases=4/4"),
+    ("a near-tie", bump(3, "greedy_ids", 3), "bf16-pair", "bf16", 0,
+     "greedy=67/68 near_tie=0.000437"),
+    ("one by 0.07", bump(0, "greedy_ids", 0), "bf16-pair", "bf16", 1,
+     "greedy cases=1/2"),
     ("another token", bump(0, "greedy_ids", 63), "bf16-pair", "bf16", 1,
-     "greedy cases=0/1"),
+     "greedy cases=1/2"),
     ("another answer", put(1, "answer", "0000000"), "bf16-tile", "bf16", 1,
      "answers=0/1"),
     ("likelihood off", put(2, "mean_nll", 3.7582), "bf16-pair", "bf16", 1,

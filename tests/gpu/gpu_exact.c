@@ -223,32 +223,23 @@ static enum status read_layer(const struct stage *stage,
     return device_wait(device);
 }
 
-/* Digest of what is not behind the position: states but for their rings, and
- * full blocks. */
+/* Digest of states, but for what rings have behind the position, and full
+ * blocks. */
 static enum status digest_state(const struct stage *stage,
                                 const struct memory *memory, uint64_t *out)
 {
-    const uint64_t n_block = memory_position(memory) / KV_BLOCK;
+    const uint64_t position = memory_position(memory);
+    const uint64_t n_block = position / KV_BLOCK;
     struct digest all = {0};
     enum status st = STATUS_OK;
 
     for (uint32_t i = 0; !st && i < model_config(stage->model)->n_layer; i++) {
         const struct mixer_plan *plan = model_plan(stage->model, i);
-        const char *copy = stage->copy;
 
         st = read_layer(stage, memory, i, n_block);
-        for (uint32_t f = 0; f < plan->n_field; f++) {
-            const struct mixer_field *field = &plan->field[f];
-            size_t n = field_element_bytes(field->type);
-
-            for (uint32_t d = 0; d < field->n_dim; d++)
-                n *= field->dim[d];
-            if (strncmp(field->name, "ring_", 5) != 0)
-                all = digest_chain(all, copy + field->offset, n);
-        }
-        if (plan->block_bytes)
-            all = digest_chain(all, copy + plan->state_bytes,
-                               n_block * plan->block_bytes);
+        mixer_clear_moot(plan, position, stage->copy);
+        all = digest_chain(all, stage->copy,
+                           plan->state_bytes + n_block * plan->block_bytes);
     }
     *out = all.lo ^ all.hi;
     return st;

@@ -334,9 +334,9 @@ def check_tight(place):
 
 def check_full(place):
     """Prompts twice as long each time, until there is no room."""
-    data, n_word, err = place.fresh(), 512, ""
+    data, n_word, err, fits = place.fresh(), 512, "", []
     with place.on_device(data, "--session-memory", "65536",
-                         fault="full@1:8") as node:
+                         fault="full@1:%d" % (64 if place.is_gpu else 8)) as node:
         node.call(*play(0, 0))
         before = node.tokens("s0")
         while not err and n_word < 1 << 17:
@@ -349,10 +349,13 @@ def check_full(place):
             call = node.start(*words)
             _, err = call.communicate(timeout=CALL_S)
             want(call.returncode == 0 or "KV_MEMORY" in err, "it says", err)
-            err = err if call.returncode else ""
+            if not call.returncode:
+                err = ""
+                fits.append("long-%d" % n_word)
         want(err, "even", n_word, "words fit")
+        want(fits, "there was no room at all")
         want(node.tokens("s0") == before, "s0 has changed")
-        node.call("session", "delete", "long-%d" % (n_word // 2))
+        node.call("session", "delete", fits[-1])
         node.call(*play(0, 1))  # there is room again
         log = node.tokens("s0")
         node.kill()
@@ -426,6 +429,8 @@ def main():
     parse.add_argument("part", nargs="*", metavar="PART")
     parse.add_argument("--device", default="cuda", choices=("cuda", "apart"))
     options = parse.parse_intermixed_args()
+    # Who is told to end takes its nodes along, and what they hold of the device.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     bad = False
     for part in options.part:
         if part not in PARTS:

@@ -8,29 +8,32 @@
 # BUILD is a build folder; what is missing in it is made by cmake where that is
 # there. A folder of pack.sh needs the driver alone, and python3 for `node`.
 #
-# PART, all of them in this order if none is named:
-#   kernels   every kernel against its oracle                 check_NAME
-#   ops       small operators against ref                     gpu_model ops
-#   exact     the same bits over random schedules             gpu_model exact
-#   formats   the same and goldens in formats of eight bits
-#   goldens   logits, greedy texts, needles                   gpu_model check
+# PART, all of them in this order if none is named, longest first:
+#   race      compute-sanitizer: shared memory (racecheck)
+#   memory    compute-sanitizer: accesses (memcheck)
 #   node      godwitd between CPU and GPU, with too little    tests/gpu/node.py
 #             memory, with a GPU that fails
-#   memory    compute-sanitizer: accesses (memcheck)
-#   race      compute-sanitizer: shared memory (racecheck)
+#   exact     the same bits over random schedules             gpu_model exact
+#   formats   the same and goldens in formats of eight bits
+#   kernels   every kernel against its oracle                 check_NAME
+#   ops       small operators against ref                     gpu_model ops
+#   goldens   logits, greedy texts, needles                   gpu_model check
 #   time      steps beside their bounds                       gpu_model time
 #   swap      sessions carried between device and host
 #
+# What measures no time runs JOBS (4) at a time (more gain little: the GPU is
+# theirs in turn), but for a full device, which leaves no memory to others.
+#
 # N (1000) random schedules in all over the models of `exact`; SECONDS_MAX (60)
-# for each program, or SECONDS_TIME (240) for those that load large models to
-# time them, PART_MAX (600) for each part; CONFIGS are the shapes that are timed.
-# Where its time ends, `exact` says how far it came.
+# for each program, SECONDS_LONG (240) for those that load large models or check
+# each access, SECONDS_ALL (900) for everything; CONFIGS are the shapes that are
+# timed. Where its time ends, `exact` says how far it came.
 #
 # Exit: 0 all held, 1 something did not (or not in time), 2 no such part, 3 all
 # held that could be tried, but not all could. What each proves is in
 # docs/PERFORMANCE.md, "On a GPU: what proves what".
 set -u
-all='kernels ops exact formats goldens node memory race time swap'
+all='race memory node exact formats kernels ops goldens time swap'
 build=${1:-build}
 [ $# -eq 0 ] || shift
 parts=${*:-$all}
@@ -47,62 +50,76 @@ cd "$(dirname "$0")/../.." || exit 2
 n_all=${N:-1000}
 configs=${CONFIGS:-assets/configs/qwen3_5-9b.json
     assets/configs/qwen3_5-35b-a3b-cut.json}
+end=$(($(date +%s) + ${SECONDS_ALL:-900}))
 gpu_model=$build/gpu_model
 cuda=cuda:$(realpath -m "$build")/libgodwit_cuda.so
+sanitizer=$(command -v compute-sanitizer ||
+    command -v /usr/local/cuda/bin/compute-sanitizer || true)
 scratch=$(mktemp -d) || exit 2
 trap 'rm -rf "$scratch"' EXIT
-: >"$scratch/table"
-n_failed=0
-n_untried=0
-n_held=0
+mkfifo "$scratch/free" || exit 2 # a line for each program that may start
+exec 3<>"$scratch/free"
+n_job=${JOBS:-4}
+for _ in $(seq "$n_job"); do echo; done >&3
+n_row=0
+is_alone=false
 
-say() {
-    printf '\n== %s\n' "$*"
+# A place in the table, in the order in which programs start.
+next_row() {
+    n_row=$((n_row + 1))
+    at=$scratch/$(printf '%03d' "$n_row")
 }
 
 row() { # SECONDS RESULT WHAT
-    printf '%-8s %6s s  %-10s %s\n' "$part" "$1" "$2" "$3" >>"$scratch/table"
+    printf '%-8s %6s s  %-10s %s\n' "$part" "$1" "$2" "$3" | tee "$at.row"
 }
 
 untried() { # WHAT WHY
-    echo "$2"
+    next_row
     row - 'not tried' "$1: $2"
-    n_untried=$((n_untried + 1))
 }
 
-seconds_left() {
-    echo $((part_end - $(date +%s)))
-}
-
-# Within what is left of the part's time; what it said last is kept in the table.
-try() { # NAME COMMAND...
+run() { # NAME COMMAND...: within what is left of all time
     name=$1
     shift
     start=$(date +%s)
-    left=$(seconds_left)
+    left=$((end - start))
     [ "$left" -lt "$limit" ] || left=$limit
-    if [ "$left" -le 0 ]; then
-        code=124
-        : >"$scratch/said"
-    else
-        { timeout -k 5 "$left" "$@" 2>&1; echo $? >"$scratch/code"; } |
-            tee "$scratch/said"
-        code=$(cat "$scratch/code")
+    : >"$at.said"
+    code=124
+    if [ "$left" -gt 0 ]; then
+        timeout -k 5 "$left" "$@" >"$at.said" 2>&1
+        code=$?
     fi
     case $code in
-    0) result=held n_held=$((n_held + 1)) ;;
-    124 | 137) result='NO TIME' n_failed=$((n_failed + 1)) ;;
-    *) result="FAILED $code" n_failed=$((n_failed + 1)) ;;
+    0) result=held ;;
+    124 | 137) result='NO TIME' ;;
+    *) result="FAILED $code" ;;
     esac
     row $(($(date +%s) - start)) "$result" \
-        "$name: $(grep . "$scratch/said" | tail -n 1 | cut -c -100)"
+        "$name: $(grep . "$at.said" | tail -n 1 | cut -c -160)"
+}
+
+# What a program said last is kept in the table; all that it said is shown if it
+# did not hold or was alone.
+try() { # NAME COMMAND...
+    next_row
+    if $is_alone; then
+        run "$@"
+        return
+    fi
+    read -r _ <&3
+    {
+        run "$@"
+        echo >&3
+    } &
 }
 
 # A program of the build; false where it is not and cannot be made.
 has() { # PROGRAM TARGET
     if [ ! -x "$build/$1" ] && [ -e "$build/CMakeCache.txt" ]; then
-        cmake --build "$build" --target "$2" >"$scratch/said" 2>&1 ||
-            tail -n 5 "$scratch/said"
+        cmake --build "$build" --target "$2" >"$scratch/made" 2>&1 ||
+            tail -n 5 "$scratch/made"
     fi
     [ -x "$build/$1" ] && return
     untried "$1" "there is no $build/$1, and nothing to make it with"
@@ -112,13 +129,11 @@ has() { # PROGRAM TARGET
 kernels() {
     for file in tests/gpu/check_*.cu; do
         program=$(basename "$file" .cu)
-        say "$program"
         ! has "$program" gpu_checks || try "$program" "$build/$program" check
     done
 }
 
 ops() {
-    say "small operators"
     try ops "$gpu_model" ops "$cuda"
 }
 
@@ -130,19 +145,20 @@ models() {
 
 exact() {
     n_each=$(((n_all + $(models | wc -l) - 1) / $(models | wc -l)))
-    say "the same bits over $n_each random schedules for each model"
+    first=0 # each model has schedules of its own
     for model in $(models); do
         try "$(basename "$model")" "$gpu_model" exact "$cuda" "$model" \
-            --schedules "$n_each" --seconds $((limit * 3 / 4))
-        sed -n 's/.*: \([0-9]*\) of [0-9]* schedules.*/\1/p' "$scratch/said" \
-            >>"$scratch/schedules"
+            --schedules "$n_each" --seconds $((limit * 3 / 4)) --first "$first"
+        first=$((first + n_each))
     done
-    row - '' "$(awk '{ n += $1 } END { print n + 0 }' "$scratch/schedules" \
-        2>/dev/null) schedules in all, $n_all asked for"
+}
+
+n_schedule() {
+    sed -n 's/^exact .*: \([0-9]*\) of [0-9]* schedules.*/\1/p' \
+        "$scratch"/*.row | awk '{ n += $1 } END { print n + 0 }'
 }
 
 formats() {
-    say "formats of eight bits"
     for model in tests/golden/qwen3_5_text assets/models/godwit-tiny; do
         try "$(basename "$model")" "$gpu_model" exact "$cuda" "$model" \
             --schedules 50 --seconds $((limit / 2)) --weights f8 --kv int8
@@ -155,60 +171,60 @@ formats() {
 }
 
 goldens() {
-    say "goldens"
     for golden in tests/golden/*/golden.safetensors; do
         name=$(basename "$(dirname "$golden")")
         model=tests/golden/$name
         [ -e "$model/config.json" ] || model=assets/models/$name
         [ -e "$model/config.json" ] || continue
-        echo "$name:"
         try "$name" "$gpu_model" check --model "$model" \
             --golden "tests/golden/$name" --backend "$cuda"
     done
 }
 
+serves=false
+
 node() {
-    say "whole nodes"
     for program in godwitd godwitctl libgodwit_faulty.so; do
         has "$program" all || return 0
     done
-    for what in change tight full lost wild; do
+    serves=true
+    for what in change tight lost wild; do
         try "$what" python3 -B tests/gpu/node.py "$build" "$what"
     done
 }
 
-# Small shapes: a checked access takes a hundred times as long.
-sanitize() { # TOOL
-    sanitizer=$(command -v compute-sanitizer ||
-        command -v /usr/local/cuda/bin/compute-sanitizer || true)
+node_alone() {
+    ! $serves || try full python3 -B tests/gpu/node.py "$build" full
+}
+
+# Small shapes: a checked access takes a thousand times as long.
+sanitize() { # WHAT COMMAND...: the command has a check behind it
+    what=$1
+    shift
     if [ -z "$sanitizer" ]; then
-        untried "$1" "there is no compute-sanitizer here"
-        return
+        untried "$what" "there is no compute-sanitizer here"
+        return 1
     fi
-    for words in 'check_linear small' 'check_attend tiny 64' \
-        'check_attend tiny 128' 'check_attend tiny 256' 'check_delta check 3' \
+    for words in 'check_attend least 64' 'check_attend least 128' \
+        'check_attend least 256' 'check_delta check 5' 'check_linear small' \
         'check_experts small'; do
         program=${words%% *}
         # shellcheck disable=SC2086 # words
-        ! has "$program" gpu_checks || try "$words" "$sanitizer" --tool "$1" \
-            --error-exitcode 1 "$build/"$words
+        ! has "$program" gpu_checks || try "$words" "$@" "$build/"$words
     done
 }
 
 memory() {
-    say "memory accesses"
-    sanitize memcheck
-    [ -z "$sanitizer" ] || try 'one schedule' "$sanitizer" --error-exitcode 1 \
+    sanitize memcheck "$sanitizer" --error-exitcode 1 || return 0
+    try 'one schedule' "$sanitizer" --error-exitcode 1 \
         "$gpu_model" exact "$cuda" tests/golden/qwen3_5_moe_text --schedules 1
 }
 
 race() {
-    say "hazards in shared memory"
-    sanitize racecheck
+    sanitize racecheck python3 -B tests/gpu/race.py || return 0
 }
 
 time_steps() {
-    say "steps beside their bounds"
     for config in $configs; do
         try "$(basename "$config")" "$gpu_model" time "$cuda" "$config"
     done
@@ -219,7 +235,6 @@ time_steps() {
 # A session of 32,768 tokens leaves for pinned memory and comes back: bandwidth,
 # and the steps of eight others with and without it.
 swap() {
-    say "sessions carried between device and host"
     for config in $configs; do
         try "$(basename "$config")" "$gpu_model" time "$cuda" "$config" swap
     done
@@ -229,21 +244,47 @@ if [ ! -x "$gpu_model" ] || [ ! -e "$build/libgodwit_cuda.so" ]; then
     cmake --preset release -B "$build" -DGODWIT_CUDA=ON >/dev/null &&
         cmake --build "$build" || exit 1
 fi
-for part in $parts; do
-    part_end=$(($(date +%s) + ${PART_MAX:-600}))
+
+try_part() {
     limit=${SECONDS_MAX:-60}
     case $part in
-    time | swap) limit=${SECONDS_TIME:-240} ;;
+    race | memory | time | swap) limit=${SECONDS_LONG:-240} ;;
     esac
     case $part in
     time) time_steps ;; # a word of the shell's
     *) "$part" ;;
     esac
+}
+
+for part in $parts; do
+    case $part in
+    time | swap) ;;
+    *) try_part ;;
+    esac
+done
+wait
+is_alone=true
+for part in $parts; do
+    case $part in
+    node) node_alone ;;
+    time | swap) try_part ;;
+    esac
 done
 
+for said in "$scratch"/*.said; do
+    [ -e "$said" ] || continue
+    grep -Eq '^(time|swap|[a-z]+ .* s  (FAILED|NO TIME))' "${said%said}row" ||
+        continue
+    printf '\n== %s\n' "$(cut -d: -f1 "${said%said}row")"
+    tail -n 80 "$said"
+done
 printf '\n%-8s %8s  %-10s %s\n' part took result what
-cat "$scratch/table"
-printf '%d held, %d did not, %d could not be tried\n' "$n_held" "$n_failed" \
-    "$n_untried"
-[ "$n_failed" -eq 0 ] || exit 1
-[ "$n_untried" -eq 0 ] || exit 3
+cat "$scratch"/*.row
+case " $parts " in
+*' exact '*) echo "exact: $(n_schedule) schedules in all, $n_all asked for" ;;
+esac
+awk '{ n[$4]++ } END {
+    printf "%d held, %d did not, %d could not be tried\n", n["held"],
+        n["FAILED"] + n["NO"], n["not"]
+    exit n["FAILED"] + n["NO"] ? 1 : n["not"] ? 3 : 0
+}' "$scratch"/*.row

@@ -9,6 +9,11 @@ n_bad=0
 
 cat >"$fake/gpu_model" <<'FAKE'
 #!/bin/sh
+echo "$1" >>"${FAKE_LOG:-/dev/null}"
+if [ -n "${FAKE_MEETS:-}" ]; then # ends when both are there
+    : >"$FAKE_MEETS.$1"
+    until [ -e "$FAKE_MEETS.ops" ] && [ -e "$FAKE_MEETS.check" ]; do :; done
+fi
 case " $* " in
 *" ${FAKE_HANGS:-nothing} "*) exec sleep 60 ;;
 *" ${FAKE_FAILS:-nothing} "*) echo "it differs"; exit 1 ;;
@@ -41,13 +46,13 @@ says() { # WORDS, a pattern
 
 path=$PATH
 expect 2 ops nothing
-says "no part 'nothing', there are: kernels ops exact"
+says "no part 'nothing', there are: race memory node"
 ! grep -q 'said ops' "$fake/out" || n_bad=$((n_bad + 1)) # nothing ran before
 
 expect 0 ops goldens exact swap
 says '^ops  .*  held       ops: said ops$'
 says '^goldens .* held  *qwen3_5_text: said check$'
-says "^exact .* $((7 * $(find "$here/../golden" "$here/../../assets/models/godwit-tiny" \
+says "^exact: $((7 * $(find "$here/../golden" "$here/../../assets/models/godwit-tiny" \
     -name config.json | wc -l))) schedules in all, 1000 asked for$"
 says '^swap  .*  held  *qwen3_5-9b.json: said time$'
 says ' 0 did not, 0 could not be tried$'
@@ -60,7 +65,12 @@ says ' 1 did not, 0 could not be tried$'
 SECONDS_MAX=1 FAKE_HANGS=ops expect 1 ops
 says '^ops  .*  NO TIME '
 
-PART_MAX=0 expect 1 ops
+SECONDS_ALL=0 expect 1 ops
+says '^ops  .*  NO TIME '
+
+FAKE_MEETS=$fake/met JOBS=2 SECONDS_MAX=10 expect 0 ops goldens
+rm "$fake"/met.*
+FAKE_MEETS=$fake/met JOBS=1 SECONDS_MAX=1 expect 1 ops goldens
 says '^ops  .*  NO TIME '
 
 expect 3 kernels # neither there nor can they be made
@@ -69,7 +79,7 @@ says '^0 held, 0 did not, 5 could not be tried$'
 
 mkdir "$fake/bin" # a machine without compute-sanitizer, and one with it
 for program in sh sed grep tail cut cat tee timeout date mktemp realpath rm \
-    dirname basename awk wc mkdir sleep; do
+    dirname basename awk wc mkdir mkfifo nproc seq sleep; do
     ln -s "$(command -v $program)" "$fake/bin/$program"
 done
 if [ ! -x /usr/local/cuda/bin/compute-sanitizer ]; then
@@ -83,14 +93,42 @@ for check in linear attend delta experts; do
 done
 cat >"$fake/bin/compute-sanitizer" <<'FAKE'
 #!/bin/sh
+tool=$2
 while [ "${1#-}" != "$1" ]; do shift; [ -x "$1" ] || shift; done
-exec "$@"
+"$@" || exit
+[ "$tool" = racecheck ] || exit 0
+echo "===== Error: Race reported between Write access at void ${FAKE_PAIR:-weigh}<(int)256>(const few_item &)+0x3c0 in a.cu:300"
+echo "=====     and Read access at void add_sums<(int)64>(x)+0x10 in a.cu:350 [12 hazards]"
+echo "===== "
+echo "===== RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)"
 FAKE
 chmod +x "$fake/bin/compute-sanitizer"
 path=$fake/bin
+ln -s /usr/bin/python3 "$fake/bin/python3"
 expect 0 memory race
-says '^memory .*  held       check_attend tiny 256: checked tiny 256$'
-says '^race  .*  held       check_delta check 3: checked check 3$'
+says '^memory .*  held       check_attend least 256: checked least 256$'
+says '^race  .*  held       check_delta check 5: 1 pairs of accesses, 1 of them '
 says '^memory .*  held       one schedule: model: 7 of'
+FAKE_PAIR=elsewhere expect 1 race
+says '^race  .*  FAILED 1   check_delta check 5: '
+says '^Read add_sums and Write elsewhere: 12 hazards$'
+rm "$fake/bin/python3"
+
+# A full device comes behind all that runs beside others, before what is timed.
+for program in godwitd godwitctl libgodwit_faulty.so; do
+    ln -s gpu_model "$fake/$program"
+done
+cat >"$fake/bin/python3" <<'FAKE'
+#!/bin/sh
+echo "$4" >>"$FAKE_LOG"
+FAKE
+chmod +x "$fake/bin/python3"
+FAKE_LOG=$fake/log expect 0 node time ops goldens
+says '^node .*  held  *wild: '
+if [ "$(tail -n 4 "$fake/log" | tr '\n' ' ')" != 'full time time time ' ] ||
+    [ "$(grep -c full "$fake/log")" -ne 1 ]; then
+    echo "in another order:" && cat "$fake/log"
+    n_bad=$((n_bad + 1))
+fi
 
 exit $((n_bad > 0))

@@ -95,6 +95,69 @@ Test(mixer, what_is_live_on_the_grid_is_all_but_the_rings)
     free(state);
 }
 
+/* Which number of a ring is dimension d of token t, as kernels/backend.h says;
+ * n is how many dimensions a token has. */
+static size_t ring_at(enum arithmetic arithmetic, bool is_k, uint32_t n,
+                      const uint32_t htd[3])
+{
+    const size_t h = htd[0], t = htd[1], d = htd[2];
+
+    if (arithmetic == ARITHMETIC_MMA)
+        return (h * GRID + t) * n + d;
+    if (arithmetic == ARITHMETIC_FP32)
+        return is_k ? (h * n + d) * GRID + t : (h * GRID + t) * n + d;
+    return is_k ? ((h * ((n + 1) / 2) + d / 2) * GRID + t) * 2 + d % 2
+                : ((h * (GRID / 2) + t / 2) * n + d) * 2 + t % 2;
+}
+
+/* The tokens behind n_live are zeros now, the others not. */
+static void assert_cleared(const struct mixer_field *field, const char *state,
+                           enum arithmetic arithmetic, uint32_t n,
+                           uint32_t n_live)
+{
+    const bool is_k = strcmp(field->name, "ring_k") == 0;
+    const size_t bytes = field_element_bytes(field->type);
+
+    for (uint32_t h = 0; h < field->dim[0]; h++)
+        for (uint32_t t = 0; t < GRID; t++)
+            for (uint32_t d = 0; d < n; d++) {
+                const size_t at =
+                    ring_at(arithmetic, is_k, n, (uint32_t[3]){h, t, d});
+
+                cr_assert_eq(state[field->offset + at * bytes] == 0,
+                             t >= n_live, "%s of %d: head %u token %u dim %u",
+                             field->name, (int)arithmetic, h, t, d);
+            }
+}
+
+Test(mixer, what_is_moot_of_a_ring_are_tokens_behind_the_position)
+{
+    static const enum arithmetic ALL[] = {ARITHMETIC_FP32, ARITHMETIC_PAIR,
+                                          ARITHMETIC_TILE, ARITHMETIC_MMA};
+    struct config config = config_of("tests/golden/qwen3_5_text");
+
+    config.d_k = 48; /* another number than d_v and GRID */
+    for (uint32_t a = 0; a < sizeof(ALL) / sizeof(ALL[0]); a++) {
+        const uint32_t n_more = ALL[a] == ARITHMETIC_MMA ? DELTA_BLOCK : 0;
+        struct mixer_plan plan;
+        char *state;
+
+        mixer_delta.plan(&config, (struct mixer_numerics){ALL[a], KV_WIDE},
+                         INDEX_NONE, &plan);
+        state = malloc(plan.state_bytes);
+        for (uint32_t n_live = 0; n_live < GRID; n_live += 21) {
+            memset(state, 1, plan.state_bytes);
+            mixer_clear_moot(&plan, 3 * GRID + n_live, state);
+            assert_cleared(&plan.field[1], state, ALL[a], config.d_k, n_live);
+            assert_cleared(&plan.field[2], state, ALL[a],
+                           (uint32_t)config.d_v + n_more, n_live);
+            for (size_t b = 0; b < plan.field[1].offset; b++)
+                cr_assert_eq(state[b], 1, "S0 was cleared");
+        }
+        free(state);
+    }
+}
+
 Test(mixer, fields_tile_the_state_in_cache_lines)
 {
     struct config config = config_of("tests/golden/qwen3_5_text");
