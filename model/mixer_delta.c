@@ -94,7 +94,7 @@ static void add_rings(struct mixer_plan *plan, struct delta_shape s)
                   (uint32_t[4]){s.n_k_head, s.d_k, GRID});
         add_field(plan, "ring_u", FIELD_F32, 3,
                   (uint32_t[4]){s.n_v_head, GRID, s.d_v});
-    } else if (s.arithmetic == ARITHMETIC_MMA) {
+    } else if (arithmetic_is_mma(s.arithmetic)) {
         add_field(plan, "ring_k", FIELD_BF16, 3,
                   (uint32_t[4]){s.n_k_head, GRID, s.d_k});
         add_field(plan, "ring_u", FIELD_BF16, 3,

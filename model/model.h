@@ -27,8 +27,8 @@ struct model_options {
 /* The same as flags name it. */
 struct model_choice {
     const char *backend;       /* as backend_find() */
-    const char *numerics;      /* "fp32", "bf16-pair", "bf16-tile", "bf16-mma";
-                                  "auto": where the backend's products are
+    const char *numerics;      /* "fp32", "bf16-pair", "bf16-tile", "bf16-mma",
+                                  "bf16-mma-fast"; "auto": where the backend's products are
                                   fastest */
     const char *weight_format; /* "auto" (as in the file), "bf16", "w8",
                                   "f8" */
