@@ -151,7 +151,7 @@ static __device__ __forceinline__ void f8_produce(const struct product *p,
     n_early = p->rows ? 0 : n_early;
     for (uint32_t s = 0; s < n_early; s++) {
         const struct product_tile tile =
-            product_tile<GROUPS, N, 1, END>(p, blockIdx.x, 0);
+            product_tile<GROUPS, N, 1, 1, END>(p, blockIdx.x, 0);
         const struct product_stage stage = {shared + STAGE_AT + s * stage_bytes,
                                             &full[s], s * BOX};
 
@@ -162,7 +162,7 @@ static __device__ __forceinline__ void f8_produce(const struct product *p,
     const uint32_t n_tile = product_n_m(p) * p->n_n;
     for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x) {
         const struct product_tile tile =
-            product_tile<GROUPS, N, 1, END>(p, i, 0);
+            product_tile<GROUPS, N, 1, 1, END>(p, i, 0);
 
         for (uint32_t s = 0; s < n_step; s++) {
             const struct product_stage stage = {shared + STAGE_AT +
@@ -291,7 +291,7 @@ static __device__ __forceinline__ void f8_consume(const struct f8_product *f,
     uint32_t n_done = 0;
     for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x) {
         const struct product_tile tile =
-            product_tile<GROUPS, N, 1, END>(p, i, 0);
+            product_tile<GROUPS, N, 1, 1, END>(p, i, 0);
 
 #pragma unroll
         for (int k = 0; k < N / 2; k++)
