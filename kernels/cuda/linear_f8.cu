@@ -5,19 +5,19 @@
 #include <assert.h>
 #include <math.h>
 
-/* n_group, n, n_box: a tile's outputs lie in one block of weights. Those with
+/* n, n_box; one group. A tile's outputs lie in one block of weights. Those with
  * an n_box of 1 do any job; those without groups are for few rows. */
 #define F8_SHAPES(X)                                                           \
-    X(1, 32, 1)                                                                \
-    X(1, 32, 4)                                                                \
-    X(1, 64, 2)                                                                \
-    X(1, 128, 1)
+    X(32, 1)                                                                   \
+    X(32, 4)                                                                   \
+    X(64, 2)                                                                   \
+    X(128, 1)
 
 /* by: those of linear_f8_many.cuh, which have two groups. */
 #define F8_MANY_SHAPES(X) X(1) X(2)
 
 static const struct product_shape SHAPE[] = {
-#define ENTRY(GROUPS, N, BOX) {GROUPS, N, BOX, 1},
+#define ENTRY(N, BOX) {1, N, BOX, 1},
     F8_SHAPES(ENTRY)
 #undef ENTRY
 #define ENTRY(BY) {F8_MANY_GROUPS, F8_MANY, 1, BY},
@@ -51,7 +51,7 @@ static double cost(const struct product_job *job, struct product_shape s,
     const double n_tile = product_rows_max(job, s) * n_n;
     const double n_block = up(job->n_in, F8_BLOCK);
     const double x_rows = job->n_row < high ? job->n_row : high;
-    const double widen = is_many(s) ? 0 : 5.0 * s.n / F8_WIDENERS(s.n_group);
+    const double widen = is_many(s) ? 0 : 5.0 * s.n / F8_WIDENERS;
     const double step = fmax(s.n_group * s.n / 2.0, 55.0 / s.n_box);
     const double copy = F8_BLOCK * (s.n + 2 * x_rows / s.by) / 35;
     const double block = fmax(fmax(widen, F8_BLOCK / 16 * step), copy);
@@ -117,25 +117,24 @@ struct product_shape f8_choose(const struct product_job *job, uint32_t n_sm)
     return best;
 }
 
-template <int GROUPS, int N, int BOX, enum product_end END>
+template <int N, int BOX, enum product_end END>
 static void launch_as(struct gpu *gpu, const struct f8_product *f,
                       uint32_t n_m_max)
 {
-    const struct product_shape s = {GROUPS, N, BOX, 1};
+    const struct product_shape s = {1, N, BOX, 1};
     const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu), n_tile = n_m_max * f->p.n_n;
     const uint32_t bytes =
         fixed_bytes(s) + f->p.n_stage * stage_bytes(s, f->p.x_rows);
     struct early_launch launch;
 
     early_launch_init(&launch, gpu, dim3(n_tile < n_sm ? n_tile : n_sm),
-                      F8_THREADS(GROUPS));
+                      F8_THREADS);
     launch.config.dynamicSmemBytes = bytes;
     /* Errors of both are found where the step is waited for. */
-    (void)cudaFuncSetAttribute(f8_kernel<GROUPS, N, BOX, END>,
+    (void)cudaFuncSetAttribute(f8_kernel<N, BOX, END>,
                                cudaFuncAttributeMaxDynamicSharedMemorySize,
                                (int)bytes);
-    (void)cudaLaunchKernelEx(&launch.config, f8_kernel<GROUPS, N, BOX, END>,
-                             *f);
+    (void)cudaLaunchKernelEx(&launch.config, f8_kernel<N, BOX, END>, *f);
 }
 
 template <int X_BY, enum product_end END>
@@ -199,14 +198,14 @@ void f8_launch(struct gpu *gpu, const struct product_job *job,
         launch_many(gpu, job, &f, s.by);
         return;
     }
-#define CASE(GROUPS, N, BOX)                                                   \
-    if (s.n_group == GROUPS && s.n == N && s.n_box == BOX) {                   \
+#define CASE(N, BOX)                                                           \
+    if (s.n == N && s.n_box == BOX) {                                          \
         if (job->end == PRODUCT_STORE)                                         \
-            launch_as<GROUPS, N, BOX, PRODUCT_STORE>(gpu, &f, n_m);            \
+            launch_as<N, BOX, PRODUCT_STORE>(gpu, &f, n_m);                    \
         else if (job->end == PRODUCT_ADD)                                      \
-            launch_as<GROUPS, N, BOX, PRODUCT_ADD>(gpu, &f, n_m);              \
+            launch_as<N, BOX, PRODUCT_ADD>(gpu, &f, n_m);                      \
         else                                                                   \
-            launch_as<GROUPS, N, BOX, PRODUCT_SWIGLU>(gpu, &f, n_m);           \
+            launch_as<N, BOX, PRODUCT_SWIGLU>(gpu, &f, n_m);                   \
         return;                                                                \
     }
     F8_SHAPES(CASE)

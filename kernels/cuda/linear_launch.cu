@@ -62,7 +62,8 @@ uint32_t product_x_rows(const struct product_job *job, uint32_t n_group)
  * inputs: four steps, of N / 2 cycles for each warpgroup and of 45 at least,
  * since each waits for the one before; 520 a stage at least; copies at 45
  * bytes a cycle to an SM and 35 on average when all are at it, from the L2
- * cache; 13 from memory. Then the results go out.
+ * cache, or 50 where several tiles of rows ask for the same weights; 13 from
+ * memory. Then the results go out.
  */
 static double cost(const struct product_job *job, struct product_shape s,
                    uint32_t n_sm)
@@ -80,7 +81,8 @@ static double cost(const struct product_job *job, struct product_shape s,
     const double multiply = fmax(4 * step + 100.0 / s.n_box, 520.0 / s.n_box);
     const double bytes =
         128.0 * ((double)s.n / s.by + product_x_rows(job, s.n_group));
-    const double rate = 35.0 * n_sm / n_busy < 45 ? 35.0 * n_sm / n_busy : 45;
+    const double all = job->n_row > GROUP_ROWS && !job->n_expert ? 50 : 35;
+    const double rate = fmin(all * n_sm / n_busy, fmax(all, 45));
     const double copy = bytes / rate;
     const double tiles =
         n_wave * (n_block * (multiply > copy ? multiply : copy) + 2000 +
