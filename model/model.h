@@ -28,8 +28,8 @@ struct model_options {
 struct model_choice {
     const char *backend;       /* as backend_find() */
     const char *numerics;      /* "fp32", "bf16-pair", "bf16-tile", "bf16-mma",
-                                  "bf16-mma-fast"; "auto": where the backend's products are
-                                  fastest */
+                                  "bf16-mma-fast"; "auto": where the backend's
+                                  products are fastest, and exact */
     const char *weight_format; /* "auto" (as in the file), "bf16", "w8",
                                   "f8" */
     const char *kv_format;     /* "auto" (as the arithmetic has them), "int8" */
