@@ -10,8 +10,8 @@
  * A tile is as many rows as outputs, 64 for each of two warpgroups. A stage is
  * a block of 128 inputs, [x: two tiles of 64 inputs][q: a row of 128 bytes for
  * each output]. A block is a sum of its own from zero, which goes into the
- * result by one fma with the block's scale; while one warpgroup widens and
- * adds, the other one multiplies.
+ * result by one fma with the block's scale; one warpgroup may widen and add
+ * while the other one multiplies.
  *
  * A cluster of X_BY CTAs works on neighbouring outputs of the same rows; each
  * copies one of the two tiles of x to both.
@@ -130,25 +130,6 @@ static __device__ __forceinline__ void f8_left(uint32_t a[F8_STEPS][4],
             a[s][2 + low] = f8_last(word[s]);
         }
     }
-}
-
-/*
- * The warpgroups multiply in turn, so that one widens and adds while the other
- * one's steps run; left alone they do both at the same time. Barriers 2 and 3
- * are their turns.
- */
-static __device__ __forceinline__ void f8_many_await_turn(uint32_t group)
-{
-    asm volatile("barrier.sync %0, %1;" ::"r"(2 + group),
-                 "n"(F8_MANY_GROUPS * GROUP_THREADS)
-                 : "memory");
-}
-
-static __device__ __forceinline__ void f8_many_give_turn(uint32_t group)
-{
-    asm volatile("barrier.arrive %0, %1;" ::"r"(2 + group),
-                 "n"(F8_MANY_GROUPS * GROUP_THREADS)
-                 : "memory");
 }
 
 /* sum = one block. */
@@ -272,15 +253,12 @@ f8_many_consume(const struct f8_product *f, unsigned char *shared,
     const uint32_t x_tile_bytes = p->x_rows * TILE_ROW_BYTES;
     const uint32_t q_at =
         F8_TILES * x_tile_bytes + threadIdx.x / GROUP_THREADS * 64 * F8_BLOCK;
-    const uint32_t group = threadIdx.x / GROUP_THREADS;
     const uint32_t by = gridDim.x / X_BY;
     struct product_ring ring = {0, 0};
     float acc[N / 2];
 
     previous_wait();
     const uint32_t n_tile = product_n_m(p) * p->n_n;
-    if (group == 1 && blockIdx.x / X_BY < n_tile)
-        f8_many_give_turn(0);
     for (uint32_t i = blockIdx.x / X_BY; i < n_tile; i += by) {
         const struct product_tile tile =
             product_tile<GROUPS, N, X_BY, 1, END>(p, i, rank);
@@ -297,11 +275,7 @@ f8_many_consume(const struct f8_product *f, unsigned char *shared,
 
             barrier_wait(&full[ring.stage], ring.parity);
             f8_left(a, stage + q_at);
-            f8_many_await_turn(group);
             f8_many_multiply<N>(sum, a, shared_address(stage), x_tile_bytes);
-            /* Nobody waits for a turn behind the last one. */
-            if (group == 0 || block + 1 < p->n_block || i + by < n_tile)
-                f8_many_give_turn(group ^ 1);
             product_wait<0>();
             product_pin<N / 2>(sum);
             product_release<X_BY>(&empty[ring.stage]);
