@@ -103,6 +103,22 @@ enum status backend_find(const char *name, const struct backend **out)
     return st;
 }
 
+/* What its device needs for an arithmetic. */
+static enum status prepare(const struct backend *backend,
+                           enum arithmetic arithmetic)
+{
+    char why[DEVICE_WHY_SIZE];
+    const struct device_calls *calls;
+    enum status st = backend->find_device(&calls);
+
+    if (st || !calls->prepare)
+        return st;
+    st = calls->prepare(arithmetic, why);
+    return st ? status_fail(st, "backend '%s' with numerics '%s': %s",
+                            backend->name, arithmetic_name(arithmetic), why)
+              : st;
+}
+
 enum status backend_check(const struct backend *backend,
                           enum arithmetic arithmetic)
 {
@@ -110,7 +126,7 @@ enum status backend_check(const struct backend *backend,
     size_t used = 0;
 
     if (backend->arithmetics & ARITHMETIC_BIT(arithmetic))
-        return STATUS_OK;
+        return backend->find_device ? prepare(backend, arithmetic) : STATUS_OK;
     for (int i = 0; i < N_ARITHMETIC && used < sizeof(names); i++)
         if (backend->arithmetics & ARITHMETIC_BIT(i))
             used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%s",

@@ -714,7 +714,8 @@ MUST_CHECK enum status backend_find(const char *name,
 
 /*
  * FAILED_PRECONDITION  the backend has no products of this arithmetic: lists
- *                      those it has
+ *                      those it has; or something is not installed that they
+ *                      need: says what
  */
 MUST_CHECK enum status backend_check(const struct backend *backend,
                                      enum arithmetic arithmetic);

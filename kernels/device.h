@@ -24,7 +24,7 @@
 
 #define DEVICE_ALIGN 256u
 #define DEVICE_WHY_SIZE 256u
-#define DEVICE_ABI 4u /* of what lies behind the library's one symbol */
+#define DEVICE_ABI 5u /* of what lies behind the library's one symbol */
 
 /* Operators of struct backend that run on the device, with their arguments. */
 #define DEVICE_OPERATORS(X)                                                    \
@@ -70,6 +70,10 @@ struct device_step {
 struct device_calls {
     /* FAILED_PRECONDITION  no driver, no device, or one that is too old */
     enum status (*probe)(char out_why[DEVICE_WHY_SIZE]);
+    /* What an arithmetic needs beside the device; again and again.
+     * FAILED_PRECONDITION  it is not there: what to install.  NULL: nothing */
+    enum status (*prepare)(enum arithmetic arithmetic,
+                           char out_why[DEVICE_WHY_SIZE]);
     /* A device, its side and its shuttle.  as probe(); RESOURCE_EXHAUSTED */
     enum status (*create)(struct device **out, char out_why[DEVICE_WHY_SIZE]);
     void (*destroy)(struct device *device);

@@ -123,7 +123,8 @@ const struct backend backend_cuda = {
     .name = "cuda",
     .is_supported = is_supported,
     .arithmetic = ARITHMETIC_MMA,
-    .arithmetics = ARITHMETIC_BIT(ARITHMETIC_MMA),
+    .arithmetics =
+        ARITHMETIC_BIT(ARITHMETIC_MMA) | ARITHMETIC_BIT(ARITHMETIC_FAST),
     .has_f8 = true,
     .has_kv_int8 = true,
     .find_device = find_device,

@@ -19,10 +19,9 @@
 const char *arithmetic_name(enum arithmetic arithmetic)
 {
     static const char *const NAME[N_ARITHMETIC] = {
-        [ARITHMETIC_FP32] = "fp32",
-        [ARITHMETIC_PAIR] = "bf16-pair",
-        [ARITHMETIC_TILE] = "bf16-tile",
-        [ARITHMETIC_MMA] = "bf16-mma",
+        [ARITHMETIC_FP32] = "fp32",          [ARITHMETIC_PAIR] = "bf16-pair",
+        [ARITHMETIC_TILE] = "bf16-tile",     [ARITHMETIC_MMA] = "bf16-mma",
+        [ARITHMETIC_FAST] = "bf16-mma-fast",
     };
     return NAME[arithmetic];
 }
@@ -34,6 +33,7 @@ const char *arithmetic_id(enum arithmetic arithmetic)
         [ARITHMETIC_PAIR] = "bf16-pair-2",
         [ARITHMETIC_TILE] = "bf16-tile-2",
         [ARITHMETIC_MMA] = "bf16-mma-2",
+        [ARITHMETIC_FAST] = "bf16-mma-fast-1",
     };
     return ID[arithmetic];
 }
@@ -47,7 +47,7 @@ static size_t round_up(size_t n, size_t to)
 
 static bool has_rows(const struct linear *linear)
 {
-    return linear->arithmetic == ARITHMETIC_MMA || linear->type == LINEAR_F8;
+    return arithmetic_is_mma(linear->arithmetic) || linear->type == LINEAR_F8;
 }
 
 size_t linear_n_step(const struct linear *linear)
@@ -106,7 +106,7 @@ enum status linear_init(uint32_t n_in, uint32_t n_out, enum linear_type type,
                             .arithmetic = type == LINEAR_F32 ? ARITHMETIC_FP32
                                                              : arithmetic};
 
-    assert(arithmetic != ARITHMETIC_MMA || type != LINEAR_W8);
+    assert(!arithmetic_is_mma(arithmetic) || type != LINEAR_W8);
     if (linear_panel_bytes(&linear) <=
         WEIGHT_BYTES_MAX / (n_panel(&linear) + 1))
         linear.panel = room_take(linear_bytes(&linear));

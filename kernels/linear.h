@@ -19,7 +19,9 @@
  *     acc = acc + (even + odd)
  * Their inputs are padded with +0 to LINEAR_STEP, and the padding takes part.
  * MMA is what the matrix units of a GPU compute (docs/NUMERICS.md), of BF16
- * weights alone.
+ * weights alone. FAST is MMA, but products of many rows may be summed in any
+ * order: it alone does not keep the promise that one row and many have the same
+ * bits.
  * linear_add adds the finished sum to y, rounded once.
  *
  * Panels of 16 outputs, outputs padded with zero weights to 16:
@@ -60,12 +62,19 @@ enum arithmetic {
     ARITHMETIC_TILE,
     N_CPU_ARITHMETIC, /* those that every CPU backend has */
     ARITHMETIC_MMA = N_CPU_ARITHMETIC,
+    ARITHMETIC_FAST, /* MMA whose products need not be alike: see there */
     N_ARITHMETIC
 };
 
-/* As a flag names it ("fp32", "bf16-pair", "bf16-tile", "bf16-mma"), and with
- * the version of its order of operations, which begins a numerics id
- * ("bf16-pair-2"). */
+/* What FAST and MMA share: how weights and states lie, and all but products. */
+static inline bool arithmetic_is_mma(enum arithmetic arithmetic)
+{
+    return arithmetic >= ARITHMETIC_MMA;
+}
+
+/* As a flag names it ("fp32", "bf16-pair", "bf16-tile", "bf16-mma",
+ * "bf16-mma-fast"), and with the version of its order of operations, which
+ * begins a numerics id ("bf16-pair-2"). */
 const char *arithmetic_name(enum arithmetic arithmetic);
 const char *arithmetic_id(enum arithmetic arithmetic);
 

@@ -83,6 +83,7 @@ static size_t key_bytes(struct attend_shape shape)
     case ARITHMETIC_FP32:
         return d_head * KV_BLOCK * sizeof(float);
     case ARITHMETIC_MMA:
+    case ARITHMETIC_FAST:
         return head_tile(d_head) * KV_BLOCK * sizeof(uint16_t);
     default:
         return (d_head + 1) / 2 * KV_BLOCK * sizeof(uint16_t[2]);
@@ -91,7 +92,7 @@ static size_t key_bytes(struct attend_shape shape)
 
 static size_t value_bytes(struct attend_shape shape)
 {
-    if (shape.arithmetic == ARITHMETIC_MMA || shape.kv == KV_INT8)
+    if (arithmetic_is_mma(shape.arithmetic) || shape.kv == KV_INT8)
         return key_bytes(shape);
     return shape.d_head * KV_BLOCK *
            (shape.arithmetic == ARITHMETIC_FP32 ? sizeof(float)

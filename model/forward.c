@@ -302,7 +302,7 @@ static bool wants_floats(const struct workspace *workspace)
     const struct model *model = workspace->model;
     const uint32_t half = workspace->pass.half;
 
-    if (!workspace->rounded || model->arithmetic != ARITHMETIC_MMA)
+    if (!workspace->rounded || !arithmetic_is_mma(model->arithmetic))
         return true;
     return half % 2 && mlp_wants_floats(&model->layer[half / 2].mlp);
 }

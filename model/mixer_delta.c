@@ -103,7 +103,7 @@ static void add_rings(struct mixer_plan *plan, struct delta_shape s)
                  (uint32_t[4]){s.n_k_head, s.d_k, GRID});
         add_ring(plan, "ring_u", FIELD_F32, 1, 3,
                  (uint32_t[4]){s.n_v_head, GRID, s.d_v});
-    } else if (s.arithmetic == ARITHMETIC_MMA) {
+    } else if (arithmetic_is_mma(s.arithmetic)) {
         add_ring(plan, "ring_k", FIELD_BF16, 1, 3,
                  (uint32_t[4]){s.n_k_head, GRID, s.d_k});
         add_ring(plan, "ring_u", FIELD_BF16, 1, 3,

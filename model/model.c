@@ -332,10 +332,11 @@ static enum status prepare(struct model *model,
     model->kv = options->kv_format;
     model->n_context =
         options->n_context ? options->n_context : model->config.n_context;
-    if (model->arithmetic == ARITHMETIC_MMA && model->format == WEIGHT_W8)
+    if (arithmetic_is_mma(model->arithmetic) && model->format == WEIGHT_W8)
         return status_fail(STATUS_FAILED_PRECONDITION,
-                           "numerics bf16-mma has no products of weights in "
-                           "w8, only in bf16 and f8");
+                           "numerics %s has no products of weights in w8, only "
+                           "in bf16 and f8",
+                           arithmetic_name(model->arithmetic));
     if (model->format == WEIGHT_F8 && !model->backend->has_f8)
         return status_fail(STATUS_FAILED_PRECONDITION,
                            "backend '%s' has no products of weights in f8: "
@@ -349,7 +350,7 @@ static enum status prepare(struct model *model,
     model->state_cap = options->state_cap;
     if (model->state_cap > 0 && (st = check_state_cap(model)))
         return st;
-    if (model->arithmetic == ARITHMETIC_MMA && model->format == WEIGHT_AUTO)
+    if (arithmetic_is_mma(model->arithmetic) && model->format == WEIGHT_AUTO)
         model->format = WEIGHT_BF16;
     model->layer = weights_room(model->config.n_layer * sizeof(struct layer));
     if (!model->layer)
@@ -415,7 +416,7 @@ enum status model_options_find(const struct model_choice *choice,
     if (arithmetic == N_ARITHMETIC)
         return status_fail(STATUS_INVALID_ARGUMENT,
                            "no numerics '%s', there are: auto, fp32, "
-                           "bf16-pair, bf16-tile, bf16-mma",
+                           "bf16-pair, bf16-tile, bf16-mma, bf16-mma-fast",
                            choice->numerics);
     format = find_name(choice->weight_format, FORMAT, N_WEIGHT_FORMAT);
     if (format == N_WEIGHT_FORMAT)

@@ -27,9 +27,9 @@ struct model_options {
 /* The same as flags name it. */
 struct model_choice {
     const char *backend;       /* as backend_find() */
-    const char *numerics;      /* "fp32", "bf16-pair", "bf16-tile", "bf16-mma";
-                                  "auto": where the backend's products are
-                                  fastest */
+    const char *numerics;      /* "fp32", "bf16-pair", "bf16-tile", "bf16-mma",
+                                  "bf16-mma-fast"; "auto": where the backend's
+                                  products are fastest, and exact */
     const char *weight_format; /* "auto" (as in the file), "bf16", "w8",
                                   "f8" */
     const char *kv_format;     /* "auto" (as the arithmetic has them), "int8" */

@@ -47,7 +47,7 @@ uint32_t subcommand_threads(uint64_t n_thread);
         {.name = "numerics",                                                   \
          .kind = SETTING_CHOICE,                                               \
          .preset = "auto",                                                     \
-         .choices = "auto|fp32|bf16-pair|bf16-tile|bf16-mma",                  \
+         .choices = "auto|fp32|bf16-pair|bf16-tile|bf16-mma|bf16-mma-fast",    \
          .unit = "",                                                           \
          .help = "arithmetic of products; auto: the backend's fastest",        \
          .offset = (place) + offsetof(struct model_choice, numerics)},         \

@@ -400,7 +400,7 @@ DEVICE_OTHER_OPERATORS(DEVICE_OPERATOR)
 /* Weights in panels have the fp32 chain, whatever the others have. */
 static void run_linear(struct device *device, const struct linear_args *args)
 {
-    if (args->w->arithmetic == ARITHMETIC_MMA)
+    if (arithmetic_is_mma(args->w->arithmetic))
         cuda_linear(gpu_of(device), args);
     else
         cuda_linear_plain(gpu_of(device), args);
@@ -426,7 +426,15 @@ static void run_delta(struct device *device, const struct delta_args *args)
         cuda_delta_plain(gpu_of(device), args);
 }
 
+static enum status prepare(enum arithmetic arithmetic,
+                           char out_why[DEVICE_WHY_SIZE])
+{
+    return arithmetic == ARITHMETIC_FAST ? cuda_fast_prepare(out_why)
+                                         : STATUS_OK;
+}
+
 const struct device_calls cuda_calls = {.probe = probe,
+                                        .prepare = prepare,
                                         .create = create,
                                         .destroy = destroy,
                                         .why = why,

@@ -3,7 +3,10 @@
  * are rounded in scratch memory, then multiplied (linear_product.cuh). ffn
  * keeps its hidden rows there too, as bf16, which is what the second product
  * would round them to.
+ * Products of many rows of ARITHMETIC_FAST are linear_fast.h's, but for those
+ * of ffn's first half: nothing of it is quicker in two products and a silu.
  */
+#include "kernels/cuda/linear_fast.h"
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/ops.h"
 
@@ -57,10 +60,20 @@ static void run(struct gpu *gpu, const struct product_job *job)
     product_run(gpu, job, product_shape_of(gpu, job));
 }
 
+/* By cuBLASLt where fast_room() gave room to it. */
+static void run_in(struct gpu *gpu, const struct product_job *job, void *room,
+                   size_t room_bytes)
+{
+    if (!room_bytes || !fast_run(gpu, job, room))
+        run(gpu, job);
+}
+
 static void run_linear(struct gpu *gpu, const struct linear_args *a,
                        enum product_end end)
 {
-    void *x = gpu_scratch(gpu, matrix_bytes(a->n_row, a->w->n_in));
+    const size_t x_bytes = matrix_bytes(a->n_row, a->w->n_in);
+    const size_t room = fast_room(a->w, a->n_row);
+    unsigned char *x = (unsigned char *)gpu_scratch(gpu, x_bytes + room);
     struct product_job job = {};
 
     if (gpu_is_replaying(gpu) || !a->n_row)
@@ -74,7 +87,7 @@ static void run_linear(struct gpu *gpu, const struct linear_args *a,
     product_set_weights(&job, 0, a->w);
     job.is_placed = f8_few_fits(&job);
     job.x = rounded(gpu, &job, a, x);
-    run(gpu, &job);
+    run_in(gpu, &job, x + x_bytes, room);
 }
 
 void cuda_linear(struct gpu *gpu, const struct linear_args *args)
@@ -124,7 +137,9 @@ static void run_ffn(struct gpu *gpu, const struct ffn_args *a,
 {
     const size_t x_bytes = matrix_bytes(a->n_row, a->gate->n_in);
     const size_t bytes = matrix_bytes(a->n_row, a->gate->n_out);
-    unsigned char *x = (unsigned char *)gpu_scratch(gpu, x_bytes + bytes);
+    const size_t room = fast_room(a->down, a->n_row);
+    unsigned char *x =
+        (unsigned char *)gpu_scratch(gpu, x_bytes + bytes + room);
     struct product_job job = {};
 
     assert(a->up->n_out == a->gate->n_out && a->up->n_in == a->gate->n_in &&
@@ -140,7 +155,7 @@ static void run_ffn(struct gpu *gpu, const struct ffn_args *a,
     product_set_weights(&job, 0, a->down);
     job.is_placed = f8_few_fits(&job) && a->gate->n_in <= F8_FEW_INPUTS;
     job.x = hidden(gpu, a, job.is_placed, x, x + x_bytes);
-    run(gpu, &job);
+    run_in(gpu, &job, x + x_bytes + bytes, room);
 }
 
 void cuda_ffn(struct gpu *gpu, const struct ffn_args *args)

@@ -1,25 +1,30 @@
-#include "kernels/cuda/linear_f8.cuh"
+#include "kernels/cuda/linear_f8_many.cuh"
 
 #include "kernels/cuda/linear_launch.h"
 
 #include <assert.h>
 #include <math.h>
 
-/* n_group, n, n_box: a tile's outputs lie in one block of weights. Those with
+/* n, n_box; one group. A tile's outputs lie in one block of weights. Those with
  * an n_box of 1 do any job; those without groups are for few rows. */
 #define F8_SHAPES(X)                                                           \
-    X(1, 32, 1)                                                                \
-    X(1, 32, 4)                                                                \
-    X(1, 64, 2)                                                                \
-    X(1, 128, 1)                                                               \
-    X(2, 128, 1)
+    X(32, 1)                                                                   \
+    X(32, 4)                                                                   \
+    X(64, 2)                                                                   \
+    X(128, 1)
+
+/* by: those of linear_f8_many.cuh, which have two groups. */
+#define F8_MANY_SHAPES(X) X(1) X(2)
 
 static const struct product_shape SHAPE[] = {
-#define ENTRY(GROUPS, N, BOX) {GROUPS, N, BOX, 1},
+#define ENTRY(N, BOX) {1, N, BOX, 1},
     F8_SHAPES(ENTRY)
 #undef ENTRY
+#define ENTRY(BY) {F8_MANY_GROUPS, F8_MANY, 1, BY},
+        F8_MANY_SHAPES(ENTRY)
+#undef ENTRY
 #define ENTRY(TILES, DEPTH, CTAS) {0, TILES * 16, DEPTH, CTAS},
-        F8_FEW_SHAPES(ENTRY)
+            F8_FEW_SHAPES(ENTRY)
 #undef ENTRY
 };
 #define N_SHAPE (sizeof(SHAPE) / sizeof(*SHAPE))
@@ -27,6 +32,11 @@ static const struct product_shape SHAPE[] = {
 static double up(double n, double by)
 {
     return (double)(((uint64_t)n + (uint64_t)by - 1) / (uint64_t)by);
+}
+
+static bool is_many(struct product_shape s)
+{
+    return s.n_group == F8_MANY_GROUPS;
 }
 
 /* As cost() of linear_launch.cu: per block of 128 inputs a warpgroup widens an
@@ -37,13 +47,13 @@ static double cost(const struct product_job *job, struct product_shape s,
 {
     const double n_out = job->end == PRODUCT_SWIGLU ? s.n / 2.0 : s.n;
     const double high = s.n_group * (double)GROUP_ROWS;
-    const double n_n = up(job->n_out, n_out);
+    const double n_n = up(up(job->n_out, n_out), s.by) * s.by;
     const double n_tile = product_rows_max(job, s) * n_n;
     const double n_block = up(job->n_in, F8_BLOCK);
     const double x_rows = job->n_row < high ? job->n_row : high;
-    const double widen = 5.0 * s.n / F8_WIDENERS(s.n_group);
+    const double widen = is_many(s) ? 0 : 5.0 * s.n / F8_WIDENERS;
     const double step = fmax(s.n_group * s.n / 2.0, 55.0 / s.n_box);
-    const double copy = F8_BLOCK * (s.n + 2 * x_rows) / 35;
+    const double copy = F8_BLOCK * (s.n + 2 * x_rows / s.by) / 35;
     const double block = fmax(fmax(widen, F8_BLOCK / 16 * step), copy);
     const double tiles =
         up(n_tile, n_sm) * (n_block * (block + 200.0 / s.n_box) + 2000);
@@ -61,7 +71,9 @@ const struct product_shape *f8_shapes(size_t *out_n)
 /* Bytes beside the stages, and of one. */
 static uint32_t fixed_bytes(struct product_shape s)
 {
-    return STAGE_AT + STAGE_BEHIND + 2 * s.n_box * s.n * F8_BLOCK * 2;
+    return is_many(s)
+               ? STAGE_AT + F8_MANY_EXCHANGE
+               : STAGE_AT + STAGE_BEHIND + 2 * s.n_box * s.n * F8_BLOCK * 2;
 }
 
 static uint32_t stage_bytes(struct product_shape s, uint32_t x_rows)
@@ -105,25 +117,65 @@ struct product_shape f8_choose(const struct product_job *job, uint32_t n_sm)
     return best;
 }
 
-template <int GROUPS, int N, int BOX, enum product_end END>
+template <int N, int BOX, enum product_end END>
 static void launch_as(struct gpu *gpu, const struct f8_product *f,
                       uint32_t n_m_max)
 {
-    const struct product_shape s = {GROUPS, N, BOX, 1};
+    const struct product_shape s = {1, N, BOX, 1};
     const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu), n_tile = n_m_max * f->p.n_n;
     const uint32_t bytes =
         fixed_bytes(s) + f->p.n_stage * stage_bytes(s, f->p.x_rows);
     struct early_launch launch;
 
     early_launch_init(&launch, gpu, dim3(n_tile < n_sm ? n_tile : n_sm),
-                      F8_THREADS(GROUPS));
+                      F8_THREADS);
     launch.config.dynamicSmemBytes = bytes;
     /* Errors of both are found where the step is waited for. */
-    (void)cudaFuncSetAttribute(f8_kernel<GROUPS, N, BOX, END>,
+    (void)cudaFuncSetAttribute(f8_kernel<N, BOX, END>,
                                cudaFuncAttributeMaxDynamicSharedMemorySize,
                                (int)bytes);
-    (void)cudaLaunchKernelEx(&launch.config, f8_kernel<GROUPS, N, BOX, END>,
-                             *f);
+    (void)cudaLaunchKernelEx(&launch.config, f8_kernel<N, BOX, END>, *f);
+}
+
+template <int X_BY, enum product_end END>
+static void launch_many_as(struct gpu *gpu, const struct f8_product *f,
+                           uint32_t n_m_max)
+{
+    const struct product_shape s = {F8_MANY_GROUPS, F8_MANY, 1, X_BY};
+    const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu) / X_BY * X_BY;
+    const uint32_t n_tile = n_m_max * f->p.n_n * X_BY;
+    const uint32_t bytes =
+        fixed_bytes(s) + f->p.n_stage * stage_bytes(s, f->p.x_rows);
+    struct early_launch launch;
+
+    early_launch_init(&launch, gpu, dim3(n_tile < n_sm ? n_tile : n_sm),
+                      F8_MANY_THREADS);
+    early_launch_cluster(&launch, X_BY);
+    launch.config.dynamicSmemBytes = bytes;
+    /* Errors of both are found where the step is waited for. */
+    (void)cudaFuncSetAttribute(f8_many_kernel<X_BY, END>,
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               (int)bytes);
+    (void)cudaLaunchKernelEx(&launch.config, f8_many_kernel<X_BY, END>, *f);
+}
+
+static void launch_many(struct gpu *gpu, const struct product_job *job,
+                        const struct f8_product *f, uint32_t by)
+{
+    const struct product_shape s = {F8_MANY_GROUPS, F8_MANY, 1, by};
+    const uint32_t n_m = product_rows_max(job, s);
+
+#define CASE(BY)                                                               \
+    if (by == BY) {                                                            \
+        if (job->end == PRODUCT_STORE)                                         \
+            launch_many_as<BY, PRODUCT_STORE>(gpu, f, n_m);                    \
+        else if (job->end == PRODUCT_ADD)                                      \
+            launch_many_as<BY, PRODUCT_ADD>(gpu, f, n_m);                      \
+        else                                                                   \
+            launch_many_as<BY, PRODUCT_SWIGLU>(gpu, f, n_m);                   \
+    }
+    F8_MANY_SHAPES(CASE)
+#undef CASE
 }
 
 void f8_launch(struct gpu *gpu, const struct product_job *job,
@@ -142,14 +194,18 @@ void f8_launch(struct gpu *gpu, const struct product_job *job,
     f.w[0] = (const unsigned char *)job->w[0].at;
     f.w[1] = (const unsigned char *)job->w[1].at;
     f.scales_at = job->scales_at;
-#define CASE(GROUPS, N, BOX)                                                   \
-    if (s.n_group == GROUPS && s.n == N && s.n_box == BOX) {                   \
+    if (is_many(s)) {
+        launch_many(gpu, job, &f, s.by);
+        return;
+    }
+#define CASE(N, BOX)                                                           \
+    if (s.n == N && s.n_box == BOX) {                                          \
         if (job->end == PRODUCT_STORE)                                         \
-            launch_as<GROUPS, N, BOX, PRODUCT_STORE>(gpu, &f, n_m);            \
+            launch_as<N, BOX, PRODUCT_STORE>(gpu, &f, n_m);                    \
         else if (job->end == PRODUCT_ADD)                                      \
-            launch_as<GROUPS, N, BOX, PRODUCT_ADD>(gpu, &f, n_m);              \
+            launch_as<N, BOX, PRODUCT_ADD>(gpu, &f, n_m);                      \
         else                                                                   \
-            launch_as<GROUPS, N, BOX, PRODUCT_SWIGLU>(gpu, &f, n_m);           \
+            launch_as<N, BOX, PRODUCT_SWIGLU>(gpu, &f, n_m);                   \
         return;                                                                \
     }
     F8_SHAPES(CASE)

@@ -3,9 +3,10 @@
 /*
  * y = x W^T with weights of kernels/linear_f8.h: as linear_product.cuh, whose
  * tiles, ring and results it has, but a stage comes as BOX times [x: two tiles
- * of 64 inputs][q: N rows of 128 bytes]. WIDENERS more warpgroups widen q to
- * bf16 (exact) in one of two buffers while the others multiply by what is in
- * the other one; then all meet at a barrier. A block of 128 inputs is a sum of
+ * of 64 inputs][q: N rows of 128 bytes]. Two warpgroups widen q to bf16 (exact)
+ * in one of two buffers while another one multiplies 64 rows by what is in the
+ * other buffer; then all meet at a barrier. Rows by the hundred are those of
+ * linear_f8_many.cuh. A block of 128 inputs is a sum of
  * its own from zero, which goes into the result by one fma with the block's
  * scale. The BOX sums of a stage take steps in turn: a step need not wait for
  * the one before it.
@@ -15,11 +16,9 @@
 
 #define F8_TILES (F8_BLOCK / TILE_K) /* tiles of x in a block */
 
-/* Warpgroups: those that multiply, those that widen, one that copies. With two
- * that multiply a tile takes them long enough. */
-#define F8_WIDENERS(GROUPS) ((GROUPS) == 1 ? 2 : 1)
-#define F8_THREADS(GROUPS)                                                     \
-    (((GROUPS) + F8_WIDENERS(GROUPS) + 1) * GROUP_THREADS)
+/* Warpgroups: one that multiplies, those that widen, one that copies. */
+#define F8_WIDENERS 2
+#define F8_THREADS ((1 + F8_WIDENERS + 1) * GROUP_THREADS)
 
 struct f8_product {
     struct product p; /* n_block counts blocks of F8_BLOCK inputs */
@@ -86,10 +85,9 @@ f8_widen_stage(unsigned char *to, const unsigned char *q, uint32_t box_bytes)
 }
 
 /* All warpgroups but the one that copies. */
-template <int GROUPS> static __device__ __forceinline__ void f8_sync(void)
+static __device__ __forceinline__ void f8_sync(void)
 {
-    asm volatile("barrier.sync 1, %0;" ::"n"((GROUPS + F8_WIDENERS(GROUPS)) *
-                                             GROUP_THREADS)
+    asm volatile("barrier.sync 1, %0;" ::"n"((1 + F8_WIDENERS) * GROUP_THREADS)
                  : "memory");
 }
 
@@ -138,7 +136,7 @@ f8_copy_x(const struct product *p, const struct product_tile *tile,
     }
 }
 
-template <int GROUPS, int N, int BOX, enum product_end END>
+template <int N, int BOX, enum product_end END>
 static __device__ __forceinline__ void f8_produce(const struct product *p,
                                                   unsigned char *shared)
 {
@@ -151,7 +149,7 @@ static __device__ __forceinline__ void f8_produce(const struct product *p,
     n_early = p->rows ? 0 : n_early;
     for (uint32_t s = 0; s < n_early; s++) {
         const struct product_tile tile =
-            product_tile<GROUPS, N, 1, END>(p, blockIdx.x, 0);
+            product_tile<1, N, 1, 1, END>(p, blockIdx.x, 0);
         const struct product_stage stage = {shared + STAGE_AT + s * stage_bytes,
                                             &full[s], s * BOX};
 
@@ -161,8 +159,7 @@ static __device__ __forceinline__ void f8_produce(const struct product *p,
     previous_wait();
     const uint32_t n_tile = product_n_m(p) * p->n_n;
     for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x) {
-        const struct product_tile tile =
-            product_tile<GROUPS, N, 1, END>(p, i, 0);
+        const struct product_tile tile = product_tile<1, N, 1, 1, END>(p, i, 0);
 
         for (uint32_t s = 0; s < n_step; s++) {
             const struct product_stage stage = {shared + STAGE_AT +
@@ -184,7 +181,7 @@ static __device__ __forceinline__ void f8_produce(const struct product *p,
 
 /* --------------------------------------------------------------- widening */
 
-template <int GROUPS, int N, int BOX, enum product_end END>
+template <int N, int BOX, enum product_end END>
 static __device__ __forceinline__ void f8_widen_all(const struct product *p,
                                                     unsigned char *shared)
 {
@@ -201,10 +198,10 @@ static __device__ __forceinline__ void f8_widen_all(const struct product *p,
     for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x)
         for (uint32_t s = 0; s < n_step; s++) {
             barrier_wait(&full[ring.stage], ring.parity);
-            f8_widen_stage<F8_WIDENERS(GROUPS), N, BOX>(
+            f8_widen_stage<F8_WIDENERS, N, BOX>(
                 buffer + n_widened % 2 * BOX * N * F8_BLOCK * 2,
                 shared + q_at + ring.stage * BOX * box_bytes, box_bytes);
-            f8_sync<GROUPS>();
+            f8_sync();
             n_widened++;
             product_advance(&ring, p->n_stage);
         }
@@ -272,7 +269,7 @@ f8_consume_stage(const struct f8_product *f, float *acc, uint32_t x, uint32_t w,
     }
 }
 
-template <int GROUPS, int N, int BOX, enum product_end END>
+template <int N, int BOX, enum product_end END>
 static __device__ __forceinline__ void f8_consume(const struct f8_product *f,
                                                   unsigned char *shared)
 {
@@ -281,8 +278,6 @@ static __device__ __forceinline__ void f8_consume(const struct f8_product *f,
     const uint32_t stage_bytes = BOX * f8_box_bytes<N>(p);
     const uint32_t stages = shared_address(shared) + STAGE_AT;
     const uint32_t buffers = stages + p->n_stage * stage_bytes;
-    const uint32_t group =
-        threadIdx.x / GROUP_THREADS * GROUP_ROWS * TILE_ROW_BYTES;
     struct product_ring ring = {0, 0};
     float acc[N / 2], scale[BOX][2];
 
@@ -290,18 +285,17 @@ static __device__ __forceinline__ void f8_consume(const struct f8_product *f,
     const uint32_t n_tile = product_n_m(p) * p->n_n;
     uint32_t n_done = 0;
     for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x) {
-        const struct product_tile tile =
-            product_tile<GROUPS, N, 1, END>(p, i, 0);
+        const struct product_tile tile = product_tile<1, N, 1, 1, END>(p, i, 0);
 
 #pragma unroll
         for (int k = 0; k < N / 2; k++)
             acc[k] = 0.0f;
         for (uint32_t block = 0; block < p->n_block; block += BOX) {
             f8_scales<BOX, END>(f, &tile, block, scale);
-            f8_sync<GROUPS>();
+            f8_sync();
             barrier_wait(&full[ring.stage], ring.parity); /* is over: for x */
             f8_consume_stage<N, BOX, END>(
-                f, acc, stages + ring.stage * stage_bytes + group,
+                f, acc, stages + ring.stage * stage_bytes,
                 buffers + n_done % 2 * BOX * N * F8_BLOCK * 2, scale);
             product_release<1>(&empty[ring.stage]);
             n_done++;
@@ -313,8 +307,8 @@ static __device__ __forceinline__ void f8_consume(const struct f8_product *f,
 
 /* At launch a thread has 128 registers; those that multiply get what the others
  * do not need. */
-template <int GROUPS, int N, int BOX, enum product_end END>
-static __global__ void __launch_bounds__(F8_THREADS(GROUPS), 1)
+template <int N, int BOX, enum product_end END>
+static __global__ void __launch_bounds__(F8_THREADS, 1)
     f8_kernel(const __grid_constant__ struct f8_product f)
 {
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -326,21 +320,21 @@ static __global__ void __launch_bounds__(F8_THREADS(GROUPS), 1)
 
         for (uint32_t s = 0; s < f.p.n_stage; s++) {
             barrier_init(&full[s], 1);
-            barrier_init(&empty[s], GROUPS);
+            barrier_init(&empty[s], 1);
         }
         barrier_publish();
     }
     __syncthreads();
-    if (group < GROUPS) {
+    if (group == 0) {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 184;");
-        f8_consume<GROUPS, N, BOX, END>(&f, shared);
-    } else if (group < GROUPS + F8_WIDENERS(GROUPS)) {
+        f8_consume<N, BOX, END>(&f, shared);
+    } else if (group <= F8_WIDENERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
-        f8_widen_all<GROUPS, N, BOX, END>(&f.p, shared);
+        f8_widen_all<N, BOX, END>(&f.p, shared);
     } else {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x % GROUP_THREADS == 0)
-            f8_produce<GROUPS, N, BOX, END>(&f.p, shared);
+            f8_produce<N, BOX, END>(&f.p, shared);
         __syncwarp();
     }
 }

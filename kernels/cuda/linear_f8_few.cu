@@ -319,7 +319,7 @@ void f8_few_launch(struct gpu *gpu, const struct product_job *job,
     f.n_out = job->n_out;
     f.n_block = (uint32_t)linear_f8_n_block(job->n_in);
 #define CASE(TILES, DEPTH, CTAS)                                               \
-    if (s.n == TILES * TILE_OUT && s.n_box == DEPTH && s.x_by == CTAS) {       \
+    if (s.n == TILES * TILE_OUT && s.n_box == DEPTH && s.by == CTAS) {         \
         if (job->end == PRODUCT_STORE)                                         \
             launch_rows<TILES, DEPTH, CTAS, PRODUCT_STORE>(gpu, &f);           \
         else if (job->end == PRODUCT_ADD)                                      \

@@ -8,7 +8,7 @@
 #define M_GROUP 16u /* tiles of rows that are neighbours in time */
 
 /*
- * The shapes that are compiled: n_group, n, n_box, x_by. Few rows want tiles of
+ * The shapes that are compiled: n_group, n, n_box, by. Few rows want tiles of
  * few outputs, so that all SMs read weights; many rows want large tiles. Those
  * with an n_box of 1 do any job.
  */
@@ -22,11 +22,16 @@
     X(1, 64, 2, 1)                                                             \
     X(1, 96, 1, 1)                                                             \
     X(1, 96, 2, 1)                                                             \
+    X(1, 64, 4, 1)                                                             \
     X(1, 128, 1, 1)                                                            \
+    X(1, 128, 2, 1)                                                            \
     X(1, 192, 1, 1)                                                            \
+    X(1, 256, 1, 1)                                                            \
     X(2, 64, 1, 1)                                                             \
+    X(2, 64, 2, 1)                                                             \
     X(2, 128, 1, 1)                                                            \
     X(2, 192, 1, 1)                                                            \
+    X(2, 192, 1, 2)                                                            \
     X(2, 256, 1, 1)                                                            \
     X(2, 256, 1, 2)
 
@@ -57,14 +62,16 @@ uint32_t product_x_rows(const struct product_job *job, uint32_t n_group)
  * inputs: four steps, of N / 2 cycles for each warpgroup and of 45 at least,
  * since each waits for the one before; 520 a stage at least; copies at 45
  * bytes a cycle to an SM and 35 on average when all are at it, from the L2
- * cache; 13 from memory. Then the results go out.
+ * cache, or 50 where several tiles of rows ask for the same weights; 13 from
+ * memory. Then the results go out.
  */
 static double cost(const struct product_job *job, struct product_shape s,
                    uint32_t n_sm)
 {
     const uint32_t n_out = job->end == PRODUCT_SWIGLU ? s.n / 2 : s.n;
-    const uint32_t n_n = up(up(job->n_out, n_out), s.x_by) * s.x_by;
-    const double n_tile = (double)product_rows_max(job, s) * n_n;
+    const uint32_t n_n = up(job->n_out, n_out);
+    const uint32_t n_m = up(product_rows_max(job, s), s.by) * s.by;
+    const double n_tile = (double)n_m * n_n;
     const double n_busy = n_tile < n_sm ? n_tile : n_sm;
     const double n_wave = up((size_t)n_tile, n_sm);
     const double n_block = up(job->n_in, TILE_K);
@@ -73,8 +80,9 @@ static double cost(const struct product_job *job, struct product_shape s,
     const double step = s.n_group * s.n / 2 < 45 ? 45 : s.n_group * s.n / 2;
     const double multiply = fmax(4 * step + 100.0 / s.n_box, 520.0 / s.n_box);
     const double bytes =
-        128.0 * (s.n + (double)product_x_rows(job, s.n_group) / s.x_by);
-    const double rate = 35.0 * n_sm / n_busy < 45 ? 35.0 * n_sm / n_busy : 45;
+        128.0 * ((double)s.n / s.by + product_x_rows(job, s.n_group));
+    const double all = job->n_row > GROUP_ROWS && !job->n_expert ? 50 : 35;
+    const double rate = fmin(all * n_sm / n_busy, fmax(all, 45));
     const double copy = bytes / rate;
     const double tiles =
         n_wave * (n_block * (multiply > copy ? multiply : copy) + 2000 +
@@ -108,8 +116,8 @@ const struct product_shape *product_shapes(size_t *out_n)
 bool product_fits(const struct product_job *job, struct product_shape shape)
 {
     return up(job->n_in, TILE_K) % shape.n_box == 0 &&
-           (job->end != PRODUCT_SWIGLU || shape.x_by == 1) &&
-           (!job->n_each || (shape.n_group == 1 && shape.x_by == 1));
+           (!job->n_expert || shape.by == 1) &&
+           (!job->n_each || (shape.n_group == 1 && shape.by == 1));
 }
 
 struct product_shape product_choose(const struct product_job *job,
@@ -165,6 +173,9 @@ struct product product_parameters(const struct product_job *job,
                                   struct product_shape s)
 {
     const uint32_t n_out = job->end == PRODUCT_SWIGLU ? s.n / 2 : s.n;
+    const uint32_t w_by = job->is_f8 ? 1 : s.by;
+    /* Outputs of a box: a part of the gate's and of up's is one of them. */
+    const uint32_t n_box = job->end == PRODUCT_SWIGLU ? n_out : n_out / w_by;
     struct product p = {};
 
     p.y = job->y;
@@ -173,9 +184,9 @@ struct product product_parameters(const struct product_job *job,
     p.n_out = job->n_out;
     p.n_block = up(job->n_in, job->is_f8 ? F8_BLOCK : TILE_K);
     p.x_rows = product_x_rows(job, s.n_group);
-    p.n_m = up(job->n_row, s.n_group * GROUP_ROWS);
-    p.n_n = up(up(job->n_out, n_out), s.x_by);
-    p.n_m_group = M_GROUP;
+    p.n_m = up(up(job->n_row, s.n_group * GROUP_ROWS), w_by);
+    p.n_n = up(up(job->n_out, n_out), job->is_f8 ? s.by : 1);
+    p.n_m_group = M_GROUP / w_by;
     p.is_even = (uintptr_t)job->y % 16 == 0 && job->y_stride % 4 == 0 &&
                 job->n_out % 4 == 0;
     p.rows = job->rows;
@@ -187,7 +198,7 @@ struct product product_parameters(const struct product_job *job,
         if (job->is_f8)
             encode_f8(&p.w[i], &job->w[i], n_out);
         else
-            encode(&p.w[i], &job->w[i], job->n_in, n_out);
+            encode(&p.w[i], &job->w[i], job->n_in, n_box);
     return p;
 }
 
@@ -213,31 +224,25 @@ static struct product with_stages(const struct product_job *job,
     return p;
 }
 
-template <int GROUPS, int N, int BOX, int X_BY, enum product_end END>
+template <int GROUPS, int N, int BOX, int W_BY, enum product_end END>
 static void launch_as(struct gpu *gpu, const struct product *p,
                       uint32_t n_m_max)
 {
-    const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu) / X_BY * X_BY;
-    const uint32_t n_tile = n_m_max * p->n_n * X_BY;
+    const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu) / W_BY * W_BY;
+    const uint32_t n_tile = n_m_max * p->n_n * W_BY;
     const uint32_t bytes = p->places.list_at + list_bytes(&p->places);
     struct early_launch launch;
 
     early_launch_init(&launch, gpu, dim3(n_tile < n_sm ? n_tile : n_sm),
                       PRODUCT_THREADS(GROUPS));
     launch.config.dynamicSmemBytes = bytes;
-    if (X_BY > 1) {
-        launch.attribute[1].id = cudaLaunchAttributeClusterDimension;
-        launch.attribute[1].val.clusterDim.x = X_BY;
-        launch.attribute[1].val.clusterDim.y = 1;
-        launch.attribute[1].val.clusterDim.z = 1;
-        launch.config.numAttrs = 2;
-    }
+    early_launch_cluster(&launch, W_BY);
     /* Errors of both are found where the step is waited for. */
-    (void)cudaFuncSetAttribute(product_kernel<GROUPS, N, BOX, X_BY, END>,
+    (void)cudaFuncSetAttribute(product_kernel<GROUPS, N, BOX, W_BY, END>,
                                cudaFuncAttributeMaxDynamicSharedMemorySize,
                                (int)bytes);
     (void)cudaLaunchKernelEx(&launch.config,
-                             product_kernel<GROUPS, N, BOX, X_BY, END>, *p);
+                             product_kernel<GROUPS, N, BOX, W_BY, END>, *p);
 }
 
 void product_launch(struct gpu *gpu, const struct product_job *job,
@@ -247,14 +252,14 @@ void product_launch(struct gpu *gpu, const struct product_job *job,
     const struct product p = with_stages(job, s);
     const uint32_t n_m = job->n_expert ? product_rows_max(job, s) : p.n_m;
 
-#define CASE(GROUPS, N, BOX, X_BY)                                             \
-    if (s.n_group == GROUPS && s.n == N && s.n_box == BOX && s.x_by == X_BY) { \
+#define CASE(GROUPS, N, BOX, W_BY)                                             \
+    if (s.n_group == GROUPS && s.n == N && s.n_box == BOX && s.by == W_BY) {   \
         if (job->end == PRODUCT_STORE)                                         \
-            launch_as<GROUPS, N, BOX, X_BY, PRODUCT_STORE>(gpu, &p, n_m);      \
+            launch_as<GROUPS, N, BOX, W_BY, PRODUCT_STORE>(gpu, &p, n_m);      \
         else if (job->end == PRODUCT_ADD)                                      \
-            launch_as<GROUPS, N, BOX, X_BY, PRODUCT_ADD>(gpu, &p, n_m);        \
+            launch_as<GROUPS, N, BOX, W_BY, PRODUCT_ADD>(gpu, &p, n_m);        \
         else                                                                   \
-            launch_as<GROUPS, N, BOX, X_BY, PRODUCT_SWIGLU>(gpu, &p, n_m);     \
+            launch_as<GROUPS, N, BOX, W_BY, PRODUCT_SWIGLU>(gpu, &p, n_m);     \
         return;                                                                \
     }
     PRODUCT_SHAPES(CASE)

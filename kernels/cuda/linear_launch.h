@@ -25,7 +25,8 @@ static inline size_t linear_padded(size_t n)
  * 128 with weights of eight bits). */
 struct product_shape {
     uint32_t n_group, n, n_box;
-    uint32_t x_by; /* CTAs of a cluster, which share rows */
+    uint32_t by; /* CTAs of a cluster, which share weights (of eight bits:
+                    rows) */
 };
 
 /*
@@ -142,6 +143,18 @@ static inline void early_launch_init(struct early_launch *launch,
     launch->config.stream = gpu_stream(gpu);
     launch->config.attrs = launch->attribute;
     launch->config.numAttrs = 1;
+}
+
+/* By clusters of n CTAs that are neighbours. */
+static inline void early_launch_cluster(struct early_launch *launch, uint32_t n)
+{
+    if (n == 1)
+        return;
+    launch->attribute[1].id = cudaLaunchAttributeClusterDimension;
+    launch->attribute[1].val.clusterDim.x = n;
+    launch->attribute[1].val.clusterDim.y = 1;
+    launch->attribute[1].val.clusterDim.z = 1;
+    launch->config.numAttrs = 2;
 }
 
 /* bf16 rows of n_in inputs, padded with +0; row i is x[row[i]], or x[i] when

@@ -12,11 +12,12 @@
  * are fewer than 64 rows, fewer are copied (x_rows), and the instruction reads
  * whatever lies behind them: that goes into rows which nobody stores.
  *
- * A cluster of X_BY CTAs works on neighbouring tiles of outputs of the same
- * rows, which are copied to all of them at once. (Sharing weights among tiles
- * of rows in the same way gained nothing.)
+ * A cluster of W_BY CTAs works on neighbouring tiles of rows and the same
+ * outputs; each copies a part of the weights to all of them. (Sharing rows
+ * gained less; both at once, clusters of four, took twice the time and more.)
  */
 #include "kernels/cuda/linear_copy.cuh"
+#include "kernels/cuda/linear_silu.cuh"
 #include "kernels/cuda/linear_wgmma.cuh"
 #include "kernels/cuda/scalar.cuh"
 
@@ -145,7 +146,7 @@ product_set_matrix(const struct product *p, uint32_t expert,
  * rows, within a group by outputs, then rows: what runs at the same time then
  * reads few rows and few weights, and finds them in the L2 cache.
  */
-template <int GROUPS, int N, int X_BY, enum product_end END>
+template <int GROUPS, int N, int X_BY, int W_BY, enum product_end END>
 static __device__ __forceinline__ struct product_tile
 product_tile_of(const struct product *p, const struct product_list *list,
                 uint32_t i, uint32_t rank)
@@ -155,8 +156,8 @@ product_tile_of(const struct product *p, const struct product_list *list,
     const uint32_t first = i / per_group * p->n_m_group;
     const uint32_t n_left = list->n - first;
     const uint32_t n = n_left < p->n_m_group ? n_left : p->n_m_group;
-    const uint32_t m_at = first + i % per_group % n;
-    const uint32_t n_at = i % per_group / n * X_BY + rank;
+    const uint32_t m_at = (first + i % per_group % n) * W_BY + rank % W_BY;
+    const uint32_t n_at = i % per_group / n * X_BY + rank % X_BY;
     struct product_tile tile;
 
     tile.out = n_at * n_out;
@@ -171,13 +172,13 @@ product_tile_of(const struct product *p, const struct product_list *list,
     return tile;
 }
 
-template <int GROUPS, int N, int X_BY, enum product_end END>
+template <int GROUPS, int N, int X_BY, int W_BY, enum product_end END>
 static __device__ __forceinline__ struct product_tile
 product_tile(const struct product *p, uint32_t i, uint32_t rank)
 {
     const struct product_list list = product_list(p);
 
-    return product_tile_of<GROUPS, N, X_BY, END>(p, &list, i, rank);
+    return product_tile_of<GROUPS, N, X_BY, W_BY, END>(p, &list, i, rank);
 }
 
 /* ---------------------------------------------------------------- copying */
@@ -195,14 +196,43 @@ product_stage_bytes(const struct product *p)
     return BOX * (p->x_rows + N) * TILE_ROW_BYTES;
 }
 
-/* As one box, or for swiglu as two. Where there are few rows, nobody else will
- * ask for these weights. */
-template <int GROUPS, int N, int BOX, enum product_end END>
+/* Each of the CTAs of a cluster copies its part of the weights to all. */
+template <int N, int BOX, int W_BY, enum product_end END>
+static __device__ __forceinline__ void
+product_share_w(const struct product *p, const struct product_tile *tile,
+                const struct product_stage *stage, uint32_t rank)
+{
+    const uint32_t box_bytes = (p->x_rows + N) * TILE_ROW_BYTES;
+    const uint32_t first = rank * (N / W_BY); /* row of the tile */
+    const bool is_up = END == PRODUCT_SWIGLU && rank;
+
+    static_assert(END != PRODUCT_SWIGLU || W_BY <= 2, "gate and up");
+    for (uint32_t b = 0; b < BOX; b++) {
+        const struct box_at at = {
+            (int32_t)((stage->block + b) * TILE_K),
+            (int32_t)(tile->out + (END == PRODUCT_SWIGLU ? 0 : first)),
+            (int32_t)(is_up ? tile->matrix_2 : tile->matrix)};
+
+        copy_box_to(
+            stage->at + b * box_bytes + (p->x_rows + first) * TILE_ROW_BYTES,
+            &p->w[is_up], at, stage->full, (1u << W_BY) - 1, KEEP_NORMALLY);
+    }
+}
+
+/* As one box, or for swiglu as two, or the part of a cluster's CTA to all that
+ * share it. Where there are few rows, nobody else will ask for these weights.
+ */
+template <int GROUPS, int N, int BOX, int W_BY, enum product_end END>
 static __device__ __forceinline__ void
 product_copy_w(const struct product *p, const struct product_tile *tile,
-               const struct product_stage *stage)
+               const struct product_stage *stage, uint32_t rank)
 {
     const uint32_t n_part = END == PRODUCT_SWIGLU ? 2 : 1;
+
+    if (W_BY > 1) {
+        product_share_w<N, BOX, W_BY, END>(p, tile, stage, rank);
+        return;
+    }
     const uint32_t box_bytes = (p->x_rows + N) * TILE_ROW_BYTES;
 
     for (uint32_t b = 0; b < BOX; b++)
@@ -218,32 +248,25 @@ product_copy_w(const struct product *p, const struct product_tile *tile,
         }
 }
 
-/* The CTAs of a cluster take turns in copying to all. */
-template <int N, int BOX, int X_BY>
+template <int N, int BOX>
 static __device__ __forceinline__ void
 product_copy_x(const struct product *p, const struct product_tile *tile,
-               const struct product_stage *stage, uint32_t rank)
+               const struct product_stage *stage)
 {
     const uint32_t box_bytes = (p->x_rows + N) * TILE_ROW_BYTES;
 
-    if (stage->block / BOX % X_BY != rank)
-        return;
     for (uint32_t b = 0; b < BOX; b++) {
         const struct box_at at = {(int32_t)((stage->block + b) * TILE_K),
                                   (int32_t)tile->row, 0};
 
-        if (X_BY == 1)
-            copy_box(stage->at + b * box_bytes, &p->x, at, stage->full,
-                     KEEP_NORMALLY);
-        else
-            copy_box_to(stage->at + b * box_bytes, &p->x, at, stage->full,
-                        (1u << X_BY) - 1, KEEP_NORMALLY);
+        copy_box(stage->at + b * box_bytes, &p->x, at, stage->full,
+                 KEEP_NORMALLY);
     }
 }
 
 /* One thread: all copies of all tiles of this CTA. The weights of the first
  * stages come while the kernel before this one still makes x. */
-template <int GROUPS, int N, int BOX, int X_BY, enum product_end END>
+template <int GROUPS, int N, int BOX, int W_BY, enum product_end END>
 static __device__ __forceinline__ void
 product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
 {
@@ -251,24 +274,25 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
     const uint32_t stage_bytes = product_stage_bytes<N, BOX>(p);
     const uint32_t n_step = p->n_block / BOX;
     const uint32_t n_first = n_step < p->n_stage ? n_step : p->n_stage;
-    const uint32_t first = blockIdx.x / X_BY, by = gridDim.x / X_BY;
+    const uint32_t first = blockIdx.x / W_BY;
+    const uint32_t by = gridDim.x / W_BY;
     struct product_ring ring = {0, 0};
     uint32_t n_early = p->rows ? 0 : n_first;
 
     for (uint32_t s = 0; s < n_early; s++) {
         const struct product_tile tile =
-            product_tile<GROUPS, N, X_BY, END>(p, first, rank);
+            product_tile<GROUPS, N, 1, W_BY, END>(p, first, rank);
         const struct product_stage stage = {shared + STAGE_AT + s * stage_bytes,
                                             &full[s], s * BOX};
 
         barrier_expect(stage.full, stage_bytes);
-        product_copy_w<GROUPS, N, BOX, END>(p, &tile, &stage);
+        product_copy_w<GROUPS, N, BOX, W_BY, END>(p, &tile, &stage, rank);
     }
     previous_wait();
     const uint32_t n_tile = product_n_m(p) * p->n_n;
     for (uint32_t i = first; i < n_tile; i += by) {
         const struct product_tile tile =
-            product_tile<GROUPS, N, X_BY, END>(p, i, rank);
+            product_tile<GROUPS, N, 1, W_BY, END>(p, i, rank);
 
         for (uint32_t s = 0; s < n_step; s++) {
             const struct product_stage stage = {shared + STAGE_AT +
@@ -280,14 +304,15 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
             } else {
                 barrier_wait(&empty[ring.stage], ring.parity ^ 1);
                 barrier_expect(stage.full, stage_bytes);
-                product_copy_w<GROUPS, N, BOX, END>(p, &tile, &stage);
+                product_copy_w<GROUPS, N, BOX, W_BY, END>(p, &tile, &stage,
+                                                          rank);
             }
-            product_copy_x<N, BOX, X_BY>(p, &tile, &stage, rank);
+            product_copy_x<N, BOX>(p, &tile, &stage);
             product_advance(&ring, p->n_stage);
         }
     }
     /* Nobody leaves while others still report to its barriers. */
-    for (uint32_t s = 0; X_BY > 1 && s < p->n_stage; s++) {
+    for (uint32_t s = 0; W_BY > 1 && s < p->n_stage; s++) {
         barrier_wait(&empty[ring.stage], ring.parity ^ 1);
         product_advance(&ring, p->n_stage);
     }
@@ -360,7 +385,7 @@ product_produce_places(const struct product *p, const struct product_list *list,
 
     for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x) {
         const struct product_tile tile =
-            product_tile_of<1, N, 1, END>(p, list, i, 0);
+            product_tile_of<1, N, 1, 1, END>(p, list, i, 0);
         const uint32_t n_box = (tile.row_end - tile.row + x_box - 1) / x_box;
         int32_t row[2] = {0, 0};
 
@@ -377,7 +402,7 @@ product_produce_places(const struct product *p, const struct product_list *list,
             if (lane == 0) {
                 barrier_expect(stage.full,
                                BOX * (N + n_box * x_box) * TILE_ROW_BYTES);
-                product_copy_w<1, N, BOX, END>(p, &tile, &stage);
+                product_copy_w<1, N, BOX, 1, END>(p, &tile, &stage, 0);
             }
             __syncwarp();
             for (uint32_t b = 0; b < BOX; b++)
@@ -476,6 +501,26 @@ product_put_odd_row(const struct product *p, const struct product_tile *tile,
     }
 }
 
+template <int N, bool IS_PLAIN>
+static __device__ __forceinline__ void
+product_put_silu(const struct product *p, const struct product_tile *tile,
+                 uint16_t *y, const float *acc)
+{
+    const uint32_t first = tile->out + threadIdx.x % 4 * 2;
+
+#pragma unroll
+    for (int j = 0; j < N / 16; j++) {
+        const float *gate = acc + 4 * j, *up = gate + N / 4;
+        const float a = IS_PLAIN ? silu_plain(gate[0]) : scalar_silu(gate[0]);
+        const float b = IS_PLAIN ? silu_plain(gate[1]) : scalar_silu(gate[1]);
+
+        if (first + 8 * j < p->n_out)
+            *(uint32_t *)(y + 8 * j) = round_pair(a * up[0], b * up[1]);
+    }
+}
+
+/* A division that may be any branches, and 64 of them one after the other took
+ * an eighth of such a product; nearly all gates are plain. */
 template <int N>
 static __device__ __forceinline__ void
 product_put_swiglu(const struct product *p, const struct product_tile *tile,
@@ -484,16 +529,18 @@ product_put_swiglu(const struct product *p, const struct product_tile *tile,
     const uint32_t t = threadIdx.x % 4 * 2;
     uint16_t *y = (uint16_t *)p->y + row * p->y_stride + tile->out + t;
 
+    bool is_plain = true;
+
     if (row >= tile->row_end)
         return;
 #pragma unroll
-    for (int j = 0; j < N / 16; j++) {
-        const float *gate = acc + 4 * j, *up = gate + N / 4;
-
-        if (tile->out + 8 * j + t < p->n_out)
-            *(uint32_t *)(y + 8 * j) = round_pair(scalar_silu(gate[0]) * up[0],
-                                                  scalar_silu(gate[1]) * up[1]);
-    }
+    for (int j = 0; j < N / 16; j++)
+        is_plain = is_plain && silu_is_plain(acc[4 * j]) &&
+                   silu_is_plain(acc[4 * j + 1]);
+    if (is_plain)
+        product_put_silu<N, true>(p, tile, y, acc);
+    else
+        product_put_silu<N, false>(p, tile, y, acc);
 }
 
 template <int N, enum product_end END>
@@ -518,14 +565,15 @@ product_finish(const struct product *p, const struct product_tile *tile,
 
 /* ------------------------------------------------------------ multiplying */
 
-template <int X_BY>
+/* To all who copy into this CTA. */
+template <int CTAS>
 static __device__ __forceinline__ void product_release(uint64_t *empty)
 {
     const uint32_t i = threadIdx.x % GROUP_THREADS;
 
-    if (X_BY == 1 && i == 0)
+    if (CTAS == 1 && i == 0)
         barrier_arrive(empty);
-    else if (X_BY > 1 && i < X_BY)
+    else if (CTAS > 1 && i < CTAS)
         barrier_arrive_at(empty, i);
 }
 
@@ -541,7 +589,7 @@ product_multiply(float *acc, uint32_t x_at, uint32_t w_at, bool is_sum)
                         is_sum || k > 0);
 }
 
-template <int GROUPS, int N, int BOX, int X_BY, enum product_end END>
+template <int GROUPS, int N, int BOX, int W_BY, enum product_end END>
 static __device__ __forceinline__ void
 product_consume(const struct product *p, const struct product_list *list,
                 unsigned char *shared, uint32_t rank)
@@ -558,7 +606,7 @@ product_consume(const struct product *p, const struct product_list *list,
     float acc[N / 2];
     const uint32_t n_tile = list->n * p->n_n;
 
-    for (uint32_t i = blockIdx.x / X_BY; i < n_tile; i += gridDim.x / X_BY) {
+    for (uint32_t i = blockIdx.x / W_BY; i < n_tile; i += gridDim.x / W_BY) {
         uint64_t *done = NULL; /* of the stage before */
 
         for (uint32_t block = 0; block < p->n_block; block += BOX) {
@@ -573,15 +621,15 @@ product_consume(const struct product *p, const struct product_list *list,
             product_commit();
             product_wait<1>();
             if (done)
-                product_release<X_BY>(done);
+                product_release<W_BY>(done);
             done = &empty[ring.stage];
             product_advance(&ring, p->n_stage);
         }
         product_wait<0>();
         product_pin<N / 2>(acc);
-        product_release<X_BY>(done);
+        product_release<W_BY>(done);
         const struct product_tile tile =
-            product_tile_of<GROUPS, N, X_BY, END>(p, list, i, rank);
+            product_tile_of<GROUPS, N, 1, W_BY, END>(p, list, i, rank);
         product_finish<N, END>(p, &tile, acc);
     }
 }
@@ -590,12 +638,12 @@ product_consume(const struct product *p, const struct product_list *list,
 
 #define PRODUCT_THREADS(GROUPS) (((GROUPS) + 1) * GROUP_THREADS)
 
-template <int GROUPS, int N, int BOX, int X_BY, enum product_end END>
+template <int GROUPS, int N, int BOX, int W_BY, enum product_end END>
 static __global__ void __launch_bounds__(PRODUCT_THREADS(GROUPS), 1)
     product_kernel(const __grid_constant__ struct product p)
 {
     extern __shared__ __align__(1024) unsigned char shared[];
-    const uint32_t rank = X_BY > 1 ? cluster_rank() : 0;
+    const uint32_t rank = W_BY > 1 ? cluster_rank() : 0;
 
     next_begin();
     if (threadIdx.x == 0) {
@@ -603,15 +651,15 @@ static __global__ void __launch_bounds__(PRODUCT_THREADS(GROUPS), 1)
 
         for (uint32_t s = 0; s < p.n_stage; s++) {
             barrier_init(&full[s], 1);
-            barrier_init(&empty[s], GROUPS * X_BY);
+            barrier_init(&empty[s], GROUPS * W_BY);
         }
         barrier_publish();
     }
-    if (X_BY > 1)
+    if (W_BY > 1)
         cluster_sync();
     else
         __syncthreads();
-    const bool has_places = GROUPS == 1 && X_BY == 1 && p.places.first;
+    const bool has_places = GROUPS == 1 && W_BY == 1 && p.places.first;
     struct product_list list = {NULL, 0};
     if (has_places) {
         previous_wait();
@@ -623,7 +671,7 @@ static __global__ void __launch_bounds__(PRODUCT_THREADS(GROUPS), 1)
         if (has_places && threadIdx.x < GROUPS * GROUP_THREADS + 32)
             product_produce_places<N, BOX, END>(&p, &list, shared);
         else if (threadIdx.x == GROUPS * GROUP_THREADS)
-            product_produce<GROUPS, N, BOX, X_BY, END>(&p, shared, rank);
+            product_produce<GROUPS, N, BOX, W_BY, END>(&p, shared, rank);
         __syncwarp();
     } else {
         if (GROUPS > 1)
@@ -632,7 +680,7 @@ static __global__ void __launch_bounds__(PRODUCT_THREADS(GROUPS), 1)
             previous_wait();
             list = product_list(&p);
         }
-        product_consume<GROUPS, N, BOX, X_BY, END>(&p, &list, shared, rank);
+        product_consume<GROUPS, N, BOX, W_BY, END>(&p, &list, shared, rank);
     }
 }
 #endif

@@ -54,6 +54,15 @@ template <int N>
 static __device__ void product_step(float *acc, uint64_t a, uint64_t b,
                                     uint32_t is_sum);
 
+/*
+ * The same with a's 16 columns from registers: of rows r and r + 8, r as for
+ * acc above, two words, columns l % 4 * 2 and the next one, then those 8 to the
+ * right (both rows' first words come first).
+ */
+template <int N>
+static __device__ void product_step_left(float *acc, const uint32_t a[4],
+                                         uint64_t b, uint32_t is_sum);
+
 /* Lists of operands. */
 /* clang-format off */
 #define R0 "%0, %1, %2, %3"
@@ -120,6 +129,18 @@ PRODUCT_STEP(96, L0 ", " L16 ", " L32, 48, 49, 50, A16(0), A16(16), A16(32))
 PRODUCT_STEP(128, L0 ", " L16 ", " L32 ", " L48, 64, 65, 66, A16(0), A16(16), A16(32), A16(48))
 PRODUCT_STEP(192, L0 ", " L16 ", " L32 ", " L48 ", " L64 ", " L80, 96, 97, 98, A16(0), A16(16), A16(32), A16(48), A16(64), A16(80))
 PRODUCT_STEP(256, L0 ", " L16 ", " L32 ", " L48 ", " L64 ", " L80 ", " L96 ", " L112, 128, 129, 130, A16(0), A16(16), A16(32), A16(48), A16(64), A16(80), A16(96), A16(112))
+
+template <>
+__device__ __forceinline__ void
+product_step_left<128>(float *acc, const uint32_t a[4], uint64_t b, uint32_t is_sum)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+                 L0 ", " L16 ", " L32 ", " L48 "}, {%64, %65, %66, %67}, %68"
+                 ", p, 1, 1, 0;\n}"
+                 : A16(0), A16(16), A16(32), A16(48)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(is_sum));
+}
 
 #undef R0
 #undef R4

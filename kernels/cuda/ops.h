@@ -23,6 +23,10 @@ void cuda_delta_plain(struct gpu *gpu, const struct delta_args *args);
 /* attend for rotations that cuda_attend() does not have. */
 void cuda_attend_plain(struct gpu *gpu, const struct attend_args *args);
 
+/* What ARITHMETIC_FAST needs: cuBLASLt, looked up when it is first asked for.
+ *   FAILED_PRECONDITION  it is not there: what to install */
+enum status cuda_fast_prepare(char out_why[DEVICE_WHY_SIZE]);
+
 #ifdef __cplusplus
 }
 #endif

@@ -309,7 +309,7 @@ static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
             if (!(type == LINEAR_F8 ? f8_fits : product_fits)(&job, shape[i]))
                 continue;
             snprintf(name, sizeof(name), "shape %u %u %u %u", shape[i].n_group,
-                     shape[i].n, shape[i].n_box, shape[i].x_by);
+                     shape[i].n, shape[i].n_box, shape[i].by);
             prepare(&d, n);
             product_run(gpu, &job, shape[i]);
             fetch(&d, n);
@@ -320,6 +320,37 @@ static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
     cudaFree(x);
     cudaFree(placed);
     drop(&d);
+}
+
+/* Number i is the float with these bits. */
+static __global__ void compare_silu(unsigned long long *n_plain,
+                                    unsigned long long *n_other)
+{
+    for (uint64_t i = blockIdx.x * (uint64_t)blockDim.x + threadIdx.x;
+         i < (uint64_t)1 << 32; i += (uint64_t)gridDim.x * blockDim.x) {
+        const float x = __uint_as_float((uint32_t)i);
+
+        if (!silu_is_plain(x))
+            continue;
+        if (__float_as_uint(silu_plain(x)) != __float_as_uint(scalar_silu(x)))
+            atomicAdd(n_other, 1);
+        if (i % 4096 == 0)
+            atomicAdd(n_plain, 1);
+    }
+}
+
+/* Every float there is. */
+static void check_silu(void)
+{
+    unsigned long long n[2] = {};
+    unsigned long long *found = (unsigned long long *)test_device(n, sizeof(n));
+
+    compare_silu<<<1024, 256>>>(found, found + 1);
+    test_read(n, found, sizeof(n));
+    printf("silu       of some %llu million plain floats: %llu differ\n",
+           n[0] * 4096 / 1000000, n[1]);
+    judge(n[0] > 1000000000u / 4096 && n[1] == 0, "silu");
+    cudaFree(found);
 }
 
 /* What is added to a y below the normal floats: the same in every shape,
@@ -553,6 +584,8 @@ int main(int argc, char **argv)
     (void)setvbuf(stdout, NULL, _IOLBF, 0);
     check_all(&gpu, LINEAR_BF16, is_small);
     check_all(&gpu, LINEAR_F8, is_small);
+    if (!is_small)
+        check_silu();
     printf("%s\n", n_failed ? "FAILED" : "all checks passed");
     return n_failed;
 }

@@ -59,11 +59,12 @@ int main(int argc, char **argv)
     if (strcmp(what, "exact") == 0 && argc >= 4 && argc % 2 == 0 &&
         read_exact(argc, argv, &exact))
         return gpu_exact(argv[3], &exact);
-    if (strcmp(what, "time") == 0 && argc >= 4 && argc <= 7)
+    if (strcmp(what, "time") == 0 && argc >= 4 && argc <= 8)
         return gpu_time(argv[2], argv[3],
                         &(struct gpu_time_what){argc > 4 ? argv[4] : "",
                                                 argc > 5 ? argv[5] : "bf16",
-                                                argc > 6 ? argv[6] : "auto"});
+                                                argc > 6 ? argv[6] : "auto",
+                                                argc > 7 ? argv[7] : "auto"});
     if (strcmp(what, "prefill") == 0 && argc > 4)
         return gpu_prefill(argv[2], argv[3], argv + 4, (uint32_t)argc - 4);
     (void)fprintf(stderr, "usage: gpu_model check OPTIONS...\n"
@@ -73,7 +74,7 @@ int main(int argc, char **argv)
                           "[--seconds S] [--seed K] [--first I]\n"
                           "                 [--weights FORMAT] [--kv KV]\n"
                           "       gpu_model time BACKEND CONFIG "
-                          "[all|decode|prefill|swap [FORMAT [KV]]]\n"
+                          "[all|decode|prefill|swap [FORMAT [KV [NUMERICS]]]]\n"
                           "       gpu_model prefill BACKEND CONFIG N...\n");
     return 2;
 }

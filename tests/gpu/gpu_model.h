@@ -9,7 +9,8 @@
  *   gpu_model exact BACKEND DIR OPTIONS...  laws over random schedules:
  *       --schedules N (100)  --seconds S (0: no limit)  --seed K (1)
  *       --first I (0)        --weights FORMAT           --kv KV
- *   gpu_model time BACKEND CONFIG [all|decode|prefill|swap [FORMAT [KV]]]
+ *   gpu_model time BACKEND CONFIG
+ *       [all|decode|prefill|swap [FORMAT [KV [NUMERICS]]]]
  *                                         steps of a shape beside their bounds
  *   gpu_model prefill BACKEND CONFIG N... a prompt's 8,192 rows behind N tokens
  * FORMAT is that of the weights, bf16 or f8; KV that of keys and values, auto
@@ -37,7 +38,7 @@ int gpu_exact(const char *dir, const struct gpu_exact_what *what);
 
 struct gpu_time_what {
     const char *part; /* "decode", "prefill", "swap"; else the first two */
-    const char *format, *kv;
+    const char *format, *kv, *numerics;
 };
 int gpu_time(const char *backend, const char *config,
              const struct gpu_time_what *what);

@@ -131,7 +131,7 @@ static enum status open_bench(const char *backend, const char *config,
                               uint64_t n_context, struct bench *bench)
 {
     const struct model_choice choice = {.backend = backend,
-                                        .numerics = "auto",
+                                        .numerics = what->numerics,
                                         .weight_format = what->format,
                                         .kv_format = what->kv};
     struct model_options options = {.n_context = 0};
@@ -496,7 +496,7 @@ int gpu_time(const char *backend, const char *config,
 int gpu_prefill(const char *backend, const char *config, char **depth,
                 uint32_t n_depth)
 {
-    const struct gpu_time_what what = {"prefill", "bf16", "auto"};
+    const struct gpu_time_what what = {"prefill", "bf16", "auto", "auto"};
     static struct bench bench;
     uint64_t n_context = 0;
     enum status st;

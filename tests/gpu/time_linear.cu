@@ -3,10 +3,12 @@
  * bytes of weights and rows at the rate at which a kernel reads memory here, or
  * the operations at PEAK. Weights are random and pass through memory so that
  * none of them is in the L2 cache; launches are those of a graph, one product
- * behind the other, the rounding of x included. Medians of seven.
+ * behind the other. x comes as rows of bf16, as norms and gates leave it; y is
+ * float. Medians of seven.
  *
- * With the output of time_linear.py as argument, its times stand beside them.
- * Build as check_linear.cu says.
+ * Beside them stand the times of ARITHMETIC_FAST where cuBLASLt is (of the same
+ * y), and those of time_linear.py (whose y is bf16) with its output as
+ * argument. Build as check_linear.cu says.
  */
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/ops.h"
@@ -23,7 +25,9 @@
 static struct gpu gpu;
 static unsigned char *arena;
 static float *x, *y;
+static uint16_t *x_rounded;
 static double read_rate; /* bytes a microsecond */
+static bool has_fast;
 
 /* ------------------------------------------------------------------ memory */
 
@@ -130,6 +134,7 @@ static void call_read(const void *job, uint32_t i)
 struct shape {
     uint32_t n_out, n_in, n_row;
     enum linear_type type;
+    enum arithmetic arithmetic;
 };
 
 static size_t weight_bytes(const struct shape *s)
@@ -150,6 +155,7 @@ static struct linear weights(const struct shape *s, uint32_t i)
     w.n_in = s->n_in;
     w.n_out = s->n_out;
     w.type = s->type;
+    w.arithmetic = s->arithmetic;
     w.panel = arena + i % (ARENA / weight_bytes(s)) * weight_bytes(s);
     return w;
 }
@@ -164,6 +170,7 @@ static void call_linear(const void *job, uint32_t i)
     a.y_stride = s->n_out;
     a.x = x;
     a.x_stride = s->n_in;
+    a.x_rounded = x_rounded;
     a.n_row = s->n_row;
     a.w = &w;
     cuda_linear(&gpu, &a);
@@ -172,8 +179,8 @@ static void call_linear(const void *job, uint32_t i)
 static double bound(const struct shape *s, double n_matrix)
 {
     const double one = (double)s->n_out * s->n_in;
-    const double bytes =
-        n_matrix * weight_bytes(s) + 4.0 * s->n_row * (s->n_in + s->n_out);
+    const double bytes = n_matrix * weight_bytes(s) +
+                         (double)s->n_row * (2.0 * s->n_in + 4.0 * s->n_out);
     const double memory = bytes / read_rate;
     const double multiply = 2.0 * one * s->n_row * n_matrix / PEAK;
 
@@ -198,22 +205,29 @@ static double torch_time(const char *path, const struct shape *s)
 
 static void time_linear(uint32_t n_out, uint32_t n_in, const char *torch)
 {
-    static const uint32_t ROWS[] = {1, 8, 16, 32, 64, 128, 256, 1024, ROWS_MAX};
+    static const uint32_t ROWS[] = {1,   8,   16,   32,   64,      128,
+                                    256, 512, 1024, 2048, ROWS_MAX};
 
     for (size_t i = 0; i < sizeof(ROWS) / sizeof(*ROWS); i++) {
-        const struct shape s = {n_out, n_in, ROWS[i], LINEAR_BF16};
-        const struct shape f8 = {n_out, n_in, ROWS[i], LINEAR_F8};
+        const struct shape s = {n_out, n_in, ROWS[i], LINEAR_BF16,
+                                ARITHMETIC_MMA};
+        const struct shape fast = {n_out, n_in, ROWS[i], LINEAR_BF16,
+                                   ARITHMETIC_FAST};
+        const struct shape f8 = {n_out, n_in, ROWS[i], LINEAR_F8,
+                                 ARITHMETIC_MMA};
         const double b = bound(&s, 1), b8 = bound(&f8, 1);
 
         if ((size_t)n_out * ROWS[i] > (size_t)ROWS_MAX * 12288)
             continue;
         const double us = timed(call_linear, &s, n_call(b));
+        const double us_fast =
+            has_fast && ROWS[i] > 64 ? timed(call_linear, &fast, n_call(b)) : 0;
         const double us8 = timed(call_linear, &f8, n_call(b));
 
-        printf("%6u %5u %5u | %7.1f %7.1f %3.0f %% | %7.1f | %7.1f %7.1f %3.0f "
-               "%%\n",
-               n_out, n_in, ROWS[i], b, us, 100 * b / us, torch_time(torch, &s),
-               b8, us8, 100 * b8 / us8);
+        printf("%6u %5u %5u | %7.1f %7.1f %3.0f %% | %7.1f %7.1f | %7.1f %7.1f "
+               "%3.0f %%\n",
+               n_out, n_in, ROWS[i], b, us, 100 * b / us, us_fast,
+               torch_time(torch, &s), b8, us8, 100 * b8 / us8);
     }
 }
 
@@ -232,6 +246,7 @@ static void call_ffn(const void *job, uint32_t i)
     a.y_stride = s->n_in;
     a.x = x;
     a.x_stride = s->n_in;
+    a.x_rounded = x_rounded;
     a.n_row = s->n_row;
     a.gate = &gate;
     a.up = &up;
@@ -244,8 +259,10 @@ static void time_ffn(void)
     static const uint32_t ROWS[] = {1, 8, 64, 1024, ROWS_MAX};
 
     for (size_t i = 0; i < sizeof(ROWS) / sizeof(*ROWS); i++) {
-        const struct shape s = {12288, 4096, ROWS[i], LINEAR_BF16};
-        const struct shape f8 = {12288, 4096, ROWS[i], LINEAR_F8};
+        const struct shape s = {12288, 4096, ROWS[i], LINEAR_BF16,
+                                ARITHMETIC_MMA};
+        const struct shape f8 = {12288, 4096, ROWS[i], LINEAR_F8,
+                                 ARITHMETIC_MMA};
         const double b = bound(&s, 3), b8 = bound(&f8, 3);
         const double us = timed(call_ffn, &s, n_call(b));
         const double us8 = timed(call_ffn, &f8, n_call(b));
@@ -317,7 +334,8 @@ static void time_expert(void)
     static const uint32_t ROWS[] = {16, 64, 512, ROWS_MAX};
 
     for (size_t i = 0; i < sizeof(ROWS) / sizeof(*ROWS); i++) {
-        struct routed r = {{1536, 2048, ROWS[i] * N_CHOSEN, LINEAR_BF16}};
+        struct routed r = {
+            {1536, 2048, ROWS[i] * N_CHOSEN, LINEAR_BF16, ARITHMETIC_MMA}};
         cudaEvent_t begin, end;
         float ms[N_TIME];
 
@@ -351,17 +369,21 @@ int main(int argc, char **argv)
 {
     const char *torch = argc > 1 ? argv[1] : NULL;
     const size_t n_float = (size_t)ROWS_MAX * 12288;
+    char why[DEVICE_WHY_SIZE];
 
     small_device_init(&gpu);
     arena = (unsigned char *)test_device(NULL, ARENA);
     x = (float *)test_device(NULL, n_float * sizeof(float));
     y = (float *)test_device(NULL, n_float * sizeof(float));
+    x_rounded = (uint16_t *)test_device(NULL, n_float * sizeof(uint16_t));
     fill_weights<<<1024, 256>>>((uint32_t *)arena, ARENA / 4);
     fill_rows<<<1024, 256>>>(x, n_float);
     test_cuda(cudaDeviceSynchronize());
+    fill_weights<<<1024, 256>>>((uint32_t *)x_rounded, n_float / 2);
+    has_fast = cuda_fast_prepare(why) == STATUS_OK;
     read_rate = ARENA / 2 / timed(call_read, NULL, 4);
-    printf("reads %.2f TB/s; bound, time and share of bf16, torch, then of f8; "
-           "us\n",
+    printf("reads %.2f TB/s; bound, time and share of bf16, fast, torch, then "
+           "of f8; us\n",
            read_rate / 1e6);
     time_linear(4096, 4096, torch);
     time_linear(12288, 4096, torch);

@@ -7,7 +7,7 @@ launches are those of a CUDA graph. Median of seven.
 import torch
 
 SHAPES = ((4096, 4096), (12288, 4096), (4096, 12288), (151936, 4096), (64, 4096))
-ROWS = (1, 8, 16, 32, 64, 128, 256, 1024, 8192)
+ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
 ARENA = 1300 << 20  # weights
 
 

@@ -1,4 +1,5 @@
 /* Which backends there are and how one is chosen. */
+#include "kernels/device.h"
 #include "tests/unit/kernels/fixture.h"
 
 Test(backend, ref_is_always_there_and_last)
@@ -105,5 +106,49 @@ Test(backend, what_it_can_multiply_is_asked)
                      STATUS_FAILED_PRECONDITION));
         cr_assert(strstr(status_reason(), backend->name) != NULL);
         cr_assert(strstr(status_reason(), "bf16-tile") != NULL);
+        cr_assert(eq(int, backend_check(backend, ARITHMETIC_FAST),
+                     STATUS_FAILED_PRECONDITION));
+        cr_assert(strstr(status_reason(), "'bf16-mma-fast'") != NULL);
     }
+}
+
+/* A device that wants something beside itself. */
+static enum arithmetic prepared;
+
+static enum status prepare(enum arithmetic arithmetic,
+                           char out_why[DEVICE_WHY_SIZE])
+{
+    prepared = arithmetic;
+    if (arithmetic != ARITHMETIC_FAST)
+        return STATUS_OK;
+    (void)snprintf(out_why, DEVICE_WHY_SIZE, "install libsomething");
+    return STATUS_FAILED_PRECONDITION;
+}
+
+static enum status find_wanting(const struct device_calls **out)
+{
+    static const struct device_calls calls = {.prepare = prepare};
+
+    *out = &calls;
+    return STATUS_OK;
+}
+
+Test(backend, what_an_arithmetic_needs_is_asked_for_and_said)
+{
+    const struct backend wanting = {.name = "wanting",
+                                    .arithmetics =
+                                        ARITHMETIC_BIT(ARITHMETIC_MMA) |
+                                        ARITHMETIC_BIT(ARITHMETIC_FAST),
+                                    .find_device = find_wanting};
+
+    must(backend_check(&wanting, ARITHMETIC_MMA));
+    cr_assert(eq(int, (int)prepared, ARITHMETIC_MMA));
+    cr_assert(eq(int, backend_check(&wanting, ARITHMETIC_FAST),
+                 STATUS_FAILED_PRECONDITION));
+    cr_assert(strstr(status_reason(), "'wanting'") != NULL);
+    cr_assert(strstr(status_reason(), "'bf16-mma-fast'") != NULL);
+    cr_assert(strstr(status_reason(), "install libsomething") != NULL);
+    cr_assert(eq(int, backend_check(&wanting, ARITHMETIC_PAIR),
+                 STATUS_FAILED_PRECONDITION));
+    cr_assert(strstr(status_reason(), "bf16-mma, bf16-mma-fast") != NULL);
 }

@@ -452,6 +452,43 @@ Test(device, an_arithmetic_that_a_backend_lacks_is_refused_by_name)
     cr_assert_null(found.backend);
 }
 
+/* Nothing is computed here, so any device will do. What numerics ids differ in
+ * is refused: a_snapshot_of_other_numerics_is_refused_and_replayed. */
+Test(device, fast_products_are_chosen_by_name_and_have_an_id_of_their_own)
+{
+    const char *const name[2] = {"bf16-mma", "bf16-mma-fast"};
+    const char *const id[2] = {"bf16-mma-2/bf16/kv-bf16/",
+                               "bf16-mma-fast-1/bf16/kv-bf16/"};
+    struct model_choice choice = {
+        .backend = "apart", .weight_format = "auto", .kv_format = "auto"};
+    struct backend backend = backend_apart;
+    size_t bytes[2];
+
+    backend.arithmetics =
+        ARITHMETIC_BIT(ARITHMETIC_MMA) | ARITHMETIC_BIT(ARITHMETIC_FAST);
+    for (int i = 0; i < 2; i++) {
+        struct model_options options = {.backend = &backend};
+        struct model *model;
+
+        choice.numerics = name[i];
+        cr_assert_eq(model_options_find(&choice, &(struct model_options){0}),
+                     STATUS_FAILED_PRECONDITION);
+        cr_assert(strstr(status_reason(), name[i]));
+        options.arithmetic = i ? ARITHMETIC_FAST : ARITHMETIC_MMA;
+        cr_assert_str_eq(arithmetic_name(options.arithmetic), name[i]);
+        cr_assert_eq(model_load(DIR, &options, &model), STATUS_OK);
+        cr_assert_eq(strncmp(model_numerics(model), id[i], strlen(id[i])), 0,
+                     "%s", model_numerics(model));
+        bytes[i] = model_weight_bytes(model);
+        model_destroy(model);
+        options.weight_format = WEIGHT_W8;
+        cr_assert_eq(model_load(DIR, &options, &model),
+                     STATUS_FAILED_PRECONDITION);
+        cr_assert(strstr(status_reason(), name[i]));
+    }
+    cr_assert_eq(bytes[0], bytes[1]); /* weights lie alike */
+}
+
 Test(device, memory_policies_are_refused_by_name)
 {
     struct node node = open_node(&backend_apart, ARITHMETIC_PAIR);
