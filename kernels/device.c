@@ -28,6 +28,13 @@ void device_destroy(struct device *device)
         device->calls->destroy(device);
 }
 
+void device_generation(struct device *device, char out[DEVICE_GENERATION_SIZE])
+{
+    out[0] = 0;
+    if (device)
+        device->calls->generation(out);
+}
+
 struct device *device_side(struct device *device)
 {
     return device ? device->side : NULL;

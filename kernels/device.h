@@ -24,7 +24,8 @@
 
 #define DEVICE_ALIGN 256u
 #define DEVICE_WHY_SIZE 256u
-#define DEVICE_ABI 5u /* of what lies behind the library's one symbol */
+#define DEVICE_GENERATION_SIZE 16u
+#define DEVICE_ABI 6u /* of what lies behind the library's one symbol */
 
 /* Operators of struct backend that run on the device, with their arguments. */
 #define DEVICE_OPERATORS(X)                                                    \
@@ -74,6 +75,8 @@ struct device_calls {
      * FAILED_PRECONDITION  it is not there: what to install.  NULL: nothing */
     enum status (*prepare)(enum arithmetic arithmetic,
                            char out_why[DEVICE_WHY_SIZE]);
+    /* As device_generation(), of a device that there is. */
+    void (*generation)(char out[DEVICE_GENERATION_SIZE]);
     /* A device, its side and its shuttle.  as probe(); RESOURCE_EXHAUSTED */
     enum status (*create)(struct device **out, char out_why[DEVICE_WHY_SIZE]);
     void (*destroy)(struct device *device);
@@ -123,6 +126,10 @@ struct device {
 MUST_CHECK enum status device_create(const struct backend *backend,
                                      struct device **out);
 void device_destroy(struct device *device); /* accepts NULL */
+
+/* What stands behind the arithmetic's id where this device may make other bits
+ * than others that have the arithmetic; "" of the host. */
+void device_generation(struct device *device, char out[DEVICE_GENERATION_SIZE]);
 
 /* The queue for another thread, and the one for sessions that leave the device
  * and come back; NULL of the host. */

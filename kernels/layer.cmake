@@ -10,24 +10,50 @@ endif()
 if(GODWIT_NVCC AND (GODWIT_CUDA STREQUAL "ON" OR
                     (GODWIT_CUDA STREQUAL "AUTO" AND NOT GODWIT_SANITIZE)))
   file(GLOB cuda CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/cuda/*.cu)
-  # fma is written out here, too; sm_90a is what wgmma and TMA need.
+  # fma is written out here, too.
   set(NVCC ${GODWIT_NVCC} -std=c++17 -O3 -fmad=false -lineinfo
-    -gencode=arch=compute_90a,code=sm_90a -Xcompiler=-fPIC,-fvisibility=hidden
-    -I${PROJECT_SOURCE_DIR})
+    -Xcompiler=-fPIC,-fvisibility=hidden -I${PROJECT_SOURCE_DIR})
+  # The two ways of kernels/cuda/capability.h, and whose kernels are of one alone;
+  # those of all other files are compiled for both.
+  set(SM90 -gencode=arch=compute_90a,code=sm_90a)
+  set(SM80 -gencode=arch=compute_80,code=[sm_80,compute_80])
+  set(SM90_ALONE attend_few attend_many delta_prepare delta_recur linear_f8
+    linear_launch)
+  set(SM80_ALONE attend_sm80 linear_sm80)
+  function(add_cuda_object folder file) # flags behind them
+    get_filename_component(stem ${file} NAME_WE)
+    set(object ${PROJECT_BINARY_DIR}/${folder}/${stem}.o)
+    add_custom_command(OUTPUT ${object}
+      COMMAND ${CMAKE_COMMAND} -E make_directory ${PROJECT_BINARY_DIR}/${folder}
+      COMMAND ${NVCC} ${ARGN} -MD -MF ${object}.d -c ${file} -o ${object}
+      DEPENDS ${file} DEPFILE ${object}.d COMMENT "Building ${stem}.cu" VERBATIM)
+  endfunction()
+  function(add_cuda_library path) # objects behind it
+    get_filename_component(name ${path} NAME)
+    add_custom_command(OUTPUT ${path}
+      COMMAND ${NVCC} -shared -Xlinker=-z,defs -o ${path} ${ARGN}
+      DEPENDS ${ARGN} COMMENT "Linking ${name}" VERBATIM)
+  endfunction()
   set(objects)
+  set(sm80_objects) # of a library that goes the other way on every GPU
   foreach(file IN LISTS cuda)
     get_filename_component(stem ${file} NAME_WE)
     set(object ${PROJECT_BINARY_DIR}/cuda/${stem}.o)
-    add_custom_command(OUTPUT ${object}
-      COMMAND ${CMAKE_COMMAND} -E make_directory ${PROJECT_BINARY_DIR}/cuda
-      COMMAND ${NVCC} -MD -MF ${object}.d -c ${file} -o ${object}
-      DEPENDS ${file} DEPFILE ${object}.d COMMENT "Building ${stem}.cu" VERBATIM)
+    set(sm80_object ${object})
+    if(stem IN_LIST SM90_ALONE)
+      add_cuda_object(cuda ${file} ${SM90})
+    elseif(stem IN_LIST SM80_ALONE)
+      add_cuda_object(cuda ${file} ${SM80})
+    else()
+      add_cuda_object(cuda ${file} ${SM90} ${SM80})
+      set(sm80_object ${PROJECT_BINARY_DIR}/cuda_sm80/${stem}.o)
+      add_cuda_object(cuda_sm80 ${file} ${SM80} -DWAY_SM80_ALONE)
+    endif()
     list(APPEND objects ${object})
+    list(APPEND sm80_objects ${sm80_object})
   endforeach()
   set(library ${PROJECT_BINARY_DIR}/libgodwit_cuda.so)
-  add_custom_command(OUTPUT ${library}
-    COMMAND ${NVCC} -shared -Xlinker=-z,defs -o ${library} ${objects}
-    DEPENDS ${objects} COMMENT "Linking libgodwit_cuda.so" VERBATIM)
+  add_cuda_library(${library} ${objects})
   add_custom_target(godwit_cuda ALL DEPENDS ${library})
 endif()
 

@@ -130,16 +130,18 @@ static void name_numerics(struct model *model)
     const char *kv = model->kv == KV_INT8                   ? "int8-64"
                      : model->arithmetic == ARITHMETIC_FP32 ? "f32"
                                                             : "bf16";
+    char generation[DEVICE_GENERATION_SIZE];
     struct digest rope = {0};
     int n;
 
+    device_generation(model->device, generation);
     if (model->rope.cos) {
         rope = digest_bytes(model->rope.cos, n_probe * sizeof(float));
         rope = digest_chain(rope, model->rope.sin, n_probe * sizeof(float));
     }
     n = snprintf(model->numerics, sizeof(model->numerics),
-                 "%s/%s/kv-%s/rope-%08x", arithmetic_id(model->arithmetic),
-                 format, kv, (uint32_t)rope.lo);
+                 "%s%s/%s/kv-%s/rope-%08x", arithmetic_id(model->arithmetic),
+                 generation, format, kv, (uint32_t)rope.lo);
     assert(n > 0 && (size_t)n < sizeof(model->numerics));
     if (model->state_cap > 0)
         name_cap(model->state_cap, sizeof(model->numerics) - (size_t)n,

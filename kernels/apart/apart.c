@@ -87,6 +87,12 @@ static enum status probe(char out_why[DEVICE_WHY_SIZE])
     return STATUS_OK;
 }
 
+/* The host's operators: their bits are the arithmetic's. */
+static void generation(char out[DEVICE_GENERATION_SIZE])
+{
+    out[0] = 0;
+}
+
 static void forget(struct record *record)
 {
     for (size_t i = 0; i < record->n_call; i++)
@@ -474,6 +480,7 @@ static void zero_far(struct device *device, void *to, size_t bytes)
 static enum status create(struct device **out, char out_why[DEVICE_WHY_SIZE]);
 
 static const struct device_calls CALLS = {.probe = probe,
+                                          .generation = generation,
                                           .create = create,
                                           .destroy = destroy,
                                           .why = why,

@@ -5,6 +5,7 @@
  */
 #include "kernels/cuda/delta.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/way.h"
 
 #include <assert.h>
 
@@ -60,6 +61,10 @@ void cuda_delta(struct gpu *gpu, const struct delta_args *args)
 
     assert(args->shape.d_k == 64 || args->shape.d_k == 96 ||
            args->shape.d_k == 128);
+    if (way_is_sm80()) {
+        delta_sm80(gpu, args);
+        return;
+    }
     for (uint32_t i = 0; i < args->n_span; i++) {
         const struct delta_span *span = &args->span[i];
 

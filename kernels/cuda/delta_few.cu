@@ -551,8 +551,10 @@ static __global__ void __launch_bounds__(N_THREAD, 384 / N_THREAD)
         read_state(read, &state, shared);
         __syncthreads();
         finish(a, part, read, u, shared);
-        if (part.row) /* others may still read the old ring */
+#if __CUDA_ARCH__ >= 900 /* or no call passes a grid point: delta_sm80.cu */
+        if (part.row)        /* others may still read the old ring */
             cooperative_groups::this_cluster().sync();
+#endif
         if (part.i + part.n < GRID)
             keep(a, span.state, part, shared);
         else
@@ -570,6 +572,7 @@ static void launch(struct gpu *gpu, const struct delta_args *a, uint32_t n_row)
 
     attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute[0].val.programmaticStreamSerializationAllowed = 1;
+    /* One row passes no grid point. */
     attribute[1].id = cudaLaunchAttributeClusterDimension;
     attribute[1].val.clusterDim.x = a->shape.n_v_head / a->shape.n_k_head;
     attribute[1].val.clusterDim.y = attribute[1].val.clusterDim.z = 1;
@@ -578,7 +581,7 @@ static void launch(struct gpu *gpu, const struct delta_args *a, uint32_t n_row)
     config.dynamicSmemBytes = (size_t)bytes;
     config.stream = gpu_stream(gpu);
     config.attrs = attribute;
-    config.numAttrs = n_row > 1 ? 2 : 1; /* one row passes no grid point */
+    config.numAttrs = way_is_sm80() ? 0 : n_row > 1 ? 2 : 1;
     cudaFuncSetAttribute(few<D_K, R, N_THREAD>,
                          cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     cudaLaunchKernelEx(&config, few<D_K, R, N_THREAD>, *a);

@@ -95,6 +95,15 @@ static enum status probe(char out_why[DEVICE_WHY_SIZE])
     return capability_check(prop.name, prop.major, prop.minor, out_why);
 }
 
+static void generation(char out[DEVICE_GENERATION_SIZE])
+{
+    int major = 0, minor = 0;
+
+    (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    (void)cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0);
+    capability_generation(major, minor, out);
+}
+
 /* ---------------------------------------------------------------------- life
  */
 
@@ -435,6 +444,7 @@ static enum status prepare(enum arithmetic arithmetic,
 
 const struct device_calls cuda_calls = {.probe = probe,
                                         .prepare = prepare,
+                                        .generation = generation,
                                         .create = create,
                                         .destroy = destroy,
                                         .why = why,

@@ -5,20 +5,26 @@
  * is hundreds of kernels of a few microseconds, and a plain launch starts only
  * when the one before has drained. A kernel that is launched so calls
  * launch_begin() first, in every thread: it lets the next one come, and waits
- * until all before it is done and seen. (Programmatic dependent launch.)
+ * until all before it is done and seen. (Programmatic dependent launch.) Where
+ * the GPU has no such launches (way.h) they are plain ones.
  */
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/way.h"
 
 #include <cuda_runtime.h>
 
 static __device__ __forceinline__ void launch_next(void)
 {
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 static __device__ __forceinline__ void launch_wait(void)
 {
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 static __device__ __forceinline__ void launch_begin(void)
@@ -52,7 +58,7 @@ static inline void launch_early_with(cudaStream_t stream,
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
     config.attrs = &attribute;
-    config.numAttrs = 1;
+    config.numAttrs = way_is_sm80() ? 0 : 1;
     (void)cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 

@@ -152,11 +152,15 @@ copy_box_to(void *to, const CUtensorMap *from, struct box_at at,
  */
 static __device__ __forceinline__ void previous_wait(void)
 {
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 static __device__ __forceinline__ void next_begin(void)
 {
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 #endif

@@ -130,7 +130,7 @@ void cuda_expert(struct gpu *gpu, const struct expert_args *a)
     round_launch(gpu, &round);
     early_launch_init(&list, gpu, dim3(1), EXPERT_MAX);
     (void)cudaLaunchKernelEx(&list.config, list_kernel, rows, n_rows, a->first,
-                             a->n_expert, shape.n_group * GROUP_ROWS);
+                             a->n_expert, product_height(shape));
     product_run(gpu, &job, shape);
 }
 
@@ -321,12 +321,12 @@ static void run_many(struct gpu *gpu, const struct experts_args *a,
     set_gate_up(&job, a, room, false);
     shape = product_shape_of(gpu, &job);
     gather_launch(gpu, room->x, a);
-    list_launch(gpu, a, room, shape.n_group * GROUP_ROWS);
-    product_launch(gpu, &job, shape);
+    list_launch(gpu, a, room, product_height(shape));
+    product_run(gpu, &job, shape);
     set_down(&job, a, room, false);
     shape = product_shape_of(gpu, &job);
-    list_launch(gpu, a, room, shape.n_group * GROUP_ROWS);
-    product_launch(gpu, &job, shape);
+    list_launch(gpu, a, room, product_height(shape));
+    product_run(gpu, &job, shape);
 }
 
 static void run_shared(struct gpu *gpu, const struct experts_args *a)
@@ -346,7 +346,7 @@ static void run_shared(struct gpu *gpu, const struct experts_args *a)
 void cuda_experts(struct gpu *gpu, const struct experts_args *a)
 {
     const struct expert_room room = take_room(gpu, a);
-    const bool is_step = a->n_row <= STEP_ROWS;
+    const bool is_step = a->n_row <= STEP_ROWS && !way_is_sm80();
     const bool is_like = a->out && a->out->n_in == a->down->n_in;
 
     assert(a->n_expert <= EXPERT_MAX && a->down->n_in % 2 == 0 &&

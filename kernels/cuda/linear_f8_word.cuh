@@ -16,7 +16,13 @@ static __device__ __forceinline__ uint32_t f8_pair(uint32_t size, uint32_t sign)
     const uint32_t bits = (size & 0x07f007f0) | (sign & 0x80008000);
     uint32_t pair;
 
+#if __CUDA_ARCH__ >= 900
     asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(bits), "r"(0x7b807b80));
+#else /* which has fma alone: minus zero added keeps every sign */
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+        : "=r"(pair)
+        : "r"(bits), "r"(0x7b807b80), "r"(0x80008000));
+#endif
     return pair;
 }
 

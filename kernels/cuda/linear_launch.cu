@@ -97,7 +97,7 @@ static double cost(const struct product_job *job, struct product_shape s,
 /* An expert's last tile may be any part of one. */
 uint32_t product_rows_max(const struct product_job *job, struct product_shape s)
 {
-    const uint32_t height = s.n_group * GROUP_ROWS;
+    const uint32_t height = product_height(s);
     const uint32_t n_part =
         job->n_expert < job->n_row ? job->n_expert : job->n_row;
 
@@ -169,8 +169,8 @@ static void encode_f8(CUtensorMap *map, const struct product_matrix *m,
     (void)result;
 }
 
-struct product product_parameters(const struct product_job *job,
-                                  struct product_shape s)
+struct product product_fields(const struct product_job *job,
+                              struct product_shape s)
 {
     const uint32_t n_out = job->end == PRODUCT_SWIGLU ? s.n / 2 : s.n;
     const uint32_t w_by = job->is_f8 ? 1 : s.by;
@@ -184,7 +184,7 @@ struct product product_parameters(const struct product_job *job,
     p.n_out = job->n_out;
     p.n_block = up(job->n_in, job->is_f8 ? F8_BLOCK : TILE_K);
     p.x_rows = product_x_rows(job, s.n_group);
-    p.n_m = up(up(job->n_row, s.n_group * GROUP_ROWS), w_by);
+    p.n_m = up(up(job->n_row, product_height(s)), w_by);
     p.n_n = up(up(job->n_out, n_out), job->is_f8 ? s.by : 1);
     p.n_m_group = M_GROUP / w_by;
     p.is_even = (uintptr_t)job->y % 16 == 0 && job->y_stride % 4 == 0 &&
@@ -193,6 +193,15 @@ struct product product_parameters(const struct product_job *job,
     p.n_rows = job->n_rows;
     p.matrix = job->matrix;
     p.places = job->places;
+    return p;
+}
+
+struct product product_parameters(const struct product_job *job,
+                                  struct product_shape s)
+{
+    const uint32_t n_out = job->end == PRODUCT_SWIGLU ? s.n / 2 : s.n;
+    struct product p = product_fields(job, s);
+
     encode(&p.x, &job->x, job->n_in, job->n_each ? p.places.x_box : p.x_rows);
     for (int i = 0; i < (job->end == PRODUCT_SWIGLU ? 2 : 1); i++)
         if (job->is_f8)
@@ -292,13 +301,17 @@ struct product_shape product_shape_of(struct gpu *gpu,
 {
     const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu);
 
+    if (way_is_sm80())
+        return sm80_shape_of(job, n_sm);
     return job->is_f8 ? f8_choose(job, n_sm) : product_choose(job, n_sm);
 }
 
 void product_run(struct gpu *gpu, const struct product_job *job,
                  struct product_shape shape)
 {
-    if (job->is_f8)
+    if (way_is_sm80())
+        sm80_launch(gpu, job, shape);
+    else if (job->is_f8)
         f8_launch(gpu, job, shape);
     else
         product_launch(gpu, job, shape);

@@ -10,6 +10,7 @@
  */
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/linear_product.cuh"
+#include "kernels/cuda/way.h"
 #include "kernels/linear.h"
 #include "kernels/linear_f8.h"
 
@@ -59,9 +60,18 @@ struct product_job {
     uint32_t n_each;              /* rows that an expert has at most */
 };
 
+/* Rows of a tile. */
+static inline uint32_t product_height(struct product_shape shape)
+{
+    return shape.n_group ? shape.n_group * GROUP_ROWS : 16;
+}
+
 /* Rows of x that a tile copies: whole groups of 8, as the swizzle has them. */
 uint32_t product_x_rows(const struct product_job *job, uint32_t n_group);
-/* The job of a kernel but for its stages, and the matrices of its weights. */
+/* The job of a kernel but for its stages, without and with the maps of its
+ * matrices. */
+struct product product_fields(const struct product_job *job,
+                              struct product_shape shape);
 struct product product_parameters(const struct product_job *job,
                                   struct product_shape shape);
 /* All shapes, for tests and measurements, and whether one can do a job. */
@@ -101,6 +111,13 @@ bool f8_few_fits(const struct product_job *job);
 struct product_shape f8_few_choose(const struct product_job *job);
 void f8_few_launch(struct gpu *gpu, const struct product_job *job,
                    struct product_shape shape);
+
+/* Both on GPUs without wgmma: linear_sm80.cu. A list of tiles, if there is one,
+ * is of product_height() rows each. */
+struct product_shape sm80_shape_of(const struct product_job *job,
+                                   uint32_t n_sm);
+void sm80_launch(struct gpu *gpu, const struct product_job *job,
+                 struct product_shape shape);
 
 /* Where input i of a row of x lies in it. */
 static inline __host__ __device__ uint32_t f8_x_place(uint32_t i)
@@ -142,7 +159,7 @@ static inline void early_launch_init(struct early_launch *launch,
     launch->config.blockDim = dim3(n_thread);
     launch->config.stream = gpu_stream(gpu);
     launch->config.attrs = launch->attribute;
-    launch->config.numAttrs = 1;
+    launch->config.numAttrs = way_is_sm80() ? 0 : 1;
 }
 
 /* By clusters of n CTAs that are neighbours. */

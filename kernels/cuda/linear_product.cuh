@@ -435,10 +435,19 @@ static __device__ __forceinline__ void product_put(float *y, float v)
 template <enum product_end END>
 static __device__ __forceinline__ void product_put_quad(float *y, float4 v)
 {
+#if __CUDA_ARCH__ >= 900
     if (END == PRODUCT_ADD)
         atomicAdd((float4 *)y, v);
     else
         __stcs((float4 *)y, v);
+#else
+    if (END == PRODUCT_ADD) {
+        const float4 old = *(const float4 *)y;
+
+        v = make_float4(old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w);
+    }
+    __stcs((float4 *)y, v);
+#endif
 }
 
 /* Of two neighbours, the even lane gets both of their a, the odd one both of

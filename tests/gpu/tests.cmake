@@ -77,6 +77,13 @@ if(TARGET model)
   set_tests_properties(gpu.run PROPERTIES LABELS unit TIMEOUT 120)
 endif()
 
+# The library that goes the way of other GPUs on a Hopper, too: run.sh compares.
+if(TARGET godwit_cuda)
+  add_cuda_library(${PROJECT_BINARY_DIR}/libgodwit_cuda_sm80.so ${sm80_objects})
+  add_custom_target(godwit_cuda_sm80
+    DEPENDS ${PROJECT_BINARY_DIR}/libgodwit_cuda_sm80.so)
+endif()
+
 # The kernels' own checks: run.sh makes them, or brings them along (pack.sh).
 # They bring a device of their own in place of the library's.
 if(TARGET godwit_cuda AND TARGET kernels)

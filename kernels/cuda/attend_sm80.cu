@@ -1,0 +1,618 @@
+/*
+ * Attention by mma.sync and cp.async, in the arithmetic of attend.cuh: the
+ * shape of FlashAttention-2 (arXiv:2307.08691).
+ *
+ * A warp has 16 packed rows and goes through the keys step by step; scores,
+ * weights and O stay in its registers, where the sums of one product are the
+ * operand of the next. The warps of a CTA share keys and values: values of a
+ * step come while its scores are made, keys of the next while its values are
+ * multiplied.
+ *
+ * Many rows: as many warps as there is shared memory for, on keys that
+ * attend_rotate.cu has rotated. O of past chains lies in the output meanwhile.
+ * Few rows: a warp a chain, which rotates keys where they lie; a second kernel
+ * merges the chains.
+ *
+ * Bound: bytes of keys and values for few rows, 4 n_key d operations a row and
+ * head at the rate of mma.sync for many.
+ */
+#include "kernels/cuda/attend_sm80.cuh"
+#include "kernels/cuda/attend_sm90.cuh" /* whose products by a warp are sm_80 */
+
+#include <assert.h>
+
+template <int D> struct sm80 {
+    static constexpr uint32_t STEP = step_keys(D), KV_BYTES = STEP * D * 2;
+    static constexpr uint32_t N_BLOCK = STEP / KV_BLOCK; /* of a step */
+    static constexpr uint32_t CHAIN_STEPS = ATTEND_CHAIN / STEP;
+    static constexpr uint32_t MANY_WARPS = D > 128 ? 4 : 8;
+};
+
+/* What a CTA has: 16 packed rows a warp, and steps [step, end) of keys. */
+struct part {
+    struct attend_span span;
+    uint32_t head, first, n_packed; /* KV head; first packed row */
+    uint32_t step, end;
+    uint32_t chain, n_chain;     /* of few rows */
+    const unsigned char *rotated; /* keys of the head, or NULL */
+};
+
+template <int D> struct room {
+    unsigned char *q, *k, *v;
+};
+
+static __device__ __forceinline__ void copy_unit(void *to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     shared_at(to)),
+                 "l"(from)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void copies_commit(void)
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* All groups but the newest have come, to all threads. */
+static __device__ __forceinline__ void copies_await(void)
+{
+    asm volatile("cp.async.wait_group 1;" ::: "memory");
+    __syncthreads();
+}
+
+/* ----------------------------------------------------------------- copying */
+
+/* Keys or values of a step out of their blocks, to tiles of STEP rows. Behind
+ * the last block any finite values will do. */
+template <int D>
+static __device__ __forceinline__ void
+copy_blocks(unsigned char *to, const struct attend_frame &f,
+            const struct part &at, uint32_t step, uint32_t head)
+{
+    constexpr uint32_t N_BLOCK = sm80<D>::N_BLOCK;
+    uint64_t n_key = at.span.position + at.span.n_row;
+    uint64_t last = (n_key + KV_BLOCK - 1) / KV_BLOCK - 1;
+
+#pragma unroll
+    for (uint32_t b = 0; b < N_BLOCK; b++) {
+        uint64_t block = min((uint64_t)step * N_BLOCK + b, last);
+        const unsigned char *from = keys_of<D>(at.span.block[block], head);
+
+        for (uint32_t i = threadIdx.x; i < D * 8; i += blockDim.x)
+            copy_unit(to + (i / 512 * N_BLOCK + b) * TILE_BYTES + i % 512 * 16,
+                      from + i * 16);
+    }
+}
+
+template <int D>
+static __device__ __forceinline__ void
+copy_keys(unsigned char *to, const struct attend_frame &f,
+          const struct part &at, uint32_t step)
+{
+    constexpr uint32_t BYTES = sm80<D>::KV_BYTES;
+
+    if (at.rotated)
+        for (uint32_t i = threadIdx.x; i < BYTES / 16; i += blockDim.x)
+            copy_unit(to + i * 16, at.rotated + step * (size_t)BYTES + i * 16);
+    else
+        copy_blocks<D>(to, f, at, step, at.head);
+}
+
+/* The warp's queries, scaled, rounded and tiled; zeros where there are none. */
+template <int D>
+static __device__ __forceinline__ void
+load_queries(unsigned char *q, const struct attend_frame &f,
+             const struct part &at)
+{
+    uint32_t first = at.first + threadIdx.x / 32 * 16;
+
+    for (uint32_t i = threadIdx.x % 32; i < 16 * D / 8; i += 32) {
+        uint32_t packed = first + i / (D / 8), e = i % (D / 8) * 8;
+        size_t row = at.span.first_row + packed / f.group;
+        size_t head = at.head * f.group + packed % f.group;
+        const float *from = f.q + row * f.q_stride + head * f.d_head + e;
+        float4 x = {0.0f, 0.0f, 0.0f, 0.0f}, y = x;
+
+        if (packed < at.n_packed && e < f.d_head) {
+            x = *(const float4 *)from;
+            y = *(const float4 *)(from + 4);
+        }
+        *(uint4 *)(q + tile_at(i / (D / 8), e, 16)) = {
+            bf16_pair(x.x * f.factor, x.y * f.factor),
+            bf16_pair(x.z * f.factor, x.w * f.factor),
+            bf16_pair(y.x * f.factor, y.y * f.factor),
+            bf16_pair(y.z * f.factor, y.w * f.factor)};
+    }
+    __syncwarp();
+}
+
+/* The keys of a step where they lie, a key a lane; eight pairs at a time. */
+template <int D>
+static __device__ __forceinline__ void
+rotate_keys(unsigned char *k, const struct attend_frame &f, uint32_t step)
+{
+    constexpr uint32_t STEP = sm80<D>::STEP;
+
+    for (uint32_t e = 0; e < f.n_pair; e += 8)
+        for (uint32_t j = threadIdx.x; j < STEP; j += blockDim.x) {
+            uint64_t block = (uint64_t)step * sm80<D>::N_BLOCK + j / KV_BLOCK;
+            uint4 *x = (uint4 *)(k + tile_at(j, e, STEP));
+            uint4 *y = (uint4 *)(k + tile_at(j, e + f.n_pair, STEP));
+            struct angle angle[8];
+            uint4 a = *x, b = *y;
+
+#pragma unroll
+            for (uint32_t i = 0; i < 8; i++)
+                angle[i] = angle_of(f, block, e + i, j % KV_BLOCK);
+            rotate_unit(&a, &b, angle);
+            *x = a;
+            *y = b;
+        }
+    __syncthreads();
+}
+
+/* ---------------------------------------------------------------- products */
+
+/* S = Q K^T of a step. */
+template <int D>
+static __device__ __forceinline__ void scores(float *s, uint32_t q, uint32_t k)
+{
+    constexpr uint32_t STEP = sm80<D>::STEP;
+    uint32_t lane = threadIdx.x % 32;
+
+#pragma unroll
+    for (uint32_t i = 0; i < STEP / 2; i++)
+        s[i] = 0.0f;
+#pragma unroll
+    for (uint32_t t = 0; t < D / 16; t++) {
+        uint32_t a[4];
+
+        load_matrix(a, q + tile_at(lane % 16, 16 * t + lane / 16 * 8, 16));
+#pragma unroll
+        for (uint32_t j = 0; j < STEP; j += 16) {
+            uint32_t b[4];
+
+            load_matrix(b, k + tile_at(j + lane / 16 * 8 + lane % 8,
+                                       16 * t + lane / 8 % 2 * 8, STEP));
+            warp_product(s + j / 2, a, b);
+            warp_product(s + j / 2 + 4, a, b + 2);
+        }
+    }
+}
+
+/* O += P V of a step. */
+template <int D>
+static __device__ __forceinline__ void values(float *o, const uint32_t *p,
+                                              uint32_t v)
+{
+    constexpr uint32_t STEP = sm80<D>::STEP;
+    uint32_t lane = threadIdx.x % 32;
+
+#pragma unroll
+    for (uint32_t t = 0; t < STEP / 16; t++)
+#pragma unroll
+        for (uint32_t e = 0; e < D; e += 16) {
+            uint32_t b[4];
+
+            load_transposed(b, v + tile_at(16 * t + lane % 16,
+                                           e + lane / 16 * 8, STEP));
+            warp_product(o + e / 2, p + 4 * t, b);
+            warp_product(o + e / 2 + 4, p + 4 * t, b + 2);
+        }
+}
+
+/* ----------------------------------------------------------------- softmax */
+
+/* One of the two rows of a thread. */
+struct row {
+    uint64_t n_seen;        /* keys up to its own */
+    float max, sum;         /* of this chain: M, and L_c of this thread's c */
+    float all_max, all_sum; /* of the chains before */
+};
+
+/* Scores to weights; the factor that O takes on. s: those of the row. */
+template <int N>
+static __device__ __forceinline__ float weigh(float *s, struct row *row,
+                                              uint64_t first_key)
+{
+    uint32_t c = threadIdx.x % 4 * 2;
+    int n_seen = (int)min((int64_t)(row->n_seen - first_key), (int64_t)N);
+    float max = -INFINITY, sum = 0.0f;
+
+#pragma unroll
+    for (int i = 0; i < N / 8; i++) {
+        s[4 * i] = (int)(8 * i + c) < n_seen ? s[4 * i] : -INFINITY;
+        s[4 * i + 1] = (int)(8 * i + c + 1) < n_seen ? s[4 * i + 1] : -INFINITY;
+        max = fmaxf(max, fmaxf(s[4 * i], s[4 * i + 1]));
+    }
+    max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
+    max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
+    max = raised(row->max, max);
+    float base = finite_max(max), factor = exp2_of(row->max - base);
+#pragma unroll
+    for (int b = 0; b < N / 64; b++) {
+        float t = 0.0f;
+#pragma unroll
+        for (int i = 8 * b; i < 8 * b + 8; i++) {
+            s[4 * i] = exp2_of(s[4 * i] - base);
+            s[4 * i + 1] = exp2_of(s[4 * i + 1] - base);
+            t = i == 8 * b ? s[4 * i] : t + s[4 * i];
+            t = t + s[4 * i + 1];
+        }
+        sum = b ? sum + t : t;
+    }
+    row->max = max;
+    row->sum = __fmaf_rn(row->sum, factor, sum);
+    return factor;
+}
+
+/* L of the row's chain, of all four c. */
+static __device__ __forceinline__ float chain_sum(const struct row *row)
+{
+    float sum = row->sum;
+
+    sum = sum + __shfl_xor_sync(~0u, sum, 1);
+    return sum + __shfl_xor_sync(~0u, sum, 2);
+}
+
+/* One step of a warp, whose keys have come; values come meanwhile. */
+template <int D>
+static __device__ __forceinline__ void
+take_step(float *o, struct row *row, const struct attend_frame &f,
+          const struct part &at, struct room<D> m, uint32_t i)
+{
+    constexpr uint32_t STEP = sm80<D>::STEP;
+    float s[STEP / 2], factor[2];
+    uint32_t p[STEP / 4];
+
+    copy_blocks<D>(m.v, f, at, i, f.n_kv_head + at.head);
+    copies_commit();
+    copies_await();
+    if (!at.rotated)
+        rotate_keys<D>(m.k, f, i);
+    scores<D>(s, shared_at(m.q), shared_at(m.k));
+    __syncthreads();
+    if (i + 1 < at.end)
+        copy_keys<D>(m.k, f, at, i + 1);
+    copies_commit();
+    factor[0] = weigh<STEP>(s, row, (uint64_t)i * STEP);
+    factor[1] = weigh<STEP>(s + 2, row + 1, (uint64_t)i * STEP);
+#pragma unroll
+    for (uint32_t j = 0; j < STEP / 4; j++)
+        p[j] = bf16_pair(s[2 * j], s[2 * j + 1]);
+#pragma unroll
+    for (uint32_t j = 0; j < D / 2; j++)
+        o[j] = o[j] * factor[j / 2 % 2];
+    copies_await();
+    values<D>(o, p, shared_at(m.v));
+    __syncthreads();
+}
+
+/* ----------------------------------------------------------------- results */
+
+/* Where packed row r of a CTA goes; NULL behind the last. */
+static __device__ __forceinline__ float *
+out_of(const struct attend_frame &f, const struct part &at, uint32_t r)
+{
+    uint32_t packed = at.first + r;
+    size_t row = at.span.first_row + packed / f.group;
+    size_t head = at.head * f.group + packed % f.group;
+
+    return packed < at.n_packed
+               ? f.out + row * f.out_stride + head * f.d_head
+               : NULL;
+}
+
+/* The chain's O joins those before, which lie in the output. */
+template <int D>
+static __device__ __forceinline__ void join(float *o, const float *out,
+                                            uint32_t d_head, float old,
+                                            float now)
+{
+#pragma unroll
+    for (uint32_t i = 0; i < D / 8; i++)
+        if (out && i * 8 < d_head) {
+            float2 x =
+                *(const float2 *)(out + i * 8 + threadIdx.x % 4 * 2);
+            o[4 * i] = __fmaf_rn(x.x, old, o[4 * i] * now);
+            o[4 * i + 1] = __fmaf_rn(x.y, old, o[4 * i + 1] * now);
+        }
+}
+
+template <int D>
+static __device__ __forceinline__ void put(const float *o, float *out,
+                                           uint32_t d_head, float by)
+{
+#pragma unroll
+    for (uint32_t i = 0; i < D / 8; i++)
+        if (out && i * 8 < d_head)
+            *(float2 *)(out + i * 8 + threadIdx.x % 4 * 2) = {
+                o[4 * i] * by + 0.0f, o[4 * i + 1] * by + 0.0f};
+}
+
+/* A chain of a row ends: is_last, or another one begins. */
+template <int D>
+static __device__ __forceinline__ void end_chain(float *o, struct row *row,
+                                                 float *out, uint32_t d_head,
+                                                 bool is_first, bool is_last)
+{
+    float sum = chain_sum(row);
+
+    if (is_first) {
+        row->all_max = row->max;
+        row->all_sum = sum;
+    } else {
+        float max = fmaxf(row->all_max, row->max);
+        float old = exp2_of(row->all_max - max), now = exp2_of(row->max - max);
+
+        join<D>(o, out, d_head, old, now);
+        row->all_sum = __fmaf_rn(row->all_sum, old, sum * now);
+        row->all_max = max;
+    }
+    put<D>(o, out, d_head, is_last ? 1.0f / row->all_sum : 1.0f);
+    row->max = -INFINITY;
+    row->sum = 0.0f;
+#pragma unroll
+    for (uint32_t i = 0; i < D / 8; i++)
+        o[4 * i] = o[4 * i + 1] = 0.0f;
+}
+
+/* ----------------------------------------------------------------- kernels */
+
+template <int D>
+static __device__ __forceinline__ struct room<D> room_of(unsigned char *shared)
+{
+    struct room<D> m;
+
+    m.k = shared + (1024 - shared_at(shared) % 1024) % 1024;
+    m.v = m.k + sm80<D>::KV_BYTES;
+    m.q = m.v + sm80<D>::KV_BYTES + threadIdx.x / 32 * 16 * D * 2;
+    return m;
+}
+
+static __device__ __forceinline__ void
+row_init(struct row *row, const struct attend_frame &f, const struct part &at,
+         uint32_t r)
+{
+    uint32_t token = min(at.first + r, at.n_packed - 1) / f.group;
+
+    row->n_seen = at.span.position + token + 1;
+    row->max = row->all_max = -INFINITY;
+    row->sum = row->all_sum = 0.0f;
+}
+
+/* Steps that rows up to packed row `last` see. */
+template <int D>
+static __device__ __forceinline__ uint32_t
+steps_of(const struct attend_frame &f, const struct part &at, uint32_t last)
+{
+    uint32_t token = min(last, at.n_packed - 1) / f.group;
+    uint64_t n_key = at.span.position + token + 1;
+
+    return (uint32_t)((n_key + sm80<D>::STEP - 1) / sm80<D>::STEP);
+}
+
+template <int D>
+static __device__ __forceinline__ void
+begin(float *o, struct row *row, const struct attend_frame &f,
+      const struct part &at, struct room<D> m)
+{
+    uint32_t r = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+
+    copy_keys<D>(m.k, f, at, at.step);
+    copies_commit();
+    load_queries<D>(m.q, f, at);
+    row_init(row, f, at, r);
+    row_init(row + 1, f, at, r + 8);
+#pragma unroll
+    for (uint32_t i = 0; i < D / 2; i++)
+        o[i] = 0.0f;
+}
+
+/* Tiles of rows are blockIdx.z, the longest first. */
+template <int D>
+static __global__ void __launch_bounds__(sm80<D>::MANY_WARPS * 32)
+    many(const __grid_constant__ struct many_call c)
+{
+    constexpr uint32_t N_ROW = sm80<D>::MANY_WARPS * 16;
+    constexpr uint32_t CHAIN_STEPS = sm80<D>::CHAIN_STEPS;
+    extern __shared__ unsigned char shared[];
+    const struct attend_frame &f = c.frame;
+    uint32_t r = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+    struct room<D> m = room_of<D>(shared);
+    float o[D / 2];
+    struct row row[2];
+    struct part at;
+
+    at.span = c.span[blockIdx.y].span;
+    at.head = blockIdx.x;
+    at.first = (gridDim.z - 1 - blockIdx.z) * N_ROW;
+    at.n_packed = at.span.n_row * f.group;
+    if (at.first >= at.n_packed)
+        return;
+    at.step = 0;
+    at.end = steps_of<D>(f, at, at.first + N_ROW - 1);
+    at.rotated = c.scratch + c.span[blockIdx.y].k_at +
+                 at.head * (size_t)sm80<D>::KV_BYTES *
+                     ((at.span.position + at.span.n_row + sm80<D>::STEP - 1) /
+                      sm80<D>::STEP);
+    begin<D>(o, row, f, at, m);
+    float *out[2] = {out_of(f, at, r), out_of(f, at, r + 8)};
+
+    for (uint32_t i = 0; i < at.end; i++) {
+        take_step<D>(o, row, f, at, m, i);
+        bool is_last = i + 1 == at.end, is_first = i < CHAIN_STEPS;
+
+        if (!is_last && (i + 1) % CHAIN_STEPS)
+            continue;
+        end_chain<D>(o, row, out[0], f.d_head, is_first, is_last);
+        end_chain<D>(o + 2, row + 1, out[1], f.d_head, is_first, is_last);
+    }
+}
+
+/* Where a chain's part of packed row r of a tile lies: O, then M and L. */
+template <int D>
+static __device__ __forceinline__ float *
+part_of(const struct few_call &c, const struct part &at, uint32_t chain,
+        uint32_t r)
+{
+    size_t i = blockIdx.x * gridDim.y + blockIdx.y;
+
+    return c.part + ((i * c.n_chain + chain) * c.n_row + r) * (D + 4);
+}
+
+/* Returns false behind the span's rows. */
+template <int D>
+static __device__ __forceinline__ bool few_part(struct part *at,
+                                                const struct few_call &c)
+{
+    at->span = c.span[blockIdx.x / c.n_tile];
+    at->head = blockIdx.y;
+    at->first = blockIdx.x % c.n_tile * c.n_row;
+    at->n_packed = at->span.n_row * c.frame.group;
+    at->rotated = NULL;
+    if (at->first >= at->n_packed)
+        return false;
+    at->end = steps_of<D>(c.frame, *at, at->first + c.n_row - 1);
+    at->n_chain =
+        (at->end + sm80<D>::CHAIN_STEPS - 1) / sm80<D>::CHAIN_STEPS;
+    return true;
+}
+
+/* A warp has one chain of 16 packed rows. */
+template <int D>
+static __global__ void __launch_bounds__(32)
+    few(const __grid_constant__ struct few_call c)
+{
+    constexpr uint32_t CHAIN_STEPS = sm80<D>::CHAIN_STEPS;
+    extern __shared__ unsigned char shared[];
+    const struct attend_frame &f = c.frame;
+    struct room<D> m = room_of<D>(shared);
+    float o[D / 2];
+    struct row row[2];
+    struct part at;
+
+    if (!few_part<D>(&at, c) || blockIdx.z >= at.n_chain)
+        return;
+    at.step = blockIdx.z * CHAIN_STEPS;
+    at.end = min(at.end, at.step + CHAIN_STEPS);
+    begin<D>(o, row, f, at, m);
+    for (uint32_t i = at.step; i < at.end; i++)
+        take_step<D>(o, row, f, at, m, i);
+#pragma unroll
+    for (uint32_t half = 0; half < 2; half++) {
+        uint32_t r = threadIdx.x / 4 + half * 8;
+
+        if (at.n_chain == 1) {
+            end_chain<D>(o + 2 * half, row + half, out_of(f, at, r), f.d_head,
+                         true, true);
+            continue;
+        }
+        float *to = part_of<D>(c, at, blockIdx.z, r);
+        float sum = chain_sum(row + half);
+
+        put<D>(o + 2 * half, to, f.d_head, 1.0f);
+        if (threadIdx.x % 4 == 0) {
+            to[D] = row[half].max;
+            to[D + 1] = sum;
+        }
+    }
+}
+
+/* Merge the chains of a packed row, a thread a dim. */
+template <int D>
+static __global__ void __launch_bounds__(D)
+    merge(const __grid_constant__ struct few_call c)
+{
+    uint32_t r = blockIdx.z, e = threadIdx.x;
+    float o = 0.0f, sum = 0.0f, max = -INFINITY;
+    struct part at;
+
+    if (!few_part<D>(&at, c) || at.n_chain == 1 || e >= c.frame.d_head)
+        return;
+    float *out = out_of(c.frame, at, r);
+
+    if (!out)
+        return;
+#pragma unroll 4
+    for (uint32_t i = 0; i < at.n_chain; i++) {
+        const float *part = part_of<D>(c, at, i, r);
+        float own = part[D], raised = fmaxf(max, own);
+        float old = exp2_of(max - raised), now = exp2_of(own - raised);
+
+        sum = __fmaf_rn(sum, old, part[D + 1] * now);
+        o = __fmaf_rn(o, old, part[e] * now);
+        max = raised;
+    }
+    out[e] = o * (1.0f / sum) + 0.0f;
+}
+
+/* -------------------------------------------------------------------- host */
+
+template <int D> static int shared_bytes(uint32_t n_warp)
+{
+    return (int)(2 * sm80<D>::KV_BYTES + n_warp * 16 * D * 2 + 1024);
+}
+
+template <int D>
+static void few_of(cudaStream_t stream, const struct few_call *c)
+{
+    dim3 grid(c->n_span * c->n_tile, c->frame.n_kv_head, c->n_chain);
+    int bytes = shared_bytes<D>(1);
+
+    /* Errors are found where the step is waited for. */
+    (void)cudaFuncSetAttribute(
+        few<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    few<D><<<grid, 32, bytes, stream>>>(*c);
+    if (c->n_chain > 1) {
+        grid.z = c->n_row;
+        merge<D><<<grid, D, 0, stream>>>(*c);
+    }
+}
+
+template <int D>
+static void many_of(cudaStream_t stream, const struct many_call *c)
+{
+    constexpr uint32_t N_WARP = sm80<D>::MANY_WARPS;
+    uint32_t n_packed = c->n_row_max * c->frame.group;
+    dim3 grid(c->frame.n_kv_head, c->n_span,
+              (n_packed + N_WARP * 16 - 1) / (N_WARP * 16));
+    int bytes = shared_bytes<D>(N_WARP);
+
+    (void)cudaFuncSetAttribute(
+        many<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    many<D><<<grid, N_WARP * 32, bytes, stream>>>(*c);
+}
+
+void attend_few_sm80(cudaStream_t stream, const struct few_call *call)
+{
+    assert(call->n_row == SM80_FEW_ROWS);
+    switch (attend_padded(call->frame.d_head)) {
+    case 64:
+        few_of<64>(stream, call);
+        break;
+    case 128:
+        few_of<128>(stream, call);
+        break;
+    default:
+        few_of<256>(stream, call);
+        break;
+    }
+}
+
+void attend_many_sm80(cudaStream_t stream, const struct many_call *call)
+{
+    many_rotate(stream, call);
+    switch (attend_padded(call->frame.d_head)) {
+    case 64:
+        many_of<64>(stream, call);
+        break;
+    case 128:
+        many_of<128>(stream, call);
+        break;
+    default:
+        many_of<256>(stream, call);
+        break;
+    }
+}

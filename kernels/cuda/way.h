@@ -1,0 +1,25 @@
+#ifndef KERNELS_CUDA_WAY_H
+#define KERNELS_CUDA_WAY_H
+/*
+ * capability.h for the GPU at hand. Where the ways part:
+ *   product_shape_of(), product_run()   linear_launch.cu | linear_sm80.cu
+ *   cuda_experts(): all of a step at once, or by a list  | always by a list
+ *   launch_few(), launch_many()         attend_few.cu, attend_many.cu |
+ *                                       attend_sm80.cu
+ *   cuda_delta()                        delta.cu | delta_sm80.cu
+ *   launches that may begin early       yes | no
+ * WAY_SM80_ALONE makes a library that goes this way on every GPU: for tests,
+ * since Hopper runs both and must find the same bits.
+ */
+#include <stdbool.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+bool way_is_sm80(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
