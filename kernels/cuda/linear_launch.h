@@ -116,6 +116,8 @@ void f8_few_launch(struct gpu *gpu, const struct product_job *job,
  * is of product_height() rows each. */
 struct product_shape sm80_shape_of(const struct product_job *job,
                                    uint32_t n_sm);
+const struct product_shape *sm80_shapes(bool is_f8, size_t *out_n);
+bool sm80_fits(const struct product_job *job, struct product_shape shape);
 void sm80_launch(struct gpu *gpu, const struct product_job *job,
                  struct product_shape shape);
 

@@ -441,12 +441,10 @@ static __device__ __forceinline__ void product_put_quad(float *y, float4 v)
     else
         __stcs((float4 *)y, v);
 #else
-    if (END == PRODUCT_ADD) {
-        const float4 old = *(const float4 *)y;
-
-        v = make_float4(old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w);
-    }
-    __stcs((float4 *)y, v);
+    product_put<END>(y, v.x);
+    product_put<END>(y + 1, v.y);
+    product_put<END>(y + 2, v.z);
+    product_put<END>(y + 3, v.w);
 #endif
 }
 

@@ -324,14 +324,30 @@ static uint32_t up(size_t n, size_t by)
     return (uint32_t)((n + by - 1) / by);
 }
 
+static const struct product_shape THIN = {0, 16, 1, 1}, FLAT = {0, 64, 1, 1},
+                                  SMALL = {1, 64, 1, 1},
+                                  LARGE = {2, 128, 1, 1};
+
+const struct product_shape *sm80_shapes(bool is_f8, size_t *out_n)
+{
+    static const struct product_shape ALL[] = {THIN, FLAT, SMALL, LARGE};
+
+    *out_n = is_f8 ? 2 : 4;
+    return is_f8 ? ALL + 2 : ALL;
+}
+
+bool sm80_fits(const struct product_job *job, struct product_shape shape)
+{
+    if (job->is_placed || job->places.first)
+        return false;
+    return shape.n_group ||
+           (!job->is_f8 && (job->n_expert || job->n_row <= FEW_ROWS));
+}
+
 /* Few rows want all SMs to read weights; many want large tiles, if these are
  * enough for all SMs. */
 struct product_shape sm80_shape_of(const struct product_job *job, uint32_t n_sm)
 {
-    static const struct product_shape THIN = {0, 16, 1, 1},
-                                      FLAT = {0, 64, 1, 1},
-                                      SMALL = {1, 64, 1, 1},
-                                      LARGE = {2, 128, 1, 1};
     const uint32_t n_each =
         job->n_expert ? up(job->n_row, job->n_expert) : job->n_row;
     const uint32_t n_out =
@@ -399,7 +415,7 @@ void sm80_launch(struct gpu *gpu, const struct product_job *job,
         f8_few_launch(gpu, job, shape);
         return;
     }
-    assert(!job->places.first && (shape.n_group || !job->is_f8));
+    assert(sm80_fits(job, shape));
     const struct sm80_product s = parameters(job, shape);
     const uint32_t n_tile = product_rows_max(job, shape) * s.p.n_n;
 

@@ -266,13 +266,28 @@ static void check_linear(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
     drop(&d);
 }
 
+static const struct product_shape *shapes_of(enum linear_type type,
+                                             size_t *out_n)
+{
+    if (way_is_sm80())
+        return sm80_shapes(type == LINEAR_F8, out_n);
+    return type == LINEAR_F8 ? f8_shapes(out_n) : product_shapes(out_n);
+}
+
+static bool fits(const struct product_job *job, struct product_shape shape)
+{
+    if (way_is_sm80())
+        return sm80_fits(job, shape);
+    return job->is_f8 ? f8_fits(job, shape) : product_fits(job, shape);
+}
+
 /* Every shape of the table that fits, for few and many rows. */
 static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
                          enum linear_type type)
 {
     size_t n_shape, wide = linear_f8_n_block(n_in) * LINEAR_F8_BLOCK;
     const struct product_shape *shape =
-        type == LINEAR_F8 ? f8_shapes(&n_shape) : product_shapes(&n_shape);
+        shapes_of(type, &n_shape);
     void *x = test_device(NULL, ROWS * wide * 2);
     void *placed = test_device(NULL, ROWS * wide * 2);
     struct product_job job = {};
@@ -306,7 +321,7 @@ static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
             job.is_placed = !shape[i].n_group;
             job.x.at = job.is_placed ? placed : x;
             job.x.stride = job.is_placed ? wide : linear_padded(n_in);
-            if (!(type == LINEAR_F8 ? f8_fits : product_fits)(&job, shape[i]))
+            if (!fits(&job, shape[i]))
                 continue;
             snprintf(name, sizeof(name), "shape %u %u %u %u", shape[i].n_group,
                      shape[i].n, shape[i].n_box, shape[i].by);
@@ -362,7 +377,7 @@ static void check_subnormals(struct gpu *gpu, enum linear_type type)
     const struct linear_f8_shape f8 = {n_in, n_out};
     size_t n_shape, bytes = linear_f8_bytes(f8) + n_in * n_out * 2;
     const struct product_shape *shape =
-        type == LINEAR_F8 ? f8_shapes(&n_shape) : product_shapes(&n_shape);
+        shapes_of(type, &n_shape);
     void *zero = calloc(1, bytes);
     float *host = (float *)malloc(n * sizeof(float)), first = 0.0f;
     float *y = (float *)test_device(NULL, n * sizeof(float));
@@ -384,7 +399,7 @@ static void check_subnormals(struct gpu *gpu, enum linear_type type)
     for (size_t s = 0; s < n_shape; s++) {
         job.is_placed = !shape[s].n_group;
         job.n_row = job.is_placed ? F8_FEW_ROWS : n_row;
-        if (!(type == LINEAR_F8 ? f8_fits : product_fits)(&job, shape[s]))
+        if (!fits(&job, shape[s]))
             continue;
         for (size_t i = 0; i < n; i++)
             host[i] = 1e-40f;
