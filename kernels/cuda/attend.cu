@@ -144,8 +144,7 @@ static void launch_few_sm80(struct gpu *gpu, const struct attend_shape *shape,
     uint64_t n_key = n_block * KV_BLOCK;
     struct few_call call = {
         .frame = *frame, .n_span = n_span, .n_row = SM80_FEW_ROWS};
-    call.n_tile =
-        (extent.n_row * frame->group + call.n_row - 1) / call.n_row;
+    call.n_tile = (extent.n_row * frame->group + call.n_row - 1) / call.n_row;
     call.n_chain = (uint32_t)((n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN);
     unsigned char *scratch =
         (unsigned char *)gpu_scratch(gpu, wide + few_part_bytes(&call));

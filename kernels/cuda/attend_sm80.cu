@@ -33,7 +33,7 @@ struct part {
     struct attend_span span;
     uint32_t head, first, n_packed; /* KV head; first packed row */
     uint32_t step, end;
-    uint32_t chain, n_chain;     /* of few rows */
+    uint32_t chain, n_chain;      /* of few rows */
     const unsigned char *rotated; /* keys of the head, or NULL */
 };
 
@@ -43,10 +43,10 @@ template <int D> struct room {
 
 static __device__ __forceinline__ void copy_unit(void *to, const void *from)
 {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                     shared_at(to)),
-                 "l"(from)
-                 : "memory");
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_at(to)),
+        "l"(from)
+        : "memory");
 }
 
 static __device__ __forceinline__ void copies_commit(void)
@@ -195,8 +195,8 @@ static __device__ __forceinline__ void values(float *o, const uint32_t *p,
         for (uint32_t e = 0; e < D; e += 16) {
             uint32_t b[4];
 
-            load_transposed(b, v + tile_at(16 * t + lane % 16,
-                                           e + lane / 16 * 8, STEP));
+            load_transposed(
+                b, v + tile_at(16 * t + lane % 16, e + lane / 16 * 8, STEP));
             warp_product(o + e / 2, p + 4 * t, b);
             warp_product(o + e / 2 + 4, p + 4 * t, b + 2);
         }
@@ -299,22 +299,19 @@ out_of(const struct attend_frame &f, const struct part &at, uint32_t r)
     size_t row = at.span.first_row + packed / f.group;
     size_t head = at.head * f.group + packed % f.group;
 
-    return packed < at.n_packed
-               ? f.out + row * f.out_stride + head * f.d_head
-               : NULL;
+    return packed < at.n_packed ? f.out + row * f.out_stride + head * f.d_head
+                                : NULL;
 }
 
 /* The chain's O joins those before, which lie in the output. */
 template <int D>
-static __device__ __forceinline__ void join(float *o, const float *out,
-                                            uint32_t d_head, float old,
-                                            float now)
+static __device__ __forceinline__ void
+join(float *o, const float *out, uint32_t d_head, float old, float now)
 {
 #pragma unroll
     for (uint32_t i = 0; i < D / 8; i++)
         if (out && i * 8 < d_head) {
-            float2 x =
-                *(const float2 *)(out + i * 8 + threadIdx.x % 4 * 2);
+            float2 x = *(const float2 *)(out + i * 8 + threadIdx.x % 4 * 2);
             o[4 * i] = __fmaf_rn(x.x, old, o[4 * i] * now);
             o[4 * i + 1] = __fmaf_rn(x.y, old, o[4 * i + 1] * now);
         }
@@ -361,8 +358,8 @@ static __device__ __forceinline__ void end_chain(float *o, struct row *row,
 /* ----------------------------------------------------------------- kernels */
 
 template <int D>
-static __device__ __forceinline__ struct room<D> room_of(unsigned char *shared)
-{
+static __device__ __forceinline__ struct room<D>
+room_of(unsigned char *shared) {
     struct room<D> m;
 
     m.k = shared + (1024 - shared_at(shared) % 1024) % 1024;
@@ -453,9 +450,9 @@ static __global__ void __launch_bounds__(sm80<D>::MANY_WARPS * 32)
 
 /* Where a chain's part of packed row r of a tile lies: O, then M and L. */
 template <int D>
-static __device__ __forceinline__ float *
-part_of(const struct few_call &c, const struct part &at, uint32_t chain,
-        uint32_t r)
+static __device__ __forceinline__ float *part_of(const struct few_call &c,
+                                                 const struct part &at,
+                                                 uint32_t chain, uint32_t r)
 {
     size_t i = blockIdx.x * gridDim.y + blockIdx.y;
 
@@ -475,8 +472,7 @@ static __device__ __forceinline__ bool few_part(struct part *at,
     if (at->first >= at->n_packed)
         return false;
     at->end = steps_of<D>(c.frame, *at, at->first + c.n_row - 1);
-    at->n_chain =
-        (at->end + sm80<D>::CHAIN_STEPS - 1) / sm80<D>::CHAIN_STEPS;
+    at->n_chain = (at->end + sm80<D>::CHAIN_STEPS - 1) / sm80<D>::CHAIN_STEPS;
     return true;
 }
 

@@ -552,7 +552,7 @@ static __global__ void __launch_bounds__(N_THREAD, 384 / N_THREAD)
         __syncthreads();
         finish(a, part, read, u, shared);
 #if __CUDA_ARCH__ >= 900 /* or no call passes a grid point: delta_sm80.cu */
-        if (part.row)        /* others may still read the old ring */
+        if (part.row)    /* others may still read the old ring */
             cooperative_groups::this_cluster().sync();
 #endif
         if (part.i + part.n < GRID)

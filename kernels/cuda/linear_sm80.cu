@@ -6,8 +6,9 @@
  * A CTA has one tile of ROWS rows by N outputs. All its threads bring tiles of
  * 64 inputs (a block of 128 of weights of eight bits) into a ring of stages,
  * rows of 128 bytes whose 16-byte units are swizzled, and multiply what came
- * N_STAGE - 1 rounds ago. Weights of eight bits are widened in registers. Shapes
- * need at most 99 KiB of shared memory, which every capability from 8.0 on has.
+ * N_STAGE - 1 rounds ago. Weights of eight bits are widened in registers.
+ * Shapes need at most 99 KiB of shared memory, which every capability from 8.0
+ * on has.
  *
  * Bound: weights once at the rate of memory for few rows, 2 operations a weight
  * and row at the rate of mma.sync for many.
@@ -67,9 +68,8 @@ template <int N_LEFT> static __device__ __forceinline__ void copies_await(void)
 /* Of ROWS rows from `from` on those that are there, unit u of row r at place
  * u ^ r % 8, or u ^ r % 2 * 4 (where eight lanes read two rows). */
 template <int ROWS, int N_THREAD, int BY>
-static __device__ __forceinline__ void copy_rows(uint32_t to,
-                                                 const unsigned char *from,
-                                                 size_t stride, uint32_t n_row)
+static __device__ __forceinline__ void
+copy_rows(uint32_t to, const unsigned char *from, size_t stride, uint32_t n_row)
 {
     const uint32_t u = threadIdx.x % 8;
 
@@ -221,16 +221,15 @@ add_f8(float acc[M][WIDE / 2], const float sum[M][WIDE / 2],
 
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++)
-        scale[i] = __ldg(
-            (const float *)(s->w[END == PRODUCT_SWIGLU ? i : 0] +
-                            (size_t)tile->matrix * MATRIX_STEP + s->scales_at) +
-            at);
+        scale[i] = __ldg((const float *)(s->w[END == PRODUCT_SWIGLU ? i : 0] +
+                                         (size_t)tile->matrix * MATRIX_STEP +
+                                         s->scales_at) +
+                         at);
 #pragma unroll
     for (uint32_t m = 0; m < M; m++)
 #pragma unroll
         for (uint32_t i = 0; i < WIDE / 2; i++)
-            acc[m][i] =
-                __fmaf_rn(sum[m][i], scale[i >= WIDE / 4], acc[m][i]);
+            acc[m][i] = __fmaf_rn(sum[m][i], scale[i >= WIDE / 4], acc[m][i]);
 }
 
 /* ----------------------------------------------------------------- kernel */
@@ -312,8 +311,8 @@ static __global__ void __launch_bounds__(sm80<ROWS, N, IS_F8>::N_THREAD)
     if (blockIdx.x >= list.n * s.p.n_n)
         return;
     const struct product_tile tile =
-        product_tile_of<ROWS <= 64 ? 1 : ROWS / 64, N, 1, END>(&s.p, &list,
-                                                               blockIdx.x, 0);
+                                  product_tile_of < ROWS <= 64 ? 1 : ROWS / 64,
+                              N, 1, END > (&s.p, &list, blockIdx.x, 0);
     multiply_tile<ROWS, N, IS_F8, END>(&s, &tile, shared);
 }
 
@@ -325,8 +324,7 @@ static uint32_t up(size_t n, size_t by)
 }
 
 static const struct product_shape THIN = {0, 16, 1, 1}, FLAT = {0, 64, 1, 1},
-                                  SMALL = {1, 64, 1, 1},
-                                  LARGE = {2, 128, 1, 1};
+                                  SMALL = {1, 64, 1, 1}, LARGE = {2, 128, 1, 1};
 
 const struct product_shape *sm80_shapes(bool is_f8, size_t *out_n)
 {

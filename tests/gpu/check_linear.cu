@@ -286,8 +286,7 @@ static void check_shapes(struct gpu *gpu, uint32_t n_out, uint32_t n_in,
                          enum linear_type type)
 {
     size_t n_shape, wide = linear_f8_n_block(n_in) * LINEAR_F8_BLOCK;
-    const struct product_shape *shape =
-        shapes_of(type, &n_shape);
+    const struct product_shape *shape = shapes_of(type, &n_shape);
     void *x = test_device(NULL, ROWS * wide * 2);
     void *placed = test_device(NULL, ROWS * wide * 2);
     struct product_job job = {};
@@ -376,8 +375,7 @@ static void check_subnormals(struct gpu *gpu, enum linear_type type)
     const size_t n = (size_t)n_row * n_out;
     const struct linear_f8_shape f8 = {n_in, n_out};
     size_t n_shape, bytes = linear_f8_bytes(f8) + n_in * n_out * 2;
-    const struct product_shape *shape =
-        shapes_of(type, &n_shape);
+    const struct product_shape *shape = shapes_of(type, &n_shape);
     void *zero = calloc(1, bytes);
     float *host = (float *)malloc(n * sizeof(float)), first = 0.0f;
     float *y = (float *)test_device(NULL, n * sizeof(float));

@@ -39,6 +39,10 @@ if(TARGET model)
   set_target_properties(godwit_faulty PROPERTIES BUILD_RPATH "$ORIGIN")
   if(TARGET godwit_cuda) # it loads, and says what this machine lacks
     add_test(NAME gpu.load COMMAND gpu_model ops cuda)
+    add_test(NAME gpu.archs COMMAND /usr/bin/python3 -B
+      ${PROJECT_SOURCE_DIR}/tests/gpu/archs.py
+      ${PROJECT_BINARY_DIR}/libgodwit_cuda.so)
+    set_tests_properties(gpu.archs PROPERTIES LABELS unit)
     set_tests_properties(gpu.load PROPERTIES LABELS unit
       PASS_REGULAR_EXPRESSION
       "no NVIDIA driver;no GPU;compute capability;driver for CUDA;: 0 of ")

@@ -432,6 +432,50 @@ Test(device, a_second_engine_records_its_own_steps)
     free(found);
 }
 
+static void another(char out[DEVICE_GENERATION_SIZE])
+{
+    memcpy(out, "-other", sizeof("-other"));
+}
+
+static enum status create_told(struct device **out, char why[DEVICE_WHY_SIZE])
+{
+    const enum status st = teller->create(out, why);
+
+    if (!st)
+        (*out)->calls = &told;
+    return st;
+}
+
+static enum status find_told(const struct device_calls **out)
+{
+    const enum status st = backend_apart.find_device(&teller);
+
+    told = *teller;
+    told.generation = another;
+    told.create = create_told;
+    *out = &told;
+    return st;
+}
+
+/* So that no state of one is ever taken for the other's. */
+Test(device, another_generation_of_devices_has_another_numerics_id)
+{
+    struct backend backend = backend_apart;
+
+    backend.find_device = find_told;
+    struct node node = open_node(&backend_apart, ARITHMETIC_PAIR);
+    struct node other = open_node(&backend, ARITHMETIC_PAIR);
+    const char *id = model_numerics(node.model), *end = strchr(id, '/');
+    char wanted[128];
+
+    (void)snprintf(wanted, sizeof(wanted), "%.*s-other%s", (int)(end - id), id,
+                   end);
+    cr_assert_str_eq(model_numerics(other.model), wanted);
+    other.device->calls = teller;
+    close_node(&node);
+    close_node(&other);
+}
+
 Test(device, an_arithmetic_that_a_backend_lacks_is_refused_by_name)
 {
     const struct model_options options = {.backend = &backend_apart,
