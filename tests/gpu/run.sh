@@ -14,6 +14,7 @@
 #   node      godwitd between CPU and GPU, with too little    tests/gpu/node.py
 #             memory, with a GPU that fails
 #   exact     the same bits over random schedules             gpu_model exact
+#   ways      the same bits in the ways of all GPUs           gpu_model exact
 #   formats   the same and goldens in formats of eight bits
 #   kernels   every kernel against its oracle                 check_NAME
 #   ops       small operators against ref                     gpu_model ops
@@ -33,7 +34,7 @@
 # held that could be tried, but not all could. What each proves is in
 # docs/PERFORMANCE.md, "On a GPU: what proves what".
 set -u
-all='race memory node exact formats kernels ops goldens time swap'
+all='race memory node exact ways formats kernels ops goldens time swap'
 build=${1:-build}
 [ $# -eq 0 ] || shift
 parts=${*:-$all}
@@ -156,6 +157,15 @@ exact() {
 n_schedule() {
     sed -n 's/^exact .*: \([0-9]*\) of [0-9]* schedules.*/\1/p' \
         "$scratch"/*.row | awk '{ n += $1 } END { print n + 0 }'
+}
+
+# Beside the library that goes the way of other GPUs than Hopper.
+ways() {
+    has libgodwit_cuda_sm80.so godwit_cuda_sm80 || return 0
+    for model in $(models); do
+        try "$(basename "$model")" tests/gpu/same_bits.sh "$gpu_model" \
+            "$model" "$cuda" "${cuda%.so}_sm80.so"
+    done
 }
 
 formats() {

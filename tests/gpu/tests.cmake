@@ -104,8 +104,12 @@ if(TARGET godwit_cuda AND TARGET kernels)
   set(programs)
   foreach(file IN LISTS checks)
     get_filename_component(stem ${file} NAME_WE)
+    set(ways ${SM90} ${SM80})
+    if(stem STREQUAL check_mma) # of wgmma, too
+      set(ways ${SM90})
+    endif()
     add_custom_command(OUTPUT ${PROJECT_BINARY_DIR}/${stem}
-      COMMAND ${NVCC} -o ${PROJECT_BINARY_DIR}/${stem} ${file} ${check_archive}
+      COMMAND ${NVCC} ${ways} -o ${PROJECT_BINARY_DIR}/${stem} ${file} ${check_archive}
       $<TARGET_FILE:kernels> $<TARGET_FILE:base> -lxxhash -ljansson -ldl
       DEPENDS ${file} ${check_headers} ${check_archive} kernels base
       COMMENT "Building ${stem}" VERBATIM)
