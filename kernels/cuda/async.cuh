@@ -2,7 +2,9 @@
 #define KERNELS_CUDA_ASYNC_CUH
 /*
  * Barriers in shared memory that go through phases, and copies that arrive at
- * them (PTX ISA: mbarrier, cp.async.bulk, cp.async).
+ * them (PTX ISA: mbarrier, cp.async.bulk, cp.async). GPUs before Hopper have
+ * the barriers and the copies of 16 bytes: there threads copy by copy_share(),
+ * and what is for the copy engine is nothing.
  */
 #include <stdint.h>
 
@@ -18,7 +20,9 @@ static __device__ __forceinline__ void barrier_init(uint32_t barrier,
  */
 static __device__ __forceinline__ void barrier_publish(void)
 {
+#if __CUDA_ARCH__ >= 900
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
 }
 
 static __device__ __forceinline__ void barrier_arrive(uint32_t barrier)
@@ -51,7 +55,11 @@ static __device__ __forceinline__ void barrier_wait(uint32_t barrier,
     asm volatile("{\n"
                  ".reg .pred done;\n"
                  "again:\n"
+#if __CUDA_ARCH__ >= 900
                  "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+#else
+                 "mbarrier.test_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+#endif
                  "@!done bra again;\n"
                  "}" ::"r"(barrier),
                  "r"(parity)
@@ -79,7 +87,9 @@ static __device__ __forceinline__ void copy_bulk_out(void *to, uint32_t from,
 
 static __device__ __forceinline__ void copies_out_wait(void)
 {
+#if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+#endif
 }
 
 static __device__ __forceinline__ void copy_16(uint32_t to, const void *from)
@@ -87,6 +97,15 @@ static __device__ __forceinline__ void copy_16(uint32_t to, const void *from)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),
                  "l"(from)
                  : "memory");
+}
+/* Thread `thread` of n_thread's share of whole 16 bytes. */
+static __device__ __forceinline__ void copy_share(uint32_t to, const void *from,
+                                                  uint32_t bytes,
+                                                  uint32_t thread,
+                                                  uint32_t n_thread)
+{
+    for (uint32_t i = thread * 16; i < bytes; i += n_thread * 16)
+        copy_16(to + i, (const char *)from + i);
 }
 /* This thread's copies of 16 bytes are in. */
 static __device__ __forceinline__ void copies_wait(void)
@@ -96,6 +115,8 @@ static __device__ __forceinline__ void copies_wait(void)
 /* What this thread wrote to shared memory comes before later bulk copies. */
 static __device__ __forceinline__ void copies_after_writes(void)
 {
+#if __CUDA_ARCH__ >= 900
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
 }
 #endif

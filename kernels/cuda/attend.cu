@@ -125,37 +125,6 @@ static void extent_add(struct extent *extent, const struct attend_span *span)
     extent->n_key = n_key > extent->n_key ? n_key : extent->n_key;
 }
 
-static size_t aligned(size_t bytes)
-{
-    return (bytes + 1023) / 1024 * 1024;
-}
-
-/* The same on GPUs whose kernel for few rows reads no blocks of int8. */
-static void launch_few_sm80(struct gpu *gpu, const struct attend_shape *shape,
-                            const struct attend_frame *frame,
-                            struct attend_span *span, uint32_t n_span)
-{
-    struct extent extent = {0, 0};
-
-    for (uint32_t i = 0; i < n_span; i++)
-        extent_add(&extent, &span[i]);
-    uint64_t n_block = wide_n_block(gpu, extent.n_key);
-    size_t wide = aligned(wide_bytes(shape, n_span, n_block));
-    uint64_t n_key = n_block * KV_BLOCK;
-    struct few_call call = {
-        .frame = *frame, .n_span = n_span, .n_row = SM80_FEW_ROWS};
-    call.n_tile = (extent.n_row * frame->group + call.n_row - 1) / call.n_row;
-    call.n_chain = (uint32_t)((n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN);
-    unsigned char *scratch =
-        (unsigned char *)gpu_scratch(gpu, wide + few_part_bytes(&call));
-    call.part = (float *)(scratch + wide);
-    attend_widen(gpu, shape, span, n_span, n_block, scratch);
-    call.span = (const struct attend_span *)gpu_stage(gpu, span,
-                                                      n_span * sizeof(*span));
-    if (!gpu_is_replaying(gpu))
-        attend_few_sm80(gpu_stream(gpu), &call);
-}
-
 static void launch_few(struct gpu *gpu, const struct attend_frame *frame,
                        const struct attend_span *span, uint32_t n_span)
 {
@@ -202,7 +171,7 @@ static void launch_many(struct gpu *gpu, const struct attend_shape *shape,
                              .n_cta = n_tile < n_sm ? (uint32_t)n_tile : n_sm,
                              .sum_at = at};
     uint64_t n_block = wide_n_block(gpu, extent.n_key);
-    size_t wide = aligned(wide_bytes(shape, n_span, n_block));
+    size_t wide = (wide_bytes(shape, n_span, n_block) + 1023) / 1024 * 1024;
     unsigned char *scratch = (unsigned char *)gpu_scratch(
         gpu, wide + at + many_sum_bytes(frame, call.n_cta));
     call.scratch = scratch + wide;
@@ -211,10 +180,7 @@ static void launch_many(struct gpu *gpu, const struct attend_shape *shape,
         list[i].span = span[i];
     call.span = (const struct many_span *)gpu_stage(gpu, list,
                                                     n_span * sizeof(list[0]));
-    if (way_is_sm80())
-        attend_many_sm80(gpu_stream(gpu), &call);
-    else
-        attend_many(gpu_stream(gpu), &call);
+    attend_many(gpu_stream(gpu), &call);
 }
 
 /* The spans of one kind, SPAN_MAX at a time. */
@@ -232,10 +198,10 @@ static void launch(struct gpu *gpu, const struct attend_frame *frame,
         if ((!is_fixed && n_packed > n_few) == is_many)
             list[n++] = args->span[i];
         if (n == SPAN_MAX || (n && i + 1 == args->n_span)) {
-            if (is_many)
+            if (way_is_sm80())
+                attend_sm80(gpu, &args->shape, frame, list, n, is_many);
+            else if (is_many)
                 launch_many(gpu, &args->shape, frame, list, n);
-            else if (way_is_sm80())
-                launch_few_sm80(gpu, &args->shape, frame, list, n);
             else
                 launch_few(gpu, frame, list, n);
             n = 0;

@@ -8,18 +8,19 @@
  * step come while its scores are made, keys of the next while its values are
  * multiplied.
  *
- * Many rows: as many warps as there is shared memory for, on keys that
- * attend_rotate.cu has rotated. O of past chains lies in the output meanwhile.
- * Few rows: a warp a chain, which rotates keys where they lie; a second kernel
- * merges the chains.
+ * Many rows: as many warps as there is shared memory for; O of past chains lies
+ * in the output meanwhile. Few rows: a warp a chain; a second kernel merges the
+ * chains. Both rotate keys where they lie, and blocks of int8 are widened
+ * before them (attend_wide.cu).
  *
  * Bound: bytes of keys and values for few rows, 4 n_key d operations a row and
  * head at the rate of mma.sync for many.
  */
 #include "kernels/cuda/attend_sm80.cuh"
 #include "kernels/cuda/attend_sm90.cuh" /* whose products by a warp are sm_80 */
+#include "kernels/cuda/attend_wide.cuh"
 
-#include <assert.h>
+#define FEW_ROWS 16u
 
 template <int D> struct sm80 {
     static constexpr uint32_t STEP = step_keys(D), KV_BYTES = STEP * D * 2;
@@ -33,8 +34,18 @@ struct part {
     struct attend_span span;
     uint32_t head, first, n_packed; /* KV head; first packed row */
     uint32_t step, end;
-    uint32_t chain, n_chain;      /* of few rows */
-    const unsigned char *rotated; /* keys of the head, or NULL */
+    uint32_t n_chain; /* of few rows */
+};
+
+struct sm80_call {
+    struct attend_frame frame;
+    const struct attend_span *span; /* on the device */
+    uint32_t n_span;
+    uint32_t n_row; /* of a span at most */
+    /* Of few rows: tiles of a span and chains of its past at most, and a
+     * chain's results. */
+    uint32_t n_tile, n_chain;
+    float *part;
 };
 
 template <int D> struct room {
@@ -66,9 +77,9 @@ static __device__ __forceinline__ void copies_await(void)
 /* Keys or values of a step out of their blocks, to tiles of STEP rows. Behind
  * the last block any finite values will do. */
 template <int D>
-static __device__ __forceinline__ void
-copy_blocks(unsigned char *to, const struct attend_frame &f,
-            const struct part &at, uint32_t step, uint32_t head)
+static __device__ __forceinline__ void copy_blocks(unsigned char *to,
+                                                   const struct part &at,
+                                                   uint32_t step, uint32_t head)
 {
     constexpr uint32_t N_BLOCK = sm80<D>::N_BLOCK;
     uint64_t n_key = at.span.position + at.span.n_row;
@@ -83,20 +94,6 @@ copy_blocks(unsigned char *to, const struct attend_frame &f,
             copy_unit(to + (i / 512 * N_BLOCK + b) * TILE_BYTES + i % 512 * 16,
                       from + i * 16);
     }
-}
-
-template <int D>
-static __device__ __forceinline__ void
-copy_keys(unsigned char *to, const struct attend_frame &f,
-          const struct part &at, uint32_t step)
-{
-    constexpr uint32_t BYTES = sm80<D>::KV_BYTES;
-
-    if (at.rotated)
-        for (uint32_t i = threadIdx.x; i < BYTES / 16; i += blockDim.x)
-            copy_unit(to + i * 16, at.rotated + step * (size_t)BYTES + i * 16);
-    else
-        copy_blocks<D>(to, f, at, step, at.head);
 }
 
 /* The warp's queries, scaled, rounded and tiled; zeros where there are none. */
@@ -266,15 +263,14 @@ take_step(float *o, struct row *row, const struct attend_frame &f,
     float s[STEP / 2], factor[2];
     uint32_t p[STEP / 4];
 
-    copy_blocks<D>(m.v, f, at, i, f.n_kv_head + at.head);
+    copy_blocks<D>(m.v, at, i, f.n_kv_head + at.head);
     copies_commit();
     copies_await();
-    if (!at.rotated)
-        rotate_keys<D>(m.k, f, i);
+    rotate_keys<D>(m.k, f, i);
     scores<D>(s, shared_at(m.q), shared_at(m.k));
     __syncthreads();
     if (i + 1 < at.end)
-        copy_keys<D>(m.k, f, at, i + 1);
+        copy_blocks<D>(m.k, at, i + 1, at.head);
     copies_commit();
     factor[0] = weigh<STEP>(s, row, (uint64_t)i * STEP);
     factor[1] = weigh<STEP>(s + 2, row + 1, (uint64_t)i * STEP);
@@ -397,7 +393,7 @@ begin(float *o, struct row *row, const struct attend_frame &f,
 {
     uint32_t r = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
 
-    copy_keys<D>(m.k, f, at, at.step);
+    copy_blocks<D>(m.k, at, at.step, at.head);
     copies_commit();
     load_queries<D>(m.q, f, at);
     row_init(row, f, at, r);
@@ -410,7 +406,7 @@ begin(float *o, struct row *row, const struct attend_frame &f,
 /* Tiles of rows are blockIdx.z, the longest first. */
 template <int D>
 static __global__ void __launch_bounds__(sm80<D>::MANY_WARPS * 32)
-    many(const __grid_constant__ struct many_call c)
+    many(const __grid_constant__ struct sm80_call c)
 {
     constexpr uint32_t N_ROW = sm80<D>::MANY_WARPS * 16;
     constexpr uint32_t CHAIN_STEPS = sm80<D>::CHAIN_STEPS;
@@ -422,7 +418,7 @@ static __global__ void __launch_bounds__(sm80<D>::MANY_WARPS * 32)
     struct row row[2];
     struct part at;
 
-    at.span = c.span[blockIdx.y].span;
+    at.span = c.span[blockIdx.y];
     at.head = blockIdx.x;
     at.first = (gridDim.z - 1 - blockIdx.z) * N_ROW;
     at.n_packed = at.span.n_row * f.group;
@@ -430,10 +426,6 @@ static __global__ void __launch_bounds__(sm80<D>::MANY_WARPS * 32)
         return;
     at.step = 0;
     at.end = steps_of<D>(f, at, at.first + N_ROW - 1);
-    at.rotated = c.scratch + c.span[blockIdx.y].k_at +
-                 at.head * (size_t)sm80<D>::KV_BYTES *
-                     ((at.span.position + at.span.n_row + sm80<D>::STEP - 1) /
-                      sm80<D>::STEP);
     begin<D>(o, row, f, at, m);
     float *out[2] = {out_of(f, at, r), out_of(f, at, r + 8)};
 
@@ -450,28 +442,27 @@ static __global__ void __launch_bounds__(sm80<D>::MANY_WARPS * 32)
 
 /* Where a chain's part of packed row r of a tile lies: O, then M and L. */
 template <int D>
-static __device__ __forceinline__ float *part_of(const struct few_call &c,
+static __device__ __forceinline__ float *part_of(const struct sm80_call &c,
                                                  const struct part &at,
                                                  uint32_t chain, uint32_t r)
 {
     size_t i = blockIdx.x * gridDim.y + blockIdx.y;
 
-    return c.part + ((i * c.n_chain + chain) * c.n_row + r) * (D + 4);
+    return c.part + ((i * c.n_chain + chain) * FEW_ROWS + r) * (D + 4);
 }
 
 /* Returns false behind the span's rows. */
 template <int D>
 static __device__ __forceinline__ bool few_part(struct part *at,
-                                                const struct few_call &c)
+                                                const struct sm80_call &c)
 {
     at->span = c.span[blockIdx.x / c.n_tile];
     at->head = blockIdx.y;
-    at->first = blockIdx.x % c.n_tile * c.n_row;
+    at->first = blockIdx.x % c.n_tile * FEW_ROWS;
     at->n_packed = at->span.n_row * c.frame.group;
-    at->rotated = NULL;
     if (at->first >= at->n_packed)
         return false;
-    at->end = steps_of<D>(c.frame, *at, at->first + c.n_row - 1);
+    at->end = steps_of<D>(c.frame, *at, at->first + FEW_ROWS - 1);
     at->n_chain = (at->end + sm80<D>::CHAIN_STEPS - 1) / sm80<D>::CHAIN_STEPS;
     return true;
 }
@@ -479,7 +470,7 @@ static __device__ __forceinline__ bool few_part(struct part *at,
 /* A warp has one chain of 16 packed rows. */
 template <int D>
 static __global__ void __launch_bounds__(32)
-    few(const __grid_constant__ struct few_call c)
+    few(const __grid_constant__ struct sm80_call c)
 {
     constexpr uint32_t CHAIN_STEPS = sm80<D>::CHAIN_STEPS;
     extern __shared__ unsigned char shared[];
@@ -519,7 +510,7 @@ static __global__ void __launch_bounds__(32)
 /* Merge the chains of a packed row, a thread a dim. */
 template <int D>
 static __global__ void __launch_bounds__(D)
-    merge(const __grid_constant__ struct few_call c)
+    merge(const __grid_constant__ struct sm80_call c)
 {
     uint32_t r = blockIdx.z, e = threadIdx.x;
     float o = 0.0f, sum = 0.0f, max = -INFINITY;
@@ -552,7 +543,7 @@ template <int D> static int shared_bytes(uint32_t n_warp)
 }
 
 template <int D>
-static void few_of(cudaStream_t stream, const struct few_call *c)
+static void few_of(cudaStream_t stream, const struct sm80_call *c)
 {
     dim3 grid(c->n_span * c->n_tile, c->frame.n_kv_head, c->n_chain);
     int bytes = shared_bytes<D>(1);
@@ -562,16 +553,16 @@ static void few_of(cudaStream_t stream, const struct few_call *c)
         few<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     few<D><<<grid, 32, bytes, stream>>>(*c);
     if (c->n_chain > 1) {
-        grid.z = c->n_row;
+        grid.z = FEW_ROWS;
         merge<D><<<grid, D, 0, stream>>>(*c);
     }
 }
 
 template <int D>
-static void many_of(cudaStream_t stream, const struct many_call *c)
+static void many_of(cudaStream_t stream, const struct sm80_call *c)
 {
     constexpr uint32_t N_WARP = sm80<D>::MANY_WARPS;
-    uint32_t n_packed = c->n_row_max * c->frame.group;
+    uint32_t n_packed = c->n_row * c->frame.group;
     dim3 grid(c->frame.n_kv_head, c->n_span,
               (n_packed + N_WARP * 16 - 1) / (N_WARP * 16));
     int bytes = shared_bytes<D>(N_WARP);
@@ -581,34 +572,64 @@ static void many_of(cudaStream_t stream, const struct many_call *c)
     many<D><<<grid, N_WARP * 32, bytes, stream>>>(*c);
 }
 
-void attend_few_sm80(cudaStream_t stream, const struct few_call *call)
+template <int D>
+static void launch_of(cudaStream_t stream, const struct sm80_call *c,
+                      bool is_many)
 {
-    assert(call->n_row == SM80_FEW_ROWS);
-    switch (attend_padded(call->frame.d_head)) {
+    if (is_many)
+        many_of<D>(stream, c);
+    else
+        few_of<D>(stream, c);
+}
+
+static void launch(cudaStream_t stream, const struct sm80_call *c, bool is_many)
+{
+    switch (attend_padded(c->frame.d_head)) {
     case 64:
-        few_of<64>(stream, call);
+        launch_of<64>(stream, c, is_many);
         break;
     case 128:
-        few_of<128>(stream, call);
+        launch_of<128>(stream, c, is_many);
         break;
     default:
-        few_of<256>(stream, call);
+        launch_of<256>(stream, c, is_many);
         break;
     }
 }
 
-void attend_many_sm80(cudaStream_t stream, const struct many_call *call)
+/* Of few rows and more than one chain. */
+static size_t part_bytes(const struct sm80_call *c, bool is_many)
 {
-    many_rotate(stream, call);
-    switch (attend_padded(call->frame.d_head)) {
-    case 64:
-        many_of<64>(stream, call);
-        break;
-    case 128:
-        many_of<128>(stream, call);
-        break;
-    default:
-        many_of<256>(stream, call);
-        break;
+    size_t n = (size_t)c->n_span * c->n_tile * c->frame.n_kv_head;
+
+    return is_many || c->n_chain == 1
+               ? 0
+               : n * c->n_chain * FEW_ROWS *
+                     (attend_padded(c->frame.d_head) + 4) * sizeof(float);
+}
+
+void attend_sm80(struct gpu *gpu, const struct attend_shape *shape,
+                 const struct attend_frame *frame, struct attend_span *span,
+                 uint32_t n_span, bool is_many)
+{
+    struct sm80_call call = {.frame = *frame, .n_span = n_span};
+    uint64_t n_key = 0;
+
+    for (uint32_t i = 0; i < n_span; i++) {
+        call.n_row = max(call.n_row, span[i].n_row);
+        n_key = max(n_key, span[i].position + span[i].n_row);
     }
+    uint64_t n_block = wide_n_block(gpu, n_key);
+    size_t wide = (wide_bytes(shape, n_span, n_block) + 1023) / 1024 * 1024;
+    call.n_tile = (call.n_row * frame->group + FEW_ROWS - 1) / FEW_ROWS;
+    call.n_chain =
+        (uint32_t)((n_block * KV_BLOCK + ATTEND_CHAIN - 1) / ATTEND_CHAIN);
+    unsigned char *scratch =
+        (unsigned char *)gpu_scratch(gpu, wide + part_bytes(&call, is_many));
+    call.part = (float *)(scratch + wide);
+    attend_widen(gpu, shape, span, n_span, n_block, scratch);
+    call.span = (const struct attend_span *)gpu_stage(gpu, span,
+                                                      n_span * sizeof(*span));
+    if (!gpu_is_replaying(gpu))
+        launch(gpu_stream(gpu), &call, is_many);
 }

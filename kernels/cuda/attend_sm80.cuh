@@ -1,15 +1,15 @@
 #ifndef KERNELS_CUDA_ATTEND_SM80_CUH
 #define KERNELS_CUDA_ATTEND_SM80_CUH
 /*
- * The calls of attend_few.cuh and attend_many.cuh on GPUs without wgmma, bulk
- * copies and clusters. Blocks of int8 are widened before both, and few_call has
- * tiles of SM80_FEW_ROWS packed rows.
+ * Attention on GPUs without wgmma, bulk copies and clusters: see
+ * attend_sm80.cu.
  */
-#include "kernels/cuda/attend_few.cuh"
-#include "kernels/cuda/attend_many.cuh"
+#include "kernels/cuda/attend.cuh"
+#include "kernels/cuda/device.h"
 
-#define SM80_FEW_ROWS 16u
-
-void attend_few_sm80(cudaStream_t stream, const struct few_call *call);
-void attend_many_sm80(cudaStream_t stream, const struct many_call *call);
+/* Spans of one kind, few rows or many, at most as many as attend_widen() takes;
+ * their tables are set to what was widened. */
+void attend_sm80(struct gpu *gpu, const struct attend_shape *shape,
+                 const struct attend_frame *frame, struct attend_span *span,
+                 uint32_t n_span, bool is_many);
 #endif

@@ -57,18 +57,16 @@ void cuda_delta(struct gpu *gpu, const struct delta_args *args)
 {
     struct delta_args few = *args;
     struct delta_span group[SPAN_GROUP_MAX];
+    const uint32_t n_few =
+        delta_recur_fits(args->shape) ? DELTA_FEW : UINT32_MAX;
     uint32_t n_row = 0, n_group = 0;
 
     assert(args->shape.d_k == 64 || args->shape.d_k == 96 ||
            args->shape.d_k == 128);
-    if (way_is_sm80()) {
-        delta_sm80(gpu, args);
-        return;
-    }
     for (uint32_t i = 0; i < args->n_span; i++) {
         const struct delta_span *span = &args->span[i];
 
-        if (span->n_row <= DELTA_FEW) {
+        if (span->n_row <= n_few) {
             n_row = span->n_row > n_row ? span->n_row : n_row;
             continue;
         }
@@ -80,7 +78,9 @@ void cuda_delta(struct gpu *gpu, const struct delta_args *args)
     }
     if (n_group)
         run_many(gpu, args, group, n_group);
-    if (!n_row)
+    if (way_is_sm80())
+        delta_pieces(gpu, args, n_few);
+    if (!n_row || way_is_sm80())
         return;
     few.span = (const struct delta_span *)gpu_stage(
         gpu, args->span, args->n_span * sizeof(*args->span));

@@ -159,6 +159,9 @@ void delta_prepare(struct gpu *gpu, const struct delta_many *many);
 void delta_recur(struct gpu *gpu, const struct delta_many *many);
 /* Spans of at most DELTA_FEW rows; leaves the others alone. */
 void delta_few(struct gpu *gpu, const struct delta_args *args, uint32_t n_row);
-/* All of the operator on GPUs without clusters. */
-void delta_sm80(struct gpu *gpu, const struct delta_args *args);
+/* Whether the GPU's CTAs have the shared memory for it. */
+bool delta_recur_fits(struct delta_shape shape);
+/* Spans of at most n_max rows, on GPUs without clusters. */
+void delta_pieces(struct gpu *gpu, const struct delta_args *args,
+                  uint32_t n_max);
 #endif

@@ -352,8 +352,13 @@ static __global__ void __launch_bounds__(N_WARP * 32)
         fill_decays(many, span, at, &shared);
     copies_after_writes();
     __syncthreads();
+#if __CUDA_ARCH__ >= 900
     if (threadIdx.x == 0)
         copy_bulk_out(tiles, shared_of(tile), 2 * tile_bytes(D_K));
+#else
+    for (uint32_t i = threadIdx.x; i < tile_bytes(D_K) / 8; i += blockDim.x)
+        ((uint4 *)tiles)[i] = ((const uint4 *)tile)[i];
+#endif
     fill_vectors(many, at, &shared, out);
 #pragma unroll
     for (uint32_t turn = 0; turn < 2; turn++) {

@@ -17,7 +17,11 @@
 
 #include <assert.h>
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define N_STAGE 2u /* on GPUs with less shared memory */
+#else
 #define N_STAGE 3u
+#endif
 #define N_SLICE 2u /* of 16 outputs */
 #define N_WARP 6u
 #define V_STRIDE 36u
@@ -128,10 +132,10 @@ static __device__ void load_chunk(const struct delta_many &many,
                                   uint32_t barrier)
 {
     const struct delta_shape shape = many.args.shape;
+    const size_t slot = work.slot + turn;
 
+#if __CUDA_ARCH__ >= 900
     if (warp == 0 && threadIdx.x % 32 == 0) {
-        const size_t slot = work.slot + turn;
-
         barrier_expect(barrier, sizeof(stage->tile) + sizeof(stage->head));
         copy_bulk(shared_of(stage->tile),
                   many.tile + (slot * shape.n_k_head + work.k_head) *
@@ -141,6 +145,17 @@ static __device__ void load_chunk(const struct delta_many &many,
                   &many.head[slot * shape.n_v_head + work.head],
                   sizeof(stage->head), barrier);
     }
+#else
+    copy_share(shared_of(stage->tile),
+               many.tile +
+                   (slot * shape.n_k_head + work.k_head) * sizeof(stage->tile),
+               sizeof(stage->tile), threadIdx.x % 64, 64);
+    copy_share(shared_of(&stage->head),
+               &many.head[slot * shape.n_v_head + work.head],
+               sizeof(stage->head), threadIdx.x % 64, 64);
+    if (warp == 0 && threadIdx.x % 32 == 0)
+        barrier_arrive(barrier);
+#endif
     load_values(many, work, delta_chunk(work.span, work.chunk + turn), warp,
                 stage->v);
     barrier_arrive_copied(barrier);
@@ -632,12 +647,26 @@ static __global__ void __launch_bounds__(N_WARP * 32, 1)
         load<D_K>(many, work, warp, shared);
 }
 
+/* A stage less on GPUs before Hopper. */
+template <uint32_t D_K> static uint32_t shared_bytes(void)
+{
+    return sizeof(struct recur_shared<D_K>) -
+           (way_is_sm80() ? sizeof(struct recur_stage<D_K>) : 0);
+}
+
+bool delta_recur_fits(struct delta_shape shape)
+{
+    return way_shared_bytes() >= (shape.d_k == 64   ? shared_bytes<64>()
+                                  : shape.d_k == 96 ? shared_bytes<96>()
+                                                    : shared_bytes<128>());
+}
+
 template <uint32_t D_K>
 static void launch(struct gpu *gpu, const struct delta_many *many)
 {
     const struct delta_args *a = &many->args;
     const dim3 grid(a->shape.d_v / DELTA_SLICE, a->shape.n_v_head, a->n_span);
-    const uint32_t bytes = sizeof(struct recur_shared<D_K>);
+    const uint32_t bytes = shared_bytes<D_K>();
 
     cudaFuncSetAttribute(
         recur<D_K>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);

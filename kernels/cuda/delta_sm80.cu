@@ -1,8 +1,8 @@
 /*
- * The delta operator on GPUs whose CTAs have no clusters, and less shared
- * memory than recur takes: every span goes through the kernel of few rows, in
- * pieces that end at multiples of DELTA_FEW, so that none passes a grid point.
- * A cut shows in no bit.
+ * The delta rule of few rows on GPUs whose CTAs have no clusters: in pieces
+ * that end at multiples of DELTA_FEW, so that none passes a grid point. Where
+ * there is not the shared memory for recur, many rows come this way as well. A
+ * cut shows in no bit.
  */
 #include "kernels/cuda/delta.cuh"
 
@@ -35,18 +35,22 @@ static uint32_t n_piece_of(uint32_t n_row)
 }
 
 static void run(struct gpu *gpu, const struct delta_args *args,
-                const struct delta_span *span, uint32_t n_span)
+                const struct delta_span *span, uint32_t n_span, uint32_t n_max)
 {
     struct delta_span list[LIST_MAX];
     struct delta_args few = *args;
     uint32_t n_row = 0;
 
     for (uint32_t i = 0; i < n_span; i++)
-        n_row = span[i].n_row > n_row ? span[i].n_row : n_row;
-    for (uint32_t piece = 0; piece < n_piece_of(n_row); piece++) {
-        for (uint32_t i = 0; i < n_span; i++)
+        if (span[i].n_row <= n_max && span[i].n_row > n_row)
+            n_row = span[i].n_row;
+    few.n_span = n_span;
+    for (uint32_t piece = 0; n_row && piece < n_piece_of(n_row); piece++) {
+        for (uint32_t i = 0; i < n_span; i++) {
             list[i] = piece_of(&span[i], piece);
-        few.n_span = n_span;
+            if (span[i].n_row > n_max)
+                list[i].n_row = 0;
+        }
         few.span = (const struct delta_span *)gpu_stage(gpu, list,
                                                         n_span * sizeof(*list));
         if (!gpu_is_replaying(gpu))
@@ -54,12 +58,13 @@ static void run(struct gpu *gpu, const struct delta_args *args,
     }
 }
 
-void delta_sm80(struct gpu *gpu, const struct delta_args *args)
+void delta_pieces(struct gpu *gpu, const struct delta_args *args,
+                  uint32_t n_max)
 {
     for (uint32_t first = 0; first < args->n_span; first += LIST_MAX) {
         const uint32_t n_left = args->n_span - first;
 
         run(gpu, args, args->span + first,
-            n_left < LIST_MAX ? n_left : LIST_MAX);
+            n_left < LIST_MAX ? n_left : LIST_MAX, n_max);
     }
 }

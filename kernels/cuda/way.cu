@@ -17,6 +17,22 @@ static enum way find(void)
 #endif
 }
 
+static uint32_t shared_bytes(void)
+{
+    int bytes = 0;
+
+    (void)cudaDeviceGetAttribute(&bytes,
+                                 cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+    return (uint32_t)bytes;
+}
+
+uint32_t way_shared_bytes(void)
+{
+    static const uint32_t bytes = shared_bytes();
+
+    return bytes;
+}
+
 bool way_is_sm80(void)
 {
     static const enum way way = find();

@@ -6,7 +6,8 @@
  *   cuda_experts(): all of a step at once, or by a list  | always by a list
  *   launch_few(), launch_many()         attend_few.cu, attend_many.cu |
  *                                       attend_sm80.cu
- *   cuda_delta()                        delta.cu | delta_sm80.cu
+ *   cuda_delta(), of few rows or little shared memory: delta_few.cu, with
+ *                                       clusters | in pieces, delta_sm80.cu
  *   launches that may begin early       yes | no
  * WAY_SM80_ALONE makes a library that goes this way on every GPU: for tests,
  * since Hopper runs both and must find the same bits.
@@ -18,6 +19,9 @@ extern "C" {
 #endif
 
 bool way_is_sm80(void);
+
+/* Shared memory that a CTA may have. */
+uint32_t way_shared_bytes(void);
 
 #ifdef __cplusplus
 }
