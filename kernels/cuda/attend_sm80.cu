@@ -9,9 +9,10 @@
  * multiplied.
  *
  * Many rows: as many warps as there is shared memory for; O of past chains lies
- * in the output meanwhile. Few rows: a warp a chain; a second kernel merges the
- * chains. Both rotate keys where they lie, and blocks of int8 are widened
- * before them (attend_wide.cu).
+ * in the output meanwhile. Few rows: four warps a chain, which share keys, then
+ * dims, and each make all weights; a second kernel merges the chains. Both
+ * rotate keys where they lie, and blocks of int8 are widened before them
+ * (attend_wide.cu).
  *
  * Bound: bytes of keys and values for few rows, 4 n_key d operations a row and
  * head at the rate of mma.sync for many.
@@ -21,6 +22,8 @@
 #include "kernels/cuda/attend_wide.cuh"
 
 #define FEW_ROWS 16u
+#define FEW_WARPS 4u
+#define SCORE_PAD 8u /* so that eight rows' pairs meet no bank twice */
 
 template <int D> struct sm80 {
     static constexpr uint32_t STEP = step_keys(D), KV_BYTES = STEP * D * 2;
@@ -28,6 +31,17 @@ template <int D> struct sm80 {
     static constexpr uint32_t CHAIN_STEPS = ATTEND_CHAIN / STEP;
     static constexpr uint32_t MANY_WARPS = D > 128 ? 4 : 8;
 };
+
+/* A warp's share where N of them have the same rows: keys of a step, dims. */
+template <int D, int N> struct share {
+    static constexpr uint32_t KEYS = step_keys(D) / N, DIMS = D / N;
+};
+
+/* Which of them this one is. */
+template <int N> static __device__ __forceinline__ uint32_t share_of(void)
+{
+    return N > 1 ? threadIdx.x / 32 : 0;
+}
 
 /* What a CTA has: 16 packed rows a warp, and steps [step, end) of keys. */
 struct part {
@@ -50,6 +64,7 @@ struct sm80_call {
 
 template <int D> struct room {
     unsigned char *q, *k, *v;
+    float *score; /* of few rows: [16][STEP + SCORE_PAD] */
 };
 
 static __device__ __forceinline__ void copy_unit(void *to, const void *from)
@@ -96,15 +111,14 @@ static __device__ __forceinline__ void copy_blocks(unsigned char *to,
     }
 }
 
-/* The warp's queries, scaled, rounded and tiled; zeros where there are none. */
+/* 16 queries, by n_thread threads, scaled, rounded and tiled; zeros where there
+ * are none. */
 template <int D>
 static __device__ __forceinline__ void
 load_queries(unsigned char *q, const struct attend_frame &f,
-             const struct part &at)
+             const struct part &at, uint32_t first, uint32_t n_thread)
 {
-    uint32_t first = at.first + threadIdx.x / 32 * 16;
-
-    for (uint32_t i = threadIdx.x % 32; i < 16 * D / 8; i += 32) {
+    for (uint32_t i = threadIdx.x % n_thread; i < 16 * D / 8; i += n_thread) {
         uint32_t packed = first + i / (D / 8), e = i % (D / 8) * 8;
         size_t row = at.span.first_row + packed / f.group;
         size_t head = at.head * f.group + packed % f.group;
@@ -121,7 +135,6 @@ load_queries(unsigned char *q, const struct attend_frame &f,
             bf16_pair(y.x * f.factor, y.y * f.factor),
             bf16_pair(y.z * f.factor, y.w * f.factor)};
     }
-    __syncwarp();
 }
 
 /* The keys of a step where they lie, a key a lane; eight pairs at a time. */
@@ -151,15 +164,15 @@ rotate_keys(unsigned char *k, const struct attend_frame &f, uint32_t step)
 
 /* ---------------------------------------------------------------- products */
 
-/* S = Q K^T of a step. */
-template <int D>
+/* S = Q K^T of a step, of this warp's keys. */
+template <int D, int N>
 static __device__ __forceinline__ void scores(float *s, uint32_t q, uint32_t k)
 {
-    constexpr uint32_t STEP = sm80<D>::STEP;
-    uint32_t lane = threadIdx.x % 32;
+    constexpr uint32_t STEP = sm80<D>::STEP, KEYS = share<D, N>::KEYS;
+    uint32_t lane = threadIdx.x % 32, first = share_of<N>() * KEYS;
 
 #pragma unroll
-    for (uint32_t i = 0; i < STEP / 2; i++)
+    for (uint32_t i = 0; i < KEYS / 2; i++)
         s[i] = 0.0f;
 #pragma unroll
     for (uint32_t t = 0; t < D / 16; t++) {
@@ -167,10 +180,10 @@ static __device__ __forceinline__ void scores(float *s, uint32_t q, uint32_t k)
 
         load_matrix(a, q + tile_at(lane % 16, 16 * t + lane / 16 * 8, 16));
 #pragma unroll
-        for (uint32_t j = 0; j < STEP; j += 16) {
+        for (uint32_t j = 0; j < KEYS; j += 16) {
             uint32_t b[4];
 
-            load_matrix(b, k + tile_at(j + lane / 16 * 8 + lane % 8,
+            load_matrix(b, k + tile_at(first + j + lane / 16 * 8 + lane % 8,
                                        16 * t + lane / 8 % 2 * 8, STEP));
             warp_product(s + j / 2, a, b);
             warp_product(s + j / 2 + 4, a, b + 2);
@@ -178,22 +191,46 @@ static __device__ __forceinline__ void scores(float *s, uint32_t q, uint32_t k)
     }
 }
 
-/* O += P V of a step. */
+/* From the scores of this warp's keys those of all. */
 template <int D>
+static __device__ __forceinline__ void exchange(float *s, float *score)
+{
+    constexpr uint32_t STEP = sm80<D>::STEP;
+    constexpr uint32_t KEYS = share<D, FEW_WARPS>::KEYS;
+    uint32_t lane = threadIdx.x % 32, stride = STEP + SCORE_PAD;
+    float *at = score + lane / 4 * stride + lane % 4 * 2;
+    float *mine = at + share_of<FEW_WARPS>() * KEYS;
+
+#pragma unroll
+    for (uint32_t i = 0; i < KEYS / 4; i++)
+        *(float2 *)(mine + i / 2 * 8 + i % 2 * 8 * stride) = {s[2 * i],
+                                                              s[2 * i + 1]};
+    __syncthreads();
+#pragma unroll
+    for (uint32_t i = 0; i < STEP / 4; i++) {
+        float2 x = *(const float2 *)(at + i / 2 * 8 + i % 2 * 8 * stride);
+
+        s[2 * i] = x.x;
+        s[2 * i + 1] = x.y;
+    }
+}
+
+/* O += P V of a step, of this warp's dims. */
+template <int D, int N>
 static __device__ __forceinline__ void values(float *o, const uint32_t *p,
                                               uint32_t v)
 {
-    constexpr uint32_t STEP = sm80<D>::STEP;
-    uint32_t lane = threadIdx.x % 32;
+    constexpr uint32_t STEP = sm80<D>::STEP, DIMS = share<D, N>::DIMS;
+    uint32_t lane = threadIdx.x % 32, first = share_of<N>() * DIMS;
 
 #pragma unroll
     for (uint32_t t = 0; t < STEP / 16; t++)
 #pragma unroll
-        for (uint32_t e = 0; e < D; e += 16) {
+        for (uint32_t e = 0; e < DIMS; e += 16) {
             uint32_t b[4];
 
-            load_transposed(
-                b, v + tile_at(16 * t + lane % 16, e + lane / 16 * 8, STEP));
+            load_transposed(b, v + tile_at(16 * t + lane % 16,
+                                           first + e + lane / 16 * 8, STEP));
             warp_product(o + e / 2, p + 4 * t, b);
             warp_product(o + e / 2 + 4, p + 4 * t, b + 2);
         }
@@ -253,8 +290,8 @@ static __device__ __forceinline__ float chain_sum(const struct row *row)
     return sum + __shfl_xor_sync(~0u, sum, 2);
 }
 
-/* One step of a warp, whose keys have come; values come meanwhile. */
-template <int D>
+/* One step, whose keys have come; values come meanwhile. */
+template <int D, int N>
 static __device__ __forceinline__ void
 take_step(float *o, struct row *row, const struct attend_frame &f,
           const struct part &at, struct room<D> m, uint32_t i)
@@ -267,8 +304,11 @@ take_step(float *o, struct row *row, const struct attend_frame &f,
     copies_commit();
     copies_await();
     rotate_keys<D>(m.k, f, i);
-    scores<D>(s, shared_at(m.q), shared_at(m.k));
-    __syncthreads();
+    scores<D, N>(s, shared_at(m.q), shared_at(m.k));
+    if (N > 1) /* behind whose barrier keys are done with */
+        exchange<D>(s, m.score);
+    else
+        __syncthreads();
     if (i + 1 < at.end)
         copy_blocks<D>(m.k, at, i + 1, at.head);
     copies_commit();
@@ -278,10 +318,10 @@ take_step(float *o, struct row *row, const struct attend_frame &f,
     for (uint32_t j = 0; j < STEP / 4; j++)
         p[j] = bf16_pair(s[2 * j], s[2 * j + 1]);
 #pragma unroll
-    for (uint32_t j = 0; j < D / 2; j++)
+    for (uint32_t j = 0; j < share<D, N>::DIMS / 2; j++)
         o[j] = o[j] * factor[j / 2 % 2];
     copies_await();
-    values<D>(o, p, shared_at(m.v));
+    values<D, N>(o, p, shared_at(m.v));
     __syncthreads();
 }
 
@@ -299,13 +339,14 @@ out_of(const struct attend_frame &f, const struct part &at, uint32_t r)
                                 : NULL;
 }
 
-/* The chain's O joins those before, which lie in the output. */
-template <int D>
+/* The chain's O joins those before, which lie in the output. DIMS of its dims
+ * are this warp's, of which d_head are there. */
+template <int DIMS>
 static __device__ __forceinline__ void
 join(float *o, const float *out, uint32_t d_head, float old, float now)
 {
 #pragma unroll
-    for (uint32_t i = 0; i < D / 8; i++)
+    for (uint32_t i = 0; i < DIMS / 8; i++)
         if (out && i * 8 < d_head) {
             float2 x = *(const float2 *)(out + i * 8 + threadIdx.x % 4 * 2);
             o[4 * i] = __fmaf_rn(x.x, old, o[4 * i] * now);
@@ -313,19 +354,19 @@ join(float *o, const float *out, uint32_t d_head, float old, float now)
         }
 }
 
-template <int D>
+template <int DIMS>
 static __device__ __forceinline__ void put(const float *o, float *out,
                                            uint32_t d_head, float by)
 {
 #pragma unroll
-    for (uint32_t i = 0; i < D / 8; i++)
+    for (uint32_t i = 0; i < DIMS / 8; i++)
         if (out && i * 8 < d_head)
             *(float2 *)(out + i * 8 + threadIdx.x % 4 * 2) = {
                 o[4 * i] * by + 0.0f, o[4 * i + 1] * by + 0.0f};
 }
 
 /* A chain of a row ends: is_last, or another one begins. */
-template <int D>
+template <int DIMS>
 static __device__ __forceinline__ void end_chain(float *o, struct row *row,
                                                  float *out, uint32_t d_head,
                                                  bool is_first, bool is_last)
@@ -339,15 +380,15 @@ static __device__ __forceinline__ void end_chain(float *o, struct row *row,
         float max = fmaxf(row->all_max, row->max);
         float old = exp2_of(row->all_max - max), now = exp2_of(row->max - max);
 
-        join<D>(o, out, d_head, old, now);
+        join<DIMS>(o, out, d_head, old, now);
         row->all_sum = __fmaf_rn(row->all_sum, old, sum * now);
         row->all_max = max;
     }
-    put<D>(o, out, d_head, is_last ? 1.0f / row->all_sum : 1.0f);
+    put<DIMS>(o, out, d_head, is_last ? 1.0f / row->all_sum : 1.0f);
     row->max = -INFINITY;
     row->sum = 0.0f;
 #pragma unroll
-    for (uint32_t i = 0; i < D / 8; i++)
+    for (uint32_t i = 0; i < DIMS / 8; i++)
         o[4 * i] = o[4 * i + 1] = 0.0f;
 }
 
@@ -360,7 +401,8 @@ room_of(unsigned char *shared) {
 
     m.k = shared + (1024 - shared_at(shared) % 1024) % 1024;
     m.v = m.k + sm80<D>::KV_BYTES;
-    m.q = m.v + sm80<D>::KV_BYTES + threadIdx.x / 32 * 16 * D * 2;
+    m.q = m.v + sm80<D>::KV_BYTES;
+    m.score = (float *)(m.q + FEW_ROWS * D * 2);
     return m;
 }
 
@@ -386,21 +428,13 @@ steps_of(const struct attend_frame &f, const struct part &at, uint32_t last)
     return (uint32_t)((n_key + sm80<D>::STEP - 1) / sm80<D>::STEP);
 }
 
+/* The first keys are asked for. */
 template <int D>
-static __device__ __forceinline__ void
-begin(float *o, struct row *row, const struct attend_frame &f,
-      const struct part &at, struct room<D> m)
+static __device__ __forceinline__ void copy_first(const struct part &at,
+                                                  struct room<D> m)
 {
-    uint32_t r = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
-
     copy_blocks<D>(m.k, at, at.step, at.head);
     copies_commit();
-    load_queries<D>(m.q, f, at);
-    row_init(row, f, at, r);
-    row_init(row + 1, f, at, r + 8);
-#pragma unroll
-    for (uint32_t i = 0; i < D / 2; i++)
-        o[i] = 0.0f;
 }
 
 /* Tiles of rows are blockIdx.z, the longest first. */
@@ -414,7 +448,7 @@ static __global__ void __launch_bounds__(sm80<D>::MANY_WARPS * 32)
     const struct attend_frame &f = c.frame;
     uint32_t r = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
     struct room<D> m = room_of<D>(shared);
-    float o[D / 2];
+    float o[D / 2] = {};
     struct row row[2];
     struct part at;
 
@@ -426,11 +460,15 @@ static __global__ void __launch_bounds__(sm80<D>::MANY_WARPS * 32)
         return;
     at.step = 0;
     at.end = steps_of<D>(f, at, at.first + N_ROW - 1);
-    begin<D>(o, row, f, at, m);
+    copy_first<D>(at, m);
+    m.q += threadIdx.x / 32 * 16 * D * 2;
+    load_queries<D>(m.q, f, at, at.first + threadIdx.x / 32 * 16, 32);
+    row_init(&row[0], f, at, r);
+    row_init(&row[1], f, at, r + 8);
     float *out[2] = {out_of(f, at, r), out_of(f, at, r + 8)};
 
     for (uint32_t i = 0; i < at.end; i++) {
-        take_step<D>(o, row, f, at, m, i);
+        take_step<D, 1>(o, row, f, at, m, i);
         bool is_last = i + 1 == at.end, is_first = i < CHAIN_STEPS;
 
         if (!is_last && (i + 1) % CHAIN_STEPS)
@@ -467,16 +505,19 @@ static __device__ __forceinline__ bool few_part(struct part *at,
     return true;
 }
 
-/* A warp has one chain of 16 packed rows. */
+/* A CTA has one chain of 16 packed rows; its warps share keys, then dims. */
 template <int D>
-static __global__ void __launch_bounds__(32)
+static __global__ void __launch_bounds__(FEW_WARPS * 32)
     few(const __grid_constant__ struct sm80_call c)
 {
     constexpr uint32_t CHAIN_STEPS = sm80<D>::CHAIN_STEPS;
+    constexpr uint32_t DIMS = share<D, FEW_WARPS>::DIMS;
     extern __shared__ unsigned char shared[];
     const struct attend_frame &f = c.frame;
+    uint32_t r = threadIdx.x % 32 / 4, e = share_of<FEW_WARPS>() * DIMS;
+    uint32_t d_head = f.d_head > e ? f.d_head - e : 0; /* from e on */
     struct room<D> m = room_of<D>(shared);
-    float o[D / 2];
+    float o[DIMS / 2] = {};
     struct row row[2];
     struct part at;
 
@@ -484,23 +525,26 @@ static __global__ void __launch_bounds__(32)
         return;
     at.step = blockIdx.z * CHAIN_STEPS;
     at.end = min(at.end, at.step + CHAIN_STEPS);
-    begin<D>(o, row, f, at, m);
+    copy_first<D>(at, m);
+    load_queries<D>(m.q, f, at, at.first, FEW_WARPS * 32);
+    row_init(&row[0], f, at, r);
+    row_init(&row[1], f, at, r + 8);
     for (uint32_t i = at.step; i < at.end; i++)
-        take_step<D>(o, row, f, at, m, i);
+        take_step<D, FEW_WARPS>(o, row, f, at, m, i);
 #pragma unroll
-    for (uint32_t half = 0; half < 2; half++) {
-        uint32_t r = threadIdx.x / 4 + half * 8;
+    for (uint32_t half = 0; half < 2; half++, r += 8) {
+        float *out = out_of(f, at, r);
 
         if (at.n_chain == 1) {
-            end_chain<D>(o + 2 * half, row + half, out_of(f, at, r), f.d_head,
-                         true, true);
+            end_chain<DIMS>(o + 2 * half, row + half, out ? out + e : NULL,
+                            d_head, true, true);
             continue;
         }
         float *to = part_of<D>(c, at, blockIdx.z, r);
         float sum = chain_sum(row + half);
 
-        put<D>(o + 2 * half, to, f.d_head, 1.0f);
-        if (threadIdx.x % 4 == 0) {
+        put<DIMS>(o + 2 * half, to + e, d_head, 1.0f);
+        if (threadIdx.x < 32 && threadIdx.x % 4 == 0) {
             to[D] = row[half].max;
             to[D + 1] = sum;
         }
@@ -537,21 +581,23 @@ static __global__ void __launch_bounds__(D)
 
 /* -------------------------------------------------------------------- host */
 
-template <int D> static int shared_bytes(uint32_t n_warp)
+/* With the queries of n times 16 rows. */
+template <int D> static int shared_bytes(uint32_t n)
 {
-    return (int)(2 * sm80<D>::KV_BYTES + n_warp * 16 * D * 2 + 1024);
+    return (int)(2 * sm80<D>::KV_BYTES + n * 16 * D * 2 + 1024);
 }
 
 template <int D>
 static void few_of(cudaStream_t stream, const struct sm80_call *c)
 {
     dim3 grid(c->n_span * c->n_tile, c->frame.n_kv_head, c->n_chain);
-    int bytes = shared_bytes<D>(1);
+    int bytes = shared_bytes<D>(1) +
+                (int)(FEW_ROWS * sizeof(float) * (sm80<D>::STEP + SCORE_PAD));
 
     /* Errors are found where the step is waited for. */
     (void)cudaFuncSetAttribute(
         few<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    few<D><<<grid, 32, bytes, stream>>>(*c);
+    few<D><<<grid, FEW_WARPS * 32, bytes, stream>>>(*c);
     if (c->n_chain > 1) {
         grid.z = FEW_ROWS;
         merge<D><<<grid, D, 0, stream>>>(*c);
