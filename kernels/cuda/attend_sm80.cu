@@ -30,6 +30,8 @@ template <int D> struct sm80 {
     static constexpr uint32_t N_BLOCK = STEP / KV_BLOCK; /* of a step */
     static constexpr uint32_t CHAIN_STEPS = ATTEND_CHAIN / STEP;
     static constexpr uint32_t MANY_WARPS = D > 128 ? 4 : 8;
+    static_assert(FEW_WARPS * 32 % STEP == 0 && MANY_WARPS * 32 % STEP == 0,
+                  "rotate_keys()");
 };
 
 /* A warp's share where N of them have the same rows: keys of a step, dims. */
@@ -137,28 +139,30 @@ load_queries(unsigned char *q, const struct attend_frame &f,
     }
 }
 
-/* The keys of a step where they lie, a key a lane; eight pairs at a time. */
+/* The keys of a step where they lie: a thread has a key, eight pairs at a time,
+ * and beside it others have other pairs of the same key. */
 template <int D>
 static __device__ __forceinline__ void
 rotate_keys(unsigned char *k, const struct attend_frame &f, uint32_t step)
 {
     constexpr uint32_t STEP = sm80<D>::STEP;
+    uint32_t j = threadIdx.x % STEP;
+    uint64_t block = (uint64_t)step * sm80<D>::N_BLOCK + j / KV_BLOCK;
 
-    for (uint32_t e = 0; e < f.n_pair; e += 8)
-        for (uint32_t j = threadIdx.x; j < STEP; j += blockDim.x) {
-            uint64_t block = (uint64_t)step * sm80<D>::N_BLOCK + j / KV_BLOCK;
-            uint4 *x = (uint4 *)(k + tile_at(j, e, STEP));
-            uint4 *y = (uint4 *)(k + tile_at(j, e + f.n_pair, STEP));
-            struct angle angle[8];
-            uint4 a = *x, b = *y;
+    for (uint32_t e = threadIdx.x / STEP * 8; e < f.n_pair;
+         e += blockDim.x / STEP * 8) {
+        uint4 *x = (uint4 *)(k + tile_at(j, e, STEP));
+        uint4 *y = (uint4 *)(k + tile_at(j, e + f.n_pair, STEP));
+        struct angle angle[8];
+        uint4 a = *x, b = *y;
 
 #pragma unroll
-            for (uint32_t i = 0; i < 8; i++)
-                angle[i] = angle_of(f, block, e + i, j % KV_BLOCK);
-            rotate_unit(&a, &b, angle);
-            *x = a;
-            *y = b;
-        }
+        for (uint32_t i = 0; i < 8; i++)
+            angle[i] = angle_of(f, block, e + i, j % KV_BLOCK);
+        rotate_unit(&a, &b, angle);
+        *x = a;
+        *y = b;
+    }
     __syncthreads();
 }
 
