@@ -20,6 +20,7 @@
 #include "kernels/cuda/attend_sm80.cuh"
 #include "kernels/cuda/attend_sm90.cuh" /* whose products by a warp are sm_80 */
 #include "kernels/cuda/attend_wide.cuh"
+#include "kernels/cuda/way.h"
 
 #define FEW_ROWS 16u
 #define FEW_WARPS 4u
@@ -585,18 +586,21 @@ static __global__ void __launch_bounds__(D)
 
 /* -------------------------------------------------------------------- host */
 
-/* With the queries of n times 16 rows. */
-template <int D> static int shared_bytes(uint32_t n)
+/* Keys, values and the queries of n times 16 rows. */
+template <int D> static constexpr uint32_t shared_bytes(uint32_t n)
 {
-    return (int)(2 * sm80<D>::KV_BYTES + n * 16 * D * 2 + 1024);
+    return 2 * sm80<D>::KV_BYTES + n * 16 * D * 2 + 1024;
 }
 
 template <int D>
 static void few_of(cudaStream_t stream, const struct sm80_call *c)
 {
     dim3 grid(c->n_span * c->n_tile, c->frame.n_kv_head, c->n_chain);
-    int bytes = shared_bytes<D>(1) +
-                (int)(FEW_ROWS * sizeof(float) * (sm80<D>::STEP + SCORE_PAD));
+    constexpr uint32_t bytes =
+        shared_bytes<D>(1) +
+        FEW_ROWS * (uint32_t)sizeof(float) * (sm80<D>::STEP + SCORE_PAD);
+
+    static_assert(bytes <= WAY_SHARED_LEAST, "on every GPU");
 
     /* Errors are found where the step is waited for. */
     (void)cudaFuncSetAttribute(
@@ -615,7 +619,9 @@ static void many_of(cudaStream_t stream, const struct sm80_call *c)
     uint32_t n_packed = c->n_row * c->frame.group;
     dim3 grid(c->frame.n_kv_head, c->n_span,
               (n_packed + N_WARP * 16 - 1) / (N_WARP * 16));
-    int bytes = shared_bytes<D>(N_WARP);
+    constexpr uint32_t bytes = shared_bytes<D>(N_WARP);
+
+    static_assert(bytes <= WAY_SHARED_LEAST, "on every GPU");
 
     (void)cudaFuncSetAttribute(
         many<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);

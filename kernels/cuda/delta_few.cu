@@ -567,6 +567,9 @@ template <uint32_t D_K, uint32_t R, uint32_t N_THREAD>
 static void launch(struct gpu *gpu, const struct delta_args *a, uint32_t n_row)
 {
     const int bytes = (int)sizeof(struct few_shared<D_K, R>);
+
+    static_assert(sizeof(struct few_shared<D_K, R>) <= WAY_SHARED_LEAST,
+                  "on every GPU");
     cudaLaunchAttribute attribute[2] = {};
     cudaLaunchConfig_t config = {};
 

@@ -12,9 +12,14 @@
 #define PANEL LINEAR_PANEL
 #define FEW_ROWS 8u /* of a block of the router's product ... */
 #define FEW_THREADS 256u
-#define FEW_STEP 8u     /* inputs that are read ahead of their addition */
-#define FEW_AHEAD 16u   /* quads that a thread asks for at once */
-#define FEW_DEPTH 2048u /* inputs that it holds at a time */
+#define FEW_STEP 8u   /* inputs that are read ahead of their addition */
+#define FEW_AHEAD 16u /* quads that a thread asks for at once */
+/* Inputs that it holds at a time; half of them before Hopper. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define FEW_DEPTH 1024u
+#else
+#define FEW_DEPTH 2048u
+#endif
 #define FEW_BYTES ((FEW_ROWS + PANEL) * FEW_DEPTH * 4)
 #define MANY 64u /* ... where rows are many: its rows and outputs */
 #define MANY_DEPTH 32u
@@ -372,8 +377,10 @@ void cuda_linear_plain(struct gpu *gpu, const struct linear_args *args)
                      a);
         return;
     }
+    const uint32_t bytes = way_is_sm80() ? FEW_BYTES / 2 : FEW_BYTES;
+
+    static_assert(FEW_BYTES / 2 <= WAY_SHARED_LEAST, "on every GPU");
     (void)cudaFuncSetAttribute(
-        plain_few, cudaFuncAttributeMaxDynamicSharedMemorySize, FEW_BYTES);
-    launch_early_with(gpu_stream(gpu), plain_few, few, FEW_THREADS, FEW_BYTES,
-                      a);
+        plain_few, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    launch_early_with(gpu_stream(gpu), plain_few, few, FEW_THREADS, bytes, a);
 }

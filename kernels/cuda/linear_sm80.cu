@@ -386,6 +386,8 @@ static void launch_as(struct gpu *gpu, const struct sm80_product *s,
     typedef sm80<ROWS, N, IS_F8> shape;
     const int bytes = shape::N_STAGE * shape::STAGE;
 
+    static_assert(bytes <= WAY_SHARED_LEAST, "on every GPU");
+
     /* Errors of both are found where the step is waited for. */
     (void)cudaFuncSetAttribute(sm80_kernel<ROWS, N, IS_F8, END>,
                                cudaFuncAttributeMaxDynamicSharedMemorySize,

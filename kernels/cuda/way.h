@@ -20,7 +20,8 @@ extern "C" {
 
 bool way_is_sm80(void);
 
-/* Shared memory that a CTA may have. */
+/* Shared memory that a CTA may have, here and on every GPU of WAY_SM80. */
+#define WAY_SHARED_LEAST (99u * 1024)
 uint32_t way_shared_bytes(void);
 
 #ifdef __cplusplus
