@@ -310,9 +310,9 @@ static __global__ void __launch_bounds__(sm80<ROWS, N, IS_F8>::N_THREAD)
 
     if (blockIdx.x >= list.n * s.p.n_n)
         return;
+    const int GROUPS = ROWS / 64 ? ROWS / 64 : 1;
     const struct product_tile tile =
-                                  product_tile_of < ROWS <= 64 ? 1 : ROWS / 64,
-                              N, 1, END > (&s.p, &list, blockIdx.x, 0);
+        product_tile_of<GROUPS, N, 1, 1, END>(&s.p, &list, blockIdx.x, 0);
     multiply_tile<ROWS, N, IS_F8, END>(&s, &tile, shared);
 }
 

@@ -576,6 +576,9 @@ int gpu_exact(const char *dir, const struct gpu_exact_what *what)
         return gpu_fail(dir);
     }
     is_near = it.error <= FAR_MAX * it.size;
+    /* Two libraries that say the same here make the same bits. */
+    printf("%s %s: bits %016lx%016lx\n", dir, model_numerics(stage.model),
+           stage.bits.hi, stage.bits.lo);
     printf("%s: %u of %u schedules%s, %lu steps (%lu of single rows, %lu wrong "
            "drafts), %lu rows: %lu differ; from the CPU's logits %.2e of "
            "%.2e%s\n",
@@ -585,9 +588,6 @@ int gpu_exact(const char *dir, const struct gpu_exact_what *what)
                : "",
            stage.n_step, stage.n_decode, stage.n_draft, stage.n_row,
            stage.n_wrong, it.error, it.size, is_near ? "" : ": TOO FAR");
-    /* Two libraries that say the same here make the same bits. */
-    printf("%s %s: bits %016lx%016lx\n", dir, model_numerics(stage.model),
-           stage.bits.hi, stage.bits.lo);
     close_stage(&stage);
     return stage.n_wrong || !is_near || !it.n_played;
 }
