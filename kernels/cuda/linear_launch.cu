@@ -174,8 +174,6 @@ struct product product_fields(const struct product_job *job,
 {
     const uint32_t n_out = job->end == PRODUCT_SWIGLU ? s.n / 2 : s.n;
     const uint32_t w_by = job->is_f8 ? 1 : s.by;
-    /* Outputs of a box: a part of the gate's and of up's is one of them. */
-    const uint32_t n_box = job->end == PRODUCT_SWIGLU ? n_out : n_out / w_by;
     struct product p = {};
 
     p.y = job->y;
@@ -200,6 +198,9 @@ struct product product_parameters(const struct product_job *job,
                                   struct product_shape s)
 {
     const uint32_t n_out = job->end == PRODUCT_SWIGLU ? s.n / 2 : s.n;
+    /* Outputs of a box: a part of the gate's and of up's is one of them. */
+    const uint32_t n_box =
+        job->end == PRODUCT_SWIGLU || job->is_f8 ? n_out : n_out / s.by;
     struct product p = product_fields(job, s);
 
     encode(&p.x, &job->x, job->n_in, job->n_each ? p.places.x_box : p.x_rows);
