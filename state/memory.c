@@ -766,6 +766,14 @@ size_t memory_paged_bytes(const struct model *model,
            paging_bytes(model, policy, max_bytes, slabs_for(form, n_token));
 }
 
+size_t memory_grown_bytes(const struct memory *memory, uint64_t n_token)
+{
+    const struct form form = form_of(memory);
+
+    return fixed_bytes(form) +
+           paging_grown_bytes(memory->paging, slabs_for(form, n_token));
+}
+
 size_t memory_shared_bytes(const struct memory *memory)
 {
     return memory->paging ? paging_shared_bytes(memory->paging)

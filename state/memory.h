@@ -170,4 +170,6 @@ size_t memory_bytes_for(const struct model *model, const struct policy *policy,
 size_t memory_paged_bytes(const struct model *model,
                           const struct policy *policy, size_t max_bytes,
                           uint64_t n_token);
+/* And for this one, which has pages, under its paging_limit(). */
+size_t memory_grown_bytes(const struct memory *memory, uint64_t n_token);
 #endif
