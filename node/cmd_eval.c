@@ -20,10 +20,10 @@
 #define POLICY_LIST_MAX 16u
 
 struct eval_options {
-    const char *model, *tasks, *lengths, *policy, *gemfilter, *kv_dir;
+    const char *model, *tasks, *lengths, *policy, *gemfilter;
     const char *out, *plot, *answers, *rows, *show;
     struct model_choice choice;
-    uint64_t depths, samples, seed, threads, kv_memory;
+    uint64_t depths, samples, seed, threads;
     bool share, json, list;
 };
 
@@ -84,21 +84,6 @@ static const struct setting ROW[] = {
      .help = "answer from so many tokens of each prompt, chosen by what an "
              "early softmax layer attends to at its end",
      .offset = offsetof(struct eval_options, gemfilter)},
-    {.name = "kv-memory",
-     .kind = SETTING_NUMBER,
-     .preset = "0",
-     .max = 1e9,
-     .unit = "MiB",
-     .help =
-         "keys and values of a session that may be in RAM; the rest lies in "
-         "a file; 0 for all",
-     .offset = offsetof(struct eval_options, kv_memory)},
-    {.name = "kv-dir",
-     .kind = SETTING_TEXT,
-     .preset = "/var/tmp",
-     .unit = "DIR",
-     .help = "where that file is",
-     .offset = offsetof(struct eval_options, kv_dir)},
     SUBCOMMAND_MODEL_ROWS(offsetof(struct eval_options, choice)),
     {.name = "threads",
      .kind = SETTING_NUMBER,
@@ -587,11 +572,7 @@ static enum status run_policies(struct eval *eval, struct eval_runner *runner,
         policy_format(&eval->policy[i], text);
         its.policy = text;
         runner->solo->policy = eval->policy[i];
-        if (eval->options->kv_memory)
-            st = solo_set_tier(runner->solo, eval->options->kv_dir,
-                               (size_t)eval->options->kv_memory << 20);
-        if (!st)
-            st = run_cells(eval, runner, &its);
+        st = run_cells(eval, runner, &its);
         if (!st && eval->plot)
             eval_plot(&its, eval->tally, eval->n_tally, eval->plot);
     }

@@ -9,6 +9,9 @@ The judge is a node that keeps all of them.
   python3 tests/e2e/test_paged.py kills 1000000 [POLICY [MIB]]
       such a session with kill -9 in a prompt and in a reply, beside one that
       was left alone: answers, and ids and log-probabilities of replies; no test
+  python3 tests/e2e/test_paged.py memory 131072 [SESSIONS [FORKS [MIB]]]
+      so many sessions of so many tokens and forks of each, one after the other:
+      what RSS grows by at most, and how many are in RAM at the end; no test
   python3 tests/e2e/test_paged.py pace DIR 32768,1000000 [POLICY [MIB]]
       tokens a second of replies to sessions of so many tokens, which are made
       in DIR unless they are there; no test
@@ -319,6 +322,36 @@ def measure(n_token, policy="infllm", mib="64", seed=1):
             node.kill()
 
 
+def memory(n_token, n_session="2", n_fork="11", mib="64"):
+    with workspace() as directory:
+        node, client = begin(directory, mib, n_token)
+        try:
+            begin_peak(node)
+            before = status_kib(node, "VmRSS") / 1024
+            for i in range(int(n_session)):
+                name, replies = "s%d" % i, []
+                append(client, name, ids(10 + i, n_token), "infllm")
+                say("peak MiB more, filled",
+                    round(status_kib(node, "VmHWM") / 1024 - before, 1))
+                for k in range(int(n_fork)):
+                    fork(client, name, "%s-%d" % (name, k))
+                    now = time.monotonic()
+                    append(client, "%s-%d" % (name, k), ids(k, 40), count=8)
+                    replies.append((time.monotonic() - now) * 1e3)
+                if replies:
+                    say("ms of a fork's first turn, median and most",
+                        round(statistics.median(replies), 1),
+                        round(max(replies), 1))
+                said = client.admin.GetNode(admin_pb2.GetNodeRequest())
+                say("peak MiB more, forked",
+                    round(status_kib(node, "VmHWM") / 1024 - before, 1),
+                    "sessions in RAM", said.resident_sessions,
+                    "their MiB", round(said.session_bytes / 2**20, 1), "of",
+                    round(said.session_bytes_max / 2**20, 1))
+        finally:
+            node.kill()
+
+
 def cut(node, client, request, is_enough):
     """Kill the node when enough of the reply came, and send it again."""
     reply = Reply()
@@ -504,13 +537,15 @@ def main(words):
         needles(*words[1:])
     elif words[0] == "measure":
         measure(int(words[1]), *words[2:])
+    elif words[0] == "memory":
+        memory(int(words[1]), *words[2:])
     else:
         resume(*words[1:])
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 2 and sys.argv[1] in (
-            "measure", "kills", "pace", "needles", "resume"):
+            "measure", "kills", "memory", "pace", "needles", "resume"):
         main(sys.argv[1:])
     else:
         unittest.main(verbosity=2)
