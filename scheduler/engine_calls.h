@@ -67,6 +67,9 @@ void resident_truncate(struct engine *engine, struct session *session,
  */
 bool resident_room(struct engine *engine, struct session *session,
                    size_t bytes);
+/* Is what sessions have within the budget, maybe now that pages of idle ones
+ * went? */
+bool resident_trim(struct engine *engine);
 /* What a session holds when it has n_token tokens; NULL: one that sees all. */
 size_t resident_bytes(const struct engine *engine,
                       const struct session *session, uint64_t n_token);

@@ -110,8 +110,7 @@ static enum status inherit(struct engine *engine, struct session *session,
         st = inherit_memory(engine, session, fork);
     charge_settle(engine, fork);
     if (is_kept(fork) &&
-        (st || charge_total(engine) > engine->options.session_bytes ||
-         !fork->resident->memory)) {
+        (st || !resident_trim(engine) || !fork->resident->memory)) {
         resident_drop(engine, fork);
         return STATUS_OK;
     }

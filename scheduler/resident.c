@@ -519,6 +519,14 @@ static bool trim_one(struct engine *engine)
     return false;
 }
 
+bool resident_trim(struct engine *engine)
+{
+    while (charge_total(engine) > engine->options.session_bytes)
+        if (!trim_one(engine))
+            return false;
+    return true;
+}
+
 static bool evict_one(struct engine *engine)
 {
     return trim_one(engine) || evict_of(engine, false) ||
