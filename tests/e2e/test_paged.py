@@ -144,7 +144,7 @@ class Paged(unittest.TestCase):
 
     def test_it_says_the_same_over_kills_and_forks(self):
         with workspace() as directory:
-            node, client = self.start(directory, "paged", "--kv-memory", "4")
+            node, client = self.start(directory, "paged", "--kv-memory", "5")
             _, judge = self.start(directory, "judge")
             text = Text(node.endpoint, self.LENGTH)
             for it in (client, judge):
@@ -170,7 +170,7 @@ class Paged(unittest.TestCase):
 
     def test_a_resume_replays_no_more_than_it_must(self):
         with workspace() as directory:
-            node, client = self.start(directory, "paged", "--kv-memory", "4")
+            node, client = self.start(directory, "paged", "--kv-memory", "5")
             append(client, "long", ids(1, self.LENGTH), self.POLICY)
             # SIGTERM saves what is in memory, and is as good a point as any.
             self.assertEqual(node.stop(), 0)
@@ -210,7 +210,7 @@ class Paged(unittest.TestCase):
     def test_what_sirllm_keeps_is_read_when_it_is_seen(self):
         policy = "sirllm:window=128:pick=256"
         with workspace() as directory:
-            node, client = self.start(directory, "paged", "--kv-memory", "4")
+            node, client = self.start(directory, "paged", "--kv-memory", "5")
             _, judge = self.start(directory, "judge")
             for it in (client, judge):
                 append(it, "long", ids(1, self.LENGTH), policy)
@@ -226,12 +226,13 @@ class Paged(unittest.TestCase):
             shown = json.loads(run.out)["items"]
             self.assertEqual(len(shown), 2)
             for layer in shown:
+                self.assertTrue(layer["paged"])
                 self.assertGreater(layer["steps"], 0)
                 self.assertGreater(layer["hits"], layer["steps"])
 
     def test_one_that_sees_all_must_fit(self):
         with workspace() as directory:
-            _, client = self.start(directory, "paged", "--kv-memory", "4")
+            _, client = self.start(directory, "paged", "--kv-memory", "5")
             append(client, "part", ids(1, self.LENGTH), self.POLICY)
             with self.assertRaises(Exception) as caught:
                 append(client, "all", ids(1, self.LENGTH))

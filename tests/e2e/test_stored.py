@@ -74,12 +74,16 @@ class Inspect(NodeTests, unittest.TestCase):
         listed = self.client.session.ListCheckpoints(
             session_pb2.ListCheckpointsRequest(session="sessions/leaf"))
         self.assertEqual(list(listed.checkpoints), list(found.checkpoints))
-        for show, count in (("layers", 8), ("lineage", 2),
+        for show, count in (("layers", 8), ("lineage", 2), ("policy", 2),
                             ("snapshots", len(found.checkpoints))):
             run = ctl(self.node.endpoint, "session", "inspect", "leaf",
                       "--show", show, "--output", "json")
             self.assertEqual(run.code, 0, run.err)
-            self.assertEqual(len(json.loads(run.out)["items"]), count)
+            shown = json.loads(run.out)["items"]
+            self.assertEqual(len(shown), count)
+            for layer in shown if show == "policy" else ():
+                self.assertEqual(layer["policy"], found.session.policy)
+                self.assertFalse(layer["paged"], "all blocks are in RAM here")
         self.assertFails(Code.NOT_FOUND, lambda:
                          self.client.admin.InspectSession(
                              admin_pb2.InspectSessionRequest(
