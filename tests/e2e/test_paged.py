@@ -332,6 +332,9 @@ def memory(n_token, n_session="2", n_fork="11", mib="64"):
             for i in range(int(n_session)):
                 name, replies = "s%d" % i, []
                 append(client, name, ids(10 + i, n_token), "infllm")
+                client.admin.CheckpointSession(  # forks share what is stored
+                    admin_pb2.CheckpointSessionRequest(
+                        session="sessions/" + name), timeout=600)
                 say("peak MiB more, filled",
                     round(status_kib(node, "VmHWM") / 1024 - before, 1))
                 for k in range(int(n_fork)):
