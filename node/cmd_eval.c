@@ -23,7 +23,7 @@ struct eval_options {
     const char *model, *tasks, *lengths, *policy, *gemfilter;
     const char *out, *plot, *answers, *rows, *show;
     struct model_choice choice;
-    uint64_t depths, samples, seed, threads;
+    uint64_t depths, samples, first, seed, threads;
     bool share, json, list;
 };
 
@@ -62,6 +62,14 @@ static const struct setting ROW[] = {
      .unit = "samples",
      .help = "of each task and length; depths take turns",
      .offset = offsetof(struct eval_options, samples)},
+    {.name = "first",
+     .kind = SETTING_NUMBER,
+     .preset = "0",
+     .max = EVAL_SAMPLE_MAX - 1,
+     .unit = "sample",
+     .help = "the first of these samples, by its number: programs can share "
+             "out those of a row",
+     .offset = offsetof(struct eval_options, first)},
     {.name = "seed",
      .kind = SETTING_NUMBER,
      .preset = "1",
@@ -337,8 +345,9 @@ static enum status show(const struct eval *eval)
         for (uint32_t l = 0; l < n_length; l++)
             for (uint32_t i = 0; i < n_sample && !st; i++) {
                 const struct eval_item item =
-                    eval_item(eval->task[t], eval->options->seed, i,
-                              eval->n_depth, eval->length[l]);
+                    eval_item(eval->task[t], eval->options->seed,
+                              (uint32_t)eval->options->first + i, eval->n_depth,
+                              eval->length[l]);
 
                 st = show_sample(eval, &item);
             }
@@ -439,16 +448,15 @@ static void count(struct eval *eval, const struct eval_about *about,
                              .length = item[0].length,
                              .depth = EVAL_DEPTH_ALL};
 
-    for (uint32_t d = 0; d < n_depth && d < eval->n_sample; d++) {
+    for (uint32_t d = 0; d < n_depth && item[0].task->has_depth; d++) {
         struct eval_tally tally = all;
 
         tally.depth = d;
-        tally.n_sample = tally.n_hit = tally.n_expected = 0;
-        tally.n_token = 0;
-        for (uint32_t i = d; i < eval->n_sample; i += n_depth)
-            eval_tally_add(&tally, &outcome[i]);
-        if (!item[0].task->has_depth)
-            break;
+        for (uint32_t i = 0; i < eval->n_sample; i++)
+            if (item[i].depth.step == d)
+                eval_tally_add(&tally, &outcome[i]);
+        if (tally.n_sample == 0)
+            continue;
         eval_report_row(about, &tally, eval->out);
         eval->tally[eval->n_tally++] = tally;
     }
@@ -518,7 +526,8 @@ static enum status run_cells(struct eval *eval, struct eval_runner *runner,
             enum status st;
 
             for (uint32_t i = 0; i < eval->n_sample; i++)
-                item[i] = eval_item(eval->task[t], about->seed, i,
+                item[i] = eval_item(eval->task[t], about->seed,
+                                    (uint32_t)eval->options->first + i,
                                     eval->n_depth, eval->length[l]);
             st = run_cell(eval, runner, about, item);
             if (st)

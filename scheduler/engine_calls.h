@@ -57,6 +57,8 @@ void resident_answer(struct engine *engine, struct resident *resident);
 bool session_is_in_pass(const struct session *session);
 /* Move a session into or out of the list of evictable ones, as it is now. */
 void resident_touch(struct engine *engine, struct session *session);
+/* It has served another one: if it is in that list, the others leave first. */
+void resident_use(struct engine *engine, struct session *session);
 /* Back to the first n_token tokens of the log; images of more are dropped. */
 void resident_truncate(struct engine *engine, struct session *session,
                        uint64_t n_token);

@@ -187,6 +187,7 @@ enum status fork_session(struct engine *engine, const struct command *command)
         session_put(fork);
         return st;
     }
+    resident_use(engine, session); /* the next fork shares with it, too */
     table_add(engine, fork);
     flight_create(engine, fork);
     control_send(engine, fork, command->reply);

@@ -224,6 +224,14 @@ void resident_touch(struct engine *engine, struct session *session)
     lru_add(engine, session);
 }
 
+void resident_use(struct engine *engine, struct session *session)
+{
+    if (!session->is_in_lru)
+        return;
+    lru_remove(engine, session);
+    lru_add(engine, session);
+}
+
 static bool is_kept(const struct session *session)
 {
     return session->durability != DURABILITY_NONE && session->is_listed;

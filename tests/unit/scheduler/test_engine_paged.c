@@ -380,6 +380,39 @@ Test(engine_paged, forks_stay_without_their_pages)
     node_destroy(node);
 }
 
+/* Where there is room for one fork and its turn, the last one leaves for the
+ * next: all of them share with their parent, which they come from. */
+Test(engine_paged, forks_leave_before_their_parent)
+{
+    struct node *node = make(true);
+    struct session *parent;
+    struct policy its;
+    size_t least;
+
+    must(policy_parse(POLICY[1], &its));
+    least = paging_least(node->model, &its);
+    (void)turn(node, "a", POLICY[1], 0);
+    settle(node);
+    parent = table_find(node->engine, "a");
+    cr_assert(paged_trim(parent));
+    charge_settle(node->engine, parent);
+    node->engine->options.session_bytes =
+        parent->charge + charge_state_bytes(node->engine, parent) +
+        least * 5 / 2;
+    for (uint32_t i = 0; i < 4; i++) {
+        char name[8];
+
+        snprintf(name, sizeof(name), "f%u", i);
+        fork_at(node, "a", name, LONGEST + 40);
+        cr_assert_eq(turn(node, name, NULL, 2)->end->complete.reuse,
+                     REUSE_RESIDENT, "fork %u", i);
+        settle(node);
+        cr_assert_not_null(parent->resident);
+        cr_assert_eq(node->engine->n_resident, 2);
+    }
+    node_destroy(node);
+}
+
 /* Blocks that are not there any more are computed again. */
 Test(engine_paged, a_lost_block_is_computed_again)
 {
