@@ -104,11 +104,12 @@ enum status excerpt_check(const struct model *model, struct excerpt *excerpt)
         return unsupported("the model has no softmax layer, and gemfilter "
                            "chooses by the keys of one");
     if (model_device(model))
-        return unsupported("gemfilter looks at keys, which a backend with a "
-                           "device does not do yet");
+        return unsupported("gemfilter looks at keys, which no backend with a "
+                           "device does: a CPU's backends do (--backend); "
+                           "here replies come from the whole prompt");
     if (model_kv_format(model) != KV_WIDE)
-        return unsupported("gemfilter looks at keys, which are not to be kept "
-                           "in int8 for it yet");
+        return unsupported("gemfilter looks at keys, which are not to be in "
+                           "int8 for it: --kv-format auto");
     if (excerpt->layer == EXCERPT_LAYER_ANY)
         excerpt->layer = own;
     if (excerpt->layer < config->n_layer &&

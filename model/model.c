@@ -302,8 +302,9 @@ static enum status check_state_cap(const struct model *model)
         has_state |= model->config.layer[i] == LAYER_DELTA;
     if (model->backend->find_device)
         return status_fail(STATUS_FAILED_PRECONDITION,
-                           "backend '%s' does not cap recurrent states: "
-                           "CPUs do",
+                           "backend '%s' does not cap recurrent states: a "
+                           "CPU's backends do (--backend), or leave out "
+                           "--state-cap",
                            model->backend->name);
     if (!has_state)
         return status_fail(STATUS_FAILED_PRECONDITION,
@@ -578,12 +579,13 @@ enum status model_check_policy(const struct model *model,
         return STATUS_OK;
     if (model->device)
         (void)status_fail(STATUS_FAILED_PRECONDITION,
-                          "the %s backend has no memory policies yet: use full",
+                          "backend '%s' has no memory policies but full: a "
+                          "CPU's backends have all (--backend)",
                           model->backend->name);
     else
         (void)status_fail(STATUS_FAILED_PRECONDITION,
                           "keys and values in int8 have no memory policies "
-                          "yet: use full");
+                          "but full: those of --kv-format auto have all");
     return status_because("POLICY_UNSUPPORTED");
 }
 

@@ -20,10 +20,10 @@
 #define POLICY_LIST_MAX 16u
 
 struct eval_options {
-    const char *model, *tasks, *lengths, *policy, *gemfilter, *kv_dir;
+    const char *model, *tasks, *lengths, *policy, *gemfilter;
     const char *out, *plot, *answers, *rows, *show;
     struct model_choice choice;
-    uint64_t depths, samples, seed, threads, kv_memory;
+    uint64_t depths, samples, first, seed, threads;
     bool share, json, list;
 };
 
@@ -62,6 +62,14 @@ static const struct setting ROW[] = {
      .unit = "samples",
      .help = "of each task and length; depths take turns",
      .offset = offsetof(struct eval_options, samples)},
+    {.name = "first",
+     .kind = SETTING_NUMBER,
+     .preset = "0",
+     .max = EVAL_SAMPLE_MAX - 1,
+     .unit = "sample",
+     .help = "the first of these samples, by its number: programs can share "
+             "out those of a row",
+     .offset = offsetof(struct eval_options, first)},
     {.name = "seed",
      .kind = SETTING_NUMBER,
      .preset = "1",
@@ -84,21 +92,6 @@ static const struct setting ROW[] = {
      .help = "answer from so many tokens of each prompt, chosen by what an "
              "early softmax layer attends to at its end",
      .offset = offsetof(struct eval_options, gemfilter)},
-    {.name = "kv-memory",
-     .kind = SETTING_NUMBER,
-     .preset = "0",
-     .max = 1e9,
-     .unit = "MiB",
-     .help =
-         "keys and values of a session that may be in RAM; the rest lies in "
-         "a file; 0 for all",
-     .offset = offsetof(struct eval_options, kv_memory)},
-    {.name = "kv-dir",
-     .kind = SETTING_TEXT,
-     .preset = "/var/tmp",
-     .unit = "DIR",
-     .help = "where that file is",
-     .offset = offsetof(struct eval_options, kv_dir)},
     SUBCOMMAND_MODEL_ROWS(offsetof(struct eval_options, choice)),
     {.name = "threads",
      .kind = SETTING_NUMBER,
@@ -352,8 +345,9 @@ static enum status show(const struct eval *eval)
         for (uint32_t l = 0; l < n_length; l++)
             for (uint32_t i = 0; i < n_sample && !st; i++) {
                 const struct eval_item item =
-                    eval_item(eval->task[t], eval->options->seed, i,
-                              eval->n_depth, eval->length[l]);
+                    eval_item(eval->task[t], eval->options->seed,
+                              (uint32_t)eval->options->first + i, eval->n_depth,
+                              eval->length[l]);
 
                 st = show_sample(eval, &item);
             }
@@ -454,16 +448,15 @@ static void count(struct eval *eval, const struct eval_about *about,
                              .length = item[0].length,
                              .depth = EVAL_DEPTH_ALL};
 
-    for (uint32_t d = 0; d < n_depth && d < eval->n_sample; d++) {
+    for (uint32_t d = 0; d < n_depth && item[0].task->has_depth; d++) {
         struct eval_tally tally = all;
 
         tally.depth = d;
-        tally.n_sample = tally.n_hit = tally.n_expected = 0;
-        tally.n_token = 0;
-        for (uint32_t i = d; i < eval->n_sample; i += n_depth)
-            eval_tally_add(&tally, &outcome[i]);
-        if (!item[0].task->has_depth)
-            break;
+        for (uint32_t i = 0; i < eval->n_sample; i++)
+            if (item[i].depth.step == d)
+                eval_tally_add(&tally, &outcome[i]);
+        if (tally.n_sample == 0)
+            continue;
         eval_report_row(about, &tally, eval->out);
         eval->tally[eval->n_tally++] = tally;
     }
@@ -533,7 +526,8 @@ static enum status run_cells(struct eval *eval, struct eval_runner *runner,
             enum status st;
 
             for (uint32_t i = 0; i < eval->n_sample; i++)
-                item[i] = eval_item(eval->task[t], about->seed, i,
+                item[i] = eval_item(eval->task[t], about->seed,
+                                    (uint32_t)eval->options->first + i,
                                     eval->n_depth, eval->length[l]);
             st = run_cell(eval, runner, about, item);
             if (st)
@@ -587,11 +581,7 @@ static enum status run_policies(struct eval *eval, struct eval_runner *runner,
         policy_format(&eval->policy[i], text);
         its.policy = text;
         runner->solo->policy = eval->policy[i];
-        if (eval->options->kv_memory)
-            st = solo_set_tier(runner->solo, eval->options->kv_dir,
-                               (size_t)eval->options->kv_memory << 20);
-        if (!st)
-            st = run_cells(eval, runner, &its);
+        st = run_cells(eval, runner, &its);
         if (!st && eval->plot)
             eval_plot(&its, eval->tally, eval->n_tally, eval->plot);
     }

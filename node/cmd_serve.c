@@ -49,7 +49,7 @@ static const struct setting ROWS[] = {
      "for sessions in memory; 0 for half of what is free",
      FIELD(node.session_mib)},
     {"kv-memory", SETTING_NUMBER, "0", 0, 1u << 24, NULL, "MiB",
-     "instead of --session-memory: for sessions in memory and, a quarter or 16 "
+     "instead of --session-memory: for sessions in memory and, a third or 24 "
      "MiB of it, what they need beside; those under a policy of bounded views "
      "leave most of their keys and values on disk",
      FIELD(node.kv_mib)},

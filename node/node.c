@@ -33,8 +33,8 @@
 /* The part of --kv-memory, up to some size, for what sessions need beside their
  * memory: buffers of the databases, images and prompts on their way, the index
  * of prefixes; and of the rest that which one session's blocks may have. */
-#define BESIDE_SHARE 4u
-#define BESIDE_BYTES_MAX ((size_t)16 << 20)
+#define BESIDE_SHARE 3u
+#define BESIDE_BYTES_MAX ((size_t)24 << 20)
 #define PAGES_SHARE 4u
 /* Heaps of malloc() under --kv-memory: memory that is free in one serves no
  * thread of another, and there would be eight for each processor. */

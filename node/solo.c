@@ -8,13 +8,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A device has many rows at work at a time; so few that their logits would be
+ * wanted, too, leave most of it idle. */
+#define DEVICE_CHUNK 4096u
+
 enum status solo_init(const struct model *model, struct pool *pool,
                       struct solo *out)
 {
-    struct solo solo = {.model = model, .pool = pool};
+    struct solo solo = {.model = model,
+                        .pool = pool,
+                        .n_row =
+                            model_device(model) ? DEVICE_CHUNK : SOLO_CHUNK};
     enum status st;
 
-    st = workspace_create(model, SOLO_CHUNK, 1, SOLO_CHUNK, &solo.workspace);
+    st = workspace_create(model, solo.n_row, 1, SOLO_CHUNK, &solo.workspace);
     if (!st)
         st = memory_create(model, &solo.memory);
     if (st)
@@ -28,7 +35,6 @@ void solo_release(struct solo *solo)
 {
     workspace_destroy(solo->workspace);
     memory_destroy(solo->memory);
-    spill_destroy(solo->spill);
     memset(solo, 0, sizeof(*solo));
 }
 
@@ -45,58 +51,16 @@ static enum status new_memory(const struct solo *solo, struct memory **out)
         memory_destroy(memory);
         return st;
     }
-    if (solo->spill)
-        memory_set_tier(memory, solo->spill, solo->tier_bytes);
     *out = memory;
     return STATUS_OK;
 }
 
-/* Sessions of a solo that are alive at a time: forks of forks. */
-#define SESSION_MAX 8u
-
-enum status solo_set_tier(struct solo *solo, const char *dir, size_t max_bytes)
-{
-    const struct model *model = solo->model;
-    const uint64_t n_slab = model_n_context(model) / KV_BLOCK + 1;
-    struct memory *fresh = NULL;
-    struct spill *spill;
-    size_t least;
-    enum status st;
-
-    if (!policy_is_bounded(&solo->policy))
-        return status_fail(STATUS_INVALID_ARGUMENT,
-                           "policies full and snapkv read every block of a "
-                           "prompt at every token: blocks can leave RAM under "
-                           "the other ones");
-    least = memory_tier_min(model, &solo->policy);
-    if (max_bytes < least)
-        return status_fail(STATUS_INVALID_ARGUMENT,
-                           "%zu bytes of blocks in RAM, this policy wants %zu",
-                           max_bytes, least);
-    st = memory_create(model, &fresh);
-    if (st)
-        return st;
-    st = spill_create(dir, memory_slot_bytes(model, &solo->policy),
-                      n_slab * SESSION_MAX, &spill);
-    if (st) {
-        memory_destroy(fresh);
-        return st;
-    }
-    memory_destroy(solo->memory); /* before what it lies in */
-    spill_destroy(solo->spill);
-    solo->memory = fresh;
-    solo->spill = spill;
-    solo->tier_bytes = max_bytes;
-    return STATUS_OK;
-}
-
 /* Rows of the next step, of `left`. */
-static uint32_t next_rows(const struct solo *solo, uint64_t left)
+static uint32_t next_rows(const struct solo *solo, uint64_t left, uint32_t most)
 {
     const uint64_t position = memory_position(solo->memory);
     const struct policy *policy = memory_policy(solo->memory);
     uint64_t n = policy_pass_end(policy, position) - position;
-    const uint32_t most = solo->spill ? MEMORY_TIER_ROWS : SOLO_CHUNK;
 
     n = n < left ? n : left;
     return n < most ? (uint32_t)n : most;
@@ -122,7 +86,7 @@ static enum status step(struct solo *solo, const uint32_t *token, uint32_t n,
     uint32_t row[SOLO_CHUNK];
     enum status st;
 
-    assert(n <= SOLO_CHUNK && n_logit <= n);
+    assert(n <= solo->n_row && n_logit <= n && n_logit <= SOLO_CHUNK);
     st = memory_reserve(solo->memory, position + n);
     if (st)
         return st;
@@ -152,7 +116,7 @@ enum status solo_feed(struct solo *solo, const uint32_t *token, uint64_t n,
     enum status st = STATUS_OK;
 
     for (uint64_t i = 0; i < n && !st;) {
-        const uint32_t n_row = next_rows(solo, n - i);
+        const uint32_t n_row = next_rows(solo, n - i, solo->n_row);
 
         st = step(solo, token + i, n_row, i + n_row == n, out);
         i += n_row;
@@ -212,7 +176,7 @@ enum status solo_feed_all(struct solo *solo, const uint32_t *token, uint64_t n,
                           solo_take *take, void *arg)
 {
     for (uint64_t i = 0; i < n;) {
-        const uint32_t n_row = next_rows(solo, n - i);
+        const uint32_t n_row = next_rows(solo, n - i, SOLO_CHUNK);
         const float *logit;
         const enum status st = step(solo, token + i, n_row, n_row, &logit);
 

@@ -2,8 +2,8 @@
 #define NODE_SOLO_H
 /*
  * One model, one session, no scheduler and no journal: what `check`, `bench`
- * and `eval` need of an engine. Prompts go in chunks of SOLO_CHUNK rows. One
- * thread.
+ * and `eval` need of an engine. Prompts go in chunks of SOLO_CHUNK rows, or of
+ * more on a device. One thread.
  */
 #include "kernels/pool.h"
 #include "model/excerpt.h"
@@ -19,8 +19,7 @@ struct solo {
     struct workspace *workspace; /* owned */
     struct memory *memory;       /* owned */
     struct policy policy;        /* of memories from the next restart on */
-    struct spill *spill; /* their blocks lie there; owned. NULL: in RAM */
-    size_t tier_bytes;   /* of these, at most so many in RAM */
+    uint32_t n_row; /* of a step that wants no more than one's logits */
 };
 
 /*
@@ -30,16 +29,6 @@ struct solo {
 MUST_CHECK enum status solo_init(const struct model *model, struct pool *pool,
                                  struct solo *out);
 void solo_release(struct solo *solo);
-
-/*
- * Memories from the next restart on lie in a file in `dir`, with at most
- * max_bytes of blocks of one session in RAM. Call it again for another policy.
- *   INVALID_ARGUMENT    the policy is not bounded, or max_bytes is too little
- *                       for it
- *   as spill_create()
- */
-MUST_CHECK enum status solo_set_tier(struct solo *solo, const char *dir,
-                                     size_t max_bytes);
 
 /* Forget everything.  RESOURCE_EXHAUSTED  no memory; nothing was forgotten */
 MUST_CHECK enum status solo_restart(struct solo *solo);

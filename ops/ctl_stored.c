@@ -43,17 +43,20 @@ static uint64_t per_step(uint64_t n,
     return layer->policy_steps ? n / layer->policy_steps : 0;
 }
 
-/* Of layers that have steps at all: those whose blocks the node pages. */
+/* Of softmax layers, which policies are about. Steps are counted where the node
+ * pages blocks (--kv-memory); elsewhere all blocks are in RAM, and none is. */
 static void put_policy(struct output *output,
                        const Godwit__V1__SessionInspection *found)
 {
     for (size_t i = 0; i < found->n_layers; i++) {
         const Godwit__V1__SessionInspection__Layer *layer = found->layers[i];
 
-        if (layer->policy_steps == 0)
+        if (strcmp(layer->kind, "softmax") != 0)
             continue;
         output_row(output);
         output_number(output, "layer", layer->layer);
+        output_text(output, "policy", found->session->policy);
+        output_flag(output, "paged", layer->policy_steps > 0);
         output_number(output, "steps", layer->policy_steps);
         output_number(output, "hits", layer->policy_hits);
         output_number(output, "fetched", layer->policy_fetched);

@@ -80,6 +80,7 @@ static bool start(struct engine *engine, struct request *request)
         resident_forget(engine, session);
         resident = session->resident;
     }
+    paged_begin_turn(engine, request);
     if (!claim(engine, request))
         return false;
     if (prefix_seek(engine, request) || swap_back(engine, request))

@@ -57,6 +57,8 @@ void resident_answer(struct engine *engine, struct resident *resident);
 bool session_is_in_pass(const struct session *session);
 /* Move a session into or out of the list of evictable ones, as it is now. */
 void resident_touch(struct engine *engine, struct session *session);
+/* It has served another one: if it is in that list, the others leave first. */
+void resident_use(struct engine *engine, struct session *session);
 /* Back to the first n_token tokens of the log; images of more are dropped. */
 void resident_truncate(struct engine *engine, struct session *session,
                        uint64_t n_token);
@@ -67,9 +69,15 @@ void resident_truncate(struct engine *engine, struct session *session,
  */
 bool resident_room(struct engine *engine, struct session *session,
                    size_t bytes);
+/* Is what sessions have within the budget, maybe now that pages of idle ones
+ * went? */
+bool resident_trim(struct engine *engine);
 /* What a session holds when it has n_token tokens; NULL: one that sees all. */
 size_t resident_bytes(const struct engine *engine,
                       const struct session *session, uint64_t n_token);
+/* The same with a memory that is to be made for it. */
+size_t resident_fresh_bytes(const struct engine *engine,
+                            const struct session *session, uint64_t n_token);
 /* Back to its log alone; not in a pass. */
 void resident_forget(struct engine *engine, struct session *session);
 /* An empty memory under the session's policy.  RESOURCE_EXHAUSTED  no memory */
@@ -148,8 +156,19 @@ bool paged_is(const struct engine *engine, const struct session *session);
 MUST_CHECK enum status paged_begin(const struct engine *engine,
                                    const struct session *session,
                                    struct memory *memory);
-size_t paged_bytes(const struct engine *engine, const struct policy *policy,
+/* What it may come to hold, with the pages that it may have now, or with those
+ * of a memory that is to be made. */
+size_t paged_bytes(const struct engine *engine, const struct session *session,
                    uint64_t n_token);
+size_t paged_fresh_bytes(const struct engine *engine,
+                         const struct session *session, uint64_t n_token);
+/*
+ * Before it counts room: pages of its memory are limited to what this turn
+ * needs, unless more are free. Then promise is of these.
+ */
+void paged_begin_turn(const struct engine *engine, struct request *request);
+/* An idle one's pages go that can be read again. Was there any? */
+bool paged_trim(struct session *session);
 /* False: blocks in RAM are not stored, which are its alone. */
 bool paged_may_fork(const struct resident *resident);
 /* Look which of its pages others hold, too. */

@@ -194,7 +194,8 @@ struct request {
     uint64_t predicted_us;   /* time to that, from its arrival; 0: unknown */
     struct command *command; /* until it is admitted; owned */
     uint64_t n_input;      /* that it will feed, as was known at its arrival */
-    size_t promise;        /* bytes its memory may grow to */
+    uint64_t n_most;       /* tokens it may come to have, */
+    size_t promise;        /* and bytes its memory may grow to for them */
     uint64_t output_start; /* position of its first sampled token */
     uint64_t n_cached, n_restored;
     enum restore_reason_code reuse;

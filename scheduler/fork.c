@@ -110,8 +110,7 @@ static enum status inherit(struct engine *engine, struct session *session,
         st = inherit_memory(engine, session, fork);
     charge_settle(engine, fork);
     if (is_kept(fork) &&
-        (st || charge_total(engine) > engine->options.session_bytes ||
-         !fork->resident->memory)) {
+        (st || !resident_trim(engine) || !fork->resident->memory)) {
         resident_drop(engine, fork);
         return STATUS_OK;
     }
@@ -188,6 +187,7 @@ enum status fork_session(struct engine *engine, const struct command *command)
         session_put(fork);
         return st;
     }
+    resident_use(engine, session); /* the next fork shares with it, too */
     table_add(engine, fork);
     flight_create(engine, fork);
     control_send(engine, fork, command->reply);

@@ -52,11 +52,45 @@ enum status paged_begin(const struct engine *engine,
                        page_bytes(engine, policy));
 }
 
-size_t paged_bytes(const struct engine *engine, const struct policy *policy,
+size_t paged_bytes(const struct engine *engine, const struct session *session,
                    uint64_t n_token)
 {
-    return memory_paged_bytes(engine->options.model, policy,
-                              page_bytes(engine, policy), n_token);
+    return paging_of(session->resident)
+               ? memory_grown_bytes(session->resident->memory, n_token)
+               : paged_fresh_bytes(engine, session, n_token);
+}
+
+size_t paged_fresh_bytes(const struct engine *engine,
+                         const struct session *session, uint64_t n_token)
+{
+    return memory_paged_bytes(engine->options.model, &session->policy,
+                              page_bytes(engine, &session->policy), n_token);
+}
+
+void paged_begin_turn(const struct engine *engine, struct request *request)
+{
+    const struct session *session = request->session;
+    struct paging *paging = paging_of(session->resident);
+    size_t most;
+
+    if (!paging)
+        return;
+    paging_limit(paging, UINT64_MAX);
+    most = resident_bytes(engine, session, request->n_most);
+    if (most > charge_holds(session) &&
+        charge_is_over(engine, most - charge_holds(session), 0, true)) {
+        paging_limit(paging, request->n_most / KV_BLOCK + 1);
+        most = resident_bytes(engine, session, request->n_most);
+    }
+    request->promise = most;
+}
+
+bool paged_trim(struct session *session)
+{
+    struct resident *resident = session->resident;
+
+    return paging_of(resident) && !resident->image && !resident->is_saving &&
+           paging_trim(paging_of(resident));
 }
 
 void paged_count_shared(const struct resident *resident)

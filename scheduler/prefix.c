@@ -316,7 +316,7 @@ static bool send_fetch(struct engine *engine, struct session *session,
     size_t bytes = charge_holds(session);
 
     if (from > 0) /* the memory that it has is held until then */
-        bytes += resident_bytes(engine, session, to);
+        bytes += resident_fresh_bytes(engine, session, to);
     if (!resident_room(engine, session, bytes))
         return false;
     job = jobs_create(STORE_FETCH, session_log(session), session);

@@ -75,15 +75,32 @@ void request_free(struct engine *engine, struct request *request)
     session_put(session);
 }
 
+/* Of a log of n_token tokens with max_tokens more. */
+static uint64_t most_tokens(const struct engine *engine, uint64_t n_token,
+                            uint64_t max_tokens)
+{
+    const uint64_t n =
+        n_token < engine->n_context ? n_token : engine->n_context;
+
+    return n + (max_tokens < engine->n_context - n ? max_tokens
+                                                   : engine->n_context - n);
+}
+
 size_t request_promise(const struct engine *engine,
                        const struct session *session, uint64_t n_token,
                        uint64_t max_tokens)
 {
-    uint64_t n = n_token < engine->n_context ? n_token : engine->n_context;
+    return resident_bytes(engine, session,
+                          most_tokens(engine, n_token, max_tokens));
+}
 
-    n +=
-        max_tokens < engine->n_context - n ? max_tokens : engine->n_context - n;
-    return resident_bytes(engine, session, n);
+static void promise(const struct engine *engine, struct request *request,
+                    uint64_t max_tokens)
+{
+    const struct session *session = request->session;
+
+    request->n_most = most_tokens(engine, session->n_token, max_tokens);
+    request->promise = resident_bytes(engine, session, request->n_most);
 }
 
 uint64_t request_target(const struct request *request)
@@ -105,18 +122,16 @@ void request_begin(struct engine *engine, struct request *request)
     request->phase = REQUEST_WAITING;
     request->reuse = session->resident->reuse;
     if (!request_is_turn(request)) {
-        request->promise =
-            request_promise(engine, session, session->n_token, 0);
+        promise(engine, request, 0);
         return;
     }
     request->kind = turn->is_append ? REQUEST_APPEND : REQUEST_GENERATE;
     request->output_start = turn->position + turn->n_input;
     n_output = session->n_token - request->output_start;
-    request->promise =
-        request_promise(engine, session, session->n_token,
-                        turn->is_append || n_output > sampling->max_tokens
-                            ? 0
-                            : sampling->max_tokens - n_output);
+    promise(engine, request,
+            turn->is_append || n_output > sampling->max_tokens
+                ? 0
+                : sampling->max_tokens - n_output);
     text_init(&request->text, engine->options.tokenizer, sampling);
     request->n_end = 0;
     if (!sampling->ignore_eos)

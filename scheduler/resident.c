@@ -48,8 +48,17 @@ size_t resident_bytes(const struct engine *engine,
 
     return sizeof(struct resident) + n_token * sizeof(uint32_t) +
            (session && paged_is(engine, session)
-                ? paged_bytes(engine, policy, n_token)
+                ? paged_bytes(engine, session, n_token)
                 : memory_bytes_for(engine->options.model, policy, n_token));
+}
+
+size_t resident_fresh_bytes(const struct engine *engine,
+                            const struct session *session, uint64_t n_token)
+{
+    if (!paged_is(engine, session))
+        return resident_bytes(engine, session, n_token);
+    return sizeof(struct resident) + n_token * sizeof(uint32_t) +
+           paged_fresh_bytes(engine, session, n_token);
 }
 
 enum status resident_memory(const struct engine *engine,
@@ -212,6 +221,14 @@ void resident_touch(struct engine *engine, struct session *session)
     if (!session->resident || session->request)
         return;
     charge_settle(engine, session);
+    lru_add(engine, session);
+}
+
+void resident_use(struct engine *engine, struct session *session)
+{
+    if (!session->is_in_lru)
+        return;
+    lru_remove(engine, session);
     lru_add(engine, session);
 }
 
@@ -499,9 +516,29 @@ static bool evict_of(struct engine *engine, bool is_pinned)
     return false;
 }
 
+/* Pages that can be read again go before sessions do, of which all is read. */
+static bool trim_one(struct engine *engine)
+{
+    for (struct session *s = engine->oldest; s; s = s->newer)
+        if (!s->resident->leaves && paged_trim(s)) {
+            charge_settle(engine, s);
+            return true;
+        }
+    return false;
+}
+
+bool resident_trim(struct engine *engine)
+{
+    while (charge_total(engine) > engine->options.session_bytes)
+        if (!trim_one(engine))
+            return false;
+    return true;
+}
+
 static bool evict_one(struct engine *engine)
 {
-    return evict_of(engine, false) || evict_of(engine, true);
+    return trim_one(engine) || evict_of(engine, false) ||
+           evict_of(engine, true);
 }
 
 /* Its memory is freed when it is stored, if that is worth it and can be. */

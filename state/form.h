@@ -56,15 +56,6 @@ static inline size_t blocks_bytes(struct form form)
     return n;
 }
 
-static inline size_t index_bytes(struct form form)
-{
-    size_t n = 0;
-
-    for (uint32_t i = 0; i < count_layers(form.model); i++)
-        n += rounded(plan_of(form, i)->index_bytes);
-    return n;
-}
-
 /* Slabs that rows see in any case: sinks, the window, the open one. */
 static inline uint64_t slabs_kept(const struct policy *policy)
 {

@@ -13,17 +13,12 @@
 /*
  * Blocks come as slabs: one allocation holds the block of every layer for the
  * same KV_BLOCK tokens, so that growth succeeds or fails as a whole. The
- * blocks lie apart from this head: with a device, in its memory, and in a slot
- * that may leave RAM.
+ * blocks lie apart from this head: with a device, in its memory.
  */
 struct slab {
     uint32_t n_holder;    /* memories that it is part of */
     size_t *shared_bytes; /* counts it; NULL: it was never shared */
     char *block;          /* the layers' blocks, where the model's are; owned */
-    struct spill *spill;  /* has the blocks as a slot; NULL: the model's device,
-                             or its rooms */
-    char *index;          /* of all layers, in RAM; owned. NULL: look-ups read
-                             those behind the blocks */
 };
 
 struct memory {
@@ -39,9 +34,6 @@ struct memory {
     uint64_t n_shared;          /* of the slabs */
     struct paging *paging;      /* has its blocks, and there are no slabs;
                                     NULL: slabs have them. Owned */
-    struct spill *spill;        /* of its new slabs; borrowed */
-    size_t tier_bytes;          /* of those that may be in RAM, */
-    size_t touched_bytes;       /* and at most are since the last release */
     struct states *states;      /* of all layers, each with its copy; held */
     void **table;               /* [n_table][capacity]: slabs, then the
                                     layers' blocks in them, then, if the policy
@@ -270,11 +262,7 @@ static void slab_put(const struct memory *memory, struct slab *slab)
         return;
     if (slab->shared_bytes)
         *slab->shared_bytes -= slab_bytes(form_of(memory));
-    if (slab->spill)
-        spill_put(slab->spill, slab->block);
-    else
-        home_give(home_of(memory), slab->block);
-    free(slab->index);
+    home_give(home_of(memory), slab->block);
     free(slab);
 }
 
@@ -348,7 +336,6 @@ static void set_slab(struct memory *memory, uint64_t b, struct slab *slab)
     const struct form form = form_of(memory);
     const uint32_t n_layer = count_layers(form.model);
     char *block = slab->block;
-    char *index = slab->index;
 
     memory->table[b] = slab;
     for (uint32_t i = 0; i < n_layer; i++) {
@@ -359,10 +346,8 @@ static void set_slab(struct memory *memory, uint64_t b, struct slab *slab)
             memory->table[(1 + i) * memory->capacity + b] = block;
         if (n_index)
             memory->table[(1 + n_layer + i) * memory->capacity + b] =
-                index ? index : block + n - n_index;
+                block + n - n_index;
         block += rounded(n);
-        if (index)
-            index += rounded(n_index);
     }
 }
 
@@ -370,24 +355,6 @@ static void append_slab(struct memory *memory, struct slab *slab)
 {
     set_slab(memory, memory->n_slab++, slab);
     memory->bytes += slab_bytes(form_of(memory));
-}
-
-/* In a slot, its index apart from it. */
-static enum status take_slot(struct memory *memory, struct slab *slab)
-{
-    const size_t n_index = index_bytes(form_of(memory));
-    void *slot;
-    enum status st = spill_take(memory->spill, &slot);
-
-    if (st)
-        return st;
-    if (n_index && !(slab->index = take(n_index))) {
-        spill_put(memory->spill, slot);
-        return STATUS_RESOURCE_EXHAUSTED;
-    }
-    slab->spill = memory->spill;
-    slab->block = slot;
-    return STATUS_OK;
 }
 
 static enum status take_blocks(struct memory *memory, struct slab *slab)
@@ -410,7 +377,7 @@ static enum status add_slab(struct memory *memory)
 
     if (!slab)
         return STATUS_RESOURCE_EXHAUSTED;
-    if (memory->spill ? take_slot(memory, slab) : take_blocks(memory, slab)) {
+    if (take_blocks(memory, slab)) {
         free(slab);
         return STATUS_RESOURCE_EXHAUSTED;
     }
@@ -674,62 +641,12 @@ uint64_t memory_position(const struct memory *memory)
     return memory->position;
 }
 
-/* The slots of its slabs: where the first layer with blocks has its own. */
-static void *const *slots_of(const struct memory *memory)
-{
-    uint32_t i = 0;
-
-    while (!plan_of(form_of(memory), i)->block_bytes)
-        i++;
-    return memory->table + (1 + i) * memory->capacity;
-}
-
-/* Let go what the next pass need not find. */
-static void note_touched(struct memory *memory, uint64_t n_token)
-{
-    const struct policy *policy = &memory->policy;
-    const size_t slot = spill_slot_bytes(memory->spill);
-    const size_t next = slabs_touched(policy, MEMORY_TIER_ROWS) * slot;
-
-    memory->touched_bytes += slabs_touched(policy, n_token) * slot;
-    if (memory->touched_bytes + next <= memory->tier_bytes)
-        return;
-    spill_release(memory->spill, slots_of(memory), memory->n_slab);
-    memory->touched_bytes = slabs_kept(policy) * slot;
-}
-
-void memory_set_tier(struct memory *memory, struct spill *spill,
-                     size_t max_bytes)
-{
-    const struct model *model = memory->model;
-
-    assert(memory->n_slab == 0 && policy_is_bounded(&memory->policy));
-    assert(max_bytes >= memory_tier_min(model, &memory->policy));
-    assert(spill_slot_bytes(spill) >=
-           memory_slot_bytes(model, &memory->policy));
-    memory->spill = spill;
-    memory->tier_bytes = max_bytes;
-}
-
-size_t memory_slot_bytes(const struct model *model, const struct policy *policy)
-{
-    return blocks_bytes((struct form){model, policy->index});
-}
-
-size_t memory_tier_min(const struct model *model, const struct policy *policy)
-{
-    return (slabs_kept(policy) + 2 * slabs_touched(policy, MEMORY_TIER_ROWS)) *
-           (memory_slot_bytes(model, policy) + 4096);
-}
-
 void memory_advance(struct memory *memory, uint64_t n_token)
 {
     assert(n_token <= model_n_context(memory->model) - memory->position);
     assert(slabs_for(form_of(memory), memory->position + n_token) <=
            (memory->paging ? paging_n_block(memory->paging) : memory->n_slab));
     memory->position += n_token;
-    if (memory->spill)
-        note_touched(memory, n_token);
 }
 
 const struct layer_memory *memory_layers(const struct memory *memory)
@@ -764,6 +681,14 @@ size_t memory_paged_bytes(const struct model *model,
 
     return fixed_bytes(form) +
            paging_bytes(model, policy, max_bytes, slabs_for(form, n_token));
+}
+
+size_t memory_grown_bytes(const struct memory *memory, uint64_t n_token)
+{
+    const struct form form = form_of(memory);
+
+    return fixed_bytes(form) +
+           paging_grown_bytes(memory->paging, slabs_for(form, n_token));
 }
 
 size_t memory_shared_bytes(const struct memory *memory)

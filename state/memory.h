@@ -11,7 +11,6 @@
 #include "base/status.h"
 #include "model/model.h"
 #include "state/paging.h"
-#include "state/spill.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -59,22 +58,6 @@ MUST_CHECK enum status memory_set_policy(struct memory *memory,
 void memory_end_prompt(struct memory *memory, uint64_t n_token);
 /* For struct span: NULL if that is full. */
 const struct policy *memory_policy(const struct memory *memory);
-
-/*
- * Blocks lie in slots of memory_slot_bytes() that may leave RAM; indices and
- * states stay. At most about max_bytes of blocks are in RAM at a time: what the
- * session's policy has its rows see is bounded by steps, so those that it has
- * not seen lately are let go when as much could have been touched. Called once,
- * before the first reserve; the policy is bounded. Passes of more than
- * MEMORY_TIER_ROWS rows may go beyond the limit.
- */
-#define MEMORY_TIER_ROWS GRID
-void memory_set_tier(struct memory *memory, struct spill *spill,
-                     size_t max_bytes);
-size_t memory_slot_bytes(const struct model *model,
-                         const struct policy *policy);
-/* The least that max_bytes can be. */
-size_t memory_tier_min(const struct model *model, const struct policy *policy);
 
 /*
  * Only some of its blocks are in RAM, at most max_bytes of them; the others are
@@ -170,4 +153,6 @@ size_t memory_bytes_for(const struct model *model, const struct policy *policy,
 size_t memory_paged_bytes(const struct model *model,
                           const struct policy *policy, size_t max_bytes,
                           uint64_t n_token);
+/* And for this one, which has pages, under its paging_limit(). */
+size_t memory_grown_bytes(const struct memory *memory, uint64_t n_token);
 #endif

@@ -40,6 +40,7 @@ enum status paging_create(const struct model *model,
     paging->page_room = it.room;
     paging->n_paged = it.n_paged;
     paging->max_page = it.n_paged ? (uint32_t)(max_bytes / it.page_bytes) : 0;
+    paging->n_page = paging->max_page;
     paging->n_layer = n_layer;
     paging->seat = calloc(paging->max_page + 1, sizeof(*paging->seat));
     paging->seen = calloc(paging_n_seen(policy) + 1, sizeof(*paging->seen));
@@ -201,7 +202,7 @@ static bool may_leave(const struct paging *paging, struct seat *seat)
 /* By the clock: whoever was not used for a turn of its hand goes. */
 static struct seat *find_seat(struct paging *paging)
 {
-    if (paging->n_seat < paging->max_page)
+    if (paging->n_seat < paging->n_page)
         return &paging->seat[paging->n_seat++];
     for (uint32_t i = 0; i < 2 * paging->n_seat; i++) {
         struct seat *seat = &paging->seat[paging->hand];
@@ -211,7 +212,7 @@ static struct seat *find_seat(struct paging *paging)
             return seat;
     }
     (void)status_fail(STATUS_RESOURCE_EXHAUSTED,
-                      "all %u pages of a session are in use", paging->max_page);
+                      "all %u pages of a session are in use", paging->n_page);
     return NULL;
 }
 
@@ -389,9 +390,23 @@ uint64_t paging_room(const struct paging *paging)
     const uint64_t in_use =
         paging_n_seen(&paging->policy) + paging->n_block - paging->n_stored;
     const uint64_t n =
-        paging->n_paged ? paging->max_page / paging->n_paged : UINT32_MAX;
+        paging->n_paged ? paging->n_page / paging->n_paged : UINT32_MAX;
 
     return n > in_use ? n - in_use : 0;
+}
+
+void paging_limit(struct paging *paging, uint64_t n_block)
+{
+    uint64_t n_new =
+        n_block > paging->n_stored ? n_block - paging->n_stored : 0;
+    uint64_t n;
+
+    n_new = n_new < paging->max_page ? n_new : paging->max_page;
+    n = paging->n_paged *
+        (paging_n_seen(&paging->policy) + BLOCKS_AHEAD + n_new);
+    paging->n_page = n < paging->max_page ? (uint32_t)n : paging->max_page;
+    if (paging->n_page < paging->n_seat)
+        paging->n_page = paging->n_seat;
 }
 
 uint64_t paging_n_block(const struct paging *paging)
@@ -665,6 +680,30 @@ static void release(struct block_source *source, uint32_t layer)
     it->use.n_hit += n_hit;
     pager_count_hits(paging->pager, n_hit);
     let_go(it);
+}
+
+bool paging_trim(struct paging *paging)
+{
+    const uint32_t n_seat = paging->n_seat;
+
+    for (uint32_t i = 0; i < paging->n_layer; i++)
+        let_go(&paging->layer[i]);
+    paging->n_seat = paging->hand = 0;
+    for (uint32_t i = 0; i < n_seat; i++) {
+        struct seat *seat = &paging->seat[i];
+
+        if (seat->is_taken && (seat->block >= paging->n_stored ||
+                               page_look(seat->page) == PAGE_READING)) {
+            paging->seat[paging->n_seat++] = *seat;
+            continue;
+        }
+        empty_seat(paging, seat);
+        if (seat->page)
+            pager_give(paging->pager, seat->page);
+    }
+    memset(paging->seat + paging->n_seat, 0,
+           (n_seat - paging->n_seat) * sizeof(*paging->seat));
+    return paging->n_seat < n_seat;
 }
 
 /* What a row at `position` sees; its own block may not be there yet. */

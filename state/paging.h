@@ -32,6 +32,16 @@ size_t paging_least(const struct model *model, const struct policy *policy);
 /* What is held at most for n_block blocks: pages, tables and indices. */
 size_t paging_bytes(const struct model *model, const struct policy *policy,
                     size_t max_bytes, uint64_t n_block);
+/*
+ * From now on it takes no more pages than it may need while it grows to n_block
+ * blocks that are not stored meanwhile: of max_bytes, and it keeps what it has.
+ * With fewer than that a session gets as far, but is stored more often.
+ */
+void paging_limit(struct paging *paging, uint64_t n_block);
+/* As paging_bytes(), for this one and its limit. */
+size_t paging_grown_bytes(const struct paging *paging, uint64_t n_block);
+/* Pages of stored blocks go, while no step needs them. Was there any? */
+bool paging_trim(struct paging *paging);
 /* What is held now; of that, pages that others hold or held when
  * paging_count_shared() looked or they were taken: pager_shared_bytes() has
  * those, once. */

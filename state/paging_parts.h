@@ -61,8 +61,10 @@ struct paging {
     bool adopts; /* in the next load */
     bool is_lost;
     size_t page_room;
-    uint32_t n_paged; /* layers that have blocks */
-    uint32_t max_page, n_seat, hand;
+    uint32_t n_paged;  /* layers that have blocks */
+    uint32_t max_page; /* ever */
+    uint32_t n_page;   /* now: paging_limit() */
+    uint32_t n_seat, hand;
     uint32_t n_shared;  /* of the seats */
     size_t shared_runs; /* bytes of runs that are counted as shared */
     struct seat *seat;  /* [max_page] the first n_seat are in use; owned */

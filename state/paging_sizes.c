@@ -88,14 +88,27 @@ size_t paging_bytes(const struct model *model, const struct policy *policy,
            (n_page < max_page ? n_page : max_page) * it.page_bytes;
 }
 
-size_t paging_held_bytes(const struct paging *paging)
+/* With n_page pages. */
+static size_t bytes_of(const struct paging *paging, uint64_t n_block,
+                       uint64_t n_page)
 {
     const struct extent_of_blocks it =
         paging_measure(paging->model, &paging->policy);
 
-    return bytes_beside(&it, paging->max_page, paging->n_layer,
-                        paging->n_block) +
-           paging->n_seat * it.page_bytes;
+    return bytes_beside(&it, paging->max_page, paging->n_layer, n_block) +
+           n_page * it.page_bytes;
+}
+
+size_t paging_grown_bytes(const struct paging *paging, uint64_t n_block)
+{
+    const uint64_t n = paging->n_paged * n_block;
+
+    return bytes_of(paging, n_block, n < paging->n_page ? n : paging->n_page);
+}
+
+size_t paging_held_bytes(const struct paging *paging)
+{
+    return bytes_of(paging, paging->n_block, paging->n_seat);
 }
 
 size_t paging_shared_bytes(const struct paging *paging)

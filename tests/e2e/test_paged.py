@@ -9,6 +9,9 @@ The judge is a node that keeps all of them.
   python3 tests/e2e/test_paged.py kills 1000000 [POLICY [MIB]]
       such a session with kill -9 in a prompt and in a reply, beside one that
       was left alone: answers, and ids and log-probabilities of replies; no test
+  python3 tests/e2e/test_paged.py memory 131072 [SESSIONS [FORKS [MIB]]]
+      so many sessions of so many tokens and forks of each, one after the other:
+      what RSS grows by at most, and how many are in RAM at the end; no test
   python3 tests/e2e/test_paged.py pace DIR 32768,1000000 [POLICY [MIB]]
       tokens a second of replies to sessions of so many tokens, which are made
       in DIR unless they are there; no test
@@ -141,7 +144,7 @@ class Paged(unittest.TestCase):
 
     def test_it_says_the_same_over_kills_and_forks(self):
         with workspace() as directory:
-            node, client = self.start(directory, "paged", "--kv-memory", "4")
+            node, client = self.start(directory, "paged", "--kv-memory", "5")
             _, judge = self.start(directory, "judge")
             text = Text(node.endpoint, self.LENGTH)
             for it in (client, judge):
@@ -167,7 +170,7 @@ class Paged(unittest.TestCase):
 
     def test_a_resume_replays_no_more_than_it_must(self):
         with workspace() as directory:
-            node, client = self.start(directory, "paged", "--kv-memory", "4")
+            node, client = self.start(directory, "paged", "--kv-memory", "5")
             append(client, "long", ids(1, self.LENGTH), self.POLICY)
             # SIGTERM saves what is in memory, and is as good a point as any.
             self.assertEqual(node.stop(), 0)
@@ -207,7 +210,7 @@ class Paged(unittest.TestCase):
     def test_what_sirllm_keeps_is_read_when_it_is_seen(self):
         policy = "sirllm:window=128:pick=256"
         with workspace() as directory:
-            node, client = self.start(directory, "paged", "--kv-memory", "4")
+            node, client = self.start(directory, "paged", "--kv-memory", "5")
             _, judge = self.start(directory, "judge")
             for it in (client, judge):
                 append(it, "long", ids(1, self.LENGTH), policy)
@@ -223,12 +226,13 @@ class Paged(unittest.TestCase):
             shown = json.loads(run.out)["items"]
             self.assertEqual(len(shown), 2)
             for layer in shown:
+                self.assertTrue(layer["paged"])
                 self.assertGreater(layer["steps"], 0)
                 self.assertGreater(layer["hits"], layer["steps"])
 
     def test_one_that_sees_all_must_fit(self):
         with workspace() as directory:
-            _, client = self.start(directory, "paged", "--kv-memory", "4")
+            _, client = self.start(directory, "paged", "--kv-memory", "5")
             append(client, "part", ids(1, self.LENGTH), self.POLICY)
             with self.assertRaises(Exception) as caught:
                 append(client, "all", ids(1, self.LENGTH))
@@ -315,6 +319,39 @@ def measure(n_token, policy="infllm", mib="64", seed=1):
             say("the same after kill -9",
                 found(client, text, "again") == before)
             say_memory(node)
+        finally:
+            node.kill()
+
+
+def memory(n_token, n_session="2", n_fork="11", mib="64"):
+    with workspace() as directory:
+        node, client = begin(directory, mib, n_token)
+        try:
+            begin_peak(node)
+            before = status_kib(node, "VmRSS") / 1024
+            for i in range(int(n_session)):
+                name, replies = "s%d" % i, []
+                append(client, name, ids(10 + i, n_token), "infllm")
+                client.admin.CheckpointSession(  # forks share what is stored
+                    admin_pb2.CheckpointSessionRequest(
+                        session="sessions/" + name), timeout=600)
+                say("peak MiB more, filled",
+                    round(status_kib(node, "VmHWM") / 1024 - before, 1))
+                for k in range(int(n_fork)):
+                    fork(client, name, "%s-%d" % (name, k))
+                    now = time.monotonic()
+                    append(client, "%s-%d" % (name, k), ids(k, 40), count=8)
+                    replies.append((time.monotonic() - now) * 1e3)
+                if replies:
+                    say("ms of a fork's first turn, median and most",
+                        round(statistics.median(replies), 1),
+                        round(max(replies), 1))
+                said = client.admin.GetNode(admin_pb2.GetNodeRequest())
+                say("peak MiB more, forked",
+                    round(status_kib(node, "VmHWM") / 1024 - before, 1),
+                    "sessions in RAM", said.resident_sessions,
+                    "their MiB", round(said.session_bytes / 2**20, 1), "of",
+                    round(said.session_bytes_max / 2**20, 1))
         finally:
             node.kill()
 
@@ -504,13 +541,15 @@ def main(words):
         needles(*words[1:])
     elif words[0] == "measure":
         measure(int(words[1]), *words[2:])
+    elif words[0] == "memory":
+        memory(int(words[1]), *words[2:])
     else:
         resume(*words[1:])
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 2 and sys.argv[1] in (
-            "measure", "kills", "pace", "needles", "resume"):
+            "measure", "kills", "memory", "pace", "needles", "resume"):
         main(sys.argv[1:])
     else:
         unittest.main(verbosity=2)

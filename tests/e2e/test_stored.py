@@ -3,7 +3,8 @@
 The judge is a node of its own that gets each session's tokens as one prompt of
 a session that shares nothing.
 
-  python3 tests/e2e/test_stored.py measure 10000   parked sessions; no test
+  python3 tests/e2e/test_stored.py measure 10000 [DIR]   parked sessions, which
+      are made in DIR alone unless they are there; no test
 """
 
 import concurrent.futures
@@ -74,12 +75,16 @@ class Inspect(NodeTests, unittest.TestCase):
         listed = self.client.session.ListCheckpoints(
             session_pb2.ListCheckpointsRequest(session="sessions/leaf"))
         self.assertEqual(list(listed.checkpoints), list(found.checkpoints))
-        for show, count in (("layers", 8), ("lineage", 2),
+        for show, count in (("layers", 8), ("lineage", 2), ("policy", 2),
                             ("snapshots", len(found.checkpoints))):
             run = ctl(self.node.endpoint, "session", "inspect", "leaf",
                       "--show", show, "--output", "json")
             self.assertEqual(run.code, 0, run.err)
-            self.assertEqual(len(json.loads(run.out)["items"]), count)
+            shown = json.loads(run.out)["items"]
+            self.assertEqual(len(shown), count)
+            for layer in shown if show == "policy" else ():
+                self.assertEqual(layer["policy"], found.session.policy)
+                self.assertFalse(layer["paged"], "all blocks are in RAM here")
         self.assertFails(Code.NOT_FOUND, lambda:
                          self.client.admin.InspectSession(
                              admin_pb2.InspectSessionRequest(
@@ -533,15 +538,20 @@ def p50_ms(call, count=200):
     return statistics.median(times) * 1e3
 
 
-def measure(count):
+def measure(count, kept=None):
     """Starts, memory and calls of a node with so many parked sessions, beside
-    an empty one, alternately."""
+    an empty one, alternately. The sessions are kept in a directory, where one
+    is named, and made unless they are there."""
     with workspace() as directory:
-        full = Node(os.path.join(directory, "full"))
+        full = Node(os.path.join(kept or directory, "full"))
         empty = Node(os.path.join(directory, "empty"))
-        with full.start().client() as client:
-            make_sessions(client, count)
-        full.kill()
+        if not os.path.exists(full.data):
+            os.makedirs(os.path.dirname(full.data), exist_ok=True)
+            with full.start().client() as client:
+                make_sessions(client, count)
+            full.kill()
+            if kept:
+                return
         rows = []
         for _ in range(5):
             for node in (empty, full):
@@ -573,6 +583,6 @@ def measure(count):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
-        measure(int(sys.argv[2]))
+        measure(int(sys.argv[2]), *sys.argv[3:4])
     else:
         unittest.main()

@@ -197,9 +197,34 @@ def check_rows_again(godwitd, folder, tsv, svg):
         want(reason in done.stderr, done.stderr)
 
 
+def counts(*tsvs):
+    """Samples, hits and tokens by task and depth, of several outputs."""
+    found = {}
+    for line in "".join(tsvs).splitlines():
+        row = line.split("\t")
+        if row[0] == "version":
+            continue
+        sums = found.setdefault((row[6], row[8]), [0, 0, 0, 0])
+        for i, at in enumerate((9, 10, 11, 15)):
+            sums[i] += int(row[at])
+    return found
+
+
+def check_parts(godwitd, model):
+    """Runs that share out the samples of a row have done them all."""
+    base = ("--model", model, "--tasks", "needle,passkey,mqar", "--lengths",
+            "700", "--depths", "3")
+    whole = run(godwitd, *base, "--samples", "5").stdout
+    first = run(godwitd, *base, "--samples", "2").stdout
+    rest = run(godwitd, *base, "--samples", "3", "--first", "2").stdout
+    want(len(counts(whole)) == 9, whole)
+    same(counts(first, rest), counts(whole), "samples shared out")
+
+
 def main():
     godwitd, model = sys.argv[1:3]
     check_refusals(godwitd, model)
+    check_parts(godwitd, model)
     with tempfile.TemporaryDirectory() as folder:
         texts, n_all, n_shared = measure(godwitd, model, folder, "one",
                                          "--threads", "1")

@@ -4,7 +4,7 @@
 if(TARGET model)
   set(node ${PROJECT_SOURCE_DIR}/node)
   file(GLOB eval CONFIGURE_DEPENDS ${node}/eval_*.c)
-  set(parts ${PROJECT_SOURCE_DIR}/state/memory.c ${PROJECT_SOURCE_DIR}/state/spill.c
+  set(parts ${PROJECT_SOURCE_DIR}/state/memory.c
     ${PROJECT_SOURCE_DIR}/state/states.c
     ${PROJECT_SOURCE_DIR}/state/paging.c ${PROJECT_SOURCE_DIR}/state/pager.c
     ${PROJECT_SOURCE_DIR}/state/paging_sizes.c ${PROJECT_SOURCE_DIR}/state/shelf.c

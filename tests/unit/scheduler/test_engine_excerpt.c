@@ -488,3 +488,151 @@ Test(engine_excerpt, is_refused_where_there_is_none)
     cr_assert_eq(node->engine->n_session, 0);
     node_destroy(node);
 }
+
+/* --------------------------------------------- what else ends or refuses it */
+
+#define N_TOLD 40u
+
+static struct command *told(struct node *node, const char *name)
+{
+    struct command *c = asked(question(node, name, "q", N_PROMPT), N_KEEP);
+
+    c->generate.sampling.max_tokens = N_TOLD;
+    c->generate.sampling.ignore_eos = true;
+    return c;
+}
+
+/* Four bytes of ASCII in the text; where. */
+static const char *words_in(const struct reply *reply, char *out)
+{
+    for (size_t i = 9; i + 4 <= reply->text_bytes; i++) {
+        bool is_plain = true;
+
+        for (size_t k = 0; k < 4; k++)
+            is_plain &= reply->text[i + k] >= ' ' && reply->text[i + k] < 127;
+        if (!is_plain)
+            continue;
+        memcpy(out, reply->text + i, 4);
+        out[4] = 0;
+        return strstr(reply->text, out);
+    }
+    return NULL;
+}
+
+/* The oracle is the reply that nothing stops: the other one ends in it. */
+Test(engine_excerpt, stops_at_a_text_and_at_a_token)
+{
+    struct node *node = node_create("assets/models/godwit-tiny");
+    const struct reply *whole, *cut, *log;
+    struct command *c;
+    const char *at;
+    char stop[8];
+    uint32_t n = 0;
+
+    node_start(node);
+    whole = node_call(node, told(node, "a"));
+    cr_assert(reply_completed(whole, FINISH_LENGTH));
+    at = words_in(whole, stop);
+    cr_assert_not_null(at);
+    c = told(node, "b");
+    c->generate.sampling.n_stop = 1;
+    memcpy(c->generate.sampling.stop[0], stop, sizeof(stop));
+    cut = node_call(node, c);
+    cr_assert(reply_completed(cut, FINISH_STOP_SEQUENCE));
+    cr_assert_eq(cut->text_bytes, (size_t)(at - whole->text));
+    cr_assert_eq(memcmp(cut->text, whole->text, cut->text_bytes), 0);
+    cr_assert_lt(cut->n_token, whole->n_token);
+    log = node_read(node, "b");
+    cr_assert_arr_eq(log->token + N_PROMPT, whole->token,
+                     (log->n_token - N_PROMPT) * sizeof(*log->token));
+    goes_on_as_told(node, "b");
+
+    while (whole->token[n] != whole->token[N_TOLD / 2])
+        n++;
+    c = told(node, "c");
+    c->generate.sampling.n_stop_id = 1;
+    c->generate.sampling.stop_id[0] = whole->token[n];
+    cut = node_call(node, c);
+    cr_assert(reply_completed(cut, FINISH_STOP));
+    cr_assert_leq(cut->n_token, n + 1);
+    cr_assert_arr_eq(cut->token, whole->token,
+                     cut->n_token * sizeof(*cut->token));
+    cr_assert_eq(node_read(node, "c")->n_token, N_PROMPT + n + 1);
+    node_destroy(node);
+}
+
+/* Whatever it was at, reading, matching or answering, it says so and leaves
+ * nothing; a retry is the reply that nobody cut short. */
+Test(engine_excerpt, a_deadline_at_any_step_leaves_the_turn_to_its_retry)
+{
+    struct node *node = node_create(NULL);
+    const struct reply *want, *retry;
+    uint32_t n_passed = 0;
+
+    node_start(node);
+    want = node_completed(node, told(node, "want"));
+    for (uint32_t n_step = 0; n_step < 60; n_step += 3) {
+        struct command *c = told(node, "a");
+        const struct reply *reply = &node->reply[c->reply];
+
+        c->deadline_us = node->clock.base.now_us(&node->clock.base) + 1000000;
+        node_send(node, c);
+        for (uint32_t i = 0; i < n_step; i++)
+            if (!node_step(node))
+                ring_wait(node->inbox, 20);
+        clock_simulated_advance(&node->clock, 1000000);
+        node_until(node, reply - node->reply);
+        if (reply->last == EVENT_ERROR) {
+            cr_assert(reply_failed(reply, STATUS_DEADLINE_EXCEEDED,
+                                   "DEADLINE_PASSED"));
+            n_passed++;
+        }
+        node_until(node, 0);
+        cr_assert_eq(node->engine->n_request, 0, "after %u steps", n_step);
+        retry = node_completed(node, told(node, "a"));
+        cr_assert_eq(retry->n_token, N_TOLD);
+        cr_assert(same_tokens(retry, want), "after %u steps", n_step);
+        cr_assert_eq(
+            node_call(node, about(node, COMMAND_DELETE_SESSION, "a"))->last,
+            EVENT_DONE);
+    }
+    cr_assert_gt(n_passed, 3);
+    node_until(node, 0);
+    node_call(node, about(node, COMMAND_DELETE_SESSION, "want"));
+    node_until(node, 0);
+    cr_assert(comes_to_nothing(node));
+    node_destroy(node);
+}
+
+static bool is_over_quota(const struct reply *reply, const char *field)
+{
+    return reply_failed(reply, STATUS_RESOURCE_EXHAUSTED, "TENANT_QUOTA") &&
+           strcmp(reply->end->cause.field, field) == 0;
+}
+
+/* Of a tenant counts what its sessions have: neither the sessions of nobody's
+ * that an excerpt is read in, nor their tokens. */
+Test(engine_excerpt, counts_in_a_quota_as_the_turn_that_it_is)
+{
+    struct node *node = node_create(NULL);
+
+    node->tenant = "ann";
+    node->options.tenant_sessions = 2;
+    node->options.tenant_tokens = 2 * (N_PROMPT + N_TOLD) + 10;
+    node_start(node);
+    log_set_level(LOG_ERROR);
+    node_completed(node, told(node, "a"));
+    node_completed(node, told(node, ""));
+    node_completed(node, told(node, "b"));
+    cr_assert(
+        is_over_quota(node_call(node, told(node, "c")), "tenant.sessions"));
+    cr_assert_eq(
+        node_call(node, about(node, COMMAND_DELETE_SESSION, "a"))->last,
+        EVENT_DONE);
+    node_completed(node, told(node, "c"));
+    cr_assert(is_over_quota(
+        node_call(node, asked(question(node, "c", "r", 20), N_KEEP)),
+        "tenant.tokens"));
+    cr_assert_eq(node_read(node, "c")->n_token, N_PROMPT + N_TOLD);
+    node_destroy(node);
+}

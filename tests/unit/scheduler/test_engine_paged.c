@@ -322,6 +322,97 @@ Test(engine_paged, a_fork_at_the_end_shares_pages_and_indices)
     node_destroy(node);
 }
 
+/* A fork of "a" that was asked, and says what one says that has all blocks. */
+static void ask_fork(struct node *node, const char *name,
+                     const struct reply *want)
+{
+    fork_at(node, "a", name, LONGEST + 40);
+    cr_assert(same_tokens(turn(node, name, NULL, 2), want), "%s", name);
+    settle(node);
+    cr_assert_leq(charge_total(node->engine),
+                  node->engine->options.session_bytes);
+}
+
+/* Forks that were asked stay in RAM while there is room for what they cannot
+ * read again: a running one takes no more pages than its turn needs from them,
+ * and they give up pages, with which they come back. */
+Test(engine_paged, forks_stay_without_their_pages)
+{
+    enum { N_FORK = 8 };
+    struct node *alone = make(false), *node = make(true);
+    const struct reply *want[2];
+    struct session *first;
+    struct policy its;
+    size_t least;
+
+    must(policy_parse(POLICY[1], &its));
+    least = paging_least(node->model, &its);
+    node->engine->options.page_bytes = 4 * least;
+    for (uint32_t i = 0; i < 2; i++) {
+        (void)turn(i ? node : alone, "a", POLICY[1], 0);
+        settle(i ? node : alone);
+    }
+    fork_at(alone, "a", "f", LONGEST + 40);
+    want[0] = turn(alone, "f", NULL, 2);
+    want[1] = turn(alone, "f", NULL, 1);
+    ask_fork(node, "f0", want[0]);
+    first = table_find(node->engine, "f0");
+    for (uint32_t i = 0; i < 2; i++) {
+        struct session *it = i ? first : table_find(node->engine, "a");
+
+        cr_assert(paged_trim(it));
+        cr_assert_not(paged_trim(it)); /* there is nothing more */
+        charge_settle(node->engine, it);
+    }
+    /* Room for all of them as small as that, and one turn. */
+    node->engine->options.session_bytes =
+        charge_total(node->engine) + (N_FORK - 1) * first->charge + least * 2;
+    for (uint32_t i = 1; i < N_FORK; i++) {
+        char name[8];
+
+        snprintf(name, sizeof(name), "f%u", i);
+        ask_fork(node, name, want[0]);
+    }
+    cr_assert_eq(node->engine->n_resident, N_FORK + 1);
+    cr_assert_eq(resident_position(first->resident) + 1, first->n_token);
+    cr_assert(same_tokens(turn(node, "f0", NULL, 1), want[1]));
+    node_destroy(alone);
+    node_destroy(node);
+}
+
+/* Where there is room for one fork and its turn, the last one leaves for the
+ * next: all of them share with their parent, which they come from. */
+Test(engine_paged, forks_leave_before_their_parent)
+{
+    struct node *node = make(true);
+    struct session *parent;
+    struct policy its;
+    size_t least;
+
+    must(policy_parse(POLICY[1], &its));
+    least = paging_least(node->model, &its);
+    (void)turn(node, "a", POLICY[1], 0);
+    settle(node);
+    parent = table_find(node->engine, "a");
+    cr_assert(paged_trim(parent));
+    charge_settle(node->engine, parent);
+    node->engine->options.session_bytes =
+        parent->charge + charge_state_bytes(node->engine, parent) +
+        least * 5 / 2;
+    for (uint32_t i = 0; i < 4; i++) {
+        char name[8];
+
+        snprintf(name, sizeof(name), "f%u", i);
+        fork_at(node, "a", name, LONGEST + 40);
+        cr_assert_eq(turn(node, name, NULL, 2)->end->complete.reuse,
+                     REUSE_RESIDENT, "fork %u", i);
+        settle(node);
+        cr_assert_not_null(parent->resident);
+        cr_assert_eq(node->engine->n_resident, 2);
+    }
+    node_destroy(node);
+}
+
 /* Blocks that are not there any more are computed again. */
 Test(engine_paged, a_lost_block_is_computed_again)
 {

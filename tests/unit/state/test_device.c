@@ -547,7 +547,8 @@ Test(device, memory_policies_are_refused_by_name)
     cr_assert_eq(memory_set_policy(memory, &policy),
                  STATUS_FAILED_PRECONDITION);
     cr_assert_str_eq(status_reason(),
-                     "the apart backend has no memory policies yet: use full");
+                     "backend 'apart' has no memory policies but full: a CPU's "
+                     "backends have all (--backend)");
     cr_assert_str_eq(status_cause()->reason, "POLICY_UNSUPPORTED");
     cr_assert_null(memory_policy(memory));
     cr_assert(feed(&node, memory, N_PREFIX));

@@ -498,3 +498,47 @@ Test(paging, another_block_is_never_found)
     paging_clear(paging);
     cr_assert_null(pager_find(pager, &name));
 }
+
+/* Within its limit it has what it sees, like any; a wider one takes effect, a
+ * narrower one drops nothing. What goes on request is read again, with what is
+ * not stored staying where it is. */
+Test(paging, has_as_many_pages_as_it_may)
+{
+    const size_t least = paging_least(model, &policy);
+    const uint32_t i = first_paged();
+    const size_t n = plan_of(i)->block_bytes;
+    const void *open;
+    size_t held;
+
+    paging_destroy(paging);
+    cr_assert_eq(paging_create(model, &policy, pager, 3 * least, &paging),
+                 STATUS_OK);
+    load();
+    paging_limit(paging, N_BLOCK);
+    for (uint64_t b = 0; b < N_BLOCK; b++)
+        (void)read_in(paging, i, b);
+    cr_assert_leq(pager_bytes(pager), least);
+    cr_assert_geq(paging_grown_bytes(paging, N_BLOCK),
+                  paging_held_bytes(paging));
+    paging_limit(paging, UINT64_MAX);
+    for (uint64_t b = 0; b < N_BLOCK; b++)
+        (void)read_in(paging, i, b);
+    cr_assert_gt(pager_bytes(pager), 2 * least);
+    held = paging_held_bytes(paging);
+    paging_limit(paging, 0);
+    cr_assert_eq(paging_held_bytes(paging), held);
+    cr_assert_geq(paging_grown_bytes(paging, N_BLOCK), held);
+
+    cr_assert_eq(paging_reserve(paging, N_BLOCK + 1), STATUS_OK);
+    open = paging_blocks(paging, i)[N_BLOCK];
+    pattern(paging_blocks(paging, i)[N_BLOCK], n, N_BLOCK, i);
+    cr_assert(paging_trim(paging));
+    cr_assert_not(paging_trim(paging));
+    cr_assert_leq(pager_bytes(pager), n_layer() * page_size(n));
+    cr_assert_eq(paging_blocks(paging, i)[N_BLOCK], open);
+    cr_assert(has_pattern(open, n, N_BLOCK, i));
+    for (uint64_t b = 0; b < N_BLOCK; b++)
+        (void)read_in(paging, i, b);
+    cr_assert(has_pattern(open, n, N_BLOCK, i));
+    cr_assert_not(paging_is_lost(paging));
+}

@@ -15,7 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define DIR "assets/models/godwit-tiny"
 #define N_TOKEN 460u /* eight grid chunks */
@@ -609,74 +608,5 @@ Test(policies, each_sees_less_than_full_and_its_own)
     }
     for (size_t p = 0; p <= N_POLICY; p++)
         free(out[p]);
-    close_bench(&bench);
-}
-
-/* -------------------------------------------------------------------- tier */
-
-/* Let all of the memory's slots leave RAM, and see that they have. A slot
- * begins where the block of the first softmax layer does, but for its head. */
-static void push_out(const struct memory *memory, struct spill *spill)
-{
-    const uint64_t n = (memory_position(memory) + KV_BLOCK - 1) / KV_BLOCK;
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    const size_t n_page = spill_slot_bytes(spill) / page;
-    FILE *map = fopen("/proc/self/pagemap", "re");
-
-    cr_assert(map && setvbuf(map, NULL, _IONBF, 0) == 0); /* as it is now */
-    for (uint64_t b = 0; b < n; b++) {
-        char *block = memory_layers(memory)[3].block[b];
-        void *slot = block - (uintptr_t)block % page;
-
-        spill_release(spill, &slot, 1);
-        for (size_t i = 0; i < n_page; i++) {
-            uint64_t entry = UINT64_MAX;
-            const size_t at = ((uintptr_t)slot / page + i) * sizeof(entry);
-
-            cr_assert_eq(fseek(map, (long)at, SEEK_SET), 0);
-            cr_assert_eq(fread(&entry, sizeof(entry), 1, map), 1);
-            cr_assert_eq(entry >> 63, 0, "page %zu of block %lu stays", i, b);
-        }
-    }
-    (void)fclose(map);
-}
-
-/* Two sessions in one file, in as little RAM as there may be, and without any
- * between two passes. */
-Test(policies, e5_blocks_that_leave_ram_come_back_with_the_same_bits)
-{
-    struct bench bench = open_best();
-
-    for (size_t p = 0; p < N_BOUNDED; p++) {
-        float *want = whole(&bench, POLICY[p]);
-        float *got[2] = {room(&bench), room(&bench)};
-        struct memory *memory[2];
-        struct spill *spill;
-
-        for (uint32_t i = 0; i < 2; i++)
-            memory[i] = new_memory(&bench, POLICY[p]);
-        cr_assert_eq(spill_create("/var/tmp",
-                                  memory_slot_bytes(bench.model,
-                                                    memory_policy(memory[0])),
-                                  16, &spill),
-                     STATUS_OK, "%s", status_reason());
-        for (uint32_t i = 0; i < 2; i++)
-            memory_set_tier(
-                memory[i], spill,
-                memory_tier_min(bench.model, memory_policy(memory[i])));
-        for (uint32_t end = 50; end < N_TOKEN + 50; end += 50)
-            for (uint32_t i = 0; i < 2; i++) {
-                feed(&bench, NULL, memory[i], end < N_TOKEN ? end : N_TOKEN,
-                     GRID, got[i]);
-                push_out(memory[i], spill);
-            }
-        for (uint32_t i = 0; i < 2; i++) {
-            assert_same(&bench, want, got[i], POLICY[p], "leaving RAM");
-            memory_destroy(memory[i]);
-            free(got[i]);
-        }
-        spill_destroy(spill);
-        free(want);
-    }
     close_bench(&bench);
 }
