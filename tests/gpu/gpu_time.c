@@ -368,23 +368,48 @@ static enum status time_all_decode(struct bench *bench)
 #define SWAP_TOKENS 32768u
 #define SWAP_ROUNDS 6u /* there and back, by turns */
 
+/* As the engine asks (scheduler/swap.c): runs of pieces, few under way. */
+#define CARRY_BYTES ((size_t)32 << 20)
+#define CARRY_AHEAD 4u
+
+static uint64_t ask(struct device *shuttle, struct memory *to,
+                    const struct memory *from, uint64_t *n_asked)
+{
+    uint64_t end = *n_asked;
+    size_t bytes = 0;
+
+    while (end < memory_n_piece(from) && bytes < CARRY_BYTES)
+        bytes += memory_piece_bytes(from, end++);
+    memory_carry(to, from, *n_asked, end - *n_asked);
+    *n_asked = end;
+    return device_mark(shuttle);
+}
+
 /* All of `from`, beside steps of the others if `took` has room for them. */
 static enum status carry(struct bench *bench, struct memory *to,
                          const struct memory *from, double *took, uint32_t *n)
 {
     struct device *shuttle = device_shuttle(bench->device);
-    bool is_there = false;
-    uint64_t mark;
+    uint64_t n_asked = 0, marked = 0, reached = 0;
     enum status st = STATUS_OK;
 
-    device_follow(shuttle, bench->device);
-    memory_carry(to, from, 0, memory_n_piece(from));
-    mark = device_mark(shuttle);
-    while (!st && !is_there) {
+    while (!st && (n_asked < memory_n_piece(from) || reached < marked)) {
+        bool is_there = false;
+
+        while (n_asked < memory_n_piece(from) &&
+               marked - reached < CARRY_AHEAD) {
+            const bool is_first = n_asked == 0;
+
+            device_follow(shuttle, bench->device);
+            marked = ask(shuttle, to, from, &n_asked);
+            if (is_first)
+                reached = marked - 1;
+        }
         if (took && *n < N_STEP)
             st = step(bench, N_DECODING, 1, N_DECODING, &took[(*n)++]);
         if (!st)
-            st = device_reached(shuttle, mark, &is_there);
+            st = device_reached(shuttle, reached + 1, &is_there);
+        reached += !st && is_there;
     }
     return st;
 }
