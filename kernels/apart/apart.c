@@ -421,8 +421,8 @@ static void replay_call(struct queue *queue, enum apart_op op,
  * here floats of all keys and values that attention sees. */
 static void take_scratch(struct queue *queue, const struct attend_args *args)
 {
-    const size_t floats = 2 * (size_t)args->shape.n_kv_head *
-                          args->shape.d_head * sizeof(float);
+    const size_t floats =
+        2 * (size_t)args->shape.n_kv_head * args->shape.d_head * sizeof(float);
     size_t bytes = 0;
 
     for (uint32_t i = 0; i < args->n_span; i++)
@@ -598,6 +598,11 @@ void apart_limit(struct device *device, size_t bytes)
     queue_of(device)->store->limit = bytes;
 }
 
+void apart_squeeze(struct device *device, size_t bytes)
+{
+    queue_of(device)->store->scratch_limit = bytes;
+}
+
 void apart_lose(struct device *device)
 {
     queue_of(device)->store->is_lost = true;
@@ -629,15 +634,10 @@ static void fill(const struct device_calls *real, struct device *device,
     pthread_mutex_unlock(&store->lock);
 }
 
-static void squeeze(struct device *device, size_t leave)
-{
-    queue_of(device)->store->scratch_limit = leave;
-}
-
 static enum status find_device(const struct device_calls **out)
 {
     return fault_around(
-        &CALLS, &(struct fault_ways){.fill = fill, .squeeze = squeeze}, out);
+        &CALLS, &(struct fault_ways){.fill = fill, .squeeze = apart_squeeze}, out);
 }
 
 const struct backend backend_apart = {

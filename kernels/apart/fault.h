@@ -7,8 +7,9 @@
  *
  *   GODWIT_FAULT=lost@N      step N never comes to its end, nor anything later
  *   GODWIT_FAULT=full@N:MIB  from step N on there is no memory but so much
- *   GODWIT_FAULT=scratch@N:MIB  so much at most for what a step needs in between
- *   GODWIT_FAULT=wild@N      before step N an operator writes where nothing is
+ *   GODWIT_FAULT=scratch@N:MIB  so much at most for what a step needs in
+ * between GODWIT_FAULT=wild@N      before step N an operator writes where
+ * nothing is
  *
  * Steps are counted from 1 (device_begin()). A device of which one of these
  * cannot be asked says so.
