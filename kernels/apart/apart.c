@@ -637,7 +637,8 @@ static void fill(const struct device_calls *real, struct device *device,
 static enum status find_device(const struct device_calls **out)
 {
     return fault_around(
-        &CALLS, &(struct fault_ways){.fill = fill, .squeeze = apart_squeeze}, out);
+        &CALLS, &(struct fault_ways){.fill = fill, .squeeze = apart_squeeze},
+        out);
 }
 
 const struct backend backend_apart = {

@@ -5,6 +5,10 @@
  * directly, which also makes scratch memory large enough; the second is
  * recorded as a graph; from then on the operators only put their arrays in
  * their places, which is one copy to the device, and the graph is launched.
+ *
+ * Where scratch memory cannot be had in the middle of a step, the stream goes
+ * over to recording: what is still asked for never runs, nor need any operator
+ * know of it. The step's end drops that record and says so.
  */
 #include "kernels/cuda/gpu.h"
 
