@@ -202,7 +202,11 @@ void device_follow(struct device *device, struct device *other);
 uint64_t device_owner(struct device *device);
 
 /*
- * Around the operators of a step. end waits as device_wait(); true in
+ * Around the operators of a step. What these need in between is taken when they
+ * come to it, and of a step that had no room only a part has happened: whoever
+ * asked for it gives up what it was to write. The device is whole.
+ *   RESOURCE_EXHAUSTED  no memory for what a step needs in between
+ * end waits as device_wait(); true in
  * *out_again: nothing has happened yet, ask for the same once more from begin
  * on (at most DEVICE_AGAIN_MAX times).
  */

@@ -50,6 +50,9 @@ bool pass_run(struct workspace *workspace, struct pool *pool,
  * Of the pass that was done last.
  *   UNAVAILABLE  the device failed (kernels/device.h): there are no logits, and
  *                the memories of its spans are lost
+ *   RESOURCE_EXHAUSTED  it had no room for what the pass needs in between:
+ * there are no logits, and the memories of its spans are to be given up; all
+ * others are whole
  */
 MUST_CHECK enum status pass_check(const struct workspace *workspace);
 

@@ -338,13 +338,53 @@ static void lose(struct engine *engine, struct lane *lane)
     lane_clear(lane);
 }
 
+/* The one whose rows see most: it wants most in between. */
+static const struct request *largest(const struct lane *lane)
+{
+    uint32_t it = 0;
+
+    for (uint32_t i = 1; i < lane->batch.n_span; i++)
+        if (lane->span[i].position + lane->span[i].n_row >
+            lane->span[it].position + lane->span[it].n_row)
+            it = i;
+    return lane->request[it];
+}
+
+/* The device is whole but had no room for what the pass needs in between, and
+ * its sessions' memories are half moved on: they go back to their logs. One
+ * reply ends by it, so that this has an end; the others are computed again. */
+static void shed(struct engine *engine, struct lane *lane)
+{
+    const struct request *one = largest(lane);
+    struct cause cause;
+
+    status_because("KV_MEMORY");
+    cause = *status_cause();
+    for (uint32_t i = 0; i < lane->batch.n_span; i++) {
+        struct request *request = lane->request[i];
+
+        resident_forget(engine, request->session);
+        if (request == one)
+            request_fail(engine, request, FINISH_ERROR, &cause);
+        else
+            request_step_back(engine, request);
+    }
+    lane_clear(lane);
+}
+
 /* A pass is done: what it means to each of its requests, who may go by it. */
 static void take(struct engine *engine, struct lane *lane)
 {
     const struct draw *draw = engine->draw;
 
     engine->step++;
-    if (pass_check(lane->workspace)) {
+    switch (pass_check(lane->workspace)) {
+    case STATUS_OK:
+        break;
+    case STATUS_RESOURCE_EXHAUSTED:
+        shed(engine, lane);
+        return;
+    default:
         lose(engine, lane);
         return;
     }

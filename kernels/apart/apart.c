@@ -43,12 +43,14 @@ struct cargo {
     uint64_t mark;
 };
 
-enum mode { MODE_DIRECT, MODE_REFUSE, MODE_RECORD, MODE_REPLAY };
+/* MODE_SHORT: a step that had no scratch memory; the rest of it is not run. */
+enum mode { MODE_DIRECT, MODE_REFUSE, MODE_RECORD, MODE_REPLAY, MODE_SHORT };
 
 /* Memory, which all queues share. */
 struct store {
     pthread_mutex_t lock;
     size_t limit, used;
+    size_t scratch_limit; /* of the used, for what steps need in between */
     uint64_t n_taken;
     bool is_lost, is_held;
 };
@@ -65,6 +67,9 @@ struct queue {
     struct record record[N_RECORD], *now;
     size_t at;      /* next call of a replay */
     uint32_t fresh; /* record to be given up next */
+    void *scratch;  /* [scratch_bytes]: only that it is taken matters */
+    size_t scratch_bytes;
+    bool was_short; /* it is what was refused last */
     uint64_t n_replay;
 };
 
@@ -80,6 +85,8 @@ static struct queue *queue_of(const struct device *device)
 
 /* ---------------------------------------------------------------------- life
  */
+
+static void give(struct device *device, void *memory);
 
 static enum status probe(char out_why[DEVICE_WHY_SIZE])
 {
@@ -147,6 +154,8 @@ static void destroy(struct device *device)
 {
     struct queue *queue = queue_of(device);
 
+    if (queue->scratch)
+        give(device, queue->scratch);
     assert(queue->store->n_taken == 0);
     destroy_queue(queue_of(device->side));
     destroy_queue(queue_of(device->shuttle));
@@ -157,9 +166,13 @@ static void destroy(struct device *device)
 
 static void why(struct device *device, char out[DEVICE_WHY_SIZE])
 {
+    const struct queue *queue = queue_of(device);
+
     (void)snprintf(out, DEVICE_WHY_SIZE, "%s",
-                   queue_of(device)->store->is_lost
-                       ? "device 'apart' is lost"
+                   queue->store->is_lost ? "device 'apart' is lost"
+                   : queue->was_short
+                       ? "device 'apart' has no memory for what a step needs "
+                         "in between"
                        : "device 'apart' has no memory left");
 }
 
@@ -177,6 +190,7 @@ static enum status take(struct device *device, size_t bytes, void **out)
     enum status st = STATUS_OK;
     struct head *head = NULL;
 
+    queue_of(device)->was_short = false;
     pthread_mutex_lock(&store->lock);
     if (store->is_lost)
         st = STATUS_UNAVAILABLE;
@@ -336,6 +350,11 @@ static enum status end(struct device *device, bool *out_again)
 
     queue->mode = MODE_DIRECT;
     *out_again = mode == MODE_REFUSE;
+    if (mode == MODE_SHORT) {
+        if (queue->now)
+            forget(queue->now);
+        return wait(device) ? STATUS_UNAVAILABLE : STATUS_RESOURCE_EXHAUSTED;
+    }
     assert(mode != MODE_REPLAY || queue->at == queue->now->n_call);
     if (mode == MODE_RECORD || mode == MODE_REPLAY)
         for (size_t i = 0; i < queue->now->n_call; i++) {
@@ -398,11 +417,39 @@ static void replay_call(struct queue *queue, enum apart_op op,
     assert(same_bytes(&given, &wanted, sizeof(given)));
 }
 
+/* A step takes what it needs in between when it comes to it, as on a GPU:
+ * here floats of all keys and values that attention sees. */
+static void take_scratch(struct queue *queue, const struct attend_args *args)
+{
+    const size_t floats =
+        2 * (size_t)args->shape.n_kv_head * args->shape.d_head * sizeof(float);
+    size_t bytes = 0;
+
+    for (uint32_t i = 0; i < args->n_span; i++)
+        bytes += (args->span[i].position + args->span[i].n_row) * floats;
+    if (bytes <= queue->scratch_bytes)
+        return;
+    if (queue->scratch)
+        give(&queue->device, queue->scratch);
+    queue->scratch = NULL;
+    queue->scratch_bytes = 0;
+    if (bytes <= queue->store->scratch_limit &&
+        !take(&queue->device, bytes, &queue->scratch)) {
+        queue->scratch_bytes = bytes;
+        return;
+    }
+    queue->was_short = true;
+    queue->mode = MODE_SHORT;
+}
+
 static void ask(struct device *device, enum apart_op op,
                 const union apart_args *args)
 {
     struct queue *queue = queue_of(device);
 
+    if (op == APART_attend && queue->mode != MODE_REFUSE &&
+        queue->mode != MODE_SHORT)
+        take_scratch(queue, &args->attend);
     switch (queue->mode) {
     case MODE_DIRECT:
         if (op == APART_READ)
@@ -411,6 +458,7 @@ static void ask(struct device *device, enum apart_op op,
             apart_run(queue->backend, op, args);
         return;
     case MODE_REFUSE:
+    case MODE_SHORT:
         return;
     case MODE_RECORD:
         record_call(queue, op, args);
@@ -537,7 +585,7 @@ static enum status create(struct device **out, char out_why[DEVICE_WHY_SIZE])
         return STATUS_RESOURCE_EXHAUSTED;
     }
     (void)pthread_mutex_init(&store->lock, NULL);
-    store->limit = SIZE_MAX;
+    store->limit = store->scratch_limit = SIZE_MAX;
     shuttle->is_shuttle = true;
     queue->device.side = &side->device;
     queue->device.shuttle = &shuttle->device;
@@ -548,6 +596,11 @@ static enum status create(struct device **out, char out_why[DEVICE_WHY_SIZE])
 void apart_limit(struct device *device, size_t bytes)
 {
     queue_of(device)->store->limit = bytes;
+}
+
+void apart_squeeze(struct device *device, size_t bytes)
+{
+    queue_of(device)->store->scratch_limit = bytes;
 }
 
 void apart_lose(struct device *device)
@@ -583,7 +636,9 @@ static void fill(const struct device_calls *real, struct device *device,
 
 static enum status find_device(const struct device_calls **out)
 {
-    return fault_around(&CALLS, &(struct fault_ways){.fill = fill}, out);
+    return fault_around(
+        &CALLS, &(struct fault_ways){.fill = fill, .squeeze = apart_squeeze},
+        out);
 }
 
 const struct backend backend_apart = {

@@ -21,6 +21,9 @@ extern const struct backend backend_apart;
  * bytes. */
 void apart_limit(struct device *device, size_t bytes);
 
+/* From now on its steps take no more than so many bytes in between. */
+void apart_squeeze(struct device *device, size_t bytes);
+
 /* It is lost: every wait, end and take says UNAVAILABLE. */
 void apart_lose(struct device *device);
 

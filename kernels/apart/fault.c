@@ -61,6 +61,8 @@ static void begin(struct device *device, const struct device_step *step)
     if (++fault.n_step == fault.at) {
         if (is("full"))
             fault.ways.fill(fault.real, device, (size_t)fault.leave_mib << 20);
+        else if (is("scratch"))
+            fault.ways.squeeze(device, (size_t)fault.leave_mib << 20);
         else if (is("wild"))
             fault.ways.stray(fault.real, device);
         else
@@ -115,7 +117,8 @@ static bool read_variable(const char *text)
     memcpy(fault.kind, kind, sizeof(kind));
     fault.at = at;
     fault.leave_mib = mib;
-    return is("full") ? n == 3 : n == 2 && (is("lost") || is("wild"));
+    return is("full") || is("scratch") ? n == 3
+                                       : n == 2 && (is("lost") || is("wild"));
 }
 
 enum status fault_around(const struct device_calls *real,
@@ -127,11 +130,13 @@ enum status fault_around(const struct device_calls *real,
     *out = real;
     if (!text || !*text)
         return STATUS_OK;
-    if (!read_variable(text) || (is("wild") && !ways->stray))
+    if (!read_variable(text) || (is("wild") && !ways->stray) ||
+        (is("scratch") && !ways->squeeze))
         return status_fail(STATUS_INVALID_ARGUMENT,
                            FAULT_VARIABLE "=%s is nothing that this device "
-                                          "does: lost@N, full@N:MIB%s",
-                           text, ways->stray ? ", wild@N" : "");
+                                          "does: lost@N, full@N:MIB%s%s",
+                           text, ways->stray ? ", wild@N" : "",
+                           ways->squeeze ? ", scratch@N:MIB" : "");
     fault.real = real;
     fault.ways = *ways;
     fault.calls = *real;

@@ -7,7 +7,9 @@
  *
  *   GODWIT_FAULT=lost@N      step N never comes to its end, nor anything later
  *   GODWIT_FAULT=full@N:MIB  from step N on there is no memory but so much
- *   GODWIT_FAULT=wild@N      before step N an operator writes where nothing is
+ *   GODWIT_FAULT=scratch@N:MIB  so much at most for what a step needs in
+ * between GODWIT_FAULT=wild@N      before step N an operator writes where
+ * nothing is
  *
  * Steps are counted from 1 (device_begin()). A device of which one of these
  * cannot be asked says so.
@@ -21,6 +23,8 @@ struct fault_ways {
     /* From now on no memory but so many bytes. */
     void (*fill)(const struct device_calls *real, struct device *device,
                  size_t leave);
+    /* From now on steps take no more in between; NULL: not possible. */
+    void (*squeeze)(struct device *device, size_t leave);
     /* An operator on an address that is nobody's; NULL: not possible. */
     void (*stray)(const struct device_calls *real, struct device *device);
 };

@@ -25,7 +25,9 @@ struct gpu_graph {
     cudaGraphExec_t exec;
 };
 
-enum gpu_mode { GPU_DIRECT, GPU_RECORDING, GPU_REPLAYING };
+/* GPU_SHORT: there was no scratch memory for an operator of this step; what
+ * else is asked for is taken down and thrown away. */
+enum gpu_mode { GPU_DIRECT, GPU_RECORDING, GPU_REPLAYING, GPU_SHORT };
 
 /* What a device and its side share. */
 struct gpu_fault {
@@ -67,6 +69,10 @@ void gpu_check(struct gpu *gpu, cudaError_t error, const char *what);
 
 /* Wait for the stream.  UNAVAILABLE  the device failed */
 enum status gpu_wait(struct gpu *gpu);
+
+/* cudaMallocAsync(), and once more when everything before has happened: what
+ * was given by another queue may be free by then. */
+cudaError_t gpu_allocate(struct gpu *gpu, size_t bytes, void **out);
 
 /* Room in the ring, after a wait if it is full: at most half of it. */
 size_t gpu_ring_take(struct gpu *gpu, size_t bytes);

@@ -5,10 +5,15 @@
  * directly, which also makes scratch memory large enough; the second is
  * recorded as a graph; from then on the operators only put their arrays in
  * their places, which is one copy to the device, and the graph is launched.
+ *
+ * Where scratch memory cannot be had in the middle of a step, the stream goes
+ * over to recording: what is still asked for never runs, nor need any operator
+ * know of it. The step's end drops that record and says so.
  */
 #include "kernels/cuda/gpu.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <string.h>
 
 #define STAGE_ALIGN 256u
@@ -192,21 +197,62 @@ static void launch(struct gpu *gpu, const struct gpu_graph *graph)
               "launching a step");
 }
 
-static void grow_scratch(struct gpu *gpu, size_t bytes)
+static bool take_scratch(struct gpu *gpu, size_t bytes)
 {
+    cudaError_t error;
+
+    /* Before it is taken for one of ours. */
+    gpu_check(gpu, cudaGetLastError(), "launching an operator");
+    error = gpu_allocate(gpu, bytes + SCRATCH_ALIGN, &gpu->scratch);
+    gpu->scratch = error ? NULL : gpu->scratch;
+    gpu->scratch_bytes = error ? 0 : bytes;
+    if (error == cudaErrorMemoryAllocation)
+        (void)cudaGetLastError();
+    else
+        gpu_check(gpu, error, "taking scratch memory");
+    return !error;
+}
+
+/* False: there is no room for so much, and it is as large as before, if
+ * nobody else has taken that meanwhile. */
+static bool grow_scratch(struct gpu *gpu, size_t bytes)
+{
+    const size_t before = gpu->scratch_bytes;
+
     /* Recorded steps know the old place. */
     gpu_forget(gpu);
     if (gpu->scratch)
         gpu_check(gpu, cudaFreeAsync(gpu->scratch, gpu->stream),
                   "giving scratch memory");
-    gpu->scratch = NULL;
-    gpu->scratch_bytes = 0;
-    bytes += bytes / 4;
+    if (take_scratch(gpu, bytes + bytes / 4) || take_scratch(gpu, bytes))
+        return true;
+    (void)snprintf(gpu->why, sizeof(gpu->why),
+                   "no memory on the GPU for %zu bytes that a step needs in "
+                   "between",
+                   bytes);
+    if (before)
+        (void)take_scratch(gpu, before);
+    return false;
+}
+
+/* What operators ask for from here on goes into a record that is dropped. */
+static void cut_short(struct gpu *gpu)
+{
     gpu_check(
-        gpu, cudaMallocAsync(&gpu->scratch, bytes + SCRATCH_ALIGN, gpu->stream),
-        "taking scratch memory");
-    if (gpu->scratch)
-        gpu->scratch_bytes = bytes;
+        gpu,
+        cudaStreamBeginCapture(gpu->stream, cudaStreamCaptureModeThreadLocal),
+        "cutting a step short");
+    gpu->mode = GPU_SHORT;
+}
+
+static void drop_rest(struct gpu *gpu)
+{
+    cudaGraph_t recorded = NULL;
+
+    (void)cudaStreamEndCapture(gpu->stream, &recorded);
+    if (recorded)
+        (void)cudaGraphDestroy(recorded);
+    (void)cudaGetLastError();
 }
 
 enum status gpu_end(struct device *device, bool *out_again)
@@ -218,12 +264,17 @@ enum status gpu_end(struct device *device, bool *out_again)
     gpu->mode = GPU_DIRECT;
     gpu->now = NULL;
     *out_again = false;
+    if (mode == GPU_SHORT) {
+        drop_rest(gpu);
+        return gpu_wait(gpu) ? STATUS_UNAVAILABLE : STATUS_RESOURCE_EXHAUSTED;
+    }
     if (mode == GPU_RECORDING && !finish(gpu, graph)) {
         *out_again = true;
         if (gpu->scratch_wanted > gpu->scratch_bytes) {
-            const struct gpu_graph kept = *graph;
+            struct gpu_graph kept = *graph;
 
-            grow_scratch(gpu, gpu->scratch_wanted);
+            /* Without a record it may need less. */
+            kept.is_refused = !grow_scratch(gpu, gpu->scratch_wanted);
             *graph = kept;
         } else {
             graph->is_refused = true;
@@ -264,17 +315,19 @@ uint64_t gpu_block_bound(const struct gpu *gpu)
 
 void *gpu_scratch(struct gpu *gpu, size_t bytes)
 {
-    const uintptr_t at = (uintptr_t)gpu->scratch;
+    uintptr_t at;
 
-    if (bytes > gpu->scratch_bytes && gpu->mode == GPU_DIRECT) {
-        grow_scratch(gpu, bytes);
-        return gpu_scratch(gpu, 0);
-    }
+    if (gpu->mode == GPU_DIRECT && bytes > gpu->scratch_bytes &&
+        !grow_scratch(gpu, bytes))
+        cut_short(gpu);
+    if (gpu->mode == GPU_SHORT)
+        return gpu->ring.far; /* somewhere: nobody goes there */
     if (bytes > gpu->scratch_bytes) {
         gpu->is_spoilt = true;
         if (bytes > gpu->scratch_wanted)
             gpu->scratch_wanted = bytes;
     }
+    at = (uintptr_t)gpu->scratch;
     return (void *)((at + SCRATCH_ALIGN - 1) / SCRATCH_ALIGN * SCRATCH_ALIGN);
 }
 
@@ -298,6 +351,8 @@ const void *gpu_stage(struct gpu *gpu, const void *host, size_t bytes)
 {
     size_t at;
 
+    if (gpu->mode == GPU_SHORT)
+        return gpu->ring.far;
     if (gpu->mode != GPU_DIRECT)
         return stage_recorded(gpu, host, bytes);
     at = gpu_ring_take(gpu, bytes);

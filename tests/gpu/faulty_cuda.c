@@ -61,7 +61,7 @@ __attribute__((visibility("default"))) device_symbol godwit_device;
 
 const struct device_calls *godwit_device(uint32_t abi)
 {
-    const struct fault_ways ways = {fill, stray};
+    const struct fault_ways ways = {.fill = fill, .stray = stray};
     device_symbol *symbol = find_real();
     const struct device_calls *calls = symbol ? symbol(abi) : NULL;
 

@@ -10,6 +10,7 @@ tight   more sessions than --session-memory holds: they leave for the host and
         come back, and no token differs
 full    the device has less memory than the node believes: the reply that has no
         room ends with KV_MEMORY, all others go on
+scratch the same where it is what a step needs in between that has no room
 lost    the device is lost in the middle of replies: they end with DEVICE_LOST,
         what was committed is there, and the next node goes on with the same bits
 wild    the same after an operator has really written where nothing is; on a GPU
@@ -40,7 +41,7 @@ CPUS = ("amx", "avx512-bf16", "avx512", "avx2", "ref")
 START_S, CALL_S = 60, 120
 NEEDLE_TOKENS = 1500
 REPLY = 96  # tokens; a session of fewer than 64 is not stored
-PARTS = ("change", "tight", "full", "lost", "wild")
+PARTS = ("change", "tight", "full", "scratch", "lost", "wild")
 
 
 class Wrong(Exception):
@@ -332,12 +333,16 @@ def check_tight(place):
         n_aside, N_TURN * N_SESSION)
 
 
-def check_full(place):
-    """Prompts twice as long each time, until there is no room."""
+BESIDE = ("generate", "--prompt", "The captain", "--max-tokens", "64") + GREEDY
+
+
+def check_full(place, fault):
+    """Prompts twice as long each time, until there is no room; beside each a
+    reply that goes on, or is told so where keys have taken all."""
     data, n_word, err, fits = place.fresh(), 512, "", []
-    with place.on_device(data, "--session-memory", "65536",
-                         fault="full@1:%d" % (64 if place.is_gpu else 8)) as node:
+    with place.on_device(data, "--session-memory", "65536", fault=fault) as node:
         node.call(*play(0, 0))
+        alone = node.call(*BESIDE)
         before = node.tokens("s0")
         while not err and n_word < 1 << 17:
             n_word *= 2
@@ -346,9 +351,14 @@ def check_full(place):
                 file.write("Once upon a time " * (n_word // 4))
             words = ("generate", "--session", "long-%d" % n_word, "--prompt-file",
                      long, "--request-id", "one", "--max-tokens", "4") + GREEDY
-            call = node.start(*words)
+            call, other = node.start(*words), node.start(*BESIDE)
             _, err = call.communicate(timeout=CALL_S)
             want(call.returncode == 0 or "KV_MEMORY" in err, "it says", err)
+            out, said = other.communicate(timeout=CALL_S)
+            want(other.returncode == 0 or
+                 ("KV_MEMORY" in said and fault.startswith("full")),
+                 "the reply beside it failed:", said)
+            want(other.returncode or out == alone, "it differs beside:", out)
             if not call.returncode:
                 err = ""
                 fits.append("long-%d" % n_word)
@@ -359,12 +369,13 @@ def check_full(place):
         node.call(*play(0, 1))  # there is room again
         log = node.tokens("s0")
         node.kill()
-    return data, words, log
+    return data, words, log, "in between" in err
 
 
-def check_full_and_after(place):
+def check_full_and_after(place, fault):
     wanted = undisturbed(place)
-    data, words, log = check_full(place)
+    data, words, log, is_scratch = check_full(place, fault)
+    want(is_scratch or not fault.startswith("scratch"), "it was not scratch")
     with place.on_device(data) as node:
         want(node.tokens("s0") == log, "what was committed is not there")
         node.call(*play(0, 2))
@@ -374,7 +385,8 @@ def check_full_and_after(place):
     with place.on_device(place.fresh()) as node:
         node.call(*words)
         want(node.tokens(words[2]) == found, "the long prompt's reply differs")
-    return "no room for %d tokens, %d with its reply later" % (
+    return "no room for %s of %d tokens, %d with its reply later" % (
+        "what a step needs in between" if is_scratch else "the keys",
         len(found) - 4, len(found))
 
 
@@ -417,8 +429,16 @@ def check_failing(place, fault):
         len(told), sum(map(len, left)), sum(map(len, wanted)))
 
 
+def check_scratch(place):
+    """A GPU has one memory for all: with so much left it was scratch."""
+    return check_full_and_after(place, "full@1:160" if place.is_gpu else
+                                "scratch@1:4")
+
+
 CHECK = {"change": check_change, "tight": check_tight,
-         "full": check_full_and_after,
+         "full": lambda place: check_full_and_after(
+             place, "full@1:%d" % (64 if place.is_gpu else 8)),
+         "scratch": check_scratch,
          "lost": lambda place: check_failing(place, "lost@150"),
          "wild": lambda place: check_failing(place, "wild@150")}
 

@@ -125,7 +125,7 @@ FAKE
 chmod +x "$fake/bin/python3"
 FAKE_LOG=$fake/log expect 0 node time ops goldens
 says '^node .*  held  *wild: '
-if [ "$(tail -n 4 "$fake/log" | tr '\n' ' ')" != 'full time time time ' ] ||
+if [ "$(tail -n 4 "$fake/log" | tr '\n' ' ')" != 'scratch time time time ' ] ||
     [ "$(grep -c full "$fake/log")" -ne 1 ]; then
     echo "in another order:" && cat "$fake/log"
     n_bad=$((n_bad + 1))
