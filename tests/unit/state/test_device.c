@@ -327,10 +327,13 @@ Test(device, a_snapshot_of_other_numerics_is_refused_and_replayed)
 Test(device, without_memory_a_call_fails_and_can_be_tried_again)
 {
     struct node node = open_node(&backend_apart, ARITHMETIC_FP32);
-    struct memory *memory = at_prefix(&node), *other = NULL;
+    struct memory *memory = at_prefix(&node), *other = at_prefix(&node);
     struct image *image = NULL;
     size_t shared = 0;
 
+    cr_assert(feed(&node, other, N_TOKEN)); /* scratch for longer ones, too */
+    memory_destroy(other);
+    other = NULL;
     apart_limit(node.device, 0);
     cr_assert_eq(memory_create(node.model, &other), STATUS_RESOURCE_EXHAUSTED);
     cr_assert_eq(memory_reserve(memory, 4 * KV_BLOCK),
