@@ -136,6 +136,29 @@ static __device__ __forceinline__ float finite_max(float max)
 }
 
 /*
+ * The scores of a row that a thread of four has, columns 8 i + 2 c + j in
+ * s[4 i + j], to weights; returns their sum, 64 columns after 64.
+ */
+template <int N>
+static __device__ __forceinline__ float to_weights(float *s, float base)
+{
+    float sum = 0.0f;
+#pragma unroll
+    for (int b = 0; b < N / 64; b++) {
+        float t = 0.0f;
+#pragma unroll
+        for (int i = 8 * b; i < 8 * b + 8; i++) {
+            s[4 * i] = exp2_of(s[4 * i] - base);
+            s[4 * i + 1] = exp2_of(s[4 * i + 1] - base);
+            t = i == 8 * b ? s[4 * i] : t + s[4 * i];
+            t = t + s[4 * i + 1];
+        }
+        sum = b ? sum + t : t;
+    }
+    return sum;
+}
+
+/*
  * cos and sin of a key's angle for pair i: the table's entries for the first
  * token of its block and for token j of block 0 are added by the theorem. It
  * spares reading a table row per key, which would be as long as the key.

@@ -257,7 +257,7 @@ static __device__ __forceinline__ float weigh(float *s, struct row *row,
 {
     uint32_t c = threadIdx.x % 4 * 2;
     int n_seen = (int)min((int64_t)(row->n_seen - first_key), (int64_t)N);
-    float max = -INFINITY, sum = 0.0f;
+    float max = -INFINITY;
 
 #pragma unroll
     for (int i = 0; i < N / 8; i++) {
@@ -269,18 +269,7 @@ static __device__ __forceinline__ float weigh(float *s, struct row *row,
     max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
     max = raised(row->max, max);
     float base = finite_max(max), factor = exp2_of(row->max - base);
-#pragma unroll
-    for (int b = 0; b < N / 64; b++) {
-        float t = 0.0f;
-#pragma unroll
-        for (int i = 8 * b; i < 8 * b + 8; i++) {
-            s[4 * i] = exp2_of(s[4 * i] - base);
-            s[4 * i + 1] = exp2_of(s[4 * i + 1] - base);
-            t = i == 8 * b ? s[4 * i] : t + s[4 * i];
-            t = t + s[4 * i + 1];
-        }
-        sum = b ? sum + t : t;
-    }
+    float sum = to_weights<N>(s, base);
     row->max = max;
     row->sum = __fmaf_rn(row->sum, factor, sum);
     return factor;

@@ -83,19 +83,8 @@ template <int N>
 static __device__ __forceinline__ void weigh(float *s, struct row *row,
                                              float factor)
 {
-    float base = finite_max(row->max), sum = 0.0f;
-#pragma unroll
-    for (int b = 0; b < N / 64; b++) {
-        float t = 0.0f;
-#pragma unroll
-        for (int i = 8 * b; i < 8 * b + 8; i++) {
-            s[4 * i] = exp2_of(s[4 * i] - base);
-            s[4 * i + 1] = exp2_of(s[4 * i + 1] - base);
-            t = i == 8 * b ? s[4 * i] : t + s[4 * i];
-            t = t + s[4 * i + 1];
-        }
-        sum = b ? sum + t : t;
-    }
+    float sum = to_weights<N>(s, finite_max(row->max));
+
     row->sum = __fmaf_rn(row->sum, factor, sum);
 }
 

@@ -7,7 +7,7 @@
  * where it needs no other cases; tests/gpu/check_linear.cu compares all plain
  * floats.
  */
-#include <stdint.h>
+#include "kernels/cuda/scalar.cuh"
 
 static __device__ __forceinline__ bool silu_is_plain(float x)
 {
@@ -17,16 +17,8 @@ static __device__ __forceinline__ bool silu_is_plain(float x)
 static __device__ __forceinline__ float silu_plain(float x)
 {
     const float shifted = __fmaf_rn(-x, 0x1.715476p+0f, 0x1.8p+23f);
-    const float n = shifted - 0x1.8p+23f;
-    float r = __fmaf_rn(-n, 0x1.63p-1f, -x), reciprocal;
+    float p = scalar_exp_rest(-x, shifted - 0x1.8p+23f), reciprocal;
 
-    r = __fmaf_rn(-n, -0x1.bd0106p-13f, r);
-    float p = __fmaf_rn(0x1.6d195ep-10f, r, 0x1.1213c4p-7f);
-    p = __fmaf_rn(p, r, 0x1.555516p-5f);
-    p = __fmaf_rn(p, r, 0x1.5554d8p-3f);
-    p = __fmaf_rn(p, r, 0.5f);
-    p = __fmaf_rn(p, r, 1.0f);
-    p = __fmaf_rn(p, r, 1.0f);
     /* n stands in the low bits of `shifted`. */
     p *= __int_as_float((__float_as_int(shifted) << 23) + (127 << 23));
     const float d = 1.0f + (x > 87.33f ? 0.0f : p);

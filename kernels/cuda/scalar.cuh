@@ -3,9 +3,9 @@
 /* kernels/scalar.h on the device, the same steps; no flush of subnormals. */
 #include <stdint.h>
 
-static __device__ __forceinline__ float scalar_exp(float x)
+/* e^x over 2^n, n the whole number nearest to x / ln 2. */
+static __device__ __forceinline__ float scalar_exp_rest(float x, float n)
 {
-    const float n = __fmaf_rn(x, 0x1.715476p+0f, 0x1.8p+23f) - 0x1.8p+23f;
     float r = __fmaf_rn(-n, 0x1.63p-1f, x);
 
     r = __fmaf_rn(-n, -0x1.bd0106p-13f, r);
@@ -14,7 +14,14 @@ static __device__ __forceinline__ float scalar_exp(float x)
     p = __fmaf_rn(p, r, 0x1.5554d8p-3f);
     p = __fmaf_rn(p, r, 0.5f);
     p = __fmaf_rn(p, r, 1.0f);
-    p = __fmaf_rn(p, r, 1.0f);
+    return __fmaf_rn(p, r, 1.0f);
+}
+
+static __device__ __forceinline__ float scalar_exp(float x)
+{
+    const float n = __fmaf_rn(x, 0x1.715476p+0f, 0x1.8p+23f) - 0x1.8p+23f;
+    float p = scalar_exp_rest(x, n);
+
     const int half = (int)n / 2, rest = (int)n - half;
     p *= __int_as_float((half + 127) << 23);
     p *= __int_as_float((rest + 127) << 23);
