@@ -1,3 +1,7 @@
+/*
+ * Between the two products of a feed-forward half: silu(gate) * up, rows as the
+ * next product takes them. One call for all rows of a unit of work.
+ */
 #include "kernels/cpu/pairs.h"
 #include "kernels/cpu/panel.h"
 
