@@ -6,61 +6,13 @@
  */
 #include "kernels/device.h"
 #include "kernels/room.h"
-#include "model/graph.h"
-#include "model/head.h"
 #include "model/pass.h"
-#include "model/view.h"
+#include "model/piece.h"
 #include "model/weights.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
-
-/*
- * Where a pass stands: half layers in order, mixer then mlp, then the head.
- * Of the last mlp only rows that come to the head are computed. A half goes
- * through its rows in pieces, from norm to residual: no piece reads another's,
- * but for what a mixer remembers of earlier rows.
- */
-struct pass {
-    struct batch batch;
-    uint32_t
-        half; /* under way: 2 x layer, + 1 for its mlp; 2 x n_layer: head */
-    uint32_t row, end;          /* its piece: rows [row, end); none: equal */
-    struct mixer_cursor cursor; /* in the piece */
-    bool is_under_way;
-    double done, all; /* estimated multiply-adds */
-};
-
-struct workspace {
-    const struct model *model;
-    struct pass pass;
-    uint32_t max_row, max_span, max_logit;
-    uint64_t piece_fma;
-    size_t bytes;
-    /* Of steps that a device may record: without tops, and with them, as they
-     * ask for other things. */
-    uint64_t owner[2];
-    /* Where operators work, the model's device or the host: */
-    float *residual;         /* [max_row, hidden], as is normed */
-    float *normed;           /* what the layer's half reads */
-    uint16_t *rounded;       /* the same rounded rows, or NULL */
-    float *work;             /* mixer's or mlp's; never both */
-    float *logit;            /* [max_logit, n_vocab], on the host another
-                                HEAD_MEASURED behind them */
-    float *taken;            /* the logits where the host reads them; without a
-                                device the same memory */
-    struct tops *tops;       /* [max_logit] of the logits; NULL without a
-                                device that can find them, as is: */
-    struct tops *taken_tops; /* where the host reads them */
-    struct cause cause;      /* why the newest pass failed, or OK */
-    uint64_t *position;      /* [max_row] */
-    struct span *span;       /* [max_span] the parts that lie in a piece */
-    void *span_work;         /* [max_span][MIXER_SPAN_WORK_BYTES] */
-    struct view_room views;
-    uint64_t n_capped; /* heads' states that passes scaled down */
-    struct head head;
-};
 
 static size_t work_floats(const struct model *model)
 {
@@ -170,6 +122,12 @@ static enum status take_views(struct workspace *workspace)
     return st;
 }
 
+static enum status take_strips(struct workspace *it)
+{
+    it->bytes += strips_bytes(it->max_row, it->max_span, it->max_logit);
+    return strips_init(&it->strips, it->max_row, it->max_span, it->max_logit);
+}
+
 static enum status take_head(struct workspace *it)
 {
     it->bytes += head_bytes(it->model, it->max_row);
@@ -196,7 +154,7 @@ enum status workspace_create(const struct model *model, uint32_t max_row,
         !(it->position = take(it, max_row, sizeof(uint64_t))) ||
         !(it->span = take(it, max_span, sizeof(*it->span))) ||
         !(it->span_work = take(it, max_span, MIXER_SPAN_WORK_BYTES)) ||
-        take_tops(it) || take_views(it) || take_head(it)) {
+        take_tops(it) || take_views(it) || take_strips(it) || take_head(it)) {
         workspace_destroy(it);
         return STATUS_RESOURCE_EXHAUSTED;
     }
@@ -224,6 +182,7 @@ void workspace_destroy(struct workspace *workspace)
     free(workspace->position);
     free(workspace->span);
     free(workspace->span_work);
+    strips_release(&workspace->strips);
     view_room_release(&workspace->views);
     head_release(&workspace->head);
     free(workspace);
@@ -239,41 +198,16 @@ uint64_t workspace_n_capped(const struct workspace *workspace)
     return workspace->n_capped;
 }
 
-/* Our own mistakes only: what comes from outside was checked on its way. */
-static void check_batch(const struct workspace *workspace,
-                        const struct batch *batch)
+/* The rows stand as the pass's batch has them. */
+static void place_rows(struct workspace *workspace)
 {
-    const struct model *model = workspace->model;
-    uint32_t n_row = 0;
+    const struct batch *batch = &workspace->pass.batch;
 
-    assert(batch->n_row && batch->n_row <= workspace->max_row);
-    assert(batch->n_span && batch->n_span <= workspace->max_span);
-    assert(batch->n_logit <= workspace->max_logit);
-    for (uint32_t i = 0; i < batch->n_row; i++)
-        assert(batch->token[i] < model->config.n_vocab);
-    for (uint32_t i = 0; i < batch->n_span; i++) {
-        const struct span *span = &batch->span[i];
-
-        assert(span->first_row == n_row && span->n_row);
-        assert(span->position + span->n_row <= model->n_context);
-        assert(span->position + span->n_row <=
-               policy_pass_end(span->policy, span->position));
-        n_row += span->n_row;
-    }
-    assert(n_row == batch->n_row);
-    assert(batch->n_layer == 0 || batch->n_logit == 0);
-    for (uint32_t i = 0; i < batch->n_logit; i++)
-        assert(batch->logit_row[i] < n_row &&
-               (i == 0 || batch->logit_row[i - 1] < batch->logit_row[i]));
-}
-
-static void set_positions(struct workspace *workspace,
-                          const struct batch *batch)
-{
     for (uint32_t i = 0; i < batch->n_span; i++)
         for (uint32_t r = 0; r < batch->span[i].n_row; r++)
             workspace->position[batch->span[i].first_row + r] =
                 batch->span[i].position + r;
+    head_begin(&workspace->head, batch);
 }
 
 /* Rows of the residual from `row` on; normed ones lie at the same place. */
@@ -305,11 +239,6 @@ static bool wants_floats(const struct workspace *workspace)
     if (!workspace->rounded || !arithmetic_is_mma(model->arithmetic))
         return true;
     return half % 2 && mlp_wants_floats(&model->layer[half / 2].mlp);
-}
-
-static uint32_t n_half(const struct model *model)
-{
-    return 2 * model->config.n_layer;
 }
 
 static bool is_in_head(const struct workspace *workspace)
@@ -446,81 +375,14 @@ static void head_piece(struct workspace *workspace, struct pool *pool)
 
 /* ------------------------------------------------------------------ pieces */
 
-/* Rows that a half computes. */
-static uint32_t half_rows(const struct workspace *workspace, uint32_t half)
-{
-    const struct batch *batch = &workspace->pass.batch;
-
-    if (batch->n_layer && half + 1 >= 2 * batch->n_layer)
-        return 0;
-    if (half == n_half(workspace->model))
-        return head_rows(&workspace->head);
-    return half + 1 == n_half(workspace->model) ? workspace->head.n_kept
-                                                : batch->n_row;
-}
-
-/* Multiply-adds of one of its rows, without its past. */
-static double half_row_fma(const struct model *model, uint32_t half)
-{
-    const struct config *c = &model->config;
-
-    if (half == n_half(model))
-        return (double)c->hidden * (double)c->n_vocab;
-    return half % 2 ? mlp_row_flops(c, half / 2) / 2
-                    : model->layer[half / 2].plan[INDEX_NONE].row_flops / 2;
-}
-
-/* Multiply-adds of rows [first, end) with their pasts. */
-static double past_fma(const struct workspace *workspace, uint32_t half,
-                       uint32_t first, uint32_t end)
-{
-    const struct model *model = workspace->model;
-    double n_key = 0.0;
-
-    if (half % 2 || half == n_half(model))
-        return 0.0;
-    for (uint32_t r = first; r < end; r++)
-        n_key += (double)workspace->position[r] + 1.0;
-    return n_key * model->layer[half / 2].plan[INDEX_NONE].past_flops / 2;
-}
-
-static double piece_fma(const struct workspace *workspace, uint32_t half,
-                        uint32_t first, uint32_t end)
-{
-    return (double)(end - first) * half_row_fma(workspace->model, half) +
-           past_fma(workspace, half, first, end);
-}
-
-/*
- * Rows of a piece, of `left` rows. Each piece reads the half's weights anew, so
- * it has rows enough to be worth that; of experts each meets only some rows.
- */
-static uint32_t piece_rows(const struct workspace *workspace, uint32_t left,
-                           uint64_t max_fma)
-{
-    const struct model *model = workspace->model;
-    const uint32_t half = workspace->pass.half;
-    const bool is_moe = half % 2 && model->layer[half / 2].mlp.moe;
-    uint64_t least = is_moe ? PASS_ROWS_EXPERTS : PASS_ROWS;
-    double fit = (double)max_fma / half_row_fma(model, half);
-    uint64_t n = fit < (double)left ? (uint64_t)fit : left;
-
-    n = n / GRID * GRID; /* where the delta rule likes to be cut */
-    n = n > least ? n : least;
-    if (left < 2 * n)
-        return left;
-    return (uint32_t)(left / (left / n) / GRID * GRID);
-}
-
 static void open_piece(struct workspace *workspace, struct pool *pool,
                        uint64_t max_fma)
 {
     const struct model *model = workspace->model;
     struct pass *pass = &workspace->pass;
-    const uint32_t n_row = half_rows(workspace, pass->half);
     const struct layer *layer = &model->layer[pass->half / 2];
 
-    pass->end = pass->row + piece_rows(workspace, n_row - pass->row, max_fma);
+    pass->end = piece_end(workspace, max_fma);
     if (is_in_head(workspace))
         pass->end = head_end(&workspace->head, pass->row, pass->end);
     pass->cursor = (struct mixer_cursor){0};
@@ -575,10 +437,13 @@ static bool step(struct workspace *workspace, struct pool *pool,
 void pass_begin(struct workspace *workspace, const struct batch *batch)
 {
     assert(!workspace->pass.is_under_way);
-    check_batch(workspace, batch);
-    set_positions(workspace, batch);
+    assert(batch->n_row && batch->n_row <= workspace->max_row);
+    assert(batch->n_span && batch->n_span <= workspace->max_span);
+    assert(batch->n_logit <= workspace->max_logit);
+    batch_check(workspace->model, batch);
     workspace->pass = (struct pass){.batch = *batch, .is_under_way = true};
-    head_begin(&workspace->head, &workspace->pass.batch);
+    workspace->strips.n_group = 0;
+    place_rows(workspace);
     for (uint32_t half = 0; half <= n_half(workspace->model); half++)
         workspace->pass.all +=
             piece_fma(workspace, half, 0, half_rows(workspace, half));
@@ -603,7 +468,12 @@ static bool run_on_host(struct workspace *workspace, struct pool *pool,
     const bool is_whole = until_us == UINT64_MAX;
     const uint64_t max_fma =
         is_whole ? UINT64_MAX : workspace->piece_fma * pool_n_thread(pool);
+    const struct pass *pass = &workspace->pass;
+    const bool is_new = pass->half == 0 && pass->row == 0 && pass->end == 0;
 
+    if (!is_whole && is_new && pool_n_thread(pool) > 1 &&
+        piece_arrange(workspace, max_fma))
+        place_rows(workspace);
     while (!step(workspace, pool, max_fma)) {
         if (is_whole && workspace->pass.cursor.is_waiting)
             wait_for_blocks(workspace);

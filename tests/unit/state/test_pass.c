@@ -253,6 +253,113 @@ Test(pass, slices_give_the_bits_of_one_forward)
     pool_destroy(pool);
 }
 
+/* ------------------------------------------------------------ side by side */
+
+#define N_PROMPT 3u
+/* Of each prompt: what was there before, and what the pass brings. */
+static const uint32_t BEFORE[N_PROMPT] = {0, 70, 0};
+static const uint32_t BROUGHT[N_PROMPT] = {N_TOKEN, N_TOKEN - 70, 130};
+
+static void take_seats(const struct bench *bench, struct seat seat[N_PROMPT])
+{
+    for (uint32_t i = 0; i < N_PROMPT; i++) {
+        cr_assert_eq(memory_create(bench->model, &seat[i].memory), STATUS_OK);
+        cr_assert_eq(workspace_create(bench->model, N_PROMPT * N_TOKEN,
+                                      N_PROMPT, N_TOKEN, &seat[i].workspace),
+                     STATUS_OK);
+        if (BEFORE[i])
+            feed(bench, &seat[i], bench->token, BEFORE[i], NULL);
+    }
+}
+
+/* The prompts in one pass of the first seat's workspace, in slices; then one
+ * row more of each, which reads what the pass has left. */
+static void run_together(const struct bench *bench, struct pool *pool,
+                         uint64_t n_fma, float *out)
+{
+    const size_t n_vocab = bench->n_vocab;
+    uint32_t token[N_PROMPT * N_TOKEN], row[N_PROMPT];
+    struct span span[N_PROMPT];
+    struct seat seat[N_PROMPT];
+    struct batch batch = {.token = token, .span = span, .logit_row = row};
+    uint64_t us = 0;
+    const struct ticking clock = {.base = {.now_us = tick}, .us = &us};
+
+    take_seats(bench, seat);
+    for (uint32_t i = 0; i < N_PROMPT; i++) {
+        const uint64_t position = memory_position(seat[i].memory);
+
+        cr_assert_eq(memory_reserve(seat[i].memory, position + BROUGHT[i]),
+                     STATUS_OK);
+        span[i] = (struct span){.first_row = batch.n_row,
+                                .n_row = BROUGHT[i],
+                                .position = position,
+                                .layer = memory_layers(seat[i].memory)};
+        memcpy(token + batch.n_row, bench->token + BEFORE[i],
+               BROUGHT[i] * sizeof(*token));
+        batch.n_row += BROUGHT[i];
+        row[i] = batch.n_row - 1;
+    }
+    batch.n_span = batch.n_logit = N_PROMPT;
+    pass_set_piece(seat[0].workspace, n_fma);
+    pass_begin(seat[0].workspace, &batch);
+    while (!pass_run(seat[0].workspace, pool, &clock.base, us + 2))
+        cr_assert_lt(pass_progress(seat[0].workspace), 1.0);
+    memcpy(out, pass_logits(seat[0].workspace),
+           N_PROMPT * n_vocab * sizeof(*out));
+    for (uint32_t i = 0; i < N_PROMPT; i++) {
+        memory_advance(seat[i].memory, BROUGHT[i]);
+        feed(bench, &seat[i], bench->token, 1, out + (N_PROMPT + i) * n_vocab);
+        leave_seat(&seat[i]);
+    }
+}
+
+/* The same, each prompt alone and whole. */
+static void run_apart(const struct bench *bench, float *out)
+{
+    const size_t n_vocab = bench->n_vocab;
+    float *all = malloc(N_TOKEN * n_vocab * sizeof(*all));
+    struct seat seat[N_PROMPT];
+
+    take_seats(bench, seat);
+    for (uint32_t i = 0; i < N_PROMPT; i++) {
+        feed(bench, &seat[i], bench->token + BEFORE[i], BROUGHT[i], all);
+        memcpy(out + i * n_vocab, all + (BROUGHT[i] - 1) * n_vocab,
+               n_vocab * sizeof(*out));
+        feed(bench, &seat[i], bench->token, 1, out + (N_PROMPT + i) * n_vocab);
+        leave_seat(&seat[i]);
+    }
+    free(all);
+}
+
+/* Pieces of all sizes: with some of them prompts lie side by side
+ * (model/batch.h). */
+Test(pass, prompts_of_one_pass_have_the_bits_of_each_alone)
+{
+    const struct backend *backend;
+    struct pool *pool;
+
+    cr_assert_eq(backend_find("auto", &backend), STATUS_OK);
+    cr_assert_eq(pool_create(2, &pool), STATUS_OK);
+    for (size_t i = 0; i < N_DIR; i++) {
+        struct bench bench = open_bench(DIR[i], backend);
+        const size_t n = 2 * N_PROMPT * bench.n_vocab;
+        float *want = malloc(n * sizeof(*want)),
+              *got = malloc(n * sizeof(*got));
+
+        run_apart(&bench, want);
+        for (uint32_t bit = 12; bit < 26; bit++) {
+            run_together(&bench, pool, UINT64_C(1) << bit, got);
+            cr_assert_arr_eq(got, want, n * sizeof(*got), "%s, 2^%u", DIR[i],
+                             bit);
+        }
+        free(want);
+        free(got);
+        model_destroy(bench.model);
+    }
+    pool_destroy(pool);
+}
+
 /* ------------------------------------------------------- a slice is bounded */
 
 static const struct backend *counted;
