@@ -32,13 +32,13 @@ void batch_check(const struct model *model, const struct batch *batch)
 /* ------------------------------------------------------------------- strips */
 
 enum status strips_init(struct strips *strips, uint32_t max_row,
-                        uint32_t max_span, uint32_t max_logit)
+                        uint32_t max_span)
 {
     *strips = (struct strips){
         .span =
             weights_room(max_span * STRIPS_GROUP_MAX * sizeof(*strips->span)),
         .token = weights_room(max_row * sizeof(*strips->token)),
-        .logit_row = weights_room(max_logit * sizeof(*strips->logit_row))};
+        .logit_row = weights_room(max_span * sizeof(*strips->logit_row))};
     return strips->span && strips->token && strips->logit_row
                ? STATUS_OK
                : STATUS_RESOURCE_EXHAUSTED;
@@ -51,10 +51,10 @@ void strips_release(struct strips *strips)
     free(strips->logit_row);
 }
 
-size_t strips_bytes(uint32_t max_row, uint32_t max_span, uint32_t max_logit)
+size_t strips_bytes(uint32_t max_row, uint32_t max_span)
 {
     return max_span * STRIPS_GROUP_MAX * sizeof(struct span) +
-           ((size_t)max_row + max_logit) * sizeof(uint32_t);
+           ((size_t)max_row + max_span) * sizeof(uint32_t);
 }
 
 /* Does it matter to nobody which rows of other spans come between its own? */

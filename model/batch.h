@@ -21,17 +21,17 @@ struct strips {
     uint32_t end[STRIPS_GROUP_MAX]; /* row behind each group */
     struct span *span;              /* [max_span * STRIPS_GROUP_MAX] */
     uint32_t *token;                /* [max_row] */
-    uint32_t *logit_row;            /* [max_logit] */
+    uint32_t *logit_row;            /* [max_span] */
 };
 
 /*
- * For batches of so many rows, spans and logits.
+ * For batches of so many rows and spans.
  *   RESOURCE_EXHAUSTED  no memory
  */
 MUST_CHECK enum status strips_init(struct strips *strips, uint32_t max_row,
-                                   uint32_t max_span, uint32_t max_logit);
+                                   uint32_t max_span);
 void strips_release(struct strips *strips);
-size_t strips_bytes(uint32_t max_row, uint32_t max_span, uint32_t max_logit);
+size_t strips_bytes(uint32_t max_row, uint32_t max_span);
 
 /*
  * Arrange the batch for pieces of piece_rows rows: *batch becomes one whose

@@ -124,8 +124,10 @@ static enum status take_views(struct workspace *workspace)
 
 static enum status take_strips(struct workspace *it)
 {
-    it->bytes += strips_bytes(it->max_row, it->max_span, it->max_logit);
-    return strips_init(&it->strips, it->max_row, it->max_span, it->max_logit);
+    if (it->model->device)
+        return STATUS_OK; /* its pieces are half layers */
+    it->bytes += strips_bytes(it->max_row, it->max_span);
+    return strips_init(&it->strips, it->max_row, it->max_span);
 }
 
 static enum status take_head(struct workspace *it)

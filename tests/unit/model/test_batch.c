@@ -92,7 +92,7 @@ static void check_logits(const struct batch *got, const struct batch *asked)
 
 static void open_strips(void)
 {
-    cr_assert_eq(strips_init(&strips, ROW_MAX, SPAN_MAX, SPAN_MAX), STATUS_OK);
+    cr_assert_eq(strips_init(&strips, ROW_MAX, SPAN_MAX), STATUS_OK);
 }
 
 static void close_strips(void)
