@@ -2,7 +2,8 @@
 #define MODEL_GRAPH_H
 /*
  * What struct model holds inside. Known to model.c, which builds it, and to
- * forward.c and head.c, which run it; nobody else includes this.
+ * forward.c, piece.c, batch.c and head.c, which run it; nobody else includes
+ * this.
  */
 #include "model/mlp.h"
 #include "model/model.h"
