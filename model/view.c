@@ -380,9 +380,12 @@ void view_describe(const struct view_room *room, const struct span *span,
 {
     uint64_t n_seen = 0;
 
-    for (uint32_t i = 0; i < n_span; i++)
+    for (uint32_t i = 0; i < n_span; i++) {
         for (uint32_t r = 0; r < span[i].n_row; r++)
             describe_row(span[i].policy, span[i].position + r, &n_seen, step);
+        if (span[i].match)
+            step->is_repeatable = false;
+    }
     if (n_seen > room->max_seen)
         step->is_repeatable = false;
 }
