@@ -9,7 +9,7 @@ shift
     $9 == "-" {
         n++
         n_bad += $13 != "1.000"
-        said = said " " $7 " " $11 " of " $12 " at " $8 ","
+        said = said (n > 1 ? ", " : " ") $7 " " $11 " of " $12 " at " $8
     }
     NF < 2 { other = $0 }
     END {
