@@ -417,8 +417,8 @@ struct kv_view {
     uint32_t first_row, n_row; /* n_row 0: nothing at all, not even a list */
     uint64_t position;         /* of the first row, in the session */
     void *const *block;        /* all blocks of the session; lies there, too */
-    float *queries;            /* [n_sum][n_head, d_head]; NULL: no look-ups */
-    uint32_t *pick;            /* [1 + most]; NULL with it */
+    float *queries; /* [n_sum][n_head, d_head]; NULL: 2 to 4 are left out */
+    uint32_t *pick; /* [1 + most]; NULL: n_pick is 0, as is queries NULL */
     uint64_t first_seen;
     uint64_t window, chunk; /* blocks */
     uint32_t n_sink, n_pick;
@@ -759,8 +759,7 @@ struct backend {
     void (*experts)(struct pool *pool, const struct experts_args *args);
     void (*combine)(struct pool *pool, const struct combine_args *args);
     void (*tops)(struct pool *pool, const struct tops_args *args); /* or NULL */
-    /* Like kv_seal, kv_score and kv_mass of memory policies: NULL on devices.
-     */
+    /* Like kv_seal, kv_score and kv_mass: NULL on devices. */
     void (*surprise)(struct pool *pool, const struct surprise_args *args);
     uint32_t (*draw)(const struct draw_args *args);
     void (*peaks)(const struct peaks_args *args);

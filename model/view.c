@@ -351,8 +351,7 @@ void view_release(const struct mixer_batch *batch)
 
 /* ------------------------------------------------------------------- steps */
 
-/* KV blocks that the row there sees. */
-static uint64_t count_seen(const struct policy *policy, uint64_t position)
+uint64_t view_n_block(const struct policy *policy, uint64_t position)
 {
     if (!policy || policy_sees_all(policy, position))
         return position / KV_BLOCK + 1;
@@ -364,7 +363,7 @@ static uint64_t count_seen(const struct policy *policy, uint64_t position)
 static void describe_row(const struct policy *policy, uint64_t position,
                          uint64_t *n_seen, struct device_step *step)
 {
-    const uint64_t n = count_seen(policy, position);
+    const uint64_t n = view_n_block(policy, position);
 
     step->n_block = n > step->n_block ? n : step->n_block;
     if (!policy)

@@ -74,6 +74,9 @@ struct view_args {
 };
 uint32_t view_rows(const struct view_args *args, uint32_t first, uint32_t end);
 
+/* KV blocks that the row there sees; policy NULL is full. Not of sirllm. */
+uint64_t view_n_block(const struct policy *policy, uint64_t position);
+
 /* Of a pass over all rows of the spans: what a device wants to know of what
  * they see. A step that is_repeatable stays so unless the rounds or the kinds
  * of its look-ups would depend on more than its number of rows. */
