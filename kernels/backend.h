@@ -386,26 +386,32 @@ enum key_rule {
 };
 
 /*
- * Memory policies on a device, whose host sees neither queries nor indices. A
- * view is a run of rows of one session, in one grid chunk, that see the same
- * blocks before their own, and what is done when they are through. Those of a
- * session come in order, each as if those before it had happened:
- * 1. If it is_seen, entries [first_seen, first_seen + n) of `block` and `place`
- *    become the list of an attend_span: blocks [0, n_sink), pick[1] ..
- *    pick[n_pick], [window, chunk], the own one last. Entry i lies by the rule:
- *    RANK at (chunk - (n - 1 - i)) * KV_BLOCK; FAR flat at window * KV_BLOCK if
- *    it is before `window`; else where it is.
- * 2. Queries are added up, in order of rows, to the sum of their step: number
- *    t / step % n_sum of `queries`, set to zero before a row t that begins one.
- * 3. With is_full block `chunk` is full: kv_seal makes its index, behind it,
- *    with the rope table if is_placed.
- * 4. With looks_up the n_choose of [first, end) with the largest scores, of
- *    equals the earlier, in ascending order become pick[1] .. pick[n_choose],
- *    their number pick[0]; all of them, unscored, if there are no more. BOUNDS
- *    and KEYS: kv_score of the sum over s ascending from +0 of sum number s,
+ * Memory policies on a device: what model/view.c does on the host, for a host
+ * that sees neither queries nor indices. A view is a run of rows of one session
+ * that see the same blocks before their own, and what is done when they are
+ * through; it is a part of one grid chunk, its rows' own. Views come in order,
+ * those of one session one behind the other, each as if the others before it
+ * had happened:
+ *
+ * 1. If it is seen by attend: entries [first_seen, first_seen + n) of `block`
+ *    and `place` of the arguments become the list of an attend_span: blocks
+ *    [0, n_sink), pick[1] .. pick[n_pick], [window, chunk]; `chunk` is the own
+ *    one. Places are by the rule: RANK, entry i of n: (chunk - (n - 1 - i)) *
+ *    KV_BLOCK; FAR: blocks before `window` flat at window * KV_BLOCK; others
+ *    where they are.
+ * 2. Queries are added up, in order of rows, to the sum of the step in which
+ *    they lie: sum number t / step % n_sum of `queries`, set to zero before a
+ *    row t that begins a step.
+ * 3. With is_full the block `chunk` is full, and its index is made behind it:
+ *    kv_seal, with the rope table if is_placed.
+ * 4. With looks_up blocks are chosen from [first, end): those n_choose with the
+ *    largest scores, of equals the earlier, in ascending order, become pick[1]
+ *    .. pick[n_choose], their number pick[0]. If there are no more than
+ *    n_choose, all of them, and nothing is scored. BOUNDS and KEYS: kv_score of
+ *    the query that is the sum over s ascending from +0 of sum number s,
  *    rotated as one row at look_position. MASS: kv_mass (with `scale`) of the
  *    sums of the last n_sum (or fewer) positions up to the last row, each
- *    rotated at its own.
+ *    rotated at its own position.
  */
 struct kv_view {
     uint32_t first_row, n_row; /* n_row 0: nothing at all, not even a list */
@@ -413,7 +419,8 @@ struct kv_view {
     void *const *block;        /* all blocks of the session; lies there, too */
     float *queries; /* [n_sum][n_head, d_head]; NULL: 2 to 4 are left out */
     uint32_t *pick; /* [1 + most]; NULL: n_pick is 0, as is queries NULL */
-    uint64_t first_seen, window, chunk; /* the last two are blocks */
+    uint64_t first_seen;
+    uint64_t window, chunk; /* blocks */
     uint32_t n_sink, n_pick;
     enum key_rule keys;
     bool is_seen; /* false: its rows see every block, by another span */
@@ -752,7 +759,8 @@ struct backend {
     void (*experts)(struct pool *pool, const struct experts_args *args);
     void (*combine)(struct pool *pool, const struct combine_args *args);
     void (*tops)(struct pool *pool, const struct tops_args *args); /* or NULL */
-    /* Like kv_seal, kv_score and kv_mass: NULL on devices. */
+    /* Like kv_seal, kv_score and kv_mass of memory policies: NULL on devices.
+     */
     void (*surprise)(struct pool *pool, const struct surprise_args *args);
     uint32_t (*draw)(const struct draw_args *args);
     void (*peaks)(const struct peaks_args *args);
