@@ -111,12 +111,10 @@ static enum status take_views(struct workspace *workspace)
     const struct view_extent extent = {.max_row = workspace->max_row,
                                        .n_head = model->config.n_head,
                                        .d_head = model->config.d_head,
-                                       .n_context = model->n_context};
-    enum status st;
+                                       .n_context = model->n_context,
+                                       .device = model->device};
+    const enum status st = view_room_init(&workspace->views, &extent);
 
-    if (model->device)
-        return STATUS_OK; /* it has no policies, so nobody makes views */
-    st = view_room_init(&workspace->views, &extent);
     if (!st)
         workspace->bytes += view_room_bytes(&extent);
     return st;
@@ -510,11 +508,7 @@ static struct device_step describe(const struct workspace *workspace,
                              .is_repeatable =
                                  is_whole && is_decode(&workspace->pass)};
 
-    for (uint32_t i = 0; i < batch->n_row; i++) {
-        const uint64_t n_block = workspace->position[i] / KV_BLOCK + 1;
-
-        it.n_block = n_block > it.n_block ? n_block : it.n_block;
-    }
+    view_describe(&workspace->views, batch->span, batch->n_span, &it);
     return it;
 }
 

@@ -219,7 +219,18 @@ static uint32_t clip_spans(const struct mixer_batch *batch, uint32_t first,
     return n;
 }
 
-/* Queries without a rotation, for look-ups, where their results will be. */
+/* Does the host look up? It wants queries without a rotation, which go where
+ * their results will be. A device is asked before they are rotated. */
+static bool keeps_queries(const struct mixer_batch *batch)
+{
+    return view_is_partial(batch) && !batch->views->device;
+}
+
+static bool rotates_late(const struct mixer_batch *batch)
+{
+    return view_is_partial(batch) && batch->views->device;
+}
+
 static void keep_queries(const struct mixer_layer *layer,
                          const struct mixer_batch *batch)
 {
@@ -254,7 +265,28 @@ static void match_keys(const struct mixer_layer *layer,
                          .match = asked->match});
 }
 
-/* Fused rows: q and k normed, q rotated, k and v also in the blocks. */
+/* Queries of rows [first, end), whose keys are in their blocks. */
+static void rotate(const struct mixer_layer *layer,
+                   const struct mixer_batch *batch, uint32_t first,
+                   uint32_t end)
+{
+    const struct work work = work_of(layer, batch);
+
+    batch->backend->rope(
+        batch->pool, &(struct rope_args){
+                         .x = work.fused + first * work.at.stride + work.at.q,
+                         .x_stride = work.at.stride,
+                         .position = batch->position + first,
+                         .n_row = end - first,
+                         .n_head = layer->shape.n_head,
+                         .d_head = layer->shape.d_head,
+                         .table = batch->rope});
+    for (uint32_t i = 0; i < batch->n_span && end == batch->n_row; i++)
+        match_keys(layer, batch, &batch->span[i]);
+}
+
+/* Fused rows: q and k normed, q rotated unless that is for later, k and v also
+ * in the blocks. */
 static void project(const struct mixer_layer *layer,
                     const struct mixer_batch *batch)
 {
@@ -278,15 +310,8 @@ static void project(const struct mixer_layer *layer,
                                                            : NULL});
     norm_heads(layer, batch, q, stride, shape.n_head, layer->q_norm);
     norm_heads(layer, batch, k, stride, shape.n_kv_head, layer->k_norm);
-    if (view_is_partial(batch))
+    if (keeps_queries(batch))
         keep_queries(layer, batch);
-    backend->rope(batch->pool, &(struct rope_args){.x = q,
-                                                   .x_stride = stride,
-                                                   .position = batch->position,
-                                                   .n_row = batch->n_row,
-                                                   .n_head = shape.n_head,
-                                                   .d_head = shape.d_head,
-                                                   .table = batch->rope});
     backend->kv_append(batch->pool,
                        &(struct kv_append_args){
                            .shape = shape,
@@ -296,8 +321,8 @@ static void project(const struct mixer_layer *layer,
                            .v_stride = stride,
                            .span = span,
                            .n_span = clip_spans(batch, 0, batch->n_row, span)});
-    for (uint32_t i = 0; i < batch->n_span; i++)
-        match_keys(layer, batch, &batch->span[i]);
+    if (!rotates_late(batch))
+        rotate(layer, batch, 0, batch->n_row);
 }
 
 /*
@@ -325,24 +350,36 @@ static uint64_t choose_blocks(const struct mixer_batch *batch,
     return n ? n : 1;
 }
 
+/* Make the views of rows [at->row, at->end), or of as many as there is room
+ * for. */
+static void view(const struct mixer_layer *layer,
+                 const struct mixer_batch *batch, struct mixer_cursor *at)
+{
+    const struct work work = work_of(layer, batch);
+    const bool is_kept = keeps_queries(batch);
+
+    at->end = view_rows(
+        &(struct view_args){.batch = batch,
+                            .shape = layer->shape,
+                            .scale = layer->scale,
+                            .q = is_kept ? work.out : work.fused + work.at.q,
+                            .q_stride =
+                                is_kept ? work.out_stride : work.at.stride},
+        at->row, at->end);
+    if (rotates_late(batch))
+        rotate(layer, batch, at->row, at->end);
+}
+
 /* Which rows come next, and what they see; false while that is not in RAM. */
 static bool open_rows(const struct mixer_layer *layer,
                       const struct mixer_batch *batch, uint64_t block_fma,
                       struct mixer_cursor *at)
 {
-    const struct work work = work_of(layer, batch);
-
     if (!at->is_open) {
         at->end =
             at->row + choose_rows(batch, block_fma, batch->n_row - at->row);
         if (view_is_partial(batch))
-            at->end =
-                view_rows(&(struct view_args){.batch = batch,
-                                              .shape = layer->shape,
-                                              .scale = layer->scale,
-                                              .q = work.out,
-                                              .q_stride = work.out_stride},
-                          at->row, at->end);
+            view(layer, batch, at);
         at->is_open = at->end > at->row;
     }
     at->is_waiting =

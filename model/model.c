@@ -573,19 +573,21 @@ struct rooms *model_rooms(const struct model *model)
 enum status model_check_policy(const struct model *model,
                                const struct policy *policy)
 {
-    if (policy->kind == POLICY_FULL)
+    const bool is_wide = model->kv == KV_WIDE;
+
+    if (policy->kind == POLICY_FULL ||
+        (is_wide && !(model->device && policy->kind == POLICY_SIRLLM)))
         return STATUS_OK;
-    if (!model->device && model->kv == KV_WIDE)
-        return STATUS_OK;
-    if (model->device)
-        (void)status_fail(STATUS_FAILED_PRECONDITION,
-                          "backend '%s' has no memory policies but full: a "
-                          "CPU's backends have all (--backend)",
-                          model->backend->name);
-    else
+    if (!is_wide)
         (void)status_fail(STATUS_FAILED_PRECONDITION,
                           "keys and values in int8 have no memory policies "
                           "but full: those of --kv-format auto have all");
+    else
+        (void)status_fail(STATUS_FAILED_PRECONDITION,
+                          "backend '%s' has no memory policy sirllm, which "
+                          "looks at logits that stay on the device: a CPU's "
+                          "backends have it (--backend)",
+                          model->backend->name);
     return status_because("POLICY_UNSUPPORTED");
 }
 

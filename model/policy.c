@@ -443,6 +443,25 @@ struct block_range policy_candidates(const struct policy *policy,
         .first = policy->n_sink < end ? policy->n_sink : end, .end = end};
 }
 
+uint32_t policy_n_chosen(const struct policy *policy, struct block_range among)
+{
+    const uint64_t n = among.end - among.first;
+
+    return n < policy->n_pick ? (uint32_t)n : policy->n_pick;
+}
+
+uint32_t policy_n_picked(const struct policy *policy, uint64_t position)
+{
+    uint64_t looked_up = position;
+
+    assert(policy->kind != POLICY_SIRLLM);
+    if (policy->base)
+        looked_up -= position % period_of(policy);
+    else if (policy->kind != POLICY_SNAPKV)
+        return 0;
+    return policy_n_chosen(policy, policy_candidates(policy, looked_up / GRID));
+}
+
 /* Is a better than b? Total: no two have one index. */
 static bool is_better(const float *score, uint32_t a, uint32_t b)
 {
@@ -477,7 +496,7 @@ uint32_t policy_choose(const struct policy *policy, struct block_range among,
                        const float *score, uint32_t *out)
 {
     const uint32_t n_among = (uint32_t)(among.end - among.first);
-    const uint32_t n = n_among < policy->n_pick ? n_among : policy->n_pick;
+    const uint32_t n = policy_n_chosen(policy, among);
 
     for (uint32_t i = 0; i < n; i++)
         out[i] = i;
@@ -496,24 +515,41 @@ uint32_t policy_choose(const struct policy *policy, struct block_range among,
     return n;
 }
 
-uint64_t policy_far_distance(const struct policy *policy)
+uint64_t policy_look_position(const struct policy *policy, uint64_t position)
 {
-    return (uint64_t)policy->n_window * KV_BLOCK;
+    return policy_looks_at_positions(policy)
+               ? position
+               : (uint64_t)policy->n_window * KV_BLOCK;
 }
 
-/* Where a block before the own one is taken to lie; `behind` are seen after
- * it, the own one included. */
-static struct key_place place_of(const struct policy *policy, uint64_t chunk,
-                                 uint64_t block, uint32_t behind)
+struct policy_sight policy_sight(const struct policy *policy, uint64_t chunk,
+                                 uint32_t n_pick)
 {
     const uint64_t window = window_start(policy, chunk);
+    const uint64_t n_sink = policy->n_sink < window ? policy->n_sink : window;
 
-    switch (policy->keys) {
+    assert(policy->kind != POLICY_FULL &&
+           !policy_sees_all(policy, (chunk + 1) * GRID - 1));
+    return (struct policy_sight){
+        .window = window,
+        .chunk = chunk,
+        .n_sink = (uint32_t)n_sink,
+        .n_pick = n_pick,
+        .n = (uint32_t)(n_sink + n_pick + (chunk - window) + 1)};
+}
+
+/* Where block `block` is taken to lie, if `behind` are seen after it. */
+static struct key_place place_of(enum key_rule keys,
+                                 const struct policy_sight *sight,
+                                 uint64_t block, uint32_t behind)
+{
+    switch (keys) {
     case KEYS_RANK:
-        return (struct key_place){.position = (chunk - behind) * KV_BLOCK};
+        return (struct key_place){.position =
+                                      (sight->chunk - behind) * KV_BLOCK};
     case KEYS_FAR:
-        if (block < window)
-            return (struct key_place){.position = window * KV_BLOCK,
+        if (block < sight->window)
+            return (struct key_place){.position = sight->window * KV_BLOCK,
                                       .is_flat = true};
         break;
     case KEYS_TRUE:
@@ -527,22 +563,18 @@ uint32_t policy_see(const struct policy *policy, uint64_t chunk,
                     const uint32_t *pick, uint32_t n_pick,
                     struct policy_view *out)
 {
-    const uint64_t window = window_start(policy, chunk);
-    const uint64_t n_sink = policy->n_sink < window ? policy->n_sink : window;
-    const uint64_t n = n_sink + n_pick + (chunk - window) + 1;
+    const struct policy_sight sight = policy_sight(policy, chunk, n_pick);
     uint32_t at = 0;
 
-    assert(policy->kind != POLICY_FULL &&
-           !policy_sees_all(policy, (chunk + 1) * GRID - 1));
     if (!out)
-        return (uint32_t)n;
-    for (uint64_t b = 0; b < n_sink; b++)
+        return sight.n;
+    for (uint64_t b = 0; b < sight.n_sink; b++)
         out[at++].block = b;
     for (uint32_t i = 0; i < n_pick; i++)
         out[at++].block = pick[i];
-    for (uint64_t b = window; b <= chunk; b++)
+    for (uint64_t b = sight.window; b <= chunk; b++)
         out[at++].block = b;
     for (uint32_t i = 0; i < at; i++)
-        out[i].place = place_of(policy, chunk, out[i].block, at - 1 - i);
+        out[i].place = place_of(policy->keys, &sight, out[i].block, at - 1 - i);
     return at;
 }

@@ -50,16 +50,6 @@ enum policy_kind {
     N_POLICY_KIND
 };
 
-/* Where the keys of other blocks than the own one are taken to lie. Queries
- * have their true position under each rule: only distances matter to RoPE. */
-enum key_rule {
-    KEYS_TRUE, /* where they are */
-    KEYS_RANK, /* as if the blocks that are seen were all there are */
-    KEYS_FAR,  /* in the window where they are; all keys before it just before
-                  it, at one position for all rows of a grid chunk */
-    N_KEY_RULE
-};
-
 struct policy {
     enum policy_kind kind;
     enum key_rule keys;
@@ -145,6 +135,11 @@ struct block_range {
 struct block_range policy_candidates(const struct policy *policy,
                                      uint64_t chunk);
 
+/* A look-up takes as many of them as it may; and how many the one took by which
+ * the row at `position` sees, which is not known of sirllm. */
+uint32_t policy_n_chosen(const struct policy *policy, struct block_range among);
+uint32_t policy_n_picked(const struct policy *policy, uint64_t position);
+
 /*
  * The n_pick candidates with the largest scores, of equals the earlier, in
  * ascending order of blocks; all of them if there are no more. Returns how
@@ -153,15 +148,25 @@ struct block_range policy_candidates(const struct policy *policy,
 uint32_t policy_choose(const struct policy *policy, struct block_range among,
                        const float *score, uint32_t *out);
 
-/* Where a query's far distance lies under KEYS_FAR: for look-ups. */
-uint64_t policy_far_distance(const struct policy *policy);
+/* Of the query of a look-up that is made behind `position`: that, or the
+ * distance that far blocks have. */
+uint64_t policy_look_position(const struct policy *policy, uint64_t position);
 
 /*
- * The blocks that rows of grid chunk `chunk` see, given what the look-up chose,
- * in order, the own one last. Returns how many; with out NULL only counts.
- * Not where policy_sees_all(), nor for full. At most POLICY_SEEN_MAX if the
- * policy is bounded.
+ * The blocks that rows of grid chunk `chunk` see, given how many the look-up
+ * chose: [0, n_sink), those, [window, chunk]. Not where policy_sees_all(), nor
+ * for full. At most POLICY_SEEN_MAX if the policy is bounded.
  */
+struct policy_sight {
+    uint64_t window, chunk;
+    uint32_t n_sink, n_pick;
+    uint32_t n; /* all of them */
+};
+struct policy_sight policy_sight(const struct policy *policy, uint64_t chunk,
+                                 uint32_t n_pick);
+
+/* The same given what it chose, in order, the own block last. Returns how many;
+ * with out NULL only counts. */
 struct policy_view {
     uint64_t block;
     struct key_place place;

@@ -1,6 +1,7 @@
 #include "model/view.h"
 
-#include "model/surprise.h"
+#include "kernels/device.h"
+#include "model/view_parts.h"
 #include "model/weights.h"
 
 #include <assert.h>
@@ -12,13 +13,20 @@
 /* Of all spans together: as many as make calls long enough, and as a session's
  * row may see. */
 #define SEEN_LEAST 16384u
+/* On a device rounds cost more than room does: those of a long prompt, whose
+ * views are of a few rows, shall be few. */
+#define SEEN_OF_A_ROW 32u
 
-static uint32_t most_seen(const struct view_extent *extent)
+static size_t most_seen(const struct view_extent *extent)
 {
     const uint64_t n = extent->n_context / KV_BLOCK + 1;
+    const size_t least =
+        extent->device && extent->max_row * SEEN_OF_A_ROW > SEEN_LEAST
+            ? (size_t)extent->max_row * SEEN_OF_A_ROW
+            : SEEN_LEAST;
 
     static_assert(SEEN_LEAST >= POLICY_SEEN_MAX, "a bounded view fits");
-    return n > SEEN_LEAST ? (uint32_t)n : SEEN_LEAST;
+    return n > least ? n : least;
 }
 
 static size_t score_floats(const struct view_extent *extent)
@@ -36,29 +44,60 @@ static size_t stat_floats(const struct view_extent *extent)
     return (size_t)VIEW_QUERIES * extent->n_head * 2;
 }
 
+/* What only the host wants that looks up itself, or that asks for it. */
+static size_t host_bytes(const struct view_extent *extent)
+{
+    return extent->device
+               ? extent->max_row * sizeof(struct kv_view)
+               : most_seen(extent) * sizeof(struct policy_view) +
+                     (score_floats(extent) + query_floats_of(extent) +
+                      stat_floats(extent)) *
+                         sizeof(float);
+}
+
 size_t view_room_bytes(const struct view_extent *extent)
 {
     return extent->max_row * sizeof(struct attend_span) +
-           most_seen(extent) * (sizeof(void *) + sizeof(struct key_place) +
-                                sizeof(struct policy_view)) +
-           (score_floats(extent) + query_floats_of(extent) +
-            stat_floats(extent)) *
-               sizeof(float);
+           most_seen(extent) * (sizeof(void *) + sizeof(struct key_place)) +
+           host_bytes(extent);
+}
+
+static enum status take_lists(struct view_room *room)
+{
+    void *block = NULL, *place = NULL;
+    enum status st =
+        device_take(room->device, room->max_seen * sizeof(void *), &block);
+
+    if (!st)
+        st = device_take(room->device,
+                         room->max_seen * sizeof(struct key_place), &place);
+    room->block = block;
+    room->place = place;
+    return st;
+}
+
+static bool take_rest(struct view_room *room, const struct view_extent *extent)
+{
+    const size_t max_row = extent->max_row;
+
+    if (!(room->span = weights_room(max_row * sizeof(*room->span))))
+        return false;
+    if (room->device)
+        return (room->view = weights_room(max_row * sizeof(*room->view)));
+    room->seen = weights_room(room->max_seen * sizeof(*room->seen));
+    room->score = weights_room(score_floats(extent) * sizeof(float));
+    room->query = weights_room(query_floats_of(extent) * sizeof(float));
+    room->stat = weights_room(stat_floats(extent) * sizeof(float));
+    return room->seen && room->score && room->query && room->stat;
 }
 
 enum status view_room_init(struct view_room *room,
                            const struct view_extent *extent)
 {
-    const uint32_t n = most_seen(extent);
-    struct view_room it = {.max_seen = n};
+    struct view_room it = {.device = extent->device,
+                           .max_seen = (uint32_t)most_seen(extent)};
 
-    if (!(it.span = weights_room(extent->max_row * sizeof(*it.span))) ||
-        !(it.block = weights_room(n * sizeof(*it.block))) ||
-        !(it.place = weights_room(n * sizeof(*it.place))) ||
-        !(it.seen = weights_room(n * sizeof(*it.seen))) ||
-        !(it.score = weights_room(score_floats(extent) * sizeof(float))) ||
-        !(it.query = weights_room(query_floats_of(extent) * sizeof(float))) ||
-        !(it.stat = weights_room(stat_floats(extent) * sizeof(float)))) {
+    if (take_lists(&it) || !take_rest(&it, extent)) {
         view_room_release(&it);
         return STATUS_RESOURCE_EXHAUSTED;
     }
@@ -68,9 +107,10 @@ enum status view_room_init(struct view_room *room,
 
 void view_room_release(struct view_room *room)
 {
+    device_give(room->device, room->block);
+    device_give(room->device, room->place);
     free(room->span);
-    free(room->block);
-    free(room->place);
+    free(room->view);
     free(room->seen);
     free(room->score);
     free(room->query);
@@ -80,17 +120,6 @@ void view_room_release(struct view_room *room)
 
 /* ------------------------------------------------------------------ state */
 
-/* Of one layer and session, between two rows. */
-struct look {
-    float *queries; /* [LOOK_ROWS][n_head, d_head] ring of sums, each over the
-                       queries of one step; with longer steps fewer are used */
-    uint32_t *pick; /* [1 + POLICY_BLOCK_MAX] how many, then the blocks */
-};
-
-/* Rows whose queries a look-up adds up, at least: those right before the step.
- * A question is rarely shorter; more would drown it. */
-#define LOOK_ROWS VIEW_QUERIES
-
 enum { FIELD_QUERIES, FIELD_PICK, N_LOOK_FIELD };
 
 static void look_fields(struct attend_shape shape, struct mixer_field *field)
@@ -99,7 +128,7 @@ static void look_fields(struct attend_shape shape, struct mixer_field *field)
         {.name = "queries",
          .type = FIELD_F32,
          .n_dim = 3,
-         .dim = {LOOK_ROWS, shape.n_head, shape.d_head}},
+         .dim = {VIEW_QUERIES, shape.n_head, shape.d_head}},
         {.name = "pick",
          .type = FIELD_U32,
          .n_dim = 1,
@@ -162,18 +191,6 @@ static struct look look_of(struct attend_shape shape, void *state)
         .pick = (uint32_t *)(void *)(at + field[FIELD_PICK].offset)};
 }
 
-/* --------------------------------------------------------------- look-ups */
-
-/* One session in this layer. */
-struct viewed {
-    const struct view_args *args;
-    const struct policy *policy;
-    const struct layer_memory *memory;
-    struct block_source *source; /* NULL: all blocks are there */
-    enum index_kind index;
-    struct look look; /* with an index that looks at queries */
-};
-
 static struct viewed viewed_of(const struct view_args *args,
                                const struct span *span)
 {
@@ -189,275 +206,93 @@ static struct viewed viewed_of(const struct view_args *args,
     return viewed;
 }
 
-static size_t query_floats(const struct viewed *it)
+uint32_t view_n_sum(const struct policy *policy)
 {
-    return (size_t)it->args->shape.n_head * it->args->shape.d_head;
+    return policy->step < VIEW_QUERIES ? VIEW_QUERIES / policy->step : 1;
 }
 
-/* Sums that a look-up adds up. */
-static uint32_t n_sum(const struct policy *policy)
+bool view_counts(const struct viewed *it, uint64_t position)
 {
-    return policy->step < LOOK_ROWS ? LOOK_ROWS / policy->step : 1;
-}
-
-/* That of the step in which `position` lies. */
-static float *sum_at(const struct viewed *it, uint64_t position)
-{
-    const uint64_t step = position / it->policy->step;
-
-    return it->look.queries + step % n_sum(it->policy) * query_floats(it);
-}
-
-/* The queries of rows [row, row + n), all of one step. */
-static void add_queries(const struct viewed *it, uint32_t row, uint32_t n,
-                        uint64_t position)
-{
-    const size_t n_q = query_floats(it);
-    float *sum = sum_at(it, position);
-
-    if (position % it->policy->step == 0)
-        memset(sum, 0, n_q * sizeof(*sum));
-    for (uint32_t r = row; r < row + n; r++) {
-        const float *q = it->args->q + r * it->args->q_stride;
-
-        for (size_t i = 0; i < n_q; i++)
-            sum[i] += q[i];
+    switch (it->index) {
+    case INDEX_KEYS:
+    case INDEX_BOUNDS:
+        return true;
+    case INDEX_MASS:
+        return policy_sees_all(it->policy, position);
+    case INDEX_NONE:
+    case INDEX_SURPRISE:
+    case N_INDEX:
+        break;
     }
-}
-
-/* The chunk's block is full. Its index lies behind it, where snapshots find
- * it, and may lie elsewhere for look-ups. */
-static void seal(const struct viewed *it, uint64_t chunk)
-{
-    const struct mixer_batch *batch = it->args->batch;
-    const struct attend_shape shape = it->args->shape;
-    const size_t n = kv_index_bytes(shape, it->index);
-    void *behind = (char *)it->memory->block[chunk] + kv_block_bytes(shape);
-    void *apart = it->memory->index[chunk];
-
-    batch->backend->kv_seal(
-        batch->pool,
-        &(struct kv_seal_args){
-            .shape = shape,
-            .kind = it->index,
-            .table = policy_looks_at_positions(it->policy) ? batch->rope : NULL,
-            .block = it->memory->block[chunk],
-            .position = chunk * KV_BLOCK,
-            .index = behind});
-    if (it->memory->is_short)
-        kv_shorten_bounds(shape, behind, apart);
-    else if (apart != behind)
-        memcpy(apart, behind, n);
-}
-
-/*
- * The last queries as one, as the index wants it: at the step's last
- * position, or at the distance that far blocks have.
- */
-static void make_query(const struct viewed *it, uint64_t position, float *query)
-{
-    const struct attend_shape shape = it->args->shape;
-    const struct mixer_batch *batch = it->args->batch;
-    const size_t n_q = (size_t)shape.n_head * shape.d_head;
-    const uint64_t at = policy_looks_at_positions(it->policy)
-                            ? position
-                            : policy_far_distance(it->policy);
-
-    memset(query, 0, n_q * sizeof(float));
-    for (uint32_t s = 0; s < n_sum(it->policy); s++)
-        for (size_t i = 0; i < n_q; i++)
-            query[i] += it->look.queries[s * n_q + i];
-    batch->backend->rope(batch->pool,
-                         &(struct rope_args){.x = query,
-                                             .x_stride = n_q,
-                                             .position = &at,
-                                             .n_row = 1,
-                                             .n_head = shape.n_head,
-                                             .d_head = shape.d_head,
-                                             .table = batch->rope});
-}
-
-static void score_blocks(const struct viewed *it, uint64_t position,
-                         struct block_range among)
-{
-    const struct mixer_batch *batch = it->args->batch;
-    struct view_room *room = batch->views;
-
-    make_query(it, position, room->query);
-    batch->backend->kv_score(
-        batch->pool, &(struct kv_score_args){.shape = it->args->shape,
-                                             .kind = it->index,
-                                             .is_short = it->memory->is_short,
-                                             .q = room->query,
-                                             .index = it->memory->index,
-                                             .first = among.first,
-                                             .end = among.end,
-                                             .score = room->score});
-}
-
-/* By what the last rows up to `position` attend to. */
-static void weigh_blocks(const struct viewed *it, uint64_t position,
-                         struct block_range among)
-{
-    const struct mixer_batch *batch = it->args->batch;
-    const struct attend_shape shape = it->args->shape;
-    struct view_room *room = batch->views;
-    const size_t n_q = query_floats(it);
-    const uint32_t n_row =
-        position + 1 < LOOK_ROWS ? (uint32_t)position + 1 : LOOK_ROWS;
-    uint64_t at[LOOK_ROWS];
-
-    for (uint32_t r = 0; r < n_row; r++) {
-        at[r] = position + 1 - n_row + r;
-        memcpy(room->query + r * n_q, sum_at(it, at[r]), n_q * sizeof(float));
-    }
-    batch->backend->rope(batch->pool,
-                         &(struct rope_args){.x = room->query,
-                                             .x_stride = n_q,
-                                             .position = at,
-                                             .n_row = n_row,
-                                             .n_head = shape.n_head,
-                                             .d_head = shape.d_head,
-                                             .table = batch->rope});
-    batch->backend->kv_mass(batch->pool,
-                            &(struct kv_mass_args){.shape = shape,
-                                                   .table = batch->rope,
-                                                   .scale = it->args->scale,
-                                                   .q = room->query,
-                                                   .n_row = n_row,
-                                                   .position = at[0],
-                                                   .block = it->memory->block,
-                                                   .first = among.first,
-                                                   .end = among.end,
-                                                   .stat = room->stat,
-                                                   .mass = room->score});
-}
-
-/* For the steps behind `position`, the last one of its own. */
-static void look_up(const struct viewed *it, uint64_t position)
-{
-    const float *score = it->args->batch->views->score;
-    const struct block_range among =
-        policy_candidates(it->policy, (position + 1) / KV_BLOCK);
-
-    if (among.end - among.first > it->policy->n_pick) {
-        if (it->index == INDEX_MASS)
-            weigh_blocks(it, position, among);
-        else
-            score_blocks(it, position, among);
-    }
-    it->look.pick[0] =
-        policy_choose(it->policy, among, score, it->look.pick + 1);
-}
-
-/* Rows [row, row + n) at `position`, all with the same view, have been seen. */
-static void advance(const struct viewed *it, uint32_t row, uint32_t n,
-                    uint64_t position)
-{
-    const uint64_t end = position + n;
-
-    if (it->index == INDEX_NONE || it->index == INDEX_SURPRISE ||
-        (it->index == INDEX_MASS && !policy_sees_all(it->policy, position)))
-        return; /* nothing will be looked up */
-    for (uint64_t at = position, behind; at < end; at = behind) {
-        behind = (at / it->policy->step + 1) * it->policy->step;
-        behind = behind < end ? behind : end;
-        add_queries(it, row + (uint32_t)(at - position),
-                    (uint32_t)(behind - at), at);
-    }
-    if (end % GRID == 0 && it->index != INDEX_MASS)
-        seal(it, end / GRID - 1);
-    if (policy_looks_up(it->policy, end))
-        look_up(it, end - 1);
+    return false;
 }
 
 /* ------------------------------------------------------------------- spans */
 
-/* Where keys and values of a block are, or will be; NULL: no room for them. */
-static void *block_of(const struct viewed *it, uint64_t block)
-{
-    return it->source
-               ? it->source->hold(it->source, it->args->batch->layer, block)
-               : it->memory->block[block];
-}
-
-/* How many blocks rows of the chunk see beside sinks and window, and which. */
-static const uint32_t *picked(const struct viewed *it, uint64_t chunk)
-{
-    static const uint32_t NONE[] = {0};
-
-    if (it->index == INDEX_SURPRISE)
-        return surprise_kept(it->policy, it->memory->state, chunk);
-    return it->index ? it->look.pick : NONE;
-}
-
-/* A span for rows from `row` on with one view, if what they see still fits. */
-static bool add_view(const struct viewed *it, uint32_t row, uint32_t n,
-                     uint64_t position, uint32_t *n_seen)
-{
-    struct view_room *room = it->args->batch->views;
-    const uint64_t chunk = position / GRID;
-    const uint32_t *pick = picked(it, chunk);
-    const uint32_t n_new =
-        policy_see(it->policy, chunk, pick + 1, pick[0], NULL);
-
-    if (*n_seen + n_new > room->max_seen)
-        return false;
-    policy_see(it->policy, chunk, pick + 1, pick[0], room->seen);
-    for (uint32_t i = 0; i < n_new; i++) {
-        void *block = block_of(it, room->seen[i].block);
-
-        if (!block)
-            return false;
-        room->block[*n_seen + i] = block;
-        room->place[*n_seen + i] = room->seen[i].place;
-    }
-    room->span[room->n_span++] = (struct attend_span){
-        .first_row = row,
-        .n_row = n,
-        .position = (uint64_t)(n_new - 1) * KV_BLOCK + position % KV_BLOCK,
-        .block = room->block + *n_seen,
-        .place = room->place + *n_seen};
-    *n_seen += n_new;
-    return true;
-}
-
-/* One for rows that see every block. */
-static void add_all(const struct viewed *it, uint32_t row, uint32_t n,
-                    uint64_t position)
+void view_add_all(const struct viewed *it, const struct view_run *run)
 {
     struct view_room *room = it->args->batch->views;
 
     room->span[room->n_span++] =
-        (struct attend_span){.first_row = row,
-                             .n_row = n,
-                             .position = position,
+        (struct attend_span){.first_row = run->row,
+                             .n_row = run->n,
+                             .position = run->position,
                              .block = it->memory->block};
+}
+
+void view_add_seen(const struct viewed *it, const struct view_run *run,
+                   uint32_t n_seen)
+{
+    struct view_room *room = it->args->batch->views;
+
+    room->span[room->n_span++] =
+        (struct attend_span){.first_row = run->row,
+                             .n_row = run->n,
+                             .position = (uint64_t)(n_seen - 1) * KV_BLOCK +
+                                         run->position % KV_BLOCK,
+                             .block = room->block + room->n_seen,
+                             .place = room->place + room->n_seen};
+    room->n_seen += n_seen;
+}
+
+static bool add_run(const struct viewed *it, const struct view_run *run)
+{
+    return it->args->batch->views->device ? view_far_run(it, run)
+                                          : view_host_run(it, run);
+}
+
+static void add_full(const struct viewed *it, const struct view_run *run)
+{
+    const struct mixer_batch *batch = it->args->batch;
+
+    view_add_all(it, run);
+    if (batch->views->device)
+        view_far_skip(batch);
 }
 
 /* Rows [from, to) of one session; returns behind the last that fits. */
 static uint32_t add_rows(const struct viewed *it, const struct span *span,
-                         uint32_t from, uint32_t to, uint32_t *n_seen)
+                         uint32_t from, uint32_t to)
 {
-    uint64_t position = span->position + (from - span->first_row);
+    struct view_run run = {.row = from,
+                           .n = to - from,
+                           .position =
+                               span->position + (from - span->first_row)};
 
     if (!it->policy) {
-        add_all(it, from, to - from, position);
+        add_full(it, &run);
         return to;
     }
-    while (from < to) {
-        const uint64_t left = policy_view_end(it->policy, position) - position;
-        const uint32_t n = left < to - from ? (uint32_t)left : to - from;
+    for (; run.row < to; run.row += run.n, run.position += run.n) {
+        const uint64_t left =
+            policy_view_end(it->policy, run.position) - run.position;
 
-        if (policy_sees_all(it->policy, position))
-            add_all(it, from, n, position);
-        else if (!add_view(it, from, n, position, n_seen))
+        run.n = left < to - run.row ? (uint32_t)left : to - run.row;
+        run.sees_all = policy_sees_all(it->policy, run.position);
+        if (!add_run(it, &run))
             break;
-        advance(it, from, n, position);
-        from += n;
-        position += n;
     }
-    return from;
+    return run.row;
 }
 
 bool view_is_partial(const struct mixer_batch *batch)
@@ -471,9 +306,9 @@ bool view_is_partial(const struct mixer_batch *batch)
 uint32_t view_rows(const struct view_args *args, uint32_t first, uint32_t end)
 {
     const struct mixer_batch *batch = args->batch;
-    uint32_t n_seen = 0, at = first;
+    uint32_t at = first;
 
-    batch->views->n_span = 0;
+    batch->views->n_span = batch->views->n_view = batch->views->n_seen = 0;
     for (uint32_t i = 0; i < batch->n_span && at < end; i++) {
         const struct span *span = &batch->span[i];
         const uint32_t behind = span->first_row + span->n_row;
@@ -482,10 +317,12 @@ uint32_t view_rows(const struct view_args *args, uint32_t first, uint32_t end)
 
         if (behind <= at)
             continue;
-        at = add_rows(&viewed, span, at, to, &n_seen);
+        at = add_rows(&viewed, span, at, to);
         if (at < to)
             break;
     }
+    if (batch->views->device)
+        view_far_ask(args);
     return at;
 }
 
@@ -510,4 +347,44 @@ void view_release(const struct mixer_batch *batch)
         if (source)
             source->release(source, batch->layer);
     }
+}
+
+/* ------------------------------------------------------------------- steps */
+
+uint64_t view_n_block(const struct policy *policy, uint64_t position)
+{
+    if (!policy || policy_sees_all(policy, position))
+        return position / KV_BLOCK + 1;
+    return policy_sight(policy, position / GRID,
+                        policy_n_picked(policy, position))
+        .n;
+}
+
+static void describe_row(const struct policy *policy, uint64_t position,
+                         uint64_t *n_seen, struct device_step *step)
+{
+    const uint64_t n = view_n_block(policy, position);
+
+    step->n_block = n > step->n_block ? n : step->n_block;
+    if (!policy)
+        return;
+    step->has_views = true;
+    *n_seen += n;
+    if (policy->index == INDEX_MASS && policy_looks_up(policy, position + 1))
+        step->is_repeatable = false;
+}
+
+void view_describe(const struct view_room *room, const struct span *span,
+                   uint32_t n_span, struct device_step *step)
+{
+    uint64_t n_seen = 0;
+
+    for (uint32_t i = 0; i < n_span; i++) {
+        for (uint32_t r = 0; r < span[i].n_row; r++)
+            describe_row(span[i].policy, span[i].position + r, &n_seen, step);
+        if (span[i].match)
+            step->is_repeatable = false;
+    }
+    if (n_seen > room->max_seen)
+        step->is_repeatable = false;
 }

@@ -11,16 +11,23 @@
 
 /* Room for what the rows see in one round of attention; a workspace has it. */
 struct view_room {
+    struct device *device;    /* where lists of blocks lie; NULL: the host */
     struct attend_span *span; /* [max_row] of this round; owned, as all here */
     uint32_t n_span;
-    uint32_t max_seen;
-    void **block;             /* [max_seen] of all spans */
-    struct key_place *place;  /* [max_seen] */
+    uint32_t n_seen, max_seen;
+    void **block;            /* [max_seen] of all spans */
+    struct key_place *place; /* [max_seen] */
+    struct kv_view *view;    /* [max_row] what a device is asked for, or NULL;
+                                what follows is NULL with a device: */
+    uint32_t n_view;
     struct policy_view *seen; /* [max_seen] of one view */
     float *score;             /* of one look-up, by candidate */
     float *query;             /* [VIEW_QUERIES] of them, rotated */
     float *stat;              /* [VIEW_QUERIES, n_head, 2] */
 };
+
+/* Rows whose queries a look-up adds up, at least: those right before the step.
+ * A question is rarely shorter; more would drown it. */
 #define VIEW_QUERIES 16u
 
 /*
@@ -30,6 +37,7 @@ struct view_room {
 struct view_extent {
     uint32_t max_row, n_head, d_head;
     uint64_t n_context;
+    struct device *device; /* the model's */
 };
 MUST_CHECK enum status view_room_init(struct view_room *room,
                                       const struct view_extent *extent);
@@ -47,7 +55,7 @@ void view_shorten(const struct mixer_plan *plan, const void *index, void *out);
 bool view_is_partial(const struct mixer_batch *batch);
 
 /* How many blocks the last look-up chose, and which, in a layer's state of such
- * a plan; NULL: it has none. */
+ * a plan in the host's memory; NULL: it has none. */
 const uint32_t *view_pick(const struct mixer_plan *plan, const void *state);
 
 /*
@@ -65,6 +73,16 @@ struct view_args {
     size_t q_stride;
 };
 uint32_t view_rows(const struct view_args *args, uint32_t first, uint32_t end);
+
+/* KV blocks that the row there sees; policy NULL is full. Not of sirllm. */
+uint64_t view_n_block(const struct policy *policy, uint64_t position);
+
+/* Of a pass over all rows of the spans: what a device wants to know of what
+ * they see. A step that is_repeatable stays so unless the rounds or the kinds
+ * of its look-ups would depend on more than its number of rows. */
+struct device_step;
+void view_describe(const struct view_room *room, const struct span *span,
+                   uint32_t n_span, struct device_step *step);
 
 /* Are the blocks there that the spans see, and let go of them. */
 bool view_is_ready(const struct mixer_batch *batch);

@@ -188,7 +188,7 @@ enum status solo_feed_all(struct solo *solo, const uint32_t *token, uint64_t n,
     return STATUS_OK;
 }
 
-/* Block b of a layer; its index may lie apart from it, in RAM. */
+/* Block b of a layer; its index may lie apart from it, in the host's RAM. */
 static void copy_block(const struct memory *from, struct memory *to,
                        struct device *device, uint32_t layer, uint64_t b)
 {
@@ -196,7 +196,7 @@ static void copy_block(const struct memory *from, struct memory *to,
 
     device_copy(device, memory_block(to, layer, b),
                 memory_block(from, layer, b), plan->block_bytes);
-    if (plan->index_bytes)
+    if (plan->index_bytes && !device)
         memcpy(memory_layers(to)[layer].index[b],
                memory_layers(from)[layer].index[b], plan->index_bytes);
 }

@@ -1,3 +1,4 @@
+#include "model/view.h"
 #include "scheduler/errand_parts.h"
 
 #include <stdlib.h>
@@ -338,15 +339,24 @@ static void lose(struct engine *engine, struct lane *lane)
     lane_clear(lane);
 }
 
-/* The one whose rows see most: it wants most in between. */
+/* The one whose last row sees most: it wants most in between. Of equals the
+ * longest. */
 static const struct request *largest(const struct lane *lane)
 {
+    uint64_t most = 0, longest = 0;
     uint32_t it = 0;
 
-    for (uint32_t i = 1; i < lane->batch.n_span; i++)
-        if (lane->span[i].position + lane->span[i].n_row >
-            lane->span[it].position + lane->span[it].n_row)
+    for (uint32_t i = 0; i < lane->batch.n_span; i++) {
+        const struct span *span = &lane->span[i];
+        const uint64_t end = span->position + span->n_row;
+        const uint64_t n = view_n_block(span->policy, end - 1);
+
+        if (n > most || (n == most && end > longest)) {
             it = i;
+            most = n;
+            longest = end;
+        }
+    }
     return lane->request[it];
 }
 

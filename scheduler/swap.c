@@ -99,10 +99,19 @@ void swap_close(struct engine *engine)
     device_give_host(model_device(engine->options.model), engine->swap.memory);
 }
 
+/* As much as the resident has. */
+static enum status prepare_aside(struct memory *to,
+                                 const struct resident *resident)
+{
+    const struct policy *policy = memory_policy(resident->memory);
+    const enum status st = policy ? memory_set_policy(to, policy) : STATUS_OK;
+
+    return st ? st : memory_reserve(to, resident_position(resident));
+}
+
 static enum status begin(struct engine *engine, struct resident *resident,
                          bool is_back)
 {
-    const uint64_t position = resident_position(resident);
     struct memory *to;
     struct move *move;
     enum status st = is_back ? resident_memory(engine, resident->session, &to)
@@ -111,7 +120,7 @@ static enum status begin(struct engine *engine, struct resident *resident,
 
     if (st)
         return st;
-    if (!is_back && (st = memory_reserve(to, position))) {
+    if (!is_back && (st = prepare_aside(to, resident))) {
         memory_destroy(to);
         return st;
     }

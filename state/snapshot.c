@@ -18,8 +18,9 @@ static size_t staging_bytes(const struct model *model)
 {
     size_t most = 0;
 
-    for (uint32_t i = 0; i < model_config(model)->n_layer; i++) {
-        const struct mixer_plan *plan = model_plan(model, i);
+    for (uint32_t i = 0; i < N_INDEX * model_config(model)->n_layer; i++) {
+        const struct mixer_plan *plan =
+            model_plan_for(model, i / N_INDEX, (enum index_kind)(i % N_INDEX));
 
         most = plan->state_bytes > most ? plan->state_bytes : most;
         most = plan->block_bytes > most ? plan->block_bytes : most;

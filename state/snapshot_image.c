@@ -43,13 +43,12 @@ static size_t copy_bytes(const struct model *model, const struct device *device,
            (position % KV_BLOCK ? sum_blocks(model, index) : 0);
 }
 
-/* Under whichever policy; with a device there is but one. */
+/* Under whichever policy. */
 static size_t most_copy_bytes(const struct model *model)
 {
-    const int n_index = model_device(model) ? 1 : N_INDEX;
     size_t most = 0;
 
-    for (int k = 0; k < n_index; k++) {
+    for (int k = 0; k < N_INDEX; k++) {
         const size_t n =
             copy_bytes(model, model_device(model), (enum index_kind)k, 1);
 

@@ -297,7 +297,8 @@ static void follow(struct device *device, struct device *other)
 
 static bool same_step(const struct device_step *a, const struct device_step *b)
 {
-    return a->owner == b->owner && a->n_row == b->n_row;
+    return a->owner == b->owner && a->n_row == b->n_row &&
+           a->has_views == b->has_views;
 }
 
 /* Its record; a new one takes the place of the oldest. */

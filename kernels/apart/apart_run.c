@@ -29,6 +29,8 @@ struct apart_array apart_array(enum apart_op op, union apart_args *args)
         return ARRAY(args->rope.position, args->rope.n_row);
     case APART_kv_append:
         return ARRAY(args->kv_append.span, args->kv_append.n_span);
+    case APART_kv_view:
+        return ARRAY(args->kv_view.view, args->kv_view.n_view);
     case APART_attend:
         return ARRAY(args->attend.span, args->attend.n_span);
     case APART_conv:
@@ -57,6 +59,11 @@ static void clear_span_padding(enum apart_op op, union apart_args *args)
     case APART_kv_append:
         CLEAR(args->kv_append, shape, args->kv_append.k);
         CLEAR_LAST(args->kv_append, n_span);
+        return;
+    case APART_kv_view:
+        CLEAR(args->kv_view, shape, args->kv_view.table);
+        CLEAR(args->kv_view, scale, args->kv_view.q);
+        CLEAR(args->kv_view, n_view, args->kv_view.block);
         return;
     case APART_attend:
         CLEAR(args->attend, shape, args->attend.out);
@@ -376,8 +383,8 @@ static struct attend_span *near_spans(const struct attend_span *span,
 
         for (uint64_t b = 0; b < n_block; b++)
             block[b] = apart_near(far[b]);
-        assert(!span[i].place); /* no memory policies there */
         it[i] = span[i];
+        it[i].place = apart_near(span[i].place);
         it[i].block = block;
     }
     return it;
@@ -400,6 +407,17 @@ static void run_kv_append(const struct backend *backend,
     a.span = span;
     with_blocks(backend, &a.shape)->kv_append(NULL, &a);
     free_spans(span, a.n_span);
+}
+
+static void run_kv_view(const struct backend *backend, struct kv_view_args a)
+{
+    const struct rope_table table = near_table(a.table);
+
+    NEAR(a.q);
+    NEAR(a.block);
+    NEAR(a.place);
+    a.table = &table;
+    apart_view(backend, &a);
 }
 
 static void run_attend(const struct backend *backend, struct attend_args a)
@@ -530,6 +548,7 @@ void apart_run(const struct backend *backend, enum apart_op op,
         RUN(embed)
         RUN(rope)
         RUN(kv_append)
+        RUN(kv_view)
         RUN(attend)
         RUN(conv)
         RUN(delta_gate)

@@ -50,6 +50,9 @@ struct apart_array apart_array(enum apart_op op, union apart_args *args);
  */
 void apart_clear_padding(enum apart_op op, union apart_args *args);
 
+/* kv_view, whose arguments are near; what its views name is not. */
+void apart_view(const struct backend *backend, const struct kv_view_args *args);
+
 /* All but APART_READ. */
 void apart_run(const struct backend *backend, enum apart_op op,
                const union apart_args *args);

@@ -31,6 +31,8 @@ static bool read_exact(int argc, char **argv, struct gpu_exact_what *out)
             out->choice.weight_format = value;
         else if (strcmp(name, "--kv") == 0)
             out->choice.kv_format = value;
+        else if (strcmp(name, "--policy") == 0)
+            out->policies = value;
         else if (is_number && strcmp(name, "--schedules") == 0)
             out->n_schedule = (uint32_t)number;
         else if (is_number && strcmp(name, "--seconds") == 0)
@@ -72,7 +74,8 @@ int main(int argc, char **argv)
                           "       gpu_model ops BACKEND\n"
                           "       gpu_model exact BACKEND DIR [--schedules N] "
                           "[--seconds S] [--seed K] [--first I]\n"
-                          "                 [--weights FORMAT] [--kv KV]\n"
+                          "                 [--weights FORMAT] [--kv KV] "
+                          "[--policy POLICY|any]\n"
                           "       gpu_model time BACKEND CONFIG "
                           "[all|decode|prefill|swap [FORMAT [KV [NUMERICS]]]]\n"
                           "       gpu_model prefill BACKEND CONFIG N...\n");

@@ -9,6 +9,7 @@
  *   gpu_model exact BACKEND DIR OPTIONS...  laws over random schedules:
  *       --schedules N (100)  --seconds S (0: no limit)  --seed K (1)
  *       --first I (0)        --weights FORMAT           --kv KV
+ *       --policy POLICY of all sessions but the first; any: drawn for each
  *   gpu_model time BACKEND CONFIG
  *       [all|decode|prefill|swap [FORMAT [KV [NUMERICS]]]]
  *                                         steps of a shape beside their bounds
@@ -33,6 +34,7 @@ struct gpu_exact_what {
     uint32_t n_schedule;
     uint64_t seconds; /* after which no other is begun; 0: no limit */
     uint64_t seed, first;
+    const char *policies; /* one, "any", or NULL: full */
 };
 int gpu_exact(const char *dir, const struct gpu_exact_what *what);
 

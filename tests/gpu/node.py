@@ -8,6 +8,8 @@ change  sessions that a node on the CPU made go on with one on the device, and
         and the replies are those of a session that always was there
 tight   more sessions than --session-memory holds: they leave for the host and
         come back, and no token differs
+policy  the same under memory policies, and a kill between turns: what steps have
+        chosen and the indices of blocks leave, come back and are stored
 full    the device has less memory than the node believes: the reply that has no
         room ends with KV_MEMORY, all others go on
 scratch the same where it is what a step needs in between that has no room
@@ -41,7 +43,7 @@ CPUS = ("amx", "avx512-bf16", "avx512", "avx2", "ref")
 START_S, CALL_S = 60, 120
 NEEDLE_TOKENS = 1500
 REPLY = 96  # tokens; a session of fewer than 64 is not stored
-PARTS = ("change", "tight", "full", "scratch", "lost", "wild")
+PARTS = ("change", "tight", "policy", "full", "scratch", "lost", "wild")
 
 
 class Wrong(Exception):
@@ -300,12 +302,12 @@ def play(session, t):
                       "turn-%d" % t, *(DICE if session % 2 else GREEDY))
 
 
-def undisturbed(place):
+def undisturbed(place, how=play):
     """The logs that all other ways must give."""
     with place.on_device(place.fresh()) as node:
         for t in range(N_TURN):
             for s in range(N_SESSION):
-                node.call(*play(s, t))
+                node.call(*how(s, t))
         return [node.tokens("s%d" % s) for s in range(N_SESSION)]
 
 
@@ -313,13 +315,13 @@ def tier(node, session):
     return node.json("session", "inspect", session)["items"][0]["tier"]
 
 
-def check_tight(place):
-    data, wanted, n_aside = place.fresh(), undisturbed(place), 0
+def check_leaving(place, how, is_killed):
+    data, wanted, n_aside = place.fresh(), undisturbed(place, how), 0
     options = ("--session-memory", "4", "--host-memory", "64")
     for t in range(N_TURN):  # a node for each
         with place.on_device(data, *options) as node:
             for s in range(N_SESSION):
-                node.call(*play(s, t))
+                node.call(*how(s, t))
             n_aside += sum(tier(node, "s%d" % s) == "host"
                            for s in range(N_SESSION))
             for s in range(N_SESSION):
@@ -328,9 +330,32 @@ def check_tight(place):
             if t == N_TURN - 1:
                 want([node.tokens("s%d" % s) for s in range(N_SESSION)] == wanted,
                      "tokens are missing")
+                for s in range(N_SESSION):
+                    node.verify("s%d" % s)
+            if is_killed:
+                node.kill()
     want(n_aside >= N_TURN, "only", n_aside, "sessions left the device")
     return "%d of %d sessions were aside at a turn's end" % (
         n_aside, N_TURN * N_SESSION)
+
+
+def check_tight(place):
+    return check_leaving(place, play, False)
+
+
+POLICIES = ("infllm:sink=0:window=64:pick=64:step=8", "full",
+            "quest:sink=64:window=0:pick=64:step=16",
+            "snapkv:sink=0:window=0:pick=64", "window:sink=64:window=64",
+            "recycle:sink=0:window=0:pick=64:step=8:reuse=16")
+
+
+def play_policy(session, t):
+    words = play(session, t)
+    return words if t else words + ("--policy", POLICIES[session])
+
+
+def check_policy(place):
+    return check_leaving(place, play_policy, True)
 
 
 BESIDE = ("generate", "--prompt", "The captain", "--max-tokens", "64") + GREEDY
@@ -436,6 +461,7 @@ def check_scratch(place):
 
 
 CHECK = {"change": check_change, "tight": check_tight,
+         "policy": check_policy,
          "full": lambda place: check_full_and_after(
              place, "full@1:%d" % (64 if place.is_gpu else 8)),
          "scratch": check_scratch,

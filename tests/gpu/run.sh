@@ -14,6 +14,9 @@
 #   node      godwitd between CPU and GPU, with too little    tests/gpu/node.py
 #             memory, with a GPU that fails
 #   exact     the same bits over random schedules             gpu_model exact
+#   policies  the same under memory policies, those that      gpu_model exact
+#             leave nothing out are full; needles that full   gpu_model eval
+#             does not find
 #   ways      the same bits in the ways of all GPUs           gpu_model exact
 #   formats   the same and goldens in formats of eight bits
 #   kernels   every kernel against its oracle                 check_NAME
@@ -34,7 +37,7 @@
 # held that could be tried, but not all could. What each proves is in
 # docs/PERFORMANCE.md, "On a GPU: what proves what".
 set -u
-all='race memory node exact ways formats kernels ops goldens time swap'
+all='race memory node exact policies ways formats kernels ops goldens time swap'
 build=${1:-build}
 [ $# -eq 0 ] || shift
 parts=${*:-$all}
@@ -159,6 +162,20 @@ n_schedule() {
         "$scratch"/*.row | awk '{ n += $1 } END { print n + 0 }'
 }
 
+policies() {
+    n_each=$(((n_all + $(models | wc -l) - 1) / $(models | wc -l)))
+    first=0
+    for model in $(models); do
+        try "$(basename "$model")" "$gpu_model" exact "$cuda" "$model" \
+            --schedules "$n_each" --seconds $((limit * 3 / 4)) \
+            --first "$first" --policy any
+        first=$((first + n_each))
+    done
+    try needles tests/gpu/all_found.sh "$gpu_model" --backend "$cuda" \
+        --model assets/models/godwit-tiny --policy infllm --samples 5 \
+        --tasks needle,needle_multikey --lengths 131072
+}
+
 # Beside the library that goes the way of other GPUs than Hopper.
 ways() {
     has libgodwit_cuda_sm80.so godwit_cuda_sm80 || return 0
@@ -198,7 +215,7 @@ node() {
         has "$program" all || return 0
     done
     serves=true
-    for what in change tight lost wild; do
+    for what in change tight policy lost wild; do
         try "$what" python3 -B tests/gpu/node.py "$build" "$what"
     done
 }
@@ -261,7 +278,7 @@ fi
 try_part() {
     limit=${SECONDS_MAX:-60}
     case $part in
-    race | memory | time | swap) limit=${SECONDS_LONG:-240} ;;
+    race | memory | policies | time | swap) limit=${SECONDS_LONG:-240} ;;
     esac
     case $part in
     time) time_steps ;; # a word of the shell's

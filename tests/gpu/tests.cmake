@@ -65,9 +65,17 @@ if(TARGET model)
     set_tests_properties(gpu.exact.${name} PROPERTIES LABELS unit TIMEOUT 300
       ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
   endforeach()
+  foreach(name qwen3_5_text qwen3_moe)
+    add_test(NAME gpu.exact.policies.${name}
+      COMMAND gpu_model exact apart tests/golden/${name}
+      --schedules 32 --seconds 100 --policy any
+      WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+    set_tests_properties(gpu.exact.policies.${name} PROPERTIES LABELS unit
+      TIMEOUT 300 ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
+  endforeach()
   # A whole node with all in the memory of a device, and with one that fails.
   if(TARGET godwitd AND TARGET godwitctl)
-    foreach(part change tight full scratch lost)
+    foreach(part change tight policy full scratch lost)
       add_test(NAME gpu.node.${part}
         COMMAND /usr/bin/python3 -B ${PROJECT_SOURCE_DIR}/tests/gpu/node.py
         --device apart ${CMAKE_BINARY_DIR} ${part})

@@ -320,16 +320,17 @@ Test(engine_policy, learns_which_token_ends_a_turn)
     node_destroy(node);
 }
 
-/* A device has none: nobody gets a session that could not go on. */
-Test(engine_policy, is_refused_where_the_model_is_on_a_device)
+/* Looked at on the host: nobody gets a session that could not go on. */
+Test(engine_policy, sirllm_is_refused_where_the_model_is_on_a_device)
 {
+    const char *const sirllm = POLICY[N_POLICY - 1];
     struct node *from = fork_node(), *node;
     struct importing how = {.name = "b", .skips_state = true};
     struct command *command;
     struct bytes bundle;
     struct event *end;
 
-    turn(from, "a", POLICY[1], 0);
+    turn(from, "a", sirllm, 0);
     bundle = export_of(from, "a", true);
     node = node_create(NULL);
     model_destroy(node->model);
@@ -337,14 +338,16 @@ Test(engine_policy, is_refused_where_the_model_is_on_a_device)
                     &(struct model_options){.backend = &backend_apart},
                     &node->model));
     node_start(node);
-    turn(node, "full", "full", 0);
-    cr_assert(reply_failed(node_call(node, turn_of(node, "a", POLICY[1], 0)),
+    turn(node, "other", POLICY[1], 0);
+    cr_assert(reply_failed(node_call(node, turn_of(node, "a", sirllm, 0)),
                            STATUS_FAILED_PRECONDITION, "POLICY_UNSUPPORTED"));
-    cr_assert(reply_failed(node_call(node, turn_of(node, "", POLICY[2], 0)),
+    cr_assert(reply_failed(node_call(node, turn_of(node, "", sirllm, 0)),
+                           STATUS_FAILED_PRECONDITION, "POLICY_UNSUPPORTED"));
+    cr_assert(reply_failed(node_call(node, turn_of(node, "other", sirllm, 1)),
                            STATUS_FAILED_PRECONDITION, "POLICY_UNSUPPORTED"));
     command = command_make(COMMAND_CREATE_SESSION, node_reply(node));
     strcpy(command->create.name, "a");
-    must(policy_parse(POLICY[3], &command->create.policy));
+    must(policy_parse(sirllm, &command->create.policy));
     cr_assert(reply_failed(node_call(node, command), STATUS_FAILED_PRECONDITION,
                            "POLICY_UNSUPPORTED"));
     end = import_with(node, &how, bundle);

@@ -13,6 +13,13 @@
 #define N_SESSION 4u
 #define N_TURN 2u
 
+static const char *const FULL[N_SESSION] = {NULL};
+static const char *const POLICY[N_SESSION] = {
+    "infllm:sink=0:window=0:pick=64:step=8",
+    "snapkv:sink=0:window=0:pick=64:end=90", NULL,
+    "quest:sink=64:window=0:pick=64:step=1"};
+static const char *const *policies = FULL;
+
 static struct node *open_node(void)
 {
     struct node *node = node_create(NULL);
@@ -36,7 +43,7 @@ static struct command *turn_of(struct node *node, uint32_t s, uint32_t t)
     command = generate(node, name, id, LENGTH[(s + t) % 4], 100 * s + t);
     command->generate.sampling.max_tokens = 12 + 5 * s;
     command->generate.sampling.temperature = s % 2 ? 0.8f : 0;
-    return command;
+    return under(command, t == 0 ? policies[s] : NULL);
 }
 
 static void finish(struct node *node, const struct reply *reply)
@@ -100,7 +107,7 @@ static size_t key_bytes(const struct node *node)
     return 2 * (size_t)config->n_kv_head * config->d_head * sizeof(float);
 }
 
-Test(engine_scratch, one_reply_of_a_step_without_room_says_so)
+static void check_shedding(void)
 {
     struct node *wanted = open_node();
 
@@ -119,4 +126,17 @@ Test(engine_scratch, one_reply_of_a_step_without_room_says_so)
         node_destroy(node);
     }
     node_destroy(wanted);
+}
+
+Test(engine_scratch, one_reply_of_a_step_without_room_says_so)
+{
+    check_shedding();
+}
+
+/* What steps chose and added up goes back with the rest. */
+Test(engine_scratch, so_it_is_under_policies)
+{
+    policies = POLICY;
+    check_shedding();
+    policies = FULL;
 }

@@ -12,6 +12,8 @@
 #include <criterion/criterion.h>
 
 #define N_SESSION 6u
+/* Of the sessions; NULL: all see all. */
+static const char *const *policies;
 #define N_TURN 3u
 #define MOST_TOKENS 420u /* more than a session ever has */
 #define PLENTY ((size_t)64 << 20)
@@ -49,8 +51,9 @@ static void kill_node(struct node *node)
 static size_t room_of(uint32_t n_token)
 {
     struct node *node = open_node(0, 0);
+    const struct policy most = {.index = INDEX_BOUNDS};
     const size_t bytes =
-        memory_bytes_for(node->model, NULL, n_token) +
+        memory_bytes_for(node->model, policies ? &most : NULL, n_token) +
         N_SESSION * (MOST_TOKENS * sizeof(uint32_t) + sizeof(struct resident));
 
     node_destroy(node);
@@ -68,7 +71,7 @@ static struct command *turn_of(struct node *node, uint32_t s, uint32_t t)
     command = generate(node, name, id, LENGTH[(s + 2 * t) % 6], 100 * s + t);
     command->generate.sampling.max_tokens = 5 + (s * 7 + t * 11) % 12;
     command->generate.sampling.temperature = s % 2 ? 0.8f : 0;
-    return command;
+    return under(command, policies && t == 0 ? policies[s] : NULL);
 }
 
 static bool is_carrying(const struct node *node)
@@ -223,6 +226,25 @@ Test(engine_swap, sessions_that_want_the_same_room_at_once_all_get_it)
 {
     for (uint32_t k = 1; k < 4; k++)
         crowd(k * room_of(MOST_TOKENS), PLENTY, 0);
+}
+
+/* Their indices lie behind their blocks, and go with them. */
+Test(engine_swap, sessions_under_policies_leave_and_come_back)
+{
+    static const char *const POLICY[N_SESSION] = {
+        "quest:sink=0:window=0:pick=64:step=8",
+        "full",
+        "infllm:sink=0:window=64:pick=64:step=1:index=keys",
+        "window:sink=64:window=0",
+        "snapkv:window=0:pick=64:end=100",
+        "recycle:sink=0:window=0:pick=64:step=16:reuse=8"};
+
+    policies = POLICY;
+    for (uint32_t k = 1; k < 4; k++) {
+        crowd(k * room_of(MOST_TOKENS), PLENTY, 0);
+        crowd(k * room_of(MOST_TOKENS), 3 * room_of(MOST_TOKENS), 40 * k);
+    }
+    policies = NULL;
 }
 
 Test(engine_swap, a_host_with_little_room_hands_on_to_the_store)

@@ -537,21 +537,21 @@ Test(device, fast_products_are_chosen_by_name_and_have_an_id_of_their_own)
     cr_assert_eq(bytes[0], bytes[1]); /* weights lie alike */
 }
 
-Test(device, memory_policies_are_refused_by_name)
+/* Which others there are: tests/unit/state/test_device_policies.c. */
+Test(device, the_policy_that_looks_at_logits_is_refused_by_name)
 {
     struct node node = open_node(&backend_apart, ARITHMETIC_PAIR);
     struct memory *memory;
     struct policy policy;
 
     cr_assert_eq(memory_create(node.model, &memory), STATUS_OK);
-    cr_assert_eq(policy_parse("full", &policy), STATUS_OK);
-    cr_assert_eq(memory_set_policy(memory, &policy), STATUS_OK);
-    cr_assert_eq(policy_parse("window", &policy), STATUS_OK);
+    cr_assert_eq(policy_parse("sirllm", &policy), STATUS_OK);
     cr_assert_eq(memory_set_policy(memory, &policy),
                  STATUS_FAILED_PRECONDITION);
     cr_assert_str_eq(status_reason(),
-                     "backend 'apart' has no memory policies but full: a CPU's "
-                     "backends have all (--backend)");
+                     "backend 'apart' has no memory policy sirllm, which looks "
+                     "at logits that stay on the device: a CPU's backends have "
+                     "it (--backend)");
     cr_assert_str_eq(status_cause()->reason, "POLICY_UNSUPPORTED");
     cr_assert_null(memory_policy(memory));
     cr_assert(feed(&node, memory, N_PREFIX));
