@@ -108,7 +108,8 @@ struct block_source {
 struct key_match {
     uint32_t layer;
     uint64_t position; /* of the row, which may come in this pass or later */
-    float *match;      /* [position + 1] filled in when it has */
+    float *match;      /* [position + 1] filled in when that pass is done */
+    float *far;        /* the same in a device's memory; or NULL */
 };
 
 /* A run of consecutive rows of one session. */
