@@ -659,6 +659,7 @@ struct combine_args {
 };
 
 struct device_calls;
+struct state_cap_args; /* kernels/state_cap.h */
 
 struct backend {
     const char *name;           /* "ref", "avx2", ..., as --backend */
@@ -697,6 +698,7 @@ struct backend {
     void (*conv)(struct pool *pool, const struct conv_args *args);
     void (*delta_gate)(struct pool *pool, const struct delta_gate_args *args);
     void (*delta)(struct pool *pool, const struct delta_args *args);
+    void (*state_cap)(struct pool *pool, const struct state_cap_args *args);
     void (*route)(struct pool *pool, const struct route_args *args);
     void (*expert)(struct pool *pool, const struct expert_args *args);
     /* NULL: only one after the other. */

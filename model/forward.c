@@ -9,6 +9,7 @@
 #include "model/graph.h"
 #include "model/head.h"
 #include "model/pass.h"
+#include "model/state_cap.h"
 #include "model/view.h"
 #include "model/weights.h"
 
@@ -58,7 +59,7 @@ struct workspace {
     struct span *span;       /* [max_span] the parts that lie in a piece */
     void *span_work;         /* [max_span][MIXER_SPAN_WORK_BYTES] */
     struct view_room views;
-    uint64_t n_capped; /* heads' states that passes scaled down */
+    struct state_cap_count capped; /* heads' states that passes scaled down */
     struct head head;
 };
 
@@ -196,7 +197,8 @@ enum status workspace_create(const struct model *model, uint32_t max_row,
         !(it->position = take(it, max_row, sizeof(uint64_t))) ||
         !(it->span = take(it, max_span, sizeof(*it->span))) ||
         !(it->span_work = take(it, max_span, MIXER_SPAN_WORK_BYTES)) ||
-        take_tops(it) || take_views(it) || take_head(it)) {
+        take_tops(it) || take_views(it) || take_head(it) ||
+        state_cap_count_init(model, &it->capped)) {
         workspace_destroy(it);
         return STATUS_RESOURCE_EXHAUSTED;
     }
@@ -221,6 +223,7 @@ void workspace_destroy(struct workspace *workspace)
         device_give_host(device, workspace->taken);
         device_give_host(device, workspace->taken_tops);
     }
+    state_cap_count_release(device, &workspace->capped);
     free(workspace->position);
     free(workspace->span);
     free(workspace->span_work);
@@ -236,7 +239,7 @@ size_t workspace_bytes(const struct workspace *workspace)
 
 uint64_t workspace_n_capped(const struct workspace *workspace)
 {
-    return workspace->n_capped;
+    return workspace->capped.taken ? *workspace->capped.taken : 0;
 }
 
 /* Our own mistakes only: what comes from outside was checked on its way. */
@@ -413,7 +416,7 @@ static bool mix_piece(struct workspace *workspace, struct pool *pool,
                               .span_work = workspace->span_work,
                               .views = &workspace->views,
                               .state_cap = model->state_cap,
-                              .n_capped = &workspace->n_capped,
+                              .n_capped = workspace->capped.n,
                               .max_fma = max_fma},
         &pass->cursor);
 }
@@ -636,7 +639,8 @@ static struct device_step describe(const struct workspace *workspace,
     struct device_step it = {.owner = workspace->owner[has_tops(workspace)],
                              .n_row = batch->n_row,
                              .is_repeatable =
-                                 is_whole && is_decode(&workspace->pass)};
+                                 is_whole && is_decode(&workspace->pass) &&
+                                 !state_cap_is_due(&workspace->capped, batch)};
 
     for (uint32_t i = 0; i < batch->n_row; i++) {
         const uint64_t n_block = workspace->position[i] / KV_BLOCK + 1;
@@ -652,6 +656,8 @@ static void take_results(const struct workspace *workspace)
     const uint32_t n_logit = workspace->pass.batch.n_logit;
     const size_t n_vocab = model->config.n_vocab;
 
+    if (state_cap_is_due(&workspace->capped, &workspace->pass.batch))
+        state_cap_count_read(model->device, &workspace->capped);
     if (!has_tops(workspace)) {
         device_read(model->device, workspace->taken, workspace->logit,
                     n_logit * n_vocab * sizeof(float));

@@ -140,7 +140,8 @@ struct mixer_batch {
     void *span_work; /* room for n_span of the mixer's own span structs */
     struct view_room *views;
     float state_cap;    /* model/state_cap.h; 0: none */
-    uint64_t *n_capped; /* heads that it scaled are added here */
+    uint64_t *n_capped; /* heads that it scaled are added here, where the
+                           states lie */
     uint64_t max_fma;   /* see rows(); UINT64_MAX: no limit */
 };
 

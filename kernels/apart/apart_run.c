@@ -35,6 +35,8 @@ struct apart_array apart_array(enum apart_op op, union apart_args *args)
         return ARRAY(args->conv.span, args->conv.n_span);
     case APART_delta:
         return ARRAY(args->delta.span, args->delta.n_span);
+    case APART_state_cap:
+        return ARRAY(args->state_cap.span, args->state_cap.n_span);
     case APART_expert:
         return ARRAY(args->expert.w, args->expert.n_expert);
     case APART_combine:
@@ -68,6 +70,9 @@ static void clear_span_padding(enum apart_op op, union apart_args *args)
         return;
     case APART_conv:
         CLEAR_LAST(args->conv, n_span);
+        return;
+    case APART_state_cap:
+        CLEAR(args->state_cap, shape, args->state_cap.span);
         return;
     case APART_delta:
         CLEAR(args->delta, shape, args->delta.out);
@@ -473,9 +478,24 @@ static void run_delta_gate(const struct backend *backend,
     backend->delta_gate(NULL, &a);
 }
 
+/* The spans with near states, to be freed. */
+static struct delta_span *near_states(const struct delta_span *far, uint32_t n)
+{
+    struct delta_span *span = room(n, sizeof(*span));
+
+    for (uint32_t i = 0; i < n; i++) {
+        span[i] = far[i];
+        NEAR(span[i].state.s);
+        NEAR(span[i].state.ring_k);
+        NEAR(span[i].state.ring_u);
+        NEAR(span[i].state.ring_g);
+    }
+    return span;
+}
+
 static void run_delta(const struct backend *backend, struct delta_args a)
 {
-    struct delta_span *span = room(a.n_span, sizeof(*span));
+    struct delta_span *span = near_states(a.span, a.n_span);
 
     NEAR(a.out);
     NEAR(a.q);
@@ -483,15 +503,19 @@ static void run_delta(const struct backend *backend, struct delta_args a)
     NEAR(a.v);
     NEAR(a.beta);
     NEAR(a.log_decay);
-    for (uint32_t i = 0; i < a.n_span; i++) {
-        span[i] = a.span[i];
-        NEAR(span[i].state.s);
-        NEAR(span[i].state.ring_k);
-        NEAR(span[i].state.ring_u);
-        NEAR(span[i].state.ring_g);
-    }
     a.span = span;
     backend->delta(NULL, &a);
+    free(span);
+}
+
+static void run_state_cap(const struct backend *backend,
+                          struct state_cap_args a)
+{
+    struct delta_span *span = near_states(a.span, a.n_span);
+
+    NEAR(a.n_scaled);
+    a.span = span;
+    backend->state_cap(NULL, &a);
     free(span);
 }
 
@@ -565,6 +589,7 @@ void apart_run(const struct backend *backend, enum apart_op op,
         RUN(conv)
         RUN(delta_gate)
         RUN(delta)
+        RUN(state_cap)
         RUN(route)
         RUN(expert)
         RUN(experts)
