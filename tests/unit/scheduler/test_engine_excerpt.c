@@ -491,6 +491,33 @@ Test(engine_excerpt, is_refused_where_there_is_none)
     node_destroy(node);
 }
 
+/* What was computed for others may bring it to the end of a stage when no pass
+ * runs, after which nobody wakes an engine that sleeps. */
+Test(engine_excerpt, does_not_sleep_between_its_stages, .timeout = 60)
+{
+    struct node *node = node_create(NULL);
+    struct reply *want;
+
+    node_start(node);
+    want = node_completed(node, asked(question(node, "a", "q", 193), N_KEEP));
+    for (uint32_t i = 0; i < 20; i++) {
+        char name[8];
+        struct command *c;
+        struct reply *reply;
+
+        (void)snprintf(name, sizeof(name), "s%u", i);
+        node_until(node, 0);
+        c = asked(question(node, name, "q", 193), N_KEEP);
+        reply = &node->reply[c->reply];
+        node_send(node, c);
+        while (!reply->is_over)
+            if (!node_step(node) && !reply->is_over)
+                ring_wait(node->inbox, -1);
+        cr_assert(same_reply(reply, want), "request %u", i);
+    }
+    node_destroy(node);
+}
+
 /* ----------------------------------------------------------------- a device */
 
 static struct node *node_on_device(void)
