@@ -198,7 +198,7 @@ node() {
         has "$program" all || return 0
     done
     serves=true
-    for what in change tight lost wild; do
+    for what in change tight lost excerpt capped wild; do
         try "$what" python3 -B tests/gpu/node.py "$build" "$what"
     done
 }
