@@ -44,8 +44,10 @@
     X(rope, rope_args)                                                         \
     X(kv_append, kv_append_args)                                               \
     X(kv_view, kv_view_args)                                                   \
+    X(kv_match, kv_match_args)                                                 \
     X(conv, conv_args)                                                         \
     X(delta_gate, delta_gate_args)                                             \
+    X(state_cap, state_cap_args)                                               \
     X(route, route_args)                                                       \
     X(expert, expert_args)                                                     \
     X(experts, experts_args)                                                   \
@@ -234,11 +236,12 @@ void device_peaks(const struct peaks_args *args);
     .gated_norm = device_gated_norm, .swiglu = device_swiglu,                  \
     .gate = device_gate, .embed = device_embed, .rope = device_rope,           \
     .kv_append = device_kv_append, .kv_view = device_kv_view,                  \
-    .attend = device_attend, .conv = device_conv,                              \
+    .kv_match = device_kv_match, .attend = device_attend, .conv = device_conv, \
     .delta_gate = device_delta_gate, .has_rounded_rows = true,                 \
-    .delta = device_delta, .route = device_route, .expert = device_expert,     \
-    .experts = device_experts, .combine = device_combine, .tops = device_tops, \
-    .draw = device_draw, .peaks = device_peaks
+    .delta = device_delta, .state_cap = device_state_cap,                      \
+    .route = device_route, .expert = device_expert, .experts = device_experts, \
+    .combine = device_combine, .tops = device_tops, .draw = device_draw,       \
+    .peaks = device_peaks
 
 /* The one symbol of a device's library: NULL when `abi` is not its own. */
 #define DEVICE_SYMBOL "godwit_device"

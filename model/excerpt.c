@@ -1,5 +1,7 @@
 #include "model/excerpt.h"
 
+#include "kernels/device.h"
+#include "model/mixer.h"
 #include "model/model.h"
 
 #include <assert.h>
@@ -103,10 +105,6 @@ enum status excerpt_check(const struct model *model, struct excerpt *excerpt)
     if (own == EXCERPT_LAYER_ANY)
         return unsupported("the model has no softmax layer, and gemfilter "
                            "chooses by the keys of one");
-    if (model_device(model))
-        return unsupported("gemfilter looks at keys, which no backend with a "
-                           "device does: a CPU's backends do (--backend); "
-                           "here replies come from the whole prompt");
     if (model_kv_format(model) != KV_WIDE)
         return unsupported("gemfilter looks at keys, which are not to be in "
                            "int8 for it: --kv-format auto");
@@ -125,6 +123,39 @@ enum status excerpt_check(const struct model *model, struct excerpt *excerpt)
 uint32_t excerpt_depth(const struct excerpt *excerpt)
 {
     return excerpt->layer + 1;
+}
+
+/* -------------------------------------------------------------- the match */
+
+enum status excerpt_match_init(const struct excerpt *excerpt,
+                               const struct model *model, uint64_t n,
+                               struct key_match *out)
+{
+    struct device *device = model_device(model);
+    struct key_match it = {.layer = excerpt->layer, .position = n - 1};
+    void *match, *far = NULL;
+    enum status st = device_take_host(device, n * sizeof(float), &match);
+
+    if (st)
+        return st;
+    it.match = match;
+    if (device)
+        st = device_take(device, n * sizeof(float), &far);
+    it.far = far;
+    if (st)
+        excerpt_match_release(model, &it);
+    else
+        *out = it;
+    return st;
+}
+
+void excerpt_match_release(const struct model *model, struct key_match *match)
+{
+    struct device *device = model_device(model);
+
+    device_give(device, match->far);
+    device_give_host(device, match->match);
+    *match = (struct key_match){0};
 }
 
 /* ------------------------------------------------------------- the choice */

@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 struct model;
+struct key_match;
 
 struct excerpt {
     uint32_t n_keep; /* tokens at most; 0: no excerpt is asked for */
@@ -40,13 +41,25 @@ void excerpt_format(const struct excerpt *excerpt, char out[EXCERPT_TEXT_SIZE]);
  * three eighths of all (the paper's are at 0.41 to 0.59), or else the last.
  *   INVALID_ARGUMENT     the layer is none, or not softmax
  *   FAILED_PRECONDITION  GEMFILTER_UNSUPPORTED: no softmax layers, or its keys
- *                        are where nobody can look at them
+ *                        are in a form that nobody looks at
  */
 MUST_CHECK enum status excerpt_check(const struct model *model,
                                      struct excerpt *excerpt);
 
 /* Layers that rows must go through for it. */
 uint32_t excerpt_depth(const struct excerpt *excerpt);
+
+/*
+ * What a pass is asked for (struct span): how the keys of n >= 1 tokens match
+ * the last one's query. The floats lie where excerpt_choose() reads them, and
+ * on a model's device beside it. release accepts what is all zero, and leaves
+ * that.
+ *   RESOURCE_EXHAUSTED, UNAVAILABLE  as device_take()
+ */
+MUST_CHECK enum status excerpt_match_init(const struct excerpt *excerpt,
+                                          const struct model *model, uint64_t n,
+                                          struct key_match *out);
+void excerpt_match_release(const struct model *model, struct key_match *match);
 
 /*
  * Of n >= 1 tokens, whose keys match as `match` says (kernels/backend.h,

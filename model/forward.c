@@ -154,7 +154,8 @@ enum status workspace_create(const struct model *model, uint32_t max_row,
         !(it->position = take(it, max_row, sizeof(uint64_t))) ||
         !(it->span = take(it, max_span, sizeof(*it->span))) ||
         !(it->span_work = take(it, max_span, MIXER_SPAN_WORK_BYTES)) ||
-        take_tops(it) || take_views(it) || take_strips(it) || take_head(it)) {
+        take_tops(it) || take_views(it) || take_strips(it) || take_head(it) ||
+        state_cap_count_init(model, &it->capped)) {
         workspace_destroy(it);
         return STATUS_RESOURCE_EXHAUSTED;
     }
@@ -179,6 +180,7 @@ void workspace_destroy(struct workspace *workspace)
         device_give_host(device, workspace->taken);
         device_give_host(device, workspace->taken_tops);
     }
+    state_cap_count_release(device, &workspace->capped);
     free(workspace->position);
     free(workspace->span);
     free(workspace->span_work);
@@ -195,7 +197,7 @@ size_t workspace_bytes(const struct workspace *workspace)
 
 uint64_t workspace_n_capped(const struct workspace *workspace)
 {
-    return workspace->n_capped;
+    return workspace->capped.taken ? *workspace->capped.taken : 0;
 }
 
 /* The rows stand as the pass's batch has them. */
@@ -342,7 +344,7 @@ static bool mix_piece(struct workspace *workspace, struct pool *pool,
                               .span_work = workspace->span_work,
                               .views = &workspace->views,
                               .state_cap = model->state_cap,
-                              .n_capped = &workspace->n_capped,
+                              .n_capped = workspace->capped.n,
                               .max_fma = max_fma},
         &pass->cursor);
 }
@@ -506,7 +508,8 @@ static struct device_step describe(const struct workspace *workspace,
     struct device_step it = {.owner = workspace->owner[has_tops(workspace)],
                              .n_row = batch->n_row,
                              .is_repeatable =
-                                 is_whole && is_decode(&workspace->pass)};
+                                 is_whole && is_decode(&workspace->pass) &&
+                                 !state_cap_is_due(&workspace->capped, batch)};
 
     view_describe(&workspace->views, batch->span, batch->n_span, &it);
     return it;
@@ -518,6 +521,8 @@ static void take_results(const struct workspace *workspace)
     const uint32_t n_logit = workspace->pass.batch.n_logit;
     const size_t n_vocab = model->config.n_vocab;
 
+    if (state_cap_is_due(&workspace->capped, &workspace->pass.batch))
+        state_cap_count_read(model->device, &workspace->capped);
     if (!has_tops(workspace)) {
         device_read(model->device, workspace->taken, workspace->logit,
                     n_logit * n_vocab * sizeof(float));

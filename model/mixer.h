@@ -108,7 +108,8 @@ struct block_source {
 struct key_match {
     uint32_t layer;
     uint64_t position; /* of the row, which may come in this pass or later */
-    float *match;      /* [position + 1] filled in when it has */
+    float *match;      /* [position + 1] filled in when that pass is done */
+    float *far;        /* the same in a device's memory; or NULL */
 };
 
 /* A run of consecutive rows of one session. */
@@ -139,7 +140,8 @@ struct mixer_batch {
     void *span_work; /* room for n_span of the mixer's own span structs */
     struct view_room *views;
     float state_cap;    /* model/state_cap.h; 0: none */
-    uint64_t *n_capped; /* heads that it scaled are added here */
+    uint64_t *n_capped; /* heads that it scaled are added here, where the
+                           states lie */
     uint64_t max_fma;   /* see rows(); UINT64_MAX: no limit */
 };
 

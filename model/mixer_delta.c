@@ -5,6 +5,7 @@
  * per head with plain weight, gated by silu(z). The convolution keeps raw
  * projections, from before its SiLU.
  */
+#include "kernels/state_cap.h"
 #include "model/mixer.h"
 #include "model/state_cap.h"
 #include "model/weights.h"
@@ -433,6 +434,19 @@ static void recur_once(const struct mixer_layer *layer,
                              .n_span = n_span});
 }
 
+/* Those of the first n_span spans. */
+static void cap_states(const struct mixer_layer *layer,
+                       const struct mixer_batch *batch, uint32_t n_span)
+{
+    if (n_span > 0) /* most steps wake nobody */
+        batch->backend->state_cap(
+            batch->pool, &(struct state_cap_args){.shape = layer->shape,
+                                                  .span = batch->span_work,
+                                                  .n_span = n_span,
+                                                  .cap = batch->state_cap,
+                                                  .n_scaled = batch->n_capped});
+}
+
 static void recur(const struct mixer_layer *layer,
                   const struct mixer_batch *batch, const float *qkv,
                   const float *gates, float *out)
@@ -443,8 +457,7 @@ static void recur(const struct mixer_layer *layer,
     for (uint32_t n = 0; (n_span = make_spans(layer, batch, n, span)); n++) {
         recur_once(layer, batch, qkv, gates, out, n_span);
         if (batch->state_cap > 0)
-            *batch->n_capped += state_cap_apply(batch->pool, layer->shape, span,
-                                                n_span, batch->state_cap);
+            cap_states(layer, batch, state_cap_due(span, n_span));
     }
 }
 

@@ -262,7 +262,10 @@ static void match_keys(const struct mixer_layer *layer,
                          .q = work.fused + row * work.at.stride + work.at.q,
                          .block = span->layer[batch->layer].block,
                          .n_key = asked->position + 1,
-                         .match = asked->match});
+                         .match = asked->far ? asked->far : asked->match});
+    if (asked->far)
+        device_read(layer->device, asked->match, asked->far,
+                    (asked->position + 1) * sizeof(*asked->match));
 }
 
 /* Queries of rows [first, end), whose keys are in their blocks. */

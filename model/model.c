@@ -300,12 +300,6 @@ static enum status check_state_cap(const struct model *model)
 
     for (uint32_t i = 0; i < model->config.n_layer; i++)
         has_state |= model->config.layer[i] == LAYER_DELTA;
-    if (model->backend->find_device)
-        return status_fail(STATUS_FAILED_PRECONDITION,
-                           "backend '%s' does not cap recurrent states: a "
-                           "CPU's backends do (--backend), or leave out "
-                           "--state-cap",
-                           model->backend->name);
     if (!has_state)
         return status_fail(STATUS_FAILED_PRECONDITION,
                            "a cap of recurrent states is asked for, and no "

@@ -1,63 +1,73 @@
 #include "model/state_cap.h"
 
-#include "kernels/pool.h"
-#include "model/state_norm.h"
+#include "kernels/device.h"
+#include "model/graph.h"
 
 #include <assert.h>
-#include <math.h>
-#include <stdatomic.h>
 
 static_assert(STATE_CAP_GRID % GRID == 0, "rings are empty there");
 
-/* A task is a head of a span. */
-struct job {
-    const struct delta_span *span;
-    struct delta_shape shape;
-    float cap;
-    _Atomic uint64_t n_scaled;
-};
-
-static bool is_on_grid(const struct delta_span *span)
+uint32_t state_cap_due(struct delta_span *span, uint32_t n_span)
 {
-    return (span->position + span->n_row) % STATE_CAP_GRID == 0;
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < n_span; i++)
+        if ((span[i].position + span[i].n_row) % STATE_CAP_GRID == 0)
+            span[n++] = span[i];
+    return n;
 }
 
-static void cap_head(void *arg, uint32_t task, void *scratch)
+enum status state_cap_count_init(const struct model *model,
+                                 struct state_cap_count *out)
 {
-    struct job *job = arg;
-    const struct delta_span *span = &job->span[task / job->shape.n_v_head];
-    const uint32_t head = task % job->shape.n_v_head;
-    const size_t n = (size_t)job->shape.d_k * job->shape.d_v;
-    float *s = span->state.s + head * n;
-    double rms;
-    float scale;
+    struct device *device = model->device;
+    struct state_cap_count it;
+    void *n, *taken;
+    enum status st;
 
-    (void)scratch;
-    if (!is_on_grid(span))
-        return;
-    rms = sqrt(state_sum_squares(s, n) / (double)n);
-    if (!isfinite(rms) || rms <= (double)job->cap)
-        return;
-    scale = (float)((double)job->cap / rms);
-    for (size_t i = 0; i < n; i++)
-        s[i] *= scale;
-    if (span->state.made_of)
-        span->state.made_of[head] = 0;
-    atomic_fetch_add_explicit(&job->n_scaled, 1, memory_order_relaxed);
+    if (model->state_cap <= 0)
+        return STATUS_OK;
+    st = device_take(device, sizeof(*it.n), &n);
+    if (st)
+        return st;
+    it.n = it.taken = n;
+    if (device && (st = device_take_host(device, sizeof(*it.taken), &taken))) {
+        device_give(device, n);
+        return st;
+    }
+    if (device) {
+        it.taken = taken;
+        *it.taken = 0;
+    }
+    *out = it;
+    return STATUS_OK;
 }
 
-uint64_t state_cap_apply(struct pool *pool, struct delta_shape shape,
-                         const struct delta_span *span, uint32_t n_span,
-                         float cap)
+void state_cap_count_release(struct device *device,
+                             struct state_cap_count *count)
 {
-    struct job job = {.span = span, .shape = shape, .cap = cap};
-    uint32_t i = 0;
+    device_give(device, count->n);
+    if (device)
+        device_give_host(device, count->taken);
+    *count = (struct state_cap_count){0};
+}
 
-    while (i < n_span && !is_on_grid(&span[i]))
-        i++;
-    if (i < n_span) /* most steps wake nobody */
-        pool_run(pool, n_span * shape.n_v_head, cap_head, &job);
-    return atomic_load_explicit(&job.n_scaled, memory_order_relaxed);
+void state_cap_count_read(struct device *device,
+                          const struct state_cap_count *count)
+{
+    device_read(device, count->taken, count->n, sizeof(*count->n));
+}
+
+bool state_cap_is_due(const struct state_cap_count *count,
+                      const struct batch *batch)
+{
+    for (uint32_t i = 0; count->n && i < batch->n_span; i++) {
+        const struct span *span = &batch->span[i];
+
+        if (span->position % STATE_CAP_GRID + span->n_row >= STATE_CAP_GRID)
+            return true;
+    }
+    return false;
 }
 
 struct state_cap_part state_cap_part(uint64_t position, uint32_t n_row,

@@ -11,26 +11,43 @@
  * It is a function of position and values alone, so a row stays the same bits
  * however work is scheduled; and it is part of the numerics id. The delta rule
  * is called up to each point of the grid, where its rings are empty and its
- * matrix is the whole state.
+ * matrix is the whole state. What happens there: kernels/state_cap.h.
  */
+#include "base/status.h"
 #include "kernels/backend.h"
 
-#include <stddef.h>
+#include <stdbool.h>
+
+struct batch;
+struct device;
+struct model;
 
 #define STATE_CAP_GRID 1024u /* tokens; a multiple of GRID */
 #define STATE_CAP_MIN 1e-6
 #define STATE_CAP_MAX 1e6
 
+/* Of spans whose rows are done those that have just come to a point of the
+ * grid: to the front; returns how many. */
+uint32_t state_cap_due(struct delta_span *span, uint32_t n_span);
+
 /*
- * Scale the heads of those spans that have just come to a point of the grid.
- * Per head of n = d_k d_v numbers, with r = sqrt(sum s^2 / n) in double by
- * state_sum_squares(): if r > cap, every s = s * (float)(cap / r). A head with
- * a number that is none is left alone: no scale mends it, and the watch over
- * norms shall see it. Returns how many heads were scaled.
+ * How many heads were scaled, where states lie, and where the host reads it;
+ * without a device the same memory. Read there after a wait for read().
+ *   RESOURCE_EXHAUSTED, UNAVAILABLE  as device_take()
  */
-uint64_t state_cap_apply(struct pool *pool, struct delta_shape shape,
-                         const struct delta_span *span, uint32_t n_span,
-                         float cap);
+struct state_cap_count {
+    uint64_t *n, *taken; /* NULL of a model without a cap */
+};
+MUST_CHECK enum status state_cap_count_init(const struct model *model,
+                                            struct state_cap_count *out);
+void state_cap_count_release(struct device *device,
+                             struct state_cap_count *count);
+void state_cap_count_read(struct device *device,
+                          const struct state_cap_count *count);
+
+/* Will states be scaled where rows of the batch come to a point of the grid? */
+bool state_cap_is_due(const struct state_cap_count *count,
+                      const struct batch *batch);
 
 /* What of a span of `n_row` from `position` on the n-th call brings, as rows
  * behind its first: up to the next point of the grid. Empty: it is done. */

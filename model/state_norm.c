@@ -1,40 +1,27 @@
 #include "model/state_norm.h"
 
+#include "kernels/state_cap.h"
+
 #include <assert.h>
 #include <math.h>
 #include <string.h>
 
-#define N_SUM 8u /* so that additions need not wait for each other */
-
-double state_sum_squares(const float *s, size_t n)
-{
-    double sum[N_SUM] = {0}, total = 0;
-    size_t i = 0;
-
-    for (; i + N_SUM <= n; i += N_SUM) /* as vectors */
-        for (uint32_t k = 0; k < N_SUM; k++)
-            sum[k] += (double)s[i + k] * (double)s[i + k];
-    for (uint32_t k = 0; i < n; i++, k++)
-        sum[k] += (double)s[i] * (double)s[i];
-    for (uint32_t k = 0; k < N_SUM; k++)
-        total += sum[k];
-    return total;
-}
+#define N_MAX 8u /* so that they need not wait for each other */
 
 static float largest(const float *s, size_t n)
 {
-    float each[N_SUM] = {0}, max = 0;
+    float each[N_MAX] = {0}, max = 0;
     size_t i = 0;
 
-    for (; i + N_SUM <= n; i += N_SUM)
-        for (uint32_t k = 0; k < N_SUM; k++) {
+    for (; i + N_MAX <= n; i += N_MAX)
+        for (uint32_t k = 0; k < N_MAX; k++) {
             const float size = fabsf(s[i + k]);
 
             each[k] = size > each[k] ? size : each[k];
         }
     for (; i < n; i++)
         max = fmaxf(max, fabsf(s[i]));
-    for (uint32_t k = 0; k < N_SUM; k++)
+    for (uint32_t k = 0; k < N_MAX; k++)
         max = fmaxf(max, each[k]);
     return max;
 }

@@ -17,9 +17,6 @@ struct state_norm {
     float max;      /* largest magnitude of one number; infinite as above */
 };
 
-/* Of n numbers: in double, eight sums side by side, then one by one. */
-double state_sum_squares(const float *s, size_t n);
-
 /* `state`: its bytes, or the live ones of them (mixer_live()); the matrix of
  * the heads is at their begin. */
 struct state_norm state_norm_of(const struct mixer_plan *plan,

@@ -5,6 +5,7 @@
 #include "model/batch.h"
 #include "model/graph.h"
 #include "model/head.h"
+#include "model/state_cap.h"
 #include "model/view.h"
 
 /*
@@ -50,7 +51,7 @@ struct workspace {
     struct span *span;       /* [max_span] the parts that lie in a piece */
     void *span_work;         /* [max_span][MIXER_SPAN_WORK_BYTES] */
     struct view_room views;
-    uint64_t n_capped; /* heads' states that passes scaled down */
+    struct state_cap_count capped; /* heads' states that passes scaled down */
     struct head head;
 };
 

@@ -154,21 +154,19 @@ static enum status step_to(struct solo *solo, const struct ids *ids,
 enum status solo_choose(struct solo *solo, const struct excerpt *excerpt,
                         const struct ids *ids, uint32_t *out, uint32_t *out_n)
 {
-    struct key_match match = {.layer = excerpt->layer,
-                              .position = ids->n - 1,
-                              .match = calloc(ids->n, sizeof(float))};
-    enum status st = STATUS_OK;
+    struct key_match match;
+    enum status st;
 
     assert(!memory_policy(solo->memory) &&
            memory_position(solo->memory) < ids->n);
-    if (!match.match)
-        return status_fail(STATUS_RESOURCE_EXHAUSTED,
-                           "no memory for the scores of %zu tokens", ids->n);
+    st = excerpt_match_init(excerpt, solo->model, ids->n, &match);
+    if (st)
+        return st;
     while (!st && memory_position(solo->memory) < ids->n)
         st = step_to(solo, ids, &match);
     if (!st)
         *out_n = excerpt_choose(excerpt, match.match, (uint32_t)ids->n, out);
-    free(match.match);
+    excerpt_match_release(solo->model, &match);
     return st ? st : solo_restart(solo);
 }
 

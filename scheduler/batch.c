@@ -185,9 +185,12 @@ static void enter(struct engine *engine, struct lane *lane,
 }
 
 /* One row each of those that have one token to consume; the others are what
- * the next pass of prompts is planned from. */
-static void gather(struct engine *engine)
+ * the next pass of prompts is planned from. True if one had none, whose end may
+ * have put it, or let another one, into the queue. */
+static bool gather(struct engine *engine)
 {
+    bool has_ended = false;
+
     engine->n_entrant = 0;
     for (struct request *r = engine->first, *after; r; r = after) {
         uint64_t position, target;
@@ -198,6 +201,7 @@ static void gather(struct engine *engine)
         target = request_target(r);
         if (position >= target) { /* only where nothing is sampled */
             end_prefill(engine, r);
+            has_ended = true;
         } else if (!claim(engine, r)) {
             request_step_back(engine, r);
         } else if (target - position == 1) {
@@ -207,6 +211,7 @@ static void gather(struct engine *engine)
             schedule_entrant(engine, r);
         }
     }
+    return has_ended;
 }
 
 static struct sampler_history history_of(const struct request *request)
@@ -421,12 +426,13 @@ static void take(struct engine *engine, struct lane *lane)
 bool batch_decode(struct engine *engine)
 {
     struct lane *lane = &engine->decode;
+    bool has_ended;
 
     start_waiting(engine);
-    gather(engine);
+    has_ended = gather(engine);
     if (lane->batch.n_span == 0) {
         engine->schedule.decode_us = 0;
-        return false;
+        return has_ended;
     }
     schedule_step(engine, lane);
     lane_begin(lane);

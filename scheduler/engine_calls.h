@@ -539,7 +539,8 @@ void errands_destroy(struct engine *engine);
 MUST_CHECK enum status batch_init(struct engine *engine);
 void batch_release(struct engine *engine);
 /* Start what waits, then a whole pass of all rows that replies wait for. True
- * if there were any. */
+ * if there were any, or if something ended that others may have waited for: to
+ * be called again. */
 bool batch_decode(struct engine *engine);
 /*
  * A slice of the pass of prompts; one is begun, from what batch_decode() has

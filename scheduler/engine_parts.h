@@ -207,7 +207,7 @@ struct request {
     uint64_t shared_stop;  /* a snapshot is taken here on the way; 0: none */
     struct errand *errand; /* REPLAY: whose */
     enum excerpt_stage stage;
-    struct key_match match; /* MATCH: its floats are owned */
+    struct key_match match; /* MATCH: owned */
     uint64_t n_left_out;    /* ANSWER: input tokens that `session` has not */
     uint32_t end[CONFIG_EOS_MAX + STOP_ID_MAX], n_end;
     struct text text;

@@ -136,27 +136,22 @@ static enum status begin_match(struct engine *engine, struct request *request)
 {
     struct session *asker = request->session, *scratch = NULL;
     const uint64_t n = request->output_start;
-    float *match = malloc(n * sizeof(*match));
-    enum status st;
+    enum status st = make_scratch(engine, asker, n, &scratch);
 
-    if (!match)
-        return status_fail(STATUS_RESOURCE_EXHAUSTED,
-                           "no memory for the scores of %lu tokens", n);
-    st = make_scratch(engine, asker, n, &scratch);
+    if (st)
+        return st;
+    st = tokens_append(&scratch->resident->tokens, asker->resident->tokens.id,
+                       n);
     if (!st)
-        st = tokens_append(&scratch->resident->tokens,
-                           asker->resident->tokens.id, n);
+        st = excerpt_match_init(&asker->resident->turn.excerpt,
+                                engine->options.model, n, &request->match);
     if (st) {
-        free(match);
+        drop_scratch(engine, scratch);
         return st;
     }
     count_tokens(engine, scratch);
     scratch->scope = asker->scope;
     take_over(engine, asker, scratch);
-    request->match =
-        (struct key_match){.layer = asker->resident->turn.excerpt.layer,
-                           .position = n - 1,
-                           .match = match};
     switch_to(engine, request, scratch, EXCERPT_MATCH);
     return STATUS_OK;
 }
@@ -189,8 +184,7 @@ static enum status begin_answer(struct engine *engine, struct request *request)
         switch_to(engine, request, scratch, EXCERPT_ANSWER);
     }
     free(index);
-    free(request->match.match);
-    request->match.match = NULL;
+    excerpt_match_release(engine->options.model, &request->match);
     return st;
 }
 
@@ -238,8 +232,7 @@ void excerpt_leave(struct engine *engine, struct request *request)
 {
     struct session *scratch = request->session;
 
-    free(request->match.match);
-    request->match.match = NULL;
+    excerpt_match_release(engine->options.model, &request->match);
     if (!request->asker)
         return;
     request->session = request->asker;

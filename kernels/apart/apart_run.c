@@ -37,6 +37,8 @@ struct apart_array apart_array(enum apart_op op, union apart_args *args)
         return ARRAY(args->conv.span, args->conv.n_span);
     case APART_delta:
         return ARRAY(args->delta.span, args->delta.n_span);
+    case APART_state_cap:
+        return ARRAY(args->state_cap.span, args->state_cap.n_span);
     case APART_expert:
         return ARRAY(args->expert.w, args->expert.n_expert);
     case APART_combine:
@@ -70,8 +72,14 @@ static void clear_span_padding(enum apart_op op, union apart_args *args)
         CLEAR(args->attend, scale, args->attend.span);
         CLEAR(args->attend, n_span, args->attend.first_block);
         return;
+    case APART_kv_match:
+        CLEAR(args->kv_match, shape, args->kv_match.table);
+        return;
     case APART_conv:
         CLEAR_LAST(args->conv, n_span);
+        return;
+    case APART_state_cap:
+        CLEAR(args->state_cap, shape, args->state_cap.span);
         return;
     case APART_delta:
         CLEAR(args->delta, shape, args->delta.out);
@@ -369,6 +377,17 @@ static const struct backend *with_blocks(const struct backend *backend,
     return shape->kv == KV_INT8 ? &backend_ref : backend;
 }
 
+/* A table of near blocks, to be freed. */
+static void **near_blocks(void *const *table, uint64_t n)
+{
+    void *const *far = apart_near(table);
+    void **block = room(n, sizeof(*block));
+
+    for (uint64_t b = 0; b < n; b++)
+        block[b] = apart_near(far[b]);
+    return block;
+}
+
 /* The spans with tables of near blocks; free() them by free_spans(). */
 static struct attend_span *near_spans(const struct attend_span *span,
                                       uint32_t n)
@@ -378,14 +397,10 @@ static struct attend_span *near_spans(const struct attend_span *span,
     for (uint32_t i = 0; i < n; i++) {
         const uint64_t n_block =
             (span[i].position + span[i].n_row - 1) / KV_BLOCK + 1;
-        void *const *far = apart_near(span[i].block);
-        void **block = room(n_block, sizeof(*block));
 
-        for (uint64_t b = 0; b < n_block; b++)
-            block[b] = apart_near(far[b]);
         it[i] = span[i];
         it[i].place = apart_near(span[i].place);
-        it[i].block = block;
+        it[i].block = near_blocks(span[i].block, n_block);
     }
     return it;
 }
@@ -418,6 +433,19 @@ static void run_kv_view(const struct backend *backend, struct kv_view_args a)
     NEAR(a.place);
     a.table = &table;
     apart_view(backend, &a);
+}
+
+static void run_kv_match(const struct backend *backend, struct kv_match_args a)
+{
+    const struct rope_table table = near_table(a.table);
+    void **block = near_blocks(a.block, (a.n_key - 1) / KV_BLOCK + 1);
+
+    NEAR(a.q);
+    NEAR(a.match);
+    a.block = block;
+    a.table = &table;
+    backend->kv_match(NULL, &a);
+    free(block);
 }
 
 static void run_attend(const struct backend *backend, struct attend_args a)
@@ -462,9 +490,24 @@ static void run_delta_gate(const struct backend *backend,
     backend->delta_gate(NULL, &a);
 }
 
+/* The spans with near states, to be freed. */
+static struct delta_span *near_states(const struct delta_span *far, uint32_t n)
+{
+    struct delta_span *span = room(n, sizeof(*span));
+
+    for (uint32_t i = 0; i < n; i++) {
+        span[i] = far[i];
+        NEAR(span[i].state.s);
+        NEAR(span[i].state.ring_k);
+        NEAR(span[i].state.ring_u);
+        NEAR(span[i].state.ring_g);
+    }
+    return span;
+}
+
 static void run_delta(const struct backend *backend, struct delta_args a)
 {
-    struct delta_span *span = room(a.n_span, sizeof(*span));
+    struct delta_span *span = near_states(a.span, a.n_span);
 
     NEAR(a.out);
     NEAR(a.q);
@@ -472,15 +515,19 @@ static void run_delta(const struct backend *backend, struct delta_args a)
     NEAR(a.v);
     NEAR(a.beta);
     NEAR(a.log_decay);
-    for (uint32_t i = 0; i < a.n_span; i++) {
-        span[i] = a.span[i];
-        NEAR(span[i].state.s);
-        NEAR(span[i].state.ring_k);
-        NEAR(span[i].state.ring_u);
-        NEAR(span[i].state.ring_g);
-    }
     a.span = span;
     backend->delta(NULL, &a);
+    free(span);
+}
+
+static void run_state_cap(const struct backend *backend,
+                          struct state_cap_args a)
+{
+    struct delta_span *span = near_states(a.span, a.n_span);
+
+    NEAR(a.n_scaled);
+    a.span = span;
+    backend->state_cap(NULL, &a);
     free(span);
 }
 
@@ -549,10 +596,12 @@ void apart_run(const struct backend *backend, enum apart_op op,
         RUN(rope)
         RUN(kv_append)
         RUN(kv_view)
+        RUN(kv_match)
         RUN(attend)
         RUN(conv)
         RUN(delta_gate)
         RUN(delta)
+        RUN(state_cap)
         RUN(route)
         RUN(expert)
         RUN(experts)

@@ -5,6 +5,7 @@
  * addresses, in a form that can be kept and run later.
  */
 #include "kernels/device.h"
+#include "kernels/state_cap.h"
 
 #include <stdint.h>
 

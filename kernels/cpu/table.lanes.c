@@ -3,6 +3,7 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/index.h"
 #include "kernels/move.h"
+#include "kernels/state_cap.h"
 
 /* All but those that are products. */
 #define OPERATORS                                                              \
@@ -13,8 +14,9 @@
     .kv_score = LANES_NAME(kv_score), .kv_mass = LANES_NAME(kv_mass),          \
     .kv_match = LANES_NAME(kv_match), .surprise = LANES_NAME(surprise),        \
     .conv = LANES_NAME(conv), .delta_gate = LANES_NAME(delta_gate),            \
-    .route = LANES_NAME(route), .combine = LANES_NAME(combine),                \
-    .draw = LANES_NAME(draw), .peaks = LANES_NAME(peaks)
+    .state_cap = state_cap, .route = LANES_NAME(route),                        \
+    .combine = LANES_NAME(combine), .draw = LANES_NAME(draw),                  \
+    .peaks = LANES_NAME(peaks)
 
 const struct backend LANES_NAME(backend) = {
     .name = LANES_TITLE,

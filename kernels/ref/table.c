@@ -2,6 +2,7 @@
 #include "kernels/index.h"
 #include "kernels/move.h"
 #include "kernels/ref/ref.h"
+#include "kernels/state_cap.h"
 
 static bool is_supported(void)
 {
@@ -65,6 +66,7 @@ const struct backend backend_ref = {
     .conv = conv,
     .delta_gate = delta_gate,
     .delta = delta,
+    .state_cap = state_cap,
     .route = route,
     .expert = expert,
     .combine = combine,

@@ -1,10 +1,11 @@
 /*
  * The small operators of a device, judged by kernels/ref over shapes of which
  * most are odd: to the last bit where the arithmetic is the CPU's (embed, rope,
- * the router's product, route, combine), otherwise to a few roundings. The
- * heavy ones have programs of their own (tests/gpu/check_*.cu).
+ * the router's product, route, combine, state_cap), otherwise to a few
+ * roundings. The heavy ones have programs of their own (tests/gpu/check_*.cu).
  */
 #include "kernels/device.h"
+#include "kernels/state_cap.h"
 #include "tests/gpu/gpu_model.h"
 
 #include <math.h>
@@ -88,6 +89,13 @@ static void judge(struct bench *bench, struct both *both, double limit,
     bench->n_bad++;
     printf("FAILED: %s of %u x %u is off by %g of %g\n", what, a, b, most,
            size);
+}
+
+static void fail_case(struct bench *bench, const char *what, uint32_t a,
+                      uint32_t b)
+{
+    bench->n_bad++;
+    printf("FAILED: %s of %u x %u\n", what, a, b);
 }
 
 /* ---------------------------------------------------------------------- rows
@@ -193,6 +201,44 @@ static void check_rope(struct bench *bench, uint32_t n_row, uint32_t n_head,
     drop(bench, &x);
 }
 
+/* Two spans' states of n_head matrices; one head is at the cap, one has what is
+ * no number, of the others most are above it. */
+static void check_cap(struct bench *bench, uint32_t n_head, uint32_t d_k,
+                      uint32_t d_v)
+{
+    const size_t n = (size_t)d_k * d_v;
+    struct both s = make(bench, 2 * n_head * n);
+    struct delta_span span[2] = {{.state.s = s.host},
+                                 {.state.s = s.host + n_head * n}};
+    uint64_t n_scaled = 0;
+    struct state_cap_args a = {.shape = {1, n_head, d_k, d_v, 0},
+                               .span = span,
+                               .n_span = 2,
+                               .cap = 1.5f,
+                               .n_scaled = &n_scaled};
+    void *far, *back;
+
+    for (size_t i = 0; i < s.n; i++)
+        s.host[i] =
+            i < n ? (i % 2 ? 1.5f : -1.5f) : s.host[i] * (float)(1 + i / n % 7);
+    s.host[s.n - n] = NAN;
+    device_write(bench->device, s.far, s.host, s.n * sizeof(float));
+    must(device_take(bench->device, sizeof(n_scaled), &far));
+    must(device_take_host(bench->device, sizeof(n_scaled), &back));
+    bench->ref->state_cap(NULL, &a);
+    span[0].state.s = s.far;
+    span[1].state.s = s.far + n_head * n;
+    a.n_scaled = far;
+    bench->gpu->state_cap(bench->pool, &a);
+    device_read(bench->device, back, far, sizeof(n_scaled));
+    judge(bench, &s, 0, "state_cap", n_head, d_k);
+    if (*(uint64_t *)back != n_scaled)
+        fail_case(bench, "the number of state_cap", n_head, d_k);
+    device_give(bench->device, far);
+    device_give_host(bench->device, back);
+    drop(bench, &s);
+}
+
 /* ------------------------------------------------------------------- experts
  */
 
@@ -285,13 +331,6 @@ static void check_experts(struct bench *bench, uint32_t n_row,
 /* -------------------------------------------------------------------- logits
  */
 
-static void fail_case(struct bench *bench, const char *what, uint32_t a,
-                      uint32_t b)
-{
-    bench->n_bad++;
-    printf("FAILED: %s of %u x %u\n", what, a, b);
-}
-
 static bool same_tops(const struct tops *a, const struct tops *b)
 {
     return a->n == b->n && a->is_all == b->is_all &&
@@ -362,6 +401,9 @@ static void check_all(struct bench *bench)
     check_tops(bench, 7, 248320, 0);
     check_tops(bench, 3, 248320, 100000);
     check_tops(bench, 3, 248320, 3);
+    check_cap(bench, 5, 3, 7);
+    check_cap(bench, 32, 128, 128);
+    check_cap(bench, 8, 64, 65);
     for (size_t i = 0; i < COUNT(EXPERTS); i++)
         check_experts(bench, EXPERTS[i][0], EXPERTS[i][1], EXPERTS[i][2]);
 }

@@ -15,6 +15,9 @@ full    the device has less memory than the node believes: the reply that has no
 scratch the same where it is what a step needs in between that has no room
 lost    the device is lost in the middle of replies: they end with DEVICE_LOST,
         what was committed is there, and the next node goes on with the same bits
+excerpt replies from an excerpt: the plain one if it has all tokens; the same from
+        other sessions and another node; the session is whole behind it
+capped  recurrent states are scaled down, counted, and those of a replay
 wild    the same after an operator has really written where nothing is; on a GPU
 
 NAME is cuda (the default), for which BUILD has libgodwit_faulty.so beside
@@ -43,7 +46,8 @@ CPUS = ("amx", "avx512-bf16", "avx512", "avx2", "ref")
 START_S, CALL_S = 60, 120
 NEEDLE_TOKENS = 1500
 REPLY = 96  # tokens; a session of fewer than 64 is not stored
-PARTS = ("change", "tight", "policy", "full", "scratch", "lost", "wild")
+PARTS = ("change", "tight", "policy", "full", "scratch", "lost", "excerpt",
+         "capped", "wild")
 
 
 class Wrong(Exception):
@@ -460,12 +464,61 @@ def check_scratch(place):
                                 "scratch@1:4")
 
 
+# --- what is rarely asked for ---
+
+def check_excerpt(place):
+    """Which tokens a GPU chooses is for check_mass to judge."""
+    data, few = place.fresh(), ("--gemfilter", "300") + GREEDY
+    with place.on_device(data) as node:
+        text, _ = needle.build_prompt(node.detokenize, NEEDLE_TOKENS)
+        plain = node.turn("plain", text, *GREEDY)
+        whole = node.turn("whole", text, "--gemfilter", "100000", *GREEDY)
+        want(whole["text"] == plain["text"], "all tokens do not reply as a prompt")
+        first = node.turn("first", text, *few)
+        want(first["gemfilter_tokens"] == 300, "kept other tokens:", first)
+        beside = [node.start(*turn_words("beside-%d" % i, text, *few,
+                                         "--output", "json")) for i in range(3)]
+        for call in beside:
+            out, err = call.communicate(timeout=CALL_S + 10)
+            want(call.returncode == 0, "beside others:", err)
+            want(json.loads(out)["text"] == first["text"], "differs beside others")
+        log = node.tokens("first")
+        node.kill()
+    with place.on_device(data) as node:
+        want(node.tokens("first") == log, "tokens are missing")
+        want(node.turn("second", text, *few)["text"] == first["text"],
+             "differs on the next node")
+        node.turn("first", " Then the ship", *GREEDY)
+        node.verify("first")
+    return "%d of %d tokens, %s the reply to all of them" % (
+        first["gemfilter_tokens"], NEEDLE_TOKENS,
+        "also" if first["text"] == plain["text"] else "not")
+
+
+def check_capped(place):
+    data, cap, said = place.fresh(), ("--state-cap", "0.005"), {}
+    for count in (REPLY, REPLY // 2):  # the other one takes it up
+        with place.on_device(data, *cap) as node:
+            want("cap-" in node.json("node", "get")["numerics_id"], "has no cap")
+            text, _ = needle.build_prompt(node.detokenize, NEEDLE_TOKENS)
+            node.json(*turn_words("long", text, *GREEDY, count=count))
+            node.json(*turn_words("over", text[:len(text) // 2], *GREEDY,
+                                  count=512))
+            for session in ("long", "over"):
+                node.verify(session)
+                said[session] = node.tokens(session)
+    return "%d and %d tokens are those of a replay" % tuple(
+        len(log) for log in said.values())
+
+
 CHECK = {"change": check_change, "tight": check_tight,
          "policy": check_policy,
          "full": lambda place: check_full_and_after(
              place, "full@1:%d" % (64 if place.is_gpu else 8)),
          "scratch": check_scratch,
          "lost": lambda place: check_failing(place, "lost@150"),
+         "excerpt": check_excerpt,
+         "capped": check_capped,
          "wild": lambda place: check_failing(place, "wild@150")}
 
 

@@ -215,7 +215,7 @@ node() {
         has "$program" all || return 0
     done
     serves=true
-    for what in change tight policy lost wild; do
+    for what in change tight policy lost excerpt capped wild; do
         try "$what" python3 -B tests/gpu/node.py "$build" "$what"
     done
 }
@@ -237,7 +237,7 @@ sanitize() { # WHAT COMMAND...: the command has a check behind it
     fi
     for words in 'check_attend least 64' 'check_attend least 128' \
         'check_attend least 256' 'check_delta check 5' 'check_linear small' \
-        'check_experts small'; do
+        'check_experts small' 'check_mass small'; do
         program=${words%% *}
         # shellcheck disable=SC2086 # words
         ! has "$program" gpu_checks || try "$words" "$@" "$build/"$words

@@ -75,7 +75,7 @@ if(TARGET model)
   endforeach()
   # A whole node with all in the memory of a device, and with one that fails.
   if(TARGET godwitd AND TARGET godwitctl)
-    foreach(part change tight policy full scratch lost)
+    foreach(part change tight policy full scratch lost excerpt capped)
       add_test(NAME gpu.node.${part}
         COMMAND /usr/bin/python3 -B ${PROJECT_SOURCE_DIR}/tests/gpu/node.py
         --device apart ${CMAKE_BINARY_DIR} ${part})

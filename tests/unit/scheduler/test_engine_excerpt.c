@@ -3,7 +3,9 @@
  * whose attention is overheard gives the layer's query and keys, and the scores
  * are made from them in double. The oracle for the reply: a client that sends
  * the chosen tokens itself; for the session: one that got all tokens as input.
+ * On a device (kernels/apart/apart.h) they are those of the host.
  */
+#include "kernels/apart/apart.h"
 #include "scheduler/engine_calls.h"
 #include "tests/unit/scheduler/fixture.h"
 
@@ -486,6 +488,138 @@ Test(engine_excerpt, is_refused_where_there_is_none)
     c->generate.excerpt.layer = 1000;
     cr_assert(reply_failed(node_call(node, c), STATUS_INVALID_ARGUMENT, ""));
     cr_assert_eq(node->engine->n_session, 0);
+    node_destroy(node);
+}
+
+/* What was computed for others may bring it to the end of a stage when no pass
+ * runs, after which nobody wakes an engine that sleeps. */
+Test(engine_excerpt, does_not_sleep_between_its_stages, .timeout = 60)
+{
+    struct node *node = node_create(NULL);
+    struct reply *want;
+
+    node_start(node);
+    want = node_completed(node, asked(question(node, "a", "q", 193), N_KEEP));
+    for (uint32_t i = 0; i < 20; i++) {
+        char name[8];
+        struct command *c;
+        struct reply *reply;
+
+        (void)snprintf(name, sizeof(name), "s%u", i);
+        node_until(node, 0);
+        c = asked(question(node, name, "q", 193), N_KEEP);
+        reply = &node->reply[c->reply];
+        node_send(node, c);
+        while (!reply->is_over)
+            if (!node_step(node) && !reply->is_over)
+                ring_wait(node->inbox, -1);
+        cr_assert(same_reply(reply, want), "request %u", i);
+    }
+    node_destroy(node);
+}
+
+/* ----------------------------------------------------------------- a device */
+
+static struct node *node_on_device(void)
+{
+    struct node *node = node_create(NULL);
+
+    model_destroy(node->model);
+    must(model_load("tests/golden/qwen3_5_text",
+                    &(struct model_options){.backend = &backend_apart},
+                    &node->model));
+    node_start(node);
+    return node;
+}
+
+/* The i-th of some requests that follow each other, some of one session. */
+static struct command *request_of(struct node *node, uint32_t i)
+{
+    static const struct {
+        const char *name, *id;
+        uint32_t n_token, n_keep, layer; /* n_keep 0: none */
+    } ALL[] = {
+        {"", "", N_PROMPT, 1, 3},
+        {"", "", N_PROMPT, N_KEEP, 5},
+        {"", "", 64, 63, EXCERPT_LAYER_ANY},
+        {"", "", 65, 100000, EXCERPT_LAYER_ANY},
+        {"a", "q", N_PROMPT, N_KEEP, EXCERPT_LAYER_ANY},
+        {"a", "r", 1, 30, 5}, /* of a memory that holds all but the end */
+        {"a", "s", 20, 0, 0},
+        {"b", "q", N_PROMPT, N_KEEP, 3},
+    };
+    struct command *c;
+
+    if (i >= sizeof(ALL) / sizeof(*ALL))
+        return NULL;
+    c = question(node, ALL[i].name, ALL[i].id, ALL[i].n_token);
+    if (ALL[i].n_keep == 0)
+        return c;
+    c = asked(c, ALL[i].n_keep);
+    c->generate.excerpt.layer = ALL[i].layer;
+    return c;
+}
+
+Test(engine_excerpt, is_the_same_on_a_device)
+{
+    struct node *host = node_create(NULL), *node = node_on_device();
+    struct command *c;
+
+    node_start(host);
+    for (uint32_t i = 0; (c = request_of(host, i)); i++) {
+        struct reply *want = node_completed(host, c), *got;
+        uint64_t beside[2];
+
+        node_tick(node, i % 2 ? 300 : 0);
+        for (uint32_t k = 0; k < 2; k++) {
+            c = k ? generate(node, "", "", 200, 50 + i)
+                  : asked(question(node, "", "", 200), 10);
+            beside[k] = c->reply;
+            node_send(node, c);
+        }
+        got = node_completed(node, request_of(node, i));
+        cr_assert(same_reply(got, want), "request %u", i);
+        for (uint32_t k = 0; k < 2; k++)
+            node_until(node, beside[k]);
+    }
+    node_destroy(node);
+    node_destroy(host);
+}
+
+Test(engine_excerpt, a_full_device_refuses_and_the_next_one_has_room)
+{
+    struct node *node = node_on_device();
+    struct reply *want, *reply;
+    uint32_t n_refused = 0, n_step = 0;
+
+    want =
+        node_completed(node, asked(question(node, "", "", N_PROMPT), N_KEEP));
+    for (bool is_through = false; !is_through; n_step++) {
+        struct command *c = asked(question(node, "", "", N_PROMPT), N_KEEP);
+
+        cr_assert_lt(n_step, 1000);
+        reply = &node->reply[c->reply];
+        node_send(node, c);
+        for (uint32_t i = 0; i < n_step && !reply->is_over; i++)
+            if (!node_step(node))
+                ring_wait(node->inbox, 20);
+        is_through = reply->is_over;
+        apart_limit(model_device(node->model), 0);
+        node_until(node, (uint64_t)(reply - node->reply));
+        apart_limit(model_device(node->model), SIZE_MAX);
+        if (reply->last != EVENT_ERROR) {
+            cr_assert(same_reply(reply, want), "after %u steps", n_step);
+            continue;
+        }
+        cr_assert_eq(reply->end->cause.code, STATUS_RESOURCE_EXHAUSTED);
+        n_refused++;
+        reply = node_completed(node,
+                               asked(question(node, "", "", N_PROMPT), N_KEEP));
+        cr_assert(same_reply(reply, want), "again");
+    }
+    cr_assert_gt(n_refused, 1);
+    node_until(node, 0);
+    cr_assert(comes_to_nothing(node));
     node_destroy(node);
 }
 

@@ -166,6 +166,20 @@ static float middle_cap(const struct backend *backend,
     return (float)(0.5 * (rms[n_rms / 2 - 1] + rms[n_rms / 2]));
 }
 
+/* From where the model is. */
+static void take(const struct bench *bench, void *to, const void *from,
+                 size_t bytes)
+{
+    struct device *device = model_device(bench->model);
+    void *near;
+
+    cr_assert_eq(device_take_host(device, bytes, &near), STATUS_OK);
+    device_read(device, near, from, bytes);
+    cr_assert_eq(device_wait(device), STATUS_OK);
+    memcpy(to, near, bytes);
+    device_give_host(device, near);
+}
+
 /* Digest of what is live of all states and blocks. */
 static struct digest digest_memory(const struct bench *bench,
                                    const struct memory *memory)
@@ -175,17 +189,19 @@ static struct digest digest_memory(const struct bench *bench,
 
     for (uint32_t i = 0; i < model_config(bench->model)->n_layer; i++) {
         const struct mixer_plan *plan = model_plan(bench->model, i);
-        char *copy = malloc(plan->state_bytes + 1);
+        char *copy = malloc(plan->state_bytes + plan->block_bytes + 1);
 
         if (plan->state_bytes) {
-            memcpy(copy, memory_layers(memory)[i].state, plan->state_bytes);
+            take(bench, copy, memory_layers(memory)[i].state,
+                 plan->state_bytes);
             mixer_clear_moot(plan, position, copy);
             all = digest_chain(all, copy, plan->state_bytes);
         }
         for (uint64_t b = 0; plan->block_bytes && (b + 1) * KV_BLOCK < position;
-             b++)
-            all = digest_chain(all, memory_block(memory, i, b),
-                               plan->block_bytes);
+             b++) {
+            take(bench, copy, memory_block(memory, i, b), plan->block_bytes);
+            all = digest_chain(all, copy, plan->block_bytes);
+        }
         free(copy);
     }
     return all;
@@ -364,9 +380,9 @@ Test(capped, a_cap_that_is_never_reached_changes_no_bit)
 /* -------------------------------------------------------------------- laws */
 
 static void check_laws(const struct backend *backend,
-                       enum arithmetic arithmetic, struct outcome *out)
+                       enum arithmetic arithmetic, float cap,
+                       struct outcome *out)
 {
-    const float cap = middle_cap(backend, arithmetic);
     struct bench bench = open_bench(backend, arithmetic, cap);
     uint32_t one_by_one[N_CUT_MAX];
     struct outcome got;
@@ -417,7 +433,7 @@ Test(capped, e2_e3_e7_and_backends_change_nothing)
             if (!(*b)->is_supported() || (*b)->find_device ||
                 (k > 0 && strcmp((*b)->name, "ref") == 0))
                 continue;
-            check_laws(*b, kind[k], &outcome);
+            check_laws(*b, kind[k], middle_cap(*b, kind[k]), &outcome);
             if (is_first)
                 first = outcome;
             else
@@ -427,6 +443,33 @@ Test(capped, e2_e3_e7_and_backends_change_nothing)
         }
     }
     cr_assert_geq(n, 3);
+}
+
+/* Steps that are recorded, and those at the grid, which are not; counted where
+ * the states are. */
+Test(capped, on_a_device_they_are_those_of_a_cpu)
+{
+    const struct backend *backend;
+    struct outcome want, got;
+    float cap;
+
+    cr_assert_eq(backend_find("auto", &backend), STATUS_OK);
+    for (enum arithmetic k = ARITHMETIC_FP32; k <= ARITHMETIC_PAIR; k++) {
+        struct bench host, far;
+        uint64_t n_capped;
+
+        cap = middle_cap(backend, k);
+        check_laws(&backend_apart, k, cap, &got);
+        host = open_bench(backend, k, cap);
+        want = play(&host, NULL, NULL, 0);
+        assert_same(&want, &got, "a device");
+        n_capped = workspace_n_capped(host.workspace);
+        close_bench(&host);
+        far = open_bench(&backend_apart, k, cap);
+        (void)play(&far, NULL, (uint32_t[]){1000}, 1);
+        cr_assert_eq(workspace_n_capped(far.workspace), n_capped);
+        close_bench(&far);
+    }
 }
 
 /* Three sessions in one batch: one comes to the grid while another is before it
@@ -555,25 +598,19 @@ Test(capped, the_id_names_the_cap_and_only_where_there_is_one)
     close_bench(&plain);
 }
 
-static void assert_refused(const char *dir, const struct backend *backend,
-                           const char *because)
-{
-    const struct model_options options = {.backend = backend,
-                                          .state_cap = 0.5f};
-    struct model *model = NULL;
-
-    cr_assert_eq(model_load(dir, &options, &model), STATUS_FAILED_PRECONDITION);
-    cr_assert_null(model);
-    cr_assert(strstr(status_reason(), because), "%s", status_reason());
-}
-
-Test(capped, a_device_and_a_model_without_states_refuse_it_by_name)
+Test(capped, a_model_without_states_refuses_it_by_name)
 {
     const struct backend *backend;
+    struct model_options options = {.state_cap = 0.5f};
+    struct model *model = NULL;
 
     cr_assert_eq(backend_find("auto", &backend), STATUS_OK);
-    assert_refused(DIR, &backend_apart, "'apart' does not cap");
-    assert_refused("tests/golden/llama", backend, "no layer of this model");
+    options.backend = backend;
+    cr_assert_eq(model_load("tests/golden/llama", &options, &model),
+                 STATUS_FAILED_PRECONDITION);
+    cr_assert_null(model);
+    cr_assert(strstr(status_reason(), "no layer of this model"), "%s",
+              status_reason());
 }
 
 Test(capped, a_cap_out_of_range_is_refused_and_none_is_zero)
