@@ -5,7 +5,8 @@
  * the threshold between them is free. While a decode step is recorded every
  * span counts as few, since the way of many has grids that depend on
  * positions. first_block and end_block are not looked at: calls are for all
- * blocks.
+ * blocks. Where a span has places (memory policies), the kernels are those that
+ * look for them.
  */
 #include "kernels/cuda/attend.cuh"
 #include "kernels/cuda/attend_few.cuh"
@@ -19,7 +20,14 @@
 
 #include <assert.h>
 
-#define SPAN_MAX 64u /* of a launch */
+/*
+ * Spans of a launch. Under a memory policy a prompt has hundreds, of few rows
+ * each; they come at once as long as what lies between two kernels is likely
+ * to stay in the L2 cache.
+ */
+#define SPAN_MAX 64u
+#define SPAN_MOST 512u
+#define BETWEEN_BYTES ((size_t)64 << 20)
 /*
  * Packed rows of a span that count as few. The way of few reads the past once
  * for every 16 packed rows, the way of many has one CTA for 128 of them and a
@@ -152,7 +160,7 @@ static void launch_many(struct gpu *gpu, const struct attend_shape *shape,
                         const struct attend_frame *frame,
                         struct attend_span *span, uint32_t n_span)
 {
-    struct many_span list[SPAN_MAX];
+    struct many_span list[SPAN_MOST];
     struct extent extent = {0, 0};
     size_t at = 0;
 
@@ -183,30 +191,89 @@ static void launch_many(struct gpu *gpu, const struct attend_shape *shape,
     attend_many(gpu_stream(gpu), &call);
 }
 
-/* The spans of one kind, SPAN_MAX at a time. */
+/* Spans of one kind that are launched together. */
+struct batch {
+    struct attend_span span[SPAN_MOST];
+    uint32_t n, n_max; /* SPAN_MAX or SPAN_MOST */
+    struct extent extent;
+};
+
+/* What chains of few rows leave, or the keys of many, of n spans. */
+static size_t between_bytes(const struct attend_frame *frame,
+                            const struct extent *extent, uint32_t n,
+                            bool is_many)
+{
+    size_t n_chain = (extent->n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN;
+    size_t n_row =
+        is_many ? extent->n_key : 2 * n_chain * extent->n_row * frame->group;
+
+    return n * frame->n_kv_head * n_row * attend_padded(frame->d_head) *
+           sizeof(uint16_t);
+}
+
+/* Whether it may have one more. */
+static bool has_room(const struct batch *batch, const struct attend_span *span,
+                     const struct attend_frame *frame, bool is_many)
+{
+    struct extent extent = batch->extent;
+
+    extent_add(&extent, span);
+    return batch->n < SPAN_MAX || (batch->n < batch->n_max &&
+                                   between_bytes(frame, &extent, batch->n + 1,
+                                                 is_many) <= BETWEEN_BYTES);
+}
+
+static void launch_batch(struct gpu *gpu, const struct attend_shape *shape,
+                         const struct attend_frame *frame, struct batch *batch,
+                         bool is_many)
+{
+    if (!batch->n)
+        return;
+    if (way_is_sm80())
+        attend_sm80(gpu, shape, frame, batch->span, batch->n, is_many);
+    else if (is_many)
+        launch_many(gpu, shape, frame, batch->span, batch->n);
+    else
+        launch_few(gpu, frame, batch->span, batch->n);
+    batch->n = 0;
+    batch->extent = {0, 0};
+}
+
+/* The spans of one kind. */
 static void launch(struct gpu *gpu, const struct attend_frame *frame,
                    const struct attend_args *args, bool is_many)
 {
     bool is_fixed = gpu_is_recording(gpu) || gpu_is_replaying(gpu);
     uint32_t n_few = args->n_span == 1 ? FEW_PACKED_ALONE_MAX : FEW_PACKED_MAX;
-    struct attend_span list[SPAN_MAX];
-    uint32_t n = 0;
+    struct batch batch;
 
+    batch.n = 0;
+    batch.n_max = frame->is_placed && !is_fixed ? SPAN_MOST : SPAN_MAX;
+    batch.extent = {0, 0};
     for (uint32_t i = 0; i < args->n_span; i++) {
-        uint64_t n_packed = (uint64_t)args->span[i].n_row * frame->group;
-        assert(!args->span[i].place); /* no memory policies here */
-        if ((!is_fixed && n_packed > n_few) == is_many)
-            list[n++] = args->span[i];
-        if (n == SPAN_MAX || (n && i + 1 == args->n_span)) {
-            if (way_is_sm80())
-                attend_sm80(gpu, &args->shape, frame, list, n, is_many);
-            else if (is_many)
-                launch_many(gpu, &args->shape, frame, list, n);
-            else
-                launch_few(gpu, frame, list, n);
-            n = 0;
-        }
+        const struct attend_span *span = &args->span[i];
+        uint64_t n_packed = (uint64_t)span->n_row * frame->group;
+
+        assert(!span->place || frame->is_placed);
+        if ((!is_fixed && n_packed > n_few) != is_many)
+            continue;
+        if (!has_room(&batch, span, frame, is_many))
+            launch_batch(gpu, &args->shape, frame, &batch, is_many);
+        extent_add(&batch.extent, span);
+        batch.span[batch.n++] = *span;
     }
+    launch_batch(gpu, &args->shape, frame, &batch, is_many);
+}
+
+/* In a recorded step, of which rows it is may change from run to run. */
+static bool has_places(const struct gpu *gpu, const struct attend_args *args)
+{
+    if (gpu_is_recording(gpu) || gpu_is_replaying(gpu))
+        return gpu_has_views(gpu);
+    for (uint32_t i = 0; i < args->n_span; i++)
+        if (args->span[i].place)
+            return true;
+    return false;
 }
 
 void cuda_attend(struct gpu *gpu, const struct attend_args *args)
@@ -225,10 +292,12 @@ void cuda_attend(struct gpu *gpu, const struct attend_args *args)
         .d_head = shape.d_head,
         .factor = args->scale * 0x1.715476p+0f, /* log2(e) */
         .is_int8 = shape.kv == KV_INT8,
+        .is_placed = has_places(gpu, args),
     };
 
     assert(shape.d_head % 8 == 0 && shape.d_head <= ATTEND_DIM_MAX);
     assert((uintptr_t)args->q % 16 == 0 && args->q_stride % 4 == 0);
+    assert(!(frame.is_int8 && frame.is_placed)); /* no memory policies */
     assert(frame.n_pair % 8 == 0 && 2 * frame.n_pair <= shape.d_head);
     launch(gpu, &frame, args, true);
     launch(gpu, &frame, args, false);
