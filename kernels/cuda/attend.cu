@@ -10,6 +10,7 @@
  */
 #include "kernels/cuda/attend.cuh"
 #include "kernels/cuda/attend_few.cuh"
+#include "kernels/cuda/attend_list.cuh"
 #include "kernels/cuda/attend_many.cuh"
 #include "kernels/cuda/attend_sm80.cuh"
 #include "kernels/cuda/attend_wide.cuh"
@@ -22,12 +23,12 @@
 
 /*
  * Spans of a launch. Under a memory policy a prompt has hundreds, of few rows
- * each; they come at once as long as what lies between two kernels is likely
- * to stay in the L2 cache.
+ * each; they come at once as long as the parts of their chains are likely to
+ * stay in the L2 cache.
  */
 #define SPAN_MAX 64u
-#define SPAN_MOST 512u
-#define BETWEEN_BYTES ((size_t)64 << 20)
+#define SPAN_MOST 1024u
+#define PARTS_BYTES ((size_t)64 << 20)
 /*
  * Packed rows of a span that count as few. The way of few reads the past once
  * for every 16 packed rows, the way of many has one CTA for 128 of them and a
@@ -36,6 +37,9 @@
  */
 #define FEW_PACKED_MAX 32u
 #define FEW_PACKED_ALONE_MAX 128u
+/* With a list, if the call has tiles for most SMs. */
+#define LIST_PACKED_MIN 8u
+#define LIST_TILE_MIN 100u
 
 /*
  * Write a block's new keys (blockIdx.y < n_kv_head) or values of one head. A
@@ -160,7 +164,7 @@ static void launch_many(struct gpu *gpu, const struct attend_shape *shape,
                         const struct attend_frame *frame,
                         struct attend_span *span, uint32_t n_span)
 {
-    struct many_span list[SPAN_MOST];
+    struct many_span list[SPAN_MAX];
     struct extent extent = {0, 0};
     size_t at = 0;
 
@@ -191,78 +195,114 @@ static void launch_many(struct gpu *gpu, const struct attend_shape *shape,
     attend_many(gpu_stream(gpu), &call);
 }
 
+static void launch_list(struct gpu *gpu, const struct attend_frame *frame,
+                        const struct attend_span *span, uint32_t n_span)
+{
+    struct extent extent = {0, 0};
+    uint32_t n_sm = (uint32_t)gpu_n_sm(gpu);
+
+    for (uint32_t i = 0; i < n_span; i++)
+        extent_add(&extent, &span[i]);
+    struct list_call call = {
+        .frame = *frame,
+        .n_span = n_span,
+        .n_tile = (extent.n_row * frame->group + LIST_ROWS - 1) / LIST_ROWS};
+    uint64_t n_tile = (uint64_t)call.n_tile * n_span * frame->n_kv_head;
+
+    call.n_cta = n_tile < n_sm ? (uint32_t)n_tile : n_sm;
+    call.scratch =
+        (unsigned char *)gpu_scratch(gpu, list_bytes(frame, call.n_cta));
+    call.span = (const struct attend_span *)gpu_stage(gpu, span,
+                                                      n_span * sizeof(*span));
+    attend_list(gpu_stream(gpu), &call);
+}
+
+/* Which kernels a span goes to. */
+enum kind { FEW, MANY, LIST, N_KIND };
+
+static enum kind kind_of(const struct gpu *gpu,
+                         const struct attend_frame *frame,
+                         const struct attend_span *span, uint32_t n_span)
+{
+    uint32_t n_few = n_span == 1 ? FEW_PACKED_ALONE_MAX : FEW_PACKED_MAX;
+    uint64_t n_packed = (uint64_t)span->n_row * frame->group;
+
+    if (gpu_is_recording(gpu) || gpu_is_replaying(gpu))
+        return FEW;
+    if (span->place && !way_is_sm80() && n_packed > LIST_PACKED_MIN &&
+        n_span * frame->n_kv_head >= LIST_TILE_MIN)
+        return LIST;
+    return n_packed > n_few ? MANY : FEW;
+}
+
 /* Spans of one kind that are launched together. */
 struct batch {
+    enum kind kind;
     struct attend_span span[SPAN_MOST];
     uint32_t n, n_max; /* SPAN_MAX or SPAN_MOST */
     struct extent extent;
 };
 
-/* What chains of few rows leave, or the keys of many, of n spans. */
-static size_t between_bytes(const struct attend_frame *frame,
-                            const struct extent *extent, uint32_t n,
-                            bool is_many)
-{
-    size_t n_chain = (extent->n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN;
-    size_t n_row =
-        is_many ? extent->n_key : 2 * n_chain * extent->n_row * frame->group;
-
-    return n * frame->n_kv_head * n_row * attend_padded(frame->d_head) *
-           sizeof(uint16_t);
-}
-
-/* Whether it may have one more. */
+/* Whether it may have one more: parts of chains of few rows are most of what
+ * lies between kernels. */
 static bool has_room(const struct batch *batch, const struct attend_span *span,
-                     const struct attend_frame *frame, bool is_many)
+                     const struct attend_frame *frame)
 {
     struct extent extent = batch->extent;
 
     extent_add(&extent, span);
-    return batch->n < SPAN_MAX || (batch->n < batch->n_max &&
-                                   between_bytes(frame, &extent, batch->n + 1,
-                                                 is_many) <= BETWEEN_BYTES);
+    size_t n_chain = (extent.n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN;
+    size_t n_part = (batch->n + 1) * n_chain * extent.n_row * frame->group *
+                    frame->n_kv_head;
+
+    return batch->n < SPAN_MAX ||
+           (batch->n < batch->n_max &&
+            (batch->kind == LIST ||
+             n_part * attend_padded(frame->d_head) * sizeof(float) <=
+                 PARTS_BYTES));
 }
 
 static void launch_batch(struct gpu *gpu, const struct attend_shape *shape,
-                         const struct attend_frame *frame, struct batch *batch,
-                         bool is_many)
+                         const struct attend_frame *frame, struct batch *batch)
 {
     if (!batch->n)
         return;
     if (way_is_sm80())
-        attend_sm80(gpu, shape, frame, batch->span, batch->n, is_many);
-    else if (is_many)
+        attend_sm80(gpu, shape, frame, batch->span, batch->n,
+                    batch->kind == MANY);
+    else if (batch->kind == MANY)
         launch_many(gpu, shape, frame, batch->span, batch->n);
+    else if (batch->kind == LIST)
+        launch_list(gpu, frame, batch->span, batch->n);
     else
         launch_few(gpu, frame, batch->span, batch->n);
     batch->n = 0;
     batch->extent = {0, 0};
 }
 
-/* The spans of one kind. */
 static void launch(struct gpu *gpu, const struct attend_frame *frame,
-                   const struct attend_args *args, bool is_many)
+                   const struct attend_args *args, enum kind kind)
 {
     bool is_fixed = gpu_is_recording(gpu) || gpu_is_replaying(gpu);
-    uint32_t n_few = args->n_span == 1 ? FEW_PACKED_ALONE_MAX : FEW_PACKED_MAX;
     struct batch batch;
 
+    batch.kind = kind;
     batch.n = 0;
-    batch.n_max = frame->is_placed && !is_fixed ? SPAN_MOST : SPAN_MAX;
+    batch.n_max =
+        frame->is_placed && kind != MANY && !is_fixed ? SPAN_MOST : SPAN_MAX;
     batch.extent = {0, 0};
     for (uint32_t i = 0; i < args->n_span; i++) {
         const struct attend_span *span = &args->span[i];
-        uint64_t n_packed = (uint64_t)span->n_row * frame->group;
 
         assert(!span->place || frame->is_placed);
-        if ((!is_fixed && n_packed > n_few) != is_many)
+        if (kind_of(gpu, frame, span, args->n_span) != kind)
             continue;
-        if (!has_room(&batch, span, frame, is_many))
-            launch_batch(gpu, &args->shape, frame, &batch, is_many);
+        if (!has_room(&batch, span, frame))
+            launch_batch(gpu, &args->shape, frame, &batch);
         extent_add(&batch.extent, span);
         batch.span[batch.n++] = *span;
     }
-    launch_batch(gpu, &args->shape, frame, &batch, is_many);
+    launch_batch(gpu, &args->shape, frame, &batch);
 }
 
 /* In a recorded step, of which rows it is may change from run to run. */
@@ -299,6 +339,8 @@ void cuda_attend(struct gpu *gpu, const struct attend_args *args)
     assert((uintptr_t)args->q % 16 == 0 && args->q_stride % 4 == 0);
     assert(!(frame.is_int8 && frame.is_placed)); /* no memory policies */
     assert(frame.n_pair % 8 == 0 && 2 * frame.n_pair <= shape.d_head);
-    launch(gpu, &frame, args, true);
-    launch(gpu, &frame, args, false);
+    launch(gpu, &frame, args, MANY);
+    if (frame.is_placed)
+        launch(gpu, &frame, args, LIST);
+    launch(gpu, &frame, args, FEW);
 }

@@ -255,4 +255,34 @@ static __device__ __forceinline__ void rotate_unit(uint4 *x, uint4 *y,
     rotate_words(&x->z, &y->z, angle[4], angle[5]);
     rotate_words(&x->w, &y->w, angle[6], angle[7]);
 }
+
+/*
+ * Eight neighbouring pairs of a key where they lie. first: the angles of its
+ * block's first key, in shared memory; within: those of the key itself in a
+ * block, which count unless is_flat.
+ */
+static __device__ __forceinline__ void turn_unit(uint4 *x, uint4 *y,
+                                                 const struct angle *first,
+                                                 const struct angle *within,
+                                                 bool is_flat)
+{
+    const float4 *block = (const float4 *)first; /* two angles */
+    struct angle angle[8];
+    uint4 a = *x, b = *y;
+
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+        float4 z = block[i];
+
+        angle[2 * i] = {z.x, z.y};
+        angle[2 * i + 1] = {z.z, z.w};
+        if (is_flat)
+            continue;
+        angle[2 * i] = angle_sum(angle[2 * i], within[2 * i]);
+        angle[2 * i + 1] = angle_sum(angle[2 * i + 1], within[2 * i + 1]);
+    }
+    rotate_unit(&a, &b, angle);
+    *x = a;
+    *y = b;
+}
 #endif

@@ -207,42 +207,27 @@ flat_blocks(const struct few_item &item)
                                                is_flat<true>(item.span, b));
 }
 
-/* Eight pairs of a key, from dim e on; tile i of its dims in slot first + i.
- * is_one: the keys of the block all have its angle. */
+/* Eight pairs of a key, from dim e on; tile i of its dims in slot first + i. */
 template <int D, int R, int N>
 static __device__ __forceinline__ void
 rotate(struct room<D, R, N> *m, uint32_t n_pair, uint32_t first, uint32_t own,
-       uint32_t e, const struct angle *within, bool is_one)
+       uint32_t e, const struct angle *within, bool is_flat)
 {
     uint32_t j = threadIdx.x / 32 * 16 + threadIdx.x % 16, e2 = e + n_pair;
     uint4 *x =
         (uint4 *)(m->tile[(first + e / 64) % N] + tile_at(j, e % 64, 64));
     uint4 *y =
         (uint4 *)(m->tile[(first + e2 / 64) % N] + tile_at(j, e2 % 64, 64));
-    const float4 *block = (const float4 *)&m->angle[own][e]; /* two angles */
-    struct angle angle[8];
-    uint4 a = *x, b = *y;
 
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-        float4 z = block[i];
-        angle[2 * i] = {z.x, z.y};
-        angle[2 * i + 1] = {z.z, z.w};
-        if (is_one)
-            continue;
-        angle[2 * i] = angle_sum(angle[2 * i], within[2 * i]);
-        angle[2 * i + 1] = angle_sum(angle[2 * i + 1], within[2 * i + 1]);
-    }
-    rotate_unit(&a, &b, angle);
-    *x = a;
-    *y = b;
+    turn_unit(x, y, &m->angle[own][e], within, is_flat);
 }
 
 /* Rotate this warp's 16 keys of a block where they lie. */
 template <int D, int R, int N>
 static __device__ __forceinline__ void
 rotate_keys(struct room<D, R, N> *m, const struct attend_frame &f,
-            uint32_t first, uint32_t own, const struct angle *held, bool is_one)
+            uint32_t first, uint32_t own, const struct angle *held,
+            bool is_flat)
 {
     constexpr uint32_t N_HELD = few<D>::N_HELD;
     uint32_t lane = threadIdx.x % 32, j = threadIdx.x / 32 * 16 + lane % 16;
@@ -251,13 +236,13 @@ rotate_keys(struct room<D, R, N> *m, const struct attend_frame &f,
 #pragma unroll
     for (uint32_t e = 0; e < N_HELD; e += 16)
         if (e0 + e < f.n_pair)
-            rotate(m, f.n_pair, first, own, e0 + e, held + e / 2, is_one);
+            rotate(m, f.n_pair, first, own, e0 + e, held + e / 2, is_flat);
     for (uint32_t e = N_HELD + e0; e < f.n_pair; e += 16) {
         struct angle within[8];
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++)
             within[i] = angle_within(f, e + i, j);
-        rotate(m, f.n_pair, first, own, e, within, is_one);
+        rotate(m, f.n_pair, first, own, e, within, is_flat);
     }
     __syncwarp();
 }
