@@ -37,9 +37,14 @@
  */
 #define FEW_PACKED_MAX 32u
 #define FEW_PACKED_ALONE_MAX 128u
-/* With a list, if the call has tiles for most SMs. */
-#define LIST_PACKED_MIN 8u
-#define LIST_TILE_MIN 100u
+/*
+ * With places, and so many spans and KV heads that a CTA for each leaves few
+ * SMs idle. One H100, 50 blocks a span, 32 packed rows: half the time of the
+ * way of few from 64 on, 0.9 at 32; with 128 packed rows 0.6 to 0.7 of the way
+ * of many, with 256 1.0 (256 dims) and 1.2 (128).
+ */
+#define LIST_PACKED_MAX 128u
+#define LIST_TILE_MIN 32u
 
 /*
  * Write a block's new keys (blockIdx.y < n_kv_head) or values of one head. A
@@ -229,7 +234,7 @@ static enum kind kind_of(const struct gpu *gpu,
 
     if (gpu_is_recording(gpu) || gpu_is_replaying(gpu))
         return FEW;
-    if (span->place && !way_is_sm80() && n_packed > LIST_PACKED_MIN &&
+    if (span->place && !way_is_sm80() && n_packed <= LIST_PACKED_MAX &&
         n_span * frame->n_kv_head >= LIST_TILE_MIN)
         return LIST;
     return n_packed > n_few ? MANY : FEW;
