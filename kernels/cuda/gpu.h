@@ -18,7 +18,7 @@ struct gpu_ring {
 struct gpu_graph {
     uint64_t owner; /* 0: free */
     uint32_t n_row;
-    uint64_t bound;   /* on KV blocks, a power of two */
+    uint64_t bound; /* on KV blocks, a power of two */
     bool has_views;
     uint32_t n_seen;  /* steps of this kind so far */
     bool is_refused;  /* it cannot be recorded */
