@@ -17,7 +17,8 @@ if(GODWIT_NVCC AND (GODWIT_CUDA STREQUAL "ON" OR
   # those of all other files are compiled for both.
   set(SM90 -gencode=arch=compute_90a,code=sm_90a)
   set(SM80 -gencode=arch=compute_80,code=[sm_80,compute_80])
-  set(SM90_ALONE attend_few attend_many attend_rotate linear_f8 linear_launch)
+  set(SM90_ALONE attend_few attend_list attend_many attend_rotate linear_f8
+    linear_launch)
   set(SM80_ALONE attend_sm80 linear_sm80)
   function(add_cuda_object folder file) # flags behind them
     get_filename_component(stem ${file} NAME_WE)

@@ -5,10 +5,12 @@
  * the threshold between them is free. While a decode step is recorded every
  * span counts as few, since the way of many has grids that depend on
  * positions. first_block and end_block are not looked at: calls are for all
- * blocks.
+ * blocks. Where a span has places (memory policies), the kernels are those that
+ * look for them.
  */
 #include "kernels/cuda/attend.cuh"
 #include "kernels/cuda/attend_few.cuh"
+#include "kernels/cuda/attend_list.cuh"
 #include "kernels/cuda/attend_many.cuh"
 #include "kernels/cuda/attend_sm80.cuh"
 #include "kernels/cuda/attend_wide.cuh"
@@ -19,7 +21,14 @@
 
 #include <assert.h>
 
-#define SPAN_MAX 64u /* of a launch */
+/*
+ * Spans of a launch. Under a memory policy a prompt has hundreds, of few rows
+ * each; they come at once as long as the parts of their chains are likely to
+ * stay in the L2 cache.
+ */
+#define SPAN_MAX 64u
+#define SPAN_MOST 1024u
+#define PARTS_BYTES ((size_t)64 << 20)
 /*
  * Packed rows of a span that count as few. The way of few reads the past once
  * for every 16 packed rows, the way of many has one CTA for 128 of them and a
@@ -28,6 +37,14 @@
  */
 #define FEW_PACKED_MAX 32u
 #define FEW_PACKED_ALONE_MAX 128u
+/*
+ * With places, and so many spans and KV heads that a CTA for each leaves few
+ * SMs idle. One H100, 50 blocks a span, 32 packed rows: half the time of the
+ * way of few from 64 on, 0.9 at 32; with 128 packed rows 0.6 to 0.7 of the way
+ * of many, with 256 1.0 (256 dims) and 1.2 (128).
+ */
+#define LIST_PACKED_MAX 128u
+#define LIST_TILE_MIN 32u
 
 /*
  * Write a block's new keys (blockIdx.y < n_kv_head) or values of one head. A
@@ -183,30 +200,125 @@ static void launch_many(struct gpu *gpu, const struct attend_shape *shape,
     attend_many(gpu_stream(gpu), &call);
 }
 
-/* The spans of one kind, SPAN_MAX at a time. */
+static void launch_list(struct gpu *gpu, const struct attend_frame *frame,
+                        const struct attend_span *span, uint32_t n_span)
+{
+    struct extent extent = {0, 0};
+    uint32_t n_sm = (uint32_t)gpu_n_sm(gpu);
+
+    for (uint32_t i = 0; i < n_span; i++)
+        extent_add(&extent, &span[i]);
+    struct list_call call = {
+        .frame = *frame,
+        .n_span = n_span,
+        .n_tile = (extent.n_row * frame->group + LIST_ROWS - 1) / LIST_ROWS};
+    uint64_t n_tile = (uint64_t)call.n_tile * n_span * frame->n_kv_head;
+
+    call.n_cta = n_tile < n_sm ? (uint32_t)n_tile : n_sm;
+    call.scratch =
+        (unsigned char *)gpu_scratch(gpu, list_bytes(frame, call.n_cta));
+    call.span = (const struct attend_span *)gpu_stage(gpu, span,
+                                                      n_span * sizeof(*span));
+    attend_list(gpu_stream(gpu), &call);
+}
+
+/* Which kernels a span goes to. */
+enum kind { FEW, MANY, LIST, N_KIND };
+
+static enum kind kind_of(const struct gpu *gpu,
+                         const struct attend_frame *frame,
+                         const struct attend_span *span, uint32_t n_span)
+{
+    uint32_t n_few = n_span == 1 ? FEW_PACKED_ALONE_MAX : FEW_PACKED_MAX;
+    uint64_t n_packed = (uint64_t)span->n_row * frame->group;
+
+    if (gpu_is_recording(gpu) || gpu_is_replaying(gpu))
+        return FEW;
+    if (span->place && !way_is_sm80() && n_packed <= LIST_PACKED_MAX &&
+        n_span * frame->n_kv_head >= LIST_TILE_MIN)
+        return LIST;
+    return n_packed > n_few ? MANY : FEW;
+}
+
+/* Spans of one kind that are launched together. */
+struct batch {
+    enum kind kind;
+    struct attend_span span[SPAN_MOST];
+    uint32_t n, n_max; /* SPAN_MAX or SPAN_MOST */
+    struct extent extent;
+};
+
+/* Whether it may have one more: parts of chains of few rows are most of what
+ * lies between kernels. */
+static bool has_room(const struct batch *batch, const struct attend_span *span,
+                     const struct attend_frame *frame)
+{
+    struct extent extent = batch->extent;
+
+    extent_add(&extent, span);
+    size_t n_chain = (extent.n_key + ATTEND_CHAIN - 1) / ATTEND_CHAIN;
+    size_t n_part = (batch->n + 1) * n_chain * extent.n_row * frame->group *
+                    frame->n_kv_head;
+
+    return batch->n < SPAN_MAX ||
+           (batch->n < batch->n_max &&
+            (batch->kind == LIST ||
+             n_part * attend_padded(frame->d_head) * sizeof(float) <=
+                 PARTS_BYTES));
+}
+
+static void launch_batch(struct gpu *gpu, const struct attend_shape *shape,
+                         const struct attend_frame *frame, struct batch *batch)
+{
+    if (!batch->n)
+        return;
+    if (way_is_sm80())
+        attend_sm80(gpu, shape, frame, batch->span, batch->n,
+                    batch->kind == MANY);
+    else if (batch->kind == MANY)
+        launch_many(gpu, shape, frame, batch->span, batch->n);
+    else if (batch->kind == LIST)
+        launch_list(gpu, frame, batch->span, batch->n);
+    else
+        launch_few(gpu, frame, batch->span, batch->n);
+    batch->n = 0;
+    batch->extent = {0, 0};
+}
+
 static void launch(struct gpu *gpu, const struct attend_frame *frame,
-                   const struct attend_args *args, bool is_many)
+                   const struct attend_args *args, enum kind kind)
 {
     bool is_fixed = gpu_is_recording(gpu) || gpu_is_replaying(gpu);
-    uint32_t n_few = args->n_span == 1 ? FEW_PACKED_ALONE_MAX : FEW_PACKED_MAX;
-    struct attend_span list[SPAN_MAX];
-    uint32_t n = 0;
+    struct batch batch;
 
+    batch.kind = kind;
+    batch.n = 0;
+    batch.n_max =
+        frame->is_placed && kind != MANY && !is_fixed ? SPAN_MOST : SPAN_MAX;
+    batch.extent = {0, 0};
     for (uint32_t i = 0; i < args->n_span; i++) {
-        uint64_t n_packed = (uint64_t)args->span[i].n_row * frame->group;
-        assert(!args->span[i].place); /* no memory policies here */
-        if ((!is_fixed && n_packed > n_few) == is_many)
-            list[n++] = args->span[i];
-        if (n == SPAN_MAX || (n && i + 1 == args->n_span)) {
-            if (way_is_sm80())
-                attend_sm80(gpu, &args->shape, frame, list, n, is_many);
-            else if (is_many)
-                launch_many(gpu, &args->shape, frame, list, n);
-            else
-                launch_few(gpu, frame, list, n);
-            n = 0;
-        }
+        const struct attend_span *span = &args->span[i];
+
+        assert(!span->place || frame->is_placed);
+        if (kind_of(gpu, frame, span, args->n_span) != kind)
+            continue;
+        if (!has_room(&batch, span, frame))
+            launch_batch(gpu, &args->shape, frame, &batch);
+        extent_add(&batch.extent, span);
+        batch.span[batch.n++] = *span;
     }
+    launch_batch(gpu, &args->shape, frame, &batch);
+}
+
+/* In a recorded step, of which rows it is may change from run to run. */
+static bool has_places(const struct gpu *gpu, const struct attend_args *args)
+{
+    if (gpu_is_recording(gpu) || gpu_is_replaying(gpu))
+        return gpu_has_views(gpu);
+    for (uint32_t i = 0; i < args->n_span; i++)
+        if (args->span[i].place)
+            return true;
+    return false;
 }
 
 void cuda_attend(struct gpu *gpu, const struct attend_args *args)
@@ -225,11 +337,15 @@ void cuda_attend(struct gpu *gpu, const struct attend_args *args)
         .d_head = shape.d_head,
         .factor = args->scale * 0x1.715476p+0f, /* log2(e) */
         .is_int8 = shape.kv == KV_INT8,
+        .is_placed = has_places(gpu, args),
     };
 
     assert(shape.d_head % 8 == 0 && shape.d_head <= ATTEND_DIM_MAX);
     assert((uintptr_t)args->q % 16 == 0 && args->q_stride % 4 == 0);
+    assert(!(frame.is_int8 && frame.is_placed)); /* no memory policies */
     assert(frame.n_pair % 8 == 0 && 2 * frame.n_pair <= shape.d_head);
-    launch(gpu, &frame, args, true);
-    launch(gpu, &frame, args, false);
+    launch(gpu, &frame, args, MANY);
+    if (frame.is_placed)
+        launch(gpu, &frame, args, LIST);
+    launch(gpu, &frame, args, FEW);
 }

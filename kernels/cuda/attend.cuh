@@ -14,7 +14,10 @@
  * each of them steps of STEP keys (128; 64 for D = 256), both ascending:
  *   q' = bf16(q * factor), factor = scale * log2(e), rounded to float
  *   k' = bf16(rotated k), by cos and sin of the angle of its block plus the
- *        angle in the block (attend_rotate)
+ *        angle in the block (attend_rotate); with places (struct key_place) the
+ *        block is the one at its place, and keys of a flat one all have the
+ *        angle of that block plus the angle in it of their one position. All
+ *        else goes by the order in the list
  *   s  = P(q', k'): one chain of k16 tensor core steps over the padded dims;
  *        minus infinity for keys behind the row
  *   M' = the largest s of the step if that is above M + 8, else M; from minus
@@ -64,7 +67,8 @@ struct attend_frame {
     uint32_t n_pair;            /* of rotated dims */
     uint32_t n_kv_head, group, d_head;
     float factor;
-    bool is_int8; /* the blocks: attend_tile8.cuh */
+    bool is_int8;   /* the blocks: attend_tile8.cuh */
+    bool is_placed; /* spans may have places; blocks are wide then */
 };
 
 static inline uint32_t attend_padded(uint32_t d_head)
@@ -189,10 +193,45 @@ angle_within(const struct attend_frame &f, uint32_t i, uint32_t j)
             __ldg(f.sine + i * KV_BLOCK + j)};
 }
 
-static __device__ __forceinline__ struct angle
-angle_of(const struct attend_frame &f, uint64_t block, uint32_t i, uint32_t j)
+/*
+ * Where the keys of block b of a span lie. IS_PLACED: the call has spans with
+ * places (struct key_place), others beside them; a kernel for it is one of its
+ * own, since the look at every block costs.
+ */
+template <bool IS_PLACED>
+static __device__ __forceinline__ bool is_flat(const struct attend_span &span,
+                                               uint64_t b)
 {
-    return angle_sum(angle_block(f, block, i), angle_within(f, i, j));
+    return IS_PLACED && span.place && span.place[b].is_flat;
+}
+
+/* Of its first key; of all its keys if it is flat. */
+template <bool IS_PLACED>
+static __device__ __forceinline__ struct angle
+angle_first(const struct attend_frame &f, const struct attend_span &span,
+            uint64_t b, uint32_t i)
+{
+    if (!IS_PLACED || !span.place)
+        return angle_block(f, b, i);
+    const struct key_place place = span.place[b];
+    struct angle angle = angle_block(f, place.position / KV_BLOCK, i);
+
+    if (place.is_flat)
+        angle = angle_sum(angle, angle_within(f, i, place.position % KV_BLOCK));
+    return angle;
+}
+
+/* Of its key j. */
+template <bool IS_PLACED>
+static __device__ __forceinline__ struct angle
+angle_at(const struct attend_frame &f, const struct attend_span &span,
+         uint64_t b, uint32_t i, uint32_t j)
+{
+    const struct angle first = angle_first<IS_PLACED>(f, span, b, i);
+
+    return is_flat<IS_PLACED>(span, b)
+               ? first
+               : angle_sum(first, angle_within(f, i, j));
 }
 
 /* Two neighbouring pairs, a word of x and one of y. */
@@ -215,5 +254,35 @@ static __device__ __forceinline__ void rotate_unit(uint4 *x, uint4 *y,
     rotate_words(&x->y, &y->y, angle[2], angle[3]);
     rotate_words(&x->z, &y->z, angle[4], angle[5]);
     rotate_words(&x->w, &y->w, angle[6], angle[7]);
+}
+
+/*
+ * Eight neighbouring pairs of a key where they lie. first: the angles of its
+ * block's first key, in shared memory; within: those of the key itself in a
+ * block, which count unless is_flat.
+ */
+static __device__ __forceinline__ void turn_unit(uint4 *x, uint4 *y,
+                                                 const struct angle *first,
+                                                 const struct angle *within,
+                                                 bool is_flat)
+{
+    const float4 *block = (const float4 *)first; /* two angles */
+    struct angle angle[8];
+    uint4 a = *x, b = *y;
+
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+        float4 z = block[i];
+
+        angle[2 * i] = {z.x, z.y};
+        angle[2 * i + 1] = {z.z, z.w};
+        if (is_flat)
+            continue;
+        angle[2 * i] = angle_sum(angle[2 * i], within[2 * i]);
+        angle[2 * i + 1] = angle_sum(angle[2 * i + 1], within[2 * i + 1]);
+    }
+    rotate_unit(&a, &b, angle);
+    *x = a;
+    *y = b;
 }
 #endif

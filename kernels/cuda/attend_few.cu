@@ -178,7 +178,7 @@ static __device__ void load_queries(uint32_t (*q)[2], const struct few_call &c,
 }
 
 /* Angles of our blocks, for all warps. */
-template <int D, int R, int N>
+template <int D, int R, int N, bool IS_PLACED>
 static __device__ void load_angles(const struct few_item &item,
                                    const struct attend_frame &f,
                                    struct room<D, R, N> *m)
@@ -187,42 +187,47 @@ static __device__ void load_angles(const struct few_item &item,
         uint32_t own = i / f.n_pair;
         uint64_t b = (uint64_t)item.chain * few<D>::N_BLOCK + item.rank +
                      own * few<D>::N_CTA;
-        m->angle[own][i % f.n_pair] = angle_block(f, b, i % f.n_pair);
+        m->angle[own][i % f.n_pair] =
+            angle_first<IS_PLACED>(f, item.span, b, i % f.n_pair);
     }
     named_sync(WORKERS, N_WORKER);
+}
+
+/* Our flat blocks, a bit each. */
+template <int D, bool IS_PLACED>
+static __device__ __forceinline__ uint32_t
+flat_blocks(const struct few_item &item)
+{
+    uint32_t own = threadIdx.x % 32;
+    uint64_t b = (uint64_t)item.chain * few<D>::N_BLOCK + item.rank +
+                 own * few<D>::N_CTA;
+
+    return !IS_PLACED ? 0
+                      : __ballot_sync(~0u, own < item.n_own &&
+                                               is_flat<true>(item.span, b));
 }
 
 /* Eight pairs of a key, from dim e on; tile i of its dims in slot first + i. */
 template <int D, int R, int N>
 static __device__ __forceinline__ void
 rotate(struct room<D, R, N> *m, uint32_t n_pair, uint32_t first, uint32_t own,
-       uint32_t e, const struct angle *within)
+       uint32_t e, const struct angle *within, bool is_flat)
 {
     uint32_t j = threadIdx.x / 32 * 16 + threadIdx.x % 16, e2 = e + n_pair;
     uint4 *x =
         (uint4 *)(m->tile[(first + e / 64) % N] + tile_at(j, e % 64, 64));
     uint4 *y =
         (uint4 *)(m->tile[(first + e2 / 64) % N] + tile_at(j, e2 % 64, 64));
-    const float4 *block = (const float4 *)&m->angle[own][e]; /* two angles */
-    struct angle angle[8];
-    uint4 a = *x, b = *y;
 
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-        float4 z = block[i];
-        angle[2 * i] = angle_sum({z.x, z.y}, within[2 * i]);
-        angle[2 * i + 1] = angle_sum({z.z, z.w}, within[2 * i + 1]);
-    }
-    rotate_unit(&a, &b, angle);
-    *x = a;
-    *y = b;
+    turn_unit(x, y, &m->angle[own][e], within, is_flat);
 }
 
 /* Rotate this warp's 16 keys of a block where they lie. */
 template <int D, int R, int N>
 static __device__ __forceinline__ void
 rotate_keys(struct room<D, R, N> *m, const struct attend_frame &f,
-            uint32_t first, uint32_t own, const struct angle *held)
+            uint32_t first, uint32_t own, const struct angle *held,
+            bool is_flat)
 {
     constexpr uint32_t N_HELD = few<D>::N_HELD;
     uint32_t lane = threadIdx.x % 32, j = threadIdx.x / 32 * 16 + lane % 16;
@@ -231,13 +236,13 @@ rotate_keys(struct room<D, R, N> *m, const struct attend_frame &f,
 #pragma unroll
     for (uint32_t e = 0; e < N_HELD; e += 16)
         if (e0 + e < f.n_pair)
-            rotate(m, f.n_pair, first, own, e0 + e, held + e / 2);
+            rotate(m, f.n_pair, first, own, e0 + e, held + e / 2, is_flat);
     for (uint32_t e = N_HELD + e0; e < f.n_pair; e += 16) {
         struct angle within[8];
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++)
             within[i] = angle_within(f, e + i, j);
-        rotate(m, f.n_pair, first, own, e, within);
+        rotate(m, f.n_pair, first, own, e, within, is_flat);
     }
     __syncwarp();
 }
@@ -275,7 +280,7 @@ keep_scores(const struct few_item &item, struct room<D, R, N> *m, float *s,
 }
 
 /* Scores of our blocks. */
-template <int D, int R, int N, bool IS_INT8>
+template <int D, int R, int N, bool IS_INT8, bool IS_PLACED>
 static __device__ void score(const struct few_call &c,
                              const struct few_item &item,
                              struct room<D, R, N> *m)
@@ -284,6 +289,7 @@ static __device__ void score(const struct few_call &c,
     uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32;
     uint32_t q[R / 8][D / 16][2];
     struct angle held[few<D>::N_HELD / 2];
+    uint32_t flat = flat_blocks<D, IS_PLACED>(item);
 
 #pragma unroll
     for (uint32_t i = 0; i < R / 8; i++)
@@ -304,7 +310,7 @@ static __device__ void score(const struct few_call &c,
 #pragma unroll
         for (uint32_t j = 0; IS_INT8 && j < N_CTA; j++)
             widen_keys(m->tile[(first + j) % N]);
-        rotate_keys(m, c.frame, first, i, held);
+        rotate_keys(m, c.frame, first, i, held, IS_PLACED && flat >> i & 1);
 #pragma unroll
         for (uint32_t t = 0; t < D / 16; t++) {
             uint32_t k[4];
@@ -549,7 +555,7 @@ static __device__ void store(const struct few_call &c,
     }
 }
 
-template <int D, int R, int N, bool IS_INT8>
+template <int D, int R, int N, bool IS_INT8, bool IS_PLACED>
 static __global__ void __launch_bounds__(N_THREAD)
     attend_chain(const __grid_constant__ struct few_call c)
 {
@@ -583,8 +589,8 @@ static __global__ void __launch_bounds__(N_THREAD)
         named_arrive(EVERYONE, N_THREAD);
     } else {
         float o[R / 8][4] = {{0.0f}};
-        load_angles<D, R, N>(item, c.frame, m);
-        score<D, R, N, IS_INT8>(c, item, m);
+        load_angles<D, R, N, IS_PLACED>(item, c.frame, m);
+        score<D, R, N, IS_INT8, IS_PLACED>(c, item, m);
         find_maxima<D, R, N>(item, m);
         weigh<D, R, N>(item, m);
         barrier_wait(&m->weight_ready, 0);
@@ -697,8 +703,9 @@ static void launch_chains(cudaStream_t stream, const struct few_call *c)
               c->n_chain);
     launch(stream, grid, N_THREAD, few<D>::N_CTA,
            sizeof(struct room<D, R, N>) + 1024,
-           c->frame.is_int8 ? attend_chain<D, R, N, true>
-                            : attend_chain<D, R, N, false>,
+           c->frame.is_placed ? attend_chain<D, R, N, false, true>
+           : c->frame.is_int8 ? attend_chain<D, R, N, true, false>
+                              : attend_chain<D, R, N, false, false>,
            c);
 }
 

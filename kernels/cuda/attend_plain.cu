@@ -41,13 +41,22 @@ static __device__ float to_bf16(float x)
     return __bfloat162float(__float2bfloat16_rn(x));
 }
 
-/* Dim d of key j of a block, rotated by its position. */
+static __device__ uint64_t position_of(const struct attend_span &span,
+                                       uint64_t b, uint32_t j)
+{
+    if (!span.place)
+        return b * KV_BLOCK + j;
+    return span.place[b].position + (span.place[b].is_flat ? 0 : j);
+}
+
+/* Dim d of key j, rotated by its position. */
 static __device__ float rotated(const struct plain_frame &f,
-                                const unsigned char *keys, uint64_t b,
+                                const unsigned char *keys, uint64_t position,
                                 uint32_t j, uint32_t d)
 {
     const uint32_t i = d < f.n_pair ? d : d - f.n_pair;
-    const size_t angle = (b * f.n_pair + i) * KV_BLOCK + j;
+    const size_t angle =
+        (position / KV_BLOCK * f.n_pair + i) * KV_BLOCK + position % KV_BLOCK;
 
     if (d >= 2 * f.n_pair)
         return at(keys, j, d);
@@ -101,11 +110,12 @@ attend_plain(const __grid_constant__ struct plain_frame f,
             const uint64_t left = position + 1 - b * KV_BLOCK;
             const uint32_t n_key = left < KV_BLOCK ? (uint32_t)left : KV_BLOCK;
             const bool is_seen = me < n_key;
+            const uint64_t at_position = position_of(span, b, me);
             float s = 0.0f, sum = 0.0f;
 
             __syncthreads();
             for (uint32_t d = 0; d < d_head && is_seen; d++)
-                s = __fmaf_rn(q[d], rotated(f, keys, b, me, d), s);
+                s = __fmaf_rn(q[d], rotated(f, keys, at_position, me, d), s);
             score[me] = is_seen ? s : none;
             __syncthreads();
             const float most = fmaxf(all.most, most_of(score));

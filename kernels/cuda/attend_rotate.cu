@@ -22,9 +22,10 @@ struct unit {
 };
 
 /* Of token j of a block, row `row` of a step. */
-template <int D>
+template <int D, bool IS_PLACED>
 static __device__ __forceinline__ struct unit
-unit_of(const struct attend_frame &f, uint64_t block, uint32_t j, uint32_t row)
+unit_of(const struct attend_frame &f, const struct attend_span &span,
+        uint64_t block, uint32_t j, uint32_t row)
 {
     uint32_t task = threadIdx.x % 32 % (D / 8), n = f.n_pair / 4;
     struct unit u;
@@ -39,7 +40,7 @@ unit_of(const struct attend_frame &f, uint64_t block, uint32_t j, uint32_t row)
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++)
         if (u.is_rotated)
-            u.angle[i] = angle_of(f, block, x + i, j);
+            u.angle[i] = angle_at<IS_PLACED>(f, span, block, x + i, j);
     return u;
 }
 
@@ -75,7 +76,7 @@ rotate_heads(const struct unit &u, const void *block, unsigned char *to,
     }
 }
 
-template <int D>
+template <int D, bool IS_PLACED>
 static __global__ void __launch_bounds__(N_THREAD)
     rotate_keys(const __grid_constant__ struct many_call c)
 {
@@ -90,8 +91,8 @@ static __global__ void __launch_bounds__(N_THREAD)
     if (key >= n_step * STEP)
         return;
     const void *block = b * KV_BLOCK < n_key ? s.span.block[b] : NULL;
-    struct unit u =
-        unit_of<D>(c.frame, b, key % KV_BLOCK, (uint32_t)(key % STEP));
+    struct unit u = unit_of<D, IS_PLACED>(c.frame, s.span, b, key % KV_BLOCK,
+                                          (uint32_t)(key % STEP));
     unsigned char *to = c.scratch + s.k_at + key / STEP * STEP_BYTES;
     for (uint32_t head = 0; head < c.frame.n_kv_head; head += N_HEAD)
         rotate_heads<D>(u, block, to, n_step * STEP_BYTES, head,
@@ -104,7 +105,12 @@ static void rotate_of(cudaStream_t stream, const struct many_call *c)
     uint64_t n_step = (c->n_key_max + step_keys(D) - 1) / step_keys(D);
     uint64_t n = n_step * step_keys(D) * D / 256 / N_WARP;
 
-    rotate_keys<D><<<dim3((uint32_t)n, c->n_span), N_THREAD, 0, stream>>>(*c);
+    dim3 grid((uint32_t)n, c->n_span);
+
+    if (c->frame.is_placed)
+        rotate_keys<D, true><<<grid, N_THREAD, 0, stream>>>(*c);
+    else
+        rotate_keys<D, false><<<grid, N_THREAD, 0, stream>>>(*c);
 }
 
 void many_rotate(cudaStream_t stream, const struct many_call *call)

@@ -92,6 +92,14 @@ static __device__ __forceinline__ void copies_await(void)
 
 /* ----------------------------------------------------------------- copying */
 
+static __device__ __forceinline__ uint64_t
+last_block(const struct attend_span &span)
+{
+    uint64_t n_key = span.position + span.n_row;
+
+    return (n_key + KV_BLOCK - 1) / KV_BLOCK - 1;
+}
+
 /* Keys or values of a step out of their blocks, to tiles of STEP rows. Behind
  * the last block any finite values will do. */
 template <int D>
@@ -100,8 +108,7 @@ static __device__ __forceinline__ void copy_blocks(unsigned char *to,
                                                    uint32_t step, uint32_t head)
 {
     constexpr uint32_t N_BLOCK = sm80<D>::N_BLOCK;
-    uint64_t n_key = at.span.position + at.span.n_row;
-    uint64_t last = (n_key + KV_BLOCK - 1) / KV_BLOCK - 1;
+    uint64_t last = last_block(at.span);
 
 #pragma unroll
     for (uint32_t b = 0; b < N_BLOCK; b++) {
@@ -142,13 +149,17 @@ load_queries(unsigned char *q, const struct attend_frame &f,
 
 /* The keys of a step where they lie: a thread has a key, eight pairs at a time,
  * and beside it others have other pairs of the same key. */
-template <int D>
+template <int D, bool IS_PLACED>
 static __device__ __forceinline__ void
-rotate_keys(unsigned char *k, const struct attend_frame &f, uint32_t step)
+rotate_keys(unsigned char *k, const struct attend_frame &f,
+            const struct attend_span &span, uint32_t step)
 {
     constexpr uint32_t STEP = sm80<D>::STEP;
     uint32_t j = threadIdx.x % STEP;
     uint64_t block = (uint64_t)step * sm80<D>::N_BLOCK + j / KV_BLOCK;
+
+    if (IS_PLACED)
+        block = min(block, last_block(span));
 
     for (uint32_t e = threadIdx.x / STEP * 8; e < f.n_pair;
          e += blockDim.x / STEP * 8) {
@@ -159,7 +170,7 @@ rotate_keys(unsigned char *k, const struct attend_frame &f, uint32_t step)
 
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++)
-            angle[i] = angle_of(f, block, e + i, j % KV_BLOCK);
+            angle[i] = angle_at<IS_PLACED>(f, span, block, e + i, j % KV_BLOCK);
         rotate_unit(&a, &b, angle);
         *x = a;
         *y = b;
@@ -285,7 +296,7 @@ static __device__ __forceinline__ float chain_sum(const struct row *row)
 }
 
 /* One step, whose keys have come; values come meanwhile. */
-template <int D, int N>
+template <int D, int N, bool IS_PLACED>
 static __device__ __forceinline__ void
 take_step(float *o, struct row *row, const struct attend_frame &f,
           const struct part &at, struct room<D> m, uint32_t i)
@@ -297,7 +308,7 @@ take_step(float *o, struct row *row, const struct attend_frame &f,
     copy_blocks<D>(m.v, at, i, f.n_kv_head + at.head);
     copies_commit();
     copies_await();
-    rotate_keys<D>(m.k, f, i);
+    rotate_keys<D, IS_PLACED>(m.k, f, at.span, i);
     scores<D, N>(s, shared_at(m.q), shared_at(m.k));
     if (N > 1) /* behind whose barrier keys are done with */
         exchange<D>(s, m.score);
@@ -432,7 +443,7 @@ static __device__ __forceinline__ void copy_first(const struct part &at,
 }
 
 /* Tiles of rows are blockIdx.z, the longest first. */
-template <int D>
+template <int D, bool IS_PLACED>
 static __global__ void __launch_bounds__(sm80<D>::MANY_WARPS * 32)
     many(const __grid_constant__ struct sm80_call c)
 {
@@ -462,7 +473,7 @@ static __global__ void __launch_bounds__(sm80<D>::MANY_WARPS * 32)
     float *out[2] = {out_of(f, at, r), out_of(f, at, r + 8)};
 
     for (uint32_t i = 0; i < at.end; i++) {
-        take_step<D, 1>(o, row, f, at, m, i);
+        take_step<D, 1, IS_PLACED>(o, row, f, at, m, i);
         bool is_last = i + 1 == at.end, is_first = i < CHAIN_STEPS;
 
         if (!is_last && (i + 1) % CHAIN_STEPS)
@@ -500,7 +511,7 @@ static __device__ __forceinline__ bool few_part(struct part *at,
 }
 
 /* A CTA has one chain of 16 packed rows; its warps share keys, then dims. */
-template <int D>
+template <int D, bool IS_PLACED>
 static __global__ void __launch_bounds__(FEW_WARPS * 32)
     few(const __grid_constant__ struct sm80_call c)
 {
@@ -524,7 +535,7 @@ static __global__ void __launch_bounds__(FEW_WARPS * 32)
     row_init(&row[0], f, at, r);
     row_init(&row[1], f, at, r + 8);
     for (uint32_t i = at.step; i < at.end; i++)
-        take_step<D, FEW_WARPS>(o, row, f, at, m, i);
+        take_step<D, FEW_WARPS, IS_PLACED>(o, row, f, at, m, i);
 #pragma unroll
     for (uint32_t half = 0; half < 2; half++, r += 8) {
         float *out = out_of(f, at, r);
@@ -591,10 +602,13 @@ static void few_of(cudaStream_t stream, const struct sm80_call *c)
 
     static_assert(bytes <= WAY_SHARED_LEAST, "on every GPU");
 
+    void (*kernel)(sm80_call) =
+        c->frame.is_placed ? few<D, true> : few<D, false>;
+
     /* Errors are found where the step is waited for. */
     (void)cudaFuncSetAttribute(
-        few<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    few<D><<<grid, FEW_WARPS * 32, bytes, stream>>>(*c);
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    kernel<<<grid, FEW_WARPS * 32, bytes, stream>>>(*c);
     if (c->n_chain > 1) {
         grid.z = FEW_ROWS;
         merge<D><<<grid, D, 0, stream>>>(*c);
@@ -612,9 +626,12 @@ static void many_of(cudaStream_t stream, const struct sm80_call *c)
 
     static_assert(bytes <= WAY_SHARED_LEAST, "on every GPU");
 
+    void (*kernel)(sm80_call) =
+        c->frame.is_placed ? many<D, true> : many<D, false>;
+
     (void)cudaFuncSetAttribute(
-        many<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    many<D><<<grid, N_WARP * 32, bytes, stream>>>(*c);
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    kernel<<<grid, N_WARP * 32, bytes, stream>>>(*c);
 }
 
 template <int D>

@@ -46,6 +46,10 @@ bool gpu_is_recording(const struct gpu *gpu);
  * two. Size grids by it and read real lengths on the device. */
 uint64_t gpu_block_bound(const struct gpu *gpu);
 
+/* Rows of this step may see a part of their past (struct device_step); of a
+ * recorded one, each time. */
+bool gpu_has_views(const struct gpu *gpu);
+
 #ifdef __cplusplus
 }
 #endif

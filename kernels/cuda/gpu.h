@@ -18,7 +18,8 @@ struct gpu_ring {
 struct gpu_graph {
     uint64_t owner; /* 0: free */
     uint32_t n_row;
-    uint64_t bound;   /* on KV blocks, a power of two */
+    uint64_t bound; /* on KV blocks, a power of two */
+    bool has_views;
     uint32_t n_seen;  /* steps of this kind so far */
     bool is_refused;  /* it cannot be recorded */
     size_t at, bytes; /* its arrays in the ring for graphs */
@@ -55,6 +56,7 @@ struct gpu {
     enum gpu_mode mode;
     struct gpu_graph *now; /* of the step under way, or NULL */
     uint64_t bound;
+    bool has_views;
     bool is_spoilt; /* what is recorded must not run */
     struct gpu_graph graph[GPU_GRAPH_MAX];
 };

@@ -1,10 +1,11 @@
 /*
  * A step's beginning and end, and what its operators take along. Most decode
  * steps are like one before: the same number of rows of the same owner,
- * every span below the same power of two of KV blocks. The first of a kind runs
- * directly, which also makes scratch memory large enough; the second is
- * recorded as a graph; from then on the operators only put their arrays in
- * their places, which is one copy to the device, and the graph is launched.
+ * every span below the same power of two of KV blocks, with a memory policy
+ * among them or without. The first of a kind runs directly, which also makes
+ * scratch memory large enough; the second is recorded as a graph; from then on
+ * the operators only put their arrays in their places, which is one copy to the
+ * device, and the graph is launched.
  *
  * Where scratch memory cannot be had in the middle of a step, the stream goes
  * over to recording: what is still asked for never runs, nor need any operator
@@ -91,7 +92,7 @@ static struct gpu_graph *find(struct gpu *gpu, const struct device_step *step,
         struct gpu_graph *graph = &gpu->graph[i];
 
         if (graph->owner == step->owner && graph->n_row == step->n_row &&
-            graph->bound == bound)
+            graph->bound == bound && graph->has_views == step->has_views)
             return graph;
         if (!graph->owner && !free_one)
             free_one = graph;
@@ -103,6 +104,7 @@ static struct gpu_graph *find(struct gpu *gpu, const struct device_step *step,
     free_one->owner = step->owner;
     free_one->n_row = step->n_row;
     free_one->bound = bound;
+    free_one->has_views = step->has_views;
     return free_one;
 }
 
@@ -148,6 +150,7 @@ void gpu_begin(struct device *device, const struct device_step *step)
 
     assert(gpu->mode == GPU_DIRECT);
     gpu->bound = step->n_block;
+    gpu->has_views = step->has_views;
     gpu->now = NULL;
     if (!step->is_repeatable || step->n_row > GPU_GRAPH_ROWS_MAX)
         return;
@@ -311,6 +314,11 @@ bool gpu_is_recording(const struct gpu *gpu)
 uint64_t gpu_block_bound(const struct gpu *gpu)
 {
     return gpu->bound;
+}
+
+bool gpu_has_views(const struct gpu *gpu)
+{
+    return gpu->has_views;
 }
 
 void *gpu_scratch(struct gpu *gpu, size_t bytes)

@@ -4,7 +4,8 @@
  * capability.h for the GPU at hand. Where the ways part:
  *   product_shape_of(), product_run()   linear_launch.cu | linear_sm80.cu
  *   cuda_experts(): all of a step at once, or by a list  | always by a list
- *   launch_few(), launch_many()         attend_few.cu, attend_many.cu |
+ *   launch_batch()                      attend_few.cu, attend_many.cu,
+ *                                       attend_list.cu |
  *                                       attend_sm80.cu
  *   cuda_delta(), of few rows or little shared memory: delta_few.cu, with
  *                                       clusters | in pieces, delta_sm80.cu

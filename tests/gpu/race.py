@@ -24,8 +24,8 @@ KNOWN = {
     ("Read load_matrix", "Write bulk_copy"): REFILL,
     ("Read load_matrix", "Write keys_of"): REFILL,
     ("Read load_transposed", "Write bulk_copy"): REFILL,
-    ("Write bulk_copy", "Write rotate"): REFILL,
-    ("Write keys_of", "Write rotate"): REFILL,
+    ("Write bulk_copy", "Write turn_unit"): REFILL,
+    ("Write keys_of", "Write turn_unit"): REFILL,
     ("Read add_sums", "Write weigh"):
         "all workers meet, then one arrives at weight_ready",
     ("Read add_sums", "Write find_maxima"):

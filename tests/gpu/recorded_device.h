@@ -17,7 +17,7 @@ struct gpu {
     unsigned char *scratch, *stage;
     size_t scratch_bytes, staged; /* staged wraps */
     int n_sm;
-    bool is_recording, is_frozen;
+    bool is_recording, is_frozen, has_views;
     uint64_t block_bound;
 };
 
@@ -86,5 +86,10 @@ bool gpu_is_recording(const struct gpu *gpu)
 uint64_t gpu_block_bound(const struct gpu *gpu)
 {
     return gpu->block_bound;
+}
+
+bool gpu_has_views(const struct gpu *gpu)
+{
+    return gpu->has_views;
 }
 #endif

@@ -79,6 +79,12 @@ uint64_t gpu_block_bound(const struct gpu *gpu)
     return UINT64_MAX;
 }
 
+bool gpu_has_views(const struct gpu *gpu)
+{
+    (void)gpu;
+    return false;
+}
+
 static void small_device_init(struct gpu *gpu)
 {
     must(cudaStreamCreate(&gpu->stream), "stream");

@@ -87,7 +87,7 @@ if [ ! -x /usr/local/cuda/bin/compute-sanitizer ]; then
     expect 3 race
     says '^race  .*  not tried  racecheck: there is no compute-sanitizer here$'
 fi
-for check in linear attend delta experts mass; do
+for check in linear attend attend_places delta experts mass; do
     printf '#!/bin/sh\necho "checked $*"\n' >"$fake/check_$check"
     chmod +x "$fake/check_$check"
 done
