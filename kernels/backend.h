@@ -166,8 +166,8 @@ struct attend_span {
     uint64_t position;  /* of the first row */
     void *const *block; /* blocks of tokens [0, position + n_row); with a device
                            this array lies there, too */
-    const struct key_place *place; /* of each; NULL: block b at b * KV_BLOCK, as
-                                      always with a device */
+    const struct key_place *place; /* of each; NULL: block b at b * KV_BLOCK;
+                                      with a device it lies there, too */
 };
 static inline struct key_place key_place_of(const struct attend_span *span,
                                             uint64_t block)
@@ -371,6 +371,76 @@ struct kv_match_args {
     void *const *block;
     uint64_t n_key;
     float *match; /* [n_key] */
+};
+
+/*
+ * Where the keys of other blocks than the own one are taken to lie. Queries
+ * have their true position under each rule: only distances matter to RoPE.
+ */
+enum key_rule {
+    KEYS_TRUE, /* where they are */
+    KEYS_RANK, /* as if the blocks that are seen were all there are */
+    KEYS_FAR,  /* in the window where they are; all keys before it just before
+                  it, at one position for all rows of a grid chunk */
+    N_KEY_RULE
+};
+
+/*
+ * Memory policies on a device: what model/view.c does on the host, for a host
+ * that sees neither queries nor indices. A view is a run of rows of one session
+ * that see the same blocks before their own, and what is done when they are
+ * through; it is a part of one grid chunk, its rows' own. Views come in order,
+ * those of one session one behind the other, each as if the others before it
+ * had happened:
+ *
+ * 1. If it is seen by attend: entries [first_seen, first_seen + n) of `block`
+ *    and `place` of the arguments become the list of an attend_span: blocks
+ *    [0, n_sink), pick[1] .. pick[n_pick], [window, chunk]; `chunk` is the own
+ *    one. Places are by the rule: RANK, entry i of n: (chunk - (n - 1 - i)) *
+ *    KV_BLOCK; FAR: blocks before `window` flat at window * KV_BLOCK; others
+ *    where they are.
+ * 2. Queries are added up, in order of rows, to the sum of the step in which
+ *    they lie: sum number t / step % n_sum of `queries`, set to zero before a
+ *    row t that begins a step.
+ * 3. With is_full the block `chunk` is full, and its index is made behind it:
+ *    kv_seal, with the rope table if is_placed.
+ * 4. With looks_up blocks are chosen from [first, end): those n_choose with the
+ *    largest scores, of equals the earlier, in ascending order, become pick[1]
+ *    .. pick[n_choose], their number pick[0]. If there are no more than
+ *    n_choose, all of them, and nothing is scored. BOUNDS and KEYS: kv_score of
+ *    the query that is the sum over s ascending from +0 of sum number s,
+ *    rotated as one row at look_position. MASS: kv_mass (with `scale`) of the
+ *    sums of the last n_sum (or fewer) positions up to the last row, each
+ *    rotated at its own position.
+ */
+struct kv_view {
+    uint32_t first_row, n_row; /* n_row 0: nothing at all, not even a list */
+    uint64_t position;         /* of the first row, in the session */
+    void *const *block;        /* all blocks of the session; lies there, too */
+    float *queries;            /* [n_sum][n_head, d_head]; NULL: no look-ups */
+    uint32_t *pick;            /* [1 + most]; NULL with it */
+    uint64_t first_seen;
+    uint64_t window, chunk; /* blocks */
+    uint32_t n_sink, n_pick;
+    enum key_rule keys;
+    bool is_seen; /* false: its rows see every block, by another span */
+    bool is_full, looks_up, is_placed;
+    enum index_kind index;
+    uint32_t step, n_sum;   /* rows of a sum; sums */
+    uint64_t first, end;    /* blocks to choose from */
+    uint32_t n_choose;      /* of them; at most end - first */
+    uint64_t look_position; /* of the query */
+};
+struct kv_view_args {
+    struct attend_shape shape;
+    const struct rope_table *table;
+    float scale;
+    const float *q; /* rows [n_head * d_head], not rotated; by row of a view */
+    size_t q_stride;
+    const struct kv_view *view; /* on the host */
+    uint32_t n_view;
+    void **block; /* [n_seen] */
+    struct key_place *place;
 };
 
 /*
@@ -673,6 +743,8 @@ struct backend {
     void (*embed)(struct pool *pool, const struct embed_args *args);
     void (*rope)(struct pool *pool, const struct rope_args *args);
     void (*kv_append)(struct pool *pool, const struct kv_append_args *args);
+    /* Of devices alone; NULL of the host. */
+    void (*kv_view)(struct pool *pool, const struct kv_view_args *args);
     void (*attend)(struct pool *pool, const struct attend_args *args);
     void (*kv_seal)(struct pool *pool, const struct kv_seal_args *args);
     void (*kv_score)(struct pool *pool, const struct kv_score_args *args);

@@ -25,7 +25,7 @@
 #define DEVICE_ALIGN 256u
 #define DEVICE_WHY_SIZE 256u
 #define DEVICE_GENERATION_SIZE 16u
-#define DEVICE_ABI 6u /* of what lies behind the library's one symbol */
+#define DEVICE_ABI 7u /* of what lies behind the library's one symbol */
 
 /* Operators of struct backend that run on the device, with their arguments. */
 #define DEVICE_OPERATORS(X)                                                    \
@@ -43,6 +43,7 @@
     X(embed, embed_args)                                                       \
     X(rope, rope_args)                                                         \
     X(kv_append, kv_append_args)                                               \
+    X(kv_view, kv_view_args)                                                   \
     X(conv, conv_args)                                                         \
     X(delta_gate, delta_gate_args)                                             \
     X(route, route_args)                                                       \
@@ -60,7 +61,9 @@
 struct device_step {
     uint64_t owner; /* whose it is: of device_owner() */
     uint32_t n_row;
-    uint64_t n_block; /* KV blocks of the longest span; may be taken as more */
+    uint64_t n_block; /* KV blocks of the longest span, or that it sees; may be
+                         taken as more */
+    bool has_views;   /* kv_view is asked for: some rows see a part */
     bool is_repeatable;
 };
 
@@ -230,12 +233,12 @@ void device_peaks(const struct peaks_args *args);
     .ffn = device_ffn, .ffn_add = device_ffn_add, .rms_norm = device_rms_norm, \
     .gated_norm = device_gated_norm, .swiglu = device_swiglu,                  \
     .gate = device_gate, .embed = device_embed, .rope = device_rope,           \
-    .kv_append = device_kv_append, .attend = device_attend,                    \
-    .conv = device_conv, .delta_gate = device_delta_gate,                      \
-    .has_rounded_rows = true, .delta = device_delta, .route = device_route,    \
-    .expert = device_expert, .experts = device_experts,                        \
-    .combine = device_combine, .tops = device_tops, .draw = device_draw,       \
-    .peaks = device_peaks
+    .kv_append = device_kv_append, .kv_view = device_kv_view,                  \
+    .attend = device_attend, .conv = device_conv,                              \
+    .delta_gate = device_delta_gate, .has_rounded_rows = true,                 \
+    .delta = device_delta, .route = device_route, .expert = device_expert,     \
+    .experts = device_experts, .combine = device_combine, .tops = device_tops, \
+    .draw = device_draw, .peaks = device_peaks
 
 /* The one symbol of a device's library: NULL when `abi` is not its own. */
 #define DEVICE_SYMBOL "godwit_device"

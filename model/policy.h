@@ -50,16 +50,6 @@ enum policy_kind {
     N_POLICY_KIND
 };
 
-/* Where the keys of other blocks than the own one are taken to lie. Queries
- * have their true position under each rule: only distances matter to RoPE. */
-enum key_rule {
-    KEYS_TRUE, /* where they are */
-    KEYS_RANK, /* as if the blocks that are seen were all there are */
-    KEYS_FAR,  /* in the window where they are; all keys before it just before
-                  it, at one position for all rows of a grid chunk */
-    N_KEY_RULE
-};
-
 struct policy {
     enum policy_kind kind;
     enum key_rule keys;

@@ -402,6 +402,12 @@ static void run_kv_append(const struct backend *backend,
     free_spans(span, a.n_span);
 }
 
+static void run_kv_view(const struct backend *backend, struct kv_view_args a)
+{
+    (void)backend;
+    assert(a.n_view == 0);
+}
+
 static void run_attend(const struct backend *backend, struct attend_args a)
 {
     struct attend_span *span = near_spans(a.span, a.n_span);
@@ -530,6 +536,7 @@ void apart_run(const struct backend *backend, enum apart_op op,
         RUN(embed)
         RUN(rope)
         RUN(kv_append)
+        RUN(kv_view)
         RUN(attend)
         RUN(conv)
         RUN(delta_gate)
