@@ -44,6 +44,7 @@
     X(rope, rope_args)                                                         \
     X(kv_append, kv_append_args)                                               \
     X(kv_view, kv_view_args)                                                   \
+    X(kv_match, kv_match_args)                                                 \
     X(conv, conv_args)                                                         \
     X(delta_gate, delta_gate_args)                                             \
     X(route, route_args)                                                       \
@@ -234,7 +235,7 @@ void device_peaks(const struct peaks_args *args);
     .gated_norm = device_gated_norm, .swiglu = device_swiglu,                  \
     .gate = device_gate, .embed = device_embed, .rope = device_rope,           \
     .kv_append = device_kv_append, .kv_view = device_kv_view,                  \
-    .attend = device_attend, .conv = device_conv,                              \
+    .kv_match = device_kv_match, .attend = device_attend, .conv = device_conv, \
     .delta_gate = device_delta_gate, .has_rounded_rows = true,                 \
     .delta = device_delta, .route = device_route, .expert = device_expert,     \
     .experts = device_experts, .combine = device_combine, .tops = device_tops, \

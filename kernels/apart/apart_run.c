@@ -63,6 +63,9 @@ static void clear_span_padding(enum apart_op op, union apart_args *args)
         CLEAR(args->attend, scale, args->attend.span);
         CLEAR(args->attend, n_span, args->attend.first_block);
         return;
+    case APART_kv_match:
+        CLEAR(args->kv_match, shape, args->kv_match.table);
+        return;
     case APART_conv:
         CLEAR_LAST(args->conv, n_span);
         return;
@@ -362,6 +365,17 @@ static const struct backend *with_blocks(const struct backend *backend,
     return shape->kv == KV_INT8 ? &backend_ref : backend;
 }
 
+/* A table of near blocks, to be freed. */
+static void **near_blocks(void *const *table, uint64_t n)
+{
+    void *const *far = apart_near(table);
+    void **block = room(n, sizeof(*block));
+
+    for (uint64_t b = 0; b < n; b++)
+        block[b] = apart_near(far[b]);
+    return block;
+}
+
 /* The spans with tables of near blocks; free() them by free_spans(). */
 static struct attend_span *near_spans(const struct attend_span *span,
                                       uint32_t n)
@@ -371,14 +385,10 @@ static struct attend_span *near_spans(const struct attend_span *span,
     for (uint32_t i = 0; i < n; i++) {
         const uint64_t n_block =
             (span[i].position + span[i].n_row - 1) / KV_BLOCK + 1;
-        void *const *far = apart_near(span[i].block);
-        void **block = room(n_block, sizeof(*block));
 
-        for (uint64_t b = 0; b < n_block; b++)
-            block[b] = apart_near(far[b]);
         assert(!span[i].place); /* no memory policies there */
         it[i] = span[i];
-        it[i].block = block;
+        it[i].block = near_blocks(span[i].block, n_block);
     }
     return it;
 }
@@ -406,6 +416,19 @@ static void run_kv_view(const struct backend *backend, struct kv_view_args a)
 {
     (void)backend;
     assert(a.n_view == 0);
+}
+
+static void run_kv_match(const struct backend *backend, struct kv_match_args a)
+{
+    const struct rope_table table = near_table(a.table);
+    void **block = near_blocks(a.block, (a.n_key - 1) / KV_BLOCK + 1);
+
+    NEAR(a.q);
+    NEAR(a.match);
+    a.block = block;
+    a.table = &table;
+    backend->kv_match(NULL, &a);
+    free(block);
 }
 
 static void run_attend(const struct backend *backend, struct attend_args a)
@@ -537,6 +560,7 @@ void apart_run(const struct backend *backend, enum apart_op op,
         RUN(rope)
         RUN(kv_append)
         RUN(kv_view)
+        RUN(kv_match)
         RUN(attend)
         RUN(conv)
         RUN(delta_gate)
