@@ -1,0 +1,343 @@
+/*
+ * Scores of kv_view (view.cuh): kv_score for many queries at once.
+ *
+ * A tile is some blocks of a session against the queries of a group, whose rows
+ * are those queries' heads of one KV head; its warps have blocks of their own.
+ * In a warp, thread t of each half has lane t of the sums: dims t, t + 16, ...,
+ * so that it reads indices as they lie, and no product is ever moved. It has
+ * R of the rows, of 2 R the halves share, and C columns: as many blocks, with
+ * INDEX_KEYS the keys of one. Lanes are then folded for all R C sums at once,
+ * half of which change hands at each step, and heads are added in their order.
+ *
+ * Bounds: the larger product is that of the bound on the side of the query's
+ * sign, whatever the zeros, as a sum that began at +0 shows no sign of zero; so
+ * a dim takes a selection, a product and a sum.
+ *
+ * Traffic: each group reads the indices of its candidates once from L2, further
+ * heads of a KV head from L1. Bound: that, for a step's few look-ups; for a
+ * prompt's three instructions a dim.
+ */
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/view.cuh"
+
+#define THREADS (32 * VIEW_WARPS)
+#define HELD 16u                    /* rows in shared memory at a time */
+#define STRIDE (VIEW_DIM_MAX + 16u) /* of rows: halves in different banks */
+#define SUMS 2u                     /* of a lane */
+
+struct scoring {
+    float row[HELD][STRIDE];
+    float result[VIEW_WARPS][64]; /* of a tile: [2 R][C] */
+};
+
+/* What a warp is at: rows of a KV head against its blocks. */
+struct warp_tile {
+    const float *row;           /* of this half, in shared memory */
+    const unsigned char *index; /* [C] of the KV head, `stride` bytes apart */
+};
+
+template <int R, int C>
+static __device__ __forceinline__ void multiply_bounds(const float *row,
+                                                       const float *const *low,
+                                                       uint32_t d, float *sum)
+{
+    const uint32_t t = threadIdx.x % 16;
+
+#pragma unroll 4
+    for (uint32_t e = t; e < d; e += 16) {
+        float q[R], x[C], y[C];
+
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            x[c] = __ldg(low[c] + e);
+            y[c] = __ldg(low[c] + d + e);
+        }
+#pragma unroll
+        for (int r = 0; r < R; r++)
+            q[r] = row[2 * r * STRIDE + e];
+#pragma unroll
+        for (int r = 0; r < R; r++)
+#pragma unroll
+            for (int c = 0; c < C; c++)
+                sum[r * C + c] += q[r] * (q[r] < 0.0f ? x[c] : y[c]);
+    }
+}
+
+/* Behind the last dim rows and keys are zeros. */
+template <int R>
+static __device__ __forceinline__ void
+multiply_keys(const float *row, const uint32_t *key, uint32_t n_word,
+              float *sum)
+{
+    const uint32_t t = threadIdx.x % 16;
+
+#pragma unroll 2
+    for (uint32_t i = t; i < n_word; i += 16) {
+        float q[R], p[R];
+        uint32_t word[INDEX_CHOSEN];
+
+#pragma unroll
+        for (uint32_t c = 0; c < INDEX_CHOSEN; c++)
+            word[c] = __ldg(key + c * n_word + i);
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            q[r] = row[2 * r * STRIDE + 2 * i - t];
+            p[r] = row[2 * r * STRIDE + 2 * i - t + 16];
+        }
+#pragma unroll
+        for (int r = 0; r < R; r++)
+#pragma unroll
+            for (uint32_t c = 0; c < INDEX_CHOSEN; c++) {
+                float *to = &sum[r * INDEX_CHOSEN + c];
+
+                *to += q[r] * __uint_as_float(word[c] << 16);
+                *to += p[r] * __uint_as_float(word[c] & 0xffff0000u);
+            }
+    }
+}
+
+/* One of N sums from the lanes of 16 threads each: thread t has those from
+ * t * N / 16 on, or shares number t / (16 / N). */
+template <int N> static __device__ __forceinline__ void fold(float *sum)
+{
+    int n = N;
+
+#pragma unroll
+    for (int step = 8; step; step /= 2) {
+        const bool is_upper = threadIdx.x & step;
+
+        if (n == 1) {
+            sum[0] += __shfl_xor_sync(0xffffffffu, sum[0], step);
+            continue;
+        }
+        n /= 2;
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            if (i >= n)
+                break;
+            const float mine = is_upper ? sum[i + n] : sum[i];
+            const float other = is_upper ? sum[i] : sum[i + n];
+
+            sum[i] = mine + __shfl_xor_sync(0xffffffffu, other, step);
+        }
+    }
+}
+
+/* The folded sums to where the warp reads them: [2 R][C]. */
+template <int R, int C>
+static __device__ __forceinline__ void put_results(const float *sum, float *to)
+{
+    constexpr int N = R * C, EACH = N < 16 ? 1 : N / 16;
+    const uint32_t t = threadIdx.x % 16, half = threadIdx.x / 16 % 2;
+
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        const uint32_t at = N < 16 ? t * N / 16 : t * EACH + i;
+
+        if (N >= 16 || t % (16 / (N < 16 ? N : 16)) == 0)
+            to[(2 * (at / C) + half) * C + at % C] = sum[i];
+    }
+    __syncwarp();
+}
+
+/* What a row of results has for a column: with keys the largest of all. */
+template <bool IS_KEYS, int C>
+static __device__ __forceinline__ float result_of(const float *result,
+                                                  uint32_t column)
+{
+    float best = result[column];
+
+    if (IS_KEYS)
+#pragma unroll
+        for (int c = 1; c < C; c++)
+            best = result[c] > best ? result[c] : best;
+    return best;
+}
+
+/* Rows `first` on, of all KV heads one behind the other, each n_row of them
+ * padded to whole tiles of `width`. */
+static __device__ void load_rows(const struct view_frame &f,
+                                 const struct view_group &group, uint32_t first,
+                                 uint32_t n_row, uint32_t n_padded,
+                                 struct scoring *s)
+{
+    const uint32_t d = f.d_head, d_stored = (d + 31) / 32 * 32;
+    const uint32_t heads = f.n_head / f.n_kv_head;
+    const size_t n_q = (size_t)f.n_head * d;
+    const float *query = f.query + f.part->record[group.query].query.row * n_q;
+
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < HELD * d_stored; i += THREADS) {
+        const uint32_t at = first + i / d_stored, e = i % d_stored;
+        const uint32_t kv = at / n_padded, r = at % n_padded;
+        const uint32_t head = kv * heads + r / group.n;
+        float x = 0.0f;
+
+        if (kv < f.n_kv_head && r < n_row && e < d)
+            x = query[r % group.n * n_q + head * d + e];
+        s->row[i / d_stored][e] = x;
+    }
+    __syncthreads();
+}
+
+/* The sums of a tile's rows from `first` on, n of them, to the scores of
+ * queries and columns that this lane has. */
+template <bool IS_KEYS, int C>
+static __device__ __forceinline__ void
+add_heads(const float *result, uint32_t n_query, uint32_t first, uint32_t n,
+          float *score)
+{
+    constexpr uint32_t COLUMNS = IS_KEYS ? 1 : C;
+
+#pragma unroll
+    for (uint32_t i = 0; i < SUMS; i++) {
+        const uint32_t at = threadIdx.x % 32 + 32 * i;
+        const uint32_t query = at / COLUMNS, column = at % COLUMNS;
+
+        if (query >= n_query)
+            continue;
+        for (uint32_t r = (query + n_query - first % n_query) % n_query; r < n;
+             r += n_query)
+            score[i] += result_of<IS_KEYS, C>(result + r * C, column);
+    }
+    __syncwarp();
+}
+
+/* Where it is wanted; a group has blocks that not all of its queries may
+ * choose. */
+template <uint32_t COLUMNS>
+static __device__ __forceinline__ void
+put_scores(const struct view_frame &f, const struct view_group &group,
+           uint64_t block, const float *score)
+{
+#pragma unroll
+    for (uint32_t i = 0; i < SUMS; i++) {
+        const uint32_t at = threadIdx.x % 32 + 32 * i;
+        const uint64_t b = block + at % COLUMNS;
+
+        if (at / COLUMNS >= group.n)
+            continue;
+        const struct view_query &query =
+            f.part->record[group.query + at / COLUMNS].query;
+        const struct kv_view &v = f.part->record[query.view].viewed.view;
+
+        if (b >= v.first && b < v.end)
+            f.score[query.score + (b - v.first)] = score[i];
+    }
+}
+
+/* One tile: C blocks of each warp, or one by its keys. */
+template <bool IS_KEYS, int R, int C>
+static __device__ void score_tile(const struct view_frame &f,
+                                  const struct view_group &group,
+                                  uint64_t first, struct scoring *s)
+{
+    constexpr uint32_t ROWS = 2 * R, BLOCKS = IS_KEYS ? 1 : C;
+    const uint32_t warp = threadIdx.x / 32, half = threadIdx.x / 16 % 2;
+    const uint32_t n_row = group.n * (f.n_head / f.n_kv_head);
+    const uint32_t n_padded = (n_row + ROWS - 1) / ROWS * ROWS;
+    const uint64_t block = first + warp * BLOCKS;
+    void *const *blocks = f.part->record[f.part->record[group.query].query.view]
+                              .viewed.view.block;
+    const unsigned char *index[BLOCKS];
+    float score[SUMS] = {0.0f, 0.0f};
+
+#pragma unroll
+    for (uint32_t c = 0; c < BLOCKS; c++) {
+        const uint64_t b = block + c < group.end ? block + c : group.end - 1;
+
+        index[c] = (const unsigned char *)blocks[b] + f.block_bytes;
+    }
+    for (uint32_t at = 0; at < f.n_kv_head * n_padded; at += ROWS) {
+        const uint32_t kv = at / n_padded, from = at % n_padded;
+        const uint32_t n = n_row - from < ROWS ? n_row - from : ROWS;
+        float sum[R * C] = {};
+
+        if (at % HELD == 0)
+            load_rows(f, group, at, n_row, n_padded, s);
+        const float *row = s->row[at % HELD + half];
+        if (IS_KEYS) {
+            const uint32_t n_word = view_key_words(f.d_head);
+
+            multiply_keys<R>(
+                row, (const uint32_t *)index[0] + kv * INDEX_CHOSEN * n_word,
+                n_word, sum);
+        } else {
+            const float *low[BLOCKS];
+
+#pragma unroll
+            for (uint32_t c = 0; c < BLOCKS; c++)
+                low[c] = (const float *)index[c] + 2 * kv * f.d_head;
+            multiply_bounds<R, (int)BLOCKS>(row, low, f.d_head, sum);
+        }
+        fold<R * C>(sum);
+        put_results<R, C>(sum, s->result[warp]);
+        add_heads<IS_KEYS, C>(s->result[warp], group.n, from, n, score);
+    }
+    put_scores<BLOCKS>(f, group, block, score);
+}
+
+/* Of which group a tile is. */
+static __device__ uint32_t group_of(const struct view_part *part, uint32_t tile)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < part->n_group; i += THREADS) {
+        const uint32_t at = i + threadIdx.x;
+
+        n += __syncthreads_count(at < part->n_group &&
+                                 part->record[at].group.first_tile <= tile);
+    }
+    return n - 1;
+}
+
+template <int R, int C, int R_KEYS>
+static __global__ void __launch_bounds__(THREADS, 2)
+    score(const __grid_constant__ struct view_frame f)
+{
+    __shared__ struct scoring shared;
+
+    launch_begin();
+    const struct view_part *part = f.part;
+    const uint64_t n_tile = part->n_tile;
+    const uint32_t end = (uint32_t)(n_tile * (blockIdx.x + 1) / gridDim.x);
+    uint32_t tile = (uint32_t)(n_tile * blockIdx.x / gridDim.x);
+
+    if (tile == end)
+        return;
+    for (uint32_t g = group_of(part, tile); tile < end; tile++) {
+        if (g + 1 < part->n_group &&
+            part->record[g + 1].group.first_tile <= tile)
+            g++;
+        const struct view_group group = part->record[g].group;
+        const struct view_query &query = part->record[group.query].query;
+        const uint64_t first =
+            group.first + (uint64_t)(tile - group.first_tile) * group.width;
+
+        if (part->record[query.view].viewed.view.index == INDEX_KEYS)
+            score_tile<true, R_KEYS, INDEX_CHOSEN>(f, group, first, &shared);
+        else
+            score_tile<false, R, C>(f, group, first, &shared);
+    }
+}
+
+/* Rows of a KV head that ask for the large tiles. */
+#define FEW_ROWS 8u
+
+uint32_t view_width(uint32_t n_row, enum index_kind kind)
+{
+    const uint32_t n_block = n_row > FEW_ROWS ? 4 : 2;
+
+    return VIEW_WARPS * (kind == INDEX_KEYS ? 1 : n_block);
+}
+
+void view_score(cudaStream_t stream, const struct view_frame *frame,
+                uint32_t n_row, uint32_t n_sm)
+{
+    if (n_row > FEW_ROWS)
+        launch_early_on(stream, score<8, 4, 4>, 2 * n_sm, THREADS, *frame);
+    else if (n_row > FEW_ROWS / 2)
+        launch_early_on(stream, score<4, 2, 4>, 4 * n_sm, THREADS, *frame);
+    else
+        launch_early_on(stream, score<2, 2, 2>, 4 * n_sm, THREADS, *frame);
+}
