@@ -22,7 +22,7 @@ struct plan {
     const struct kv_view_args *args;
     bool is_fixed;
     uint32_t n_query_row; /* of all queries */
-    uint32_t n_row;       /* the most of a group and KV head */
+    uint32_t group_max;   /* look-ups */
     size_t n_score;
     size_t mass_bytes; /* the most that one look-up wants */
     struct view_part part;
@@ -55,7 +55,7 @@ static void add_group(struct plan *plan, uint32_t at)
             &part->record[last->query + last->n - 1].query;
         const struct kv_view *other = &part->record[before->view].viewed.view;
 
-        if (last->query + last->n == at && last->n < VIEW_GROUP_MAX &&
+        if (last->query + last->n == at && last->n < plan->group_max &&
             other->pick == of->view.pick) {
             last->n++;
             if (of->view.first < last->first)
@@ -166,24 +166,51 @@ static void add_view(struct plan *plan, const struct kv_view *v)
         add_look(plan, at);
 }
 
-/* How many rows groups have decides on tiles. */
+static bool is_few(const struct plan *plan)
+{
+    return plan->group_max * heads_of(plan->args) <= VIEW_FEW_ROWS_MAX;
+}
+
+/*
+ * Look-ups that are scored together share what is read; but where they are few,
+ * smaller groups make tiles enough for all SMs. In a decode step a session has
+ * one or some look-ups, and reading is the bound.
+ */
+static void choose_group(struct plan *plan, const struct kv_view *view,
+                         uint32_t n_view, uint32_t n_sm)
+{
+    const uint32_t heads = heads_of(plan->args);
+    const uint32_t n_few = heads < 4 ? 4 / heads : 1;
+    uint32_t run = 0, longest = 0; /* look-ups of one session */
+    const uint32_t *pick = NULL;
+    uint64_t n = 0; /* candidates */
+
+    for (uint32_t i = 0; i < n_view && !plan->is_fixed; i++) {
+        if (!view[i].n_row || !view[i].looks_up)
+            continue;
+        run = view[i].pick == pick ? run + 1 : 1;
+        longest = run > longest ? run : longest;
+        pick = view[i].pick;
+        n += view[i].end - view[i].first;
+    }
+    plan->group_max = VIEW_GROUP_MAX;
+    while (plan->group_max > 4 && n / plan->group_max < 64ul * n_sm)
+        plan->group_max /= 2;
+    if (longest <= n_few)
+        plan->group_max = n_few;
+}
+
 static void cut_tiles(struct plan *plan)
 {
     struct view_part *part = &plan->part;
-    const uint32_t n_head = heads_of(plan->args);
 
-    plan->n_row = n_head;
-    for (uint32_t i = 0; i < part->n_group && !plan->is_fixed; i++) {
-        const uint32_t n = part->record[i].group.n * n_head;
-
-        plan->n_row = n > plan->n_row ? n : plan->n_row;
-    }
     for (uint32_t i = 0; i < part->n_group; i++) {
         struct view_group *group = &part->record[i].group;
         const uint32_t view = part->record[group->query].query.view;
 
-        group->width =
-            view_width(plan->n_row, part->record[view].viewed.view.index);
+        group->width = is_few(plan)
+                           ? view_few_width(plan->args->shape.n_kv_head)
+                           : view_width(part->record[view].viewed.view.index);
         group->first_tile = part->n_tile;
         part->n_tile +=
             (uint32_t)((group->end - group->first + group->width - 1) /
@@ -255,6 +282,18 @@ static void weigh(struct gpu *gpu, const struct plan *plan,
     }
 }
 
+static void score(struct gpu *gpu, const struct plan *plan,
+                  const struct view_frame *f)
+{
+    const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu);
+
+    if (is_few(plan))
+        view_score_few(gpu_stream(gpu), f,
+                       plan->group_max * heads_of(plan->args), n_sm);
+    else
+        view_score(gpu_stream(gpu), f, n_sm);
+}
+
 /* A recorded step has the launches for whatever its replays may bring. */
 static void launch(struct gpu *gpu, const struct plan *plan,
                    const struct view_frame *f, uint32_t n_view)
@@ -276,7 +315,7 @@ static void launch(struct gpu *gpu, const struct plan *plan,
     if (n_prepare)
         view_prepare(stream, f, n_prepare);
     if (plan->is_fixed || part->n_group)
-        view_score(stream, f, plan->n_row, n_sm);
+        score(gpu, plan, f);
     weigh(gpu, plan, f);
     if (n_choose)
         view_choose(stream, f, n_choose);
@@ -292,6 +331,7 @@ static void carry_out(struct gpu *gpu, const struct kv_view_args *args,
     memset(&plan, 0, offsetof(struct plan, part) + bytes);
     plan.args = args;
     plan.is_fixed = gpu_is_recording(gpu) || gpu_is_replaying(gpu);
+    choose_group(&plan, view, n_view, (uint32_t)gpu_n_sm(gpu));
     for (uint32_t i = 0; i < n_view; i++)
         if (view[i].n_row)
             add_view(&plan, &view[i]);

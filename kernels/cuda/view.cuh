@@ -163,11 +163,33 @@ void view_prepare(cudaStream_t stream, const struct view_frame *frame,
 void view_choose(cudaStream_t stream, const struct view_frame *frame,
                  uint32_t n_cta);
 
-/* Each CTA takes an equal share of the tiles, whose width is that of
- * view_width() for as many rows: those that a KV head has in a group. */
-uint32_t view_width(uint32_t n_row, enum index_kind kind);
+/*
+ * Two ways of `score`: for groups of which a KV head has n_row rows at most,
+ * and as many look-ups, and for few rows. Blocks of a tile: their width. Each
+ * CTA takes an equal share of all tiles.
+ */
+#define VIEW_FEW_ROWS_MAX 8u
+uint32_t view_width(enum index_kind kind);
 void view_score(cudaStream_t stream, const struct view_frame *frame,
-                uint32_t n_row, uint32_t n_sm);
+                uint32_t n_sm);
+uint32_t view_few_width(uint32_t n_kv_head);
+void view_score_few(cudaStream_t stream, const struct view_frame *frame,
+                    uint32_t n_row, uint32_t n_sm);
+
+/* Of which group a tile is; by all threads of a CTA. */
+static __device__ __forceinline__ uint32_t
+view_group_of(const struct view_part *part, uint32_t tile)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < part->n_group; i += blockDim.x) {
+        const uint32_t at = i + threadIdx.x;
+
+        n += __syncthreads_count(at < part->n_group &&
+                                 part->record[at].group.first_tile <= tile);
+    }
+    return n - 1;
+}
 
 /* CTAs of `choose` for the sums of a session. */
 #define VIEW_CHOOSE_THREADS 512u

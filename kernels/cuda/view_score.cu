@@ -21,20 +21,36 @@
 #include "kernels/cuda/view.cuh"
 
 #define THREADS (32 * VIEW_WARPS)
+#define BLOCKS 4                    /* of a warp, by bounds */
 #define HELD 16u                    /* rows in shared memory at a time */
 #define STRIDE (VIEW_DIM_MAX + 16u) /* of rows: halves in different banks */
 #define SUMS 2u                     /* of a lane */
 
 struct scoring {
-    float row[HELD][STRIDE];
+    float row[2][HELD][STRIDE];   /* these are read, those come */
     float result[VIEW_WARPS][64]; /* of a tile: [2 R][C] */
 };
 
-/* What a warp is at: rows of a KV head against its blocks. */
-struct warp_tile {
-    const float *row;           /* of this half, in shared memory */
-    const unsigned char *index; /* [C] of the KV head, `stride` bytes apart */
-};
+/* 16 bytes on their way into shared memory, or zeros. */
+static __device__ __forceinline__ void fetch(float *to, const float *from,
+                                             bool is_there)
+{
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
+
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(at),
+                 "l"(from), "r"(is_there ? 16 : 0)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void fetch_end(void)
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+static __device__ __forceinline__ void fetch_wait(void)
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
 
 template <int R, int C>
 static __device__ __forceinline__ void multiply_bounds(const float *row,
@@ -154,30 +170,29 @@ static __device__ __forceinline__ float result_of(const float *result,
     return best;
 }
 
-/* Rows `first` on, of all KV heads one behind the other, each n_row of them
- * padded to whole tiles of `width`. */
-static __device__ void load_rows(const struct view_frame &f,
-                                 const struct view_group &group, uint32_t first,
-                                 uint32_t n_row, uint32_t n_padded,
-                                 struct scoring *s)
+/* Rows `first` on of HELD, of all KV heads one behind the other, each n_row
+ * padded to n_padded, begin to come into `to`; a warp brings two. */
+static __device__ __forceinline__ void
+fetch_rows(const struct view_frame &f, const struct view_group &group,
+           uint32_t first, uint32_t n_row, uint32_t n_padded,
+           float (*to)[STRIDE])
 {
     const uint32_t d = f.d_head, d_stored = (d + 31) / 32 * 32;
     const uint32_t heads = f.n_head / f.n_kv_head;
     const size_t n_q = (size_t)f.n_head * d;
     const float *query = f.query + f.part->record[group.query].query.row * n_q;
 
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < HELD * d_stored; i += THREADS) {
-        const uint32_t at = first + i / d_stored, e = i % d_stored;
-        const uint32_t kv = at / n_padded, r = at % n_padded;
-        const uint32_t head = kv * heads + r / group.n;
-        float x = 0.0f;
+    for (uint32_t i = threadIdx.x / 32; i < HELD; i += VIEW_WARPS) {
+        const uint32_t kv = (first + i) / n_padded, r = (first + i) % n_padded;
+        const bool is_row = kv < f.n_kv_head && r < n_row;
+        const float *from = query;
 
-        if (kv < f.n_kv_head && r < n_row && e < d)
-            x = query[r % group.n * n_q + head * d + e];
-        s->row[i / d_stored][e] = x;
+        if (is_row)
+            from += r % group.n * n_q + (kv * heads + r / group.n) * d;
+        for (uint32_t e = threadIdx.x % 32 * 4; e < d_stored; e += 128)
+            fetch(&to[i][e], from + (e < d ? e : 0), is_row && e < d);
     }
-    __syncthreads();
+    fetch_end();
 }
 
 /* The sums of a tile's rows from `first` on, n of them, to the scores of
@@ -232,30 +247,38 @@ static __device__ void score_tile(const struct view_frame &f,
                                   const struct view_group &group,
                                   uint64_t first, struct scoring *s)
 {
-    constexpr uint32_t ROWS = 2 * R, BLOCKS = IS_KEYS ? 1 : C;
+    constexpr uint32_t ROWS = 2 * R, N_BLOCK = IS_KEYS ? 1 : C;
     const uint32_t warp = threadIdx.x / 32, half = threadIdx.x / 16 % 2;
     const uint32_t n_row = group.n * (f.n_head / f.n_kv_head);
     const uint32_t n_padded = (n_row + ROWS - 1) / ROWS * ROWS;
-    const uint64_t block = first + warp * BLOCKS;
+    const uint32_t n_all = f.n_kv_head * n_padded;
+    const uint64_t block = first + warp * N_BLOCK;
     void *const *blocks = f.part->record[f.part->record[group.query].query.view]
                               .viewed.view.block;
-    const unsigned char *index[BLOCKS];
+    const unsigned char *index[N_BLOCK];
     float score[SUMS] = {0.0f, 0.0f};
 
 #pragma unroll
-    for (uint32_t c = 0; c < BLOCKS; c++) {
+    for (uint32_t c = 0; c < N_BLOCK; c++) {
         const uint64_t b = block + c < group.end ? block + c : group.end - 1;
 
         index[c] = (const unsigned char *)blocks[b] + f.block_bytes;
     }
-    for (uint32_t at = 0; at < f.n_kv_head * n_padded; at += ROWS) {
+    __syncthreads(); /* all have read the rows of the tile before */
+    fetch_rows(f, group, 0, n_row, n_padded, s->row[0]);
+    for (uint32_t at = 0; at < n_all; at += ROWS) {
         const uint32_t kv = at / n_padded, from = at % n_padded;
         const uint32_t n = n_row - from < ROWS ? n_row - from : ROWS;
         float sum[R * C] = {};
 
-        if (at % HELD == 0)
-            load_rows(f, group, at, n_row, n_padded, s);
-        const float *row = s->row[at % HELD + half];
+        if (at % HELD == 0) {
+            fetch_wait();
+            __syncthreads();
+            if (at + HELD < n_all)
+                fetch_rows(f, group, at + HELD, n_row, n_padded,
+                           s->row[(at / HELD + 1) % 2]);
+        }
+        const float *row = s->row[at / HELD % 2][at % HELD + half];
         if (IS_KEYS) {
             const uint32_t n_word = view_key_words(f.d_head);
 
@@ -263,39 +286,24 @@ static __device__ void score_tile(const struct view_frame &f,
                 row, (const uint32_t *)index[0] + kv * INDEX_CHOSEN * n_word,
                 n_word, sum);
         } else {
-            const float *low[BLOCKS];
+            const float *low[N_BLOCK];
 
 #pragma unroll
-            for (uint32_t c = 0; c < BLOCKS; c++)
+            for (uint32_t c = 0; c < N_BLOCK; c++)
                 low[c] = (const float *)index[c] + 2 * kv * f.d_head;
-            multiply_bounds<R, (int)BLOCKS>(row, low, f.d_head, sum);
+            multiply_bounds<R, (int)N_BLOCK>(row, low, f.d_head, sum);
         }
         fold<R * C>(sum);
         put_results<R, C>(sum, s->result[warp]);
         add_heads<IS_KEYS, C>(s->result[warp], group.n, from, n, score);
     }
-    put_scores<BLOCKS>(f, group, block, score);
+    put_scores<N_BLOCK>(f, group, block, score);
 }
 
-/* Of which group a tile is. */
-static __device__ uint32_t group_of(const struct view_part *part, uint32_t tile)
-{
-    uint32_t n = 0;
-
-    for (uint32_t i = 0; i < part->n_group; i += THREADS) {
-        const uint32_t at = i + threadIdx.x;
-
-        n += __syncthreads_count(at < part->n_group &&
-                                 part->record[at].group.first_tile <= tile);
-    }
-    return n - 1;
-}
-
-template <int R, int C, int R_KEYS>
 static __global__ void __launch_bounds__(THREADS, 2)
     score(const __grid_constant__ struct view_frame f)
 {
-    __shared__ struct scoring shared;
+    __shared__ __align__(16) struct scoring shared;
 
     launch_begin();
     const struct view_part *part = f.part;
@@ -305,7 +313,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
 
     if (tile == end)
         return;
-    for (uint32_t g = group_of(part, tile); tile < end; tile++) {
+    for (uint32_t g = view_group_of(part, tile); tile < end; tile++) {
         if (g + 1 < part->n_group &&
             part->record[g + 1].group.first_tile <= tile)
             g++;
@@ -315,29 +323,19 @@ static __global__ void __launch_bounds__(THREADS, 2)
             group.first + (uint64_t)(tile - group.first_tile) * group.width;
 
         if (part->record[query.view].viewed.view.index == INDEX_KEYS)
-            score_tile<true, R_KEYS, INDEX_CHOSEN>(f, group, first, &shared);
+            score_tile<true, 4, INDEX_CHOSEN>(f, group, first, &shared);
         else
-            score_tile<false, R, C>(f, group, first, &shared);
+            score_tile<false, 8, BLOCKS>(f, group, first, &shared);
     }
 }
 
-/* Rows of a KV head that ask for the large tiles. */
-#define FEW_ROWS 8u
-
-uint32_t view_width(uint32_t n_row, enum index_kind kind)
+uint32_t view_width(enum index_kind kind)
 {
-    const uint32_t n_block = n_row > FEW_ROWS ? 4 : 2;
-
-    return VIEW_WARPS * (kind == INDEX_KEYS ? 1 : n_block);
+    return VIEW_WARPS * (kind == INDEX_KEYS ? 1 : BLOCKS);
 }
 
 void view_score(cudaStream_t stream, const struct view_frame *frame,
-                uint32_t n_row, uint32_t n_sm)
+                uint32_t n_sm)
 {
-    if (n_row > FEW_ROWS)
-        launch_early_on(stream, score<8, 4, 4>, 2 * n_sm, THREADS, *frame);
-    else if (n_row > FEW_ROWS / 2)
-        launch_early_on(stream, score<4, 2, 4>, 4 * n_sm, THREADS, *frame);
-    else
-        launch_early_on(stream, score<2, 2, 2>, 4 * n_sm, THREADS, *frame);
+    launch_early_on(stream, score, 2 * n_sm, THREADS, *frame);
 }

@@ -7,7 +7,7 @@
  *
  *     check_view check            every shape; exit status 0 if all holds
  *     check_view least            few of it, for compute-sanitizer
- *     check_view time             beside the bounds
+ *     check_view time [I]         beside the bounds, all or one
  */
 #include "tests/gpu/view_session.h"
 
@@ -611,7 +611,7 @@ static void time_one(struct gpu *gpu, const struct timing *t)
 }
 
 /* The 9B shape behind 131,072 tokens. */
-static void time_all(struct gpu *gpu)
+static void time_all(struct gpu *gpu, const char *only)
 {
     static const struct timing TIMING[] = {
         {"no look-up", 1, 8, 1, 8, INDEX_BOUNDS, false, false},
@@ -630,7 +630,8 @@ static void time_all(struct gpu *gpu)
 
     time_copy();
     for (size_t i = 0; i < COUNT(TIMING); i++)
-        time_one(gpu, &TIMING[i]);
+        if (!only || strtoul(only, NULL, 10) == i)
+            time_one(gpu, &TIMING[i]);
 }
 
 int main(int argc, char **argv)
@@ -642,6 +643,6 @@ int main(int argc, char **argv)
     gpu.block_bound = 1; /* candidates are more than rows see */
     if (!strcmp(what, "check") || !strcmp(what, "least"))
         return check_all(&gpu, !strcmp(what, "least"));
-    time_all(&gpu);
+    time_all(&gpu, argc > 2 ? argv[2] : NULL);
     return 0;
 }

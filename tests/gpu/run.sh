@@ -220,7 +220,7 @@ sanitize() { # WHAT COMMAND...: the command has a check behind it
     fi
     for words in 'check_attend least 64' 'check_attend least 128' \
         'check_attend least 256' 'check_delta check 5' 'check_linear small' \
-        'check_experts small'; do
+        'check_experts small' 'check_view least'; do
         program=${words%% *}
         # shellcheck disable=SC2086 # words
         ! has "$program" gpu_checks || try "$words" "$@" "$build/"$words
