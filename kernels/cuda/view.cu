@@ -168,7 +168,8 @@ static void add_view(struct plan *plan, const struct kv_view *v)
 
 static bool is_few(const struct plan *plan)
 {
-    return plan->group_max * heads_of(plan->args) <= VIEW_FEW_ROWS_MAX;
+    return plan->group_max * heads_of(plan->args) <= VIEW_FEW_ROWS_MAX &&
+           plan->args->shape.n_kv_head <= VIEW_FEW_KV_MAX;
 }
 
 /*
@@ -200,21 +201,31 @@ static void choose_group(struct plan *plan, const struct kv_view *view,
         plan->group_max = n_few;
 }
 
-static void cut_tiles(struct plan *plan)
+/* Blocks of a tile; wide ones where there are enough of them. */
+static uint32_t width_of(const struct plan *plan, enum index_kind kind,
+                         uint64_t n_block, uint32_t n_sm)
+{
+    return is_few(plan) ? view_few_width(plan->args->shape.n_kv_head,
+                                         n_block > 512ul * n_sm)
+                        : view_width(kind);
+}
+
+static void cut_tiles(struct plan *plan, uint32_t n_sm)
 {
     struct view_part *part = &plan->part;
+    uint64_t n_block = 0;
 
+    for (uint32_t i = 0; i < part->n_group; i++)
+        n_block += part->record[i].group.end - part->record[i].group.first;
     for (uint32_t i = 0; i < part->n_group; i++) {
         struct view_group *group = &part->record[i].group;
         const uint32_t view = part->record[group->query].query.view;
+        const uint64_t n = group->end - group->first;
 
-        group->width = is_few(plan)
-                           ? view_few_width(plan->args->shape.n_kv_head)
-                           : view_width(part->record[view].viewed.view.index);
+        group->width =
+            width_of(plan, part->record[view].viewed.view.index, n_block, n_sm);
         group->first_tile = part->n_tile;
-        part->n_tile +=
-            (uint32_t)((group->end - group->first + group->width - 1) /
-                       group->width);
+        part->n_tile += (uint32_t)((n + group->width - 1) / group->width);
     }
 }
 
@@ -335,7 +346,7 @@ static void carry_out(struct gpu *gpu, const struct kv_view_args *args,
     for (uint32_t i = 0; i < n_view; i++)
         if (view[i].n_row)
             add_view(&plan, &view[i]);
-    cut_tiles(&plan);
+    cut_tiles(&plan, (uint32_t)gpu_n_sm(gpu));
     const void *part = gpu_stage(gpu, &plan.part, bytes);
     if (gpu_is_replaying(gpu) || (!plan.is_fixed && plan.part.n_view == 0))
         return;

@@ -169,10 +169,11 @@ void view_choose(cudaStream_t stream, const struct view_frame *frame,
  * CTA takes an equal share of all tiles.
  */
 #define VIEW_FEW_ROWS_MAX 8u
+#define VIEW_FEW_KV_MAX 32u
 uint32_t view_width(enum index_kind kind);
 void view_score(cudaStream_t stream, const struct view_frame *frame,
                 uint32_t n_sm);
-uint32_t view_few_width(uint32_t n_kv_head);
+uint32_t view_few_width(uint32_t n_kv_head, bool is_wide);
 void view_score_few(cudaStream_t stream, const struct view_frame *frame,
                     uint32_t n_row, uint32_t n_sm);
 

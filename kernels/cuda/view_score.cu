@@ -52,64 +52,89 @@ static __device__ __forceinline__ void fetch_wait(void)
     asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+/* N steps of 16 dims from e on: what comes from afar is read first. */
+template <int R, int C, int N>
+static __device__ __forceinline__ void
+add_bounds(const float *row, const float *const *low, uint32_t d, uint32_t e,
+           float *sum)
+{
+    float x[N][C], y[N][C];
+
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            x[n][c] = __ldg(low[c] + e + 16 * n);
+            y[n][c] = __ldg(low[c] + d + e + 16 * n);
+        }
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            const float q = row[2 * r * STRIDE + e + 16 * n];
+
+#pragma unroll
+            for (int c = 0; c < C; c++)
+                sum[r * C + c] += q * (q < 0.0f ? x[n][c] : y[n][c]);
+        }
+}
+
 template <int R, int C>
 static __device__ __forceinline__ void multiply_bounds(const float *row,
                                                        const float *const *low,
                                                        uint32_t d, float *sum)
 {
-    const uint32_t t = threadIdx.x % 16;
+    uint32_t e = threadIdx.x % 16;
 
-#pragma unroll 4
-    for (uint32_t e = t; e < d; e += 16) {
-        float q[R], x[C], y[C];
-
-#pragma unroll
-        for (int c = 0; c < C; c++) {
-            x[c] = __ldg(low[c] + e);
-            y[c] = __ldg(low[c] + d + e);
-        }
-#pragma unroll
-        for (int r = 0; r < R; r++)
-            q[r] = row[2 * r * STRIDE + e];
-#pragma unroll
-        for (int r = 0; r < R; r++)
-#pragma unroll
-            for (int c = 0; c < C; c++)
-                sum[r * C + c] += q[r] * (q[r] < 0.0f ? x[c] : y[c]);
-    }
+    for (; e + 16 * 3 < d; e += 16 * 4)
+        add_bounds<R, C, 4>(row, low, d, e, sum);
+    for (; e < d; e += 16)
+        add_bounds<R, C, 1>(row, low, d, e, sum);
 }
 
-/* Behind the last dim rows and keys are zeros. */
+/* N words of each key from i on, of 32 dims each. Behind the last dim rows and
+ * keys are zeros. */
+template <int R, int N>
+static __device__ __forceinline__ void
+add_keys(const float *row, const uint32_t *key, uint32_t n_word, uint32_t i,
+         float *sum)
+{
+    const float *q = row + 2 * i - threadIdx.x % 16;
+    uint32_t word[N][INDEX_CHOSEN];
+
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (uint32_t c = 0; c < INDEX_CHOSEN; c++)
+            word[n][c] = __ldg(key + c * n_word + i + 16 * n);
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            const float low = q[2 * r * STRIDE + 32 * n];
+            const float high = q[2 * r * STRIDE + 32 * n + 16];
+
+#pragma unroll
+            for (uint32_t c = 0; c < INDEX_CHOSEN; c++) {
+                float *to = &sum[r * INDEX_CHOSEN + c];
+
+                *to += low * __uint_as_float(word[n][c] << 16);
+                *to += high * __uint_as_float(word[n][c] & 0xffff0000u);
+            }
+        }
+}
+
 template <int R>
 static __device__ __forceinline__ void
 multiply_keys(const float *row, const uint32_t *key, uint32_t n_word,
               float *sum)
 {
-    const uint32_t t = threadIdx.x % 16;
+    uint32_t i = threadIdx.x % 16;
 
-#pragma unroll 2
-    for (uint32_t i = t; i < n_word; i += 16) {
-        float q[R], p[R];
-        uint32_t word[INDEX_CHOSEN];
-
-#pragma unroll
-        for (uint32_t c = 0; c < INDEX_CHOSEN; c++)
-            word[c] = __ldg(key + c * n_word + i);
-#pragma unroll
-        for (int r = 0; r < R; r++) {
-            q[r] = row[2 * r * STRIDE + 2 * i - t];
-            p[r] = row[2 * r * STRIDE + 2 * i - t + 16];
-        }
-#pragma unroll
-        for (int r = 0; r < R; r++)
-#pragma unroll
-            for (uint32_t c = 0; c < INDEX_CHOSEN; c++) {
-                float *to = &sum[r * INDEX_CHOSEN + c];
-
-                *to += q[r] * __uint_as_float(word[c] << 16);
-                *to += p[r] * __uint_as_float(word[c] & 0xffff0000u);
-            }
-    }
+    for (; i + 16 < n_word; i += 32)
+        add_keys<R, 2>(row, key, n_word, i, sum);
+    for (; i < n_word; i += 16)
+        add_keys<R, 1>(row, key, n_word, i, sum);
 }
 
 /* One of N sums from the lanes of 16 threads each: thread t has those from

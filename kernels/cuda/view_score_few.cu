@@ -14,9 +14,10 @@
 #include <assert.h>
 
 #define THREADS (32 * VIEW_WARPS)
-#define QUADS 8u /* of a warp */
-#define KV_MAX 64u
+#define QUADS 8u            /* of a warp */
+#define SETS 4u             /* of QUADS blocks that a warp takes of a tile */
 #define WAYS_MAX VIEW_WARPS /* in which KV heads are divided */
+#define RESULTS (VIEW_WARPS * QUADS * SETS)
 
 static __host__ __device__ uint32_t ways_of(uint32_t n_kv_head)
 {
@@ -38,60 +39,113 @@ static __device__ __forceinline__ float bounded(float q, float low, float high)
     return q * (q < 0.0f ? low : high);
 }
 
-template <int R>
-static __device__ __forceinline__ void multiply_bounds(const float *const *row,
-                                                       const float *low,
-                                                       uint32_t d, float4 *sum)
+/* R rows of a KV head: where they are behind that of its first head. */
+template <int R> struct rows {
+    const float *query;
+    uint32_t at[R];
+};
+
+/* N steps of 16 dims from e on: all that is read comes first. */
+template <int R, int N>
+static __device__ __forceinline__ void add_bounds(struct rows<R> row,
+                                                  const float *low, uint32_t d,
+                                                  uint32_t e, float4 *sum)
 {
-#pragma unroll(R > 4 ? 2 : 4)
-    for (uint32_t e = threadIdx.x % 4 * 4; e < d; e += 16) {
-        const float4 x = load4(low + e), y = load4(low + d + e);
+    float4 x[N], y[N];
 
 #pragma unroll
-        for (int r = 0; r < R; r++) {
-            const float4 q = load4(row[r] + e);
-
-            sum[r].x += bounded(q.x, x.x, y.x);
-            sum[r].y += bounded(q.y, x.y, y.y);
-            sum[r].z += bounded(q.z, x.z, y.z);
-            sum[r].w += bounded(q.w, x.w, y.w);
-        }
+    for (int n = 0; n < N; n++) {
+        x[n] = load4(low + e + 16 * n);
+        y[n] = load4(low + d + e + 16 * n);
     }
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            const float4 q = load4(row.query + row.at[r] + e + 16 * n);
+
+            sum[r].x += bounded(q.x, x[n].x, y[n].x);
+            sum[r].y += bounded(q.y, x[n].y, y[n].y);
+            sum[r].z += bounded(q.z, x[n].z, y[n].z);
+            sum[r].w += bounded(q.w, x[n].w, y[n].w);
+        }
 }
 
-/* Four words: dims e .. e + 3 in their low halves, those 16 further on in the
- * high ones. Behind the last dim keys are zeros. */
 template <int R>
-static __device__ __forceinline__ void multiply_key(const float *const *row,
-                                                    const uint32_t *key,
-                                                    uint32_t d, float4 *sum)
+static __device__ __forceinline__ void
+multiply_bounds(struct rows<R> row, const float *low, uint32_t d, float4 *sum)
+{
+    uint32_t e = threadIdx.x % 4 * 4;
+
+    if (R == 4)
+        for (; e + 16 * 7 < d; e += 16 * 8)
+            add_bounds<R, 8>(row, low, d, e, sum);
+    for (; e + 16 * 3 < d; e += 16 * 4)
+        add_bounds<R, 4>(row, low, d, e, sum);
+    for (; e < d; e += 16)
+        add_bounds<R, 1>(row, low, d, e, sum);
+}
+
+static __device__ __forceinline__ float4 low_halves(uint4 x)
+{
+    return make_float4(__uint_as_float(x.x << 16), __uint_as_float(x.y << 16),
+                       __uint_as_float(x.z << 16), __uint_as_float(x.w << 16));
+}
+
+static __device__ __forceinline__ float4 high_halves(uint4 x)
+{
+    return make_float4(
+        __uint_as_float(x.x & 0xffff0000u), __uint_as_float(x.y & 0xffff0000u),
+        __uint_as_float(x.z & 0xffff0000u), __uint_as_float(x.w & 0xffff0000u));
+}
+
+static __device__ __forceinline__ void add_products(float4 q, float4 k,
+                                                    float4 *sum)
+{
+    sum->x += q.x * k.x;
+    sum->y += q.y * k.y;
+    sum->z += q.z * k.z;
+    sum->w += q.w * k.w;
+}
+
+/* The same of N words of a key, each of 32 dims: those from e on in its low
+ * half, those 16 further on in the high one. Behind the last dim are zeros. */
+template <int R, int N>
+static __device__ __forceinline__ void add_key(struct rows<R> row,
+                                               const uint32_t *key, uint32_t d,
+                                               uint32_t e, float4 *sum)
 {
     const uint32_t t = threadIdx.x % 4 * 4;
+    uint4 word[N];
 
-#pragma unroll(R > 4 ? 2 : 4)
-    for (uint32_t e = t; e < d; e += 32) {
-        const uint4 word = __ldg((const uint4 *)(key + (e - t) / 2 + t));
-        const bool has_more = e + 16 < d;
-
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        word[n] = __ldg((const uint4 *)(key + (e - t) / 2 + t + 16 * n));
+#pragma unroll
+    for (int n = 0; n < N; n++)
 #pragma unroll
         for (int r = 0; r < R; r++) {
-            const float4 q = load4(row[r] + e);
-
-            sum[r].x += q.x * __uint_as_float(word.x << 16);
-            sum[r].y += q.y * __uint_as_float(word.y << 16);
-            sum[r].z += q.z * __uint_as_float(word.z << 16);
-            sum[r].w += q.w * __uint_as_float(word.w << 16);
+            add_products(load4(row.query + row.at[r] + e + 32 * n),
+                         low_halves(word[n]), &sum[r]);
+            if (N > 1 || e + 16 < d)
+                add_products(load4(row.query + row.at[r] + e + 32 * n + 16),
+                             high_halves(word[n]), &sum[r]);
         }
-#pragma unroll
-        for (int r = 0; r < R && has_more; r++) {
-            const float4 q = load4(row[r] + e + 16);
+}
 
-            sum[r].x += q.x * __uint_as_float(word.x & 0xffff0000u);
-            sum[r].y += q.y * __uint_as_float(word.y & 0xffff0000u);
-            sum[r].z += q.z * __uint_as_float(word.z & 0xffff0000u);
-            sum[r].w += q.w * __uint_as_float(word.w & 0xffff0000u);
-        }
-    }
+template <int R>
+static __device__ __forceinline__ void
+multiply_key(struct rows<R> row, const uint32_t *key, uint32_t d, float4 *sum)
+{
+    uint32_t e = threadIdx.x % 4 * 4;
+
+    if (R == 4)
+        for (; e + 32 * 3 + 16 < d; e += 32 * 4)
+            add_key<R, 4>(row, key, d, e, sum);
+    for (; e + 32 + 16 < d; e += 32 * 2)
+        add_key<R, 2>(row, key, d, e, sum);
+    for (; e < d; e += 32)
+        add_key<R, 1>(row, key, d, e, sum);
 }
 
 static __device__ __forceinline__ float4 exchange(float4 mine, float4 other,
@@ -127,7 +181,7 @@ static __device__ __forceinline__ void fold(float4 *sum, float *out)
 /* What a block's index of one KV head scores against the rows. */
 template <int R>
 static __device__ __forceinline__ void
-score_head(const float *const *row, const void *index, enum index_kind kind,
+score_head(struct rows<R> row, const void *index, enum index_kind kind,
            uint32_t d, float *out)
 {
     const uint32_t n = kind == INDEX_KEYS ? INDEX_CHOSEN : 1;
@@ -148,37 +202,42 @@ score_head(const float *const *row, const void *index, enum index_kind kind,
     }
 }
 
+/* The rows of KV head 0; those behind the last are any. */
+template <int R>
+static __device__ __forceinline__ struct rows<R>
+rows_of(const struct view_frame &f, const struct view_group &group) {
+    const uint32_t n_q = f.n_head * f.d_head, n = group.n;
+    struct rows<R> rows;
+
+    rows.query = f.query + (size_t)f.part->record[group.query].query.row * n_q;
+#pragma unroll
+    for (uint32_t r = 0; r < R; r++)
+        rows.at[r] =
+            r < f.n_head / f.n_kv_head * n ? r % n * n_q + r / n * f.d_head : 0;
+    return rows;
+}
+
 /* All heads of this warp against this quad's block: result[kv][R][width]. */
 template <int R>
-static __device__ void
-score_heads(const struct view_frame &f, const struct view_group &group,
-            enum index_kind kind, const void *block, float *result)
+static __device__ void score_heads(const struct view_frame &f,
+                                   struct rows<R> row, enum index_kind kind,
+                                   const void *block, uint32_t width,
+                                   float *result)
 {
-    const uint32_t heads = f.n_head / f.n_kv_head, d = f.d_head;
-    const uint32_t n_way = ways_of(f.n_kv_head), warp = threadIdx.x / 32;
-    const uint32_t column = warp / n_way * QUADS + threadIdx.x % 32 / 4;
-    const size_t n_q = (size_t)f.n_head * d;
-    const float *query = f.query + f.part->record[group.query].query.row * n_q;
+    const uint32_t n_way = ways_of(f.n_kv_head);
+    const unsigned char *index = (const unsigned char *)block + f.block_bytes;
+    const float *query = row.query;
 
-    for (uint32_t kv = warp % n_way; kv < f.n_kv_head; kv += n_way) {
-        const unsigned char *index = (const unsigned char *)block +
-                                     f.block_bytes +
-                                     kv * view_head_bytes(d, kind);
-        const float *row[R];
+    for (uint32_t kv = threadIdx.x / 32 % n_way; kv < f.n_kv_head;
+         kv += n_way) {
         float out[R / 4];
 
-#pragma unroll
-        for (uint32_t r = 0; r < R; r++) { /* those behind the last: any */
-            const uint32_t at = r < heads * group.n ? r : 0;
-
-            row[r] =
-                query + at % group.n * n_q + (kv * heads + at / group.n) * d;
-        }
-        score_head<R>(row, index, kind, d, out);
+        row.query = query + kv * (f.n_head / f.n_kv_head) * f.d_head;
+        score_head<R>(row, index + kv * view_head_bytes(f.d_head, kind), kind,
+                      f.d_head, out);
 #pragma unroll
         for (uint32_t r = 0; r < R / 4; r++)
-            result[(kv * R + threadIdx.x % 4 * (R / 4) + r) * group.width +
-                   column] = out[r];
+            result[(kv * R + threadIdx.x % 4 * (R / 4) + r) * width] = out[r];
     }
 }
 
@@ -209,11 +268,13 @@ template <int R>
 static __global__ void __launch_bounds__(THREADS, 2)
     score_few(const __grid_constant__ struct view_frame f)
 {
-    __shared__ float result[KV_MAX * R * QUADS];
+    __shared__ float result[RESULTS * R]; /* [kv][R][width] */
 
     launch_begin();
     const struct view_part *part = f.part;
-    const uint32_t set = threadIdx.x / 32 / ways_of(f.n_kv_head);
+    const uint32_t n_set = VIEW_WARPS / ways_of(f.n_kv_head);
+    const uint32_t mine =
+        threadIdx.x / 32 / ways_of(f.n_kv_head) * QUADS + threadIdx.x % 32 / 4;
     const uint64_t n_tile = part->n_tile;
     const uint32_t end = (uint32_t)(n_tile * (blockIdx.x + 1) / gridDim.x);
     uint32_t tile = (uint32_t)(n_tile * blockIdx.x / gridDim.x);
@@ -229,26 +290,34 @@ static __global__ void __launch_bounds__(THREADS, 2)
             part->record[part->record[group.query].query.view].viewed.view;
         const uint64_t first =
             group.first + (uint64_t)(tile - group.first_tile) * group.width;
-        const uint64_t mine = first + set * QUADS + threadIdx.x % 32 / 4;
 
-        score_heads<R>(f, group, v.index,
-                       v.block[mine < group.end ? mine : group.end - 1],
-                       result);
+        const struct rows<R> rows = rows_of<R>(f, group);
+
+        for (uint32_t c = mine; c < group.width; c += n_set * QUADS) {
+            const uint64_t at =
+                first + c < group.end ? first + c : group.end - 1;
+
+            score_heads<R>(f, rows, v.index, v.block[at], group.width,
+                           result + c);
+        }
         __syncthreads();
         add_heads<R>(f, group, first, result);
         __syncthreads();
     }
 }
 
-uint32_t view_few_width(uint32_t n_kv_head)
+uint32_t view_few_width(uint32_t n_kv_head, bool is_wide)
 {
-    return VIEW_WARPS / ways_of(n_kv_head) * QUADS;
+    const uint32_t width = VIEW_WARPS / ways_of(n_kv_head) * QUADS;
+
+    return is_wide && n_kv_head <= WAYS_MAX ? SETS * width : width;
 }
 
 void view_score_few(cudaStream_t stream, const struct view_frame *frame,
                     uint32_t n_row, uint32_t n_sm)
 {
-    assert(frame->n_kv_head <= KV_MAX && n_row <= VIEW_FEW_ROWS_MAX);
+    assert(frame->n_kv_head <= VIEW_FEW_KV_MAX && n_row <= VIEW_FEW_ROWS_MAX);
+    static_assert(VIEW_FEW_KV_MAX * QUADS <= RESULTS, "one set of all heads");
     if (n_row > 4)
         launch_early_on(stream, score_few<8>, 2 * n_sm, THREADS, *frame);
     else
