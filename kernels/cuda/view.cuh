@@ -157,7 +157,7 @@ static __device__ __forceinline__ void view_list(const struct view_frame &f,
     }
 }
 
-/* While a step is recorded, or repeated, n_cta is what the most work needs. */
+/* n_cta CTAs take the work in turn: any number is right. */
 void view_prepare(cudaStream_t stream, const struct view_frame *frame,
                   uint32_t n_cta);
 void view_choose(cudaStream_t stream, const struct view_frame *frame,

@@ -14,8 +14,8 @@
  * a dim takes a selection, a product and a sum.
  *
  * Traffic: each group reads the indices of its candidates once from L2, further
- * heads of a KV head from L1. Bound: that, for a step's few look-ups; for a
- * prompt's three instructions a dim.
+ * heads of a KV head from L1; the next rows come while these are multiplied.
+ * Bound: three instructions a dim. Few rows go another way (view_score_few.cu).
  */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/view.cuh"

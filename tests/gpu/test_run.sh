@@ -75,7 +75,7 @@ says '^ops  .*  NO TIME '
 
 expect 3 kernels # neither there nor can they be made
 says '^kernels .*  not tried  check_linear: there is no '
-n_check=$(find tests/gpu -name 'check_*.cu' | wc -l)
+n_check=$(find "$here" -name 'check_*.cu' | wc -l)
 says "^0 held, 0 did not, $n_check could not be tried\$"
 
 mkdir "$fake/bin" # a machine without compute-sanitizer, and one with it
@@ -88,7 +88,7 @@ if [ ! -x /usr/local/cuda/bin/compute-sanitizer ]; then
     expect 3 race
     says '^race  .*  not tried  racecheck: there is no compute-sanitizer here$'
 fi
-for check in linear attend delta experts view; do
+for check in linear attend delta experts mass view; do
     printf '#!/bin/sh\necho "checked $*"\n' >"$fake/check_$check"
     chmod +x "$fake/check_$check"
 done
