@@ -238,7 +238,8 @@ sanitize() { # WHAT COMMAND...: the command has a check behind it
     for words in 'check_attend least 64' 'check_attend least 128' \
         'check_attend least 256' 'check_attend_places least 64' \
         'check_attend_places least 256' 'check_delta check 5' \
-        'check_linear small' 'check_experts small' 'check_mass small'; do
+        'check_linear small' 'check_experts small' 'check_mass small' \
+        'check_view least'; do
         program=${words%% *}
         # shellcheck disable=SC2086 # words
         ! has "$program" gpu_checks || try "$words" "$@" "$build/"$words
