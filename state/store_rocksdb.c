@@ -43,6 +43,8 @@
  */
 #define CACHE_BYTES (1u << 20)
 #define BUFFER_BYTES (1u << 20)
+#define FILE_BUFFER_BYTES (256u << 10) /* of a log, and of each table written  \
+                                        */
 #define JOURNAL_TABLES 16
 #define BULK_TABLES 8
 #define TABLES_SLOW 64 /* far above: writes wait for merges then */
@@ -322,6 +324,8 @@ static rocksdb_options_t *options_of(enum store_kind kind, int recovery)
     rocksdb_options_set_compression(options, rocksdb_no_compression);
     rocksdb_options_set_wal_recovery_mode(options, recovery);
     rocksdb_options_set_write_buffer_size(options, BUFFER_BYTES);
+    rocksdb_options_set_writable_file_max_buffer_size(options,
+                                                      FILE_BUFFER_BYTES);
     rocksdb_options_set_level0_file_num_compaction_trigger(
         options, is_bulk ? BULK_TABLES : JOURNAL_TABLES);
     rocksdb_options_set_level0_slowdown_writes_trigger(options, TABLES_SLOW);
