@@ -39,14 +39,14 @@
  * whatever is stored: a cache, in which tables' indices are, too, but for their
  * top levels (8 KiB for 64 MiB), and two buffers of rows, of which one is being
  * written. A buffer is a table of level 0; those are merged when there are 16
- * MiB of the journal, 8 MiB of rows that name values.
+ * MiB of the journal, 4 MiB of rows that name values, which are few.
  */
 #define CACHE_BYTES (1u << 20)
 #define BUFFER_BYTES (1u << 20)
 #define FILE_BUFFER_BYTES (256u << 10) /* of a log, and of each table written  \
                                         */
 #define JOURNAL_TABLES 16
-#define BULK_TABLES 8
+#define BULK_TABLES 4
 #define TABLES_SLOW 64 /* far above: writes wait for merges then */
 #define TABLES_STOP 96
 #define WAL_SYNC_BYTES                                                         \
