@@ -43,8 +43,7 @@
  */
 #define CACHE_BYTES (1u << 20)
 #define BUFFER_BYTES (1u << 20)
-#define FILE_BUFFER_BYTES (256u << 10) /* of a log, and of each table written  \
-                                        */
+#define FILE_BUFFER_BYTES (256u << 10) /* of a file that is written */
 #define JOURNAL_TABLES 16
 #define BULK_TABLES 4
 #define TABLES_SLOW 64 /* far above: writes wait for merges then */

@@ -462,7 +462,11 @@ static size_t most_in_use(void)
     return most;
 }
 
-enum { MOST_BYTES = 4 << 20 };
+/* A cache, two buffers, and what a flush and a merge hold while they run: 3.6
+ * to 4.6 MiB in six runs of both kinds. With buffers and caches of 4 MiB it
+ * was 9.9 to 13.5. */
+enum { MOST_BYTES = 6 << 20 };
+
 /* Behind every million tokens there are 4 MiB of rows more. */
 Test(rocksdb, takes_as_much_memory_whatever_is_stored)
 {
