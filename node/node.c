@@ -39,6 +39,10 @@
 /* Heaps of malloc() under --kv-memory: memory that is free in one serves no
  * thread of another, and there would be eight for each processor. */
 #define HEAP_MAX 2
+/* Larger pieces, as logs of tokens and tables, are maps of their own: they grow
+ * in place and go back when they are free. By itself malloc() would take them
+ * from a heap once the first of their size was freed, and leave holes there. */
+#define MAP_BYTES (256 << 10)
 #define DRAIN_ARENA_BYTES 65536u
 /* Memory of sessions that is taken at start: a part of what they may have. */
 #define WARM_PART 8u
@@ -375,8 +379,10 @@ enum status node_start(const struct node_options *options, struct node **out)
     if (!node->name[0] && gethostname(node->name, sizeof(node->name) - 1) != 0)
         (void)snprintf(node->name, sizeof(node->name), "node");
 
-    if (options->kv_mib)
+    if (options->kv_mib) {
         (void)mallopt(M_ARENA_MAX, HEAP_MAX);
+        (void)mallopt(M_MMAP_THRESHOLD, MAP_BYTES);
+    }
     st = metrics_create(&node->metrics);
     if (!st)
         st = load_model(node, options);

@@ -62,15 +62,20 @@ struct page *pager_page(struct pager *pager, size_t room)
     return page;
 }
 
+/* With the lock. A trim is due when that is much. */
+static void count_given(struct pager *pager, size_t bytes)
+{
+    pager->given += bytes;
+    if (pager->given >= TRIM_BYTES)
+        (void)pthread_cond_signal(&pager->asked);
+}
+
 /* With the lock. */
 static void page_free(struct pager *pager, struct page *page)
 {
     const size_t bytes = page_size(page->room);
 
-    pager->given += bytes;
-    if (pager->given >= TRIM_BYTES)
-        (void)pthread_cond_signal(&pager->asked);
-
+    count_given(pager, bytes);
     atomic_fetch_sub(&pager->bytes, bytes);
     if (page_is_shared(page))
         atomic_fetch_sub(&pager->shared_bytes, bytes);
@@ -110,6 +115,13 @@ void pager_give(struct pager *pager, struct page *page)
             page_free(pager, page);
         } /* else whoever reads it frees it */
     }
+    (void)pthread_mutex_unlock(&pager->lock);
+}
+
+void pager_freed(struct pager *pager, size_t n_bytes)
+{
+    (void)pthread_mutex_lock(&pager->lock);
+    count_given(pager, n_bytes);
     (void)pthread_mutex_unlock(&pager->lock);
 }
 

@@ -65,6 +65,8 @@ struct page *pager_page(struct pager *pager, size_t room);
 size_t page_size(size_t room);
 /* One holder less. */
 void pager_give(struct pager *pager, struct page *page);
+/* So much else of a session's was free()d: the system gets it back, too. */
+void pager_freed(struct pager *pager, size_t n_bytes);
 /* Has it no other holder? Then it is nameless from now on, with any bytes. */
 bool pager_reuse(struct pager *pager, struct page *page);
 

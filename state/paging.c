@@ -71,25 +71,31 @@ static size_t run_bytes(const struct paging *paging,
            64 * 64;
 }
 
-static void let_run_go(struct paging *paging, const struct paged_layer *layer,
-                       struct index_run *run)
+/* How many bytes are free by that. */
+static size_t let_run_go(struct paging *paging, const struct paged_layer *layer,
+                         struct index_run *run)
 {
+    const size_t bytes = run_bytes(paging, layer);
+
     if (!run || --run->n_holder > 0)
-        return;
+        return 0;
     if (run->is_shared)
-        pager_uncount(paging->pager, run_bytes(paging, layer));
+        pager_uncount(paging->pager, bytes);
     free(run);
+    return bytes;
 }
 
 void paging_clear(struct paging *paging)
 {
+    size_t n_freed = 0;
+
     paging->shared_runs = 0;
     for (uint32_t i = 0; i < paging->n_layer; i++) {
         struct paged_layer *layer = &paging->layer[i];
 
         for (uint64_t r = 0; layer->run && r < paging_n_run(paging->capacity);
              r++)
-            let_run_go(paging, layer, layer->run[r]);
+            n_freed += let_run_go(paging, layer, layer->run[r]);
         free(layer->block);
         free(layer->index);
         free(layer->place);
@@ -100,7 +106,6 @@ void paging_clear(struct paging *paging)
         layer->n_held = 0;
         layer->use = (struct paging_use){0};
     }
-    /* Last: the pager may have the system take back what is free by then. */
     while (paging->n_seat > 0) {
         struct seat *seat = &paging->seat[--paging->n_seat];
 
@@ -108,6 +113,8 @@ void paging_clear(struct paging *paging)
             pager_give(paging->pager, seat->page);
         *seat = (struct seat){0};
     }
+    /* Last: the pager may have the system take back what is free by then. */
+    pager_freed(paging->pager, n_freed);
     paging->n_shared = 0;
     paging->hand = 0;
     paging->n_block = paging->capacity = paging->n_stored = 0;

@@ -11,7 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BATCH_BYTES (2u << 20) /* values written at once */
+/* Values written at once: no more than that, but for one that is larger, so
+ * that what they are gathered in is no larger either. */
+#define BATCH_BYTES (2u << 20)
+#define VALUE_BESIDE_BYTES 512u /* its key and head, at most */
 
 /* Bytes of the largest value. */
 static size_t staging_bytes(const struct model *model)
@@ -137,27 +140,42 @@ enum status snapshots_bring(struct snapshots *snapshots,
     return st;
 }
 
-/* Put one value, and write the batch once it is large. */
+static size_t bytes_of(const struct stored *stored)
+{
+    size_t n = VALUE_BESIDE_BYTES;
+
+    for (uint32_t i = 0; i < stored->n_part; i++)
+        n += stored->part[i].bytes;
+    return n;
+}
+
+static enum status write_batch(struct snapshots *snapshots)
+{
+    const enum status st =
+        store_write(snapshots->store, snapshots->batch, false);
+
+    store_batch_clear(snapshots->batch);
+    return st;
+}
+
+/* Put one value; the batch is written before it where it has no room. */
 static enum status save_value(struct snapshots *snapshots,
                               const struct key *key, enum frame_kind kind,
                               const struct value_head *head,
                               struct stored stored)
 {
+    const size_t n_before = store_batch_bytes(snapshots->batch);
     enum status st = stage(snapshots, &stored);
     struct writer *value;
 
+    if (!st && n_before && n_before + bytes_of(&stored) > BATCH_BYTES)
+        st = write_batch(snapshots);
     if (st)
         return st;
     value = store_batch_begin_put(snapshots->batch, key->bytes, key->n);
     st = value_put_parts(value, kind, head, stored.data, stored.part,
                          stored.n_part);
     store_batch_end_put(snapshots->batch);
-    if (st)
-        return st;
-    if (store_batch_bytes(snapshots->batch) < BATCH_BYTES)
-        return STATUS_OK;
-    st = store_write(snapshots->store, snapshots->batch, false);
-    store_batch_clear(snapshots->batch);
     return st;
 }
 

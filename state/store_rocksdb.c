@@ -34,13 +34,24 @@
 #include <unistd.h>
 
 #define PATH_BYTES_MAX 4096u
-#define CACHE_BYTES (4u << 20)
+/*
+ * What a database holds in memory is part of a node's budget, so it is the same
+ * whatever is stored: a cache, in which tables' indices are, too, but for their
+ * top levels (8 KiB for 64 MiB), and two buffers of rows, of which one is being
+ * written. A buffer is a table of level 0; those are merged when there are 16
+ * MiB of the journal, 4 MiB of rows that name values, which are few.
+ */
+#define CACHE_BYTES (1u << 20)
+#define BUFFER_BYTES (1u << 20)
+#define FILE_BUFFER_BYTES (256u << 10) /* of a file that is written */
+#define JOURNAL_TABLES 16
+#define BULK_TABLES 4
+#define TABLES_SLOW 64 /* far above: writes wait for merges then */
+#define TABLES_STOP 96
 #define WAL_SYNC_BYTES                                                         \
     (1u << 20) /* written back early, so a sync waits less                     \
                 */
-#define JOURNAL_BUFFER_BYTES (4u << 20)
 #define JOURNAL_WAL_BYTES (16u << 20)
-#define BULK_BUFFER_BYTES (2u << 20) /* of rows that name values */
 #define BULK_WAL_BYTES (32u << 20)
 #define LOG_FILE_BYTES (1u << 20)
 #define LOG_FILE_MAX 2u
@@ -218,6 +229,8 @@ static enum status rocks_scan_open(struct store *store,
     memcpy(scan->bounds, range->from, range->from_bytes);
     memcpy(scan->bounds + range->from_bytes, range->to, range->to_bytes);
     scan->read = rocksdb_readoptions_create();
+    /* What is read in order is not asked for again soon. */
+    rocksdb_readoptions_set_fill_cache(scan->read, 0);
     rocksdb_readoptions_set_iterate_lower_bound(scan->read, scan->bounds,
                                                 scan->from_bytes);
     rocksdb_readoptions_set_iterate_upper_bound(
@@ -309,8 +322,13 @@ static rocksdb_options_t *options_of(enum store_kind kind, int recovery)
     rocksdb_options_set_create_if_missing(options, 1);
     rocksdb_options_set_compression(options, rocksdb_no_compression);
     rocksdb_options_set_wal_recovery_mode(options, recovery);
-    rocksdb_options_set_write_buffer_size(
-        options, is_bulk ? BULK_BUFFER_BYTES : JOURNAL_BUFFER_BYTES);
+    rocksdb_options_set_write_buffer_size(options, BUFFER_BYTES);
+    rocksdb_options_set_writable_file_max_buffer_size(options,
+                                                      FILE_BUFFER_BYTES);
+    rocksdb_options_set_level0_file_num_compaction_trigger(
+        options, is_bulk ? BULK_TABLES : JOURNAL_TABLES);
+    rocksdb_options_set_level0_slowdown_writes_trigger(options, TABLES_SLOW);
+    rocksdb_options_set_level0_stop_writes_trigger(options, TABLES_STOP);
     rocksdb_options_set_max_total_wal_size(
         options, is_bulk ? BULK_WAL_BYTES : JOURNAL_WAL_BYTES);
     rocksdb_options_set_bytes_per_sync(options, WAL_SYNC_BYTES);
@@ -327,6 +345,10 @@ static rocksdb_options_t *options_of(enum store_kind kind, int recovery)
         rocksdb_options_set_wal_bytes_per_sync(options, WAL_SYNC_BYTES);
     rocksdb_block_based_options_set_checksum(table, CHECKSUM_XXH3);
     rocksdb_block_based_options_set_block_cache(table, cache);
+    rocksdb_block_based_options_set_index_type(
+        table, rocksdb_block_based_table_index_type_two_level_index_search);
+    rocksdb_block_based_options_set_cache_index_and_filter_blocks(table, 1);
+    rocksdb_block_based_options_set_pin_top_level_index_and_filter(table, 1);
     rocksdb_options_set_block_based_table_factory(options, table);
     /* The factory holds its own references. */
     rocksdb_cache_destroy(cache);

@@ -9,10 +9,21 @@
 #include "state/store_key.h"
 
 #include <criterion/criterion.h>
+#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { N_BLOCK = 140 }; /* more than twice a run of indices */
+
+/* The pager's call comes here. */
+static sem_t trims;
+
+__attribute__((visibility("default"))) int malloc_trim(size_t pad)
+{
+    (void)pad;
+    return sem_post(&trims);
+}
 
 static const struct uid base_log = {7, 1}, own_log = {7, 2};
 static struct model *model;
@@ -114,6 +125,7 @@ static void begin(void)
     struct model_options options = {.backend = NULL};
 
     log_set_level(LOG_ERROR);
+    cr_assert_eq(sem_init(&trims, 0, 0), 0);
     cr_assert_eq(backend_find("ref", &options.backend), STATUS_OK);
     cr_assert_eq(model_load("tests/golden/qwen3_5_text", &options, &model),
                  STATUS_OK, "%s", status_reason());
@@ -541,4 +553,33 @@ Test(paging, has_as_many_pages_as_it_may)
         (void)read_in(paging, i, b);
     cr_assert(has_pattern(open, n, N_BLOCK, i));
     cr_assert_not(paging_is_lost(paging));
+}
+
+static bool was_trimmed(void)
+{
+    struct timespec end;
+
+    (void)clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += 20;
+    return sem_timedwait(&trims, &end) == 0;
+}
+
+/* An idle session that leaves has next to no pages left, but the indices of a
+ * million tokens. */
+Test(paging, indices_go_back_to_the_system, .timeout = 60)
+{
+    const size_t least = paging_least(model, &policy);
+    uint64_t n_block = N_BLOCK;
+    struct paging *fork;
+
+    while (paging_bytes(model, &policy, least, n_block) < least + (16u << 20))
+        n_block *= 2;
+    cr_assert_eq(paging_expect(paging, n_block), STATUS_OK);
+    paging_loaded(paging, n_block, &(struct log_path){0}, own_log);
+    cr_assert_eq(pager_bytes(pager), 0);
+    cr_assert_eq(paging_fork(paging, &fork), STATUS_OK);
+    paging_clear(paging);
+    cr_assert_eq(sem_trywait(&trims), -1, "the fork has them");
+    paging_destroy(fork);
+    cr_assert(was_trimmed());
 }

@@ -1,6 +1,8 @@
 /* Snapshots come back byte for byte, and the right ones stay. */
 #include "tests/unit/state/snapshot_fixture.h"
 
+#include "state/store_calls.h"
+
 TestSuite(snapshot, .init = begin, .fini = end, .timeout = 60);
 
 Test(snapshot, comes_back_byte_for_byte_at_odd_positions)
@@ -139,4 +141,35 @@ Test(snapshot, shared_ones_stay_before_others_but_not_all)
     cr_assert_eq(n_shared, SNAPSHOT_SHARED_MAX + 1, "the oldest by itself");
     cr_assert_eq(count_keys('s', 't'), 7 * 4, "values of the others are gone");
     expect(39, 30, RESTORE_HIT);
+}
+
+/* What writes bring, on their way to the store under test. */
+static const struct store_calls *calls_below;
+static size_t most_bytes;
+static uint32_t n_write;
+
+static enum status weigh(struct store *to,
+                         const struct store_batch *const *batch,
+                         uint32_t n_batch, bool sync)
+{
+    for (uint32_t i = 0; i < n_batch; i++)
+        if (batch[i]->log.capacity > most_bytes)
+            most_bytes = batch[i]->log.capacity;
+    n_write++;
+    return calls_below->write(to, batch, n_batch, sync);
+}
+
+/* A writer doubles: a byte more than 2 MiB would be 4 from then on. */
+Test(snapshot, is_written_from_two_mib)
+{
+    struct store_calls calls = *store->calls;
+
+    calls_below = store->calls;
+    calls.write = weigh;
+    store->calls = &calls;
+    cr_assert_eq(save(alice, N_TOKEN, 0), STATUS_OK);
+    store->calls = calls_below;
+    cr_assert_geq(n_write, 3);
+    cr_assert_leq(most_bytes, 2u << 20);
+    expect(N_TOKEN, N_TOKEN, RESTORE_HIT);
 }
