@@ -9,7 +9,7 @@
 
 #include <assert.h>
 
-#define SEGMENT_TOKENS 8192u /* of all spans of a group together */
+#define SEGMENT_TOKENS 16384u /* of all spans of a group together */
 
 static size_t bytes_of_chunk(struct delta_shape shape)
 {

@@ -25,6 +25,7 @@
 #define N_SLICE 2u /* of 16 outputs */
 #define N_WARP 6u
 #define V_STRIDE 36u
+#define PREPARE_EACH 4u /* CTAs of prepare that an SM runs at once */
 
 /* What the loading warps bring for one chunk. */
 template <uint32_t D_K> struct __align__(256) recur_stage
@@ -661,17 +662,23 @@ bool delta_recur_fits(struct delta_shape shape)
                                                     : shared_bytes<128>());
 }
 
+/*
+ * Early only where all CTAs of prepare are on the SMs at once. Else those of
+ * recur, which come first as soon as they may come, take the shared memory in
+ * which prepare's next ones would run, and wait.
+ */
 template <uint32_t D_K>
 static void launch(struct gpu *gpu, const struct delta_many *many)
 {
     const struct delta_args *a = &many->args;
     const dim3 grid(a->shape.d_v / DELTA_SLICE, a->shape.n_v_head, a->n_span);
     const uint32_t bytes = shared_bytes<D_K>();
+    const uint32_t n_before = a->shape.n_k_head * many->n_chunk * a->n_span;
 
     cudaFuncSetAttribute(
         recur<D_K>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-    launch_early_with(gpu_stream(gpu), recur<D_K>, grid, N_WARP * 32, bytes,
-                      *many);
+    launch_with(n_before <= PREPARE_EACH * (uint32_t)gpu_n_sm(gpu),
+                gpu_stream(gpu), recur<D_K>, grid, N_WARP * 32, bytes, *many);
 }
 
 void delta_recur(struct gpu *gpu, const struct delta_many *many)

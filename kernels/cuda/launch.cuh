@@ -40,13 +40,13 @@ static __device__ __forceinline__ void launch_fetch(const void *weight)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(weight));
 }
 
-/* With so many bytes of dynamic shared memory. Errors are found where the step
- * ends. */
+/* With so many bytes of dynamic shared memory, early or not. Errors are found
+ * where the step ends. */
 template <class... PARAMETERS, class... ARGUMENTS>
-static inline void launch_early_with(cudaStream_t stream,
-                                     void (*kernel)(PARAMETERS...), dim3 grid,
-                                     uint32_t n_thread, uint32_t shared_bytes,
-                                     ARGUMENTS... arguments)
+static inline void launch_with(bool is_early, cudaStream_t stream,
+                               void (*kernel)(PARAMETERS...), dim3 grid,
+                               uint32_t n_thread, uint32_t shared_bytes,
+                               ARGUMENTS... arguments)
 {
     cudaLaunchAttribute attribute = {};
     cudaLaunchConfig_t config = {};
@@ -58,8 +58,18 @@ static inline void launch_early_with(cudaStream_t stream,
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
     config.attrs = &attribute;
-    config.numAttrs = way_is_sm80() ? 0 : 1;
+    config.numAttrs = is_early && !way_is_sm80() ? 1 : 0;
     (void)cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+template <class... PARAMETERS, class... ARGUMENTS>
+static inline void launch_early_with(cudaStream_t stream,
+                                     void (*kernel)(PARAMETERS...), dim3 grid,
+                                     uint32_t n_thread, uint32_t shared_bytes,
+                                     ARGUMENTS... arguments)
+{
+    launch_with(true, stream, kernel, grid, n_thread, shared_bytes,
+                arguments...);
 }
 
 template <class... PARAMETERS, class... ARGUMENTS>
