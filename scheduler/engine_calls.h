@@ -146,7 +146,9 @@ bool swap_comes_back(const struct resident *resident);
 void swap_stay(struct resident *resident);
 /* Free its memory, once nothing carries it. */
 void swap_let_go(struct engine *engine, struct resident *resident);
-/* One that is aside leaves for the store, for its tokens count as well. */
+/* One that is aside leaves for the store, for its tokens count as well; none
+ * while a session's commit is all that keeps more than that from making room.
+ */
 bool swap_evict_one(struct engine *engine);
 
 /* --- paged.c --- */

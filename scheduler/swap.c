@@ -214,8 +214,22 @@ static bool make_room(struct engine *engine, size_t bytes)
     return fits;
 }
 
+/* Has an idle session memory on the device that only waits for its commit, or
+ * for a checkpoint, to make room? */
+static bool is_awaited(const struct engine *engine)
+{
+    for (const struct session *s = engine->oldest; s; s = s->newer)
+        if (s->resident->memory && !s->resident->leaves &&
+            !swap_is_aside(s->resident) &&
+            (s->n_flight > 0 || s->resident->n_checkpoint > 0))
+            return true;
+    return false;
+}
+
 bool swap_evict_one(struct engine *engine)
 {
+    if (is_awaited(engine))
+        return false;
     for (struct session *s = engine->oldest; s; s = s->newer)
         if (swap_is_aside(s->resident) && !is_busy(s) &&
             s->durability != DURABILITY_NONE) {

@@ -176,6 +176,53 @@ Test(engine_swap, every_session_leaves_at_each_turn_and_no_bit_changes)
     node_destroy(node);
 }
 
+#define N_SLOW 1000u /* more than there are */
+
+/* Commits of those that have memory and nobody runs are under way, or landed.
+ */
+static void slow_down(struct node *node, bool is_slow)
+{
+    for (uint32_t s = 0; s < N_SESSION; s++) {
+        struct session *session = find(node, s);
+
+        if (is_slow && !swap_is_aside(session->resident))
+            session->n_flight += N_SLOW;
+        else if (session->n_flight >= N_SLOW)
+            session->n_flight -= N_SLOW;
+    }
+    node->engine->n_job += is_slow ? 1 : -1;
+}
+
+/* Who waits for room whose holder waits for its commit takes nothing from those
+ * that are aside: their tokens are next to nothing. */
+Test(engine_swap, a_slow_commit_sends_nobody_to_the_store)
+{
+    struct node *node = open_node(room_of(MOST_TOKENS), PLENTY);
+    const struct reply *reply;
+    struct command *command;
+
+    for (uint32_t s = 0; s < N_SESSION; s++)
+        turn(node, s, 0);
+    rest(node);
+    slow_down(node, true);
+    command = turn_of(node, 0, 1);
+    reply = &node->reply[command->reply];
+    cr_assert(swap_is_aside(find(node, 0)->resident));
+    node_send(node, command);
+    for (uint32_t i = 0; i < 50; i++)
+        step(node);
+    cr_assert_not(reply->is_over);
+    for (uint32_t s = 0; s < N_SESSION; s++)
+        cr_assert(find(node, s)->resident, "session %u", s);
+    slow_down(node, false);
+    for (uint32_t i = 0; i < STEP_LIMIT && !reply->is_over; i++)
+        step(node);
+    cr_assert_eq(reply->last, EVENT_COMPLETE);
+    for (uint32_t s = 0; s < N_SESSION; s++)
+        cr_assert(find(node, s)->resident, "session %u", s);
+    node_destroy(node);
+}
+
 /* All at once, so that replies wait, are preempted and take each other's room;
  * slices end early, at places that differ. */
 static void crowd(size_t session_bytes, size_t host_bytes, uint32_t n_step_kill)
