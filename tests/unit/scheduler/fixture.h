@@ -139,6 +139,17 @@ static inline void node_tick(struct node *node, uint64_t tick_us)
     node->clock.base.now_us = node_ticking;
 }
 
+#define GOLDEN_DIR "tests/golden/qwen3_5_text"
+
+/* That model as the options say, in place of the one there is; before
+ * node_start(). */
+static inline void node_load(struct node *node,
+                             const struct model_options *options)
+{
+    model_destroy(node->model);
+    must(model_load(GOLDEN_DIR, options, &node->model));
+}
+
 /* Model of the golden tests (512 tokens, random) unless dir says another. */
 static inline struct node *node_create(const char *dir)
 {
@@ -147,8 +158,7 @@ static inline struct node *node_create(const char *dir)
 
     need(node != NULL);
     must(backend_find("auto", &mo.backend));
-    must(
-        model_load(dir ? dir : "tests/golden/qwen3_5_text", &mo, &node->model));
+    must(model_load(dir ? dir : GOLDEN_DIR, &mo, &node->model));
     if (dir)
         must(tokenizer_load(dir, &node->tokenizer));
     must(store_open_memory(&node->journal_store));

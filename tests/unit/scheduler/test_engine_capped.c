@@ -18,9 +18,8 @@ static void set_cap(struct node *node, float cap)
 {
     struct model_options options = {.state_cap = cap};
 
-    model_destroy(node->model);
     must(backend_find("auto", &options.backend));
-    must(model_load("tests/golden/qwen3_5_text", &options, &node->model));
+    node_load(node, &options);
 }
 
 static struct node *capped_node(float cap)

@@ -333,10 +333,7 @@ Test(engine_policy, sirllm_is_refused_where_the_model_is_on_a_device)
     turn(from, "a", sirllm, 0);
     bundle = export_of(from, "a", true);
     node = node_create(NULL);
-    model_destroy(node->model);
-    must(model_load("tests/golden/qwen3_5_text",
-                    &(struct model_options){.backend = &backend_apart},
-                    &node->model));
+    node_load(node, &(struct model_options){.backend = &backend_apart});
     node_start(node);
     turn(node, "other", POLICY[1], 0);
     cr_assert(reply_failed(node_call(node, turn_of(node, "a", sirllm, 0)),

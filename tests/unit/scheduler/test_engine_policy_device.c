@@ -22,11 +22,8 @@ static const char *const POLICY[] = {
 
 static void load(struct node *node, const struct backend *backend)
 {
-    model_destroy(node->model);
-    must(model_load("tests/golden/qwen3_5_text",
-                    &(struct model_options){.backend = backend,
-                                            .arithmetic = ARITHMETIC_PAIR},
-                    &node->model));
+    node_load(node, &(struct model_options){.backend = backend,
+                                            .arithmetic = ARITHMETIC_PAIR});
 }
 
 static struct node *open_on(const struct backend *backend)

@@ -24,10 +24,7 @@ static struct node *open_node(void)
 {
     struct node *node = node_create(NULL);
 
-    model_destroy(node->model);
-    must(model_load("tests/golden/qwen3_5_text",
-                    &(struct model_options){.backend = &backend_apart},
-                    &node->model));
+    node_load(node, &(struct model_options){.backend = &backend_apart});
     node_start(node);
     return node;
 }

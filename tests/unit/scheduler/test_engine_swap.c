@@ -20,10 +20,7 @@ static const char *const *policies;
 
 static void load(struct node *node)
 {
-    model_destroy(node->model);
-    must(model_load("tests/golden/qwen3_5_text",
-                    &(struct model_options){.backend = &backend_apart},
-                    &node->model));
+    node_load(node, &(struct model_options){.backend = &backend_apart});
 }
 
 static struct node *open_node(size_t session_bytes, size_t host_bytes)
