@@ -63,6 +63,14 @@ static bool is_loose(const struct span *span)
     return !span->policy && !span->source && !span->match;
 }
 
+bool batch_is_loose(const struct batch *batch)
+{
+    for (uint32_t i = 0; i < batch->n_span; i++)
+        if (!is_loose(&batch->span[i]))
+            return false;
+    return true;
+}
+
 /* Spans' last rows come in the last group, in order of spans. */
 static bool may_arrange(const struct batch *batch)
 {

@@ -14,6 +14,10 @@
  * outside was checked on its way. */
 void batch_check(const struct model *model, const struct batch *batch);
 
+/* Does it matter to nobody which rows of other spans come between a span's
+ * own? Somebody looks at all of them for memory policies and matches. */
+bool batch_is_loose(const struct batch *batch);
+
 #define STRIPS_GROUP_MAX 16u
 
 struct strips {

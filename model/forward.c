@@ -73,7 +73,7 @@ static enum status take_all_floats(struct workspace *it)
     if (!st)
         st = take_floats(it, max_row * c->hidden, &it->normed);
     if (!st)
-        st = take_floats(it, max_row * work_floats(it->model), &it->work);
+        st = take_floats(it, max_row * it->work_floats, &it->work);
     if (!st)
         st = head_take(it->model, n_logit, &it->logit, &it->bytes);
     if (!st && it->model->backend->has_rounded_rows &&
@@ -134,6 +134,14 @@ static enum status take_head(struct workspace *it)
     return head_init(&it->head, it->model, it->residual, it->max_row);
 }
 
+static enum status take_tracks(struct workspace *it)
+{
+    const enum status st = tracks_init(it);
+
+    it->bytes += tracks_bytes(&it->tracks);
+    return st;
+}
+
 enum status workspace_create(const struct model *model, uint32_t max_row,
                              uint32_t max_span, uint32_t max_logit,
                              struct workspace **out)
@@ -148,6 +156,7 @@ enum status workspace_create(const struct model *model, uint32_t max_row,
     it->max_span = max_span;
     it->max_logit = max_logit;
     it->piece_fma = PASS_PIECE_FMA;
+    it->work_floats = row_stride(work_floats(model));
     for (uint32_t i = 0; i < 2; i++)
         it->owner[i] = device_owner(model->device);
     if (take_all_floats(it) ||
@@ -155,7 +164,7 @@ enum status workspace_create(const struct model *model, uint32_t max_row,
         !(it->span = take(it, max_span, sizeof(*it->span))) ||
         !(it->span_work = take(it, max_span, MIXER_SPAN_WORK_BYTES)) ||
         take_tops(it) || take_views(it) || take_strips(it) || take_head(it) ||
-        state_cap_count_init(model, &it->capped)) {
+        take_tracks(it) || state_cap_count_init(model, &it->capped)) {
         workspace_destroy(it);
         return STATUS_RESOURCE_EXHAUSTED;
     }
@@ -187,6 +196,7 @@ void workspace_destroy(struct workspace *workspace)
     strips_release(&workspace->strips);
     view_room_release(&workspace->views);
     head_release(&workspace->head);
+    tracks_release(&workspace->tracks);
     free(workspace);
 }
 
@@ -445,6 +455,7 @@ void pass_begin(struct workspace *workspace, const struct batch *batch)
     batch_check(workspace->model, batch);
     workspace->pass = (struct pass){.batch = *batch, .is_under_way = true};
     workspace->strips.n_group = 0;
+    workspace->tracks.n = 0;
     place_rows(workspace);
     for (uint32_t half = 0; half <= n_half(workspace->model); half++)
         workspace->pass.all +=
@@ -464,26 +475,118 @@ static void wait_for_blocks(const struct workspace *workspace)
     }
 }
 
-static bool run_on_host(struct workspace *workspace, struct pool *pool,
-                        const struct clock *clock, uint64_t until_us)
+/* Is a slice over for who would stop at us? */
+static bool is_over(const struct pass_slice *slice, uint64_t us)
 {
-    const bool is_whole = until_us == UINT64_MAX;
-    const uint64_t max_fma =
-        is_whole ? UINT64_MAX : workspace->piece_fma * pool_n_thread(pool);
-    const struct pass *pass = &workspace->pass;
-    const bool is_new = pass->half == 0 && pass->row == 0 && pass->end == 0;
+    return us >= slice->until_us &&
+           (!slice->is_called || us - slice->until_us >= slice->linger_us ||
+            slice->is_called(slice->caller));
+}
 
-    if (!is_whole && is_new && pool_n_thread(pool) > 1 &&
-        piece_arrange(workspace, max_fma))
-        place_rows(workspace);
+static bool is_over_now(const struct pass_slice *slice)
+{
+    return is_over(slice, slice->clock->now_us(slice->clock));
+}
+
+static bool run_pieces(struct workspace *workspace, struct pool *pool,
+                       const struct pass_slice *slice)
+{
+    const uint64_t max_fma =
+        slice ? workspace->piece_fma * pool_n_thread(pool) : UINT64_MAX;
+
     while (!step(workspace, pool, max_fma)) {
-        if (is_whole && workspace->pass.cursor.is_waiting)
+        if (!slice && workspace->pass.cursor.is_waiting)
             wait_for_blocks(workspace);
-        else if (!is_whole && (workspace->pass.cursor.is_waiting ||
-                               clock->now_us(clock) >= until_us))
+        else if (slice &&
+                 (workspace->pass.cursor.is_waiting || is_over_now(slice)))
             return false;
     }
     return true;
+}
+
+/* ------------------------------------------------------------------- tracks */
+
+struct track_slice {
+    const struct tracks *tracks;
+    const struct pass_slice *slice;
+    _Atomic bool is_any_done; /* a thread is free */
+};
+
+/* All tracks shall stop at the same time, so this one stops where it is nearest
+ * to that: before a part of which less than half would be in time. */
+static void run_track(void *arg, uint32_t task, void *scratch)
+{
+    struct track_slice *run = arg;
+    const struct pass_slice *slice = run->slice;
+    struct workspace *track = &run->tracks->track[task];
+    const uint64_t max_fma = track->piece_fma * TRACKS_PIECE;
+    uint64_t us = slice ? slice->clock->now_us(slice->clock) : 0, part_us;
+
+    (void)scratch; /* operators take the thread's own */
+    while (!run->is_any_done) {
+        if (step(track, NULL, max_fma)) {
+            track->pass.is_under_way = false;
+            run->is_any_done = true;
+        } else if (slice) {
+            part_us = slice->clock->now_us(slice->clock) - us;
+            us += part_us;
+            if (is_over(slice, us + part_us / 2))
+                return;
+        }
+    }
+}
+
+static bool are_under_way(const struct tracks *tracks)
+{
+    for (uint32_t i = 0; i < tracks->n; i++)
+        if (!tracks->track[i].pass.is_under_way)
+            return false;
+    return true;
+}
+
+/* When a track is done, all threads together do what is left of the others. */
+static bool run_tracks(struct workspace *workspace, struct pool *pool,
+                       const struct pass_slice *slice)
+{
+    const struct tracks *tracks = &workspace->tracks;
+    struct track_slice run = {tracks, slice, false};
+    bool is_done;
+
+    for (uint32_t i = 0; i < tracks->n; i++)
+        tracks->track[i].piece_fma = workspace->piece_fma;
+    if (are_under_way(tracks))
+        pool_run(pool, tracks->n, run_track, &run);
+    is_done = !are_under_way(tracks);
+    workspace->pass.done = 0.0;
+    for (uint32_t i = 0; i < tracks->n; i++) {
+        struct workspace *track = &tracks->track[i];
+
+        if (is_done && track->pass.is_under_way) {
+            is_done = run_pieces(track, pool, slice);
+            track->pass.is_under_way = !is_done;
+        }
+        workspace->pass.done += track->pass.done;
+    }
+    return is_done;
+}
+
+/* Prompts go apart, or lie side by side, as is decided when the first slice
+ * begins. In short slices, which do not linger, tracks would mostly wait for
+ * each other where these end. */
+static bool run_on_host(struct workspace *workspace, struct pool *pool,
+                        const struct pass_slice *slice)
+{
+    const struct pass *pass = &workspace->pass;
+    const uint32_t n_thread = pool_n_thread(pool);
+    const bool is_new = pass->half == 0 && pass->row == 0 && pass->end == 0;
+
+    if (slice && is_new && !workspace->tracks.n && n_thread > 1 &&
+        !(slice->is_called && tracks_open(workspace, n_thread)) &&
+        piece_arrange(workspace, workspace->piece_fma * n_thread))
+        place_rows(workspace);
+    if (workspace->tracks.n)
+        return run_tracks(workspace, pool, slice);
+    return run_pieces(workspace, pool, slice);
 }
 
 /* ------------------------------------------------------------------ device */
@@ -579,26 +682,23 @@ static bool run_parts(struct workspace *workspace, bool is_whole)
 /* A device's parts are half layers: as long as a slice needs them to be short,
  * and long enough not to mind the wait behind each. */
 static bool run_on_device(struct workspace *workspace,
-                          const struct clock *clock, uint64_t until_us)
+                          const struct pass_slice *slice)
 {
-    const bool is_whole = until_us == UINT64_MAX;
-
-    while (!run_parts(workspace, is_whole))
-        if (!is_whole && clock->now_us(clock) >= until_us)
+    while (!run_parts(workspace, !slice))
+        if (slice && is_over_now(slice))
             return false;
     return true;
 }
 
 bool pass_run(struct workspace *workspace, struct pool *pool,
-              const struct clock *clock, uint64_t until_us)
+              const struct pass_slice *slice)
 {
     bool is_done;
 
     assert(workspace->pass.is_under_way);
     workspace->cause.code = STATUS_OK;
-    is_done = workspace->model->device
-                  ? run_on_device(workspace, clock, until_us)
-                  : run_on_host(workspace, pool, clock, until_us);
+    is_done = workspace->model->device ? run_on_device(workspace, slice)
+                                       : run_on_host(workspace, pool, slice);
     workspace->pass.is_under_way = !is_done;
     return is_done;
 }
@@ -665,6 +765,6 @@ const float *model_forward(const struct model *model, struct pool *pool,
 {
     assert(workspace->model == model);
     pass_begin(workspace, batch);
-    (void)pass_run(workspace, pool, NULL, UINT64_MAX);
+    (void)pass_run(workspace, pool, NULL);
     return pass_check(workspace) ? NULL : workspace->taken;
 }

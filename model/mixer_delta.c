@@ -62,10 +62,43 @@ static struct fused fused_of(struct delta_shape shape)
     return f;
 }
 
+/* What the convolution leaves for the recurrence: rows of q k v, or in MMA rows
+ * of v and, behind the last, unit rows (kernels/backend.h). */
+struct convolved {
+    float *y; /* rows */
+    size_t stride;
+    const float *q, *k, *v; /* in y; NULL: unit has q and k */
+    uint16_t *unit;         /* or NULL */
+};
+
+static struct convolved convolved_at(float *y, struct delta_shape shape,
+                                     size_t n_row)
+{
+    const struct fused at = fused_of(shape);
+    struct convolved it = {.y = y, .v = y};
+
+    if (arithmetic_is_mma(shape.arithmetic)) {
+        it.stride = row_stride(at.n_value);
+        it.unit = (uint16_t *)(y + n_row * it.stride);
+        return it;
+    }
+    it.stride = row_stride(at.n_channel);
+    it.q = y;
+    it.k = y + at.n_key;
+    it.v = y + 2 * at.n_key;
+    return it;
+}
+
+/* Of a row: enough for either. */
+static size_t convolved_floats(struct fused fused)
+{
+    return row_stride(2 * fused.n_key) + row_stride(fused.n_value);
+}
+
 static size_t work_floats(struct fused fused, uint32_t n_v_head)
 {
-    return fused.stride + row_stride(fused.n_channel) +
-           row_stride(fused.n_value) + 2 * row_stride(n_v_head);
+    return fused.stride + convolved_floats(fused) + row_stride(fused.n_value) +
+           2 * row_stride(n_v_head);
 }
 
 /* Append a field behind those that are there, on a cache line. */
@@ -347,7 +380,7 @@ static void *field_of(const struct mixer_layer *layer,
 
 static void convolve(const struct mixer_layer *layer,
                      const struct mixer_batch *batch, const float *fused,
-                     float *y)
+                     struct convolved to)
 {
     const struct fused at = fused_of(layer->shape);
     struct conv_span *span = batch->span_work;
@@ -359,15 +392,17 @@ static void convolve(const struct mixer_layer *layer,
                                .n_row = batch->span[i].n_row,
                                .tail = field_of(layer, batch, i, FIELD_CONV)};
     batch->backend->conv(
-        batch->pool, &(struct conv_args){.y = y,
-                                         .y_stride = row_stride(at.n_channel),
+        batch->pool, &(struct conv_args){.y = to.y,
+                                         .y_stride = to.stride,
                                          .x = fused,
                                          .x_stride = at.stride,
                                          .weight = layer->conv,
                                          .n_channel = (uint32_t)at.n_channel,
                                          .width = layer->conv_width,
                                          .span = span,
-                                         .n_span = batch->n_span});
+                                         .n_span = batch->n_span,
+                                         .unit = to.unit,
+                                         .shape = layer->shape});
 }
 
 static struct delta_state state_of(const struct mixer_layer *layer,
@@ -413,7 +448,7 @@ static uint32_t make_spans(const struct mixer_layer *layer,
 }
 
 static void recur_once(const struct mixer_layer *layer,
-                       const struct mixer_batch *batch, const float *qkv,
+                       const struct mixer_batch *batch, struct convolved from,
                        const float *gates, float *out, uint32_t n_span)
 {
     const struct fused at = fused_of(layer->shape);
@@ -423,10 +458,11 @@ static void recur_once(const struct mixer_layer *layer,
         &(struct delta_args){.shape = layer->shape,
                              .out = out,
                              .out_stride = row_stride(at.n_value),
-                             .q = qkv,
-                             .k = qkv + at.n_key,
-                             .v = qkv + 2 * at.n_key,
-                             .qkv_stride = row_stride(at.n_channel),
+                             .q = from.q,
+                             .k = from.k,
+                             .v = from.v,
+                             .qkv_stride = from.stride,
+                             .unit = from.unit,
                              .beta = gates,
                              .log_decay = gates + (size_t)batch->n_row *
                                                       layer->shape.n_v_head,
@@ -448,14 +484,14 @@ static void cap_states(const struct mixer_layer *layer,
 }
 
 static void recur(const struct mixer_layer *layer,
-                  const struct mixer_batch *batch, const float *qkv,
+                  const struct mixer_batch *batch, struct convolved from,
                   const float *gates, float *out)
 {
     struct delta_span *span = batch->span_work;
     uint32_t n_span;
 
     for (uint32_t n = 0; (n_span = make_spans(layer, batch, n, span)); n++) {
-        recur_once(layer, batch, qkv, gates, out, n_span);
+        recur_once(layer, batch, from, gates, out, n_span);
         if (batch->state_cap > 0)
             cap_states(layer, batch, state_cap_due(span, n_span));
     }
@@ -503,8 +539,9 @@ static bool rows(const struct mixer_layer *layer,
     const struct fused at = fused_of(layer->shape);
     const size_t n_row = batch->n_row;
     float *fused = batch->work;
-    float *qkv = fused + n_row * at.stride;
-    float *out = qkv + n_row * row_stride(at.n_channel);
+    const struct convolved convolved =
+        convolved_at(fused + n_row * at.stride, layer->shape, n_row);
+    float *out = convolved.y + n_row * convolved_floats(at);
     float *gates = out + n_row * row_stride(at.n_value); /* beta, log_decay */
 
     backend->linear(batch->pool,
@@ -517,7 +554,7 @@ static bool rows(const struct mixer_layer *layer,
                                           .x_rounded = linear_rounds(&layer->in)
                                                            ? batch->x_rounded
                                                            : NULL});
-    convolve(layer, batch, fused, qkv);
+    convolve(layer, batch, fused, convolved);
     backend->delta_gate(batch->pool,
                         &(struct delta_gate_args){
                             .beta = gates,
@@ -530,10 +567,10 @@ static bool rows(const struct mixer_layer *layer,
                             .dt_bias = layer->dt_bias,
                             .n_row = batch->n_row,
                             .n_v_head = layer->shape.n_v_head});
-    recur(layer, batch, qkv, gates, out);
-    /* q k v have been read, and leave room. */
+    recur(layer, batch, convolved, gates, out);
+    /* What was convolved has been read, and leaves room. */
     finish(layer, batch, fused, out,
-           mixer_rounds(batch, &layer->out) ? (uint16_t *)qkv : NULL);
+           mixer_rounds(batch, &layer->out) ? (uint16_t *)convolved.y : NULL);
     (void)cursor;
     return true;
 }

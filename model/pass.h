@@ -27,24 +27,36 @@
 void pass_begin(struct workspace *workspace, const struct batch *batch);
 
 /*
- * Run on until the pass is done: true; or until the clock says until_us or
- * more, looked at after each part of the work, or until it has to wait for
- * blocks that are not in RAM: false. Makes progress in any other case.
- * until_us UINT64_MAX: to the end, in parts as large as they come and waiting
- * for blocks, and the clock is not asked (may be NULL).
+ * How long a slice may be. It ends when the clock says until_us or more, or at
+ * once when the pass has to wait for blocks that are not in RAM. With a caller
+ * that is_called() it goes on for linger_us at most, as long as nobody does.
+ * Both are asked after each part of the work, by any thread of the pool.
+ */
+struct pass_slice {
+    const struct clock *clock;
+    uint64_t until_us, linger_us;
+    bool (*is_called)(const void *caller); /* NULL: it does not linger */
+    const void *caller;
+};
+
+/*
+ * Run on until the pass is done: true; or until the slice ends: false. Makes
+ * progress, unless it has to wait. NULL: to the end, in parts as large as they
+ * come and waiting for blocks.
  *
  * Otherwise a part has about PASS_PIECE_FMA multiply-adds for each thread (a
  * millisecond, or less) but at least PASS_ROWS rows of a half layer,
  * PASS_ROWS_EXPERTS where that is made of experts (fewer would mostly wait for
  * its weights), or one block of keys of PASS_ROWS rows. The head takes all rows
- * whose logits are wanted, up to twice PASS_ROWS. On a device a part is half a
- * layer, and each is waited for.
+ * whose logits are wanted, up to twice PASS_ROWS. Where threads take prompts
+ * apart (model/tracks.h), a part is of one thread and twice as large. On a
+ * device a part is half a layer, and each is waited for.
  */
 #define PASS_PIECE_FMA (UINT64_C(64) << 20)
 #define PASS_ROWS 64u
 #define PASS_ROWS_EXPERTS 256u
 bool pass_run(struct workspace *workspace, struct pool *pool,
-              const struct clock *clock, uint64_t until_us);
+              const struct pass_slice *slice);
 
 /*
  * Of the pass that was done last.

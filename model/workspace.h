@@ -6,6 +6,7 @@
 #include "model/graph.h"
 #include "model/head.h"
 #include "model/state_cap.h"
+#include "model/tracks.h"
 #include "model/view.h"
 
 /*
@@ -28,6 +29,7 @@ struct workspace {
     const struct model *model;
     struct pass pass;
     uint32_t max_row, max_span, max_logit;
+    size_t work_floats; /* of a row */
     uint64_t piece_fma;
     size_t bytes;
     /* Of steps that a device may record: without tops, and with them, as they
@@ -53,6 +55,7 @@ struct workspace {
     struct view_room views;
     struct state_cap_count capped; /* heads' states that passes scaled down */
     struct head head;
+    struct tracks tracks;
 };
 
 static inline uint32_t n_half(const struct model *model)

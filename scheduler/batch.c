@@ -436,8 +436,7 @@ bool batch_decode(struct engine *engine)
     }
     schedule_step(engine, lane);
     lane_begin(lane);
-    (void)lane_run(lane, engine->options.pool, engine->options.clock,
-                   UINT64_MAX);
+    (void)lane_run(lane, engine->options.pool, engine->options.clock, NULL);
     /* A clock that stands is a pass all the same. */
     engine->schedule.decode_us = lane->busy_us ? lane->busy_us : 1;
     take(engine, lane);
@@ -491,13 +490,14 @@ static void begin_prompt(struct engine *engine)
 bool batch_prompt(struct engine *engine, bool may_begin)
 {
     struct lane *lane = &engine->prompt;
+    struct pass_slice slice;
 
     if (!lane->is_under_way && may_begin)
         begin_prompt(engine);
     if (!lane->is_under_way)
         return false;
-    if (lane_run(lane, engine->options.pool, engine->options.clock,
-                 schedule_slice_us(engine)))
+    slice = schedule_slice(engine);
+    if (lane_run(lane, engine->options.pool, engine->options.clock, &slice))
         take(engine, lane);
     return !pass_is_waiting(lane->workspace);
 }
@@ -508,7 +508,6 @@ void batch_finish(struct engine *engine)
 
     if (!lane->is_under_way)
         return;
-    (void)lane_run(lane, engine->options.pool, engine->options.clock,
-                   UINT64_MAX);
+    (void)lane_run(lane, engine->options.pool, engine->options.clock, NULL);
     take(engine, lane);
 }

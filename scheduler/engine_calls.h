@@ -589,7 +589,7 @@ void schedule_blocked(struct engine *engine);
 void schedule_entrant(struct engine *engine, struct request *request);
 uint32_t schedule_prompt(struct engine *engine);
 /* How long prompts may run on before the next rows of replies. */
-uint64_t schedule_slice_us(struct engine *engine);
+struct pass_slice schedule_slice(struct engine *engine);
 /* A step with these decode rows begins. */
 void schedule_step(struct engine *engine, const struct lane *lane);
 /* A lane's pass is done; rows of a request were computed in it. */

@@ -47,14 +47,15 @@
 #include "state/lineage.h"
 #include "state/prefix.h"
 
-#define COMMAND_STEP_MAX 256u /* commands taken in one step */
-#define ROOM_TOKENS 4096u     /* engine.room_tokens, unless a test says else */
-#define SLICE_IDLE_US 4000u   /* of a prompt, when no reply waits */
-#define SCHEDULE_ROWS 1024u   /* of a pass of prompts at most */
-#define HELD_MAX 1024u        /* commands that wait for the end of a pass */
-#define PREEMPT_PROGRESS 16u  /* tokens between two preemptions of one */
-#define LOG_PIECE_MAX 4096u   /* tokens of one event or journal record */
-#define SNAPSHOT_TURN_MIN 64u /* new tokens that are worth a snapshot */
+#define COMMAND_STEP_MAX 256u  /* commands taken in one step */
+#define ROOM_TOKENS 4096u      /* engine.room_tokens, unless a test says else */
+#define SLICE_IDLE_US 4000u    /* of a prompt, when no reply waits */
+#define SLICE_LINGER_US 16000u /* longer at most, when nothing comes either */
+#define SCHEDULE_ROWS 1024u    /* of a pass of prompts at most */
+#define HELD_MAX 1024u         /* commands that wait for the end of a pass */
+#define PREEMPT_PROGRESS 16u   /* tokens between two preemptions of one */
+#define LOG_PIECE_MAX 4096u    /* tokens of one event or journal record */
+#define SNAPSHOT_TURN_MIN 64u  /* new tokens that are worth a snapshot */
 #define CHECKPOINT_WAIT_MAX 8u
 #define IMAGE_WAIT_MAX 16u /* images that wait, unless someone asked */
 /* Behind a snapshot that nobody waits for the store thread rests so many times

@@ -83,14 +83,12 @@ void lane_begin(struct lane *lane)
 }
 
 bool lane_run(struct lane *lane, struct pool *pool, const struct clock *clock,
-              uint64_t slice_us)
+              const struct pass_slice *slice)
 {
-    uint64_t start_us = clock->now_us(clock);
-    uint64_t until_us =
-        slice_us == UINT64_MAX ? UINT64_MAX : start_us + slice_us;
+    const uint64_t start_us = clock->now_us(clock);
 
     assert(lane->is_under_way);
-    lane->is_under_way = !pass_run(lane->workspace, pool, clock, until_us);
+    lane->is_under_way = !pass_run(lane->workspace, pool, slice);
     lane->busy_us += clock->now_us(clock) - start_us;
     if (lane->is_under_way)
         return false;

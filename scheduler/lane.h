@@ -34,9 +34,9 @@ bool lane_samples(const struct request *request, uint64_t end);
 MUST_CHECK enum status lane_add(struct lane *lane, struct request *request,
                                 uint32_t n_token);
 void lane_begin(struct lane *lane);
-/* Run on for about slice_us, UINT64_MAX: to the end. True: the pass is done. */
+/* Run on for a slice, NULL: to the end. True: the pass is done. */
 bool lane_run(struct lane *lane, struct pool *pool, const struct clock *clock,
-              uint64_t slice_us);
+              const struct pass_slice *slice);
 /* Its rows have been taken: empty. */
 void lane_clear(struct lane *lane);
 #endif

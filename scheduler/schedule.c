@@ -252,15 +252,47 @@ void schedule_step(struct engine *engine, const struct lane *lane)
     s->slice_us = 0;
 }
 
-uint64_t schedule_slice_us(struct engine *engine)
+/* Does somebody wait for the engine? */
+static bool is_called(const void *caller)
+{
+    const struct engine_options *o = caller;
+
+    return ring_count(o->inbox) > 0 || ring_count(o->done) > 0;
+}
+
+/* What is carried is looked at, and an image that waits for the store thread's
+ * rest goes when that is over: or long slices would save less. */
+static uint64_t linger_us(const struct engine *engine, uint64_t until_us)
+{
+    const uint64_t save_us = engine->next_save_us;
+    uint64_t us = SLICE_LINGER_US;
+
+    if (engine->swap.first)
+        return 0;
+    if (!engine->images || save_us == UINT64_MAX) /* its end calls */
+        return us;
+    if (save_us <= until_us)
+        return 0;
+    return save_us - until_us < us ? save_us - until_us : us;
+}
+
+struct pass_slice schedule_slice(struct engine *engine)
 {
     struct schedule *s = &engine->schedule;
+    struct pass_slice slice = {.clock = engine->options.clock,
+                               .until_us = engine_now_us(engine)};
 
-    if (s->decode_us == 0)
-        return SLICE_IDLE_US;
-    s->slice_us = (uint64_t)plan_step_slice_us(&s->pace, s->expected_us,
-                                               (double)s->decode_us, s->lag_us);
-    return s->slice_us;
+    if (s->decode_us > 0) {
+        s->slice_us = (uint64_t)plan_step_slice_us(
+            &s->pace, s->expected_us, (double)s->decode_us, s->lag_us);
+        slice.until_us += s->slice_us;
+        return slice;
+    }
+    slice.until_us += SLICE_IDLE_US;
+    slice.linger_us = linger_us(engine, slice.until_us);
+    slice.is_called = is_called;
+    slice.caller = &engine->options;
+    return slice;
 }
 
 void schedule_observe(struct engine *engine, const struct lane *lane)

@@ -82,6 +82,24 @@ Test(engine_lanes, replies_go_on_while_a_prompt_is_in_its_pass)
     node_destroy(node);
 }
 
+/* A slice may be long where no reply waits for its end and nobody calls. */
+Test(engine_lanes, a_slice_lingers_until_something_comes)
+{
+    struct node *node = ticking();
+    struct reply *talker;
+    struct pass_slice slice = schedule_slice(node->engine);
+
+    cr_assert_gt(slice.linger_us, 0);
+    cr_assert_not(slice.is_called(slice.caller));
+    talker = sent(node, talk(node, "talks", 20, 300, 1));
+    cr_assert(slice.is_called(slice.caller));
+    while (talker->n_token < 3)
+        node_step(node);
+    cr_assert_null(schedule_slice(node->engine).is_called);
+    node_until(node, (uint64_t)(talker - node->reply));
+    node_destroy(node);
+}
+
 /* What would touch a session in its pass waits, and nothing else does. */
 static void touched_in_pass(enum command_kind kind)
 {

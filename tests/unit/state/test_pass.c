@@ -1,7 +1,8 @@
 /*
  * Sliced passes, judged by bits against one call of model_forward(): a prompt
  * in slices that end wherever the clock runs out, in parts of any size, while
- * another session decodes in between. And that a slice is bounded:
+ * another session decodes in between; and several prompts of one pass, which
+ * threads take apart or side by side. And that a slice is bounded:
  * multiply-adds are counted by a backend that only counts and passes on.
  */
 #include "model/pass.h"
@@ -35,7 +36,7 @@ static uint64_t random_next(uint64_t *state)
 /* A clock on which a look takes a microsecond. */
 struct ticking {
     struct clock base;
-    uint64_t *us;
+    _Atomic uint64_t *us;
 };
 
 static uint64_t tick(const struct clock *clock)
@@ -189,7 +190,7 @@ static void run_sliced(const struct bench *bench, struct pool *pool,
     const size_t row = bench->n_vocab * sizeof(float);
     struct seat seat = take_seat(bench), other;
     float *logit = malloc(row);
-    uint64_t us = 0;
+    _Atomic uint64_t us = 0;
     const struct ticking clock = {.base = {.now_us = tick}, .us = &us};
     uint32_t n_slice = 0, first = 0;
 
@@ -202,14 +203,15 @@ static void run_sliced(const struct bench *bench, struct pool *pool,
         ask_for(&seat, bench->token + first, CUT[c] - first, 1, &ask);
         pass_begin(seat.workspace, &ask.batch);
         while (!is_done) {
-            uint64_t until = us + random_next(&seed) % 6;
+            struct pass_slice slice = {.clock = &clock.base,
+                                       .until_us = us + random_next(&seed) % 6};
+            bool is_whole;
 
             cr_assert(pass_is_under_way(seat.workspace));
             pass_set_piece(seat.workspace, UINT64_C(1)
                                                << random_next(&seed) % 24);
-            if (random_next(&seed) % 128 == 0)
-                until = UINT64_MAX;
-            is_done = pass_run(seat.workspace, pool, &clock.base, until);
+            is_whole = random_next(&seed) % 128 == 0;
+            is_done = pass_run(seat.workspace, pool, is_whole ? NULL : &slice);
             cr_assert_geq(pass_progress(seat.workspace), before);
             before = pass_progress(seat.workspace);
             cr_assert_leq(before, 1.0);
@@ -253,6 +255,53 @@ Test(pass, slices_give_the_bits_of_one_forward)
     pool_destroy(pool);
 }
 
+/* ------------------------------------------------------- how long it lasts */
+
+static bool calls(const void *caller)
+{
+    return *(const bool *)caller;
+}
+
+/* A look at the clock takes a microsecond, and there is one behind each part.
+ */
+Test(pass, a_slice_lingers_while_nobody_calls)
+{
+    const struct backend *backend;
+    _Atomic uint64_t us = 0;
+    const struct ticking clock = {.base = {.now_us = tick}, .us = &us};
+    bool is_calling = false;
+    struct pass_slice slice = {.clock = &clock.base,
+                               .until_us = 3,
+                               .linger_us = 4,
+                               .is_called = calls,
+                               .caller = &is_calling};
+    struct bench bench;
+    struct seat seat;
+    struct ask ask;
+
+    cr_assert_eq(backend_find("auto", &backend), STATUS_OK);
+    bench = open_bench(DIR[0], backend);
+    seat = take_seat(&bench);
+    ask_for(&seat, bench.token, N_TOKEN, N_TOKEN - 1, &ask);
+    pass_set_piece(seat.workspace, 1);
+    pass_begin(seat.workspace, &ask.batch);
+    cr_assert_not(pass_run(seat.workspace, NULL, &slice));
+    cr_assert_eq(us, 7);
+    is_calling = true;
+    slice.until_us = 9;
+    cr_assert_not(pass_run(seat.workspace, NULL, &slice));
+    cr_assert_eq(us, 9);
+    cr_assert_not(pass_run(seat.workspace, NULL, &slice)); /* one part */
+    cr_assert_eq(us, 10);
+    slice.is_called = NULL;
+    slice.until_us = 12;
+    cr_assert_not(pass_run(seat.workspace, NULL, &slice));
+    cr_assert_eq(us, 12);
+    cr_assert(pass_run(seat.workspace, NULL, NULL));
+    leave_seat(&seat);
+    model_destroy(bench.model);
+}
+
 /* ------------------------------------------------------------ side by side */
 
 #define N_PROMPT 3u
@@ -272,46 +321,116 @@ static void take_seats(const struct bench *bench, struct seat seat[N_PROMPT])
     }
 }
 
-/* The prompts in one pass of the first seat's workspace, in slices; then one
- * row more of each, which reads what the pass has left. */
-static void run_together(const struct bench *bench, struct pool *pool,
-                         uint64_t n_fma, float *out)
-{
-    const size_t n_vocab = bench->n_vocab;
+/* The prompts as one batch; logits of the last row of each from `first` on. */
+struct together {
     uint32_t token[N_PROMPT * N_TOKEN], row[N_PROMPT];
     struct span span[N_PROMPT];
-    struct seat seat[N_PROMPT];
-    struct batch batch = {.token = token, .span = span, .logit_row = row};
-    uint64_t us = 0;
-    const struct ticking clock = {.base = {.now_us = tick}, .us = &us};
+    struct batch batch;
+};
 
-    take_seats(bench, seat);
+static void put_together(const struct bench *bench, struct seat *seat,
+                         uint32_t first, struct together *it)
+{
+    uint32_t n_row = 0;
+
     for (uint32_t i = 0; i < N_PROMPT; i++) {
         const uint64_t position = memory_position(seat[i].memory);
 
         cr_assert_eq(memory_reserve(seat[i].memory, position + BROUGHT[i]),
                      STATUS_OK);
-        span[i] = (struct span){.first_row = batch.n_row,
-                                .n_row = BROUGHT[i],
-                                .position = position,
-                                .layer = memory_layers(seat[i].memory)};
-        memcpy(token + batch.n_row, bench->token + BEFORE[i],
-               BROUGHT[i] * sizeof(*token));
-        batch.n_row += BROUGHT[i];
-        row[i] = batch.n_row - 1;
+        it->span[i] = (struct span){.first_row = n_row,
+                                    .n_row = BROUGHT[i],
+                                    .position = position,
+                                    .layer = memory_layers(seat[i].memory)};
+        memcpy(it->token + n_row, bench->token + BEFORE[i],
+               BROUGHT[i] * sizeof(*it->token));
+        n_row += BROUGHT[i];
+        it->row[i] = n_row - 1;
     }
-    batch.n_span = batch.n_logit = N_PROMPT;
-    pass_set_piece(seat[0].workspace, n_fma);
-    pass_begin(seat[0].workspace, &batch);
-    while (!pass_run(seat[0].workspace, pool, &clock.base, us + 2))
+    it->batch = (struct batch){.token = it->token,
+                               .n_row = n_row,
+                               .span = it->span,
+                               .n_span = N_PROMPT,
+                               .logit_row = it->row + first,
+                               .n_logit = N_PROMPT - first};
+}
+
+static const struct backend *counted;
+static _Atomic uint32_t n_embed;
+
+/* Who takes prompts apart is alone: it has no pool. */
+static void count_embed(struct pool *pool, const struct embed_args *a)
+{
+    n_embed += pool == NULL;
+    counted->embed(pool, a);
+}
+
+/* A slice that may linger goes on until somebody calls: here at once. */
+static bool is_called(const void *caller)
+{
+    (void)caller;
+    return true;
+}
+
+/* Who computes, in pieces of n_fma, and whose logits are wanted. */
+struct way {
+    struct pool *pool;
+    uint64_t n_fma;
+    uint32_t first;
+    bool is_apart; /* what came of it */
+};
+
+static bool run_slice(const struct seat *seat, struct way *way,
+                      const struct pass_slice *slice)
+{
+    const uint32_t before = n_embed;
+    const bool is_done = pass_run(seat->workspace, way->pool, slice);
+
+    way->is_apart |= n_embed > before;
+    return is_done;
+}
+
+/* The prompts in one pass of the first seat's workspace, in slices between
+ * which another session decodes; then one row more of each, which reads what
+ * the pass has left. */
+static void run_together(const struct bench *bench, struct way *way,
+                         const struct want *want, float *out)
+{
+    const size_t n_vocab = bench->n_vocab;
+    struct seat seat[N_PROMPT], other;
+    struct together it;
+    float *logit = malloc(n_vocab * sizeof(*logit));
+    _Atomic uint64_t us = 0;
+    const struct ticking clock = {.base = {.now_us = tick}, .us = &us};
+    struct pass_slice slice = {.clock = &clock.base,
+                               .until_us = 2,
+                               .linger_us = UINT64_MAX,
+                               .is_called = is_called};
+    uint32_t n_slice = 0;
+
+    take_seats(bench, seat);
+    open_other(bench, &other);
+    put_together(bench, seat, way->first, &it);
+    pass_set_piece(seat[0].workspace, way->n_fma);
+    pass_begin(seat[0].workspace, &it.batch);
+    while (!run_slice(&seat[0], way, &slice)) {
         cr_assert_lt(pass_progress(seat[0].workspace), 1.0);
-    memcpy(out, pass_logits(seat[0].workspace),
-           N_PROMPT * n_vocab * sizeof(*out));
+        slice.until_us = us + 2;
+        if (n_slice == want->n_step)
+            continue;
+        step_other(bench, &other, n_slice, logit);
+        cr_assert_arr_eq(logit, want->other + n_slice++ * n_vocab,
+                         n_vocab * sizeof(*logit));
+    }
+    memcpy(out + way->first * n_vocab, pass_logits(seat[0].workspace),
+           it.batch.n_logit * n_vocab * sizeof(*out));
     for (uint32_t i = 0; i < N_PROMPT; i++) {
         memory_advance(seat[i].memory, BROUGHT[i]);
         feed(bench, &seat[i], bench->token, 1, out + (N_PROMPT + i) * n_vocab);
         leave_seat(&seat[i]);
     }
+    leave_seat(&other);
+    free(logit);
 }
 
 /* The same, each prompt alone and whole. */
@@ -332,37 +451,56 @@ static void run_apart(const struct bench *bench, float *out)
     free(all);
 }
 
-/* Pieces of all sizes: with some of them prompts lie side by side
- * (model/batch.h). */
+/*
+ * Pieces of all sizes. Two and three threads take the prompts apart where the
+ * model has no experts; four of them have too few, and with pieces of some
+ * sizes prompts lie side by side (model/batch.h).
+ */
+static void check_together(const struct bench *bench, uint32_t n_thread)
+{
+    const size_t n_vocab = bench->n_vocab, n = 2 * N_PROMPT * n_vocab;
+    float *alone = malloc(n * sizeof(*alone)), *got = malloc(n * sizeof(*got));
+    struct want want = expect(bench);
+    struct way way;
+
+    cr_assert_eq(pool_create(n_thread, &way.pool), STATUS_OK);
+    run_apart(bench, alone);
+    for (uint32_t bit = 12; bit < 26; bit++) {
+        way.n_fma = UINT64_C(1) << bit;
+        way.first = bit % 2;
+        way.is_apart = false;
+        run_together(bench, &way, &want, got);
+        cr_assert_arr_eq(got + way.first * n_vocab, alone + way.first * n_vocab,
+                         (n - way.first * n_vocab) * sizeof(*got),
+                         "%u threads, 2^%u", n_thread, bit);
+        cr_assert_eq(way.is_apart, n_thread <= N_PROMPT &&
+                                       !model_config(bench->model)->n_expert);
+    }
+    pool_destroy(way.pool);
+    free(alone);
+    free(got);
+    free(want.prompt);
+    free(want.other);
+}
+
 Test(pass, prompts_of_one_pass_have_the_bits_of_each_alone)
 {
-    const struct backend *backend;
-    struct pool *pool;
+    struct backend counting;
 
-    cr_assert_eq(backend_find("auto", &backend), STATUS_OK);
-    cr_assert_eq(pool_create(2, &pool), STATUS_OK);
+    cr_assert_eq(backend_find("auto", &counted), STATUS_OK);
+    counting = *counted;
+    counting.embed = count_embed;
     for (size_t i = 0; i < N_DIR; i++) {
-        struct bench bench = open_bench(DIR[i], backend);
-        const size_t n = 2 * N_PROMPT * bench.n_vocab;
-        float *want = malloc(n * sizeof(*want)),
-              *got = malloc(n * sizeof(*got));
+        struct bench bench = open_bench(DIR[i], &counting);
 
-        run_apart(&bench, want);
-        for (uint32_t bit = 12; bit < 26; bit++) {
-            run_together(&bench, pool, UINT64_C(1) << bit, got);
-            cr_assert_arr_eq(got, want, n * sizeof(*got), "%s, 2^%u", DIR[i],
-                             bit);
-        }
-        free(want);
-        free(got);
+        for (uint32_t n_thread = 2; n_thread <= 4; n_thread++)
+            check_together(&bench, n_thread);
         model_destroy(bench.model);
     }
-    pool_destroy(pool);
 }
 
 /* ------------------------------------------------------- a slice is bounded */
 
-static const struct backend *counted;
 static double n_fma, attend_fma;
 
 static void count_linear(struct pool *pool, const struct linear_args *a)
@@ -427,7 +565,7 @@ Test(pass, a_slice_is_bounded)
 {
     static const uint64_t PIECE[] = {1, 1000000, 10000000};
     struct backend counting;
-    uint64_t us = 0;
+    _Atomic uint64_t us = 0;
     const struct ticking clock = {.base = {.now_us = tick}, .us = &us};
 
     cr_assert_eq(backend_find("auto", &counted), STATUS_OK);
@@ -445,6 +583,7 @@ Test(pass, a_slice_is_bounded)
             double limit = (double)PIECE[p] > least ? (double)PIECE[p] : least;
             struct seat seat = take_seat(&bench);
             struct ask ask;
+            const struct pass_slice slice = {.clock = &clock.base};
             bool is_done = false;
 
             ask_for(&seat, bench.token, N_TOKEN, N_TOKEN - 1, &ask);
@@ -452,7 +591,7 @@ Test(pass, a_slice_is_bounded)
             pass_begin(seat.workspace, &ask.batch);
             while (!is_done) {
                 n_fma = attend_fma = 0.0;
-                is_done = pass_run(seat.workspace, NULL, &clock.base, 0);
+                is_done = pass_run(seat.workspace, NULL, &slice);
                 most = n_fma > most ? n_fma : most;
                 all += n_fma;
                 cr_assert_leq(attend_fma, (double)PIECE[p] > block
