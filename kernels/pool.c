@@ -115,6 +115,20 @@ static bool take(struct worker *owner, uint64_t job, uint32_t *out_task)
     }
 }
 
+static _Thread_local void (*undo_at_rest)(void);
+
+void pool_at_rest(void (*undo)(void))
+{
+    undo_at_rest = undo;
+}
+
+static void rest(void)
+{
+    if (undo_at_rest)
+        undo_at_rest();
+    undo_at_rest = NULL;
+}
+
 /* Own tasks first: their data are in this CPU's cache. How many were done. */
 static uint32_t run_tasks(struct pool *pool, const struct worker *self,
                           uint64_t job)
@@ -129,6 +143,7 @@ static uint32_t run_tasks(struct pool *pool, const struct worker *self,
             n_done++;
         }
     }
+    rest();
     return n_done;
 }
 
@@ -337,6 +352,7 @@ static void run_alone(struct pool *pool, uint32_t n_task, pool_work *work,
 
     for (uint32_t i = 0; i < n_task; i++)
         work(arg, i, scratch);
+    rest();
 }
 
 static void run_shared(struct pool *pool, uint32_t n_task, pool_work *work,

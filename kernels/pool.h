@@ -53,6 +53,12 @@ typedef void pool_work(void *arg, uint32_t task, void *scratch);
 void pool_run(struct pool *pool, uint32_t n_task, pool_work *work, void *arg);
 
 /*
+ * For what is dear to set up and to undo with every task: `undo` is called on
+ * this thread once it has no more tasks of the job. Of several only the last.
+ */
+void pool_at_rest(void (*undo)(void));
+
+/*
  * POOL_SHARED_BYTES, 64-byte aligned, for what one job makes and the next one
  * reads; only who calls pool_run() may use it. Contents are undefined once an
  * operator is over. A pool of NULL: the calling thread's own.

@@ -2,8 +2,10 @@
 #define KERNELS_CPU_AMX_H
 /*
  * The discipline of tiles that all AMX kernels share: tiles 0 to 3 are sums, 4
- * and 5 rows of bf16, 6 and 7 words of two steps by 16 outputs. Who configures
- * releases them again before it returns.
+ * and 5 rows of bf16, 6 and 7 words of two steps by 16 outputs. Whoever uses
+ * them configures them first. They stay so until the thread has no more tasks
+ * of its job, because to configure and release them takes as long as 15
+ * products of tiles, and many calls have no more.
  */
 #include <immintrin.h>
 #include <stdint.h>
@@ -11,28 +13,11 @@
 #define AMX_ROWS 16u
 #define AMX_LINE 64u /* bytes of a tile's row */
 
-/* LDTILECFG's operand. Intel SDM, volume 1, 18.2. */
-struct amx_config {
-    uint8_t palette, start_row, zero[14];
-    uint16_t row_bytes[16];
-    uint8_t n_row[16];
-};
-
 /* The compiler knows of no memory that tiles read or write. */
 #define AMX_MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
 
-/* Sums and rows get n_row rows. */
-static inline void amx_configure(uint32_t n_row)
-{
-    struct amx_config config = {.palette = 1};
-
-    for (uint32_t i = 0; i < 8; i++) {
-        config.row_bytes[i] = AMX_LINE;
-        config.n_row[i] = (uint8_t)(i < 6 ? n_row : AMX_ROWS);
-    }
-    /* The whole struct is an operand, or its stores would be dropped. */
-    __asm__ volatile("ldtilecfg %0" : : "m"(config));
-}
+/* Sums and rows get n_row rows; what they hold is undefined. */
+void amx_configure(uint32_t n_row);
 
 static inline void amx_clear_sums(void)
 {

@@ -194,5 +194,4 @@ void bf16_tile_tile_amx(const struct bf16_tile *t)
         all_rows(&w, column, true);
     if (column < t->n_col)
         all_rows(&w, column, false);
-    _tile_release();
 }

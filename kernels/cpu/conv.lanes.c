@@ -203,7 +203,7 @@ void LANES_NAME(conv)(struct pool *pool, const struct conv_args *args)
     uint64_t n_row = 0;
     uint32_t end = 0;
 
-    assert(args->width >= 1 && args->width <= CONV_WIDTH_MAX);
+    assert(args->width >= 1 && args->width <= CONV_WIDTH_MAX && !args->unit);
     for (uint32_t i = 0; i < args->n_span; i++) {
         const struct conv_span *span = &args->span[i];
 

@@ -15,14 +15,18 @@
  * no bits, because a tile of sums is loaded as it was stored.
  *
  * Sixteen rows and fewer take four panels at once and all depths, for they only
- * read weights once. Rows are spread evenly over their tiles: one configuration
+ * read weights once. Four streams from memory, asked for into the first-level
+ * cache, are a quarter faster there than what the core foresees by itself, and
+ * than one or two. Rows are spread evenly over their tiles: one configuration
  * serves a unit.
  *
  * W8 weights become bf16, exactly, in scratch, once for all rows of a unit; a
- * group's sums leave their tiles to be scaled.
+ * group's sums leave their tiles to be scaled. Few rows of them are
+ * linear_amx_w8.c.
  */
 #include "kernels/cpu/amx.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/linear_amx_w8.h"
 #include "kernels/cpu/product.h"
 
 #define INLINE static inline __attribute__((always_inline))
@@ -33,12 +37,14 @@
 #define DEPTHS 32u      /* of a panel between two visits of a tile of rows */
 #define GROUP_PANELS 8u /* whose sums wait together */
 #define AHEAD 3u        /* depths */
+#define FEW_AHEAD 2u    /* the same of weights that few rows meet */
 #define GROUP_DEPTHS (LINEAR_GROUP / LINEAR_STEP)
 #define SCALE_STRIDE (sizeof(struct linear_group) / sizeof(float))
 #define UNIT_ROWS 512u /* fill half of the second-level cache */
 #define DEEP_ROWS 256u /* where one pass of DEPTHS is not all */
 #define UNIT_PANELS 16u
 #define FEW_PANELS 4u
+#define FEW_PANELS_W8 8u
 
 /* Up to 2 x 2 or 1 x 4 tiles of sums, and what the micro-kernels share. */
 typedef float sums[4][TILE_ROWS][PANEL];
@@ -51,10 +57,10 @@ struct work {
     bool is_w8;
     size_t a_bytes; /* from row to row */
     /* In the unit's scratch. */
-    unsigned char (*wide)[DEPTHS * DEPTH_BYTES]; /* [FEW_PANELS] */
-    const float *scale[FEW_PANELS]; /* of the first group of wide */
-    sums *group;                    /* a group's sums on their way */
-    sums *kept;                     /* [GROUP_PANELS / 2][n_tile / 2] */
+    unsigned char (*wide)[DEPTHS * DEPTH_BYTES]; /* of a pair of panels */
+    const float *scale[2]; /* of the first group of wide */
+    sums *group;           /* a group's sums on their way */
+    sums *kept;            /* [GROUP_PANELS / 2][n_tile / 2] */
 };
 
 /* What one micro-kernel multiplies. */
@@ -119,29 +125,44 @@ INLINE void multiply_square(const struct work *w, struct block *x, bool has_a1,
     }
 }
 
-/* Sums are tiles 0 to 3 for as many panels; rows are tile 4. */
+/* A tile of weights. */
+INLINE void fetch_tile(const unsigned char *b)
+{
+#pragma GCC unroll 16
+    for (uint32_t i = 0; i < DEPTH_BYTES; i += LINE)
+        _mm_prefetch((const char *)b + i, _MM_HINT_T0);
+}
+
+/* Sums are tiles 0 to 3 for as many panels; rows are tile 4. Behind the end of
+ * a panel comes the next one, which is here, too; what will be needed is the
+ * one so many panels on. */
 INLINE void multiply_few(const struct work *w, const struct block *x,
-                         uint32_t n_panel)
+                         uint32_t n_panel, bool is_near)
 {
     const size_t stride = w->a_bytes;
+    const size_t more = (n_panel - 1) * w->p->b_stride;
 
     AMX_MEMORY_BARRIER();
     for (uint32_t k = 0; k < x->n_depth; k++) {
+        const size_t at = k * DEPTH_BYTES;
+        const size_t ahead = at + FEW_AHEAD * DEPTH_BYTES +
+                             (k + FEW_AHEAD < x->n_depth ? 0 : more);
+
         _tile_loadd(4, x->a[0] + k * LINE, stride);
-        _tile_loadd(6, x->b[0] + k * DEPTH_BYTES, LINE);
-        _tile_dpbf16ps(0, 4, 6);
+#define PANEL_BY(i, b_tile)                                                    \
+    do {                                                                       \
+        _tile_loadd(b_tile, x->b[i] + at, LINE);                               \
+        _tile_dpbf16ps(i, 4, b_tile);                                          \
+        if (!is_near)                                                          \
+            fetch_tile(x->b[i] + ahead);                                       \
+    } while (0)
+        PANEL_BY(0, 6);
         if (n_panel > 1) {
-            _tile_loadd(7, x->b[1] + k * DEPTH_BYTES, LINE);
-            _tile_dpbf16ps(1, 4, 7);
+            PANEL_BY(1, 7);
+            PANEL_BY(2, 6);
+            PANEL_BY(3, 7);
         }
-        if (n_panel > 2) {
-            _tile_loadd(6, x->b[2] + k * DEPTH_BYTES, LINE);
-            _tile_dpbf16ps(2, 4, 6);
-        }
-        if (n_panel > 3) {
-            _tile_loadd(7, x->b[3] + k * DEPTH_BYTES, LINE);
-            _tile_dpbf16ps(3, 4, 7);
-        }
+#undef PANEL_BY
     }
 }
 
@@ -165,21 +186,11 @@ static void store_sums(sums *s)
 
 /* ------------------------------------------------------------------ weights */
 
-/* A group of one panel as bf16. A whole number below 128 fills the upper half
- * of its float, the lower is 0. */
+/* A group of one panel as bf16. */
 static void widen(const struct linear_group *group, unsigned char *to)
 {
-    for (uint32_t k = 0; k < LINEAR_GROUP; k += 2) {
-        __m512i even =
-            _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)group->q[k]));
-        __m512i odd = _mm512_cvtepi8_epi32(
-            _mm_loadu_si128((const void *)group->q[k + 1]));
-
-        even = _mm512_castps_si512(_mm512_cvtepi32_ps(even));
-        odd = _mm512_castps_si512(_mm512_cvtepi32_ps(odd));
-        _mm512_store_si512(to + k * PANEL * 2,
-                           _mm512_or_si512(odd, _mm512_srli_epi32(even, 16)));
-    }
+    for (uint32_t k = 0; k < LINEAR_GROUP; k += 2)
+        _mm512_store_si512(to + k * PANEL * 2, widen_pair(&group->q[k]));
 }
 
 static const unsigned char *panel_at(const struct work *w, uint32_t panel,
@@ -305,26 +316,21 @@ static void store_few(const struct work *w, uint32_t panel, uint32_t n_panel)
 
 INLINE void few_panels(struct work *w, uint32_t panel, uint32_t n_panel)
 {
-    sums *out = w->is_w8 ? w->kept : w->group;
-    const uint32_t n_depth = w->is_w8 ? GROUP_DEPTHS : w->n_depth;
+    struct block x = {.a = {rows_of_tile(w, 0, 0)}};
 
-    for (uint32_t k = 0; k < w->n_depth; k += n_depth) {
-        struct block x = {.a = {rows_of_tile(w, 0, k)}};
-
-        take_panels(w, &x, panel, n_panel, k, n_depth);
-        amx_clear_sums();
-        multiply_few(w, &x, n_panel);
-        if (is_direct(w, panel + n_panel)) {
-            store_few(w, panel, n_panel);
-            return;
-        }
-        store_sums(w->group);
-        for (uint32_t i = 0; i < n_panel && w->is_w8; i++)
-            scale_tile((*out)[i], (*w->group)[i], w->scale[i], w->tile_rows,
-                       k == 0);
+    take_panels(w, &x, panel, n_panel, 0, w->n_depth);
+    amx_clear_sums();
+    if (w->p->is_near)
+        multiply_few(w, &x, n_panel, true);
+    else
+        multiply_few(w, &x, n_panel, false);
+    if (is_direct(w, panel + n_panel)) {
+        store_few(w, panel, n_panel);
+        return;
     }
+    store_sums(w->group);
     for (uint32_t i = 0; i < n_panel; i++)
-        put_tile(w, (*out)[i], 0, panel + i);
+        put_tile(w, (*w->group)[i], 0, panel + i);
 }
 
 static void few_rows(struct work *w)
@@ -492,14 +498,13 @@ static void run(const struct product_tile *p, bool is_w8)
     };
 
     w.tile_rows = (p->n_row + w.n_tile - 1) / w.n_tile;
-    w.group = (void *)(w.wide + FEW_PANELS);
+    w.group = (void *)(w.wide + 2);
     w.kept = w.group + 1;
     amx_configure(w.tile_rows);
     if (w.n_tile == 1)
         few_rows(&w);
     else
         many_rows(&w);
-    _tile_release();
     if (p->is_streamed)
         _mm_sfence(); /* no release store orders what was streamed */
 }
@@ -511,18 +516,28 @@ static void tile_bf16(const struct product_tile *tile)
 
 static void tile_w8(const struct product_tile *tile)
 {
-    run(tile, true);
+    if (tile->n_row <= TILE_ROWS)
+        few_w8_amx(tile);
+    else
+        run(tile, true);
 }
 
 /* Deep rows come anew for each group of panels, as weights do for each block of
  * rows: a square unit has least of both. */
-static struct product_shape shape(uint32_t n_row, uint32_t n_step)
+static struct product_shape shape_w8(uint32_t n_row, uint32_t n_step)
 {
     const bool is_deep = n_step > DEPTHS * LINEAR_STEP;
 
     if (n_row <= TILE_ROWS)
-        return (struct product_shape){TILE_ROWS, FEW_PANELS};
+        return (struct product_shape){TILE_ROWS, FEW_PANELS_W8};
     return (struct product_shape){is_deep ? DEEP_ROWS : UNIT_ROWS, UNIT_PANELS};
+}
+
+static struct product_shape shape_bf16(uint32_t n_row, uint32_t n_step)
+{
+    if (n_row <= TILE_ROWS)
+        return (struct product_shape){TILE_ROWS, FEW_PANELS};
+    return shape_w8(n_row, n_step);
 }
 
 /* ------------------------------------------------------------- the backend */
@@ -534,18 +549,17 @@ static struct product_shape shape(uint32_t n_row, uint32_t n_step)
 const struct product_kernels product_kernels_amx = {
     .of = {[ARITHMETIC_TILE] = {[LINEAR_BF16] = {tile_bf16, take_bf16,
                                                  swiglu_halves_avx512_bf16, 2,
-                                                 shape, TASKS_A_THREAD},
+                                                 shape_bf16, TASKS_A_THREAD},
                                 [LINEAR_W8] = {tile_w8, take_bf16,
                                                swiglu_halves_avx512_bf16, 2,
-                                               shape, TASKS_A_THREAD}}},
+                                               shape_w8, TASKS_A_THREAD}}},
     .base = &product_kernels_avx512_bf16,
 };
 
-/* Few rows wait for weights, which AVX-512 reads sooner than tiles do: one row
- * of BF16 was 1.3 times as fast, up to four of W8, which go through memory into
- * tiles, took half the time. The bits are the same. */
+/* Very few rows go by AVX-512, whose bits are the same: it reads bf16 sooner,
+ * and what it adds to widening W8 is less than what tiles add. */
 #define VECTOR_ROWS_BF16 1u
-#define VECTOR_ROWS_W8 4u
+#define VECTOR_ROWS_W8 3u
 
 static const struct product_kernels *kernels_for(enum linear_type type,
                                                  uint32_t n_row)

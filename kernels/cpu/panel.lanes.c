@@ -20,6 +20,7 @@
  * 1024 inputs: 27 GB/s, against 17 when fetched into the first level. On Zen 5
  * twice 1 KiB is a fifth faster for 4 to 12 rows, and the same for one. */
 #define AHEAD_BYTES 2048u
+#define AHEAD_STEPS (AHEAD_BYTES / (LANES * 2u)) /* of BF16 */
 
 /* The part of a tile that one register tile covers, and how far it has come. */
 struct cell {
@@ -66,6 +67,15 @@ LANES_INLINE void fetch(const struct cursor *at, uint32_t width)
     for (uint32_t p = 0; p < width; p++)
         _mm_prefetch((const char *)at->b + p * at->b_stride + at->ahead,
                      _MM_HINT_T1);
+}
+
+/* Behind the end of a panel comes the next one, which this cell has, too; what
+ * will be needed is that of the next cell. */
+LANES_INLINE void look_ahead(struct cursor *at, uint32_t width, bool is_end)
+{
+    at->ahead = AHEAD_BYTES;
+    if (is_end)
+        at->ahead += (ptrdiff_t)((width - 1) * at->b_stride);
 }
 
 /* One step of a tall tile: the weights stay in registers, x passes by. */
@@ -185,6 +195,8 @@ LANES_INLINE void run_steps(struct cursor *at, uint32_t n, struct shape shape,
 
         clear(height, width, even);
         clear(height, width, odd);
+        if (shape.type != LINEAR_W8)
+            look_ahead(at, width, n - k <= AHEAD_STEPS);
         run_pairs(at, LINEAR_STEP, shape, even, odd);
 #pragma GCC unroll 12
         for (uint32_t r = 0; r < height; r++)
@@ -206,6 +218,7 @@ LANES_INLINE void run_groups(struct cursor *at, uint32_t n, struct shape shape,
         sums group;
 
         clear(height, width, group);
+        look_ahead(at, width, left <= LINEAR_GROUP);
         at->b += sizeof(float[LINEAR_PANEL]);
         fetch(at, width); /* what the scales moved forward */
         run_steps(at, left < LINEAR_GROUP ? left : LINEAR_GROUP, shape, group);

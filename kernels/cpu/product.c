@@ -291,7 +291,7 @@ uint32_t product_n_task(const struct pool *pool,
 
     if (n_thread == 1 || n <= n_thread || n_max <= n_thread)
         return n_thread;
-    return (uint32_t)(n < n_max ? n : n_max);
+    return (uint32_t)(n < n_max ? n - n % n_thread : n_max);
 }
 
 bool product_is_by_rows(const struct pool *pool,

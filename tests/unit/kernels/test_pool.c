@@ -128,6 +128,47 @@ static void *run_without_pool(void *arg)
     return NULL;
 }
 
+static _Thread_local uint32_t n_set; /* by tasks of this thread, not undone */
+static _Atomic uint32_t n_undone, n_rest;
+
+static void undo(void)
+{
+    atomic_fetch_add(&n_undone, n_set);
+    atomic_fetch_add(&n_rest, 1);
+    n_set = 0;
+}
+
+static void set_up(void *arg, uint32_t task, void *scratch)
+{
+    (void)arg;
+    (void)scratch;
+    if (task % 2 == 0)
+        return;
+    n_set++;
+    pool_at_rest(undo);
+}
+
+Test(pool, what_tasks_set_up_is_undone_once_a_thread_has_no_more_of_them)
+{
+    for (uint32_t n_thread = 0; n_thread <= 3; n_thread++) {
+        struct pool *pool = NULL;
+
+        if (n_thread)
+            must(pool_create(n_thread, &pool));
+        for (uint32_t i = 0; i < 50; i++) {
+            atomic_store(&n_undone, 0);
+            atomic_store(&n_rest, 0);
+            pool_run(pool, 21, set_up, NULL);
+            cr_assert(eq(u32, n_undone, 10));
+            cr_assert(ge(u32, n_rest, 1));
+            cr_assert(le(u32, n_rest, n_thread ? n_thread : 1));
+            pool_run(pool, 1, set_up, NULL); /* nothing is left to undo */
+            cr_assert(eq(u32, n_undone, 10));
+        }
+        pool_destroy(pool);
+    }
+}
+
 Test(pool, no_pool_runs_on_the_caller_with_a_scratch_of_its_thread)
 {
     struct record here = {0}, there = {0};
