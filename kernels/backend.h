@@ -444,12 +444,21 @@ struct kv_view_args {
     struct key_place *place;
 };
 
+/* Heads of the delta rule; v-head h reads k-head h / (n_v_head / n_k_head). */
+struct delta_shape {
+    uint32_t n_k_head, n_v_head, d_k, d_v;
+    enum arithmetic arithmetic; /* of its products; decides rings and rows */
+};
+
 /*
  * Causal depthwise convolution with SiLU behind it:
  *   y[c] = silu(fma chain over i = 0 .. width-1 of w[c][i] * x[t-width+1+i][c])
  * oldest input first, starting from w*x of the oldest (product rounded once as
  * fma with 0). Inputs before the session's start are zero. tail holds the last
  * width - 1 raw inputs, [width - 1][n_channel], oldest first; updated.
+ *
+ * Where the delta rule wants unit rows (below) the leading channels are its
+ * queries and keys, which come to `unit` and not to y: y then has the others.
  */
 struct conv_span {
     uint32_t first_row, n_row;
@@ -458,12 +467,14 @@ struct conv_span {
 struct conv_args {
     float *y;
     size_t y_stride;
-    const float *x; /* must not overlap y */
+    const float *x; /* must not overlap y or unit */
     size_t x_stride;
     const float *weight; /* [width][n_channel]: transposed at load */
     uint32_t n_channel, width;
     const struct conv_span *span;
     uint32_t n_span;
+    uint16_t *unit;           /* NULL: all channels come to y */
+    struct delta_shape shape; /* whose unit rows these are */
 };
 
 /*
@@ -517,13 +528,13 @@ struct delta_gate_args {
  * and the fold of a full chunk is
  *   S0[d][e] = fma(exp(G_63), S0[d][e],
  *                  P over j of ~(exp(G_63 - G_j) * k_j[d]) u_j[e])
+ *
+ * In MMA the convolution leaves k and q as they enter products, and they are
+ * read nowhere else: unit rows, [n_row][2 * n_k_head * d_k] of bf16 without a
+ * stride, a row's queries, then its keys.
  */
 #define DELTA_BLOCK 16u
 
-struct delta_shape {
-    uint32_t n_k_head, n_v_head, d_k, d_v;
-    enum arithmetic arithmetic; /* of its products; decides the rings */
-};
 /*
  * The rings in FP32, as floats, and in PAIR and TILE, as bf16 with two inner
  * steps side by side, as the right side of a product wants them:
@@ -559,6 +570,7 @@ struct delta_args {
     size_t out_stride;
     const float *q, *k, *v;        /* rows [n_k*d_k], [n_k*d_k], [n_v*d_v] */
     size_t qkv_stride;             /* one stride: they are parts of one row */
+    const uint16_t *unit;          /* in MMA, and q and k are NULL then */
     const float *beta, *log_decay; /* [n_row, n_v_head] */
     const struct delta_span *span;
     uint32_t n_span;

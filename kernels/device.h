@@ -25,7 +25,7 @@
 #define DEVICE_ALIGN 256u
 #define DEVICE_WHY_SIZE 256u
 #define DEVICE_GENERATION_SIZE 16u
-#define DEVICE_ABI 7u /* of what lies behind the library's one symbol */
+#define DEVICE_ABI 8u /* of what lies behind the library's one symbol */
 
 /* Operators of struct backend that run on the device, with their arguments. */
 #define DEVICE_OPERATORS(X)                                                    \

@@ -100,6 +100,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(${PROJECT_SOURCE_DIR}/kernels/cpu/linear_bf16.c
     PROPERTIES COMPILE_OPTIONS "${FLAGS_512}")
   set_source_files_properties(${PROJECT_SOURCE_DIR}/kernels/cpu/linear_amx.c
+    ${PROJECT_SOURCE_DIR}/kernels/cpu/linear_amx_w8.c
+    ${PROJECT_SOURCE_DIR}/kernels/cpu/amx.c
     ${PROJECT_SOURCE_DIR}/kernels/cpu/bf16_tile_amx.c
     PROPERTIES COMPILE_OPTIONS "${FLAGS_512};-mamx-tile;-mamx-bf16")
   target_compile_definitions(kernels PRIVATE GODWIT_LANES)

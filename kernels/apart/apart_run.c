@@ -76,7 +76,8 @@ static void clear_span_padding(enum apart_op op, union apart_args *args)
         CLEAR(args->kv_match, shape, args->kv_match.table);
         return;
     case APART_conv:
-        CLEAR_LAST(args->conv, n_span);
+        CLEAR(args->conv, n_span, args->conv.unit);
+        CLEAR_LAST(args->conv, shape);
         return;
     case APART_state_cap:
         CLEAR(args->state_cap, shape, args->state_cap.span);

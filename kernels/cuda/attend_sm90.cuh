@@ -180,20 +180,10 @@ static __device__ __forceinline__ void cluster_arrive(uint32_t bar)
         : "memory");
 }
 
-static __device__ __forceinline__ void cluster_arrive_only(void)
-{
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-
-static __device__ __forceinline__ void cluster_wait(void)
-{
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
 static __device__ __forceinline__ void cluster_sync(void)
 {
-    cluster_arrive_only();
-    cluster_wait();
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 /* Products by a warp: acc += a b, 16 x 8. */

@@ -61,8 +61,7 @@ void cuda_delta(struct gpu *gpu, const struct delta_args *args)
         delta_recur_fits(args->shape) ? DELTA_FEW : UINT32_MAX;
     uint32_t n_row = 0, n_group = 0;
 
-    assert(args->shape.d_k == 64 || args->shape.d_k == 96 ||
-           args->shape.d_k == 128);
+    assert(cuda_delta_has(args->shape));
     for (uint32_t i = 0; i < args->n_span; i++) {
         const struct delta_span *span = &args->span[i];
 

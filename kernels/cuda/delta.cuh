@@ -119,34 +119,11 @@ static __device__ __forceinline__ uint32_t slice_entry(uint32_t output)
     return output % 2 * 16 + output / 16 * 8 + output / 2 % 8;
 }
 
-static __device__ __forceinline__ float square_sum(float4 x)
+/* Of a unit row: its queries, then as many keys. */
+static __host__ __device__ __forceinline__ size_t
+unit_stride(struct delta_shape shape)
 {
-    return __fmaf_rn(x.w, x.w,
-                     __fmaf_rn(x.z, x.z, __fmaf_rn(x.y, x.y, x.x * x.x)));
-}
-
-/* 1 / sqrt(sum of squares + 1e-6) of a vector that a warp holds, 4 a lane. */
-static __device__ __forceinline__ float unit_scale(float4 x)
-{
-    float sum = square_sum(x);
-
-    for (int step = 16; step; step /= 2)
-        sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    return 1.0f / __fsqrt_rn(sum + 1e-6f);
-}
-
-/* The key or, with its scale 1 / sqrt(d_k), the query, rounded. */
-static __device__ __forceinline__ uint2 unit_key(float4 x, float scale)
-{
-    return make_uint2(bf16_pair(x.x * scale, x.y * scale),
-                      bf16_pair(x.z * scale, x.w * scale));
-}
-
-static __device__ __forceinline__ uint2 unit_query(float4 x, float scale,
-                                                   float q_scale)
-{
-    return make_uint2(bf16_pair(x.x * scale * q_scale, x.y * scale * q_scale),
-                      bf16_pair(x.z * scale * q_scale, x.w * scale * q_scale));
+    return 2 * (size_t)shape.n_k_head * shape.d_k;
 }
 
 /* exp(G_i - G_j) */

@@ -1,8 +1,8 @@
 /*
  * The delta rule for spans of at most DELTA_FEW rows: decode, and verification
  * of drafts. One CTA for a span and v-head, one warp for 32 outputs. It asks
- * for its whole state at once, 16 KiB a warp, and normalises, multiplies keys
- * and makes its rows of T while the state is on its way; the state is written
+ * for its whole state at once, 16 KiB a warp, and multiplies keys and makes its
+ * rows of T while the state is on its way; the state is written
  * only by a fold. So memory is the bound: 64 KiB of state for a head of 128 x
  * 128, and what is in the ring.
  *
@@ -109,36 +109,28 @@ copy_inputs(const struct delta_args &a, const struct delta_state &state,
     }
 }
 
-/* Keys and queries of the rows, normalised; a warp a row. */
+/* Keys and queries of the rows, and keys once more behind the ring's. */
 template <uint32_t D_K, uint32_t R>
-static __device__ void load_rows(const struct delta_args &a,
+static __device__ void copy_rows(const struct delta_args &a,
                                  struct few_part part,
                                  struct few_shared<D_K, R> *shared)
 {
+    constexpr uint32_t N_VECTOR = D_K / 8;
     const uint32_t k_head = blockIdx.x / (a.shape.n_v_head / a.shape.n_k_head);
-    const uint32_t lane = threadIdx.x % 32;
-    const bool is_mine = 4 * lane < D_K;
-    const float q_scale = 1.0f / __fsqrt_rn((float)D_K);
+    const size_t stride = unit_stride(a.shape);
+    const uint16_t *unit =
+        a.unit + part.batch_row * stride + (size_t)k_head * D_K;
 
-    for (uint32_t i = threadIdx.x / 32; i < 2 * part.n; i += blockDim.x / 32) {
-        const uint32_t c = i / 2;
-        const bool is_query = i % 2;
-        const size_t from = (part.batch_row + c) * a.qkv_stride +
-                            (size_t)k_head * D_K + 4 * lane;
-        float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (uint32_t j = threadIdx.x; j < part.n * N_VECTOR; j += blockDim.x) {
+        const uint32_t c = j / N_VECTOR, v = j % N_VECTOR;
+        const uint16_t *query = unit + c * stride + 8 * v;
+        const uint16_t *key = query + stride / 2;
 
-        if (is_mine)
-            x = *(const float4 *)((is_query ? a.q : a.k) + from);
-        const float scale = unit_scale(x);
-        const uint2 unit =
-            is_query ? unit_query(x, scale, q_scale) : unit_key(x, scale);
-        if (!is_mine)
-            continue;
-        *(uint2 *)&shared->row[is_query ? R + c : c][4 * lane] = unit;
-        if (!is_query)
-            *(uint2 *)(shared->key +
-                       tile_at(part.i + c, lane / 2, tile_stride(D_K)) +
-                       lane % 2 * 8) = unit;
+        copy_16(shared_of(&shared->row[R + c][8 * v]), query);
+        copy_16(shared_of(&shared->row[c][8 * v]), key);
+        copy_16(
+            shared_of(shared->key + tile_at(part.i + c, v, tile_stride(D_K))),
+            key);
     }
 }
 
@@ -537,8 +529,8 @@ static __global__ void __launch_bounds__(N_THREAD, 384 / N_THREAD)
         part.batch_row = span.first_row + part.row;
         part.n = min(span.n_row - part.row, GRID - part.i);
         copy_inputs(a, span.state, part, shared);
+        copy_rows(a, part, shared);
         load_state(&state, s, d_v);
-        load_rows(a, part, shared);
         if (threadIdx.x == blockDim.x - 1)
             load_gates(a, part, span.state.ring_g + (size_t)blockIdx.x * GRID,
                        shared);

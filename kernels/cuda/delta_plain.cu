@@ -17,7 +17,7 @@
 #define DIM_MAX 256u
 
 struct head {
-    float q[DIM_MAX], k[DIM_MAX]; /* normalised and rounded */
+    float q[DIM_MAX], k[DIM_MAX]; /* of the unit row */
     float w[GRID], x[GRID], decay[GRID];
     float since_grid;
 };
@@ -32,29 +32,17 @@ static __device__ float bf16_at(const void *ring, size_t at)
     return __bfloat162float(((const __nv_bfloat16 *)ring)[at]);
 }
 
-/* 1 / sqrt(sum x^2 + 1e-6); every thread computes it. */
-static __device__ float inverse_norm(const float *x, uint32_t n)
-{
-    float sum = 0.0f;
-
-    for (uint32_t d = 0; d < n; d++)
-        sum = __fmaf_rn(x[d], x[d], sum);
-    return 1.0f / sqrtf(sum + 1e-6f);
-}
-
 static __device__ void take_keys(const struct delta_args &a, size_t row,
                                  struct head *head, __nv_bfloat16 *ring)
 {
-    const uint32_t d_k = a.shape.d_k;
-    const float *q = a.q + row * a.qkv_stride + (size_t)blockIdx.x * d_k;
-    const float *k = a.k + row * a.qkv_stride + (size_t)blockIdx.x * d_k;
-    const float by_q = inverse_norm(q, d_k), by_k = inverse_norm(k, d_k);
-    const float q_scale = 1.0f / sqrtf((float)d_k);
+    const uint32_t d_k = a.shape.d_k, n_key = a.shape.n_k_head * d_k;
+    const __nv_bfloat16 *q = (const __nv_bfloat16 *)a.unit + row * 2 * n_key +
+                             (size_t)blockIdx.x * d_k;
 
     for (uint32_t d = threadIdx.x; d < d_k; d += THREADS) {
-        head->q[d] = rounded(q[d] * by_q * q_scale);
-        head->k[d] = rounded(k[d] * by_k);
-        ring[d] = __float2bfloat16_rn(head->k[d]);
+        head->q[d] = __bfloat162float(q[d]);
+        head->k[d] = __bfloat162float(q[n_key + d]);
+        ring[d] = q[n_key + d];
     }
     __syncthreads();
 }

@@ -1,16 +1,16 @@
 /*
- * What of the delta rule does not need the state, for all chunks at once: keys
- * and queries normalised and rounded, decays, the weights ~-w and ~x, and T of
- * the blocks. One CTA of five warps for a chunk of a k-head and all of its
- * v-heads; a warp takes two of the ten blocks of the triangle.
+ * What of the delta rule does not need the state, for all chunks at once: tiles
+ * of keys and queries, decays, the weights ~-w and ~x, and T of the blocks. One
+ * CTA of five warps for a chunk of a k-head and all of its v-heads; a warp
+ * takes two of the ten blocks of the triangle.
  *
  * Rows that the call does not bring are arranged so that recur need not know:
  * those of the ring (j < first) get since = 0, beta = 1, weights of zero and
  * the ring's T, so that an input v = r_j comes out as r_j; those behind the end
  * are all zero.
  *
- * Memory, per token of 16 k-heads and 32 v-heads of 128 x 128: 16 KiB of rows
- * read, 8 KiB of tiles and 5.6 KiB of weights written.
+ * Memory, per token of 16 k-heads and 32 v-heads of 128 x 128: 8 KiB of unit
+ * rows read, 8 KiB of tiles and 5.6 KiB of weights written.
  */
 #include "kernels/cuda/async.cuh"
 #include "kernels/cuda/delta.cuh"
@@ -38,91 +38,38 @@ struct prepare_shared {
     union triangle triangle[N_WARP];
 };
 
-/* Four bf16 of a row to their place in a tile. */
-static __device__ __forceinline__ void put(char *tile, uint32_t row,
-                                           uint32_t stride, uint2 four)
-{
-    const uint32_t lane = threadIdx.x % 32;
-
-    *(uint2 *)(tile + tile_at(row, lane / 2, stride) + lane % 2 * 8) = four;
-}
-
-/* A step of eight(): values N .. 2N - 1 go to the lanes whose bit is set. */
-template <uint32_t N>
-static __device__ __forceinline__ void exchange(float x[2 * N], uint32_t step)
-{
-    const bool is_upper = threadIdx.x & step;
-
-#pragma unroll
-    for (uint32_t i = 0; i < N; i++) {
-        const float mine = is_upper ? x[N + i] : x[i];
-        const float other = is_upper ? x[i] : x[N + i];
-
-        x[i] = mine + __shfl_xor_sync(0xffffffffu, other, step);
-    }
-}
-
-/* unit_scale() of eight vectors, with the same bits: lane / 4 is whose. */
-static __device__ __forceinline__ float unit_scale_of_eight(const float4 x[8])
-{
-    float sum[8];
-
-#pragma unroll
-    for (uint32_t i = 0; i < 8; i++)
-        sum[i] = square_sum(x[i]);
-    exchange<4>(sum, 16);
-    exchange<2>(sum, 8);
-    exchange<1>(sum, 4);
-    sum[0] += __shfl_xor_sync(0xffffffffu, sum[0], 2);
-    sum[0] += __shfl_xor_sync(0xffffffffu, sum[0], 1);
-    return 1.0f / __fsqrt_rn(sum[0] + 1e-6f);
-}
-
-/* One warp's 16 rows of keys and queries into the tiles. */
+/* One warp's 16 rows of keys and queries on their way into the tiles. */
 template <uint32_t D_K>
 static __device__ void fill_tiles(const struct delta_many &many,
                                   const struct delta_span *span,
                                   struct delta_chunk at, char *tile)
 {
-    const struct delta_args &a = many.args;
-    const uint32_t stride = tile_stride(D_K), lane = threadIdx.x % 32;
-    const uint32_t head = blockIdx.x, begin = threadIdx.x / 32 * DELTA_BLOCK;
-    const bool is_mine = 4 * lane < D_K;
-    const float q_scale = 1.0f / __fsqrt_rn((float)D_K);
-    char *const query = tile + tile_bytes(D_K);
-    const size_t column = (size_t)head * D_K + 4 * lane;
+    constexpr uint32_t N_VECTOR = D_K / 8;
+    const struct delta_shape shape = many.args.shape;
+    const uint32_t begin = threadIdx.x / 32 * DELTA_BLOCK;
+    const size_t stride = unit_stride(shape);
+    const uint16_t *unit = many.args.unit + (size_t)blockIdx.x * D_K;
     const uint16_t *ring =
-        (const uint16_t *)span->state.ring_k + (size_t)head * GRID * D_K;
+        (const uint16_t *)span->state.ring_k + (size_t)blockIdx.x * GRID * D_K;
 
 #pragma unroll
-    for (uint32_t part = 0; part < DELTA_BLOCK; part += 4) {
-        float4 x[8]; /* keys, queries */
-#pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
-            const uint32_t row = begin + part + i;
-            const bool is_here = is_mine && row >= at.first && row < at.end;
-            const size_t from = (at.row + row) * a.qkv_stride + column;
-            const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (uint32_t i = threadIdx.x % 32; i < DELTA_BLOCK * N_VECTOR; i += 32) {
+        const uint32_t row = begin + i / N_VECTOR, v = i % N_VECTOR;
+        char *const key = tile + tile_at(row, v, tile_stride(D_K));
+        char *const query = key + tile_bytes(D_K);
+        const uint16_t *from = unit + (at.row + row) * stride + 8 * v;
+        const uint4 zero = make_uint4(0, 0, 0, 0);
 
-            x[i] = is_here ? *(const float4 *)(a.k + from) : zero;
-            x[4 + i] = is_here ? *(const float4 *)(a.q + from) : zero;
+        if (row >= at.first && row < at.end) {
+            copy_16(shared_of(key), from + stride / 2);
+            copy_16(shared_of(query), from);
+            continue;
         }
-        const float scale = unit_scale_of_eight(x);
-#pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
-            const uint32_t row = begin + part + i;
-            const float by_k = __shfl_sync(0xffffffffu, scale, 4 * i);
-            const float by_q = __shfl_sync(0xffffffffu, scale, 16 + 4 * i);
-            uint2 key = unit_key(x[i], by_k);
-
-            if (row < at.first && is_mine)
-                key = *(const uint2 *)(ring + (size_t)row * D_K + 4 * lane);
-            const uint2 ask = unit_query(x[4 + i], by_q, q_scale);
-            if (is_mine) {
-                put(tile, row, stride, key);
-                put(query, row, stride, ask);
-            }
-        }
+        if (row < at.first)
+            copy_16(shared_of(key), ring + (size_t)row * D_K + 8 * v);
+        else
+            *(uint4 *)key = zero;
+        *(uint4 *)query = zero;
     }
 }
 
@@ -350,6 +297,7 @@ static __global__ void __launch_bounds__(N_WARP * 32)
         fill_tiles<D_K>(many, span, at, tile);
     else
         fill_decays(many, span, at, &shared);
+    copies_wait();
     copies_after_writes();
     __syncthreads();
 #if __CUDA_ARCH__ >= 900

@@ -428,9 +428,7 @@ static void run_attend(struct device *device, const struct attend_args *args)
 /* ... and small head dims of the delta rule. */
 static void run_delta(struct device *device, const struct delta_args *args)
 {
-    const uint32_t d_k = args->shape.d_k;
-
-    if ((d_k == 64 || d_k == 96 || d_k == 128) && args->shape.d_v % 64 == 0)
+    if (cuda_delta_has(args->shape))
         cuda_delta(gpu_of(device), args);
     else
         cuda_delta_plain(gpu_of(device), args);

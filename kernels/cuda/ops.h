@@ -17,7 +17,13 @@ DEVICE_OPERATORS(DEVICE_OPERATOR)
  * matrix unit may round. */
 void cuda_linear_plain(struct gpu *gpu, const struct linear_args *args);
 
-/* delta for head dims that cuda_delta() does not have. */
+/* Head dims of cuda_delta(), and delta for others. Which it is decides how unit
+ * rows are summed, too. */
+static inline bool cuda_delta_has(struct delta_shape shape)
+{
+    return (shape.d_k == 64 || shape.d_k == 96 || shape.d_k == 128) &&
+           shape.d_v % 64 == 0;
+}
 void cuda_delta_plain(struct gpu *gpu, const struct delta_args *args);
 
 /* attend for rotations that cuda_attend() does not have. */

@@ -37,7 +37,7 @@ static void conv_span(const struct conv_args *a, const struct conv_span *span)
 void ref_conv(struct pool *pool, const struct conv_args *a)
 {
     (void)pool;
-    assert(a->width >= 1 && a->width <= CONV_WIDTH_MAX);
+    assert(a->width >= 1 && a->width <= CONV_WIDTH_MAX && !a->unit);
     for (uint32_t i = 0; i < a->n_span; i++)
         conv_span(a, &a->span[i]);
 }

@@ -16,6 +16,7 @@
  *     check_attend steps          the other
  */
 #include "tests/gpu/attend_session.cuh"
+#include "tests/gpu/rate.h"
 
 /* Rows [from, to) at once; is_new: append them first. */
 static void run(struct gpu *gpu, struct shape shape,
@@ -294,11 +295,9 @@ static void time_prefill(struct gpu *gpu, struct shape shape, uint32_t n_token,
         if (i >= 0)
             CUDA(cudaEventElapsedTime(&ms[i], from, to));
     }
-    float t = median_ms(ms, N_TIME);
-    printf("prefill d %3u q %2.0f kv %u rows %6u of %6u | %8.3f ms | bound "
-           "%7.3f | %4.0f TFLOP/s | %.2f of 790\n",
-           shape.d_head, head, shape.n_kv_head, n_row, n_token, t, flop / 790e9,
-           flop / t / 1e9, flop / t / 790e9);
+    rate_print(flop / 790e6, median_ms(ms, N_TIME) * 1e3,
+               "attention, %u dims, %.0f/%u heads, rows %u of %u", shape.d_head,
+               head, shape.n_kv_head, n_row, n_token);
     session_release(&s);
     table_release(&table);
 }
@@ -391,10 +390,10 @@ static void time_decode(struct gpu *gpu, struct shape shape, struct step step)
     double us = median_ms(ms, N_TIME) * 1e3 / step.n_layer;
     double bound = (double)step.n_seq * step.n_token * shape.n_kv_head *
                    shape.d_head * 4 / copy_bytes_us;
-    printf("decode  d %3u q %2u kv %u %2u x %6u rows %2u | %8.2f us | bound "
-           "%7.2f | %.2f of the copy\n",
-           shape.d_head, shape.n_kv_head * shape.group, shape.n_kv_head,
-           step.n_seq, step.n_token, step.n_row, us, bound, bound / us);
+    rate_print(bound, us,
+               "attention, %u dims, %u/%u heads, step of %u x %u rows at %u",
+               shape.d_head, shape.n_kv_head * shape.group, shape.n_kv_head,
+               step.n_seq, step.n_row, step.n_token);
     CUDA(cudaGraphExecDestroy(exec));
     cudaFree(block);
     cudaFree(step.block);

@@ -17,6 +17,7 @@
 #include "kernels/cuda/capability.h"
 #include "kernels/cuda/way.h"
 #include "tests/gpu/attend_session.cuh"
+#include "tests/gpu/rate.h"
 
 #define LIST_MAX 50u /* blocks of a view: a fourth chain has begun */
 #define VIEW_MAX 12u
@@ -593,15 +594,16 @@ static void print_time(const struct load *load, float ms)
         key * load->n_span * load->n_row * s.n_kv_head * s.group / 790e9;
     double bound = fmax(fmax(l2, memory), core);
 
-    printf("places  d %3u q %2u kv %u spans %4u rows %2u blocks %2u alike %u%s "
-           "| %8.3f ms | bound %7.3f (%s) | %.2f\n",
-           s.d_head, s.n_kv_head * s.group, s.n_kv_head, load->n_span,
-           load->n_row, load->n_block, load->n_alike,
-           load->is_recorded ? " recorded" : "", ms, bound,
-           bound == core     ? "tensor cores"
-           : bound == memory ? "memory"
-                             : "L2 cache",
-           bound / ms);
+    rate_print(
+        bound * 1e3, ms * 1e3,
+        "lists, %u dims, %u/%u heads, %u%s x %u rows, %u blocks, %u alike "
+        "(%s)",
+        s.d_head, s.n_kv_head * s.group, s.n_kv_head, load->n_span,
+        load->is_recorded ? " recorded" : "", load->n_row, load->n_block,
+        load->n_alike,
+        bound == core     ? "tensor cores"
+        : bound == memory ? "memory"
+                          : "L2 cache");
 }
 
 static void time_load(struct gpu *gpu, struct load load)

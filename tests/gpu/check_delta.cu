@@ -2,15 +2,16 @@
  * The recurrent layer on the GPU, without the node:
  *     check_delta check [SHAPE]
  * It judges outputs and folded states by an oracle in double that shares no
- * line with the kernels: the rule token by token, its keys and queries rounded
- * to bf16. Then by bits: a prompt in one call, against the same rows in calls
- * of other sizes, alone, beside other sessions and after rejected drafts;
- * outputs, state and ring. Rings begin full of NaN.
+ * line with the kernels: the rule token by token. Then by bits: a prompt in one
+ * call, against the same rows in calls of other sizes, alone, beside other
+ * sessions and after rejected drafts; outputs, state and ring. Rings begin full
+ * of NaN.
  *
  *     nvcc -std=c++17 -O3 -fmad=false -I. \
  *         -gencode=arch=compute_90a,code=sm_90a \
- *         tests/gpu/check_delta.cu kernels/cuda/{delta*,conv}.cu
+ *         tests/gpu/check_delta.cu kernels/cuda/{delta*,conv*,way}.cu
  */
+#include "kernels/cuda/conv.cuh"
 #include "tests/gpu/delta_session.h"
 
 #define TOLERANCE 1e-2 /* of the largest: factors rounded to 2^-9 each */
@@ -28,26 +29,12 @@ static void claim(bool is_true, const char *what, struct delta_shape s,
            s.n_v_head, s.d_k, s.d_v);
 }
 
-static float to_bf16(float x)
-{
-    uint32_t bits;
-
-    memcpy(&bits, &x, 4);
-    bits = (bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
 /* ----------------------------------------------------------------- oracle */
 
-static void unit(double *y, const float *x, uint32_t n, double scale)
+static void widen(double *y, const uint16_t *x, uint32_t n)
 {
-    double sum = 1e-6;
-
     for (uint32_t d = 0; d < n; d++)
-        sum += (double)x[d] * x[d];
-    for (uint32_t d = 0; d < n; d++)
-        y[d] = to_bf16((float)(x[d] / sqrt(sum) * scale));
+        y[d] = of_bf16(x[d]);
 }
 
 /* S <- e^g S;  d = beta (v - S^T k);  S <- S + k d^T;  o = S^T q */
@@ -86,13 +73,13 @@ static void check_oracle(const struct session *s, const float *out,
 
         memset(sum, 0, (size_t)d_k * d_v * 8);
         for (uint32_t t = 0; t < s->n_token; t++) {
-            const float *row = s->host_qkv + t * s->stride;
+            const uint16_t *unit = s->host_unit + t * 2 * n_key + g * d_k;
             const size_t at = (size_t)t * shape.n_v_head + h;
 
-            unit(q, row + g * d_k, d_k, 1.0 / sqrt(d_k));
-            unit(k, row + n_key + g * d_k, d_k, 1.0);
-            step(sum, k, q, row + 2 * n_key + h * d_v, s->host_beta[at],
-                 s->host_decay[at], shape, o);
+            widen(q, unit, d_k);
+            widen(k, unit + n_key, d_k);
+            step(sum, k, q, s->host_v + t * s->stride + h * d_v,
+                 s->host_beta[at], s->host_decay[at], shape, o);
             for (uint32_t e = 0; e < d_v; e++) {
                 const double got = out[t * s->out_stride + h * d_v + e];
 
@@ -229,11 +216,12 @@ static void check_rejected(const struct session *s, const struct kept *want)
 static struct session gathered(const struct session *from,
                                const struct delta_span *span, uint32_t n_span)
 {
-    const size_t n_v = from->shape.n_v_head;
+    const size_t n_v = from->shape.n_v_head, n_unit = unit_stride(from->shape);
     const size_t n_row = span[n_span - 1].first_row + span[n_span - 1].n_row;
     struct session batch = *from;
 
-    batch.qkv = (float *)on_device(NULL, n_row * from->stride * 4);
+    batch.unit = (uint16_t *)on_device(NULL, n_row * n_unit * 2);
+    batch.v = (float *)on_device(NULL, n_row * from->stride * 4);
     batch.beta = (float *)on_device(NULL, n_row * n_v * 4);
     batch.decay = (float *)on_device(NULL, n_row * n_v * 4);
     batch.out = (float *)on_device(NULL, n_row * from->out_stride * 4);
@@ -242,7 +230,9 @@ static struct session gathered(const struct session *from,
         const size_t to = span[i].first_row, at = span[i].position;
         const size_t n = span[i].n_row;
 
-        cudaMemcpy(batch.qkv + to * from->stride, from->qkv + at * from->stride,
+        cudaMemcpy(batch.unit + to * n_unit, from->unit + at * n_unit,
+                   n * n_unit * 2, cudaMemcpyDeviceToDevice);
+        cudaMemcpy(batch.v + to * from->stride, from->v + at * from->stride,
                    n * from->stride * 4, cudaMemcpyDeviceToDevice);
         cudaMemcpy(batch.beta + to * n_v, from->beta + at * n_v, n * n_v * 4,
                    cudaMemcpyDeviceToDevice);
@@ -255,7 +245,8 @@ static struct session gathered(const struct session *from,
 
 static void batch_release(struct session *batch)
 {
-    cudaFree(batch->qkv);
+    cudaFree(batch->unit);
+    cudaFree(batch->v);
     cudaFree(batch->beta);
     cudaFree(batch->decay);
     cudaFree(batch->out);
@@ -358,59 +349,228 @@ static double sigmoid(double x)
     return 1.0 / (1.0 + exp(-x));
 }
 
-/* A conv in one call and in calls of some rows, and the tail behind them. */
-static void check_conv(uint32_t width)
+/* A convolution's inputs and what it leaves, here and there. */
+#define CONV_TOKENS 150u
+#define CONV_CHANNELS_MAX 900u
+#define CONV_MAX (CONV_TOKENS * CONV_CHANNELS_MAX)
+
+struct conv_case {
+    uint32_t width, n_channel;
+    struct delta_shape shape;
+    float x[CONV_MAX], y[CONV_MAX], w[CONV_WIDTH_MAX * CONV_CHANNELS_MAX];
+    float tail[CONV_WIDTH_MAX * CONV_CHANNELS_MAX];
+    uint16_t unit[CONV_MAX];
+    float *on_x, *on_y, *on_w, *on_tail;
+    uint16_t *on_unit;
+};
+
+static size_t conv_bytes(const struct conv_case *c)
 {
-    enum { N_CHANNEL = 132, N_TOKEN = 150, N_KEPT = 7 * N_CHANNEL };
-    static const uint32_t CUTS[] = {N_TOKEN, 1, 2, 3, 16, 17, 63};
-    static float x[N_TOKEN * N_CHANNEL], y[N_TOKEN * N_CHANNEL];
-    static float first[N_TOKEN * N_CHANNEL], w[8 * N_CHANNEL], tail[N_KEPT];
-    const size_t bytes = sizeof(x), tail_bytes = (width - 1) * N_CHANNEL * 4;
-    double off = 0.0;
-    bool is_same = true;
+    return (size_t)CONV_TOKENS * c->n_channel * 4;
+}
 
-    for (size_t i = 0; i < COUNT(x); i++)
-        x[i] = noise();
-    for (size_t i = 0; i < COUNT(w); i++)
-        w[i] = noise();
-    float *on_x = (float *)on_device(x, bytes);
-    float *on_y = (float *)on_device(NULL, bytes);
-    float *on_w = (float *)on_device(w, sizeof(w));
-    float *on_tail = (float *)on_device(NULL, sizeof(tail));
-    for (size_t c = 0; c < COUNT(CUTS); c++) {
-        must(cudaMemset(on_tail, 0, sizeof(tail)), "tail");
-        must(cudaMemset(on_y, 0xff, bytes), "conv");
-        for (uint32_t t = 0; t < N_TOKEN; t += CUTS[c]) {
-            const uint32_t left = N_TOKEN - t;
-            const struct conv_span span = {t, CUTS[c] < left ? CUTS[c] : left,
-                                           on_tail};
-            const struct conv_args a = {on_y,      N_CHANNEL, on_x,
-                                        N_CHANNEL, on_w,      N_CHANNEL,
-                                        width,     &span,     1};
+static uint32_t conv_n_unit(const struct conv_case *c)
+{
+    return (uint32_t)unit_stride(c->shape);
+}
 
-            cuda_conv(&gpu, &a);
-        }
-        to_host(c ? y : first, on_y, bytes);
-        to_host(tail, on_tail, sizeof(tail));
-        is_same = is_same && (c == 0 || memcmp(y, first, bytes) == 0) &&
-                  memcmp(tail, x + (N_TOKEN - width + 1) * N_CHANNEL,
-                         tail_bytes) == 0;
+static void conv_init(struct conv_case *c)
+{
+    const size_t bytes = conv_bytes(c);
+
+    for (size_t i = 0; i < bytes / 4; i++)
+        c->x[i] = noise();
+    memset(c->x + 100 * (size_t)c->n_channel, 0, 20 * (size_t)c->n_channel * 4);
+    for (size_t i = 0; i < (size_t)c->width * c->n_channel; i++)
+        c->w[i] = noise();
+    c->on_x = (float *)on_device(c->x, bytes);
+    c->on_y = (float *)on_device(NULL, bytes);
+    c->on_w = (float *)on_device(c->w, sizeof(c->w));
+    c->on_tail = (float *)on_device(NULL, sizeof(c->tail));
+    c->on_unit = (uint16_t *)on_device(NULL, bytes / 2);
+}
+
+static void conv_release(struct conv_case *c)
+{
+    cudaFree(c->on_x);
+    cudaFree(c->on_y);
+    cudaFree(c->on_w);
+    cudaFree(c->on_tail);
+    cudaFree(c->on_unit);
+}
+
+/* From nothing, in calls of some rows; outputs, unit rows and the tail. */
+static void convolve(struct conv_case *c, uint32_t cut, bool has_unit)
+{
+    must(cudaMemset(c->on_tail, 0, sizeof(c->tail)), "tail");
+    must(cudaMemset(c->on_y, 0xff, conv_bytes(c)), "conv");
+    must(cudaMemset(c->on_unit, 0xff, conv_bytes(c) / 2), "conv");
+    for (uint32_t t = 0; t < CONV_TOKENS; t += cut) {
+        const uint32_t left = CONV_TOKENS - t;
+        const struct conv_span span = {t, cut < left ? cut : left, c->on_tail};
+        const struct conv_args a = {c->on_y,  c->n_channel,
+                                    c->on_x,  c->n_channel,
+                                    c->on_w,  c->n_channel,
+                                    c->width, &span,
+                                    1,        has_unit ? c->on_unit : NULL,
+                                    c->shape};
+
+        cuda_conv(&gpu, &a);
     }
-    for (uint32_t t = 0; t < N_TOKEN; t++)
-        for (uint32_t c = 0; c < N_CHANNEL; c++) {
+    to_host(c->y, c->on_y, conv_bytes(c));
+    to_host(c->unit, c->on_unit, conv_bytes(c) / 2);
+    to_host(c->tail, c->on_tail, sizeof(c->tail));
+}
+
+static bool has_tail(const struct conv_case *c)
+{
+    return memcmp(c->tail,
+                  c->x + (CONV_TOKENS - c->width + 1) * (size_t)c->n_channel,
+                  (c->width - 1) * (size_t)c->n_channel * 4) == 0;
+}
+
+/* By an oracle in double, then by bits over cuts. */
+static void check_conv(struct conv_case *c)
+{
+    static const uint32_t CUTS[] = {1, 2, 3, 16, 17, 63};
+    float *first = (float *)malloc(conv_bytes(c));
+    double off = 0.0;
+
+    convolve(c, CONV_TOKENS, false);
+    memcpy(first, c->y, conv_bytes(c));
+    for (uint32_t t = 0; t < CONV_TOKENS; t++)
+        for (uint32_t n = 0; n < c->n_channel; n++) {
             double sum = 0.0;
 
-            for (uint32_t i = 0; i < width && i <= t; i++)
-                sum += (double)w[(width - 1 - i) * N_CHANNEL + c] *
-                       x[(t - i) * N_CHANNEL + c];
-            off =
-                fmax(off, fabs(first[t * N_CHANNEL + c] - sum * sigmoid(sum)));
+            for (uint32_t i = 0; i < c->width && i <= t; i++)
+                sum += (double)c->w[(c->width - 1 - i) * c->n_channel + n] *
+                       c->x[(t - i) * c->n_channel + n];
+            off = fmax(off,
+                       fabs(first[t * c->n_channel + n] - sum * sigmoid(sum)));
         }
-    claim(off < 2e-6 && is_same, "conv", (struct delta_shape){0}, off);
-    cudaFree(on_x);
-    cudaFree(on_y);
-    cudaFree(on_w);
-    cudaFree(on_tail);
+    claim(off < 2e-6 && has_tail(c), "conv", c->shape, off);
+    for (size_t i = 0; i < COUNT(CUTS); i++) {
+        convolve(c, CUTS[i], false);
+        claim(memcmp(c->y, first, conv_bytes(c)) == 0 && has_tail(c),
+              "conv in cuts", c->shape, CUTS[i]);
+    }
+    free(first);
+}
+
+/* The sum of a head's squares in the order of a warp's tree, 4 dims a lane, or
+ * where cuda_delta() has no such heads as a chain. */
+static float squares_of(const float *x, struct delta_shape shape)
+{
+    float sum[32] = {0.0f};
+
+    if (!cuda_delta_has(shape)) {
+        for (uint32_t d = 0; d < shape.d_k; d++)
+            sum[0] = fmaf(x[d], x[d], sum[0]);
+        return sum[0];
+    }
+    for (uint32_t i = 0; i < shape.d_k / 4; i++, x += 4)
+        sum[i] =
+            fmaf(x[3], x[3], fmaf(x[2], x[2], fmaf(x[1], x[1], x[0] * x[0])));
+    for (uint32_t step = 16; step; step /= 2)
+        for (uint32_t i = 0; i < step; i++)
+            sum[i] = sum[i] + sum[i + step];
+    return sum[0];
+}
+
+/* Whether unit rows are those of the float rows `y`, and what is behind the
+ * heads has stayed. */
+static bool has_units(const struct conv_case *c, const float *y)
+{
+    const uint32_t n_unit = conv_n_unit(c), d_k = c->shape.d_k;
+    const float q_scale = 1.0f / sqrtf((float)d_k);
+
+    for (uint32_t t = 0; t < CONV_TOKENS; t++) {
+        const float *row = y + (size_t)t * c->n_channel;
+
+        for (uint32_t n = 0; n < n_unit; n++) {
+            const uint32_t head = n / d_k;
+            const float scale =
+                1.0f / sqrtf(squares_of(row + head * d_k, c->shape) + 1e-6f);
+            float want = row[n] * scale;
+
+            if (head < c->shape.n_k_head)
+                want = want * q_scale;
+            if (c->unit[(size_t)t * n_unit + n] != to_bf16(want))
+                return false;
+        }
+        if (memcmp(c->y + (size_t)t * c->n_channel, row + n_unit,
+                   (c->n_channel - n_unit) * 4) != 0)
+            return false;
+    }
+    return true;
+}
+
+/* By bits, from the floats that the convolution gives without. */
+static void check_unit(struct conv_case *c)
+{
+    static const uint32_t CUTS[] = {CONV_TOKENS, 1, 2, 5, 16, 17, 63};
+    float *y = (float *)malloc(conv_bytes(c));
+
+    convolve(c, CONV_TOKENS, false);
+    memcpy(y, c->y, conv_bytes(c));
+    for (size_t i = 0; i < COUNT(CUTS); i++) {
+        convolve(c, CUTS[i], true);
+        claim(has_units(c, y) && has_tail(c), "unit rows", c->shape, CUTS[i]);
+    }
+    free(y);
+}
+
+static void check_convs(void)
+{
+    static const struct delta_shape SHAPES[] = {
+        {2, 4, 128, 64, ARITHMETIC_FP32}, {3, 3, 64, 128, ARITHMETIC_FP32},
+        {1, 2, 96, 64, ARITHMETIC_FP32},  {3, 3, 96, 64, ARITHMETIC_FP32},
+        {2, 2, 16, 16, ARITHMETIC_FP32},  {1, 2, 64, 20, ARITHMETIC_FP32},
+        {1, 1, 200, 8, ARITHMETIC_FP32},
+    };
+    static struct conv_case c;
+
+    for (c.width = 1; c.width <= CONV_WIDTH_MAX; c.width++) {
+        c.n_channel = 132;
+        conv_init(&c);
+        check_conv(&c);
+        conv_release(&c);
+    }
+    for (size_t i = 0; i < COUNT(SHAPES); i++) {
+        c.width = 1 + (uint32_t)(i + 3) % CONV_WIDTH_MAX;
+        c.shape = SHAPES[i];
+        c.n_channel = conv_n_unit(&c) + SHAPES[i].n_v_head * SHAPES[i].d_v;
+        conv_init(&c);
+        check_unit(&c);
+        conv_release(&c);
+    }
+}
+
+static __device__ bool differs(float a, float b)
+{
+    return __float_as_uint(a) != __float_as_uint(b);
+}
+
+/* Of all floats that may come. */
+static __global__ void count_roots_off(uint32_t *n_off)
+{
+    const float x = __uint_as_float(blockIdx.x * blockDim.x + threadIdx.x);
+
+    if (!(x < 1e-6f) && differs(conv_inverse_root(x), 1.0f / __fsqrt_rn(x)) &&
+        !(x != x))
+        atomicAdd(n_off, 1);
+}
+
+static void check_roots(void)
+{
+    uint32_t n_off = 0;
+    uint32_t *const at = (uint32_t *)on_device(&n_off, sizeof(n_off));
+
+    count_roots_off<<<1u << 23, 256>>>(at);
+    must(cudaDeviceSynchronize(), "all floats");
+    to_host(&n_off, at, sizeof(n_off));
+    claim(n_off == 0, "inverse roots", (struct delta_shape){0}, n_off);
+    cudaFree(at);
 }
 
 static void check_gates(void)
@@ -492,8 +652,8 @@ int main(int argc, char **argv)
 {
     small_device_init(&gpu);
     check_delta(argc > 2 ? argv[2] : NULL);
-    for (uint32_t width = 1; width <= CONV_WIDTH_MAX; width++)
-        check_conv(width);
+    check_convs();
+    check_roots();
     check_gates();
     for (uint32_t dim = 64; dim <= 256; dim += 64)
         check_norm(dim);

@@ -2,11 +2,12 @@
  * All of a layer's experts in one go: its bits are those of the operators that
  * it stands for (expert, swiglu, expert, ffn), which have checks of their own.
  * With "time", steps of the shape of Qwen3.5-35B-A3B beside the time in which
- * their weights can be read. Build and run as check_linear.cu, with rows.cu.
+ * their weights can be read.
  */
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/ops.h"
 #include "tests/gpu/gpu_test.cuh"
+#include "tests/gpu/rate.h"
 #include "tests/gpu/small_device.h"
 
 #include <stdio.h>
@@ -300,9 +301,8 @@ static void time_step(struct gpu *gpu, uint32_t n_row, uint32_t n_expert)
     const double us = timed(gpu, &s, l, &t, y);
     const double bound = (t.n_used + 1) * bytes / 3.0e6;
 
-    printf("%4u rows, 8 of %3u experts, %3u used | %7.1f us, bound %7.1f, "
-           "%3.0f %%\n",
-           n_row, n_expert, t.n_used, us, bound, 100 * bound / us);
+    rate_print(bound, us, "experts, %u rows, 8 of %u, %u used", n_row, n_expert,
+               t.n_used);
     for (uint32_t i = 0; i < N_LAYER; i++)
         drop_layer(&l[i], &s);
     drop_step(&t);

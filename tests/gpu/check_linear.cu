@@ -3,10 +3,7 @@
  *   an oracle: the product in double on the host, of the rounded inputs;
  *   a law: a row has the same bits among 1, 2, 3, ... rows, in every tile
  * shape; what must not be touched, is not: columns behind n_out, rows behind
- * n_row. Prints a line a check and ends with 1 if one failed. Build and run, on
- * a machine with a Hopper GPU: gcc -O2 -I. -c kernels/linear_f8.c
- *     nvcc -std=c++17 -O3 -fmad=false -gencode=arch=compute_90a,code=sm_90a -I.
- * \ tests/gpu/check_linear.cu kernels/cuda/linear*.cu linear_f8.o -lcuda
+ * n_row. Prints a line a check and ends with 1 if one failed.
  */
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/ops.h"

@@ -3,8 +3,8 @@
  * a look-up of kv_view with INDEX_MASS wants it, and kv_match. Judged by bits:
  * the CPU's operators on blocks in PAIR that hold the same keys.
  *     check_mass check|small|time
- * Build and run as check_linear.cu. "time": 131,072 tokens in the shape of
- * Qwen3.5-9B, beside the time that fmas or bytes take.
+ * "time": 131,072 tokens in the shape of Qwen3.5-9B, beside the time that fmas
+ * or bytes take.
  */
 extern "C" {
 #include "kernels/ref/ref.h"
@@ -12,6 +12,7 @@ extern "C" {
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/view_mass.cuh"
 #include "tests/gpu/gpu_test.cuh"
+#include "tests/gpu/rate.h"
 #include "tests/gpu/small_device.h"
 
 #include <vector>
@@ -394,12 +395,12 @@ static void time_shape(struct gpu *gpu, const struct sizes *shape,
     const struct kv_match_args a = match_args(&s, result);
     const float match = median_ms(gpu, [&] { cuda_kv_match(gpu, &a); });
 
-    printf(
-        "%7llu tokens, %u/%u heads of %u: mass %.3f ms, bound %.3f (%.0f%%); "
-        "match %.3f ms, bound %.3f (%.0f%%)\n",
-        (unsigned long long)n_token, shape->n_head, shape->n_kv_head,
-        shape->d_head, mass, n_fma / 30e9, n_fma / 30e9 / mass * 100, match,
-        bytes / 3e9, bytes / 3e9 / match * 100);
+    rate_print(n_fma / 30e6, mass * 1e3,
+               "mass, %u dims, %u/%u heads, %llu tokens", shape->d_head,
+               shape->n_head, shape->n_kv_head, (unsigned long long)n_token);
+    rate_print(bytes / 3e6, match * 1e3,
+               "match, %u dims, %u/%u heads, %llu tokens", shape->d_head,
+               shape->n_head, shape->n_kv_head, (unsigned long long)n_token);
     test_cuda(cudaFree(result));
     session_release(&s);
 }

@@ -9,6 +9,7 @@
  *     check_view least            few of it, for compute-sanitizer
  *     check_view time [I]         beside the bounds, all or one
  */
+#include "tests/gpu/rate.h"
 #include "tests/gpu/view_session.h"
 
 #include "kernels/cuda/ops.h"
@@ -595,9 +596,8 @@ static void time_one(struct gpu *gpu, const struct timing *t)
     }
     const double us = median(ms) * 1e3 / t->n_layer;
     const double bound = bound_of(&s, &call, t);
-    printf("%-28s %2u sessions, %4u rows, step %2u | %8.1f us | bound %7.1f | "
-           "%.2f\n",
-           t->name, t->n_session, t->n_row, t->step, us, bound, bound / us);
+    rate_print(bound, us, "views, %s, %u sessions, %u rows, step %u", t->name,
+               t->n_session, t->n_row, t->step);
     CUDA(cudaGraphExecDestroy(exec));
     cudaFree(b.memory);
     cudaFree(b.block);

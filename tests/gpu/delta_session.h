@@ -40,9 +40,10 @@ static void to_host(void *host, const void *device, size_t bytes)
 struct session {
     struct delta_shape shape;
     uint32_t n_token;
-    size_t stride, out_stride;
-    float *host_qkv, *host_beta, *host_decay; /* the same here */
-    float *qkv, *beta, *decay, *out;
+    size_t stride, out_stride; /* of v, and of out */
+    uint16_t *host_unit, *unit;
+    float *host_v, *host_beta, *host_decay; /* the same here */
+    float *v, *beta, *decay, *out;
     struct delta_state state;
 };
 
@@ -69,6 +70,16 @@ static size_t g_bytes(struct delta_shape s)
 static size_t gate_bytes(const struct session *s)
 {
     return (size_t)s->n_token * s->shape.n_v_head * 4;
+}
+
+static size_t unit_bytes(const struct session *s)
+{
+    return s->n_token * unit_stride(s->shape) * 2;
+}
+
+static size_t v_bytes(const struct session *s)
+{
+    return s->n_token * s->stride * 4;
 }
 
 static void state_init(struct delta_state *state, struct delta_shape shape)
@@ -106,29 +117,74 @@ static float a_decay(size_t i)
     return i % 7 == 3 ? 0.0f : 0.05f * (noise() - 1.0f);
 }
 
+/* To nearest, ties to even. */
+static uint16_t to_bf16(float x)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &x, 4);
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+static float of_bf16(uint16_t x)
+{
+    const uint32_t bits = (uint32_t)x << 16;
+    float wide;
+
+    memcpy(&wide, &bits, 4);
+    return wide;
+}
+
+/* A direction of d dims, or none. */
+static void make_unit(uint16_t *to, uint32_t d, double scale)
+{
+    float x[128];
+    double sum = 1e-6;
+
+    for (uint32_t i = 0; i < d; i++) {
+        x[i] = noise();
+        sum += (double)x[i] * x[i];
+    }
+    for (uint32_t i = 0; i < d; i++)
+        to[i] = to_bf16((float)(x[i] / sqrt(sum) * scale));
+}
+
+static void make_units(const struct session *s)
+{
+    const struct delta_shape shape = s->shape;
+    const uint32_t n_head = 2 * shape.n_k_head;
+
+    for (size_t i = 0; i < (size_t)s->n_token * n_head; i++)
+        make_unit(s->host_unit + i * shape.d_k, shape.d_k,
+                  i % n_head < shape.n_k_head ? 1.0 / sqrt(shape.d_k) : 1.0);
+}
+
 static struct session session_of(struct delta_shape shape, uint32_t n_token)
 {
     struct session s = {};
-    size_t n;
 
     s.shape = shape;
     s.n_token = n_token;
-    s.stride = 2 * (size_t)shape.n_k_head * shape.d_k +
-               (size_t)shape.n_v_head * shape.d_v + 4;
+    s.stride = (size_t)shape.n_v_head * shape.d_v + 4;
     s.out_stride = (size_t)shape.n_v_head * shape.d_v + 8;
-    n = (size_t)n_token * s.stride;
-    s.host_qkv = (float *)malloc(n * 4);
+    s.host_unit = (uint16_t *)malloc(unit_bytes(&s));
+    s.host_v = (float *)malloc(v_bytes(&s));
     s.host_beta = (float *)malloc(gate_bytes(&s));
     s.host_decay = (float *)malloc(gate_bytes(&s));
-    for (size_t i = 0; i < n; i++)
-        s.host_qkv[i] = noise();
+    make_units(&s);
+    for (size_t i = 0; i < v_bytes(&s) / 4; i++)
+        s.host_v[i] = noise();
     for (size_t i = 0; i < gate_bytes(&s) / 4; i++) {
         s.host_beta[i] = 0.5f + 0.5f * noise();
         s.host_decay[i] = a_decay(i);
     }
-    if (n_token > 100) /* a row of zeros has no direction */
-        memset(s.host_qkv + 100 * s.stride, 0, s.stride * 4);
-    s.qkv = (float *)on_device(s.host_qkv, n * 4);
+    if (n_token > 100) { /* a row of zeros has no direction */
+        memset(s.host_unit + 100 * unit_stride(shape), 0,
+               unit_stride(shape) * 2);
+        memset(s.host_v + 100 * s.stride, 0, s.stride * 4);
+    }
+    s.unit = (uint16_t *)on_device(s.host_unit, unit_bytes(&s));
+    s.v = (float *)on_device(s.host_v, v_bytes(&s));
     s.beta = (float *)on_device(s.host_beta, gate_bytes(&s));
     s.decay = (float *)on_device(s.host_decay, gate_bytes(&s));
     s.out = (float *)on_device(NULL, n_token * s.out_stride * 4);
@@ -138,10 +194,12 @@ static struct session session_of(struct delta_shape shape, uint32_t n_token)
 
 static void session_release(struct session *s)
 {
-    free(s->host_qkv);
+    free(s->host_unit);
+    free(s->host_v);
     free(s->host_beta);
     free(s->host_decay);
-    cudaFree(s->qkv);
+    cudaFree(s->unit);
+    cudaFree(s->v);
     cudaFree(s->beta);
     cudaFree(s->decay);
     cudaFree(s->out);
@@ -151,16 +209,14 @@ static void session_release(struct session *s)
 static struct delta_args args_of(const struct session *s,
                                  const struct delta_span *span, uint32_t n_span)
 {
-    const size_t n_key = (size_t)s->shape.n_k_head * s->shape.d_k;
     struct delta_args a = {};
 
     a.shape = s->shape;
     a.out = s->out;
     a.out_stride = s->out_stride;
-    a.q = s->qkv;
-    a.k = s->qkv + n_key;
-    a.v = s->qkv + 2 * n_key;
+    a.v = s->v;
     a.qkv_stride = s->stride;
+    a.unit = s->unit;
     a.beta = s->beta;
     a.log_decay = s->decay;
     a.span = span;

@@ -56,8 +56,6 @@ int main(int argc, char **argv)
         return cmd_check(argc - 1, argv + 1);
     if (strcmp(what, "eval") == 0)
         return cmd_eval(argc - 1, argv + 1);
-    if (strcmp(what, "ops") == 0 && argc == 3)
-        return gpu_ops(argv[2]);
     if (strcmp(what, "exact") == 0 && argc >= 4 && argc % 2 == 0 &&
         read_exact(argc, argv, &exact))
         return gpu_exact(argv[3], &exact);
@@ -71,7 +69,6 @@ int main(int argc, char **argv)
         return gpu_prefill(argv[2], argv[3], argv + 4, (uint32_t)argc - 4);
     (void)fprintf(stderr, "usage: gpu_model check OPTIONS...\n"
                           "       gpu_model eval OPTIONS...\n"
-                          "       gpu_model ops BACKEND\n"
                           "       gpu_model exact BACKEND DIR [--schedules N] "
                           "[--seconds S] [--seed K] [--first I]\n"
                           "                 [--weights FORMAT] [--kv KV] "

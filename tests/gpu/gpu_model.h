@@ -5,7 +5,6 @@
  *
  *   gpu_model check --model DIR --golden DIR --backend cuda   as godwitd check
  *   gpu_model eval --model DIR --backend cuda ...         as godwitd eval
- *   gpu_model ops BACKEND                 small operators against ref
  *   gpu_model exact BACKEND DIR OPTIONS...  laws over random schedules:
  *       --schedules N (100)  --seconds S (0: no limit)  --seed K (1)
  *       --first I (0)        --weights FORMAT           --kv KV
@@ -26,8 +25,6 @@
 
 /* Print the thread's cause; the status to exit with. */
 int gpu_fail(const char *what);
-
-int gpu_ops(const char *backend);
 
 struct gpu_exact_what {
     struct model_choice choice;

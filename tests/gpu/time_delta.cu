@@ -3,10 +3,9 @@
  * runs, each beside what its bytes take at the rate of a copy in the same run.
  * Bytes: the rows that go in and out, what prepare leaves for recur, the states
  * and the rings that decode reads. States are as many as no cache holds.
- *
- * Built as check_delta.cu is.
  */
 #include "tests/gpu/delta_session.h"
+#include "tests/gpu/rate.h"
 
 #define N_RUN 9
 
@@ -101,8 +100,7 @@ static void run_norm(void *arg, uint32_t turn)
 
 static void print_rate(const char *what, double bytes, double rate, double us)
 {
-    printf("%-44s %9.1f %9.1f %6.1f %%\n", what, bytes / rate * 1e6, us,
-           100.0 * bytes / rate * 1e6 / us);
+    rate_print(bytes / rate * 1e6, us, "recurrent layer: %s", what);
 }
 
 /* The two kernels apart, of all chunks at once. */
@@ -112,6 +110,7 @@ static void rate_kernels(struct bench *b, double rate)
     const uint32_t n_chunk = b->s->n_token / GRID;
     const struct delta_span span = {0, b->s->n_token, 0, b->s->state};
     const double rows = (double)b->s->n_token * 4;
+    const double units = (double)unit_bytes(b->s);
     const double tiles =
         (double)n_chunk * shape.n_k_head * 2 * tile_bytes(shape.d_k);
     const double heads =
@@ -123,9 +122,8 @@ static void rate_kernels(struct bench *b, double rate)
     b->many.n_chunk = n_chunk;
     b->many.tile = (char *)on_device(NULL, (size_t)tiles);
     b->many.head = (struct chunk_head *)on_device(NULL, (size_t)heads);
-    print_rate("  prepare (rows in; tiles and weights out)",
-               rows * shape.n_k_head * 2 * shape.d_k + tiles + heads, rate,
-               median_us(run_prepare, b, 1));
+    print_rate("  prepare (unit rows in; tiles and weights out)",
+               units + tiles + heads, rate, median_us(run_prepare, b, 1));
     print_rate("  recur (tiles, weights, v in; outputs out)",
                rows * shape.n_v_head * 2 * shape.d_v + tiles + heads, rate,
                median_us(run_recur, b, 1));
@@ -139,12 +137,11 @@ static void rate_prompt(uint32_t n_token, double rate)
         (struct delta_shape){16, 32, 128, 128, ARITHMETIC_FP32}, n_token);
     struct bench b = {};
     char what[64];
-    const double rows = (double)n_token * 4 * (2 * 16 + 2 * 32) * 128;
+    const double rows = (double)n_token * (2 * 2 * 16 + 4 * 2 * 32) * 128;
 
     b.s = &s;
     reset(&s);
-    snprintf(what, sizeof(what), "delta, %u tokens (float rows in and out)",
-             n_token);
+    snprintf(what, sizeof(what), "delta, %u tokens (rows in and out)", n_token);
     print_rate(what, rows, rate, median_us(run_prompt, &b, 1));
     rate_kernels(&b, rate);
     session_release(&s);
@@ -203,42 +200,75 @@ static void rate_few(uint32_t n_span, uint32_t n_row, uint32_t at, double rate)
     session_release(&s);
 }
 
-static void rate_around(uint32_t n_token, double rate)
+/* What stands around the rule, of 16 k-heads and 32 v-heads of 128; each
+ * session has as many rows. */
+static void rate_conv(uint32_t n_span, uint32_t n_row, double rate)
 {
-    const uint32_t n_channel = 8192, n_value = 4096;
-    const size_t bytes = (size_t)n_token * n_channel * 4;
-    struct conv_span span = {0, n_token, NULL};
+    const struct delta_shape shape = {16, 32, 128, 128, ARITHMETIC_FP32};
+    const uint32_t n_unit = (uint32_t)unit_stride(shape), n_value = 4096;
+    const uint32_t n_channel = n_unit + n_value;
+    const size_t n = (size_t)n_span * n_row;
+    const double bytes = 4.0 * n_channel * n + 2.0 * n_unit * n +
+                         4.0 * n_value * n +
+                         2.0 * 3 * 4 * n_channel * n_span; /* the tails */
+    struct conv_span span[64];
     struct bench b = {};
-    float *x = (float *)on_device(NULL, bytes),
-          *y = (float *)on_device(NULL, bytes);
+    char what[64];
 
-    cudaMemset(x, 0x3c, bytes);
-    cudaMemset(y, 0x3c, bytes);
-    span.tail = (float *)on_device(NULL, 3 * n_channel * 4);
-    b.conv = (struct conv_args){y,
-                                n_channel,
-                                x,
-                                n_channel,
-                                (float *)on_device(NULL, 4 * n_channel * 4),
-                                n_channel,
-                                4,
-                                &span,
-                                1};
-    print_rate("conv, 8192 channels, 4096 rows", 2.0 * bytes, rate,
-               median_us(run_conv, &b, 1));
-    b.norm.norm.x = x;
-    b.norm.norm.y = y;
+    for (uint32_t i = 0; i < n_span; i++) {
+        span[i].first_row = i * n_row;
+        span[i].n_row = n_row;
+        span[i].tail = (float *)on_device(NULL, (size_t)3 * 4 * n_channel);
+        cudaMemset(span[i].tail, 0x3c, (size_t)3 * 4 * n_channel);
+    }
+    b.conv.x = (float *)on_device(NULL, n * n_channel * 4);
+    cudaMemset((void *)b.conv.x, 0x3c, n * n_channel * 4);
+    b.conv.y = (float *)on_device(NULL, n * n_value * 4);
+    b.conv.unit = (uint16_t *)on_device(NULL, n * n_unit * 2);
+    b.conv.weight = (float *)on_device(NULL, (size_t)4 * 4 * n_channel);
+    b.conv.x_stride = b.conv.n_channel = n_channel;
+    b.conv.y_stride = n_value;
+    b.conv.width = 4;
+    b.conv.span = span;
+    b.conv.n_span = n_span;
+    b.conv.shape = shape;
+    gpu.staged = 0;
+    cuda_conv(&gpu, &b.conv);
+    gpu.is_repeating = true;
+    snprintf(what, sizeof(what), "conv, %u channels, %u x %u rows", n_channel,
+             n_span, n_row);
+    print_rate(what, bytes, rate, median_us(run_conv, &b, n > 64 ? 1 : 24));
+    gpu.is_repeating = false;
+    for (uint32_t i = 0; i < n_span; i++)
+        cudaFree(span[i].tail);
+    cudaFree((void *)b.conv.x);
+    cudaFree((void *)b.conv.weight);
+    cudaFree(b.conv.y);
+    cudaFree(b.conv.unit);
+}
+
+static void rate_norm(uint32_t n_row, double rate)
+{
+    const uint32_t n_value = 4096;
+    const size_t bytes = (size_t)n_row * n_value * 4;
+    struct bench b = {};
+
+    b.norm.norm.x = (float *)on_device(NULL, bytes);
+    b.norm.z = (float *)on_device(NULL, bytes);
+    b.norm.norm.y = (float *)on_device(NULL, bytes);
+    cudaMemset((void *)b.norm.norm.x, 0x3c, bytes);
+    cudaMemset((void *)b.norm.z, 0x3c, bytes);
     b.norm.norm.x_stride = b.norm.norm.y_stride = n_value;
-    b.norm.norm.weight = b.conv.weight;
-    b.norm.norm.n_row = n_token;
+    b.norm.norm.weight = b.norm.z;
+    b.norm.norm.n_row = n_row;
     b.norm.norm.n_group = 32;
     b.norm.norm.dim = 128;
-    b.norm.z = x + (size_t)n_token * n_value;
     b.norm.z_stride = n_value;
-    print_rate("gated norm, 32 groups of 128, 4096 rows", 1.5 * bytes, rate,
+    print_rate("gated norm, 32 groups of 128, 4096 rows", 3.0 * bytes, rate,
                median_us(run_norm, &b, 1));
-    cudaFree(x);
-    cudaFree(y);
+    cudaFree((void *)b.norm.norm.x);
+    cudaFree((void *)b.norm.z);
+    cudaFree(b.norm.norm.y);
 }
 
 static double copy_rate(void)
@@ -260,8 +290,7 @@ int main(void)
     small_device_init(&gpu);
     const double rate = copy_rate();
 
-    printf("copy %.2f TB/s\n%-44s %9s %9s %8s\n", rate / 1e12, "", "bound us",
-           "us", "share");
+    printf("copy: %.0f GB/s read and written\n", rate / 1e9);
     rate_prompt(32768, rate);
     rate_prompt(4096, rate);
     rate_few(1, 1, 32, rate);
@@ -271,6 +300,12 @@ int main(void)
     rate_few(64, 1, 63, rate);
     rate_few(64, 4, 32, rate);
     rate_few(8, 16, 32, rate);
-    rate_around(4096, rate);
+    rate_conv(1, 4096, rate);
+    rate_conv(1, 1, rate);
+    rate_conv(8, 1, rate);
+    rate_conv(64, 1, rate);
+    rate_conv(8, 4, rate);
+    rate_conv(8, 16, rate);
+    rate_norm(4096, rate);
     return 0;
 }

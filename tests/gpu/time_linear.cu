@@ -4,15 +4,12 @@
  * the operations at PEAK. Weights are random and pass through memory so that
  * none of them is in the L2 cache; launches are those of a graph, one product
  * behind the other. x comes as rows of bf16, as norms and gates leave it; y is
- * float. Medians of seven.
- *
- * Beside them stand the times of ARITHMETIC_FAST where cuBLASLt is (of the same
- * y), and those of time_linear.py (whose y is bf16) with its output as
- * argument. Build as check_linear.cu says.
+ * float. Medians of seven. "fast" is ARITHMETIC_FAST, where cuBLASLt is.
  */
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/ops.h"
 #include "tests/gpu/gpu_test.cuh"
+#include "tests/gpu/rate.h"
 #include "tests/gpu/small_device.h"
 
 #define PEAK 790e6 /* operations a microsecond, bf16: measured, 8192 cubed */
@@ -187,47 +184,31 @@ static double bound(const struct shape *s, double n_matrix)
     return memory > multiply ? memory : multiply;
 }
 
-/* Of the lines of time_linear.py; 0 where there is none. */
-static double torch_time(const char *path, const struct shape *s)
+static void time_shape(const char *what, const struct shape *s)
 {
-    FILE *file = path ? fopen(path, "r") : NULL;
-    uint32_t n_out, n_in, n_row;
-    double us, found = 0.0;
+    const double b = bound(s, 1);
 
-    while (file &&
-           fscanf(file, "%u %u %u %lf", &n_out, &n_in, &n_row, &us) == 4)
-        if (n_out == s->n_out && n_in == s->n_in && n_row == s->n_row)
-            found = us;
-    if (file)
-        (void)fclose(file);
-    return found;
+    rate_print(b, timed(call_linear, s, n_call(b)), "%s, %u to %u, %u rows",
+               what, s->n_in, s->n_out, s->n_row);
 }
 
-static void time_linear(uint32_t n_out, uint32_t n_in, const char *torch)
+static void time_linear(uint32_t n_out, uint32_t n_in)
 {
     static const uint32_t ROWS[] = {1,   8,   16,   32,   64,      128,
                                     256, 512, 1024, 2048, ROWS_MAX};
 
     for (size_t i = 0; i < sizeof(ROWS) / sizeof(*ROWS); i++) {
-        const struct shape s = {n_out, n_in, ROWS[i], LINEAR_BF16,
-                                ARITHMETIC_MMA};
-        const struct shape fast = {n_out, n_in, ROWS[i], LINEAR_BF16,
-                                   ARITHMETIC_FAST};
-        const struct shape f8 = {n_out, n_in, ROWS[i], LINEAR_F8,
-                                 ARITHMETIC_MMA};
-        const double b = bound(&s, 1), b8 = bound(&f8, 1);
+        struct shape s = {n_out, n_in, ROWS[i], LINEAR_BF16, ARITHMETIC_MMA};
 
         if ((size_t)n_out * ROWS[i] > (size_t)ROWS_MAX * 12288)
             continue;
-        const double us = timed(call_linear, &s, n_call(b));
-        const double us_fast =
-            has_fast && ROWS[i] > 64 ? timed(call_linear, &fast, n_call(b)) : 0;
-        const double us8 = timed(call_linear, &f8, n_call(b));
-
-        printf("%6u %5u %5u | %7.1f %7.1f %3.0f %% | %7.1f %7.1f | %7.1f %7.1f "
-               "%3.0f %%\n",
-               n_out, n_in, ROWS[i], b, us, 100 * b / us, us_fast,
-               torch_time(torch, &s), b8, us8, 100 * b8 / us8);
+        time_shape("product", &s);
+        s.type = LINEAR_F8;
+        time_shape("product f8", &s);
+        s.type = LINEAR_BF16;
+        s.arithmetic = ARITHMETIC_FAST;
+        if (has_fast && ROWS[i] > 64)
+            time_shape("product fast", &s);
     }
 }
 
@@ -267,9 +248,9 @@ static void time_ffn(void)
         const double us = timed(call_ffn, &s, n_call(b));
         const double us8 = timed(call_ffn, &f8, n_call(b));
 
-        printf("ffn_add 4096 -> 12288 -> 4096, %4u rows | %7.1f %7.1f %3.0f %% "
-               "| f8 %7.1f %7.1f %3.0f %%\n",
-               ROWS[i], b, us, 100 * b / us, b8, us8, 100 * b8 / us8);
+        rate_print(b, us, "ffn_add, 4096 to 12288 to 4096, %u rows", ROWS[i]);
+        rate_print(b8, us8, "ffn_add f8, 4096 to 12288 to 4096, %u rows",
+                   ROWS[i]);
     }
 }
 
@@ -358,16 +339,14 @@ static void time_expert(void)
             2.0 * r.shape.n_row * r.shape.n_out * r.shape.n_in / PEAK;
         const double b = memory > multiply ? memory : multiply;
 
-        printf(
-            "expert 128 of 1536 x 2048, 8 chosen, %4u rows, %3u used | %7.1f "
-            "%7.1f %3.0f %%\n",
-            ROWS[i], r.n_used, b, us, 100 * b / us);
+        rate_print(b, us,
+                   "expert, 128 of 2048 to 1536, 8 chosen, %u rows, %u used",
+                   ROWS[i], r.n_used);
     }
 }
 
-int main(int argc, char **argv)
+int main(void)
 {
-    const char *torch = argc > 1 ? argv[1] : NULL;
     const size_t n_float = (size_t)ROWS_MAX * 12288;
     char why[DEVICE_WHY_SIZE];
 
@@ -382,14 +361,12 @@ int main(int argc, char **argv)
     fill_weights<<<1024, 256>>>((uint32_t *)x_rounded, n_float / 2);
     has_fast = cuda_fast_prepare(why) == STATUS_OK;
     read_rate = ARENA / 2 / timed(call_read, NULL, 4);
-    printf("reads %.2f TB/s; bound, time and share of bf16, fast, torch, then "
-           "of f8; us\n",
-           read_rate / 1e6);
-    time_linear(4096, 4096, torch);
-    time_linear(12288, 4096, torch);
-    time_linear(4096, 12288, torch);
-    time_linear(151936, 4096, torch);
-    time_linear(64, 4096, torch);
+    printf("reads: %.0f GB/s\n", read_rate / 1e3);
+    time_linear(4096, 4096);
+    time_linear(12288, 4096);
+    time_linear(4096, 12288);
+    time_linear(151936, 4096);
+    time_linear(64, 4096);
     time_ffn();
     time_expert();
     return 0;

@@ -36,14 +36,28 @@ static size_t tail_floats(const struct setting *s)
     return (size_t)(s->width - 1) * s->n_channel;
 }
 
+static struct conv_args args_of(const struct setting *s,
+                                const struct conv_span *span, uint32_t n_span,
+                                float *y)
+{
+    return (struct conv_args){.y = y,
+                              .y_stride = s->y_stride,
+                              .x = s->x,
+                              .x_stride = s->x_stride,
+                              .weight = s->w,
+                              .n_channel = s->n_channel,
+                              .width = s->width,
+                              .span = span,
+                              .n_span = n_span};
+}
+
 static void run(const struct setting *s, const struct backend *backend,
                 struct pool *pool, uint32_t first, uint32_t n, float *tail,
                 float *y)
 {
     struct conv_span span = {first, n, tail};
-    struct conv_args a = {y,           s->y_stride, s->x,
-                          s->x_stride, s->w,        s->n_channel,
-                          s->width,    &span,       1};
+    struct conv_args a = args_of(s, &span, 1, y);
+
     backend->conv(pool, &a);
 }
 
@@ -115,8 +129,7 @@ Test(conv, sessions_in_one_batch_do_not_see_each_other)
         run(&s, backend, NULL, 100, 35, tail[0], want);
         run(&s, backend, NULL, 2, 1, tail[2], want);
         struct conv_span span[2] = {{100, 35, tail[1]}, {2, 1, tail[3]}};
-        struct conv_args a = {y,           s.y_stride, s.x,  s.x_stride, s.w,
-                              s.n_channel, s.width,    span, 2};
+        struct conv_args a = args_of(&s, span, 2, y);
         backend->conv(pools[p], &a);
         assert_same(y, want, n, backend->name);
         assert_same(tail[1], tail[0], n_tail, backend->name);

@@ -105,11 +105,26 @@ static uint64_t digest_delta(const struct backend *b, enum arithmetic order,
                                                   N_ROW, 2});
     for (size_t i = 2 * N_ROW; i < 4 * N_ROW; i++)
         gates[i] = -fabsf(gates[i]);
-    b->conv(NULL, &(struct conv_args){y, 4 * D, qkv, 4 * D, qkv + 17, 4 * D, 4,
-                                      &rows, 1});
-    b->delta(NULL,
-             &(struct delta_args){shape, out, 2 * D, y, y + D, y + 2 * D, 4 * D,
-                                  gates, gates + 2 * N_ROW, &span, 1});
+    b->conv(NULL, &(struct conv_args){.y = y,
+                                      .y_stride = 4 * D,
+                                      .x = qkv,
+                                      .x_stride = 4 * D,
+                                      .weight = qkv + 17,
+                                      .n_channel = 4 * D,
+                                      .width = 4,
+                                      .span = &rows,
+                                      .n_span = 1});
+    b->delta(NULL, &(struct delta_args){.shape = shape,
+                                        .out = out,
+                                        .out_stride = 2 * D,
+                                        .q = y,
+                                        .k = y + D,
+                                        .v = y + 2 * D,
+                                        .qkv_stride = 4 * D,
+                                        .beta = gates,
+                                        .log_decay = gates + 2 * N_ROW,
+                                        .span = &span,
+                                        .n_span = 1});
     hash = digest(digest(hash, out, N_ROW * 2 * D * sizeof(float)), s,
                   2 * D * D * sizeof(float));
     drop(qkv);

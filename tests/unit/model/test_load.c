@@ -370,10 +370,10 @@ Test(load, every_failing_allocation_of_a_workspace_is_reported)
     do {
         fail_at = ++n;
         n_taken = 0;
-    } while (workspace_create(model, 8, 2, 4, &workspace) ==
+    } while (workspace_create(model, 256, 2, 4, &workspace) ==
                  STATUS_RESOURCE_EXHAUSTED &&
              !workspace);
-    cr_assert_eq(n, 25);
+    cr_assert_eq(n, 26);
     fail_at = 0;
     workspace_destroy(workspace);
     cr_assert_eq(workspace_create(model, UINT32_MAX, 1, UINT32_MAX, &workspace),
