@@ -9,11 +9,13 @@ build=$1
 to=$2
 cmake --build "$build" --target all gpu_checks godwit_cuda_sm80
 mkdir -p "$to/lib"
-for program in godwitd godwitctl gpu_model check_attend check_attend_places \
-    check_delta check_experts check_linear check_mass check_mma check_view; do
+for program in godwitd godwitctl gpu_model gpu_ops check_attend \
+    check_attend_places check_delta check_experts check_linear check_mass \
+    check_mma check_view time_delta time_linear; do
     strip -o "$to/$program" "$build/$program"
 done
-for library in libgodwit_cuda.so libgodwit_cuda_sm80.so libgodwit_faulty.so; do
+for library in libgodwit_cuda.so libgodwit_cuda_sm80.so libgodwit_faulty.so \
+    libgodwit_beside.so; do
     strip -o "$to/$library" "$build/$library"
 done
 for program in godwitd godwitctl; do

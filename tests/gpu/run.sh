@@ -6,7 +6,10 @@
 #
 # usage: run.sh [BUILD [PART...]]
 # BUILD is a build folder; what is missing in it is made by cmake where that is
-# there. A folder of pack.sh needs the driver alone, and python3 for `node`.
+# there. A folder of pack.sh needs the driver alone, and python3 for `node`. One
+# that is not there yet is made by cmake, as much of it as this machine has
+# libraries for, or by build.sh, which makes what needs no models: kernels, ops,
+# rates, torch.
 #
 # PART, all of them in this order if none is named, longest first:
 #   race      compute-sanitizer: shared memory (racecheck)
@@ -20,8 +23,11 @@
 #   ways      the same bits in the ways of all GPUs           gpu_model exact
 #   formats   the same and goldens in formats of eight bits
 #   kernels   every kernel against its oracle                 check_NAME
-#   ops       small operators against ref                     gpu_model ops
+#   ops       small operators against ref                     gpu_ops
 #   goldens   logits, greedy texts, needles                   gpu_model check
+#   rates     every kernel beside its bound, in one table     check_NAME time,
+#                                                             time_NAME
+#   torch     attention and products beside PyTorch's         time_torch.py
 #   time      steps beside their bounds                       gpu_model time
 #   swap      sessions carried between device and host
 #
@@ -35,9 +41,10 @@
 #
 # Exit: 0 all held, 1 something did not (or not in time), 2 no such part, 3 all
 # held that could be tried, but not all could. What each proves is in
-# docs/PERFORMANCE.md, "On a GPU: what proves what".
+# docs/performance/gpu-proofs.md.
 set -u
-all='race memory node exact policies ways formats kernels ops goldens time swap'
+all='race memory node exact policies ways formats kernels ops goldens rates'
+all="$all torch time swap"
 build=${1:-build}
 [ $# -eq 0 ] || shift
 parts=${*:-$all}
@@ -97,6 +104,7 @@ run() { # NAME COMMAND...: within what is left of all time
     fi
     case $code in
     0) result=held ;;
+    3) result='not tried' ;;
     124 | 137) result='NO TIME' ;;
     *) result="FAILED $code" ;;
     esac
@@ -138,7 +146,7 @@ kernels() {
 }
 
 ops() {
-    try ops "$gpu_model" ops "$cuda"
+    ! has gpu_ops all || try ops "$build/gpu_ops" "$cuda"
 }
 
 models() {
@@ -237,6 +245,7 @@ sanitize() { # WHAT COMMAND...: the command has a check behind it
     fi
     for words in 'check_attend least 64' 'check_attend least 128' \
         'check_attend least 256' 'check_attend_places least 64' \
+        'check_attend_places least 96' 'check_attend_places least 128' \
         'check_attend_places least 256' 'check_delta check 5' \
         'check_linear small' 'check_experts small' 'check_mass small' \
         'check_view least'; do
@@ -246,14 +255,46 @@ sanitize() { # WHAT COMMAND...: the command has a check behind it
     done
 }
 
-memory() {
-    sanitize memcheck "$sanitizer" --error-exitcode 1 || return 0
-    try 'one schedule' "$sanitizer" --error-exitcode 1 \
-        "$gpu_model" exact "$cuda" tests/golden/qwen3_5_moe_text --schedules 1
+# Whole models under policies: prompts with so many lists that they go a way of
+# their own, look-ups by keys, by bounds and of all keys; delta and experts.
+schedules() { # COMMAND...
+    has gpu_model all || return 0
+    while read -r model policy; do
+        try "$model under ${policy%%:*}" "$@" "$gpu_model" exact "$cuda" \
+            "tests/golden/$model" --schedules 1 --policy "$policy" </dev/null
+    done <<'END'
+llama infllm:sink=0:window=64:pick=64:step=1:keys=rank:index=keys
+llama quest:sink=64:window=0:pick=64:step=2:keys=far
+llama snapkv:sink=0:window=0:pick=64:end=130
+qwen3_5_moe_text any
+END
 }
 
+memory() {
+    sanitize memcheck "$sanitizer" --error-exitcode 1 || return 0
+    schedules "$sanitizer" --error-exitcode 1
+}
+
+# Products take most of the time, and have checks of their own.
 race() {
     sanitize racecheck python3 -B tests/gpu/race.py || return 0
+    schedules python3 -B tests/gpu/race.py --without product
+}
+
+rates() {
+    for words in 'check_attend time' 'check_attend_places time' \
+        'check_view time' 'check_mass time' 'check_experts time' time_delta \
+        time_linear; do
+        program=${words%% *}
+        # shellcheck disable=SC2086 # words
+        ! has "$program" gpu_checks || try "$program" "$build/"$words
+        grep -s ' |.*|.* %$' "$at.said" >>"$scratch/rates"
+    done
+}
+
+torch() {
+    ! has libgodwit_beside.so gpu_checks ||
+        try 'beside PyTorch' python3 -B tests/gpu/time_torch.py "$build"
 }
 
 time_steps() {
@@ -272,15 +313,32 @@ swap() {
     done
 }
 
-if [ ! -x "$gpu_model" ] || [ ! -e "$build/libgodwit_cuda.so" ]; then
-    cmake --preset release -B "$build" -DGODWIT_CUDA=ON >/dev/null &&
+configure() { # OPTIONS...
+    cmake --preset release -B "$build" -DGODWIT_CUDA=ON "$@" \
+        >"$scratch/made" 2>&1
+}
+
+if [ ! -e "$build/libgodwit_cuda.so" ]; then
+    if configure || configure '-DGODWIT_LAYERS=base;kernels;model'; then
         cmake --build "$build" || exit 1
+    else
+        tail -n 5 "$scratch/made"
+        rm -rf "$build/CMakeCache.txt" "$build/CMakeFiles"
+        tests/gpu/build.sh "$build" || exit 1
+    fi
 fi
 
 try_part() {
+    case $part in
+    exact | policies | ways | formats | goldens | time | swap)
+        has gpu_model all || return 0
+        ;;
+    esac
     limit=${SECONDS_MAX:-60}
     case $part in
-    race | memory | policies | time | swap) limit=${SECONDS_LONG:-240} ;;
+    race | memory | policies | torch | time | swap)
+        limit=${SECONDS_LONG:-240}
+        ;;
     esac
     case $part in
     time) time_steps ;; # a word of the shell's
@@ -290,7 +348,7 @@ try_part() {
 
 for part in $parts; do
     case $part in
-    time | swap) ;;
+    rates | torch | time | swap) ;;
     *) try_part ;;
     esac
 done
@@ -299,17 +357,22 @@ is_alone=true
 for part in $parts; do
     case $part in
     node) node_alone ;;
-    time | swap) try_part ;;
+    rates | torch | time | swap) try_part ;;
     esac
 done
 
 for said in "$scratch"/*.said; do
     [ -e "$said" ] || continue
-    grep -Eq '^(time|swap|[a-z]+ .* s  (FAILED|NO TIME))' "${said%said}row" ||
+    grep -Eq '^(torch|time|swap|[a-z]+ .* s  (FAILED|NO TIME))' \
+        "${said%said}row" ||
         continue
     printf '\n== %s\n' "$(cut -d: -f1 "${said%said}row")"
     tail -n 80 "$said"
 done
+if [ -e "$scratch/rates" ]; then
+    printf '\n%-78s | %9s | %9s | %s\n' rates 'bound, us' us share
+    cat "$scratch/rates"
+fi
 printf '\n%-8s %8s  %-10s %s\n' part took result what
 cat "$scratch"/*.row
 case " $parts " in

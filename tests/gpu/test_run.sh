@@ -21,7 +21,11 @@ case " $* " in
 *) echo "said $1" ;;
 esac
 FAKE
-chmod +x "$fake/gpu_model"
+cat >"$fake/gpu_ops" <<'FAKE'
+#!/bin/sh
+exec "${0%/*}/gpu_model" ops "$@"
+FAKE
+chmod +x "$fake/gpu_model" "$fake/gpu_ops"
 : >"$fake/libgodwit_cuda.so"
 
 # EXIT [PART...]: run.sh ends so; what it printed is in $out.
@@ -109,11 +113,56 @@ ln -s /usr/bin/python3 "$fake/bin/python3"
 expect 0 memory race
 says '^memory .*  held       check_attend least 256: checked least 256$'
 says '^race  .*  held       check_delta check 5: 1 pairs of accesses, 1 of them '
-says '^memory .*  held       one schedule: model: 7 of'
+says '^memory .*  held       llama under quest: model: 7 of'
+says '^race  .*  held       qwen3_5_moe_text under any: 1 pairs of accesses'
 FAKE_PAIR=elsewhere expect 1 race
 says '^race  .*  FAILED 1   check_delta check 5: '
 says '^Read add_sums and Write elsewhere: 12 hazards$'
 rm "$fake/bin/python3"
+
+# Rates of all programs in one table, whoever of them fails.
+for program in check_attend check_attend_places check_view check_mass \
+    check_experts time_delta time_linear; do
+    cat >"$fake/$program" <<'FAKE'
+#!/bin/sh
+echo "copy: 3000 GB/s"
+[ "${0##*/}" != check_mass ] || exit 1
+echo "${0##*/}${1:+ }$1 of 4 rows |       1.0 |       2.0 |  50 %"
+FAKE
+    chmod +x "$fake/$program"
+done
+expect 1 rates
+says '^rates .*  held       check_view: check_view time of 4 rows'
+says '^rates .*  FAILED 1   check_mass: copy'
+says '^check_experts time of 4 rows | *1.0 | *2.0 |  50 %$'
+says '^time_linear of 4 rows | *1.0 | *2.0 |  50 %$'
+if [ "$(grep -c '^[ct].* of 4 rows |' "$fake/out")" -ne 6 ]; then
+    echo "not six rates in the table:" && cat "$fake/out"
+    n_bad=$((n_bad + 1))
+fi
+
+# Beside PyTorch, where that is: exit 3 of a program, too, is "not tried".
+expect 3 torch
+says '^torch .*  not tried  libgodwit_beside.so: there is no '
+printf '#!/bin/sh\n' >"$fake/libgodwit_beside.so"
+chmod +x "$fake/libgodwit_beside.so"
+printf '#!/bin/sh\necho "no PyTorch"\nexit 3\n' >"$fake/bin/python3"
+chmod +x "$fake/bin/python3"
+expect 3 torch
+says '^torch .*  not tried  beside PyTorch: no PyTorch$'
+says '^0 held, 0 did not, 1 could not be tried$'
+printf '#!/bin/sh\necho "$*"\n' >"$fake/bin/python3"
+expect 0 torch
+says "^torch .*  held       beside PyTorch: .*time_torch.py $fake\$"
+
+# What needs no models is tried where there is no gpu_model.
+mv "$fake/gpu_model" "$fake/elsewhere"
+printf '#!/bin/sh\necho "said ops"\n' >"$fake/gpu_ops"
+expect 3 ops goldens exact
+says '^ops .*  held       ops: said ops$'
+says '^goldens .*  not tried  gpu_model: there is no '
+says '^1 held, 0 did not, 2 could not be tried$'
+mv "$fake/elsewhere" "$fake/gpu_model"
 
 # A full device comes behind all that runs beside others, before what is timed.
 for program in godwitd godwitctl libgodwit_faulty.so; do

@@ -1,3 +1,17 @@
+# Small operators on a GPU: it needs libc alone, and must, as must the checks
+# below: build.sh makes them without CMake and without a library.
+if(TARGET kernels)
+  add_executable(gpu_ops ${PROJECT_SOURCE_DIR}/tests/gpu/gpu_ops.c)
+  target_compile_options(gpu_ops PRIVATE ${STRICT})
+  target_include_directories(gpu_ops PRIVATE ${PROJECT_SOURCE_DIR})
+  add_dependencies(gpu_ops kernels base)
+  target_link_libraries(gpu_ops PRIVATE $<TARGET_FILE:kernels>
+    $<TARGET_FILE:base> Threads::Threads m ${CMAKE_DL_LIBS})
+  add_test(NAME gpu.ops COMMAND gpu_ops apart)
+  set_tests_properties(gpu.ops PROPERTIES LABELS unit
+    ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
+endif()
+
 # Whole models on a GPU (tests/gpu/gpu_model.h), in a program that depends on
 # nothing but libc, so that it runs where only a driver is installed; run.sh
 # brings it there. Here it is held to work, with the device that is not there.
@@ -14,6 +28,7 @@ if(TARGET model)
     ${node}/cmd_check.c ${node}/cmd_eval.c ${node}/golden.c ${node}/golden_cases.c
     ${node}/solo.c ${node}/subcommand.c ${eval})
   file(GLOB gpu_model CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/gpu_*.c)
+  list(FILTER gpu_model EXCLUDE REGEX "/gpu_ops\\.c$")
   add_executable(gpu_model ${gpu_model} ${parts})
   target_compile_options(gpu_model PRIVATE ${STRICT})
   target_include_directories(gpu_model PRIVATE ${PROJECT_SOURCE_DIR})
@@ -27,9 +42,6 @@ if(TARGET model)
     target_link_libraries(gpu_model PRIVATE ${STATIC_${name}})
   endforeach()
   target_link_libraries(gpu_model PRIVATE Threads::Threads m ${CMAKE_DL_LIBS})
-  add_test(NAME gpu.ops COMMAND gpu_model ops apart)
-  set_tests_properties(gpu.ops PROPERTIES LABELS unit
-    ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
   # A GPU that goes wrong when it is told to; beside libgodwit_cuda.so.
   add_library(godwit_faulty SHARED ${PROJECT_SOURCE_DIR}/tests/gpu/faulty_cuda.c
     ${PROJECT_SOURCE_DIR}/kernels/apart/fault.c ${PROJECT_SOURCE_DIR}/base/status.c)
@@ -38,7 +50,7 @@ if(TARGET model)
   target_link_libraries(godwit_faulty PRIVATE ${CMAKE_DL_LIBS})
   set_target_properties(godwit_faulty PROPERTIES BUILD_RPATH "$ORIGIN")
   if(TARGET godwit_cuda) # it loads, and says what this machine lacks
-    add_test(NAME gpu.load COMMAND gpu_model ops cuda)
+    add_test(NAME gpu.load COMMAND gpu_ops cuda)
     add_test(NAME gpu.archs COMMAND /usr/bin/python3 -B
       ${PROJECT_SOURCE_DIR}/tests/gpu/archs.py
       ${PROJECT_BINARY_DIR}/libgodwit_cuda.so)
@@ -96,10 +108,11 @@ if(TARGET godwit_cuda)
     DEPENDS ${PROJECT_BINARY_DIR}/libgodwit_cuda_sm80.so)
 endif()
 
-# The kernels' own checks: run.sh makes them, or brings them along (pack.sh).
-# They bring a device of their own in place of the library's.
+# The kernels' own checks and times: run.sh makes them, or brings them along
+# (pack.sh). They bring a device of their own in place of the library's.
 if(TARGET godwit_cuda AND TARGET kernels)
-  file(GLOB checks CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/check_*.cu)
+  file(GLOB checks CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/check_*.cu
+    ${PROJECT_SOURCE_DIR}/tests/gpu/time_*.cu)
   file(GLOB check_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/*.cuh
     ${PROJECT_SOURCE_DIR}/tests/gpu/*.h)
   set(check_objects ${objects})
@@ -118,10 +131,17 @@ if(TARGET godwit_cuda AND TARGET kernels)
     endif()
     add_custom_command(OUTPUT ${PROJECT_BINARY_DIR}/${stem}
       COMMAND ${NVCC} ${ways} -o ${PROJECT_BINARY_DIR}/${stem} ${file} ${check_archive}
-      $<TARGET_FILE:kernels> $<TARGET_FILE:base> -lxxhash -ljansson -ldl
+      $<TARGET_FILE:kernels> $<TARGET_FILE:base> -ldl
       DEPENDS ${file} ${check_headers} ${check_archive} kernels base
       COMMENT "Building ${stem}" VERBATIM)
     list(APPEND programs ${PROJECT_BINARY_DIR}/${stem})
   endforeach()
-  add_custom_target(gpu_checks DEPENDS ${programs})
+  set(beside ${PROJECT_BINARY_DIR}/libgodwit_beside.so) # for time_torch.py
+  set(beside_source ${PROJECT_SOURCE_DIR}/tests/gpu/beside.cu)
+  add_custom_command(OUTPUT ${beside}
+    COMMAND ${NVCC} ${SM90} ${SM80} -shared -Xlinker=-z,defs -o ${beside}
+    ${beside_source} ${check_archive}
+    DEPENDS ${beside_source} ${check_headers} ${check_archive}
+    COMMENT "Building libgodwit_beside.so" VERBATIM)
+  add_custom_target(gpu_checks DEPENDS ${programs} ${beside})
 endif()
