@@ -6,6 +6,7 @@
  * the barriers and the copies of 16 bytes: there threads copy by copy_share(),
  * and what is for the copy engine is nothing.
  */
+#include <cuda.h>
 #include <stdint.h>
 
 static __device__ __forceinline__ void barrier_init(uint32_t barrier,
@@ -73,6 +74,79 @@ copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier)
                  "bytes [%0], [%1], %2, [%3];" ::"r"(to),
                  "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
+}
+
+/* A box of two dimensions, as its map has it. */
+static __device__ __forceinline__ void copy_box(uint32_t to,
+                                                const CUtensorMap *from,
+                                                uint32_t column, uint32_t row,
+                                                uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier"
+                 "::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+                 "l"(from), "r"(column), "r"(row), "r"(barrier)
+                 : "memory");
+}
+
+/* Both of these into every CTA of the cluster whose bit is set, at the same
+ * place and with the same barrier of each. */
+static __device__ __forceinline__ void
+copy_bulk_to(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier,
+             uint16_t mask)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::"
+                 "bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier), "h"(mask)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void
+copy_box_to(uint32_t to, const CUtensorMap *from, uint32_t column, uint32_t row,
+            uint32_t barrier, uint16_t mask)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier"
+                 "::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(from), "r"(column), "r"(row), "r"(barrier), "h"(mask)
+                 : "memory");
+}
+
+/* One arrival at the same barrier of another CTA of the cluster, or of this
+ * one. It says that something was read, not that something was written. */
+static __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier,
+                                                         uint32_t rank)
+{
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+                 "}" ::"r"(barrier),
+                 "r"(rank)
+                 : "memory");
+}
+
+/* This CTA's number in its cluster. */
+static __device__ __forceinline__ uint32_t cluster_rank(void)
+{
+    uint32_t rank = 0;
+
+#if __CUDA_ARCH__ >= 900
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+    return rank;
+}
+
+/* All threads of the cluster have come here; before Hopper, of the CTA. Orders
+ * nothing else. */
+static __device__ __forceinline__ void cluster_sync(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\n"
+                 "barrier.cluster.wait.aligned;" ::
+                     : "memory");
+#else
+    __syncthreads();
+#endif
 }
 
 /* Back to device memory; copies_out_wait() before the thread ends. */

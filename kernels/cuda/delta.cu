@@ -9,12 +9,39 @@
 
 #include <assert.h>
 
-#define SEGMENT_TOKENS 16384u /* of all spans of a group together */
+#define SEGMENT_TOKENS 32768u /* of all spans of a group together */
 
-static size_t bytes_of_chunk(struct delta_shape shape)
+/* Boxes of a chunk's rows and 128 bytes of each; rows are multiples of 16. */
+static void map_rows(CUtensorMap *map, CUtensorMapDataType type,
+                     uint32_t n_byte, const void *at, const cuuint64_t size[2],
+                     size_t stride)
 {
-    return shape.n_k_head * 2 * (size_t)tile_bytes(shape.d_k) +
-           shape.n_v_head * sizeof(struct chunk_head);
+    const cuuint64_t bytes[1] = {stride * n_byte};
+    const cuuint32_t box[2] = {128 / n_byte, GRID}, each[2] = {1, 1};
+    const CUresult result = cuTensorMapEncodeTiled(
+        map, type, 2, (void *)at, size, bytes, box, each,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+
+    assert(result == CUDA_SUCCESS); /* our own rows */
+    (void)result;
+}
+
+void delta_many_tiles(struct delta_many *many, size_t n_row)
+{
+    const struct delta_args *a = &many->args;
+    const cuuint64_t unit[2] = {unit_stride(a->shape), n_row};
+    const cuuint64_t v[2] = {(size_t)a->shape.n_v_head * a->shape.d_v, n_row};
+
+    many->n_tile = many->n_chunk;
+    if (way_is_sm80())
+        return;
+    if (many->n_tile > 2)
+        many->n_tile = 2;
+    map_rows(&many->unit, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, a->unit, unit,
+             unit[0]);
+    map_rows(&many->v, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4, a->v, v,
+             a->qkv_stride);
 }
 
 static uint32_t n_chunk_of(const struct delta_span *span)
@@ -26,25 +53,32 @@ static uint32_t n_chunk_of(const struct delta_span *span)
 static void run_many(struct gpu *gpu, const struct delta_args *args,
                      const struct delta_span *span, uint32_t n_span)
 {
+    const struct delta_shape shape = args->shape;
     struct delta_many many = {};
     uint32_t n_chunk = 0;
+    size_t n_row = 0, n_tile_bytes;
 
     many.args = *args;
     many.args.n_span = n_span;
     many.args.span =
         (const struct delta_span *)gpu_stage(gpu, span, n_span * sizeof(*span));
-    for (uint32_t i = 0; i < n_span; i++)
+    for (uint32_t i = 0; i < n_span; i++) {
+        const size_t end = (size_t)span[i].first_row + span[i].n_row;
+
+        n_row = n_row > end ? n_row : end;
         if (n_chunk < n_chunk_of(&span[i]))
             n_chunk = n_chunk_of(&span[i]);
+    }
     many.n_chunk = SEGMENT_TOKENS / GRID / n_span;
     if (many.n_chunk > n_chunk)
         many.n_chunk = n_chunk;
-    many.tile = (char *)gpu_scratch(gpu, n_span * many.n_chunk *
-                                             bytes_of_chunk(args->shape));
-    many.head =
-        (struct chunk_head *)(many.tile + (size_t)n_span * many.n_chunk *
-                                              args->shape.n_k_head * 2 *
-                                              tile_bytes(args->shape.d_k));
+    delta_many_tiles(&many, n_row);
+    n_tile_bytes = (size_t)n_span * many.n_tile * shape.n_k_head * 2 *
+                   tile_bytes(shape.d_k);
+    many.tile = (char *)gpu_scratch(
+        gpu, n_tile_bytes + (size_t)n_span * many.n_chunk * shape.n_v_head *
+                                sizeof(struct chunk_head));
+    many.head = (struct chunk_head *)(many.tile + n_tile_bytes);
     if (gpu_is_replaying(gpu))
         return;
     for (; many.chunk < n_chunk; many.chunk += many.n_chunk) {

@@ -31,6 +31,8 @@
 #include "kernels/cuda/fragment.cuh"
 #include "kernels/cuda/scalar.cuh"
 
+#include <cuda.h>
+
 #define DELTA_FEW 16u /* rows of a span that take the one kernel */
 #define N_BLOCK (GRID / DELTA_BLOCK)
 #define DELTA_SLICE 32u    /* outputs e of one CTA of recur, one warp of few */
@@ -44,8 +46,8 @@ struct chunk_head {
     float since[GRID];                           /* exp(G_i) */
     float until[GRID];                           /* exp(G_63 - G_j) */
     float beta[GRID];
-    double g[GRID];
     float whole[4]; /* exp(G_63), three unused */
+    double g[GRID]; /* of a chunk that the call does not end, for the ring */
 };
 
 /* Block (i, j), j < i or j <= i, of far and seen. */
@@ -59,8 +61,7 @@ static __device__ __forceinline__ uint32_t seen_at(uint32_t i, uint32_t j)
     return i * (i + 1) / 2 + j;
 }
 
-/* Keys and queries of a chunk: two swizzled tiles (fragment.cuh) of GRID rows.
- */
+/* A tile of GRID rows of keys or queries (delta_tile.cuh). */
 static __host__ __device__ __forceinline__ uint32_t tile_stride(uint32_t d_k)
 {
     return d_k <= 64 ? 64 : 128;
@@ -74,9 +75,12 @@ static __host__ __device__ __forceinline__ uint32_t tile_bytes(uint32_t d_k)
 /* A call of the kernels for many rows: chunks [chunk, chunk + n_chunk) of each
  * span, counted from the span's first, and where prepare leaves them. */
 struct delta_many {
+    CUtensorMap unit;       /* the unit rows, in boxes of a chunk's half tile */
+    CUtensorMap v;          /* values, in boxes of a chunk's slice */
     struct delta_args args; /* span: on the device */
     uint32_t chunk, n_chunk;
-    char *tile; /* [n_span][n_chunk][n_k_head][2] tiles: keys, queries */
+    uint32_t n_tile; /* of a span: of its first and another chunk, or of all */
+    char *tile;      /* [n_span][n_tile][n_k_head][2] tiles: keys, queries */
     struct chunk_head *head; /* [n_span][n_chunk][n_v_head] */
 };
 
@@ -126,12 +130,23 @@ unit_stride(struct delta_shape shape)
     return 2 * (size_t)shape.n_k_head * shape.d_k;
 }
 
-/* exp(G_i - G_j) */
+/* exp(G_i - G_j), j <= i: scalar_exp() of what is not above zero, where the
+ * power of two can be added to the exponent at once. Of j > i it is anything.
+ */
 static __device__ __forceinline__ float decay(double later, double earlier)
 {
-    return scalar_exp((float)(later - earlier));
+    const float x = (float)(later - earlier);
+    const float n = __fmaf_rn(x, 0x1.715476p+0f, 0x1.8p+23f);
+    const float p = scalar_exp_rest(x, n - 0x1.8p+23f);
+    const float y =
+        __uint_as_float(__float_as_uint(p) + (__float_as_uint(n) << 23));
+
+    return x < -87.33f ? 0.0f : y;
 }
 
+/* How the kernels of these rows come to keys and queries: unit, n_tile. args
+ * and n_chunk are set; the batch has n_row rows. */
+void delta_many_tiles(struct delta_many *many, size_t n_row);
 void delta_prepare(struct gpu *gpu, const struct delta_many *many);
 void delta_recur(struct gpu *gpu, const struct delta_many *many);
 /* Spans of at most DELTA_FEW rows; leaves the others alone. */

@@ -1,6 +1,8 @@
 /*
  * The recurrence of the delta rule over the chunks of a span. A CTA has
- * DELTA_SLICE outputs of one v-head, so that 32 heads of 128 fill 128 SMs.
+ * DELTA_SLICE outputs of one v-head, so that 32 heads of 128 fill 128 SMs. Two
+ * of a v-head are a cluster: each brings half of what both read to both. (Of
+ * four not all of an H100's SMs could be had at once: 1,155 us for 613.)
  *
  * All is transposed: rows of the products are outputs e, columns tokens or key
  * dims. Then sums, rounded, are operands in the lanes where they are
@@ -9,31 +11,42 @@
  * state. The warps are
  *   two owners   each of 16 outputs: the state in registers, r, u, the fold
  *   two outputs  o, from an owner's rounded state and u, at most a chunk behind
- *   two loaders  a chunk ahead
+ *   two loaders  up to three chunks ahead: one thread by the copy engine, both
+ *                warps what of a chunk that the call does not bring whole
+ *                wants arranging
  */
-#include "kernels/cuda/async.cuh"
-#include "kernels/cuda/delta.cuh"
+#include "kernels/cuda/delta_tile.cuh"
 #include "kernels/cuda/launch.cuh"
 
 #include <assert.h>
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-#define N_STAGE 2u /* on GPUs with less shared memory */
+#define N_STAGE 2u            /* on GPUs with less shared memory */
+#define N_LOADED (2 * 64 + 1) /* arrivals that make a stage full */
+#define N_SHARE 1u            /* CTAs of a cluster, of one v-head */
 #else
 #define N_STAGE 3u
+#define N_LOADED 2u /* of each loading warp one */
+#define N_SHARE 2u
 #endif
 #define N_SLICE 2u /* of 16 outputs */
 #define N_WARP 6u
-#define V_STRIDE 36u
 #define PREPARE_EACH 4u /* CTAs of prepare that an SM runs at once */
 
 /* What the loading warps bring for one chunk. */
-template <uint32_t D_K> struct __align__(256) recur_stage
+template <uint32_t D_K> struct __align__(TILE_ALIGN) recur_stage
 {
     char tile[2][GRID * (D_K <= 64 ? 64 : 128) * 2];
+    float v[GRID * DELTA_SLICE];
     struct chunk_head head;
-    float v[GRID][V_STRIDE];
 };
+
+/* Where the copy engine leaves values: vectors of four as in a tile. */
+static __device__ __forceinline__ uint32_t value_at(uint32_t row,
+                                                    uint32_t output)
+{
+    return row * DELTA_SLICE + (output / 4 ^ row % 8) * 4 + output % 4;
+}
 
 /* From an owner to its output warp, of one chunk: A operands, rounded. */
 template <uint32_t D_K> struct recur_hand {
@@ -85,6 +98,18 @@ static __device__ __forceinline__ void hand_over(uint64_t *barrier)
         barrier_arrive(shared_of(barrier));
 }
 
+/* A stage that a warp has read, to all CTAs that bring something to it. */
+static __device__ __forceinline__ void hand_back(uint64_t *empty)
+{
+#if __CUDA_ARCH__ >= 900
+    __syncwarp();
+    if (threadIdx.x % 32 < N_SHARE)
+        barrier_arrive_at(shared_of(empty), threadIdx.x % 32);
+#else
+    hand_over(empty);
+#endif
+}
+
 /* ------------------------------------------------------------- loading */
 
 /*
@@ -94,36 +119,65 @@ static __device__ __forceinline__ void hand_over(uint64_t *barrier)
 static __device__ void load_values(const struct delta_many &many,
                                    const struct recur_work &work,
                                    struct delta_chunk at, uint32_t warp,
-                                   float (*v)[V_STRIDE])
+                                   float *v)
 {
     const struct delta_args &a = many.args;
     const uint32_t lane = threadIdx.x % 32, first = lane % 8 * 4;
     const uint32_t d_v = a.shape.d_v, begin = warp * 4 + lane / 8;
-    const size_t step = 8 * a.qkv_stride;
     const float *from = a.v + (at.row + begin) * a.qkv_stride +
                         (size_t)work.head * d_v + work.output + first;
     const uint16_t *ring = (const uint16_t *)work.span->state.ring_u +
                            (size_t)work.head * GRID * ring_stride(d_v) +
                            work.output;
-    const uint32_t to = shared_of(&v[begin][first]);
 
-    if (at.first == 0 && at.end == GRID) {
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++, from += step)
-            copy_16(to + i * 8 * V_STRIDE * 4, from);
-        return;
-    }
-    for (uint32_t row = begin; row < GRID; row += 8, from += step) {
+    for (uint32_t row = begin; row < GRID; row += 8, from += 8 * a.qkv_stride) {
+        float *const to = &v[value_at(row, first)];
+
         if (row >= at.first && row < at.end)
-            copy_16(shared_of(&v[row][first]), from);
+            copy_16(shared_of(to), from);
         else
-            for (uint32_t i = first; i < first + 4; i++)
-                v[row][i] =
-                    row < at.first
-                        ? bf16_low(
-                              ring[row * ring_stride(d_v) + slice_entry(i)])
-                        : 0.0f;
+            for (uint32_t i = 0; i < 4; i++)
+                to[i] = row < at.first ? bf16_low(ring[row * ring_stride(d_v) +
+                                                       slice_entry(first + i)])
+                                       : 0.0f;
     }
+}
+
+/*
+ * What the CTAs of a cluster have in common, keys, queries and what prepare has
+ * made: each brings its share to all. One thread, which announces all bytes
+ * that will come here.
+ */
+template <uint32_t D_K>
+static __device__ __forceinline__ void
+load_common(const struct delta_many &many, const struct recur_work &work,
+            uint32_t turn, struct delta_chunk at,
+            struct recur_stage<D_K> *stage, uint32_t barrier)
+{
+    constexpr uint16_t ALL = (1u << N_SHARE) - 1;
+    const uint32_t rank = cluster_rank();
+    const uint32_t c = work.chunk + turn, n_v = many.args.shape.n_v_head;
+    const uint32_t head_bytes =
+        at.end < GRID ? sizeof(stage->head) : offsetof(struct chunk_head, g);
+    const uint32_t begin = head_bytes / 16 * rank / N_SHARE * 16;
+    const uint32_t end = head_bytes / 16 * (rank + 1) / N_SHARE * 16;
+    const char *head =
+        (const char *)&many.head[(work.slot + turn) * n_v + work.head];
+
+    barrier_expect(barrier, sizeof(stage->tile) + head_bytes +
+                                (tile_is_unit(at) ? sizeof(stage->v) : 0));
+    if (tile_is_unit(at)) {
+        tile_share<D_K, N_SHARE>(many, at, work.k_head, shared_of(stage->tile),
+                                 barrier);
+        copy_box(shared_of(stage->v), &many.v,
+                 work.head * many.args.shape.d_v + work.output,
+                 (uint32_t)at.row, barrier);
+    } else if (rank == 0)
+        copy_bulk_to(shared_of(stage->tile),
+                     tile_left(many, blockIdx.z, c, work.k_head),
+                     sizeof(stage->tile), barrier, ALL);
+    copy_bulk_to(shared_of(&stage->head) + begin, head + begin, end - begin,
+                 barrier, ALL);
 }
 
 template <uint32_t D_K>
@@ -132,35 +186,36 @@ static __device__ void load_chunk(const struct delta_many &many,
                                   uint32_t warp, struct recur_stage<D_K> *stage,
                                   uint32_t barrier)
 {
-    const struct delta_shape shape = many.args.shape;
-    const size_t slot = work.slot + turn;
+    const struct delta_chunk at = delta_chunk(work.span, work.chunk + turn);
 
 #if __CUDA_ARCH__ >= 900
-    if (warp == 0 && threadIdx.x % 32 == 0) {
-        barrier_expect(barrier, sizeof(stage->tile) + sizeof(stage->head));
-        copy_bulk(shared_of(stage->tile),
-                  many.tile + (slot * shape.n_k_head + work.k_head) *
-                                  sizeof(stage->tile),
-                  sizeof(stage->tile), barrier);
-        copy_bulk(shared_of(&stage->head),
-                  &many.head[slot * shape.n_v_head + work.head],
-                  sizeof(stage->head), barrier);
+    if (!tile_is_unit(at)) {
+        load_values(many, work, at, warp, stage->v);
+        copies_wait();
+        copies_after_writes(); /* the engine's, some chunks on */
+        __syncwarp();
     }
+    if (threadIdx.x % 32)
+        return;
+    if (warp)
+        barrier_arrive(barrier);
+    else
+        load_common<D_K>(many, work, turn, at, stage, barrier);
 #else
+    const uint32_t n_v = many.args.shape.n_v_head;
+
     copy_share(shared_of(stage->tile),
-               many.tile +
-                   (slot * shape.n_k_head + work.k_head) * sizeof(stage->tile),
+               tile_left(many, blockIdx.z, work.chunk + turn, work.k_head),
                sizeof(stage->tile), threadIdx.x % 64, 64);
     copy_share(shared_of(&stage->head),
-               &many.head[slot * shape.n_v_head + work.head],
+               &many.head[(work.slot + turn) * n_v + work.head],
                sizeof(stage->head), threadIdx.x % 64, 64);
     if (warp == 0 && threadIdx.x % 32 == 0)
         barrier_arrive(barrier);
-#endif
-    load_values(many, work, delta_chunk(work.span, work.chunk + turn), warp,
-                stage->v);
+    load_values(many, work, at, warp, stage->v);
     barrier_arrive_copied(barrier);
     barrier_arrive(barrier); /* of what this lane wrote itself */
+#endif
 }
 
 template <uint32_t D_K>
@@ -209,11 +264,11 @@ template <uint32_t D_K>
 static __device__ __forceinline__ void load_step(uint32_t b[N_BLOCK][4],
                                                  uint32_t tile, uint32_t k)
 {
-    const uint32_t right = right_of(tile, tile_stride(D_K));
+    const uint32_t right = tile_half_step(right_of(tile, TILE_DIMS), k);
 
 #pragma unroll
     for (uint32_t p = 0; p < N_BLOCK; p++)
-        load_matrices(b[p], tile_step(right, k) + p * 32 * tile_stride(D_K));
+        load_matrices(b[p], right + tile_block(p));
 }
 
 /* P over dims of the state and them goes on by one step. */
@@ -236,7 +291,7 @@ struct recur_inputs {
 
 static __device__ __forceinline__ void
 load_inputs(struct recur_inputs *in, const struct chunk_head *head,
-            const float (*v)[V_STRIDE], uint32_t output)
+            const float *v, uint32_t output)
 {
     const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4 * 2;
 
@@ -246,7 +301,8 @@ load_inputs(struct recur_inputs *in, const struct chunk_head *head,
         in->beta[p] = *(const float2 *)&head->beta[8 * p + t];
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++)
-            in->v[p][i] = v[8 * p + t + i % 2][output + g + i / 2 * 8];
+            in->v[p][i] =
+                v[value_at(8 * p + t + i % 2, output + g + i / 2 * 8)];
     }
 }
 
@@ -289,13 +345,12 @@ static __device__ __forceinline__ void
 load_keys(uint32_t key[D_K / 16][4], const struct recur_stage<D_K> *stage,
           uint32_t block)
 {
-    const uint32_t stride = tile_stride(D_K);
     const uint32_t deep =
-        deep_of(shared_of(stage->tile[0]), stride) + block * 32 * stride;
+        deep_of(shared_of(stage->tile[0]), TILE_DIMS) + tile_block(block);
 
 #pragma unroll
     for (uint32_t n = 0; n < D_K / 16; n++)
-        load_transposed(key[n], tile_step(deep, n));
+        load_transposed(key[n], tile_half_step(deep, n));
 }
 
 /* A block's share of the fold, of its aged u. */
@@ -443,7 +498,7 @@ own_chunk(struct recur_own<D_K> *own, uint32_t turn, bool is_last,
                        shared_of(shared->stage[next % N_STAGE].tile[0]), 0);
     }
     add_fold<D_K>(own->s, aged, key);
-    hand_over(&shared->empty[turn % N_STAGE]);
+    hand_back(&shared->empty[turn % N_STAGE]);
 }
 
 template <uint32_t D_K>
@@ -564,9 +619,8 @@ keep_keys(const struct delta_many &many, const struct recur_work &work,
     for (uint32_t i = at.first * (D_K / 8) + lane; i < at.end * (D_K / 8);
          i += 32)
         ((uint4 *)ring_k)[i] =
-            *(const uint4 *)(stage->tile[0] + tile_at(i / (D_K / 8),
-                                                      i % (D_K / 8),
-                                                      tile_stride(D_K)));
+            *(const uint4 *)(stage->tile[0] +
+                             tile_vector_at(i / (D_K / 8), i % (D_K / 8)));
 }
 
 /* The outputs of a chunk, at the pace of its owner. */
@@ -603,7 +657,7 @@ put_chunk(const struct delta_many &many, const struct recur_work &work,
     if (at.end < GRID && work.output == 0 && warp == 0)
         keep_keys<D_K>(many, work, at, stage);
     hand_over(&shared->is_free[warp][turn % 2]);
-    hand_over(&shared->empty[turn % N_STAGE]);
+    hand_back(&shared->empty[turn % N_STAGE]);
     put_outputs(many, work, warp, at, o);
 }
 
@@ -611,8 +665,8 @@ template <uint32_t D_K>
 static __device__ void init_barriers(struct recur_shared<D_K> *shared)
 {
     for (uint32_t i = 0; i < N_STAGE; i++) {
-        barrier_init(shared_of(&shared->full[i]), 2 * 64 + 1);
-        barrier_init(shared_of(&shared->empty[i]), 2 * N_SLICE);
+        barrier_init(shared_of(&shared->full[i]), N_LOADED);
+        barrier_init(shared_of(&shared->empty[i]), 2 * N_SLICE * N_SHARE);
     }
     for (uint32_t i = 0; i < 2 * N_SLICE; i++) {
         barrier_init(shared_of(&shared->has_state[i / 2][i % 2]), 1);
@@ -626,12 +680,12 @@ template <uint32_t D_K>
 static __global__ void __launch_bounds__(N_WARP * 32, 1)
     recur(const __grid_constant__ struct delta_many many)
 {
-    extern __shared__ __align__(256) char raw[];
+    extern __shared__ __align__(TILE_ALIGN) char raw[];
     struct recur_shared<D_K> *shared = (struct recur_shared<D_K> *)raw;
 
     if (threadIdx.x == 0)
         init_barriers(shared);
-    __syncthreads();
+    cluster_sync();
     launch_begin();
 
     const struct recur_work work = work_of(many);
@@ -646,6 +700,9 @@ static __global__ void __launch_bounds__(N_WARP * 32, 1)
             put_chunk<D_K>(many, work, turn, warp, shared);
     else
         load<D_K>(many, work, warp, shared);
+    /* Others may still write here and arrive. */
+    __syncwarp();
+    cluster_sync();
 }
 
 /* A stage less on GPUs before Hopper. */
@@ -674,18 +731,31 @@ static void launch(struct gpu *gpu, const struct delta_many *many)
     const dim3 grid(a->shape.d_v / DELTA_SLICE, a->shape.n_v_head, a->n_span);
     const uint32_t bytes = shared_bytes<D_K>();
     const uint32_t n_before = a->shape.n_k_head * many->n_chunk * a->n_span;
+    const bool is_early = n_before <= PREPARE_EACH * (uint32_t)gpu_n_sm(gpu);
+    cudaLaunchAttribute attribute[2] = {};
+    cudaLaunchConfig_t config = {};
 
     cudaFuncSetAttribute(
         recur<D_K>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-    launch_with(n_before <= PREPARE_EACH * (uint32_t)gpu_n_sm(gpu),
-                gpu_stream(gpu), recur<D_K>, grid, N_WARP * 32, bytes, *many);
+    attribute[0].id = cudaLaunchAttributeClusterDimension;
+    attribute[0].val.clusterDim.x = N_SHARE;
+    attribute[0].val.clusterDim.y = attribute[0].val.clusterDim.z = 1;
+    attribute[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute[1].val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = dim3(N_WARP * 32);
+    config.dynamicSmemBytes = bytes;
+    config.stream = gpu_stream(gpu);
+    config.attrs = attribute;
+    config.numAttrs = way_is_sm80() ? 0 : is_early ? 2 : 1;
+    cudaLaunchKernelEx(&config, recur<D_K>, *many);
 }
 
 void delta_recur(struct gpu *gpu, const struct delta_many *many)
 {
     const struct delta_shape shape = many->args.shape;
 
-    assert(shape.d_v % DELTA_SLICE == 0);
+    assert(shape.d_v % (N_SHARE * DELTA_SLICE) == 0);
     if (shape.d_k == 64)
         launch<64>(gpu, many);
     else if (shape.d_k == 96)

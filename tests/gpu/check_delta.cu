@@ -9,7 +9,7 @@
  *
  *     nvcc -std=c++17 -O3 -fmad=false -I. \
  *         -gencode=arch=compute_90a,code=sm_90a \
- *         tests/gpu/check_delta.cu kernels/cuda/{delta*,conv*,way}.cu
+ *         tests/gpu/check_delta.cu kernels/cuda/{delta*,conv*,way,driver}.cu
  */
 #include "kernels/cuda/conv.cuh"
 #include "tests/gpu/delta_session.h"

@@ -111,21 +111,23 @@ static void rate_kernels(struct bench *b, double rate)
     const struct delta_span span = {0, b->s->n_token, 0, b->s->state};
     const double rows = (double)b->s->n_token * 4;
     const double units = (double)unit_bytes(b->s);
-    const double tiles =
-        (double)n_chunk * shape.n_k_head * 2 * tile_bytes(shape.d_k);
     const double heads =
-        (double)n_chunk * shape.n_v_head * sizeof(struct chunk_head);
+        (double)n_chunk * shape.n_v_head * offsetof(struct chunk_head, g);
 
     b->many.args = args_of(b->s, &span, 1);
     b->many.args.span =
         (const struct delta_span *)on_device(&span, sizeof(span));
     b->many.n_chunk = n_chunk;
-    b->many.tile = (char *)on_device(NULL, (size_t)tiles);
-    b->many.head = (struct chunk_head *)on_device(NULL, (size_t)heads);
-    print_rate("  prepare (unit rows in; tiles and weights out)",
-               units + tiles + heads, rate, median_us(run_prepare, b, 1));
-    print_rate("  recur (tiles, weights, v in; outputs out)",
-               rows * shape.n_v_head * 2 * shape.d_v + tiles + heads, rate,
+    delta_many_tiles(&b->many, b->s->n_token);
+    b->many.tile =
+        (char *)on_device(NULL, (size_t)b->many.n_tile * shape.n_k_head * 2 *
+                                    tile_bytes(shape.d_k));
+    b->many.head = (struct chunk_head *)on_device(
+        NULL, (size_t)n_chunk * shape.n_v_head * sizeof(struct chunk_head));
+    print_rate("  prepare (unit rows in; weights out)", units + heads, rate,
+               median_us(run_prepare, b, 1));
+    print_rate("  recur (unit rows, weights, v in; outputs out)",
+               rows * shape.n_v_head * 2 * shape.d_v + units + heads, rate,
                median_us(run_recur, b, 1));
     cudaFree(b->many.tile);
     cudaFree(b->many.head);
