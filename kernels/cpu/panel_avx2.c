@@ -1,9 +1,8 @@
 /*
- * Products with packed weights by AVX2: see panel.h. Rows pass by a stretch of
- * a panel in register tiles of up to 12 chains (6 rows by 16 outputs), whose
- * fused multiply-adds keep two of four pipes busy; widening weights fits into
- * the others, so every tile widens for itself. Between stretches sums wait in
- * the first-level cache, and so does the stretch.
+ * Products with packed weights by AVX2: see panel.h. Register tiles of up to 12
+ * chains (6 rows by 16 outputs): their fused multiply-adds keep two of four
+ * pipes busy, and widening weights goes through the others, so that every tile
+ * widens for itself. Sums start and end in the first-level cache.
  */
 #include "kernels/cpu/panel.h"
 
@@ -12,26 +11,16 @@
 #define HEIGHT_MAX 6u
 #define WIDTH_MAX 4u
 #define HALF (LANES / 2)
-#define STRETCH LINEAR_GROUP /* steps */
-/* Rows that pass by a stretch before the next one is taken. */
+/* Steps. While one passes, the next is asked for; at the end of the panels, the
+ * first of those that come then. */
+#define STRETCH LINEAR_GROUP
+/* Rows that pass by some panels before the next are taken. */
 #define ROWS_MAX 48u
-/* From so many on the first tile leaves its weights for the others. */
-#ifndef ROWS_WIDE
-#define ROWS_WIDE 12u
-#endif
-
-/* How a cell gets its weights. */
-enum source {
-    PACKED,
-    KEPT, /* packed, and they are left as floats for other cells */
-    WIDE  /* the floats that were left */
-};
 
 /* What a cell is: constants where it is inlined. */
 struct shape {
     enum linear_type type;
     enum arithmetic order;
-    enum source source;
     uint32_t height, width; /* rows, panels */
 };
 
@@ -42,7 +31,6 @@ struct cell {
     const unsigned char *b; /* packed */
     size_t b_stride;
     ptrdiff_t ahead; /* bytes from the last stretch to what comes then */
-    float *wide;     /* [n][LANES] */
     float *sum;      /* [height] rows, the panels side by side */
     size_t sum_stride;
     uint32_t n; /* steps */
@@ -58,7 +46,6 @@ struct cursor {
     const unsigned char *b;
     size_t b_stride;
     ptrdiff_t ahead; /* bytes from b to what is asked for */
-    float *wide;
 };
 #define ROW(at, r) ((at)->a[(r) / 3] + (r) % 3 * (at)->a_stride)
 
@@ -71,10 +58,13 @@ LANES_INLINE uint32_t step_bytes(enum linear_type type)
     return type == LINEAR_W8 ? LANES : 2 * LANES;
 }
 
-/* Half of a panel's weights of step k from b on. */
-LANES_INLINE __m256 widen(const unsigned char *b, struct shape shape,
-                          uint32_t k, uint32_t half)
+/* Half h of the panels' weights of step k. */
+LANES_INLINE __m256 weights(const struct cursor *at, struct shape shape,
+                            uint32_t k, uint32_t h)
 {
+    const unsigned char *b = at->b + h / 2 * at->b_stride;
+    const uint32_t half = h % 2;
+
     if (shape.type == LINEAR_W8) {
         const void *q = b + k * LANES + half * HALF;
 
@@ -90,20 +80,6 @@ LANES_INLINE __m256 widen(const unsigned char *b, struct shape shape,
     if (k % 2)
         words = _mm256_srli_epi32(words, 16);
     return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
-}
-
-LANES_INLINE __m256 weights(const struct cursor *at, struct shape shape,
-                            uint32_t k, uint32_t h)
-{
-    float *wide = at->wide + k * LANES + h * HALF;
-    __m256 w;
-
-    if (shape.source == WIDE)
-        return _mm256_load_ps(wide);
-    w = widen(at->b + h / 2 * at->b_stride, shape, k, h % 2);
-    if (shape.source == KEPT)
-        _mm256_store_ps(wide, w);
-    return w;
 }
 
 /* Step k from where the cursor stands. Tall tiles keep weights in registers
@@ -135,7 +111,7 @@ LANES_INLINE void step(const struct cursor *at, struct shape shape, uint32_t k,
             EACH_ROW sum[r][h] = _mm256_fmadd_ps(x[r], w, sum[r][h]);
         }
     }
-    if (shape.type == LINEAR_BF16 && shape.source != WIDE)
+    if (shape.type == LINEAR_BF16)
         __asm__ volatile("" ::: "memory"); /* or words of two steps wait */
 }
 
@@ -159,8 +135,6 @@ LANES_INLINE void fetch(const struct cursor *at, struct shape shape,
 {
     const char *b = (const char *)at->b + at->ahead + offset;
 
-    if (shape.source == WIDE)
-        return;
 #pragma GCC unroll 4
     for (uint32_t p = 0; p < shape.width; p++)
         _mm_prefetch(b + p * at->b_stride, _MM_HINT_T0);
@@ -170,10 +144,7 @@ LANES_INLINE void advance(struct cursor *at, struct shape shape, uint32_t n)
 {
     at->a[0] += n;
     at->a[1] += n;
-    if (shape.source != WIDE)
-        at->b += n * step_bytes(shape.type);
-    if (shape.source != PACKED)
-        at->wide += n * LANES;
+    at->b += n * step_bytes(shape.type);
 }
 
 /* n / 2 pairs of steps. */
@@ -278,10 +249,10 @@ LANES_INLINE void run_w8(const struct cell *cell, struct cursor *at,
     }
 }
 
-LANES_INLINE ptrdiff_t stretch_bytes(enum linear_type type)
+LANES_INLINE size_t stretch_bytes(enum linear_type type)
 {
-    return type == LINEAR_W8 ? (ptrdiff_t)sizeof(struct linear_group)
-                             : (ptrdiff_t)(STRETCH * step_bytes(type));
+    return type == LINEAR_W8 ? sizeof(struct linear_group)
+                             : (size_t)STRETCH * step_bytes(type);
 }
 
 LANES_INLINE void run_cell(const struct cell *cell, struct shape shape)
@@ -290,8 +261,7 @@ LANES_INLINE void run_cell(const struct cell *cell, struct shape shape)
                         .a_stride = cell->a_stride,
                         .b = cell->b,
                         .b_stride = cell->b_stride,
-                        .ahead = stretch_bytes(shape.type),
-                        .wide = cell->wide};
+                        .ahead = (ptrdiff_t)stretch_bytes(shape.type)};
 
     if (shape.type == LINEAR_W8)
         run_w8(cell, &at, shape);
@@ -303,35 +273,34 @@ LANES_INLINE void run_cell(const struct cell *cell, struct shape shape)
 
 #define CASE(h, w)                                                             \
     case (w)*16 + (h):                                                         \
-        run_cell(cell, (struct shape){type, order, source, h, w});             \
+        run_cell(cell, (struct shape){type, order, h, w});                     \
         return;
-#define CASES_MANY CASE(4, 1) CASE(5, 1) CASE(6, 1)
-#define CASES_ALL                                                              \
-    CASE(1, 1)                                                                 \
-    CASE(1, 2)                                                                 \
-    CASE(1, 3)                                                                 \
-    CASE(1, 4) CASE(2, 1) CASE(2, 2) CASE(3, 1) CASE(3, 2) CASES_MANY
 
-#define DISPATCH(name, fixed_type, fixed_order, fixed_source, cases)           \
+#define DISPATCH(name, fixed_type, fixed_order)                                \
     static void name(const struct cell *cell, uint32_t height, uint32_t width) \
     {                                                                          \
         const enum linear_type type = fixed_type;                              \
         const enum arithmetic order = fixed_order;                             \
-        const enum source source = fixed_source;                               \
         switch (width * 16 + height) {                                         \
-            cases                                                              \
+            CASE(1, 1)                                                         \
+            CASE(1, 2)                                                         \
+            CASE(1, 3)                                                         \
+            CASE(1, 4)                                                         \
+            CASE(2, 1)                                                         \
+            CASE(2, 2)                                                         \
+            CASE(3, 1)                                                         \
+            CASE(3, 2)                                                         \
+            CASE(4, 1)                                                         \
+            CASE(5, 1)                                                         \
+            CASE(6, 1)                                                         \
         }                                                                      \
     }
-#define SOURCES(name, type, order)                                             \
-    DISPATCH(name##_packed, type, order, PACKED, CASES_ALL)                    \
-    DISPATCH(name##_kept, type, order, KEPT, CASES_MANY)                       \
-    DISPATCH(name##_wide, type, order, WIDE, CASES_MANY)
-SOURCES(fp32_bf16, LINEAR_BF16, ARITHMETIC_FP32)
-SOURCES(pair_bf16, LINEAR_BF16, ARITHMETIC_PAIR)
-SOURCES(tile_bf16, LINEAR_BF16, ARITHMETIC_TILE)
-SOURCES(fp32_w8, LINEAR_W8, ARITHMETIC_FP32)
-SOURCES(pair_w8, LINEAR_W8, ARITHMETIC_PAIR)
-SOURCES(tile_w8, LINEAR_W8, ARITHMETIC_TILE)
+DISPATCH(fp32_bf16, LINEAR_BF16, ARITHMETIC_FP32)
+DISPATCH(pair_bf16, LINEAR_BF16, ARITHMETIC_PAIR)
+DISPATCH(tile_bf16, LINEAR_BF16, ARITHMETIC_TILE)
+DISPATCH(fp32_w8, LINEAR_W8, ARITHMETIC_FP32)
+DISPATCH(pair_w8, LINEAR_W8, ARITHMETIC_PAIR)
+DISPATCH(tile_w8, LINEAR_W8, ARITHMETIC_TILE)
 
 typedef void cell_work(const struct cell *cell, uint32_t height,
                        uint32_t width);
@@ -339,13 +308,13 @@ typedef void cell_work(const struct cell *cell, uint32_t height,
 struct kind {
     enum linear_type type;
     enum arithmetic order;
-    cell_work *packed, *kept, *wide;
+    cell_work *work;
 };
 
 /* Panels side by side: few rows have few chains in one. */
 static uint32_t width_of(uint32_t n_row)
 {
-    return n_row == 1 ? 4 : n_row <= 3 ? 2 : 1;
+    return n_row == 1 ? 4 : n_row <= 3 || n_row == 8 ? 2 : 1;
 }
 
 /* Some rows by some panels, whose sums wait here. */
@@ -353,24 +322,38 @@ struct block {
     const struct product_tile *t;
     const struct kind *kind;
     uint32_t row, n_row, panel, n_panel, n; /* steps */
-    float *sum, *wide;
+    float *sum;
 };
 
-/* All rows by some steps. */
+/* Eight rows are 6 by one panel and by the next, then 2 by both: 4 and 4 have
+ * no more than 8 chains each. */
+static void run_eight(const struct block *block, struct cell cell)
+{
+    struct cell six = cell;
+
+    for (uint32_t p = 0; p < block->n_panel; p++) {
+        six.ahead = cell.ahead;
+        if (p + 1 < block->n_panel)
+            six.ahead -= (ptrdiff_t)((block->n_panel - 1) * cell.b_stride);
+        block->kind->work(&six, 6, 1);
+        six.b += cell.b_stride;
+        six.sum += LANES;
+    }
+    cell.a += 6 * cell.a_stride;
+    cell.sum += 6 * cell.sum_stride;
+    block->kind->work(&cell, 2, block->n_panel);
+}
+
 static void run_rows(const struct block *block, struct cell cell)
 {
     const uint32_t n_tile = (block->n_row + HEIGHT_MAX - 1) / HEIGHT_MAX;
     const uint32_t height = block->n_row / n_tile;
     const uint32_t n_higher = block->n_row % n_tile;
-    const bool is_kept = block->n_row >= ROWS_WIDE;
 
     for (uint32_t i = 0; i < n_tile; i++) {
         const uint32_t h = height + (i < n_higher);
-        cell_work *work = !is_kept ? block->kind->packed
-                          : i == 0 ? block->kind->kept
-                                   : block->kind->wide;
 
-        work(&cell, h, block->n_panel);
+        block->kind->work(&cell, h, block->n_panel);
         cell.a += h * cell.a_stride;
         cell.sum += h * cell.sum_stride;
     }
@@ -399,36 +382,27 @@ static void put(const struct block *block)
         }
 }
 
-/* Few rows by all steps, many stretch by stretch. */
 static void run_block(const struct block *block)
 {
     const struct product_tile *t = block->t;
-    const ptrdiff_t bytes = stretch_bytes(block->kind->type);
-    const unsigned char *b = (const unsigned char *)t->b;
-    const uint32_t most = block->n_row < ROWS_WIDE ? block->n : STRETCH;
-    struct cell cell = {
+    const size_t stretches =
+        (block->n - 1) / STRETCH * stretch_bytes(block->kind->type);
+    const struct cell cell = {
         .a = (const float *)t->a + block->row * t->a_stride,
         .a_stride = t->a_stride,
-        .b = b + block->panel * t->b_stride,
+        .b = (const unsigned char *)t->b + block->panel * t->b_stride,
         .b_stride = t->b_stride,
-        .wide = block->wide,
+        .ahead = (ptrdiff_t)(block->n_panel * t->b_stride - stretches),
         .sum = block->sum,
         .sum_stride = (size_t)block->n_panel * LANES,
+        .n = block->n,
     };
 
-    b = cell.b + block->n_panel * t->b_stride;
     memset(block->sum, 0, block->n_row * cell.sum_stride * sizeof(*block->sum));
-    for (uint32_t k = 0; k < block->n; k += most) {
-        const uint32_t left = block->n - k;
-
-        cell.n = left < most ? left : most;
-        cell.ahead = bytes;
-        if (left <= most)
-            cell.ahead = b - cell.b - (ptrdiff_t)((left - 1) / STRETCH) * bytes;
+    if (block->n_row == 8)
+        run_eight(block, cell);
+    else
         run_rows(block, cell);
-        cell.a += STRETCH;
-        cell.b += bytes;
-    }
     put(block);
 }
 
@@ -436,13 +410,11 @@ static void run(const struct product_tile *t, const struct kind *kind)
 {
     const uint32_t n_panel = (t->n_col + LANES - 1) / LANES;
     float sum[ROWS_MAX * LANES] __attribute__((aligned(64)));
-    float wide[STRETCH * LANES] __attribute__((aligned(64)));
     struct block block = {
         .t = t,
         .kind = kind,
         .n = kind->order == ARITHMETIC_FP32 ? t->n_in : t->n_step,
         .sum = sum,
-        .wide = wide,
     };
 
     for (block.row = 0; block.row < t->n_row; block.row += block.n_row) {
@@ -462,8 +434,7 @@ static void run(const struct product_tile *t, const struct kind *kind)
 #define WORK(name, type, order)                                                \
     void LANES_NAME(panel_##name)(const struct product_tile *tile)             \
     {                                                                          \
-        run(tile, &(struct kind){type, order, name##_packed, name##_kept,      \
-                                 name##_wide});                                \
+        run(tile, &(struct kind){type, order, name});                          \
     }
 WORK(fp32_bf16, LINEAR_BF16, ARITHMETIC_FP32)
 WORK(pair_bf16, LINEAR_BF16, ARITHMETIC_PAIR)
