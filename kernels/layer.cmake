@@ -75,8 +75,19 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
       ${PROJECT_SOURCE_DIR}/kernels/cpu/bf16_tile.lanes.c
       PROPERTIES COMPILE_OPTIONS -fno-sanitize=all)
   endif()
+  # Where registers are 16, products of packed weights are made another way.
+  set(lanes_avx512 ${lanes})
+  set(lanes_avx2 ${lanes})
+  list(REMOVE_ITEM lanes_avx2 ${PROJECT_SOURCE_DIR}/kernels/cpu/panel.lanes.c)
+  set(panel_avx2 ${PROJECT_SOURCE_DIR}/kernels/cpu/panel_avx2.c)
+  set_source_files_properties(${panel_avx2}
+    PROPERTIES COMPILE_OPTIONS "-O3;${FLAGS_avx2}")
+  if(GODWIT_SANITIZE MATCHES "address|undefined")
+    set_source_files_properties(${panel_avx2}
+      PROPERTIES COMPILE_OPTIONS "-O3;${FLAGS_avx2};-fno-sanitize=all")
+  endif()
   foreach(isa avx2 avx512)
-    add_library(kernels_${isa} OBJECT ${lanes})
+    add_library(kernels_${isa} OBJECT ${lanes_${isa}})
     target_compile_options(kernels_${isa} PRIVATE ${FLAGS_${isa}})
   endforeach()
   # Those that gain by it once more for AVX-512 with bf16 instructions.

@@ -10,6 +10,17 @@ static struct product_shape plain_shape(uint32_t n_row, uint32_t n_step)
     return shape;
 }
 
+/* x rounded to bf16, as floats, zeros behind. */
+static void take_rounded(void *to, const float *x, uint32_t n, uint32_t n_step)
+{
+    float *out = to;
+
+    for (uint32_t i = 0; i < n; i += LANES)
+        v16_store(out + i, v16_round_bf16(v16_load_part(x, i, n)));
+    for (uint32_t i = (n + LANES - 1) / LANES * LANES; i < n_step; i += LANES)
+        v16_store(out + i, v16_zero());
+}
+
 static void fp32_f32(const struct product_tile *p)
 {
     const struct tile tile = {.c = p->c,
@@ -31,8 +42,7 @@ static void fp32_f32(const struct product_tile *p)
 
 #define FLOATS NULL, LANES_NAME(swiglu_floats), 0, LANES_NAME(panel_shape)
 #define ROUNDED(shape)                                                         \
-    LANES_NAME(panel_take), LANES_NAME(swiglu_rounded), sizeof(float),         \
-        LANES_NAME(shape)
+    take_rounded, LANES_NAME(swiglu_rounded), sizeof(float), LANES_NAME(shape)
 
 const struct product_kernels
     LANES_NAME(product_kernels) = {

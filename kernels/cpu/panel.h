@@ -21,9 +21,12 @@ struct product_shape LANES_NAME(panel_shape)(uint32_t n_row, uint32_t n_step);
 struct product_shape LANES_NAME(panel_shape_tile)(uint32_t n_row,
                                                   uint32_t n_step);
 
-/* x rounded to bf16, as floats, zeros behind. */
-void LANES_NAME(panel_take)(void *to, const float *x, uint32_t n,
-                            uint32_t n_step);
+/* A sum onto what it goes onto. */
+LANES_INLINE v16 panel_onto(struct product_onto by, uint32_t left, v16 sum)
+{
+    return v16_fma(v16_set1(*by.keep), v16_load_part(by.from, 0, left),
+                   v16_add(sum, v16_zero()));
+}
 
 product_gate LANES_NAME(swiglu_floats), LANES_NAME(swiglu_rounded);
 #endif

@@ -3,16 +3,13 @@
 #include <string.h>
 
 /*
- * Register tiles, as in tile.lanes.c: with AVX-512 up to 24 sums, for few rows
+ * For AVX-512 alone; AVX2 has panel_avx2.c.
+ * Register tiles, as in tile.lanes.c: up to 24 sums, for few rows
  * at least 8 chains, which hide the latency of an fma (4 cycles, 2 a cycle).
  * TILE has two sums an output, and so half the rows.
  */
 #define WIDTH_MAX 8u
-#if defined(LANES_AVX512)
 #define HEIGHT_MAX 12u
-#else
-#define HEIGHT_MAX 4u
-#endif
 
 /* Bytes ahead of the ones in use that are fetched, per panel. Into the second
  * level alone: panels that lie a power of two apart share the few places that
@@ -233,12 +230,6 @@ LANES_INLINE void run_groups(struct cursor *at, uint32_t n, struct shape shape,
     }
 }
 
-LANES_INLINE v16 onto(struct product_onto by, uint32_t left, v16 sum)
-{
-    return v16_fma(v16_set1(*by.keep), v16_load_part(by.from, 0, left),
-                   v16_add(sum, v16_zero()));
-}
-
 LANES_INLINE void put(const struct cell *cell, uint32_t height, uint32_t width,
                       sums sum)
 {
@@ -253,7 +244,8 @@ LANES_INLINE void put(const struct cell *cell, uint32_t height, uint32_t width,
             if (cell->t->is_add)
                 y = v16_add(v16_load_part(c, 0, left), y);
             if (cell->onto.from)
-                y = onto(product_onto_at(cell->onto, r, p * LANES), left, y);
+                y = panel_onto(product_onto_at(cell->onto, r, p * LANES), left,
+                               y);
             v16_store_part(c, y, 0, left);
         }
 }
@@ -281,24 +273,18 @@ LANES_INLINE void run_cell(const struct cell *cell, struct shape shape)
 
 /* -------------------------------------------------------------- dispatch */
 
-/* The heights that exist for a width; a row of the table per instruction set
- * and number of sums an output needs. */
+/* The heights that exist for a width; a row of the table per
+ * number of sums an output needs. */
 struct heights {
     uint32_t of_width[WIDTH_MAX + 1];
 };
-#if defined(LANES_AVX512)
 static const struct heights ONE = {{[8] = 2, [4] = 5, [2] = 12, [1] = 4}};
 static const struct heights TWO = {{[8] = 1, [4] = 3, [2] = 6, [1] = 4}};
-#else
-static const struct heights ONE = {{[4] = 1, [2] = 2, [1] = 4}};
-static const struct heights TWO = {{[2] = 1, [1] = 2}};
-#endif
 
 #define CASE(h, w)                                                             \
     case (w)*16 + (h):                                                         \
         run_cell(cell, (struct shape){type, order, h, w});                     \
         return;
-#if defined(LANES_AVX512)
 #define CASES_TWO                                                              \
     CASE(1, 8)                                                                 \
     CASE(1, 4)                                                                 \
@@ -311,10 +297,6 @@ static const struct heights TWO = {{[2] = 1, [1] = 2}};
 #define CASES_ONE                                                              \
     CASES_TWO CASE(2, 8) CASE(4, 4) CASE(5, 4) CASE(7, 2) CASE(8, 2)           \
         CASE(9, 2) CASE(10, 2) CASE(11, 2) CASE(12, 2)
-#else
-#define CASES_TWO CASE(1, 2) CASE(1, 1) CASE(2, 1)
-#define CASES_ONE CASES_TWO CASE(1, 4) CASE(2, 2) CASE(3, 1) CASE(4, 1)
-#endif
 
 #define DISPATCH(name, fixed_type, fixed_order, cases)                         \
     static void name(const struct cell *cell, uint32_t height, uint32_t width) \
@@ -431,15 +413,4 @@ struct product_shape LANES_NAME(panel_shape_tile)(uint32_t n_row,
 {
     (void)n_step;
     return (struct product_shape){BLOCK_ROWS, width_for(&TWO, n_row)};
-}
-
-void LANES_NAME(panel_take)(void *to, const float *x, uint32_t n,
-                            uint32_t n_step)
-{
-    float *out = to;
-
-    for (uint32_t i = 0; i < n; i += LANES)
-        v16_store(out + i, v16_round_bf16(v16_load_part(x, i, n)));
-    for (uint32_t i = (n + LANES - 1) / LANES * LANES; i < n_step; i += LANES)
-        v16_store(out + i, v16_zero());
 }

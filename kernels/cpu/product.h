@@ -62,7 +62,7 @@ typedef void product_gate(const struct product_swiglu *swiglu);
 
 /* Rows and panels of one unit. Of matters of speed alone. */
 struct product_shape {
-    uint32_t n_row, n_panel; /* at least 1; n_panel a power of two */
+    uint32_t n_row, n_panel; /* at least 1 */
 };
 
 struct product_kernel {
