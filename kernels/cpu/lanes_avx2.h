@@ -10,7 +10,7 @@ typedef struct {
 
 #define LANES_NAME(name) name##_avx2
 #define LANES_TITLE "avx2"
-#define LANES_ROWS 4u /* rows of the tallest register tile: 4 x 1 sums */
+#define LANES_ROWS 6u /* rows of the tallest register tile: 6 x 1 sums */
 
 static inline v16 v16_both(__m256 a, __m256 b)
 {

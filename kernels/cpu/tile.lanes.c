@@ -4,7 +4,9 @@
  * Register tiles. With AVX-512 up to 12 rows of 2 vectors: 24 sums, 2 vectors
  * of b, 1 broadcast and 1 mask of 32 registers. Few rows
  * take more vectors instead, because 8 chains in flight hide the latency of
- * an fma (4 cycles, 2 a cycle). AVX2 has 16 registers, two to a vector.
+ * an fma (4 cycles, 2 a cycle). AVX2 has 16 registers, two to a vector: 6 rows
+ * of 1 vector are 12 sums, 2 registers of b and 1 broadcast, and 2 rows of 3 or
+ * 3 of 2 as many. 8 chains alone leave no cycle to spare, and lose a tenth.
  */
 enum mode { SET, ONTO, ADD, MERGE };
 
@@ -119,13 +121,22 @@ LANES_INLINE void cell_f32(const struct tile *t, const struct cell *cell,
 #if defined(LANES_AVX512)
 #define CASES_WIDTH_8 CASES_2
 #define CASES_WIDTH_4 CASES_5
+#define WIDTH_3(kind)
 #define CASES_WIDTH_2 CASES_12
 #define CASES_WIDTH_1 CASES_12
 #else
 #define CASES_WIDTH_8(kind, w, part)
 #define CASES_WIDTH_4(kind, w, part) CASE(kind, 1, w, part)
-#define CASES_WIDTH_2 CASES_2
-#define CASES_WIDTH_1 CASES_4
+#define WIDTH_3(kind)                                                          \
+    case 3:                                                                    \
+        switch (height) {                                                      \
+            CASES_2(kind, 3, false)                                            \
+        }                                                                      \
+        break;
+#define CASES_WIDTH_2(kind, w, part)                                           \
+    CASES_2(kind, w, part) CASE(kind, 3, w, part)
+#define CASES_WIDTH_1(kind, w, part)                                           \
+    CASES_5(kind, w, part) CASE(kind, 6, w, part)
 #endif
 
 /* One function of switches for each kind of b and each mode. */
@@ -145,6 +156,7 @@ LANES_INLINE void cell_f32(const struct tile *t, const struct cell *cell,
                 CASES_WIDTH_4(kind, 4, false)                                  \
             }                                                                  \
             break;                                                             \
+            WIDTH_3(kind)                                                      \
         case 2:                                                                \
             switch (height) {                                                  \
                 CASES_WIDTH_2(kind, 2, false)                                  \
@@ -167,14 +179,32 @@ DISPATCH(f32_onto, cell_f32, ONTO)
 DISPATCH(f32_add, cell_f32, ADD)
 DISPATCH(f32_merge, cell_f32, MERGE)
 
+#if defined(LANES_AVX512)
 uint32_t LANES_NAME(tile_width)(uint32_t n_row)
 {
-#if defined(LANES_AVX512)
     return n_row <= 2 ? 8 : n_row <= 5 ? 4 : 2;
-#else
-    return n_row <= 1 ? 4 : n_row <= 2 ? 2 : 1;
-#endif
 }
+
+/* Of `width` or fewer, for what n_whole vectors are left of. */
+LANES_INLINE uint32_t fitting(uint32_t width, uint32_t n_whole)
+{
+    while (width > 1 && width > n_whole)
+        width /= 2;
+    return width;
+}
+#else
+uint32_t LANES_NAME(tile_width)(uint32_t n_row)
+{
+    return n_row <= 1 ? 4 : n_row <= 3 ? 5 - n_row : 1;
+}
+
+LANES_INLINE uint32_t fitting(uint32_t width, uint32_t n_whole)
+{
+    if (width == 3 && n_whole == 4)
+        return 2; /* twice, not 3 and 1 */
+    return width <= n_whole ? width : n_whole ? n_whole : 1;
+}
+#endif
 
 typedef void cell_work(const struct tile *t, const struct cell *cell,
                        uint32_t height, uint32_t width);
@@ -217,9 +247,7 @@ LANES_INLINE void run(const struct tile *t, cell_work *work)
     uint32_t width = LANES_NAME(tile_width)(highest), first = 0;
 
     while (first < t->n_col) {
-        uint32_t n_whole = (t->n_col - first) / LANES;
-        while (width > 1 && width > n_whole)
-            width /= 2;
+        width = fitting(width, (t->n_col - first) / LANES);
         run_columns(t, work, first, width);
         first += width * LANES;
     }
