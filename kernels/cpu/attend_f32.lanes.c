@@ -12,12 +12,10 @@
 /* Keys whose values few rows take at once: they fit the first-level cache. */
 #define FEW_KEYS 16u
 
-/* So few that all of them pass over each piece of keys and values. */
-#define ORDER_ROWS 4u
-
-static bool is_in_order(const struct group *g)
+/* So few that each of them may pass over keys and values by itself. */
+static bool is_in_order(const struct rows *rows)
 {
-    return IN_ORDER_PAYS && g->n_row <= ORDER_ROWS;
+    return IN_ORDER_PAYS && rows->n_row < FEW_ROWS;
 }
 
 static void scale_rows(const struct rows *rows)
@@ -88,7 +86,7 @@ static void score(const struct group *g, uint32_t n_col)
     tile.a += n_rot;
     tile.b = (const float *)g->k + (size_t)n_rot * KV_BLOCK;
     tile.n_k = d_head - n_rot;
-    if (is_in_order(g))
+    if (is_in_order(rows))
         in_order(&tile, n_rot == 0);
     else if (n_rot)
         LANES_NAME(tile_onto)(&tile);
@@ -141,7 +139,7 @@ static void mix_values(const struct group *g, float *out)
     uint32_t n_query = g->rows->n_query;
     struct tile tile = values_tile(g, out);
 
-    if (is_in_order(g))
+    if (is_in_order(g->rows))
         in_order(&tile, true);
     else if (g->n_row < FEW_ROWS)
         mix_in_order(tile);
