@@ -1,7 +1,7 @@
 #ifndef KERNELS_CPU_IN_ORDER_H
 #define KERNELS_CPU_IN_ORDER_H
 /*
- * A product of very few rows whose right side comes from afar: it is read once,
+ * A product of few rows whose right side comes from afar: it is read once,
  * front to back and in whole rows of up to 64 floats, each of which all rows of
  * the left side meet before the next few KiB. That is what the processor's own
  * look-ahead follows; tiles of several rows by fewer columns, and asking early
