@@ -1,5 +1,5 @@
 #include "kernels/cpu/attend_softmax.h"
-#include "kernels/cpu/tile.h"
+#include "kernels/cpu/in_order.h"
 
 #include <string.h>
 
@@ -11,6 +11,12 @@
 
 /* Keys whose values few rows take at once: they fit the first-level cache. */
 #define FEW_KEYS 16u
+
+/* So few that each of them may pass over keys and values by itself. */
+static bool is_in_order(const struct rows *rows)
+{
+    return IN_ORDER_PAYS && rows->n_row < FEW_ROWS;
+}
 
 static void scale_rows(const struct rows *rows)
 {
@@ -80,7 +86,9 @@ static void score(const struct group *g, uint32_t n_col)
     tile.a += n_rot;
     tile.b = (const float *)g->k + (size_t)n_rot * KV_BLOCK;
     tile.n_k = d_head - n_rot;
-    if (n_rot)
+    if (is_in_order(rows))
+        in_order(&tile, n_rot == 0);
+    else if (n_rot)
         LANES_NAME(tile_onto)(&tile);
     else
         LANES_NAME(tile_set)(&tile);
@@ -131,7 +139,9 @@ static void mix_values(const struct group *g, float *out)
     uint32_t n_query = g->rows->n_query;
     struct tile tile = values_tile(g, out);
 
-    if (g->n_row < FEW_ROWS)
+    if (is_in_order(g->rows))
+        in_order(&tile, true);
+    else if (g->n_row < FEW_ROWS)
         mix_in_order(tile);
     else
         LANES_NAME(tile_set)(&tile);

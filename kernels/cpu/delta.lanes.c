@@ -1,12 +1,20 @@
 #include "kernels/cpu/delta_rounded.h"
+#include "kernels/cpu/in_order.h"
 #include "kernels/cpu/ops.h"
-#include "kernels/cpu/tile.h"
 
 #include <assert.h>
 #include <math.h>
 #include <string.h>
 
 #define FETCH_AHEAD 6u /* rows */
+
+/* The triangle next to the diagonal of a whole tile's rows stays in registers.
+ * The higher tiles of AVX-512 go row by row: nobody measured it there. */
+#if defined(LANES_AVX512)
+#define TRIANGLE_PAYS false
+#else
+#define TRIANGLE_PAYS true
+#endif
 
 /*
  * Task: one k-head of one span with its v-heads. Rows are taken in parts that
@@ -31,6 +39,12 @@ struct part {
     float *since_grid; /* [GRID] exp(G_j) */
     float *aged_k;     /* [d_k][GRID] exp(G_63 - G_j) k_j, for the fold */
 };
+
+/* A row alone is bound by the way of its state and rings from memory. */
+static bool is_alone(const struct part *part)
+{
+    return IN_ORDER_PAYS && part->n_row == 1;
+}
 
 /* One v-head of a part. */
 struct head {
@@ -99,25 +113,36 @@ static void store_keys(float *ring, const float *k, uint32_t d_k, uint32_t n)
         }
 }
 
-/* Dots of n rows of x with the ring's tokens; row r reads up to its own. */
+/* Dots of n rows of x with the ring's first n_seen tokens. */
+static void dot_tile(const struct part *part, float *dot, const float *x,
+                     uint32_t n, uint32_t n_seen)
+{
+    const uint32_t d_k = part->args->shape.d_k;
+
+    LANES_NAME(tile_set)
+    (&(struct tile){.c = dot,
+                    .c_stride = GRID,
+                    .a = x,
+                    .a_stride = d_k,
+                    .b = part->ring_k,
+                    .b_stride = GRID,
+                    .b_group = LANES,
+                    .n_row = n,
+                    .n_col = (n_seen + LANES - 1) / LANES * LANES,
+                    .n_k = d_k});
+}
+
+/* Row r reads up to its own. */
 static void dot_rows(const struct part *part, float *dot, const float *x)
 {
-    const uint32_t d_k = part->args->shape.d_k, n = part->n_row;
+    const uint32_t n = part->n_row;
 
     for (uint32_t r = 0; r < n; r += LANES_ROWS) {
         uint32_t end = r + LANES_ROWS < n ? r + LANES_ROWS : n;
-        struct tile tile = {.c = dot + (size_t)r * GRID,
-                            .c_stride = GRID,
-                            .a = x + (size_t)r * d_k,
-                            .a_stride = d_k,
-                            .b = part->ring_k,
-                            .b_stride = GRID,
-                            .b_group = LANES,
-                            .n_row = end - r,
-                            .n_col =
-                                (part->first + end + LANES - 1) / LANES * LANES,
-                            .n_k = d_k};
-        LANES_NAME(tile_set)(&tile);
+
+        dot_tile(part, dot + (size_t)r * GRID,
+                 x + (size_t)r * part->args->shape.d_k, end - r,
+                 part->first + end);
     }
 }
 
@@ -160,6 +185,10 @@ static void prepare(const struct part *part)
         normalise(q + r * d_k, a->q + at, d_k, q_scale);
     }
     store_keys(part->ring_k + part->first, k, d_k, n);
+    if (is_alone(part)) {
+        dot_tile(part, part->dot, k, 2, part->first + 1);
+        return;
+    }
     dot_rows(part, part->dot, k);
     dot_rows(part, part->dot + (size_t)n * GRID, q);
 }
@@ -196,12 +225,16 @@ static void weigh(const struct part *part, const struct head *head)
             v16_store(part->x + (size_t)r * GRID + j, x);
         }
     }
-    for (uint32_t j = 0; j < part->first + n; j += LANES) {
+    for (uint32_t j = part->first / LANES * LANES; j < part->first + n;
+         j += LANES) {
         /* -(0 - G) is G to the last bit. */
         v16 g = v16_negate(v16_difference(0.0, head->g + j));
         v16_store(part->since_grid + j, v16_exp(g));
     }
-    LANES_NAME(tile_set)(&tile);
+    if (is_alone(part))
+        in_order(&tile, true);
+    else
+        LANES_NAME(tile_set)(&tile);
 }
 
 /* y[r] goes on over ring tokens [0, end) for n_row rows of weights. */
@@ -237,11 +270,65 @@ static void finish_row(const struct head *head, float *y, const float *weight,
     }
 }
 
-/* u of all rows: forward substitution, a tile of rows at a time. */
+static bool has_triangle(const struct head *head, uint32_t n_row)
+{
+    return TRIANGLE_PAYS && n_row == LANES_ROWS && head->d_v % LANES == 0;
+}
+
+/* finish_row() of the u of so many rows; w: of the first of them, from its own
+ * token on. */
+static void solve_triangle(const struct head *head, float *u, const float *w,
+                           const float *beta, size_t beta_stride)
+{
+    const size_t d_v = head->d_v;
+
+    for (uint32_t e = 0; e < d_v; e += LANES, u += LANES) {
+        v16 sum[LANES_ROWS];
+
+#pragma GCC unroll 6
+        for (uint32_t r = 0; r < LANES_ROWS; r++)
+            sum[r] = v16_load(u + r * d_v);
+#pragma GCC unroll 6
+        for (uint32_t j = 0; j < LANES_ROWS; j++) {
+            sum[j] = v16_mul(sum[j], v16_set1(beta[j * beta_stride]));
+            v16_store(u + j * d_v, sum[j]);
+#pragma GCC unroll 6
+            for (uint32_t r = j + 1; r < LANES_ROWS; r++)
+                sum[r] = v16_fma(v16_set1(w[r * GRID + j]), sum[j], sum[r]);
+        }
+    }
+}
+
+/* finish_row() of their answers, which the first of them does not need. */
+static void answer_triangle(const struct head *head, float *out,
+                            size_t out_stride, const float *x, const float *u)
+{
+    const size_t d_v = head->d_v;
+
+    for (uint32_t e = 0; e < d_v; e += LANES, out += LANES, u += LANES) {
+        v16 sum[LANES_ROWS];
+
+#pragma GCC unroll 6
+        for (uint32_t r = 1; r < LANES_ROWS; r++)
+            sum[r] = v16_load(out + r * out_stride);
+#pragma GCC unroll 6
+        for (uint32_t j = 1; j < LANES_ROWS; j++) {
+            const v16 one = v16_load(u + j * d_v);
+#pragma GCC unroll 6
+            for (uint32_t r = j; r < LANES_ROWS; r++)
+                sum[r] = v16_fma(v16_set1(x[r * GRID + j]), one, sum[r]);
+            v16_store(out + j * out_stride, sum[j]);
+        }
+    }
+}
+
+/* u of all rows: forward substitution, a tile of rows at a time; rows of out
+ * are asked for, which come next. */
 static void solve(const struct part *part, const struct head *head)
 {
     const struct delta_args *a = part->args;
     uint32_t d_v = a->shape.d_v, n = part->n_row;
+    size_t n_v_head = a->shape.n_v_head;
 
     for (uint32_t r = 0; r < n; r++) {
         uint32_t i = part->first + r;
@@ -259,10 +346,18 @@ static void solve(const struct part *part, const struct head *head)
         uint32_t known = part->first + r;
         float *u = head->u + (size_t)known * d_v;
         const float *w = part->w + (size_t)r * GRID;
+        for (uint32_t t = r; TRIANGLE_PAYS && t < end; t++)
+            fetch(head->out + (part->row + t) * a->out_stride, d_v);
         add_ring(head, u, d_v, w, end - r, known);
+        if (has_triangle(head, end - r)) {
+            solve_triangle(head, u, w + known,
+                           a->beta + (part->row + r) * n_v_head + head->at,
+                           n_v_head);
+            continue;
+        }
         for (uint32_t t = r; t < end; t++, u += d_v, w += GRID)
             finish_row(head, u, w, known, part->first + t,
-                       a->beta[(part->row + t) * a->shape.n_v_head + head->at]);
+                       a->beta[(part->row + t) * n_v_head + head->at]);
     }
 }
 
@@ -288,8 +383,51 @@ static void answer(const struct part *part, const struct head *head)
                                d_v);
         }
         add_ring(head, out, a->out_stride, x, end - r, seen);
+        if (has_triangle(head, end - r)) {
+            answer_triangle(head, out, a->out_stride, x + seen - 1,
+                            head->u + (size_t)(seen - 1) * d_v);
+            continue;
+        }
         for (uint32_t t = r; t < end; t++, out += a->out_stride, x += GRID)
             finish_row(head, out, x, seen, part->first + t + 1, 1.0f);
+    }
+}
+
+/* u and o of a row alone, which both go on while the ring passes by. */
+static void solve_and_answer(const struct part *part, const struct head *head)
+{
+    const struct delta_args *a = part->args;
+    const uint32_t d_v = a->shape.d_v, i = part->first;
+    const float *v = head->v + part->row * a->qkv_stride;
+    float *u = head->u + (size_t)i * d_v;
+    float *out = head->out + part->row * a->out_stride;
+    float *r = part->read, *o = r + d_v;
+    const v16 decay = v16_set1(part->since_grid[i]), x = v16_set1(part->x[i]);
+    const v16 beta =
+        v16_set1(a->beta[part->row * a->shape.n_v_head + head->at]);
+
+    for (uint32_t e = 0; e < d_v; e += LANES) {
+        v16_store_part(
+            r,
+            v16_fnma(decay, v16_load_part(r, e, d_v), v16_load_part(v, e, d_v)),
+            e, d_v);
+        v16_store_part(o, v16_mul(decay, v16_load_part(o, e, d_v)), e, d_v);
+    }
+    in_order(&(struct tile){.c = r,
+                            .c_stride = d_v,
+                            .a = part->w,
+                            .a_stride = (size_t)(part->x - part->w),
+                            .b = head->u,
+                            .b_stride = d_v,
+                            .n_row = 2,
+                            .n_col = d_v,
+                            .n_k = i},
+             false);
+    for (uint32_t e = 0; e < d_v; e += LANES) {
+        const v16 one = v16_mul(v16_load_part(r, e, d_v), beta);
+
+        v16_store_part(u, one, e, d_v);
+        v16_store_part(out, v16_fma(x, one, v16_load_part(o, e, d_v)), e, d_v);
     }
 }
 
@@ -342,8 +480,12 @@ static void run_part(const struct part *part)
                             .d_v = shape.d_v,
                             .at = h};
         weigh(part, &head);
-        solve(part, &head);
-        answer(part, &head);
+        if (is_alone(part)) {
+            solve_and_answer(part, &head);
+        } else {
+            solve(part, &head);
+            answer(part, &head);
+        }
         if (part->first + part->n_row == GRID)
             fold(part, &head);
     }

@@ -68,9 +68,12 @@ static inline struct delta_session delta_session(struct delta_shape shape,
     s.log_decay = product_floats(n_gate, 3, PRODUCT_NOISE);
     for (size_t i = 0; i < n_gate; i++) {
         s.beta[i] = 0.5f + 0.5f * s.beta[i];
-        s.log_decay[i] = i % 41 == 40  ? -150.0f
-                         : i % 13 == 5 ? -6.0f
-                                       : 0.1f * (s.log_decay[i] - 1.0f);
+        /* A chunk in which every token counts to its end, then others. */
+        s.log_decay[i] = i < (size_t)GRID * shape.n_v_head
+                             ? 0.001f * (s.log_decay[i] - 1.0f)
+                         : i % 41 == 40 ? -150.0f
+                         : i % 13 == 5  ? -6.0f
+                                        : 0.1f * (s.log_decay[i] - 1.0f);
     }
     s.out = calloc(1, delta_out_bytes(&s, n_row));
     s.state.s = malloc(s.s_bytes);
