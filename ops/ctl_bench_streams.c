@@ -35,6 +35,7 @@ struct held {
     float temperature_value;
     uint32_t n_stream, n_sent;
     struct bench_reply *stream; /* [n_stream]; owned */
+    bool *had_token;            /* [n_stream]: one of its replies; owned */
     struct bench_reply long_one;
     struct window window[3];
 };
@@ -80,6 +81,7 @@ static enum status check_streams(struct held *held)
         if (stream->exchange)
             continue;
         st = bench_reply_judge(stream);
+        held->had_token[i] = true;
         if (!st)
             st = send(held, STREAM_PROMPT,
                       (uint32_t)held->ctl->options.stream_tokens, stream);
@@ -87,10 +89,11 @@ static enum status check_streams(struct held *held)
     return st;
 }
 
+/* Short replies may never run all at once. */
 static bool have_all_begun(const struct held *held)
 {
     for (uint32_t i = 0; i < held->n_stream; i++)
-        if (!held->stream[i].first_us)
+        if (!held->stream[i].first_us && !held->had_token[i])
             return false;
     return true;
 }
@@ -253,7 +256,8 @@ static enum status prepare(struct held *held)
     if (st)
         return st;
     held->stream = calloc(held->n_stream, sizeof(*held->stream));
-    if (!held->stream)
+    held->had_token = calloc(held->n_stream, sizeof(*held->had_token));
+    if (!held->stream || !held->had_token)
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for %u streams", held->n_stream);
     return bench_words_fetch(held->ctl, &held->words);
@@ -283,5 +287,6 @@ enum status ctl_bench_streams(struct ctl *ctl)
     samples_release(&held.long_one.gaps);
     bench_words_release(&held.words);
     free(held.stream);
+    free(held.had_token);
     return st;
 }

@@ -45,7 +45,7 @@ check() { # DIRECTORY CTEST-ARGUMENT...
 }
 
 stage asan-build build asan "$dir-asan"
-stage asan-tests check "$dir-asan" -L 'unit|fuzz'
+stage asan-tests check "$dir-asan" -L 'unit|fuzz' -LE long
 stage tsan-build build tsan "$dir-tsan"
 stage tsan-tests check "$dir-tsan" -L race
 stage release-build build release "$dir"

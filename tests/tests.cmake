@@ -26,7 +26,7 @@ foreach(name IN LISTS GODWIT_LAYERS)
       add_test(NAME unit.${name}.${stem} COMMAND test_${name}_${stem}
         WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
       # Criterion passes an empty run, and a test that leaked: so we read it.
-      set_tests_properties(unit.${name}.${stem} PROPERTIES LABELS unit TIMEOUT 300
+      set_tests_properties(unit.${name}.${stem} PROPERTIES LABELS unit TIMEOUT 1200
         ENVIRONMENT "${SANITIZER_ENVIRONMENT}"
         FAIL_REGULAR_EXPRESSION "Tested: 0 ;LeakSanitizer;runtime error:")
     endif()
@@ -41,15 +41,20 @@ foreach(name IN LISTS GODWIT_LAYERS)
     target_compile_options(race_${name}_${stem} PRIVATE ${STRICT})
     add_test(NAME race.${name}.${stem} COMMAND race_${name}_${stem}
       WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
-    set_tests_properties(race.${name}.${stem} PROPERTIES LABELS race TIMEOUT 300
+    set_tests_properties(race.${name}.${stem} PROPERTIES LABELS race TIMEOUT 1200
       ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
   endforeach()
 endforeach()
 
-# It runs the reference over a context of thousands of tokens.
-if(TARGET test_state_policies)
-  set_tests_properties(unit.state.policies PROPERTIES TIMEOUT 900)
-endif()
+# Whole models over hundreds of steps, or the reference over thousands of
+# tokens: with sanitizers they would take many minutes, and what they run is run
+# by shorter tests as well. ops/test.sh leaves them to the release build.
+foreach(stem policies device_policies exact capped)
+  if(TARGET test_state_${stem})
+    set_tests_properties(unit.state.${stem} PROPERTIES LABELS "unit;long"
+      TIMEOUT 2400)
+  endif()
+endforeach()
 
 # Once more with all memory on a device: kernels/apart/apart.h.
 foreach(stem snapshot snapshot_damage)
@@ -57,7 +62,7 @@ foreach(stem snapshot snapshot_damage)
     add_test(NAME unit.state.${stem}.apart COMMAND test_state_${stem}
       WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
     set_tests_properties(unit.state.${stem}.apart PROPERTIES LABELS unit
-      TIMEOUT 300 ENVIRONMENT "${SANITIZER_ENVIRONMENT};GODWIT_BACKEND=apart"
+      TIMEOUT 1200 ENVIRONMENT "${SANITIZER_ENVIRONMENT};GODWIT_BACKEND=apart"
       FAIL_REGULAR_EXPRESSION "Tested: 0 ;LeakSanitizer;runtime error:")
   endif()
 endforeach()

@@ -15,7 +15,7 @@ if(TARGET godwitd AND TARGET godwitctl AND TARGET proto_python)
     # The distribution's own interpreter: another one does not see its grpc.
     add_test(NAME e2e.${stem} COMMAND /usr/bin/python3 -B ${file}
       WORKING_DIRECTORY ${CMAKE_CURRENT_LIST_DIR})
-    set_tests_properties(e2e.${stem} PROPERTIES LABELS e2e TIMEOUT 300
+    set_tests_properties(e2e.${stem} PROPERTIES LABELS e2e TIMEOUT 1200
       RUN_SERIAL TRUE # each wants both cores, and they time things
       ENVIRONMENT "${e2e_environment}")
   endforeach()
@@ -24,7 +24,7 @@ if(TARGET godwitd AND TARGET godwitctl AND TARGET proto_python)
     add_test(NAME e2e.apart.${stem}
       COMMAND /usr/bin/python3 -B ${CMAKE_CURRENT_LIST_DIR}/test_${stem}.py
       WORKING_DIRECTORY ${CMAKE_CURRENT_LIST_DIR})
-    set_tests_properties(e2e.apart.${stem} PROPERTIES LABELS e2e TIMEOUT 300
+    set_tests_properties(e2e.apart.${stem} PROPERTIES LABELS e2e TIMEOUT 1200
       RUN_SERIAL TRUE
       ENVIRONMENT "${e2e_environment};GODWIT_BACKEND=apart;KILLS=5")
   endforeach()

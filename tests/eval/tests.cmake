@@ -9,7 +9,7 @@ if(TARGET model AND CRITERION_FOUND AND NOT GODWIT_SANITIZE STREQUAL "thread")
   target_compile_options(test_node_eval PRIVATE ${STRICT_TESTS})
   add_test(NAME unit.node.eval COMMAND test_node_eval
     WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
-  set_tests_properties(unit.node.eval PROPERTIES LABELS unit TIMEOUT 300
+  set_tests_properties(unit.node.eval PROPERTIES LABELS unit TIMEOUT 1200
     ENVIRONMENT "${SANITIZER_ENVIRONMENT}"
     FAIL_REGULAR_EXPRESSION "Tested: 0 ;LeakSanitizer;runtime error:")
 endif()
@@ -18,7 +18,7 @@ if(TARGET godwitd)
     add_test(NAME eval.${name} COMMAND /usr/bin/python3 -B
       ${CMAKE_CURRENT_LIST_DIR}/check_${name}.py $<TARGET_FILE:godwitd>
       ${PROJECT_SOURCE_DIR}/assets/models/godwit-tiny)
-    set_tests_properties(eval.${name} PROPERTIES LABELS eval TIMEOUT 600
+    set_tests_properties(eval.${name} PROPERTIES LABELS eval TIMEOUT 1800
       ENVIRONMENT "${SANITIZER_ENVIRONMENT}"
       FAIL_REGULAR_EXPRESSION "LeakSanitizer;runtime error:")
   endforeach()

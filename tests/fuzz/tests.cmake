@@ -16,7 +16,7 @@ foreach(name IN LISTS GODWIT_LAYERS)
       COMMAND fuzz_${stem} tests/fuzz/corpus/${stem} ${GODWIT_FUZZ_MUTATIONS}
       WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
     # UBSan reports and goes on; the report is the failure.
-    set_tests_properties(fuzz.${stem} PROPERTIES LABELS fuzz TIMEOUT 300
+    set_tests_properties(fuzz.${stem} PROPERTIES LABELS fuzz TIMEOUT 1200
       FAIL_REGULAR_EXPRESSION "runtime error:")
   endforeach()
 endforeach()

@@ -67,14 +67,14 @@ if(TARGET model)
       --schedules 1 --weights ${weights} --kv ${kv}
       WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
     set_tests_properties(gpu.exact.${weights}.${kv} PROPERTIES LABELS unit
-      TIMEOUT 300 ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
+      TIMEOUT 1200 ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
   endforeach()
   foreach(name qwen3_5_text qwen3_moe)
     add_test(NAME gpu.exact.${name}
       COMMAND gpu_model exact apart tests/golden/${name}
       --schedules 20 --seconds 100
       WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
-    set_tests_properties(gpu.exact.${name} PROPERTIES LABELS unit TIMEOUT 300
+    set_tests_properties(gpu.exact.${name} PROPERTIES LABELS unit TIMEOUT 1200
       ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
   endforeach()
   foreach(name qwen3_5_text qwen3_moe)
@@ -83,7 +83,7 @@ if(TARGET model)
       --schedules 32 --seconds 100 --policy any
       WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
     set_tests_properties(gpu.exact.policies.${name} PROPERTIES LABELS unit
-      TIMEOUT 300 ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
+      TIMEOUT 1200 ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
   endforeach()
   # A whole node with all in the memory of a device, and with one that fails.
   if(TARGET godwitd AND TARGET godwitctl)
@@ -91,14 +91,14 @@ if(TARGET model)
       add_test(NAME gpu.node.${part}
         COMMAND /usr/bin/python3 -B ${PROJECT_SOURCE_DIR}/tests/gpu/node.py
         --device apart ${CMAKE_BINARY_DIR} ${part})
-      set_tests_properties(gpu.node.${part} PROPERTIES LABELS e2e TIMEOUT 300
+      set_tests_properties(gpu.node.${part} PROPERTIES LABELS e2e TIMEOUT 1200
         RUN_SERIAL TRUE ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
     endforeach()
   endif()
   # What run.sh promises of limits, exits and its table, with programs that only
   # pretend.
   add_test(NAME gpu.run COMMAND ${PROJECT_SOURCE_DIR}/tests/gpu/test_run.sh)
-  set_tests_properties(gpu.run PROPERTIES LABELS unit TIMEOUT 120)
+  set_tests_properties(gpu.run PROPERTIES LABELS unit TIMEOUT 480)
 endif()
 
 # The library that goes the way of other GPUs on a Hopper, too: run.sh compares.

@@ -9,7 +9,7 @@ if(TARGET scheduler)
   foreach(file IN LISTS sim_traces)
     get_filename_component(stem ${file} NAME_WE)
     add_test(NAME sim.${stem} COMMAND sim check ${file})
-    set_tests_properties(sim.${stem} PROPERTIES LABELS sim TIMEOUT 120
+    set_tests_properties(sim.${stem} PROPERTIES LABELS sim TIMEOUT 480
       ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
   endforeach()
 endif()

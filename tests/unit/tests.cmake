@@ -27,7 +27,7 @@ if(TARGET godwitctl AND CRITERION_FOUND AND NOT GODWIT_SANITIZE STREQUAL "thread
     target_compile_options(test_ops_${stem} PRIVATE ${STRICT_TESTS})
     add_test(NAME unit.ops.${stem} COMMAND test_ops_${stem}
       WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
-    set_tests_properties(unit.ops.${stem} PROPERTIES LABELS unit TIMEOUT 300
+    set_tests_properties(unit.ops.${stem} PROPERTIES LABELS unit TIMEOUT 1200
       ENVIRONMENT "${SANITIZER_ENVIRONMENT}"
       FAIL_REGULAR_EXPRESSION "Tested: 0 ;LeakSanitizer;runtime error:")
   endforeach()
@@ -37,7 +37,7 @@ endif()
 if(TARGET proto)
   add_test(NAME unit.proto.wire
     COMMAND ${PYTHON3} ${CMAKE_CURRENT_LIST_DIR}/proto/check_wire.py ${PROTO_DIR} ${PROTO_C_DIR})
-  set_tests_properties(unit.proto.wire PROPERTIES LABELS unit TIMEOUT 60)
+  set_tests_properties(unit.proto.wire PROPERTIES LABELS unit TIMEOUT 240)
 endif()
 
 # The server before a client that shares no line with it: Python's grpcio.
@@ -48,7 +48,7 @@ if(TARGET rpc AND TARGET proto_python)
   add_test(NAME unit.rpc.peer
     COMMAND ${PYTHON3} ${CMAKE_CURRENT_LIST_DIR}/rpc/check_server.py $<TARGET_FILE:fake_server>
     WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
-  set_tests_properties(unit.rpc.peer PROPERTIES LABELS unit TIMEOUT 120
+  set_tests_properties(unit.rpc.peer PROPERTIES LABELS unit TIMEOUT 480
     FAIL_REGULAR_EXPRESSION "LeakSanitizer;runtime error:"
     ENVIRONMENT "PYTHONPATH=${PROTO_PYTHON_DIR};PYTHONDONTWRITEBYTECODE=1;TSAN_OPTIONS=halt_on_error=1:suppressions=${PROJECT_SOURCE_DIR}/tests/race/tsan.supp")
 endif()

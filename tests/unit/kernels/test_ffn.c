@@ -152,7 +152,7 @@ Test(ffn, ref_computes_the_formula)
     }
 }
 
-Test(ffn, every_backend_gives_the_bits_of_its_three_operators, .timeout = 120)
+Test(ffn, every_backend_gives_the_bits_of_its_three_operators, .timeout = 480)
 {
     struct pool *pool[N_POOL];
     size_t turn = 0;

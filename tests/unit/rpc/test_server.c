@@ -78,7 +78,7 @@ static void starts_not(const struct server_options *options, enum status code,
     cr_expect_eq((uintptr_t)server, 0x1);
 }
 
-Test(server, what_keeps_it_from_starting_is_named, .timeout = 60)
+Test(server, what_keeps_it_from_starting_is_named, .timeout = 240)
 {
     static const char *const bad[] = {"",
                                       "50051",
@@ -125,7 +125,7 @@ Test(server, what_keeps_it_from_starting_is_named, .timeout = 60)
     fake_release(&fake);
 }
 
-Test(server, it_starts_again_on_the_port_it_left, .timeout = 60)
+Test(server, it_starts_again_on_the_port_it_left, .timeout = 240)
 {
     char listen[32] = "127.0.0.1:0";
 
@@ -151,7 +151,7 @@ Test(server, it_starts_again_on_the_port_it_left, .timeout = 60)
     fake_release(&fake);
 }
 
-Test(server, a_full_inbox_is_said_with_a_time_to_retry, .timeout = 60)
+Test(server, a_full_inbox_is_said_with_a_time_to_retry, .timeout = 240)
 {
     struct command *nothing = NULL;
     struct server *server;
@@ -194,7 +194,7 @@ static struct command *next_command(void)
 }
 
 /* The engine must hear of every reader that is gone, however full it is. */
-Test(server, a_detach_that_finds_no_room_comes_later, .timeout = 60)
+Test(server, a_detach_that_finds_no_room_comes_later, .timeout = 240)
 {
     struct command *nothing = NULL, *command;
     struct server *server;
@@ -231,7 +231,7 @@ Test(server, a_detach_that_finds_no_room_comes_later, .timeout = 60)
     fake_release(&fake);
 }
 
-Test(server, an_event_for_nobody_is_dropped, .timeout = 60)
+Test(server, an_event_for_nobody_is_dropped, .timeout = 240)
 {
     struct server *server;
     struct client *client;
@@ -254,7 +254,7 @@ Test(server, an_event_for_nobody_is_dropped, .timeout = 60)
     fake_release(&fake);
 }
 
-Test(server, calls_are_counted_by_code, .timeout = 60)
+Test(server, calls_are_counted_by_code, .timeout = 240)
 {
     struct metrics *metrics = NULL;
     struct server_options options;

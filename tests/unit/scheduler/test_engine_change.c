@@ -72,7 +72,7 @@ static bool has_policy(struct node *node, const char *name, const char *text)
 }
 
 /* The judge can say no: what is said under one is not said under another. */
-Test(engine_change, the_judge_tells_policies_apart, .timeout = 60)
+Test(engine_change, the_judge_tells_policies_apart, .timeout = 240)
 {
     struct node *node = fork_node();
 
@@ -112,7 +112,7 @@ static void changed(const char *from, const char *to, bool is_killed)
     node_destroy(node);
 }
 
-Test(engine_change, is_as_if_it_had_always_been_so, .timeout = 120)
+Test(engine_change, is_as_if_it_had_always_been_so, .timeout = 480)
 {
     for (uint32_t p = 0; p < N_POLICY; p++)
         for (uint32_t q = 0; q < N_POLICY; q++)
@@ -136,7 +136,7 @@ Test(engine_change, is_replayed_from_the_log_alone)
     node_destroy(node);
 }
 
-Test(engine_change, forks_and_rewinds_go_across_it, .timeout = 120)
+Test(engine_change, forks_and_rewinds_go_across_it, .timeout = 480)
 {
     struct node *node = fork_node();
 
@@ -267,7 +267,7 @@ Test(engine_change, of_a_session_that_is_only_in_memory)
     node_destroy(node);
 }
 
-Test(engine_change, is_verified_exported_and_imported, .timeout = 120)
+Test(engine_change, is_verified_exported_and_imported, .timeout = 480)
 {
     for (uint32_t has_state = 0; has_state < 2; has_state++) {
         struct node *from = fork_node(), *to = fork_node();
@@ -335,7 +335,7 @@ Test(engine_change, what_does_not_fit_is_refused_and_changes_nothing)
 }
 
 /* With pages before and after, and under `full`, which has none. */
-Test(engine_change, of_a_session_with_pages, .timeout = 120)
+Test(engine_change, of_a_session_with_pages, .timeout = 480)
 {
     static const char *const path[] = {
         "infllm:sink=64:window=64:pick=128:step=8", "full",

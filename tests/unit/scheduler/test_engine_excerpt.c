@@ -493,7 +493,7 @@ Test(engine_excerpt, is_refused_where_there_is_none)
 
 /* What was computed for others may bring it to the end of a stage when no pass
  * runs, after which nobody wakes an engine that sleeps. */
-Test(engine_excerpt, does_not_sleep_between_its_stages, .timeout = 60)
+Test(engine_excerpt, does_not_sleep_between_its_stages, .timeout = 240)
 {
     struct node *node = node_create(NULL);
     struct reply *want;

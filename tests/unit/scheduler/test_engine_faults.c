@@ -72,7 +72,7 @@ static void expect_replays(struct bench *bench, uint32_t salt)
 }
 
 Test(engine_faults, a_flipped_bit_or_a_missing_value_means_a_replay,
-     .timeout = 120)
+     .timeout = 480)
 {
     static const char letters[] = "sobv";
 
@@ -102,7 +102,7 @@ static void make_unreadable(struct store *store, char letter, struct uid log)
 }
 
 Test(engine_faults, stored_values_that_cannot_be_read_mean_a_replay,
-     .timeout = 120)
+     .timeout = 480)
 {
     static const char letters[] = "sobv";
 
@@ -163,7 +163,7 @@ Test(engine_faults, a_flipped_bit_in_the_log_is_said_and_others_go_on)
 }
 
 /* A manifest of which only a part was written: every length of it. */
-Test(engine_faults, a_half_written_manifest_is_none, .timeout = 120)
+Test(engine_faults, a_half_written_manifest_is_none, .timeout = 480)
 {
     struct bench bench = begin();
     struct uid log = log_of(bench.node, "hit");
@@ -229,7 +229,7 @@ Test(engine_faults, a_full_journal_refuses_and_loses_nothing)
 
 /* Each store call of a session's life fails once, the n-th: whatever becomes of
  * it, the other one is well, and so is this one afterwards. */
-Test(engine_faults, any_call_of_the_store_may_fail, .timeout = 240)
+Test(engine_faults, any_call_of_the_store_may_fail, .timeout = 900)
 {
     for (uint64_t n = 1; n < 400; n += 1 + n / 6) {
         struct bench bench = begin();

@@ -32,7 +32,7 @@ static void fork_and_judge(struct node *node, struct node *judge,
               "fork at %lu differs", position);
 }
 
-Test(engine_fork, every_position_goes_on_as_alone, .timeout = 120)
+Test(engine_fork, every_position_goes_on_as_alone, .timeout = 480)
 {
     struct node *node = fork_node(), *judge = judge_create();
 
@@ -49,7 +49,7 @@ Test(engine_fork, every_position_goes_on_as_alone, .timeout = 120)
     node_destroy(node);
 }
 
-Test(engine_fork, a_rewind_to_every_position_goes_on_as_alone, .timeout = 120)
+Test(engine_fork, a_rewind_to_every_position_goes_on_as_alone, .timeout = 480)
 {
     struct node *node = fork_node(), *judge = judge_create();
 
@@ -78,7 +78,7 @@ Test(engine_fork, a_rewind_to_every_position_goes_on_as_alone, .timeout = 120)
 }
 
 /* Twice as many rewinds and forks as a path has pieces. */
-Test(engine_fork, a_long_lineage_is_flattened, .timeout = 120)
+Test(engine_fork, a_long_lineage_is_flattened, .timeout = 480)
 {
     struct node *node = fork_node(), *judge = judge_create();
     char name[16] = "g0", before[16];

@@ -117,7 +117,7 @@ static void settle(struct node *node)
 }
 
 Test(engine_keep, the_least_recently_used_lose_theirs_and_are_computed_again,
-     .timeout = 60)
+     .timeout = 240)
 {
     struct node *node = small_node(), *judge = judge_create();
     char name[8];
@@ -145,7 +145,7 @@ Test(engine_keep, the_least_recently_used_lose_theirs_and_are_computed_again,
 
 /* What it says in memory is stored again when it comes to that. */
 Test(engine_keep, one_that_lost_its_blocks_in_memory_stores_them_again,
-     .timeout = 60)
+     .timeout = 240)
 {
     struct node *node = small_node(), *judge = judge_create();
     char name[8];
@@ -180,7 +180,7 @@ static void set_pinned(struct node *node, const char *name, bool is_pinned)
                  is_pinned);
 }
 
-Test(engine_keep, pinned_ones_and_what_others_read_stay, .timeout = 60)
+Test(engine_keep, pinned_ones_and_what_others_read_stay, .timeout = 240)
 {
     struct node *node = small_node(), *judge = judge_create();
     char name[8];

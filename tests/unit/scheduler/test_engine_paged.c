@@ -539,7 +539,7 @@ static void starts_from_anothers(const char *policy, bool is_restarted,
 }
 
 Test(engine_paged, starts_from_anothers_prefix_that_fits_into_its_pages,
-     .timeout = 120)
+     .timeout = 480)
 {
     for (uint32_t p = 0; p < N_POLICY; p++)
         starts_from_anothers(POLICY[p], p % 2, true);

@@ -198,7 +198,7 @@ static void restarted_prefix(uint32_t p, const char *name, bool is_killed)
     node_destroy(node);
 }
 
-Test(engine_policy, divides_the_prefixes_of_an_earlier_life, .timeout = 120)
+Test(engine_policy, divides_the_prefixes_of_an_earlier_life, .timeout = 480)
 {
     for (uint32_t p = 0; p < N_POLICY; p++)
         for (uint32_t is_killed = 0; is_killed < 2; is_killed++) {
@@ -209,7 +209,7 @@ Test(engine_policy, divides_the_prefixes_of_an_earlier_life, .timeout = 120)
 
 /* What is stored of it is sound, a replay gives the same, and a bundle of it
  * goes on elsewhere, with its states and without, under the same policy. */
-Test(engine_policy, is_verified_exported_and_imported, .timeout = 120)
+Test(engine_policy, is_verified_exported_and_imported, .timeout = 480)
 {
     for (uint32_t p = 1; p < N_POLICY; p++)
         for (uint32_t has_state = 0; has_state < 2; has_state++) {

@@ -80,12 +80,12 @@ static void squeezed(bool has_pager)
     node_destroy(alone);
 }
 
-Test(engine_states, of_one_session_are_enough, .timeout = 60)
+Test(engine_states, of_one_session_are_enough, .timeout = 240)
 {
     squeezed(false);
 }
 
-Test(engine_states, of_one_session_are_enough_beside_pages, .timeout = 60)
+Test(engine_states, of_one_session_are_enough_beside_pages, .timeout = 240)
 {
     squeezed(true);
 }

@@ -43,7 +43,7 @@ static void expect_same_log(struct node *a, const char *its, struct node *b,
 }
 
 Test(engine_transfer, a_session_goes_on_elsewhere_as_if_it_had_stayed,
-     .timeout = 120)
+     .timeout = 480)
 {
     static const size_t piece[] = {0, 1000, 70000};
     struct node *from = node_with("s"), *to = fork_node(),
@@ -113,7 +113,7 @@ static struct command *long_turn(struct node *node)
 
 /* Exported at any moment of a reply, with it or without its node: the other
  * node goes on with it, and says all that the first one would have said. */
-Test(engine_transfer, an_open_turn_is_continued_elsewhere, .timeout = 120)
+Test(engine_transfer, an_open_turn_is_continued_elsewhere, .timeout = 480)
 {
     struct node *judge = node_with("s");
     const struct reply *whole = node_call(judge, long_turn(judge)), *reply;
@@ -147,7 +147,7 @@ Test(engine_transfer, an_open_turn_is_continued_elsewhere, .timeout = 120)
 }
 
 Test(engine_transfer, a_fork_is_flattened_and_a_part_has_no_turns,
-     .timeout = 60)
+     .timeout = 240)
 {
     struct node *from = node_with("s"), *to = fork_node(),
                 *judge = judge_create();
@@ -201,7 +201,7 @@ static void expect_refused(struct node *to, struct bytes bundle,
     }
 }
 
-Test(engine_transfer, a_flipped_bit_or_a_missing_end_is_refused, .timeout = 60)
+Test(engine_transfer, a_flipped_bit_or_a_missing_end_is_refused, .timeout = 240)
 {
     struct node *from = node_with("s"), *to = fork_node();
     struct bytes bundle = export_of(from, "s", true);
@@ -261,7 +261,7 @@ static void go_on_of(struct node *node, const char *name, const char *tenant,
 }
 
 Test(engine_transfer, a_sealed_session_opens_by_its_tenants_key_alone,
-     .timeout = 60)
+     .timeout = 240)
 {
     struct node *from = node_with_keys(keys), *to = node_with_keys(keys);
     struct node *keyless = fork_node(), *judge = judge_create();
@@ -395,7 +395,7 @@ Test(engine_transfer, states_may_be_left_out)
 
 /* --- half-way --- */
 
-Test(engine_transfer, a_client_that_leaves_leaves_nothing, .timeout = 60)
+Test(engine_transfer, a_client_that_leaves_leaves_nothing, .timeout = 240)
 {
     struct node *from = node_with("s"), *to = fork_node();
     struct bytes bundle = export_of(from, "s", true);
@@ -461,7 +461,7 @@ Test(engine_transfer, a_client_that_stands_still_is_given_up)
     node_destroy(node);
 }
 
-Test(engine_transfer, killed_half_way_nothing_is_left, .timeout = 60)
+Test(engine_transfer, killed_half_way_nothing_is_left, .timeout = 240)
 {
     struct node *from = node_with("s");
     struct bytes bundle = export_of(from, "s", true);

@@ -136,7 +136,7 @@ static void expect_heals(struct node *node, struct node *judge, uint32_t salt)
     forget_replies(node);
 }
 
-Test(engine_verify, a_flipped_bit_is_found_named_and_healed, .timeout = 120)
+Test(engine_verify, a_flipped_bit_is_found_named_and_healed, .timeout = 480)
 {
     struct node *node = node_with("s"), *judge = judge_create();
     static const char letters[] = "sobv";
@@ -151,7 +151,7 @@ Test(engine_verify, a_flipped_bit_is_found_named_and_healed, .timeout = 120)
     node_destroy(node);
 }
 
-Test(engine_verify, a_missing_value_is_found_and_healed, .timeout = 120)
+Test(engine_verify, a_missing_value_is_found_and_healed, .timeout = 480)
 {
     struct node *node = node_with("s"), *judge = judge_create();
     static const char letters[] = "sob";

@@ -100,7 +100,7 @@ static void end(void)
     model_destroy(model);
 }
 
-TestSuite(nomem, .init = begin, .fini = end, .timeout = 60);
+TestSuite(nomem, .init = begin, .fini = end, .timeout = 240);
 
 /* How many allocations `call` makes; each was made to fail before. */
 static int until_success(enum status (*call)(void))

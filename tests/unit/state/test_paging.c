@@ -566,7 +566,7 @@ static bool was_trimmed(void)
 
 /* An idle session that leaves has next to no pages left, but the indices of a
  * million tokens. */
-Test(paging, indices_go_back_to_the_system, .timeout = 60)
+Test(paging, indices_go_back_to_the_system, .timeout = 240)
 {
     const size_t least = paging_least(model, &policy);
     uint64_t n_block = N_BLOCK;

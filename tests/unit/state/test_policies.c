@@ -319,7 +319,7 @@ static void fork_at(struct bench *bench, struct memory *memory, uint32_t at,
 /* A fork is what a snapshot keeps: states, the open block, sealed blocks. Made
  * beside each place where something may be decided: the grid, steps of 16, 32
  * and 128 positions, the ends of prompts; and in between. */
-Test(policies, a_fork_at_any_phase_goes_on_with_the_same_bits, .timeout = 300)
+Test(policies, a_fork_at_any_phase_goes_on_with_the_same_bits, .timeout = 900)
 {
     static const uint32_t PHASE[] = {255, 256, 257, 269, 270, 271, 287, 288,
                                      289, 301, 319, 320, 321, 383, 384, 385};

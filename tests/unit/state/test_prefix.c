@@ -37,7 +37,7 @@ static void end(void)
     prefix_destroy(NULL);
 }
 
-TestSuite(prefix, .init = begin, .fini = end, .timeout = 60);
+TestSuite(prefix, .init = begin, .fini = end, .timeout = 240);
 
 static struct digest chain_at(uint64_t position)
 {

@@ -41,7 +41,7 @@ static void end(void)
     cr_assert_eq(system(command), 0);
 }
 
-TestSuite(segments, .init = begin, .fini = end, .timeout = 60);
+TestSuite(segments, .init = begin, .fini = end, .timeout = 240);
 
 static void open_here(void)
 {

@@ -3,7 +3,7 @@
 
 #include "state/store_calls.h"
 
-TestSuite(snapshot, .init = begin, .fini = end, .timeout = 60);
+TestSuite(snapshot, .init = begin, .fini = end, .timeout = 240);
 
 Test(snapshot, comes_back_byte_for_byte_at_odd_positions)
 {

@@ -1,7 +1,7 @@
 /* What is damaged, of something else or not written whole is never used. */
 #include "tests/unit/state/snapshot_fixture.h"
 
-TestSuite(snapshot_damage, .init = begin, .fini = end, .timeout = 60);
+TestSuite(snapshot_damage, .init = begin, .fini = end, .timeout = 240);
 
 /* Call visit for every stored key; value may be changed. */
 struct stored {

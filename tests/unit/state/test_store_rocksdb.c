@@ -185,7 +185,7 @@ static void remove_dir(void)
     cr_assert_eq(system(command), 0);
 }
 
-TestSuite(rocksdb, .init = make_dir, .fini = remove_dir, .timeout = 60);
+TestSuite(rocksdb, .init = make_dir, .fini = remove_dir, .timeout = 240);
 
 static enum status open_here(void)
 {

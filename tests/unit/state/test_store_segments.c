@@ -169,7 +169,7 @@ static void end(void)
     cr_assert_eq(system(command), 0);
 }
 
-TestSuite(store_segments, .init = begin, .fini = end, .timeout = 60);
+TestSuite(store_segments, .init = begin, .fini = end, .timeout = 240);
 
 /* --- keys and values --- */
 

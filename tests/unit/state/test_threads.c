@@ -72,7 +72,7 @@ static void end(void)
     ring_destroy(engine);
 }
 
-TestSuite(journal_thread, .init = begin, .fini = end, .timeout = 30);
+TestSuite(journal_thread, .init = begin, .fini = end, .timeout = 120);
 
 /* A commit of the next token, with messages number + 0, 1, .... */
 static struct commit *commit_of(uint64_t step, uint64_t epoch,
@@ -286,7 +286,7 @@ static void begin_narrow(void)
     begin_rings(2, 1);
 }
 
-TestSuite(narrow, .init = begin_narrow, .fini = end, .timeout = 30);
+TestSuite(narrow, .init = begin_narrow, .fini = end, .timeout = 120);
 
 Test(narrow, a_full_outbox_loses_nothing)
 {
@@ -377,7 +377,7 @@ static void end_store(void)
     ring_destroy(engine);
 }
 
-TestSuite(store_thread, .init = begin_store, .fini = end_store, .timeout = 30);
+TestSuite(store_thread, .init = begin_store, .fini = end_store, .timeout = 120);
 
 static uint32_t token[200];
 
