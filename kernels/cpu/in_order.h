@@ -67,7 +67,9 @@ LANES_INLINE void in_order_row(const struct tile *t, const float *a,
 /* tile_set() if is_start, else tile_onto(), of a plain right side. */
 LANES_INLINE void in_order(const struct tile *t, bool is_start)
 {
-    const uint32_t most = IN_ORDER_FLOATS / (uint32_t)t->b_stride;
+    const size_t row = t->b_stride > 1 ? t->b_stride : 1;
+    const uint32_t most =
+        row < IN_ORDER_FLOATS ? IN_ORDER_FLOATS / (uint32_t)row : 1;
     const float *b = t->b;
 
     for (uint32_t k = 0, n; k < t->n_k; k += n, is_start = false) {
