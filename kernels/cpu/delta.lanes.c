@@ -185,7 +185,7 @@ static void prepare(const struct part *part)
         normalise(q + r * d_k, a->q + at, d_k, q_scale);
     }
     store_keys(part->ring_k + part->first, k, d_k, n);
-    if (is_alone(part)) {
+    if (is_alone(part)) { /* the key, and the query behind it */
         dot_tile(part, part->dot, k, 2, part->first + 1);
         return;
     }

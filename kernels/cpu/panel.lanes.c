@@ -3,10 +3,9 @@
 #include <string.h>
 
 /*
- * For AVX-512 alone; AVX2 has panel_avx2.c.
- * Register tiles, as in tile.lanes.c: up to 24 sums, for few rows
- * at least 8 chains, which hide the latency of an fma (4 cycles, 2 a cycle).
- * TILE has two sums an output, and so half the rows.
+ * For AVX-512 alone: AVX2 has panel_avx2.c. Register tiles, as in tile.lanes.c:
+ * up to 24 sums, for few rows at least 8 chains, which hide the latency of an
+ * fma (4 cycles, 2 a cycle). TILE has two sums an output, and so half the rows.
  */
 #define WIDTH_MAX 8u
 #define HEIGHT_MAX 12u
@@ -273,8 +272,7 @@ LANES_INLINE void run_cell(const struct cell *cell, struct shape shape)
 
 /* -------------------------------------------------------------- dispatch */
 
-/* The heights that exist for a width; a row of the table per
- * number of sums an output needs. */
+/* The heights that exist for a width, where an output needs ONE sum, or TWO. */
 struct heights {
     uint32_t of_width[WIDTH_MAX + 1];
 };
