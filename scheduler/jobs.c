@@ -174,21 +174,36 @@ void jobs_send(struct engine *engine)
             return;
 }
 
+/* The journal may have lost the rewind whose log it read, and then the session
+ * has its old one again. */
+static bool is_of_its_log(const struct store_job *job,
+                          const struct session *session)
+{
+    struct log_path path;
+
+    session_path(session, &path);
+    return log_path_equal(&path, &job->path);
+}
+
 static void receive_load(struct engine *engine, struct store_job *job)
 {
     struct session *session = job->owner;
     struct request *request = session->request;
+    const bool is_its = is_of_its_log(job, session);
 
     session->is_loading = false;
     charge_bytes(engine, session, 0);
-    if (job->status == STATUS_OK && session->is_listed && !session->resident)
+    if (job->status == STATUS_OK && is_its && session->is_listed &&
+        !session->resident)
         resident_install(engine, session, job);
     memory_destroy(job->memory);
     ids_release(&job->tokens);
-    if (job->status == STATUS_DATA_LOSS)
+    if (job->status == STATUS_DATA_LOSS && is_its)
         session->is_failed = true;
     if (request && request->phase == REQUEST_LOADING) {
-        if (job->status)
+        if (!is_its)
+            request->is_load_sent = false;
+        else if (job->status)
             request_fail(engine, request, FINISH_ERROR, &job->cause);
         else
             generate_admit(engine, request);
@@ -224,11 +239,13 @@ enum status jobs_read(struct engine *engine, struct session *session,
     return STATUS_OK;
 }
 
-/* Deleted or rewound while its log was read. */
-static const struct cause *was_cut(void)
+/* Deleted, rewound or moved to another log while it was read; or back from a
+ * rewind that was lost. */
+static const struct cause *has_changed(void)
 {
-    status_fail(STATUS_ABORTED, "the log was cut while it was read");
+    status_fail(STATUS_ABORTED, "the log changed while it was read");
     status_because("OPERATION_ABORTED");
+    status_retry(100);
     return status_cause();
 }
 
@@ -238,8 +255,9 @@ static void receive_tokens(struct engine *engine, struct store_job *job)
 
     if (job->status)
         flight_error(engine, listener->reply, &job->cause);
-    else if (job->tokens.n < listener->from)
-        flight_error(engine, listener->reply, was_cut());
+    else if (!is_of_its_log(job, listener->session) ||
+             job->tokens.n < listener->from)
+        flight_error(engine, listener->reply, has_changed());
     else
         jobs_log(engine, listener->reply, job->tokens.id, job->tokens.n,
                  listener->from, listener->limit);

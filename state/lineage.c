@@ -19,6 +19,16 @@ bool log_path_is_sound(const struct log_path *path)
     return path->piece[path->n - 1].end == UINT64_MAX;
 }
 
+bool log_path_equal(const struct log_path *a, const struct log_path *b)
+{
+    bool is_equal = a->n == b->n;
+
+    for (uint32_t i = 0; is_equal && i < a->n; i++)
+        is_equal = a->piece[i].end == b->piece[i].end &&
+                   uid_equal(a->piece[i].log, b->piece[i].log);
+    return is_equal;
+}
+
 struct uid log_path_own(const struct log_path *path)
 {
     return path->piece[path->n - 1].log;

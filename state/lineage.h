@@ -16,6 +16,7 @@
 struct log_path log_path_alone(struct uid uid);
 /* Has it one piece or more, with ends that rise, the last one without end? */
 bool log_path_is_sound(const struct log_path *path);
+bool log_path_equal(const struct log_path *a, const struct log_path *b);
 /* The log that is appended to. */
 struct uid log_path_own(const struct log_path *path);
 /* Tokens that come from other logs. */

@@ -445,6 +445,65 @@ Test(engine_fork, a_lost_commit_takes_fork_and_rewind_back)
     node_destroy(node);
 }
 
+/* One step, in which a LOAD is sent; its end is kept from the engine until what
+ * else was sent is known to be lost. */
+static struct store_job *load_beside_a_loss(struct node *node)
+{
+    struct store_job *job = NULL;
+
+    node_step(node);
+    for (uint32_t i = 0; i < 1000 && ring_count(node->reports) == 0; i++)
+        ring_wait(node->inbox, 20);
+    for (uint32_t i = 0; i < 1000 && !ring_pop(node->done, &job); i++)
+        ring_wait(node->inbox, 20);
+    need(job && job->kind == STORE_LOAD);
+    node_step(node);
+    return job;
+}
+
+/* It was read for a turn behind a rewind that the journal then lost: with that
+ * the session has its old log again, and what was read is not its tokens. */
+static void lose_a_rewind_while_reading(bool is_waited_for)
+{
+    struct node *node = fork_node(), *judge = judge_create();
+    const struct reply *next;
+    struct command *command;
+    struct store_job *job;
+
+    log_set_level(LOG_ERROR + 1);
+    make_parent(node, "parent");
+    fork_settle(node);
+    store_memory_faults(node->journal_store)->is_read_only = true;
+    command = about(node, COMMAND_TRUNCATE_SESSION, "parent");
+    command->target.from = 60;
+    node_send(node, command);
+    node_send(node, generate(node, "parent", "lost", 3, 4));
+    job = load_beside_a_loss(node);
+    store_memory_faults(node->journal_store)->is_read_only = false;
+    command = generate(node, "parent", "next", 2, 5);
+    command->generate.sampling.max_tokens = 3;
+    command->generate.sampling.ignore_eos = true;
+    next = &node->reply[command->reply];
+    node_send(node, command);
+    if (is_waited_for)
+        node_step(node);
+    need(ring_push(node->done, &job));
+    node_until(node, command->reply);
+    cr_assert_eq(next->last, EVENT_COMPLETE);
+    cr_assert_eq(next->accepted_position, N_PARENT);
+    cr_assert(judge_agrees(judge, node, "parent", 3, 5));
+    restart(node, true);
+    cr_assert_eq(node_read(node, "parent")->n_token, N_PARENT + 5);
+    node_destroy(judge);
+    node_destroy(node);
+}
+
+Test(engine_fork, what_was_read_behind_a_lost_rewind_is_not_the_session)
+{
+    lose_a_rewind_while_reading(false);
+    lose_a_rewind_while_reading(true);
+}
+
 /* Forked behind the new end of what is rewound. */
 Test(engine_fork, a_rewind_leaves_the_forks_their_tokens)
 {

@@ -89,6 +89,20 @@ Test(lineage, common_tokens_are_those_of_the_same_logs)
     cr_assert_eq(log_path_common(&two, &three), 60);
 }
 
+Test(lineage, equal_paths_read_the_same_tokens_of_the_same_logs)
+{
+    struct log_path one = log_path_alone(a), two = fork_of(&one, 100, b);
+
+    cr_assert(log_path_equal(&one, &one));
+    cr_assert(log_path_equal(
+        &two, &(struct log_path){2, {{a, 100}, {b, UINT64_MAX}}}));
+    cr_assert_not(log_path_equal(&one, &two));
+    cr_assert_not(log_path_equal(
+        &two, &(struct log_path){2, {{a, 99}, {b, UINT64_MAX}}}));
+    cr_assert_not(log_path_equal(
+        &two, &(struct log_path){2, {{a, 100}, {c, UINT64_MAX}}}));
+}
+
 Test(lineage, a_path_keeps_what_its_pieces_cover)
 {
     const struct log_path path = {3, {{a, 100}, {b, 200}, {c, UINT64_MAX}}};
