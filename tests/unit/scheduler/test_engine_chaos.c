@@ -153,6 +153,15 @@ static void branch(struct node *node, uint64_t *seed)
     node_send(node, command);
 }
 
+static void send_turn(struct node *node, struct client *one, uint32_t s)
+{
+    struct command *command = turn_of(node, s, one->turn);
+
+    one->reply = command->reply;
+    one->is_begun = true;
+    node_send(node, command);
+}
+
 static void act(struct node *node, struct client *client, uint64_t *seed)
 {
     struct client *one = &client[draw(seed, N_SESSION)];
@@ -168,13 +177,14 @@ static void act(struct node *node, struct client *client, uint64_t *seed)
     }
     if (!one->reply && one->turn > 0 && !one->is_begun && draw(seed, 12) == 0) {
         step_back(node, one, s);
+        if (draw(seed, 2) == 0)
+            return;
+        set_faults(node, true, false); /* it is lost, and what is behind it */
+        send_turn(node, one, s);
         return;
     }
     if (!one->reply && one->turn < N_TURN) {
-        struct command *command = turn_of(node, s, one->turn);
-        one->reply = command->reply;
-        one->is_begun = true;
-        node_send(node, command);
+        send_turn(node, one, s);
         return;
     }
     if (!one->reply)
@@ -192,12 +202,9 @@ static void act(struct node *node, struct client *client, uint64_t *seed)
         node_subject(node, COMMAND_DETACH, one->reply);
         one->reply = 0;
         break;
-    case 5: { /* the same once more while it runs */
-        struct command *command = turn_of(node, s, one->turn);
-        one->reply = command->reply;
-        node_send(node, command);
+    case 5: /* the same once more while it runs */
+        send_turn(node, one, s);
         break;
-    }
     default:
         break;
     }
