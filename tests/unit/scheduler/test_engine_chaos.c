@@ -2,10 +2,11 @@
  * Everything at once, from a seed: sessions in a memory too small for them,
  * readers that pause and vanish, a journal and a store that fail for a while,
  * kills in mid-step, damaged snapshots, sessions that are rewound by a turn,
- * and forks of them and of forks that are rewound and deleted. Clients send a
- * request again until it is complete. The oracle: each session's log is that of
- * the same turns alone on an undisturbed node, whatever the seed did (E1, E2,
- * E3, E5 together); a fork's is the beginning of one, and goes on as alone.
+ * some that change their memory policy with each turn, and forks of the others
+ * and of forks that are rewound and deleted. Clients send a request again until
+ * it is complete. The oracle: each session's log is that of the same turns
+ * alone on an undisturbed node, whatever the seed did (E1, E2, E3, E5
+ * together); a fork's is the beginning of one, and goes on as alone.
  */
 #include "base/log.h"
 #include "state/lineage.h"
@@ -30,8 +31,18 @@ static uint64_t draw(uint64_t *seed, uint64_t n)
     return (*seed >> 33) % n;
 }
 
+/* Those are not forked: a fork's judge sees everything. */
+static bool has_policies(uint32_t s)
+{
+    return s % 3 == 2;
+}
+
 static struct command *turn_of(struct node *node, uint32_t s, uint32_t t)
 {
+    static const char *const policy[] = {
+        "window:sink=64:window=64", "full",
+        "infllm:sink=0:window=0:pick=64:step=16",
+        "quest:sink=64:window=0:pick=64:step=8"};
     char name[16], id[16];
     struct command *command;
 
@@ -43,7 +54,7 @@ static struct command *turn_of(struct node *node, uint32_t s, uint32_t t)
     command->generate.sampling.presence_penalty = s % 3 ? 0 : 0.5f;
     command->generate.is_append = (s + t) % 5 == 4;
     command->generate.priority = (int32_t)(s + 2 * t) % 3 - 1;
-    return command;
+    return under(command, has_policies(s) ? policy[(s / 3 + t) % 4] : NULL);
 }
 
 static void damage(struct store *store, uint64_t *seed)
@@ -129,13 +140,14 @@ static void step_back(struct node *node, struct client *one, uint32_t s)
 static void branch(struct node *node, uint64_t *seed)
 {
     char from[16], name[16];
+    uint32_t s = (uint32_t)draw(seed, N_SESSION);
     struct command *command;
 
     snprintf(name, sizeof(name), "f%lu", draw(seed, N_FORK));
     if (draw(seed, 4) == 0)
         snprintf(from, sizeof(from), "f%lu", draw(seed, N_FORK));
     else
-        snprintf(from, sizeof(from), "s%lu", draw(seed, N_SESSION));
+        snprintf(from, sizeof(from), "s%u", has_policies(s) ? s - 1 : s);
     switch (draw(seed, 4)) {
     case 0:
         command = about(node, COMMAND_DELETE_SESSION, name);
