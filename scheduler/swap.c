@@ -391,17 +391,21 @@ static void lose(struct engine *engine)
     engine->swap.reached = engine->swap.marked;
 }
 
+/* Given up, or whose it was is gone. */
+static bool is_over(const struct move *move)
+{
+    return move->is_over || !move->resident || !move->resident->session;
+}
+
 /* True: it is gone from the list. */
 static bool settle(struct engine *engine, struct move **at)
 {
     struct move *move = *at;
-    const bool is_over =
-        move->is_over || !move->resident || !move->resident->session;
 
     if (move->mark > engine->swap.reached ||
-        (!is_over && move->n_asked < move->n_piece))
+        (!is_over(move) && move->n_asked < move->n_piece))
         return false;
-    if (is_over) {
+    if (is_over(move)) {
         struct session *session =
             move->resident ? move->resident->session : NULL;
         const bool is_back = move->is_back;
@@ -433,7 +437,7 @@ void swap_step(struct engine *engine)
         if (!settle(engine, at))
             at = &(*at)->next;
     for (struct move *move = engine->swap.first; move; move = move->next)
-        while (!move->is_over && move->n_asked < move->n_piece &&
+        while (!is_over(move) && move->n_asked < move->n_piece &&
                engine->swap.marked - engine->swap.reached < CARRY_AHEAD) {
             if (!ask(engine, move))
                 continue;

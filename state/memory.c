@@ -601,10 +601,11 @@ void memory_share(struct memory *memory, struct memory *from, uint64_t n_token,
     write_tables(memory, 0);
 }
 
-/* The states, then each slab's blocks. */
+/* The states, then the blocks of each slab that has tokens: there may be more
+ * slabs, of a snapshot that was then found damaged. */
 uint64_t memory_n_piece(const struct memory *memory)
 {
-    return 1 + memory->n_slab;
+    return 1 + slabs_for(form_of(memory), memory->position);
 }
 
 size_t memory_piece_bytes(const struct memory *memory, uint64_t piece)

@@ -37,10 +37,10 @@ bool memory_is_aside(const struct memory *memory);
 /* In whose memory all lies; NULL: in the host's. */
 struct device *memory_device(const struct memory *memory);
 /*
- * Ask the shuttle to carry pieces [from, from + n) of memory_n_piece() of a
- * memory to another one that has room for as many tokens; one of the two is
- * aside. They stay until the shuttle has come so far. `to` stands where the
- * other stands.
+ * Ask the shuttle to carry pieces [from, from + n) of the memory_n_piece() that
+ * a memory's tokens are, to another one that has room for as many tokens; one
+ * of the two is aside. They stay until the shuttle has come so far. `to` stands
+ * where the other stands.
  */
 uint64_t memory_n_piece(const struct memory *memory);
 size_t memory_piece_bytes(const struct memory *memory, uint64_t piece);

@@ -9,6 +9,7 @@
  * together); a fork's is the beginning of one, and goes on as alone.
  */
 #include "base/log.h"
+#include "kernels/apart/apart.h"
 #include "state/lineage.h"
 #include "tests/unit/scheduler/fork_fixture.h"
 
@@ -24,6 +25,17 @@ struct client {
     bool is_begun;          /* that turn was sent before */
     uint64_t begin[N_TURN]; /* positions of turns that were completed */
 };
+
+/* On a device its sessions go aside, and then to the store. */
+static struct node *make_node(bool has_device)
+{
+    struct node *node = node_create(NULL);
+
+    if (has_device)
+        node_load(node, &(struct model_options){.backend = &backend_apart});
+    node->options.host_bytes = (size_t)1 << 20;
+    return node;
+}
 
 static uint64_t draw(uint64_t *seed, uint64_t n)
 {
@@ -224,7 +236,7 @@ static void act(struct node *node, struct client *client, uint64_t *seed)
 
 static void expect_alone(struct node *node, uint32_t s, uint64_t seed)
 {
-    struct node *alone = node_create(NULL);
+    struct node *alone = make_node(model_device(node->model) != NULL);
     struct reply *want, *got;
     char name[16];
 
@@ -277,15 +289,34 @@ static bool is_done(const struct client *client)
     return true;
 }
 
-/* How many forks there were at its end. */
-static uint32_t run(uint64_t number)
+/* What is left at its end: how many forks there were. */
+static uint32_t expect_all(struct node *node, uint64_t number)
 {
-    struct node *node = node_create(NULL), *judge = judge_create();
+    struct node *judge = make_node(model_device(node->model) != NULL);
     uint32_t n_fork = 0;
+
+    judge->options.prefix_bytes = 0;
+    node_start(judge);
+    set_faults(node, false, false);
+    node_until(node, 0);
+    forget_replies(node);
+    for (uint32_t s = 0; s < N_SESSION; s++)
+        expect_alone(node, s, number);
+    for (uint32_t f = 0; f < N_FORK; f++)
+        n_fork += expect_fork(node, judge, f, number);
+    node_destroy(judge);
+    return n_fork;
+}
+
+/* How many forks there were at its end. */
+static uint32_t run(uint64_t number, bool has_device)
+{
+    struct node *node = make_node(has_device);
     struct client client[N_SESSION] = {0};
     uint64_t seed = number * 7919 + 1;
-    uint32_t i;
+    uint32_t i, n_fork;
 
+    node->has_pager = !has_device && number % 2 == 1;
     node->options.session_bytes =
         (2 + draw(&seed, 3)) * memory_bytes_for(node->model, NULL, 900);
     node->options.max_running = 1 + (uint32_t)draw(&seed, 6);
@@ -310,14 +341,7 @@ static uint32_t run(uint64_t number)
             ring_wait(node->inbox, 1);
     }
     cr_assert(is_done(client), "seed %lu hangs", number);
-    set_faults(node, false, false);
-    node_until(node, 0);
-    forget_replies(node);
-    for (uint32_t s = 0; s < N_SESSION; s++)
-        expect_alone(node, s, number);
-    for (uint32_t f = 0; f < N_FORK; f++)
-        n_fork += expect_fork(node, judge, f, number);
-    node_destroy(judge);
+    n_fork = expect_all(node, number);
     node_destroy(node);
     return n_fork;
 }
@@ -328,6 +352,13 @@ Test(engine_chaos, every_log_is_that_of_an_undisturbed_node)
     uint32_t n_fork = 0;
 
     for (uint64_t number = 1; number <= 8; number++)
-        n_fork += run(number);
+        n_fork += run(number, false);
     cr_assert_gt(n_fork, 8, "forks are not what was tried");
+}
+
+Test(engine_chaos, and_on_a_device)
+{
+    log_set_level(LOG_ERROR + 1);
+    for (uint64_t number = 9; number <= 14; number++)
+        (void)run(number, true);
 }

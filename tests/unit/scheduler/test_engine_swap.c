@@ -480,6 +480,30 @@ Test(engine_swap, what_is_aside_is_stored_from_there)
     node_destroy(node);
 }
 
+/* As when the newest snapshot of a session is damaged and an older one is
+ * read. */
+Test(engine_swap, room_for_more_than_a_memory_has_is_not_carried)
+{
+    struct node *node = open_node(0, PLENTY);
+    struct memory *from, *to;
+    uint64_t n_piece;
+
+    must(memory_create(node->model, &from));
+    must(memory_reserve(from, 5 * KV_BLOCK));
+    memory_advance(from, KV_BLOCK + 1);
+    must(memory_create_aside(node->model, node->engine->swap.rooms, &to));
+    must(memory_reserve(to, KV_BLOCK + 1));
+    n_piece = memory_n_piece(from);
+    cr_assert_eq(n_piece, 3);
+    memory_carry(to, from, 0, n_piece);
+    must(device_wait(device_shuttle(model_device(node->model))));
+    cr_assert_eq(memory_position(to), KV_BLOCK + 1);
+    cr_assert_eq(memory_n_piece(to), n_piece);
+    memory_destroy(from);
+    memory_destroy(to);
+    node_destroy(node);
+}
+
 Test(engine_swap, sessions_that_are_not_durable_leave_and_come_back_too)
 {
     struct node *node = open_node(room_of(MOST_TOKENS), PLENTY);
