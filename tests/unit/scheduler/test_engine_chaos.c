@@ -3,10 +3,10 @@
  * readers that pause and vanish, a journal and a store that fail for a while,
  * kills in mid-step, damaged snapshots, sessions that are rewound by a turn,
  * some that change their memory policy with each turn, and forks of the others
- * and of forks that are rewound and deleted. Clients send a request again until
- * it is complete. The oracle: each session's log is that of the same turns
- * alone on an undisturbed node, whatever the seed did (E1, E2, E3, E5
- * together); a fork's is the beginning of one, and goes on as alone.
+ * and of forks that are rewound and deleted; operators meddle. Clients send a
+ * request again until it is complete. The oracle: each session's log is that of
+ * the same turns alone on an undisturbed node, whatever the seed did (E1, E2,
+ * E3, E5 together); a fork's is the beginning of one, and goes on as alone.
  */
 #include "base/log.h"
 #include "kernels/apart/apart.h"
@@ -177,6 +177,32 @@ static void branch(struct node *node, uint64_t *seed)
     node_send(node, command);
 }
 
+/* What operators do beside clients; whatever comes of it. */
+static void meddle(struct node *node, uint64_t *seed)
+{
+    static const enum command_kind kind[] = {
+        COMMAND_CHECKPOINT_SESSION, COMMAND_VERIFY_SESSION,
+        COMMAND_INSPECT_SESSION, COMMAND_PARK_SESSION, COMMAND_READ_TOKENS};
+    const uint64_t k = draw(seed, 7);
+    struct command *command;
+    char name[16];
+
+    snprintf(name, sizeof(name), "s%lu", draw(seed, N_SESSION));
+    if (k < 5) {
+        command = about(node, kind[k], name);
+        if (kind[k] == COMMAND_VERIFY_SESSION)
+            command->target.replays = draw(seed, 2) == 0;
+    } else if (k == 5) {
+        command = command_make(COMMAND_UPDATE_SESSION, node_reply(node));
+        snprintf(command->update.session, SESSION_NAME_SIZE, "%s", name);
+        command->update.sets_pinned = true;
+        command->update.is_pinned = draw(seed, 2) == 0;
+    } else { /* and of somebody without a session */
+        command = generate(node, "", "", 1 + (uint32_t)draw(seed, 200), 0);
+    }
+    node_send(node, command);
+}
+
 static void send_turn(struct node *node, struct client *one, uint32_t s)
 {
     struct command *command = turn_of(node, s, one->turn);
@@ -337,6 +363,8 @@ static uint32_t run(uint64_t number, bool has_device)
             act(node, client, &seed);
         else if (dice < 120)
             branch(node, &seed);
+        else if (dice < 126)
+            meddle(node, &seed);
         else if (!node_step(node))
             ring_wait(node->inbox, 1);
     }
