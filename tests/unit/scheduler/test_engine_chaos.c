@@ -281,7 +281,8 @@ static void expect_alone(struct node *node, uint32_t s, uint64_t seed)
 static bool begins_with(const struct reply *log, const struct reply *start)
 {
     return log->n_token >= start->n_token &&
-           memcmp(log->token, start->token, start->n_token * 4) == 0;
+           (start->n_token == 0 ||
+            memcmp(log->token, start->token, start->n_token * 4) == 0);
 }
 
 /* True if there is such a fork. */
