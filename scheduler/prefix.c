@@ -427,14 +427,25 @@ static const struct snapshot_source *used(const struct store_job *job)
     return NULL;
 }
 
-/* It may have been deleted, moved on, or lost its end meanwhile. */
+static bool has_its_policy(const struct memory *memory,
+                           const struct session *session)
+{
+    const struct policy *policy = memory_policy(memory);
+
+    return policy ? policy_equal(policy, &session->policy)
+                  : session->policy.kind == POLICY_FULL;
+}
+
+/* It may have been deleted, moved on, lost its end or got another policy
+ * meanwhile. */
 static bool still_fits(const struct engine *engine,
                        const struct session *session,
+                       const struct memory *memory,
                        const struct snapshot_source *source)
 {
     const struct resident *resident = session->resident;
 
-    return resident && !resident->image &&
+    return resident && !resident->image && has_its_policy(memory, session) &&
            !(session->request && session->request->phase == REQUEST_RUNNING) &&
            resident_position(resident) < source->position &&
            resident->tokens.n > source->position &&
@@ -450,7 +461,7 @@ static void take(struct engine *engine, struct session *session,
     struct resident *resident = session->resident;
     enum restore_reason_code word = refuse(engine, job);
 
-    if (source && still_fits(engine, session, source)) {
+    if (source && still_fits(engine, session, job->memory, source)) {
         swap_let_go(engine, resident);
         resident->memory = job->memory;
         job->memory = NULL;

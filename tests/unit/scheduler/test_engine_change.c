@@ -190,6 +190,43 @@ Test(engine_change, divides_the_prefixes)
     node_destroy(node);
 }
 
+/* Its first turn was cancelled while that was on its way. */
+static void fetched_before(const char *from, const char *to)
+{
+    struct node *node = fork_node();
+    struct command *command = turn_of(node, "", from, FIRST_INPUT, 1);
+    struct store_job *job = NULL;
+    uint64_t reply;
+
+    command->generate.n_shared = 320;
+    cr_assert(reply_completed(node_call(node, command), FINISH_LENGTH));
+    fork_settle(node);
+    node_send(node, turn_of(node, "a", from, FIRST_INPUT, 1));
+    node_step(node);
+    cr_assert(table_find(node->engine, "a")->is_fetching);
+    for (uint32_t i = 0; i < 1000 && !ring_pop(node->done, &job); i++)
+        ring_wait(node->inbox, 20);
+    need(job && job->kind == STORE_FETCH);
+    cr_assert_eq(node_call(node, about(node, COMMAND_CANCEL, "a"))->last,
+                 EVENT_DONE);
+    command = turn_of(node, "a", to, INPUT, 2);
+    reply = command->reply;
+    node_send(node, command);
+    node_step(node);
+    need(ring_push(node->done, &job));
+    node_until(node, reply);
+    cr_assert(reply_completed(&node->reply[reply], FINISH_LENGTH));
+    cr_assert(agrees(node, "a", to, 2), "%s, then %s", from, to);
+    node_destroy(node);
+}
+
+Test(engine_change, what_was_fetched_for_the_one_before_does_not_come_in)
+{
+    fetched_before(POLICY[0], POLICY[2]);
+    fetched_before(POLICY[2], POLICY[0]);
+    fetched_before(POLICY[2], POLICY[3]);
+}
+
 static struct reply *checkpoint(struct node *node, const char *name,
                                 const char *policy)
 {
