@@ -97,12 +97,12 @@ static enum status begin_replay(struct engine *engine, struct errand *errand)
 {
     const struct ids *tokens = scrub_tokens(errand->scrub);
     struct request asked = {.kind = REQUEST_REPLAY, .errand = errand};
-    enum status st =
-        make_double(engine, tokens, &errand->session->policy, &asked.session);
+    enum status st = make_double(engine, tokens, scrub_policy(errand->scrub),
+                                 &asked.session);
 
     if (st)
         return st;
-    asked.promise = request_promise(engine, errand->session, tokens->n, 0);
+    asked.promise = request_promise(engine, asked.session, tokens->n, 0);
     asked.shared_stop = scrub_stop(errand->scrub, 0);
     st = schedule_admit(engine, &asked, "");
     if (st) {

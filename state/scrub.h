@@ -45,10 +45,13 @@ MUST_CHECK enum status scrub_step(struct scrub *scrub, bool *out_is_done);
 const struct ids *scrub_tokens(const struct scrub *scrub);
 uint64_t scrub_stop(const struct scrub *scrub, uint64_t after);
 
+/* The one of its source; the session may have another one by now. */
+const struct policy *scrub_policy(const struct scrub *scrub);
+
 /*
- * Compare the image of a memory that was computed from the same tokens with
- * what is stored: states and open blocks of snapshots at its position, and the
- * blocks that it has.
+ * Compare the image of a memory that was computed from the same tokens under
+ * that policy with what is stored: states and open blocks of snapshots at its
+ * position, and the blocks that it has.
  */
 void scrub_compare(struct scrub *scrub, const struct image *image);
 

@@ -13,6 +13,11 @@ const struct ids *scrub_tokens(const struct scrub *scrub)
     return &scrub->tokens;
 }
 
+const struct policy *scrub_policy(const struct scrub *scrub)
+{
+    return &scrub->source.policy;
+}
+
 uint64_t scrub_stop(const struct scrub *scrub, uint64_t after)
 {
     uint64_t stop = (after / SNAPSHOT_GRID + 1) * SNAPSHOT_GRID;

@@ -293,6 +293,30 @@ Test(engine_verify, its_caller_may_go_and_its_session_may_be_deleted)
     }
 }
 
+/* It is verified as it was when that was asked. */
+Test(engine_verify, its_session_may_get_another_policy_meanwhile)
+{
+    for (uint32_t n_step = 0; n_step < 12; n_step++) {
+        struct node *node = node_with("s");
+        struct command *verify = about(node, COMMAND_VERIFY_SESSION, "s");
+        struct command *turn = generate(node, "s", "", 20, 8);
+        uint64_t reply = verify->reply;
+
+        verify->target.replays = true;
+        node_send(node, verify);
+        for (uint32_t i = 0; i < n_step; i++)
+            if (!node_step(node))
+                ring_wait(node->inbox, 5);
+        under(turn, "infllm:sink=0:window=0:pick=64:step=16");
+        cr_assert_eq(node_call(node, turn)->last, EVENT_COMPLETE);
+        node_until(node, reply);
+        cr_assert_eq(node->reply[reply].last, EVENT_VERIFIED);
+        cr_assert(is_clean(node->reply[reply].end->verified.report),
+                  "after %u steps", n_step);
+        node_destroy(node);
+    }
+}
+
 Test(engine_verify, others_are_served_meanwhile)
 {
     struct node *node = node_with("s"), *judge = judge_create();
