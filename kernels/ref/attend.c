@@ -142,8 +142,8 @@ static float *stat_of(const struct attend_args *a, const struct row *row)
 }
 
 /* Blocks [first, end) of a row, from what the call before left of it. */
-static void attend_row(const struct attend_args *a, const struct row *row,
-                       uint64_t end)
+REF_FUSED static void attend_row(const struct attend_args *a,
+                                 const struct row *row, uint64_t end)
 {
     size_t d_head = a->shape.d_head, n_head = a->shape.n_head;
     size_t kv_head = row->head / (n_head / a->shape.n_kv_head);
