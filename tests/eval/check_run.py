@@ -20,7 +20,7 @@ import xml.etree.ElementTree as ET
 
 TASKS = "needle,needle_multikey,passkey,kv,niah_single_2,cwe,mqar"
 RUN = ["--tasks", TASKS, "--lengths", "1024,1536", "--depths", "3", "--samples",
-       "4", "--seed", "3"]
+       "6", "--seed", "3"]
 COLUMNS = ("version model numerics policy seed depths task length depth samples "
            "hits of score low high prompt_tokens").split()
 
