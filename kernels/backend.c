@@ -13,9 +13,12 @@
 
 /* Best first. */
 static const struct backend *const ALL[] = {
-#if defined(GODWIT_LANES)
+#if defined(GODWIT_AVX512)
     &backend_amx,    &backend_avx512_bf16,
-    &backend_avx512, &backend_avx2,
+    &backend_avx512,
+#endif
+#if defined(GODWIT_LANES)
+    &backend_avx2,
 #endif
     &backend_ref,    NULL,
 };

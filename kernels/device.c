@@ -232,9 +232,11 @@ DEVICE_OPERATORS(DEVICE_OPERATOR)
 /* The host's best: all of them give the same bits. */
 static const struct backend *host(void)
 {
-#if defined(GODWIT_LANES)
+#if defined(GODWIT_AVX512)
     if (backend_avx512.is_supported())
         return &backend_avx512;
+#endif
+#if defined(GODWIT_LANES)
     if (backend_avx2.is_supported())
         return &backend_avx2;
 #endif

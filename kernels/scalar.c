@@ -1,23 +1,8 @@
 #include "kernels/scalar.h"
 
 #include <math.h>
-#include <string.h>
 
 #define LANES 16u
-
-static float from_bits(uint32_t bits)
-{
-    float x;
-    memcpy(&x, &bits, sizeof(x));
-    return x;
-}
-
-static uint32_t to_bits(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof(bits));
-    return bits;
-}
 
 /*
  * Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, in the low
@@ -43,8 +28,8 @@ float scalar_exp(float x)
     p = fmaf(p, r, 1.0f);
     /* n reaches 128, which no float exponent holds: scale in two steps. */
     int32_t half = (int32_t)n / 2, rest = (int32_t)n - half;
-    p *= from_bits((uint32_t)(half + 127) << 23);
-    return p * from_bits((uint32_t)(rest + 127) << 23);
+    p *= scalar_from_bits((uint32_t)(half + 127) << 23);
+    return p * scalar_from_bits((uint32_t)(rest + 127) << 23);
 }
 
 float scalar_sigmoid(float x)
@@ -74,9 +59,9 @@ float scalar_softplus(float x)
 float scalar_log(float x)
 {
     /* m in [sqrt(1/2), sqrt(2)): 0x3f3504f3 are the bits of sqrt(1/2). */
-    uint32_t shifted = to_bits(x) - 0x3f3504f3u;
+    uint32_t shifted = scalar_to_bits(x) - 0x3f3504f3u;
     float n = (float)((int32_t)shifted >> 23);
-    float f = from_bits((shifted & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+    float f = scalar_from_bits((shifted & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
     float p = fmaf(7.0376836292e-2f, f, -1.1514610310e-1f);
     p = fmaf(p, f, 1.1676998740e-1f);
     p = fmaf(p, f, -1.2420140846e-1f);
@@ -92,34 +77,18 @@ float scalar_log(float x)
     return fmaf(n, 0.693359375f, f + p);
 }
 
-float scalar_from_bf16(uint16_t bits)
-{
-    return from_bits((uint32_t)bits << 16);
-}
-
-uint16_t scalar_to_bf16(float x)
-{
-    const uint32_t bits = to_bits(x), size = bits & 0x7fffffffu;
-
-    if (size > 0x7f800000u)
-        return (uint16_t)(bits >> 16 | 0x40u);
-    if (size < 0x00800000u)
-        return (uint16_t)(bits >> 16 & 0x8000u);
-    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
 float scalar_from_f16(uint16_t bits)
 {
     uint32_t sign = (uint32_t)(bits & 0x8000u) << 16;
     uint32_t exponent = (bits >> 10) & 31u, fraction = bits & 1023u;
 
     if (exponent == 31) /* infinity or NaN */
-        return from_bits(sign | 0x7f800000u | fraction << 13);
+        return scalar_from_bits(sign | 0x7f800000u | fraction << 13);
     if (exponent == 0) { /* zero or subnormal: fraction * 2^-24, exact */
         float x = (float)fraction * 0x1p-24f;
-        return from_bits(to_bits(x) | sign);
+        return scalar_from_bits(scalar_to_bits(x) | sign);
     }
-    return from_bits(sign | (exponent + 112u) << 23 | fraction << 13);
+    return scalar_from_bits(sign | (exponent + 112u) << 23 | fraction << 13);
 }
 
 static float fold(float lane[LANES])

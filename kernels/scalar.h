@@ -8,6 +8,7 @@
  * the same steps on vectors and a test holds each lane to these.
  */
 #include <stdint.h>
+#include <string.h>
 
 /*
  * e^x: x = n ln2 + r (Cody-Waite in two parts), degree-6 polynomial in Horner
@@ -28,13 +29,42 @@ float scalar_softplus(float x);
 /* Natural logarithm of a positive normal float, at most 2 ulp off. */
 float scalar_log(float x);
 
-float scalar_from_bf16(uint16_t bits);
+static inline float scalar_from_bits(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof(x));
+    return x;
+}
+
+static inline uint32_t scalar_to_bits(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+
+/* The reference rounds each operand of each product: here, to be inlined. */
+static inline float scalar_from_bf16(uint16_t bits)
+{
+    return scalar_from_bits((uint32_t)bits << 16);
+}
+
 /*
  * To the nearest bf16, ties to even, as VCVTNEPS2BF16 does it: what is below
  * the smallest normal float becomes a zero of its sign, what rounds above the
  * largest bf16 an infinity; NaN stays NaN, made quiet.
  */
-uint16_t scalar_to_bf16(float x);
+static inline uint16_t scalar_to_bf16(float x)
+{
+    const uint32_t bits = scalar_to_bits(x), size = bits & 0x7fffffffu;
+
+    if (size > 0x7f800000u)
+        return (uint16_t)(bits >> 16 | 0x40u);
+    if (size < 0x00800000u)
+        return (uint16_t)(bits >> 16 & 0x8000u);
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 float scalar_from_f16(uint16_t bits);
 
 /*

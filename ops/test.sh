@@ -28,10 +28,12 @@ stage() { # NAME COMMAND...
 }
 
 # Configure and build quietly; the output is shown when it fails.
-build() { # PRESET DIRECTORY
+build() { # PRESET DIRECTORY [TARGET]
     mkdir -p "$2"
-    { cmake --preset "$1" -B "$2" && cmake --build "$2" -j "$jobs"; } \
-        >"$2/build.log" 2>&1 || {
+    {
+        cmake --preset "$1" -B "$2" &&
+            cmake --build "$2" -j "$jobs" --target "${3:-all}"
+    } >"$2/build.log" 2>&1 || {
         tail -n 60 "$2/build.log" >&2
         return 1
     }
@@ -46,7 +48,7 @@ check() { # DIRECTORY CTEST-ARGUMENT...
 
 stage asan-build build asan "$dir-asan"
 stage asan-tests check "$dir-asan" -L 'unit|fuzz' -LE long
-stage tsan-build build tsan "$dir-tsan"
+stage tsan-build build tsan "$dir-tsan" races
 stage tsan-tests check "$dir-tsan" -L race
 stage release-build build release "$dir"
 echo "test: stage release-tests"

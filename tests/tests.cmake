@@ -2,6 +2,8 @@
 # so that it starts fast; tests/race/<layer>/race_x.c is a plain program with
 # real threads, because Criterion does not start under TSan.
 pkg_check_modules(CRITERION IMPORTED_TARGET criterion)
+# Assertions are most of a test: -O2 would take them twice as long to compile.
+set(QUICK -O1)
 
 # What the sanitizers do in all tests: a test that provokes "no memory" needs a
 # NULL, not an abort; an undefined operation ends the run.
@@ -22,7 +24,7 @@ foreach(name IN LISTS GODWIT_LAYERS)
     if(CRITERION_FOUND AND NOT GODWIT_SANITIZE STREQUAL "thread")
       add_executable(test_${name}_${stem} ${file})
       target_link_libraries(test_${name}_${stem} PRIVATE ${name} PkgConfig::CRITERION)
-      target_compile_options(test_${name}_${stem} PRIVATE ${STRICT_TESTS})
+      target_compile_options(test_${name}_${stem} PRIVATE ${STRICT_TESTS} ${QUICK})
       add_test(NAME unit.${name}.${stem} COMMAND test_${name}_${stem}
         WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
       # Criterion passes an empty run, and a test that leaked: so we read it.
@@ -37,6 +39,7 @@ foreach(name IN LISTS GODWIT_LAYERS)
     get_filename_component(stem ${file} NAME_WE)
     string(REPLACE "race_" "" stem ${stem})
     add_executable(race_${name}_${stem} ${file})
+    list(APPEND races race_${name}_${stem})
     target_link_libraries(race_${name}_${stem} PRIVATE ${name})
     target_compile_options(race_${name}_${stem} PRIVATE ${STRICT})
     add_test(NAME race.${name}.${stem} COMMAND race_${name}_${stem}
@@ -45,6 +48,8 @@ foreach(name IN LISTS GODWIT_LAYERS)
       ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
   endforeach()
 endforeach()
+
+add_custom_target(races DEPENDS ${races}) # all that a build for them needs
 
 # Whole models over hundreds of steps, or the reference over thousands of
 # tokens: with sanitizers they would take many minutes, and what they run is run

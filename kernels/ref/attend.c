@@ -95,6 +95,7 @@ static void attend_block(const struct attend_args *a, const float *q,
     size_t d_head = a->shape.d_head, n_key = seen->n_key;
     float p[KV_BLOCK], x[HEAD_DIM_MAX], w[HEAD_DIM_MAX];
 
+    assert(n_key > 0);
     out->max = -INFINITY;
     for (size_t d = 0; d < d_head; d++)
         x[d] = operand(a, q[d] * a->scale);
@@ -142,8 +143,8 @@ static float *stat_of(const struct attend_args *a, const struct row *row)
 }
 
 /* Blocks [first, end) of a row, from what the call before left of it. */
-static void attend_row(const struct attend_args *a, const struct row *row,
-                       uint64_t end)
+REF_FUSED static void attend_row(const struct attend_args *a,
+                                 const struct row *row, uint64_t end)
 {
     size_t d_head = a->shape.d_head, n_head = a->shape.n_head;
     size_t kv_head = row->head / (n_head / a->shape.n_kv_head);

@@ -63,8 +63,8 @@ static void read_weights(const struct linear *w, size_t o, size_t i,
     piece->scale = w->type == LINEAR_W8 ? group->scale[lane] : 1.0f;
 }
 
-float ref_products(const float *x, const float *w, size_t n,
-                   enum arithmetic order, float acc)
+REF_FUSED float ref_products(const float *x, const float *w, size_t n,
+                             enum arithmetic order, float acc)
 {
     if (order == ARITHMETIC_FP32) {
         for (size_t k = 0; k < n; k++)

@@ -6,7 +6,7 @@ if(TARGET model AND CRITERION_FOUND AND NOT GODWIT_SANITIZE STREQUAL "thread")
   add_executable(test_node_eval
     ${PROJECT_SOURCE_DIR}/tests/unit/node/test_eval.c ${eval_parts})
   target_link_libraries(test_node_eval PRIVATE model PkgConfig::CRITERION)
-  target_compile_options(test_node_eval PRIVATE ${STRICT_TESTS})
+  target_compile_options(test_node_eval PRIVATE ${STRICT_TESTS} ${QUICK})
   add_test(NAME unit.node.eval COMMAND test_node_eval
     WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(unit.node.eval PROPERTIES LABELS unit TIMEOUT 1200

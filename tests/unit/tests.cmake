@@ -24,7 +24,7 @@ if(TARGET godwitctl AND CRITERION_FOUND AND NOT GODWIT_SANITIZE STREQUAL "thread
     string(REPLACE "test_" "" stem ${stem})
     add_executable(test_ops_${stem} ${file})
     target_link_libraries(test_ops_${stem} PRIVATE ops_parts PkgConfig::CRITERION)
-    target_compile_options(test_ops_${stem} PRIVATE ${STRICT_TESTS})
+    target_compile_options(test_ops_${stem} PRIVATE ${STRICT_TESTS} ${QUICK})
     add_test(NAME unit.ops.${stem} COMMAND test_ops_${stem}
       WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
     set_tests_properties(unit.ops.${stem} PROPERTIES LABELS unit TIMEOUT 1200
@@ -44,7 +44,7 @@ endif()
 if(TARGET rpc AND TARGET proto_python)
   add_executable(fake_server ${CMAKE_CURRENT_LIST_DIR}/rpc/fake_server.c)
   target_link_libraries(fake_server PRIVATE rpc)
-  target_compile_options(fake_server PRIVATE ${STRICT_TESTS})
+  target_compile_options(fake_server PRIVATE ${STRICT_TESTS} ${QUICK})
   add_test(NAME unit.rpc.peer
     COMMAND ${PYTHON3} ${CMAKE_CURRENT_LIST_DIR}/rpc/check_server.py $<TARGET_FILE:fake_server>
     WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})

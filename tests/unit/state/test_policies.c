@@ -300,20 +300,17 @@ Test(policies, e1_others_in_the_batch_change_nothing)
     close_bench(&bench);
 }
 
-/* Rows [at, at + 70) of a fork that is made at `at`. */
+/* Rows [at, at + 70) of a fork that is made at `at`, up to which the memory
+ * goes on by itself. */
 static void fork_at(struct bench *bench, struct memory *memory, uint32_t at,
-                    const float *want, float *got, const char *text)
+                    size_t *shared, float *got)
 {
     struct memory *fork;
-    size_t shared = 0;
 
     feed(bench, NULL, memory, at, N_TOKEN, got);
-    cr_assert_eq(memory_fork(memory, &shared, &fork), STATUS_OK);
+    cr_assert_eq(memory_fork(memory, shared, &fork), STATUS_OK);
     feed(bench, NULL, fork, at + 70, N_TOKEN, got);
-    assert_same(bench, want, got, text, "a fork");
     memory_destroy(fork);
-    memory_destroy(memory);
-    cr_assert_eq(shared, 0);
 }
 
 /* A fork is what a snapshot keeps: states, the open block, sealed blocks. Made
@@ -327,11 +324,18 @@ Test(policies, a_fork_at_any_phase_goes_on_with_the_same_bits, .timeout = 900)
 
     for (size_t p = 0; p < N_POLICY; p++) {
         float *want = whole(&bench, POLICY[p]), *got = room(&bench);
+        struct memory *memory = new_memory(&bench, POLICY[p]);
+        size_t shared = 0;
 
         memcpy(got, want, (size_t)N_TOKEN * bench.n_vocab * sizeof(float));
-        for (size_t i = 0; i < sizeof(PHASE) / sizeof(PHASE[0]); i++)
-            fork_at(&bench, new_memory(&bench, POLICY[p]), PHASE[i], want, got,
-                    POLICY[p]);
+        for (size_t i = 0; i < sizeof(PHASE) / sizeof(PHASE[0]); i++) {
+            fork_at(&bench, memory, PHASE[i], &shared, got);
+            assert_same(&bench, want, got, POLICY[p], "a fork");
+        }
+        feed(&bench, NULL, memory, N_TOKEN, N_TOKEN, got);
+        assert_same(&bench, want, got, POLICY[p], "having forks");
+        memory_destroy(memory);
+        cr_assert_eq(shared, 0);
         free(want);
         free(got);
     }
