@@ -2,7 +2,9 @@
  * Products with packed weights by AVX2: see panel.h. Register tiles of up to 12
  * chains (6 rows by 16 outputs): their fused multiply-adds keep two of four
  * pipes busy, and widening weights goes through the others, so that every tile
- * widens for itself. Sums start and end in the first-level cache.
+ * widens for itself. What counts beside them is the number of instructions: a
+ * core that another machine shares takes three a cycle. Sums start and end in
+ * the first-level cache.
  */
 #include "kernels/cpu/panel.h"
 
@@ -74,12 +76,17 @@ LANES_INLINE __m256 weights(const struct cursor *at, struct shape shape,
 
     __m256i words = _mm256_loadu_si256((const void *)b);
 
-    if (k % 2 && shape.height * shape.width <= 4)
-        return v8_high(_mm256_castsi256_ps(words));
-    /* Shifted away, not masked: a mask would take the last register. */
     if (k % 2)
-        words = _mm256_srli_epi32(words, 16);
+        return v8_high(_mm256_castsi256_ps(words));
     return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
+
+/* _mm256_fmadd_ps() in place: gcc likes to put sums elsewhere, until it has no
+ * register left and keeps some in memory. */
+LANES_INLINE __m256 onto(__m256 x, __m256 w, __m256 sum)
+{
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(x), "x"(w));
+    return sum;
 }
 
 /* Step k from where the cursor stands. Tall tiles keep weights in registers
@@ -97,8 +104,8 @@ LANES_INLINE void step(const struct cursor *at, struct shape shape, uint32_t k,
         {
             const __m256 x = _mm256_set1_ps(ROW(at, r)[k]);
 
-            sum[r][0] = _mm256_fmadd_ps(x, a, sum[r][0]);
-            sum[r][1] = _mm256_fmadd_ps(x, b, sum[r][1]);
+            sum[r][0] = onto(x, a, sum[r][0]);
+            sum[r][1] = onto(x, b, sum[r][1]);
         }
     } else {
         __m256 x[3];
@@ -108,7 +115,7 @@ LANES_INLINE void step(const struct cursor *at, struct shape shape, uint32_t k,
         {
             const __m256 w = weights(at, shape, k, h);
 
-            EACH_ROW sum[r][h] = _mm256_fmadd_ps(x[r], w, sum[r][h]);
+            EACH_ROW sum[r][h] = onto(x[r], w, sum[r][h]);
         }
     }
     if (shape.type == LINEAR_BF16)
