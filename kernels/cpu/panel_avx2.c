@@ -19,6 +19,9 @@
 /* Rows that pass by some panels before the next are taken. */
 #define ROWS_MAX 48u
 
+#define FAR_GROUPS 8u
+#define UNIT_PANELS 8u /* of one row */
+
 /* What a cell is: constants where it is inlined. */
 struct shape {
     enum linear_type type;
@@ -413,6 +416,48 @@ static void run_block(const struct block *block)
     put(block);
 }
 
+/* Few groups come from a cache, where four panels at once are faster. */
+static bool is_far(const struct product_tile *t, const struct kind *kind)
+{
+    return t->n_row == 1 && kind->type == LINEAR_W8 &&
+           t->n_step >= FAR_GROUPS * LINEAR_GROUP;
+}
+
+/*
+ * One row by the two halves of the panels side by side: two runs of memory that
+ * lie apart are read faster than neighbours are. Returns how many panels.
+ */
+static uint32_t run_halves(const struct block *block, uint32_t n_panel)
+{
+    const struct product_tile *t = block->t;
+    const uint32_t half = n_panel / 2;
+    const size_t stretches =
+        (block->n - 1) / STRETCH * stretch_bytes(block->kind->type);
+
+    for (uint32_t p = 0; p < half; p++) {
+        const struct cell cell = {
+            .a = (const float *)t->a + block->row * t->a_stride,
+            .b = (const unsigned char *)t->b + p * t->b_stride,
+            .b_stride = half * t->b_stride,
+            .ahead = (ptrdiff_t)(t->b_stride - stretches),
+            .sum = block->sum,
+            .n = block->n,
+        };
+
+        memset(block->sum, 0, 2 * LANES * sizeof(*block->sum));
+        block->kind->work(&cell, 1, 2);
+        for (uint32_t i = 0; i < 2; i++) {
+            struct block part = *block;
+
+            part.panel = p + i * half;
+            part.n_panel = 1;
+            part.sum += i * LANES;
+            put(&part);
+        }
+    }
+    return 2 * half;
+}
+
 static void run(const struct product_tile *t, const struct kind *kind)
 {
     const uint32_t n_panel = (t->n_col + LANES - 1) / LANES;
@@ -428,8 +473,8 @@ static void run(const struct product_tile *t, const struct kind *kind)
         const uint32_t left = t->n_row - block.row;
 
         block.n_row = left < ROWS_MAX ? left : ROWS_MAX;
-        for (block.panel = 0; block.panel < n_panel;
-             block.panel += block.n_panel) {
+        block.panel = is_far(t, kind) ? run_halves(&block, n_panel) : 0;
+        for (; block.panel < n_panel; block.panel += block.n_panel) {
             block.n_panel = width_of(block.n_row);
             if (block.n_panel > n_panel - block.panel)
                 block.n_panel = n_panel - block.panel;
@@ -453,7 +498,8 @@ WORK(tile_w8, LINEAR_W8, ARITHMETIC_TILE)
 struct product_shape LANES_NAME(panel_shape)(uint32_t n_row, uint32_t n_step)
 {
     (void)n_step;
-    return (struct product_shape){ROWS_MAX, width_of(n_row)};
+    return (struct product_shape){ROWS_MAX,
+                                  n_row == 1 ? UNIT_PANELS : width_of(n_row)};
 }
 
 struct product_shape LANES_NAME(panel_shape_tile)(uint32_t n_row,
