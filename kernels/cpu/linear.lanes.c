@@ -40,7 +40,14 @@ static void fp32_f32(const struct product_tile *p)
         LANES_NAME(tile_set)(&tile);
 }
 
-#define FLOATS NULL, LANES_NAME(swiglu_floats), 0, LANES_NAME(panel_shape)
+/* Of a task: nobody measured it with AVX-512. */
+#if defined(LANES_AVX512)
+#define TASK_BYTES 0
+#else
+#define TASK_BYTES (256u << 10)
+#endif
+#define FLOATS                                                                 \
+    NULL, LANES_NAME(swiglu_floats), 0, LANES_NAME(panel_shape), 0, TASK_BYTES
 #define ROUNDED(shape)                                                         \
     take_rounded, LANES_NAME(swiglu_rounded), sizeof(float), LANES_NAME(shape)
 

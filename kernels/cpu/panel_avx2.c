@@ -2,7 +2,9 @@
  * Products with packed weights by AVX2: see panel.h. Register tiles of up to 12
  * chains (6 rows by 16 outputs): their fused multiply-adds keep two of four
  * pipes busy, and widening weights goes through the others, so that every tile
- * widens for itself. Sums start and end in the first-level cache.
+ * widens for itself. What counts beside them is the number of instructions: a
+ * core that another machine shares takes three a cycle. Sums start and end in
+ * the first-level cache.
  */
 #include "kernels/cpu/panel.h"
 
@@ -16,6 +18,9 @@
 #define STRETCH LINEAR_GROUP
 /* Rows that pass by some panels before the next are taken. */
 #define ROWS_MAX 48u
+
+#define FAR_GROUPS 8u
+#define UNIT_PANELS 8u /* of one row */
 
 /* What a cell is: constants where it is inlined. */
 struct shape {
@@ -74,12 +79,17 @@ LANES_INLINE __m256 weights(const struct cursor *at, struct shape shape,
 
     __m256i words = _mm256_loadu_si256((const void *)b);
 
-    if (k % 2 && shape.height * shape.width <= 4)
-        return v8_high(_mm256_castsi256_ps(words));
-    /* Shifted away, not masked: a mask would take the last register. */
     if (k % 2)
-        words = _mm256_srli_epi32(words, 16);
+        return v8_high(_mm256_castsi256_ps(words));
     return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
+
+/* _mm256_fmadd_ps() in place: gcc likes to put sums elsewhere, until it has no
+ * register left and keeps some in memory. */
+LANES_INLINE __m256 onto(__m256 x, __m256 w, __m256 sum)
+{
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(x), "x"(w));
+    return sum;
 }
 
 /* Step k from where the cursor stands. Tall tiles keep weights in registers
@@ -97,8 +107,8 @@ LANES_INLINE void step(const struct cursor *at, struct shape shape, uint32_t k,
         {
             const __m256 x = _mm256_set1_ps(ROW(at, r)[k]);
 
-            sum[r][0] = _mm256_fmadd_ps(x, a, sum[r][0]);
-            sum[r][1] = _mm256_fmadd_ps(x, b, sum[r][1]);
+            sum[r][0] = onto(x, a, sum[r][0]);
+            sum[r][1] = onto(x, b, sum[r][1]);
         }
     } else {
         __m256 x[3];
@@ -108,7 +118,7 @@ LANES_INLINE void step(const struct cursor *at, struct shape shape, uint32_t k,
         {
             const __m256 w = weights(at, shape, k, h);
 
-            EACH_ROW sum[r][h] = _mm256_fmadd_ps(x[r], w, sum[r][h]);
+            EACH_ROW sum[r][h] = onto(x[r], w, sum[r][h]);
         }
     }
     if (shape.type == LINEAR_BF16)
@@ -406,6 +416,48 @@ static void run_block(const struct block *block)
     put(block);
 }
 
+/* Few groups come from a cache, where four panels at once are faster. */
+static bool is_far(const struct product_tile *t, const struct kind *kind)
+{
+    return t->n_row == 1 && kind->type == LINEAR_W8 &&
+           t->n_step >= FAR_GROUPS * LINEAR_GROUP;
+}
+
+/*
+ * One row by the two halves of the panels side by side: two runs of memory that
+ * lie apart are read faster than neighbours are. Returns how many panels.
+ */
+static uint32_t run_halves(const struct block *block, uint32_t n_panel)
+{
+    const struct product_tile *t = block->t;
+    const uint32_t half = n_panel / 2;
+    const size_t stretches =
+        (block->n - 1) / STRETCH * stretch_bytes(block->kind->type);
+
+    for (uint32_t p = 0; p < half; p++) {
+        const struct cell cell = {
+            .a = (const float *)t->a + block->row * t->a_stride,
+            .b = (const unsigned char *)t->b + p * t->b_stride,
+            .b_stride = half * t->b_stride,
+            .ahead = (ptrdiff_t)(t->b_stride - stretches),
+            .sum = block->sum,
+            .n = block->n,
+        };
+
+        memset(block->sum, 0, 2 * LANES * sizeof(*block->sum));
+        block->kind->work(&cell, 1, 2);
+        for (uint32_t i = 0; i < 2; i++) {
+            struct block part = *block;
+
+            part.panel = p + i * half;
+            part.n_panel = 1;
+            part.sum += i * LANES;
+            put(&part);
+        }
+    }
+    return 2 * half;
+}
+
 static void run(const struct product_tile *t, const struct kind *kind)
 {
     const uint32_t n_panel = (t->n_col + LANES - 1) / LANES;
@@ -421,8 +473,8 @@ static void run(const struct product_tile *t, const struct kind *kind)
         const uint32_t left = t->n_row - block.row;
 
         block.n_row = left < ROWS_MAX ? left : ROWS_MAX;
-        for (block.panel = 0; block.panel < n_panel;
-             block.panel += block.n_panel) {
+        block.panel = is_far(t, kind) ? run_halves(&block, n_panel) : 0;
+        for (; block.panel < n_panel; block.panel += block.n_panel) {
             block.n_panel = width_of(block.n_row);
             if (block.n_panel > n_panel - block.panel)
                 block.n_panel = n_panel - block.panel;
@@ -446,7 +498,8 @@ WORK(tile_w8, LINEAR_W8, ARITHMETIC_TILE)
 struct product_shape LANES_NAME(panel_shape)(uint32_t n_row, uint32_t n_step)
 {
     (void)n_step;
-    return (struct product_shape){ROWS_MAX, width_of(n_row)};
+    return (struct product_shape){ROWS_MAX,
+                                  n_row == 1 ? UNIT_PANELS : width_of(n_row)};
 }
 
 struct product_shape LANES_NAME(panel_shape_tile)(uint32_t n_row,

@@ -38,7 +38,8 @@ struct pass {
     bool is_own; /* every thread makes its own rows */
     void *made;  /* rows in the kernel's form; NULL: x as it is */
     uint32_t n_task, n_panel;
-    uint64_t cost; /* of all units */
+    uint32_t n_run; /* of consecutive tasks, one for each thread; or n_task */
+    uint64_t cost;  /* of all units */
 };
 
 /* What one part has to do in a pass. */
@@ -186,8 +187,9 @@ static uint64_t unit_at(const struct share *s, uint64_t n_unit, uint64_t cost)
 static void run_units(const struct pass *pass, uint32_t task, const void *made,
                       void *scratch)
 {
-    const uint64_t from = pass->cost * task / pass->n_task;
-    const uint64_t to = pass->cost * (task + 1) / pass->n_task;
+    const uint64_t turn = cut_turn(task, pass->n_task, pass->n_run);
+    const uint64_t from = pass->cost * turn / pass->n_task;
+    const uint64_t to = pass->cost * (turn + 1) / pass->n_task;
     uint64_t at = 0;
 
     for (uint32_t i = 0; i < pass->product->n_part && at < to; i++) {
@@ -234,7 +236,7 @@ static void run_rows(const struct pass *pass, struct cut_part rows,
 
     own.first = rows.first;
     own.end = rows.end;
-    own.n_task = 1;
+    own.n_task = own.n_run = 1;
     own.cost = cost_of(&own);
     if (own.made)
         own.made = (unsigned char *)own.made + rows.first * own.form.row_bytes;
@@ -292,6 +294,14 @@ uint32_t product_n_task(const struct pool *pool,
     if (n_thread == 1 || n <= n_thread || n_max <= n_thread)
         return n_thread;
     return (uint32_t)(n < n_max ? n - n % n_thread : n_max);
+}
+
+uint32_t product_in_runs(const struct product_kernel *kernel, uint32_t n_run,
+                         size_t bytes)
+{
+    const size_t each = (size_t)n_run * kernel->task_bytes;
+
+    return each && bytes > each ? n_run * (uint32_t)(bytes / each) : n_run;
 }
 
 bool product_is_by_rows(const struct pool *pool,
@@ -374,6 +384,10 @@ void product_run(struct pool *pool, const struct product *p,
     n_fit = choose_room(&pass, pool);
     if (!pass.is_own)
         pass.n_task = product_n_task(pool, pass.kernel, pass.shape, p->n_row);
+    pass.n_run = pass.n_task;
+    if (pass.kernel->task_bytes)
+        pass.n_task = product_in_runs(pass.kernel, pass.n_run,
+                                      p->n_part * linear_bytes(pass.shape));
     for (pass.first = 0; pass.first < p->n_row; pass.first = pass.end) {
         pass.end =
             p->n_row - pass.first < n_fit ? p->n_row : pass.first + n_fit;

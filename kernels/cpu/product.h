@@ -78,6 +78,10 @@ struct product_kernel {
      * tiles do where physical cores are shared, but share fewer panels: pairs
      * lost a seventh by it. Those of one may go by rows. */
     uint32_t tasks_a_thread;
+    /* Weights of a task, about, where tasks of one thread are a run; 0: the run
+     * is one task. Of kernels without take() alone, as each task would make all
+     * rows again. It levels threads that memory serves unlike. */
+    uint32_t task_bytes;
 };
 
 struct product_kernels {
@@ -126,6 +130,11 @@ struct pool *product_pool(struct pool *pool, const struct linear *w,
 uint32_t product_n_task(const struct pool *pool,
                         const struct product_kernel *kernel,
                         const struct linear *w, uint32_t n_row);
+
+/* Into how many tasks n_run of them are cut by task_bytes, of `bytes` of
+ * weights: cut_turn(task, this, n_run) is where each stands. */
+uint32_t product_in_runs(const struct product_kernel *kernel, uint32_t n_run,
+                         size_t bytes);
 
 /*
  * So many rows of small weights go by rows: a task is up to PRODUCT_ROWS of

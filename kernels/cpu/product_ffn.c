@@ -20,6 +20,8 @@
  * to the other costs as much as some hundred bytes each of a panel. */
 #define UNIT_PANELS 16u
 #define UNIT_ROWS 24u
+/* Where tasks are to be small: bytes of both in a unit, in those of a task. */
+#define UNIT_TASKS 2u
 /* In the part of a thread's scratch that micro-kernels leave alone. */
 #define OWN_BYTES ((size_t)1 << 20)
 #define PIECE_BYTES                                                            \
@@ -35,6 +37,7 @@ struct ffn {
     unsigned char *x;      /* [n_row] made; NULL: the kernel reads floats */
     unsigned char *act;    /* [n_row] rows for down */
     uint32_t n_task, panels_a_unit, n_block, n_group; /* blocks of rows */
+    uint32_t n_run; /* of consecutive tasks, one for each thread; or n_task */
 };
 
 /* One unit: some rows of the block, some columns of gate and up. */
@@ -138,6 +141,7 @@ static void run_units(void *arg, uint32_t task, void *scratch)
 {
     const struct ffn *f = arg;
     const uint64_t n = (uint64_t)f->n_group * f->n_block;
+    const uint64_t turn = cut_turn(task, f->n_task, f->n_run);
     unsigned char *own = scratch, *x = f->x;
 
     if (f->is_own) {
@@ -145,7 +149,7 @@ static void run_units(void *arg, uint32_t task, void *scratch)
         for (uint32_t row = 0; row < f->n_row; row++)
             make_row(f, row, x);
     }
-    for (uint64_t i = n * task / f->n_task; i < n * (task + 1) / f->n_task; i++)
+    for (uint64_t i = n * turn / f->n_task; i < n * (turn + 1) / f->n_task; i++)
         run_unit(f, (uint32_t)i, x, own,
                  own + POOL_SCRATCH_BYTES - PRODUCT_SCRATCH_BYTES);
 }
@@ -175,6 +179,10 @@ static void choose_units(struct ffn *f)
     while (f->panels_a_unit > 1 &&
            n_panel / f->panels_a_unit * f->n_block < 2 * f->n_task)
         f->panels_a_unit /= 2;
+    while (f->panels_a_unit > shape.n_panel && f->in->task_bytes &&
+           2 * f->panels_a_unit * linear_panel_bytes(gate) >
+               UNIT_TASKS * (size_t)f->in->task_bytes)
+        f->panels_a_unit /= 2;
     f->n_group = (n_panel + f->panels_a_unit - 1) / f->panels_a_unit;
     assert((size_t)f->n_row * f->panels_a_unit * LINEAR_PANEL * sizeof(float) <=
            PIECE_BYTES);
@@ -182,7 +190,8 @@ static void choose_units(struct ffn *f)
 
 static void run_block(struct ffn *f, struct pool *pool)
 {
-    const size_t n_element = f->n_row * linear_n_step(f->args->gate);
+    const struct linear *gate = f->args->gate;
+    const size_t n_element = f->n_row * linear_n_step(gate);
     unsigned char *shared = pool_shared(pool);
 
     f->act = shared;
@@ -191,12 +200,13 @@ static void run_block(struct ffn *f, struct pool *pool)
     f->x = f->in->take && !f->is_own
                ? shared + (f->n_row * f->act_form.row_bytes + 63) / 64 * 64
                : NULL;
-    f->n_task = f->is_own
-                    ? pool_n_thread(pool)
-                    : product_n_task(pool, f->in, f->args->gate, f->n_row);
+    f->n_task = f->is_own ? pool_n_thread(pool)
+                          : product_n_task(pool, f->in, gate, f->n_row);
     choose_units(f);
     if (f->x)
         pool_run(pool, f->n_task, make_rows, f);
+    f->n_run = f->n_task;
+    f->n_task = product_in_runs(f->in, f->n_run, 2 * linear_bytes(gate));
     pool_run(pool, f->n_task, run_units, f);
 }
 
@@ -247,7 +257,7 @@ static void rows_task(void *arg, uint32_t task, void *scratch)
     f.is_own = f.in->take != NULL;
     f.act = (unsigned char *)scratch +
             (f.n_row * f.x_form.row_bytes + 63) / 64 * 64;
-    f.n_task = 1;
+    f.n_task = f.n_run = 1;
     choose_units(&f);
     run_units(&f, 0, scratch);
 

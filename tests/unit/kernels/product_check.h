@@ -70,11 +70,15 @@ static inline float *product_floats(size_t n, uint64_t seed,
 }
 
 /* Deep ones, whose sums wait in memory, by more panels than wait together;
- * more rows than a unit; results that are written past the caches. */
+ * more rows than a unit; results that are written past the caches; weights of
+ * several tasks a thread. */
 static const struct {
     uint32_t n_in, n_out, n_row;
-} PRODUCT_LARGE[] = {
-    {1057, 145, 40}, {2200, 33, 33}, {33, 65, 530}, {5, 2048, 513}};
+} PRODUCT_LARGE[] = {{1057, 145, 40},
+                     {2200, 33, 33},
+                     {33, 65, 530},
+                     {5, 2048, 513},
+                     {2200, 497, 3}};
 
 /* Rows wider than their content, whose gaps must stay as they are. Those of
  * whole lines stay whole. */
