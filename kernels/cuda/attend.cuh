@@ -40,8 +40,8 @@
 extern "C" {
 #include "kernels/backend.h"
 }
+#include "kernels/cuda/bf16.cuh"
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
 
@@ -104,23 +104,6 @@ static __device__ __forceinline__ float exp2_of(float x)
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
-}
-
-static __device__ __forceinline__ uint32_t bf16_pair(float low, float high)
-{
-    uint32_t y;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
-    return y;
-}
-
-static __device__ __forceinline__ float bf16_low(uint32_t pair)
-{
-    return __uint_as_float(pair << 16);
-}
-
-static __device__ __forceinline__ float bf16_high(uint32_t pair)
-{
-    return __uint_as_float(pair & 0xffff0000u);
 }
 
 /*

@@ -16,8 +16,11 @@
  * Bound: the bytes of keys and values over the bandwidth of a copy.
  */
 #include "kernels/cuda/attend_few.cuh"
-#include "kernels/cuda/attend_sm90.cuh"
+
+#include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/attend_tile8.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/mma.cuh"
 
 #define N_WORKER 128u /* threads that compute */
 #define N_THREAD (N_WORKER + 32)
@@ -105,14 +108,14 @@ copy_tile(unsigned char *to, uint64_t *full, const void *block, uint32_t head,
           uint32_t tile, bool is_key)
 {
     if (!IS_INT8) {
-        barrier_expect(full, TILE_BYTES);
+        mbarrier_expect(full, TILE_BYTES);
         bulk_copy(to, keys_of<D>(block, head) + tile * TILE_BYTES, TILE_BYTES,
                   full);
         return;
     }
     const unsigned char *from =
         (const unsigned char *)block + (head * (D / 64) + tile) * TILE8_BYTES;
-    barrier_expect(full, TILE8_BYTES);
+    mbarrier_expect(full, TILE8_BYTES);
     if (!is_key) {
         bulk_copy(to, from, TILE8_BYTES, full);
         return;
@@ -143,7 +146,7 @@ static __device__ void produce(const struct few_call &c,
         if (lane)
             continue;
         uint32_t slot = i % N;
-        barrier_wait(m->empty + slot, i / N % 2 ^ 1);
+        mbarrier_wait(m->empty + slot, i / N % 2 ^ 1);
         copy_tile<D, IS_INT8>(m->tile[slot], m->full + slot, from,
                               is_key ? item.head
                                      : c.frame.n_kv_head + item.head,
@@ -306,7 +309,7 @@ static __device__ void score(const struct few_call &c,
         float s[R / 8][4] = {{0.0f}};
 #pragma unroll
         for (uint32_t j = 0; j < N_CTA; j++)
-            barrier_wait(m->full + (first + j) % N, (first + j) / N % 2);
+            mbarrier_wait(m->full + (first + j) % N, (first + j) / N % 2);
 #pragma unroll
         for (uint32_t j = 0; IS_INT8 && j < N_CTA; j++)
             widen_keys(m->tile[(first + j) % N]);
@@ -314,17 +317,17 @@ static __device__ void score(const struct few_call &c,
 #pragma unroll
         for (uint32_t t = 0; t < D / 16; t++) {
             uint32_t k[4];
-            load_matrix(k, shared_at(m->tile[(first + t / 4) % N]) +
-                               tile_at(16 * w + lane % 16,
-                                       t % 4 * 16 + lane / 16 * 8, 64));
+            load_matrices(k, shared_address(m->tile[(first + t / 4) % N]) +
+                                 tile_at(16 * w + lane % 16,
+                                         t % 4 * 16 + lane / 16 * 8, 64));
 #pragma unroll
             for (uint32_t j = 0; j < R / 8; j++)
-                warp_product(s[j], k, q[j][t]);
+                mma(s[j], k, q[j][t][0], q[j][t][1]);
         }
-        copy_fence();
+        bulk_fence();
         __syncwarp();
         if (lane < N_CTA)
-            barrier_arrive(m->empty + (first + lane) % N);
+            mbarrier_arrive(m->empty + (first + lane) % N);
 #pragma unroll
         for (uint32_t j = 0; j < R / 8; j++)
             keep_scores(item, m, s[j], c.frame.group, 8 * j, i,
@@ -346,14 +349,14 @@ static __device__ void find_maxima(const struct few_item &item,
         const float(*max)[R] = m->warp_max[own];
         float x = fmaxf(fmaxf(max[0][row], max[1][row]),
                         fmaxf(max[2][row], max[3][row]));
-        uint32_t to = shared_at(&m->block_max[item.rank + own * N_CTA][row]);
+        float *to = &m->block_max[item.rank + own * N_CTA][row];
         for (uint32_t r = 0; r < N_CTA; r++)
-            cluster_store(cluster_at(to, r), __float_as_uint(x));
+            cluster_store((uint32_t *)to, __float_as_uint(x), r);
     }
     named_sync(WORKERS, N_WORKER);
     if (threadIdx.x < N_CTA)
-        cluster_arrive(cluster_at(shared_at(&m->max_ready), threadIdx.x));
-    cluster_wait_for(&m->max_ready, 0);
+        mbarrier_arrive_release_at(&m->max_ready, threadIdx.x);
+    mbarrier_wait_acquire(&m->max_ready, 0);
     if (threadIdx.x < R) {
         uint32_t row = threadIdx.x;
         float max = -INFINITY;
@@ -397,15 +400,15 @@ static __device__ void weigh(const struct few_item &item,
         }
         m->weight[b].sum[row][c] = t;
     }
-    copy_fence();
+    bulk_fence();
     named_sync(WORKERS, N_WORKER);
     if (threadIdx.x == 0)
-        barrier_arrive(&m->weight_ready);
+        mbarrier_arrive(&m->weight_ready);
     for (uint32_t i = threadIdx.x; i < item.n_own * (N_CTA - 1);
          i += N_WORKER) {
         uint32_t b = item.rank + i / (N_CTA - 1) * N_CTA;
         uint32_t to = (item.rank + 1 + i % (N_CTA - 1)) % N_CTA;
-        cluster_copy(&m->weight[b], sizeof(struct weights<R>), &m->weight_ready,
+        bulk_copy_at(&m->weight[b], sizeof(struct weights<R>), &m->weight_ready,
                      to);
     }
 }
@@ -420,15 +423,14 @@ static __device__ void say_weighed(struct room<D, R, N> *m)
     constexpr uint32_t N_CTA = few<D>::N_CTA;
 
     if (N_CTA > 1 && threadIdx.x < N_CTA)
-        cluster_arrive_free(
-            cluster_at(shared_at(&m->all_weighed), threadIdx.x));
+        mbarrier_arrive_at(&m->all_weighed, threadIdx.x);
 }
 
 template <int D, int R, int N>
 static __device__ void wait_for_weighed(struct room<D, R, N> *m)
 {
     if (few<D>::N_CTA > 1)
-        barrier_wait(&m->all_weighed, 0);
+        mbarrier_wait(&m->all_weighed, 0);
 }
 
 /* L of the chain, by one warp. */
@@ -439,7 +441,7 @@ static __device__ void add_sums(const struct few_item &item,
     constexpr uint32_t N_EACH = few<D>::STEP / KV_BLOCK;
     uint32_t c = threadIdx.x % 4;
 
-    barrier_wait(&m->weight_ready, 0);
+    mbarrier_wait(&m->weight_ready, 0);
     for (uint32_t row = threadIdx.x % 32 / 4; row < R; row += 8) {
         float sum = 0.0f;
         for (uint32_t b = 0; b < item.n_block; b += N_EACH) {
@@ -466,12 +468,12 @@ load_block(const struct few_item &item, struct room<D, R, N> *m, uint32_t b,
 {
     uint32_t lane = threadIdx.x % 32, w = threadIdx.x / 32;
     uint32_t i = item.n_own * few<D>::N_CTA + b, slot = i % N;
-    uint32_t p_at = shared_at(m->weight[b].tile);
+    uint32_t p_at = shared_address(m->weight[b].tile);
     uint32_t v_at =
-        shared_at(m->tile[slot]) +
+        shared_address(m->tile[slot]) +
         tile_at(lane / 16 * 8 + lane % 8, 16 * w + lane / 8 % 2 * 8, 64);
 
-    barrier_wait(m->full + slot, i / N % 2);
+    mbarrier_wait(m->full + slot, i / N % 2);
     if (IS_INT8)
         load_values8(to->v, m->tile[slot]);
 #pragma unroll
@@ -480,8 +482,8 @@ load_block(const struct few_item &item, struct room<D, R, N> *m, uint32_t b,
 #pragma unroll
     for (uint32_t j = 0; j < R / 8; j++) {
         uint32_t row = 8 * j + lane % 8, key = lane / 8 * 8;
-        load_matrix(to->p[j][0], p_at + tile_at(row, key, R));
-        load_matrix(to->p[j][1], p_at + tile_at(row, 32 + key, R));
+        load_matrices(to->p[j][0], p_at + tile_at(row, key, R));
+        load_matrices(to->p[j][1], p_at + tile_at(row, 32 + key, R));
     }
 }
 
@@ -508,10 +510,11 @@ multiply_block(const struct few_item &item, struct room<D, R, N> *m, uint32_t b,
     for (uint32_t t = 0; t < 4; t++)
 #pragma unroll
         for (uint32_t j = 0; j < R / 8; j++)
-            warp_product(o[j], now->v[t], now->p[j][t / 2] + t % 2 * 2);
+            mma(o[j], now->v[t], now->p[j][t / 2][t % 2 * 2],
+                now->p[j][t / 2][t % 2 * 2 + 1]);
     __syncwarp();
     if (lane == 0)
-        barrier_arrive(m->empty + slot);
+        mbarrier_arrive(m->empty + slot);
 }
 
 /* o: for each 8 packed rows the accumulators of dims by rows. */
@@ -581,28 +584,28 @@ static __global__ void __launch_bounds__(N_THREAD)
     attend_chain(const __grid_constant__ struct few_call c)
 {
     extern __shared__ unsigned char shared[];
-    uint32_t at = shared_at(shared);
+    uint32_t at = shared_address(shared);
     struct room<D, R, N> *m =
         (struct room<D, R, N> *)(shared + (1024 - at % 1024) % 1024);
     struct few_item item;
 
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < N; i++) {
-            barrier_init(m->full + i, 1);
-            barrier_init(m->empty + i, 4);
+            mbarrier_init(m->full + i, 1);
+            mbarrier_init(m->empty + i, 4);
         }
-        barrier_init(&m->max_ready, few<D>::N_CTA);
-        barrier_init(&m->weight_ready, 2);
-        barrier_init(&m->all_weighed, few<D>::N_CTA);
-        barrier_init_fence();
+        mbarrier_init(&m->max_ready, few<D>::N_CTA);
+        mbarrier_init(&m->weight_ready, 2);
+        mbarrier_init(&m->all_weighed, few<D>::N_CTA);
+        mbarrier_init_fence();
     }
-    kernel_wait(); /* for whoever made q and the blocks */
-    kernel_release();
+    launch_wait(); /* for whoever made q and the blocks */
+    launch_next();
     if (!item_init<D, R>(&item, c))
         return;
     if (threadIdx.x == 0)
-        barrier_expect(&m->weight_ready,
-                       (item.n_block - item.n_own) * sizeof(struct weights<R>));
+        mbarrier_expect(&m->weight_ready, (item.n_block - item.n_own) *
+                                              sizeof(struct weights<R>));
     cluster_sync();
     if (threadIdx.x >= N_WORKER) {
         produce<D, R, N, IS_INT8>(c, item, m);
@@ -614,7 +617,7 @@ static __global__ void __launch_bounds__(N_THREAD)
         score<D, R, N, IS_INT8, IS_PLACED>(c, item, m);
         find_maxima<D, R, N>(item, m);
         weigh<D, R, N>(item, m);
-        barrier_wait(&m->weight_ready, 0);
+        mbarrier_wait(&m->weight_ready, 0);
         say_weighed<D, R, N>(m);
         multiply<D, R, N, IS_INT8>(item, m, o);
         named_sync(EVERYONE, N_THREAD);
@@ -635,7 +638,7 @@ static __global__ void __launch_bounds__(D)
     uint32_t r = blockIdx.z, e = threadIdx.x, lane = e % 32;
     struct few_item item;
 
-    kernel_wait();
+    launch_wait();
     item.span = c.span[blockIdx.x / c.n_tile];
     item.first = blockIdx.x % c.n_tile * c.n_row;
     item.n_packed = item.span.n_row * f.group;
@@ -694,40 +697,23 @@ size_t few_part_bytes(const struct few_call *c)
            sizeof(float);
 }
 
-/* Launch on `stream`, without waiting for the kernel before, which
- * kernel_wait() does. */
-static void launch(cudaStream_t stream, dim3 grid, uint32_t n_thread,
-                   uint32_t n_cta, size_t shared, void (*kernel)(few_call),
-                   const struct few_call *c)
-{
-    cudaLaunchAttribute attr[2];
-    attr[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attr[0].val.programmaticStreamSerializationAllowed = 1;
-    attr[1].id = cudaLaunchAttributeClusterDimension;
-    attr[1].val.clusterDim.x = n_cta;
-    attr[1].val.clusterDim.y = attr[1].val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {.gridDim = grid,
-                                 .blockDim = dim3(n_thread),
-                                 .dynamicSmemBytes = shared,
-                                 .stream = stream,
-                                 .attrs = attr,
-                                 .numAttrs = 2};
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         (int)shared);
-    cudaLaunchKernelEx(&config, kernel, *c);
-}
-
 template <int D, int R, int N>
 static void launch_chains(cudaStream_t stream, const struct few_call *c)
 {
-    dim3 grid(c->n_span * c->n_tile * few<D>::N_CTA, c->frame.n_kv_head,
-              c->n_chain);
-    launch(stream, grid, N_THREAD, few<D>::N_CTA,
-           sizeof(struct room<D, R, N>) + 1024,
-           c->frame.is_placed ? attend_chain<D, R, N, false, true>
-           : c->frame.is_int8 ? attend_chain<D, R, N, true, false>
-                              : attend_chain<D, R, N, false, false>,
-           c);
+    void (*const kernel)(struct few_call) =
+        c->frame.is_placed ? attend_chain<D, R, N, false, true>
+        : c->frame.is_int8 ? attend_chain<D, R, N, true, false>
+                           : attend_chain<D, R, N, false, false>;
+    struct launch_config how = {};
+
+    how.stream = stream;
+    how.grid = dim3(c->n_span * c->n_tile * few<D>::N_CTA, c->frame.n_kv_head,
+                    c->n_chain);
+    how.n_thread = N_THREAD;
+    how.shared_bytes = sizeof(struct room<D, R, N>) + 1024;
+    how.n_cluster = few<D>::N_CTA;
+    launch_allow(kernel, how.shared_bytes);
+    launch_kernel(how, kernel, *c);
 }
 
 template <int D>
@@ -745,8 +731,8 @@ static void attend_few_of(cudaStream_t stream, const struct few_call *c)
     else
         launch_chains<D, FEW_ROWS, D == 128 ? 8 : 5>(stream, c);
     if (c->n_chain > 1)
-        launch(stream, dim3(n_item, c->frame.n_kv_head, c->n_row), D, 1, 0,
-               merge_chains<D>, c);
+        launch_early_on(stream, merge_chains<D>,
+                        dim3(n_item, c->frame.n_kv_head, c->n_row), D, *c);
 }
 
 void attend_few(cudaStream_t stream, const struct few_call *call)

@@ -138,14 +138,14 @@ static __device__ void bring(const struct list_call &c, const struct tile &tile,
                                                  (int)((first + j) % 32));
         if (lane)
             continue;
-        barrier_wait(m.rows.k_empty + stage, parity);
-        barrier_expect(m.k_raw + stage, plan::KV_BYTES);
+        mbarrier_wait(m.rows.k_empty + stage, parity);
+        mbarrier_expect(m.k_raw + stage, plan::KV_BYTES);
 #pragma unroll
         for (uint32_t j = 0; j < N_BLOCK; j++)
             bring_keys<D>(k, keys_of<D>(block[j], tile.head), j,
                           m.k_raw + stage);
-        barrier_wait(m.rows.v_empty + stage, parity);
-        barrier_expect(m.rows.v_full + stage, plan::KV_BYTES);
+        mbarrier_wait(m.rows.v_empty + stage, parity);
+        mbarrier_expect(m.rows.v_full + stage, plan::KV_BYTES);
 #pragma unroll
         for (uint32_t j = 0; j < N_BLOCK; j++)
             bulk_copy(v + j * BLOCK,
@@ -266,15 +266,15 @@ rotate_tile(const struct attend_frame &f, const struct tile &tile,
 
         load_angles<D>(&x, f);
         load_place(&x, tile, N_BLOCK, i - n_past + 2);
-        barrier_wait(m.k_raw + stage, phase_of<D, N_GROUP>(i));
+        mbarrier_wait(m.k_raw + stage, phase_of<D, N_GROUP>(i));
 #pragma unroll
         for (uint32_t j = 0; j < N_BLOCK; j++)
             rotate_block<D>(k, j * KV_BLOCK, f, now->angle[j], held,
                             now->is_flat[j]);
-        copy_fence();
+        bulk_fence();
         __syncwarp();
         if (threadIdx.x % 32 == 0)
-            barrier_arrive(m.rows.k_full + stage);
+            mbarrier_arrive(m.rows.k_full + stage);
         put_angle<D>(x, is_flat, m.turn + (i + 1) % 2, f.n_pair);
         named_sync(ROTATORS, N_GROUP_THREAD);
     }
@@ -340,25 +340,25 @@ static __global__ void __launch_bounds__(N_THREAD, 1)
 
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < list<D>::N_RAW; i++) {
-            barrier_init(m.k_raw + i, 1);
-            barrier_init(m.rows.k_full + i, N_GROUP_THREAD / 32);
-            barrier_init(m.rows.v_full + i, 1);
-            barrier_init(m.rows.k_empty + i, 1);
-            barrier_init(m.rows.v_empty + i, 1);
+            mbarrier_init(m.k_raw + i, 1);
+            mbarrier_init(m.rows.k_full + i, N_GROUP_THREAD / 32);
+            mbarrier_init(m.rows.v_full + i, 1);
+            mbarrier_init(m.rows.k_empty + i, 1);
+            mbarrier_init(m.rows.v_empty + i, 1);
         }
-        barrier_init_fence();
+        mbarrier_init_fence();
     }
     launch_begin();
     __syncthreads();
     if (threadIdx.x < N_GROUP_THREAD) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        registers_give<56>();
         if (threadIdx.x < 32)
             produce<D>(c, m);
     } else if (threadIdx.x < 2 * N_GROUP_THREAD) {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+        registers_take<224>();
         rotate_all<D>(c, m);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+        registers_take<224>();
         work<D>(c, m);
     }
 }
@@ -380,8 +380,7 @@ static void attend_list_of(cudaStream_t stream, const struct list_call *c)
                                list<D>::N_RAW * sizeof(uint64_t) +
                                2 * sizeof(struct turn<D>);
 
-    cudaFuncSetAttribute(attend_list<D>,
-                         cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    launch_allow(attend_list<D>, bytes);
     launch_early_with(stream, attend_list<D>, dim3(c->n_cta), N_THREAD, bytes,
                       *c);
 }

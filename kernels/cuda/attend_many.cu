@@ -64,7 +64,8 @@ static __device__ __forceinline__ void spread(void *to, const void *from,
     if (plan<D, N_GROUP>::N_CTA == 1)
         bulk_copy(to, from, bytes, bar);
     else
-        bulk_copy_both(to, from, bytes, bar);
+        ptx_bulk_copy_multicast(shared_address(to), from, bytes,
+                                shared_address(bar), 3);
 }
 
 /* Bring a tile's keys and values, each CTA of the cluster its share; n_past
@@ -99,12 +100,12 @@ static __device__ void bring(const struct many_call &c, const struct tile &tile,
             v[j] = values_of<D>(span.block[b], c.frame.n_kv_head, tile.head) +
                    first % BLOCK;
         }
-        barrier_wait(m.k_empty + stage, parity);
-        barrier_expect(m.k_full + stage, shape::KV_BYTES);
+        mbarrier_wait(m.k_empty + stage, parity);
+        mbarrier_expect(m.k_full + stage, shape::KV_BYTES);
         spread<D>(m.k + stage * shape::KV_BYTES + at,
                   k + i * (size_t)shape::KV_BYTES, SHARE, m.k_full + stage);
-        barrier_wait(m.v_empty + stage, parity);
-        barrier_expect(m.v_full + stage, shape::KV_BYTES);
+        mbarrier_wait(m.v_empty + stage, parity);
+        mbarrier_expect(m.v_full + stage, shape::KV_BYTES);
 #pragma unroll
         for (uint32_t j = 0; j < SHARE / PIECE; j++)
             spread<D>(to + j * PIECE, v[j], PIECE, m.v_full + stage);
@@ -160,23 +161,23 @@ static __global__ void __cluster_dims__(plan<D, N_GROUP>::N_CTA, 1, 1)
 
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < plan<D, N_GROUP>::N_STAGE; i++) {
-            barrier_init(m.k_full + i, 1);
-            barrier_init(m.v_full + i, 1);
-            barrier_init(m.k_empty + i, 2 * plan<D, N_GROUP>::N_CTA);
-            barrier_init(m.v_empty + i, 2 * plan<D, N_GROUP>::N_CTA);
+            mbarrier_init(m.k_full + i, 1);
+            mbarrier_init(m.v_full + i, 1);
+            mbarrier_init(m.k_empty + i, 2 * plan<D, N_GROUP>::N_CTA);
+            mbarrier_init(m.v_empty + i, 2 * plan<D, N_GROUP>::N_CTA);
         }
-        barrier_init_fence();
+        mbarrier_init_fence();
     }
     cluster_sync();
     /* At the end the other CTA may still free stages of ours. */
     if (group == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        registers_give<56>();
         if (threadIdx.x == 0)
             produce<D>(c, m);
         __syncwarp();
         cluster_sync();
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+        registers_take<224>();
         work<D>(c, m, group - 1);
         cluster_sync();
     }
@@ -199,9 +200,7 @@ size_t many_sum_bytes(const struct attend_frame *f, uint32_t n_cta)
 template <int D>
 static void multiply_of(cudaStream_t stream, const struct many_call *c)
 {
-    cudaFuncSetAttribute(multiply<D>,
-                         cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         plan<D, N_GROUP>::BYTES);
+    launch_allow(multiply<D>, plan<D, N_GROUP>::BYTES);
     launch_early_with(stream, multiply<D>, dim3(c->n_cta), N_THREAD,
                       plan<D, N_GROUP>::BYTES, *c);
 }

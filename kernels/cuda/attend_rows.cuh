@@ -8,9 +8,10 @@
  * chains O lies in shared memory and, what has no room there, in a scratch of
  * the CTA, small enough for the L2 cache.
  */
+#include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/attend.cuh"
-#include "kernels/cuda/attend_sm90.cuh"
 #include "kernels/cuda/attend_softmax.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 #define N_GROUP_THREAD 128u
 /* Named barriers, one for each warpgroup. */
@@ -53,7 +54,7 @@ room_of(unsigned char *shared) {
     constexpr uint32_t KV = plan<D, N>::KV_BYTES;
     struct room<D, N> m;
 
-    m.q = shared + (1024 - shared_at(shared) % 1024) % 1024;
+    m.q = shared + (1024 - shared_address(shared) % 1024) % 1024;
     m.k = m.q + plan<D, N>::Q_BYTES;
     m.v = m.k + N_STAGE * KV;
     m.sum = (float4 *)(m.v + N_STAGE * KV);
@@ -89,10 +90,10 @@ template <int D, int N>
 static __device__ __forceinline__ void free_stage(uint64_t *at)
 {
     if (plan<D, N>::N_CTA == 1)
-        barrier_arrive(at);
+        mbarrier_arrive(at);
     else
         for (uint32_t rank = 0; rank < plan<D, N>::N_CTA; rank++)
-            cluster_arrive_free(cluster_at(shared_at(at), rank));
+            mbarrier_arrive_at(at, rank);
 }
 
 /* The tile's queries to the L2 cache, steps before the consumers want them. */
@@ -165,7 +166,7 @@ load_queries(const struct attend_frame &f, const struct tile &tile,
                 query_round(x[i], f.factor);
         }
     }
-    copy_fence();
+    bulk_fence();
     named_sync(QUERIES + group, N_GROUP_THREAD);
 }
 
@@ -175,11 +176,11 @@ static __device__ __forceinline__ void scores(float *s, uint32_t q, uint32_t k)
 {
     constexpr uint32_t STEP = plan<D, N>::STEP;
     asm volatile("" : "+r"(q)); /* or 16 descriptors take 32 registers */
-    uint64_t a = tile_descriptor(q, 16), b = tile_descriptor(k, 16);
+    uint64_t a = wgmma_descriptor(q), b = wgmma_descriptor(k);
 #pragma unroll
     for (int t = 0; t < D / 16; t++)
-        wgmma_scores<STEP>(s, a + t / 4 * (TILE_BYTES >> 4) + t % 4 * 2,
-                           b + t / 4 * (STEP * 128 >> 4) + t % 4 * 2, t > 0);
+        wgmma_ss<STEP>(s, a + t / 4 * (TILE_BYTES >> 4) + t % 4 * 2,
+                       b + t / 4 * (STEP * 128 >> 4) + t % 4 * 2, t > 0);
 }
 
 /* O += P V of a step. */
@@ -187,10 +188,10 @@ template <int D, int N>
 static __device__ __forceinline__ void values(float *o, const uint32_t *p,
                                               uint32_t v)
 {
-    uint64_t b = tile_descriptor(v, TILE_BYTES);
+    uint64_t b = wgmma_descriptor_across(v, TILE_BYTES);
 #pragma unroll
     for (uint32_t t = 0; t < plan<D, N>::STEP / 16; t++)
-        wgmma_values<D>(o, p + 4 * t,
+        wgmma_rs_add<D>(o, p + 4 * t,
                         b + t / 4 * (D * 128 >> 4) + t % 4 * (2048 >> 4));
 }
 
@@ -341,8 +342,8 @@ static __device__ __forceinline__ void begin(struct pass<D, N> *x,
 {
     uint32_t stage = stage_of<D, N>(x->at);
 
-    barrier_wait(m.k_full + stage, phase_of<D, N>(x->at));
-    wgmma_begin();
+    mbarrier_wait(m.k_full + stage, phase_of<D, N>(x->at));
+    wgmma_fence();
     scores<D, N>(x->s, x->q, x->k + stage * plan<D, N>::KV_BYTES);
     wgmma_commit();
     wgmma_wait<0>();
@@ -365,12 +366,12 @@ issue(struct pass<D, N> *x, struct room<D, N> m, uint32_t i, uint32_t group)
         named_sync(TURN + group, 2 * N_GROUP_THREAD);
     wgmma_pin<STEP / 2>(x->s);
     wgmma_pin<D / 2>(x->o);
-    words_pin<STEP / 4>(x->p);
-    wgmma_begin();
+    wgmma_pin_words<STEP / 4>(x->p);
+    wgmma_fence();
     scores<D, N>(x->s, x->q, x->k + stage * BYTES);
     wgmma_commit();
-    barrier_wait(m.v_full + last, phase_of<D, N>(x->at + i - 1));
-    wgmma_begin(); /* or the assembler adds it, for the wait is a loop */
+    mbarrier_wait(m.v_full + last, phase_of<D, N>(x->at + i - 1));
+    wgmma_fence(); /* or the assembler adds it, for the wait is a loop */
     values<D, N>(x->o, x->p, x->v + last * BYTES);
     wgmma_commit();
     if (N > 1)
@@ -391,8 +392,8 @@ static __device__ __forceinline__ void await(struct pass<D, N> *x,
     uint32_t never = x->row[0].sum < 0.0f || x->row[1].sum < 0.0f;
 
     if (i + 1 < x->n_step)
-        barrier_wait(m.k_full + stage_of<D, N>(x->at + i + 1),
-                     phase_of<D, N>(x->at + i + 1) ^ never);
+        mbarrier_wait(m.k_full + stage_of<D, N>(x->at + i + 1),
+                      phase_of<D, N>(x->at + i + 1) ^ never);
     wgmma_wait<0>();
     wgmma_pin<D / 2>(x->o);
     if (x->is_lead)
@@ -406,10 +407,10 @@ static __device__ __forceinline__ void finish(struct pass<D, N> *x,
 {
     uint32_t last = x->at + x->n_step - 1, stage = stage_of<D, N>(last);
 
-    barrier_wait(m.v_full + stage, phase_of<D, N>(last));
+    mbarrier_wait(m.v_full + stage, phase_of<D, N>(last));
     wgmma_pin<D / 2>(x->o);
-    words_pin<pass<D, N>::STEP / 4>(x->p);
-    wgmma_begin();
+    wgmma_pin_words<pass<D, N>::STEP / 4>(x->p);
+    wgmma_fence();
     values<D, N>(x->o, x->p, x->v + stage * plan<D, N>::KV_BYTES);
     wgmma_commit();
     wgmma_wait<0>();
@@ -454,9 +455,9 @@ static __device__ void consume(const struct attend_frame &f,
     struct merge by[2];
     struct pass<D, N> x;
 
-    x.q = shared_at(m.q) + w.group * 64 * D * 2;
-    x.k = shared_at(m.k);
-    x.v = shared_at(m.v);
+    x.q = shared_address(m.q) + w.group * 64 * D * 2;
+    x.k = shared_address(m.k);
+    x.v = shared_address(m.v);
     x.at = w.n_past;
     x.n_step = tile.n_step;
     x.is_lead = t == 0;
@@ -470,8 +471,8 @@ static __device__ void consume(const struct attend_frame &f,
     softmax<STEP>(x.s, x.row, x.factor, 0);
     to_weights<D, N>(x.p, x.s);
     if (x.n_step > 1)
-        barrier_wait(m.k_full + stage_of<D, N>(x.at + 1),
-                     phase_of<D, N>(x.at + 1));
+        mbarrier_wait(m.k_full + stage_of<D, N>(x.at + 1),
+                      phase_of<D, N>(x.at + 1));
     for (uint32_t i = 1; i < x.n_step; i++) {
         if (i % N_CHAIN_STEP == 0) {
             change_chain(&x, m, w, i);

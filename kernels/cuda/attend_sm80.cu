@@ -18,8 +18,11 @@
  * head at the rate of mma.sync for many.
  */
 #include "kernels/cuda/attend_sm80.cuh"
-#include "kernels/cuda/attend_sm90.cuh" /* whose products by a warp are sm_80 */
+
+#include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/attend_wide.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/way.h"
 
 #define FEW_ROWS 16u
@@ -70,23 +73,10 @@ template <int D> struct room {
     float *score; /* of few rows: [16][STEP + SCORE_PAD] */
 };
 
-static __device__ __forceinline__ void copy_unit(void *to, const void *from)
-{
-    asm volatile(
-        "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_at(to)),
-        "l"(from)
-        : "memory");
-}
-
-static __device__ __forceinline__ void copies_commit(void)
-{
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
 /* All groups but the newest have come, to all threads. */
 static __device__ __forceinline__ void copies_await(void)
 {
-    asm volatile("cp.async.wait_group 1;" ::: "memory");
+    cp_async_wait<1>();
     __syncthreads();
 }
 
@@ -116,8 +106,9 @@ static __device__ __forceinline__ void copy_blocks(unsigned char *to,
         const unsigned char *from = keys_of<D>(at.span.block[block], head);
 
         for (uint32_t i = threadIdx.x; i < D * 8; i += blockDim.x)
-            copy_unit(to + (i / 512 * N_BLOCK + b) * TILE_BYTES + i % 512 * 16,
-                      from + i * 16);
+            cp_async_16(to + (i / 512 * N_BLOCK + b) * TILE_BYTES +
+                            i % 512 * 16,
+                        from + i * 16);
     }
 }
 
@@ -194,15 +185,15 @@ static __device__ __forceinline__ void scores(float *s, uint32_t q, uint32_t k)
     for (uint32_t t = 0; t < D / 16; t++) {
         uint32_t a[4];
 
-        load_matrix(a, q + tile_at(lane % 16, 16 * t + lane / 16 * 8, 16));
+        load_matrices(a, q + tile_at(lane % 16, 16 * t + lane / 16 * 8, 16));
 #pragma unroll
         for (uint32_t j = 0; j < KEYS; j += 16) {
             uint32_t b[4];
 
-            load_matrix(b, k + tile_at(first + j + lane / 16 * 8 + lane % 8,
-                                       16 * t + lane / 8 % 2 * 8, STEP));
-            warp_product(s + j / 2, a, b);
-            warp_product(s + j / 2 + 4, a, b + 2);
+            load_matrices(b, k + tile_at(first + j + lane / 16 * 8 + lane % 8,
+                                         16 * t + lane / 8 % 2 * 8, STEP));
+            mma(s + j / 2, a, b[0], b[1]);
+            mma(s + j / 2 + 4, a, b[2], b[3]);
         }
     }
 }
@@ -247,8 +238,8 @@ static __device__ __forceinline__ void values(float *o, const uint32_t *p,
 
             load_transposed(b, v + tile_at(16 * t + lane % 16,
                                            first + e + lane / 16 * 8, STEP));
-            warp_product(o + e / 2, p + 4 * t, b);
-            warp_product(o + e / 2 + 4, p + 4 * t, b + 2);
+            mma(o + e / 2, p + 4 * t, b[0], b[1]);
+            mma(o + e / 2 + 4, p + 4 * t, b[2], b[3]);
         }
 }
 
@@ -306,17 +297,17 @@ take_step(float *o, struct row *row, const struct attend_frame &f,
     uint32_t p[STEP / 4];
 
     copy_blocks<D>(m.v, at, i, f.n_kv_head + at.head);
-    copies_commit();
+    cp_async_commit();
     copies_await();
     rotate_keys<D, IS_PLACED>(m.k, f, at.span, i);
-    scores<D, N>(s, shared_at(m.q), shared_at(m.k));
+    scores<D, N>(s, shared_address(m.q), shared_address(m.k));
     if (N > 1) /* behind whose barrier keys are done with */
         exchange<D>(s, m.score);
     else
         __syncthreads();
     if (i + 1 < at.end)
         copy_blocks<D>(m.k, at, i + 1, at.head);
-    copies_commit();
+    cp_async_commit();
     factor[0] = weigh<STEP>(s, row, (uint64_t)i * STEP);
     factor[1] = weigh<STEP>(s + 2, row + 1, (uint64_t)i * STEP);
 #pragma unroll
@@ -326,7 +317,7 @@ take_step(float *o, struct row *row, const struct attend_frame &f,
     for (uint32_t j = 0; j < share<D, N>::DIMS / 2; j++)
         o[j] = o[j] * factor[j / 2 % 2];
     copies_await();
-    values<D, N>(o, p, shared_at(m.v));
+    values<D, N>(o, p, shared_address(m.v));
     __syncthreads();
 }
 
@@ -404,7 +395,7 @@ static __device__ __forceinline__ struct room<D>
 room_of(unsigned char *shared) {
     struct room<D> m;
 
-    m.k = shared + (1024 - shared_at(shared) % 1024) % 1024;
+    m.k = shared + (1024 - shared_address(shared) % 1024) % 1024;
     m.v = m.k + sm80<D>::KV_BYTES;
     m.q = m.v + sm80<D>::KV_BYTES;
     m.score = (float *)(m.q + FEW_ROWS * D * 2);
@@ -439,7 +430,7 @@ static __device__ __forceinline__ void copy_first(const struct part &at,
                                                   struct room<D> m)
 {
     copy_blocks<D>(m.k, at, at.step, at.head);
-    copies_commit();
+    cp_async_commit();
 }
 
 /* Tiles of rows are blockIdx.z, the longest first. */
@@ -606,8 +597,7 @@ static void few_of(cudaStream_t stream, const struct sm80_call *c)
         c->frame.is_placed ? few<D, true> : few<D, false>;
 
     /* Errors are found where the step is waited for. */
-    (void)cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    launch_allow(kernel, bytes);
     kernel<<<grid, FEW_WARPS * 32, bytes, stream>>>(*c);
     if (c->n_chain > 1) {
         grid.z = FEW_ROWS;
@@ -629,8 +619,7 @@ static void many_of(cudaStream_t stream, const struct sm80_call *c)
     void (*kernel)(sm80_call) =
         c->frame.is_placed ? many<D, true> : many<D, false>;
 
-    (void)cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    launch_allow(kernel, bytes);
     kernel<<<grid, N_WARP * 32, bytes, stream>>>(*c);
 }
 

@@ -6,8 +6,8 @@
  * four dims a lane. Memory-bound: 4 bytes in for each channel of each row, and
  * 4 out, or 2 of a unit row.
  */
+#include "kernels/cuda/bf16.cuh"
 #include "kernels/cuda/conv.cuh"
-#include "kernels/cuda/fragment.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/linear_silu.cuh"
 #include "kernels/cuda/ops.h"

@@ -3,8 +3,8 @@
  * head of queries or keys of a span, its threads the dims. The sum of squares
  * is one chain, ascending, which every thread computes.
  */
+#include "kernels/cuda/bf16.cuh"
 #include "kernels/cuda/conv.cuh"
-#include "kernels/cuda/fragment.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/scalar.cuh"
 

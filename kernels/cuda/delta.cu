@@ -5,43 +5,36 @@
  */
 #include "kernels/cuda/delta.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/way.h"
 
 #include <assert.h>
 
 #define SEGMENT_TOKENS 32768u /* of all spans of a group together */
 
-/* Boxes of a chunk's rows and 128 bytes of each; rows are multiples of 16. */
-static void map_rows(CUtensorMap *map, CUtensorMapDataType type,
-                     uint32_t n_byte, const void *at, const cuuint64_t size[2],
-                     size_t stride)
-{
-    const cuuint64_t bytes[1] = {stride * n_byte};
-    const cuuint32_t box[2] = {128 / n_byte, GRID}, each[2] = {1, 1};
-    const CUresult result = cuTensorMapEncodeTiled(
-        map, type, 2, (void *)at, size, bytes, box, each,
-        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-
-    assert(result == CUDA_SUCCESS); /* our own rows */
-    (void)result;
-}
-
 void delta_many_tiles(struct delta_many *many, size_t n_row)
 {
     const struct delta_args *a = &many->args;
-    const cuuint64_t unit[2] = {unit_stride(a->shape), n_row};
-    const cuuint64_t v[2] = {(size_t)a->shape.n_v_head * a->shape.d_v, n_row};
+    struct tensor unit = {}, v = {};
 
     many->n_tile = many->n_chunk;
     if (way_is_sm80())
         return;
     if (many->n_tile > 2)
         many->n_tile = 2;
-    map_rows(&many->unit, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, a->unit, unit,
-             unit[0]);
-    map_rows(&many->v, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4, a->v, v,
-             a->qkv_stride);
+    unit.at = a->unit;
+    unit.element = TENSOR_BF16;
+    unit.n_column = unit_stride(a->shape);
+    unit.row_bytes = unit.n_column * sizeof(*a->unit);
+    v.at = a->v;
+    v.element = TENSOR_F32;
+    v.n_column = (size_t)a->shape.n_v_head * a->shape.d_v;
+    v.row_bytes = a->qkv_stride * sizeof(*a->v);
+    unit.n_row = v.n_row = n_row;
+    unit.box_rows = v.box_rows = GRID;
+    unit.is_swizzled = v.is_swizzled = true;
+    tensor_map_encode(&unit, &many->unit);
+    tensor_map_encode(&v, &many->v);
 }
 
 static uint32_t n_chunk_of(const struct delta_span *span)

@@ -15,7 +15,7 @@
  * rest with an empty ring. The v-heads of a k-head are then a cluster, since
  * one of them overwrites the ring that all read.
  */
-#include "kernels/cuda/async.cuh"
+#include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/delta.cuh"
 #include "kernels/cuda/launch.cuh"
 
@@ -87,21 +87,20 @@ copy_inputs(const struct delta_args &a, const struct delta_state &state,
     const float *v = a.v + part.batch_row * a.qkv_stride + (size_t)head * d_v;
 
     for (uint32_t j = threadIdx.x; j < part.i * (D_K / 8); j += blockDim.x)
-        copy_16(shared_of(shared->key + tile_at(j / (D_K / 8), j % (D_K / 8),
-                                                tile_stride(D_K))),
-                &key[j]);
+        cp_async_16(shared->key +
+                        tile_at(j / (D_K / 8), j % (D_K / 8), tile_stride(D_K)),
+                    &key[j]);
     if (lane < n_each)
         for (uint32_t row = warp; row < part.i; row += blockDim.x / 32)
-            copy_16(shared_of(8 * lane < d_v
-                                  ? &shared->r[row][8 * lane]
-                                  : &shared->near[row][8 * lane - d_v]),
-                    &r[row * n_each + lane]);
+            cp_async_16(8 * lane < d_v ? &shared->r[row][8 * lane]
+                                       : &shared->near[row][8 * lane - d_v],
+                        &r[row * n_each + lane]);
     for (uint32_t j = threadIdx.x; j < part.n * (d_v / 4); j += blockDim.x)
-        copy_16(shared_of(&shared->v[j / (d_v / 4)][j % (d_v / 4) * 4]),
-                v + j / (d_v / 4) * a.qkv_stride + j % (d_v / 4) * 4);
+        cp_async_16(&shared->v[j / (d_v / 4)][j % (d_v / 4) * 4],
+                    v + j / (d_v / 4) * a.qkv_stride + j % (d_v / 4) * 4);
     for (uint32_t j = threadIdx.x; j < part.i / 2; j += blockDim.x)
-        copy_16(shared_of(&shared->g[2 * j]),
-                state.ring_g + (size_t)head * GRID + 2 * j);
+        cp_async_16(&shared->g[2 * j],
+                    state.ring_g + (size_t)head * GRID + 2 * j);
     for (uint32_t row = part.i; row % 16 || row < part.i + part.n; row++) {
         shared->r[row][threadIdx.x] = 0;
         if (threadIdx.x < DELTA_BLOCK)
@@ -126,11 +125,10 @@ static __device__ void copy_rows(const struct delta_args &a,
         const uint16_t *query = unit + c * stride + 8 * v;
         const uint16_t *key = query + stride / 2;
 
-        copy_16(shared_of(&shared->row[R + c][8 * v]), query);
-        copy_16(shared_of(&shared->row[c][8 * v]), key);
-        copy_16(
-            shared_of(shared->key + tile_at(part.i + c, v, tile_stride(D_K))),
-            key);
+        cp_async_16(&shared->row[R + c][8 * v], query);
+        cp_async_16(&shared->row[c][8 * v], key);
+        cp_async_16(shared->key + tile_at(part.i + c, v, tile_stride(D_K)),
+                    key);
     }
 }
 
@@ -176,7 +174,7 @@ static __device__ void weigh(struct few_part part,
 
     for (uint32_t m = threadIdx.x / 32; 16 * m < part.i + part.n; m += n_warp) {
         const uint32_t left =
-            left_of(shared_of(shared->key), tile_stride(D_K)) +
+            left_of(shared_address(shared->key), tile_stride(D_K)) +
             m * 32 * tile_stride(D_K);
         float dot[R / 4][4] = {};
 
@@ -271,8 +269,8 @@ solve(uint32_t u[2][4], uint32_t j, const struct few_shared<D_K, R> *shared)
         uint32_t r[4], t[2];
 
         load_transposed(
-            r, shared_of(&shared->r[16 * j + lane / 16 * 8 + lane % 8]
-                                   [slice + 16 * p + lane / 8 % 2 * 8]));
+            r, shared_address(&shared->r[16 * j + lane / 16 * 8 + lane % 8]
+                                        [slice + 16 * p + lane / 8 % 2 * 8]));
 #pragma unroll
         for (uint32_t n = 0; n < 2; n++) {
             load_columns(t, &shared->near[16 * j], n, 0);
@@ -472,7 +470,8 @@ fold(float *s, uint32_t d_v, uint32_t u[N_BLOCK][2][4],
     const uint32_t lane = threadIdx.x % 32;
     const float whole = scalar_exp((float)shared->g[GRID - 1]);
     float *at = s + threadIdx.x / 32 * 32 + lane / 4 * 2;
-    const uint32_t deep = deep_of(shared_of(shared->key), tile_stride(D_K));
+    const uint32_t deep =
+        deep_of(shared_address(shared->key), tile_stride(D_K));
 
     age(u, shared);
     for (uint32_t n = 0; n < D_K / 8; n += 2) {
@@ -534,7 +533,7 @@ static __global__ void __launch_bounds__(N_THREAD, 384 / N_THREAD)
         if (threadIdx.x == blockDim.x - 1)
             load_gates(a, part, span.state.ring_g + (size_t)blockIdx.x * GRID,
                        shared);
-        copies_wait();
+        cp_async_wait_all();
         __syncthreads();
         weigh(part, shared);
         __syncthreads();
@@ -558,28 +557,18 @@ static __global__ void __launch_bounds__(N_THREAD, 384 / N_THREAD)
 template <uint32_t D_K, uint32_t R, uint32_t N_THREAD>
 static void launch(struct gpu *gpu, const struct delta_args *a, uint32_t n_row)
 {
-    const int bytes = (int)sizeof(struct few_shared<D_K, R>);
-
     static_assert(sizeof(struct few_shared<D_K, R>) <= WAY_SHARED_LEAST,
                   "on every GPU");
-    cudaLaunchAttribute attribute[2] = {};
-    cudaLaunchConfig_t config = {};
+    struct launch_config how = {};
 
-    attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute[0].val.programmaticStreamSerializationAllowed = 1;
-    /* One row passes no grid point. */
-    attribute[1].id = cudaLaunchAttributeClusterDimension;
-    attribute[1].val.clusterDim.x = a->shape.n_v_head / a->shape.n_k_head;
-    attribute[1].val.clusterDim.y = attribute[1].val.clusterDim.z = 1;
-    config.gridDim = dim3(a->shape.n_v_head, a->n_span);
-    config.blockDim = dim3(a->shape.d_v);
-    config.dynamicSmemBytes = (size_t)bytes;
-    config.stream = gpu_stream(gpu);
-    config.attrs = attribute;
-    config.numAttrs = way_is_sm80() ? 0 : n_row > 1 ? 2 : 1;
-    cudaFuncSetAttribute(few<D_K, R, N_THREAD>,
-                         cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    cudaLaunchKernelEx(&config, few<D_K, R, N_THREAD>, *a);
+    how.stream = gpu_stream(gpu);
+    how.grid = dim3(a->shape.n_v_head, a->n_span);
+    how.n_thread = a->shape.d_v;
+    how.shared_bytes = sizeof(struct few_shared<D_K, R>);
+    if (n_row > 1) /* one row passes no grid point */
+        how.n_cluster = a->shape.n_v_head / a->shape.n_k_head;
+    launch_allow(few<D_K, R, N_THREAD>, how.shared_bytes);
+    launch_kernel(how, few<D_K, R, N_THREAD>, *a);
 }
 
 template <uint32_t D_K, uint32_t R>

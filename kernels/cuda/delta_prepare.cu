@@ -86,12 +86,12 @@ static __device__ void fill_rows(const struct delta_many &many,
         const uint4 zero = make_uint4(0, 0, 0, 0);
 
         if (row >= at.first && row < at.end) {
-            copy_16(shared_of(key), from + stride / 2);
-            copy_16(shared_of(query), from);
+            cp_async_16(key, from + stride / 2);
+            cp_async_16(query, from);
             continue;
         }
         if (row < at.first)
-            copy_16(shared_of(key), ring + (size_t)row * D_K + 8 * v);
+            cp_async_16(key, ring + (size_t)row * D_K + 8 * v);
         else
             *(uint4 *)key = zero;
         *(uint4 *)query = zero;
@@ -104,22 +104,23 @@ static __device__ void
 fill_tiles(const struct delta_many &many, const struct delta_span *span,
            struct delta_chunk at, struct prepare_shared<D_K> *shared)
 {
-    const uint32_t full = shared_of(&shared->full);
+    const uint32_t full = shared_address(&shared->full);
 
     if (tile_is_unit(at)) {
         if (threadIdx.x == 0) {
-            barrier_expect(full, sizeof(shared->tile));
-            tile_copy<D_K>(many, at, blockIdx.x, shared_of(shared->tile), full);
+            ptx_mbarrier_expect(full, sizeof(shared->tile));
+            tile_copy<D_K>(many, at, blockIdx.x, shared_address(shared->tile),
+                           full);
         } else if (threadIdx.x % 32 == 0)
-            barrier_arrive(full);
+            ptx_mbarrier_arrive(full);
         return;
     }
     fill_rows<D_K>(many, span, at, shared->tile[0]);
-    copies_wait();
-    copies_after_writes();
+    cp_async_wait_all();
+    bulk_fence();
     __syncwarp();
     if (threadIdx.x % 32 == 0)
-        barrier_arrive(full);
+        ptx_mbarrier_arrive(full);
 }
 
 /* For recur, which does not find them elsewhere. */
@@ -131,7 +132,7 @@ static __device__ void leave_tiles(const struct delta_many &many,
 
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x == 0)
-        copy_bulk_out(to, shared_of(shared->tile), sizeof(shared->tile));
+        bulk_store(to, shared->tile, sizeof(shared->tile));
 #else
     for (uint32_t i = threadIdx.x; i < sizeof(shared->tile) / 16;
          i += blockDim.x)
@@ -354,7 +355,7 @@ static __device__ __forceinline__ void put_inverse(const union triangle *from,
     const uint32_t lane = threadIdx.x % 32;
     uint32_t t[4];
 
-    load_transposed(t, shared_of(&from->t[lane % 16][lane / 16 * 8]));
+    load_transposed(t, shared_address(&from->t[lane % 16][lane / 16 * 8]));
     out[lane] = make_uint4(t[0], t[1], t[2], t[3]);
 }
 
@@ -412,8 +413,8 @@ static __global__ void __launch_bounds__(N_WARP * 32)
     const uint32_t warp = threadIdx.x / 32;
 
     if (threadIdx.x == 0) {
-        barrier_init(shared_of(&shared->full), N_BLOCK);
-        barrier_publish();
+        mbarrier_init(&shared->full, N_BLOCK);
+        mbarrier_init_fence();
     }
     __syncthreads();
     launch_begin();
@@ -425,14 +426,14 @@ static __global__ void __launch_bounds__(N_WARP * 32)
         fill_tiles<D_K>(many, work.span, work.at, shared);
     else
         fill_decays<D_K>(many, work, shared);
-    barrier_wait(shared_of(&shared->full), 0);
+    mbarrier_wait(&shared->full, 0);
     if (!tile_is_unit(work.at))
         leave_tiles<D_K>(many, shared);
 #pragma unroll
     for (uint32_t turn = 0; turn < 2; turn++) {
         struct pairs it = pairs_of(turn, warp);
 
-        multiply<D_K>(shared_of(shared->tile), &it);
+        multiply<D_K>(shared_address(shared->tile), &it);
         if (turn == 0) {
             __syncthreads(); /* decays are there */
             fill_vectors<D_K>(work, shared);
@@ -446,7 +447,7 @@ static __global__ void __launch_bounds__(N_WARP * 32)
                              &work.out[h]);
     }
     if (threadIdx.x == 0)
-        copies_out_wait();
+        bulk_store_wait();
 }
 
 template <uint32_t D_K>

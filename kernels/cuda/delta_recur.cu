@@ -95,7 +95,7 @@ static __device__ __forceinline__ void hand_over(uint64_t *barrier)
 {
     __syncwarp();
     if (threadIdx.x % 32 == 0)
-        barrier_arrive(shared_of(barrier));
+        mbarrier_arrive(barrier);
 }
 
 /* A stage that a warp has read, to all CTAs that bring something to it. */
@@ -104,7 +104,7 @@ static __device__ __forceinline__ void hand_back(uint64_t *empty)
 #if __CUDA_ARCH__ >= 900
     __syncwarp();
     if (threadIdx.x % 32 < N_SHARE)
-        barrier_arrive_at(shared_of(empty), threadIdx.x % 32);
+        mbarrier_arrive_at(empty, threadIdx.x % 32);
 #else
     hand_over(empty);
 #endif
@@ -134,7 +134,7 @@ static __device__ void load_values(const struct delta_many &many,
         float *const to = &v[value_at(row, first)];
 
         if (row >= at.first && row < at.end)
-            copy_16(shared_of(to), from);
+            cp_async_16(to, from);
         else
             for (uint32_t i = 0; i < 4; i++)
                 to[i] = row < at.first ? bf16_low(ring[row * ring_stride(d_v) +
@@ -164,20 +164,20 @@ load_common(const struct delta_many &many, const struct recur_work &work,
     const char *head =
         (const char *)&many.head[(work.slot + turn) * n_v + work.head];
 
-    barrier_expect(barrier, sizeof(stage->tile) + head_bytes +
-                                (tile_is_unit(at) ? sizeof(stage->v) : 0));
+    ptx_mbarrier_expect(barrier, sizeof(stage->tile) + head_bytes +
+                                     (tile_is_unit(at) ? sizeof(stage->v) : 0));
     if (tile_is_unit(at)) {
-        tile_share<D_K, N_SHARE>(many, at, work.k_head, shared_of(stage->tile),
-                                 barrier);
-        copy_box(shared_of(stage->v), &many.v,
-                 work.head * many.args.shape.d_v + work.output,
-                 (uint32_t)at.row, barrier);
+        tile_share<D_K, N_SHARE>(many, at, work.k_head,
+                                 shared_address(stage->tile), barrier);
+        ptx_tensor_copy_2d(shared_address(stage->v), &many.v,
+                           work.head * many.args.shape.d_v + work.output,
+                           (uint32_t)at.row, barrier);
     } else if (rank == 0)
-        copy_bulk_to(shared_of(stage->tile),
-                     tile_left(many, blockIdx.z, c, work.k_head),
-                     sizeof(stage->tile), barrier, ALL);
-    copy_bulk_to(shared_of(&stage->head) + begin, head + begin, end - begin,
-                 barrier, ALL);
+        ptx_bulk_copy_multicast(shared_address(stage->tile),
+                                tile_left(many, blockIdx.z, c, work.k_head),
+                                sizeof(stage->tile), barrier, ALL);
+    ptx_bulk_copy_multicast(shared_address(&stage->head) + begin, head + begin,
+                            end - begin, barrier, ALL);
 }
 
 template <uint32_t D_K>
@@ -191,30 +191,30 @@ static __device__ void load_chunk(const struct delta_many &many,
 #if __CUDA_ARCH__ >= 900
     if (!tile_is_unit(at)) {
         load_values(many, work, at, warp, stage->v);
-        copies_wait();
-        copies_after_writes(); /* the engine's, some chunks on */
+        cp_async_wait_all();
+        bulk_fence(); /* the engine's, some chunks on */
         __syncwarp();
     }
     if (threadIdx.x % 32)
         return;
     if (warp)
-        barrier_arrive(barrier);
+        ptx_mbarrier_arrive(barrier);
     else
         load_common<D_K>(many, work, turn, at, stage, barrier);
 #else
     const uint32_t n_v = many.args.shape.n_v_head;
 
-    copy_share(shared_of(stage->tile),
+    copy_share(shared_address(stage->tile),
                tile_left(many, blockIdx.z, work.chunk + turn, work.k_head),
                sizeof(stage->tile), threadIdx.x % 64, 64);
-    copy_share(shared_of(&stage->head),
+    copy_share(shared_address(&stage->head),
                &many.head[(work.slot + turn) * n_v + work.head],
                sizeof(stage->head), threadIdx.x % 64, 64);
     if (warp == 0 && threadIdx.x % 32 == 0)
-        barrier_arrive(barrier);
+        ptx_mbarrier_arrive(barrier);
     load_values(many, work, at, warp, stage->v);
-    barrier_arrive_copied(barrier);
-    barrier_arrive(barrier); /* of what this lane wrote itself */
+    ptx_mbarrier_arrive_copied(barrier);
+    ptx_mbarrier_arrive(barrier); /* of what this lane wrote itself */
 #endif
 }
 
@@ -227,9 +227,10 @@ static __device__ void load(const struct delta_many &many,
         const uint32_t s = turn % N_STAGE;
 
         if (turn >= N_STAGE)
-            barrier_wait(shared_of(&shared->empty[s]), turn / N_STAGE % 2 ^ 1);
+            ptx_mbarrier_wait(shared_address(&shared->empty[s]),
+                              turn / N_STAGE % 2 ^ 1);
         load_chunk<D_K>(many, work, turn, warp, &shared->stage[s],
-                        shared_of(&shared->full[s]));
+                        shared_address(&shared->full[s]));
     }
 }
 
@@ -346,7 +347,7 @@ load_keys(uint32_t key[D_K / 16][4], const struct recur_stage<D_K> *stage,
           uint32_t block)
 {
     const uint32_t deep =
-        deep_of(shared_of(stage->tile[0]), TILE_DIMS) + tile_block(block);
+        deep_of(shared_address(stage->tile[0]), TILE_DIMS) + tile_block(block);
 
 #pragma unroll
     for (uint32_t n = 0; n < D_K / 16; n++)
@@ -446,7 +447,7 @@ multiply_state(struct recur_own<D_K> *own, struct recur_inputs *in,
                const struct recur_stage<D_K> *stage, uint32_t warp,
                uint4 (*to)[32])
 {
-    const uint32_t tile = shared_of(stage->tile[0]);
+    const uint32_t tile = shared_address(stage->tile[0]);
     uint32_t s[D_K / 16][4];
 
 #pragma unroll
@@ -481,8 +482,8 @@ own_chunk(struct recur_own<D_K> *own, uint32_t turn, bool is_last,
     struct recur_inputs in;
 
     if (turn >= 2)
-        barrier_wait(shared_of(&shared->is_free[warp][turn % 2]),
-                     turn / 2 % 2 ^ 1);
+        ptx_mbarrier_wait(shared_address(&shared->is_free[warp][turn % 2]),
+                          turn / 2 % 2 ^ 1);
     multiply_state<D_K>(own, &in, stage, warp, hand->state);
     hand_over(&shared->has_state[warp][turn % 2]);
 #pragma unroll
@@ -492,10 +493,11 @@ own_chunk(struct recur_own<D_K> *own, uint32_t turn, bool is_last,
     solve_chunk<D_K>(own, stage, aged, key, hand->u);
     hand_over(&shared->has_u[warp][turn % 2]);
     if (!is_last) {
-        barrier_wait(shared_of(&shared->full[next % N_STAGE]),
-                     next / N_STAGE % 2);
+        ptx_mbarrier_wait(shared_address(&shared->full[next % N_STAGE]),
+                          next / N_STAGE % 2);
         load_step<D_K>(own->step[0],
-                       shared_of(shared->stage[next % N_STAGE].tile[0]), 0);
+                       shared_address(shared->stage[next % N_STAGE].tile[0]),
+                       0);
     }
     add_fold<D_K>(own->s, aged, key);
     hand_back(&shared->empty[turn % N_STAGE]);
@@ -511,8 +513,8 @@ static __device__ void own(const struct delta_many &many,
     struct recur_own<D_K> own;
 
     move_state<D_K, false>(many, work, warp, own.s);
-    barrier_wait(shared_of(&shared->full[0]), 0);
-    load_step<D_K>(own.step[0], shared_of(shared->stage[0].tile[0]), 0);
+    ptx_mbarrier_wait(shared_address(&shared->full[0]), 0);
+    load_step<D_K>(own.step[0], shared_address(shared->stage[0].tile[0]), 0);
     for (uint32_t turn = 0; turn < n_turn; turn++) {
         const bool is_last = turn + 1 == n_turn;
 
@@ -633,13 +635,15 @@ put_chunk(const struct delta_many &many, const struct recur_work &work,
     const struct recur_stage<D_K> *stage = &shared->stage[turn % N_STAGE];
     const struct recur_hand<D_K> *hand = &shared->hand[warp][turn % 2];
     const float *since = &stage->head.since[threadIdx.x % 4 * 2];
-    const uint32_t tile = shared_of(stage->tile[1]);
+    const uint32_t tile = shared_address(stage->tile[1]);
     float o[GRID / 8][4] = {};
     uint32_t step[2][N_BLOCK][4], s[D_K / 16][4];
 
-    barrier_wait(shared_of(&shared->full[turn % N_STAGE]), turn / N_STAGE % 2);
+    ptx_mbarrier_wait(shared_address(&shared->full[turn % N_STAGE]),
+                      turn / N_STAGE % 2);
     load_step<D_K>(step[0], tile, 0);
-    barrier_wait(shared_of(&shared->has_state[warp][turn % 2]), turn / 2 % 2);
+    ptx_mbarrier_wait(shared_address(&shared->has_state[warp][turn % 2]),
+                      turn / 2 % 2);
 #pragma unroll
     for (uint32_t k = 0; k < D_K / 16; k++)
         *(uint4 *)s[k] = hand->state[k][threadIdx.x % 32];
@@ -652,7 +656,8 @@ put_chunk(const struct delta_many &many, const struct recur_work &work,
 #pragma unroll
     for (uint32_t i = 0; i < GRID / 2; i++)
         o[i / 4][i % 4] *= since[i / 4 * 8 + i % 2];
-    barrier_wait(shared_of(&shared->has_u[warp][turn % 2]), turn / 2 % 2);
+    ptx_mbarrier_wait(shared_address(&shared->has_u[warp][turn % 2]),
+                      turn / 2 % 2);
     add_seen(o, &stage->head, hand->u);
     if (at.end < GRID && work.output == 0 && warp == 0)
         keep_keys<D_K>(many, work, at, stage);
@@ -665,15 +670,15 @@ template <uint32_t D_K>
 static __device__ void init_barriers(struct recur_shared<D_K> *shared)
 {
     for (uint32_t i = 0; i < N_STAGE; i++) {
-        barrier_init(shared_of(&shared->full[i]), N_LOADED);
-        barrier_init(shared_of(&shared->empty[i]), 2 * N_SLICE * N_SHARE);
+        mbarrier_init(&shared->full[i], N_LOADED);
+        mbarrier_init(&shared->empty[i], 2 * N_SLICE * N_SHARE);
     }
     for (uint32_t i = 0; i < 2 * N_SLICE; i++) {
-        barrier_init(shared_of(&shared->has_state[i / 2][i % 2]), 1);
-        barrier_init(shared_of(&shared->has_u[i / 2][i % 2]), 1);
-        barrier_init(shared_of(&shared->is_free[i / 2][i % 2]), 1);
+        mbarrier_init(&shared->has_state[i / 2][i % 2], 1);
+        mbarrier_init(&shared->has_u[i / 2][i % 2], 1);
+        mbarrier_init(&shared->is_free[i / 2][i % 2], 1);
     }
-    barrier_publish();
+    mbarrier_init_fence();
 }
 
 template <uint32_t D_K>
@@ -685,7 +690,7 @@ static __global__ void __launch_bounds__(N_WARP * 32, 1)
 
     if (threadIdx.x == 0)
         init_barriers(shared);
-    cluster_sync();
+    cluster_sync_relaxed();
     launch_begin();
 
     const struct recur_work work = work_of(many);
@@ -702,7 +707,7 @@ static __global__ void __launch_bounds__(N_WARP * 32, 1)
         load<D_K>(many, work, warp, shared);
     /* Others may still write here and arrive. */
     __syncwarp();
-    cluster_sync();
+    cluster_sync_relaxed();
 }
 
 /* A stage less on GPUs before Hopper. */
@@ -728,27 +733,17 @@ template <uint32_t D_K>
 static void launch(struct gpu *gpu, const struct delta_many *many)
 {
     const struct delta_args *a = &many->args;
-    const dim3 grid(a->shape.d_v / DELTA_SLICE, a->shape.n_v_head, a->n_span);
-    const uint32_t bytes = shared_bytes<D_K>();
     const uint32_t n_before = a->shape.n_k_head * many->n_chunk * a->n_span;
-    const bool is_early = n_before <= PREPARE_EACH * (uint32_t)gpu_n_sm(gpu);
-    cudaLaunchAttribute attribute[2] = {};
-    cudaLaunchConfig_t config = {};
+    struct launch_config how = {};
 
-    cudaFuncSetAttribute(
-        recur<D_K>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-    attribute[0].id = cudaLaunchAttributeClusterDimension;
-    attribute[0].val.clusterDim.x = N_SHARE;
-    attribute[0].val.clusterDim.y = attribute[0].val.clusterDim.z = 1;
-    attribute[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute[1].val.programmaticStreamSerializationAllowed = 1;
-    config.gridDim = grid;
-    config.blockDim = dim3(N_WARP * 32);
-    config.dynamicSmemBytes = bytes;
-    config.stream = gpu_stream(gpu);
-    config.attrs = attribute;
-    config.numAttrs = way_is_sm80() ? 0 : is_early ? 2 : 1;
-    cudaLaunchKernelEx(&config, recur<D_K>, *many);
+    how.stream = gpu_stream(gpu);
+    how.grid = dim3(a->shape.d_v / DELTA_SLICE, a->shape.n_v_head, a->n_span);
+    how.n_thread = N_WARP * 32;
+    how.shared_bytes = shared_bytes<D_K>();
+    how.n_cluster = N_SHARE;
+    how.is_late = n_before > PREPARE_EACH * (uint32_t)gpu_n_sm(gpu);
+    launch_allow(recur<D_K>, how.shared_bytes);
+    launch_kernel(how, recur<D_K>, *many);
 }
 
 void delta_recur(struct gpu *gpu, const struct delta_many *many)

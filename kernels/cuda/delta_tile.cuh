@@ -8,7 +8,7 @@
  * the others, a span's first and last at most, prepare arranges the tiles and
  * leaves them in memory for recur. Before Hopper it leaves those of all chunks.
  */
-#include "kernels/cuda/async.cuh"
+#include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/delta.cuh"
 
 #define TILE_DIMS 64u
@@ -82,9 +82,9 @@ tile_copy(const struct delta_many &many, struct delta_chunk at, uint32_t k_head,
 {
 #pragma unroll
     for (uint32_t i = 0; i < 2 * tile_bytes(D_K) / HALF_BYTES; i++)
-        copy_box(to + i * HALF_BYTES, &many.unit,
-                 tile_column<D_K>(many.args.shape, k_head, i), (uint32_t)at.row,
-                 barrier);
+        ptx_tensor_copy_2d(to + i * HALF_BYTES, &many.unit,
+                           tile_column<D_K>(many.args.shape, k_head, i),
+                           (uint32_t)at.row, barrier);
 }
 
 /* The share of one CTA of a cluster of N, to all of them; each has announced
@@ -96,8 +96,19 @@ tile_share(const struct delta_many &many, struct delta_chunk at,
 {
     for (uint32_t i = cluster_rank(); i < 2 * tile_bytes(D_K) / HALF_BYTES;
          i += N)
-        copy_box_to(to + i * HALF_BYTES, &many.unit,
-                    tile_column<D_K>(many.args.shape, k_head, i),
-                    (uint32_t)at.row, barrier, (1u << N) - 1);
+        ptx_tensor_copy_2d_multicast(
+            to + i * HALF_BYTES, &many.unit,
+            tile_column<D_K>(many.args.shape, k_head, i), (uint32_t)at.row,
+            barrier, (1u << N) - 1);
+}
+
+/* Thread `thread` of n_thread's share of whole 16 bytes. */
+static __device__ __forceinline__ void copy_share(uint32_t to, const void *from,
+                                                  uint32_t bytes,
+                                                  uint32_t thread,
+                                                  uint32_t n_thread)
+{
+    for (uint32_t i = thread * 16; i < bytes; i += n_thread * 16)
+        ptx_cp_async_16(to + i, (const char *)from + i);
 }
 #endif

@@ -40,25 +40,56 @@ static __device__ __forceinline__ void launch_fetch(const void *weight)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(weight));
 }
 
-/* With so many bytes of dynamic shared memory, early or not. Errors are found
- * where the step ends. */
-template <class... PARAMETERS, class... ARGUMENTS>
-static inline void launch_with(bool is_early, cudaStream_t stream,
-                               void (*kernel)(PARAMETERS...), dim3 grid,
-                               uint32_t n_thread, uint32_t shared_bytes,
-                               ARGUMENTS... arguments)
+/* Groups of `by` that n make, of which the last one may not be full. */
+static inline uint32_t div_up(size_t n, size_t by)
 {
-    cudaLaunchAttribute attribute = {};
+    return (uint32_t)((n + by - 1) / by);
+}
+
+struct launch_config {
+    cudaStream_t stream;
+    dim3 grid;
+    uint32_t n_thread;
+    uint32_t shared_bytes; /* dynamic; launch_allow() above 48 KiB */
+    uint32_t n_cluster;    /* CTAs, neighbours in x; 0: no clusters */
+    bool is_late;          /* begins when all before it has drained */
+};
+
+/* Launches of the kernel may have so much dynamic shared memory from now on.
+ * Errors, of this and of launches, are found where the step ends. */
+template <class... PARAMETERS>
+static inline void launch_allow(void (*kernel)(PARAMETERS...), uint32_t bytes)
+{
+    (void)cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+}
+
+template <class... PARAMETERS, class... ARGUMENTS>
+static inline void launch_kernel(const struct launch_config &how,
+                                 void (*kernel)(PARAMETERS...),
+                                 ARGUMENTS... arguments)
+{
+    cudaLaunchAttribute attribute[2] = {};
     cudaLaunchConfig_t config = {};
 
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.gridDim = grid;
-    config.blockDim = dim3(n_thread);
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = is_early && !way_is_sm80() ? 1 : 0;
+    config.gridDim = how.grid;
+    config.blockDim = dim3(how.n_thread);
+    config.dynamicSmemBytes = how.shared_bytes;
+    config.stream = how.stream;
+    config.attrs = attribute;
+    if (!how.is_late && !way_is_sm80()) {
+        cudaLaunchAttribute *early = &attribute[config.numAttrs++];
+
+        early->id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        early->val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (how.n_cluster && !way_is_sm80()) {
+        cudaLaunchAttribute *cluster = &attribute[config.numAttrs++];
+
+        cluster->id = cudaLaunchAttributeClusterDimension;
+        cluster->val.clusterDim.x = how.n_cluster;
+        cluster->val.clusterDim.y = cluster->val.clusterDim.z = 1;
+    }
     (void)cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
@@ -68,8 +99,13 @@ static inline void launch_early_with(cudaStream_t stream,
                                      uint32_t n_thread, uint32_t shared_bytes,
                                      ARGUMENTS... arguments)
 {
-    launch_with(true, stream, kernel, grid, n_thread, shared_bytes,
-                arguments...);
+    struct launch_config how = {};
+
+    how.stream = stream;
+    how.grid = grid;
+    how.n_thread = n_thread;
+    how.shared_bytes = shared_bytes;
+    launch_kernel(how, kernel, arguments...);
 }
 
 template <class... PARAMETERS, class... ARGUMENTS>

@@ -43,8 +43,7 @@ static __global__ void __launch_bounds__(EXPERT_MAX)
 {
     const uint32_t e = threadIdx.x;
 
-    next_begin();
-    previous_wait();
+    launch_begin();
     const uint32_t begin = e < n_expert ? first[e] : 0;
     const uint32_t end = e < n_expert ? first[e + 1] : 0;
     uint32_t n_all,
@@ -99,7 +98,6 @@ void cuda_expert(struct gpu *gpu, const struct expert_args *a)
     struct round_job round = {};
     struct product_job job = {};
     struct product_shape shape;
-    struct early_launch list;
     uint32_t matrix[EXPERT_MAX];
 
     assert(a->n_expert <= EXPERT_MAX);
@@ -128,9 +126,8 @@ void cuda_expert(struct gpu *gpu, const struct expert_args *a)
     round.n_row = a->n_place;
     round.n_in = a->w->n_in;
     round_launch(gpu, &round);
-    early_launch_init(&list, gpu, dim3(1), EXPERT_MAX);
-    (void)cudaLaunchKernelEx(&list.config, list_kernel, rows, n_rows, a->first,
-                             a->n_expert, product_height(shape));
+    launch_early(gpu, list_kernel, 1, EXPERT_MAX, rows, n_rows, a->first,
+                 a->n_expert, product_height(shape));
     product_run(gpu, &job, shape);
 }
 
@@ -145,8 +142,7 @@ static __global__ void gather_kernel(uint4 *to, const uint4 *x,
 {
     const uint32_t i = blockIdx.y * blockDim.x + threadIdx.x;
 
-    next_begin();
-    previous_wait();
+    launch_begin();
     if (i < n)
         to[(size_t)blockIdx.x * n + i] = x[(size_t)row[blockIdx.x] * n + i];
 }
@@ -155,11 +151,9 @@ static void gather_launch(struct gpu *gpu, void *to,
                           const struct experts_args *a)
 {
     const uint32_t n = (uint32_t)linear_padded(a->gate_up->n_in) / 8;
-    struct early_launch launch;
 
-    early_launch_init(&launch, gpu, dim3(a->n_place, (n + 255) / 256), 256);
-    (void)cudaLaunchKernelEx(&launch.config, gather_kernel, (uint4 *)to,
-                             (const uint4 *)a->x_rounded, a->row, n);
+    launch_early(gpu, gather_kernel, dim3(a->n_place, (n + 255) / 256), 256,
+                 (uint4 *)to, (const uint4 *)a->x_rounded, a->row, n);
 }
 
 /* Where the parts of scratch memory are. */
@@ -299,11 +293,8 @@ static void run_step(struct gpu *gpu, const struct experts_args *a,
 static void list_launch(struct gpu *gpu, const struct experts_args *a,
                         const struct expert_room *room, uint32_t height)
 {
-    struct early_launch list;
-
-    early_launch_init(&list, gpu, dim3(1), EXPERT_MAX);
-    (void)cudaLaunchKernelEx(&list.config, list_kernel, room->rows,
-                             room->n_rows, a->first, a->n_expert, height);
+    launch_early(gpu, list_kernel, 1, EXPERT_MAX, room->rows, room->n_rows,
+                 a->first, a->n_expert, height);
 }
 
 /* The same of many rows. */

@@ -125,16 +125,11 @@ static void launch_as(struct gpu *gpu, const struct f8_product *f,
     const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu), n_tile = n_m_max * f->p.n_n;
     const uint32_t bytes =
         fixed_bytes(s) + f->p.n_stage * stage_bytes(s, f->p.x_rows);
-    struct early_launch launch;
 
-    early_launch_init(&launch, gpu, dim3(n_tile < n_sm ? n_tile : n_sm),
-                      F8_THREADS);
-    launch.config.dynamicSmemBytes = bytes;
-    /* Errors of both are found where the step is waited for. */
-    (void)cudaFuncSetAttribute(f8_kernel<N, BOX, END>,
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               (int)bytes);
-    (void)cudaLaunchKernelEx(&launch.config, f8_kernel<N, BOX, END>, *f);
+    launch_allow(f8_kernel<N, BOX, END>, bytes);
+    launch_early_with(gpu_stream(gpu), f8_kernel<N, BOX, END>,
+                      dim3(n_tile < n_sm ? n_tile : n_sm), F8_THREADS, bytes,
+                      *f);
 }
 
 template <int X_BY, enum product_end END>
@@ -144,19 +139,16 @@ static void launch_many_as(struct gpu *gpu, const struct f8_product *f,
     const struct product_shape s = {F8_MANY_GROUPS, F8_MANY, 1, X_BY};
     const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu) / X_BY * X_BY;
     const uint32_t n_tile = n_m_max * f->p.n_n * X_BY;
-    const uint32_t bytes =
-        fixed_bytes(s) + f->p.n_stage * stage_bytes(s, f->p.x_rows);
-    struct early_launch launch;
+    struct launch_config how = {};
 
-    early_launch_init(&launch, gpu, dim3(n_tile < n_sm ? n_tile : n_sm),
-                      F8_MANY_THREADS);
-    early_launch_cluster(&launch, X_BY);
-    launch.config.dynamicSmemBytes = bytes;
-    /* Errors of both are found where the step is waited for. */
-    (void)cudaFuncSetAttribute(f8_many_kernel<X_BY, END>,
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               (int)bytes);
-    (void)cudaLaunchKernelEx(&launch.config, f8_many_kernel<X_BY, END>, *f);
+    how.stream = gpu_stream(gpu);
+    how.grid = dim3(n_tile < n_sm ? n_tile : n_sm);
+    how.n_thread = F8_MANY_THREADS;
+    how.shared_bytes =
+        fixed_bytes(s) + f->p.n_stage * stage_bytes(s, f->p.x_rows);
+    how.n_cluster = X_BY > 1 ? X_BY : 0;
+    launch_allow(f8_many_kernel<X_BY, END>, how.shared_bytes);
+    launch_kernel(how, f8_many_kernel<X_BY, END>, *f);
 }
 
 static void launch_many(struct gpu *gpu, const struct product_job *job,

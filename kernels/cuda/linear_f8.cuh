@@ -81,7 +81,7 @@ f8_widen_stage(unsigned char *to, const unsigned char *q, uint32_t box_bytes)
                                   v[k]);
         }
     }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    bulk_fence();
 }
 
 /* All warpgroups but the one that copies. */
@@ -114,8 +114,9 @@ f8_copy_w(const struct product *p, const struct product_tile *tile,
                                       (int32_t)tile->out,
                                       (int32_t)tile->matrix};
 
-            copy_box(stage->at + b * f8_box_bytes<N>(p) + row * TILE_ROW_BYTES,
-                     &p->w[part], at, stage->full, KEEP_SHORTLY);
+            tensor_copy_3d(stage->at + b * f8_box_bytes<N>(p) +
+                               row * TILE_ROW_BYTES,
+                           &p->w[part], at, stage->full, KEEP_SHORTLY);
         }
 }
 
@@ -130,9 +131,9 @@ f8_copy_x(const struct product *p, const struct product_tile *tile,
             (int32_t)(stage->block * F8_BLOCK + i * TILE_K), (int32_t)tile->row,
             0};
 
-        copy_box(stage->at + i / F8_TILES * f8_box_bytes<N>(p) +
-                     row * TILE_ROW_BYTES,
-                 &p->x, at, stage->full, KEEP_NORMALLY);
+        tensor_copy_3d(stage->at + i / F8_TILES * f8_box_bytes<N>(p) +
+                           row * TILE_ROW_BYTES,
+                       &p->x, at, stage->full, KEEP_NORMALLY);
     }
 }
 
@@ -153,10 +154,10 @@ static __device__ __forceinline__ void f8_produce(const struct product *p,
         const struct product_stage stage = {shared + STAGE_AT + s * stage_bytes,
                                             &full[s], s * BOX};
 
-        barrier_expect(stage.full, stage_bytes);
+        mbarrier_expect(stage.full, stage_bytes);
         f8_copy_w<N, BOX, END>(p, &tile, &stage);
     }
-    previous_wait();
+    launch_wait();
     const uint32_t n_tile = product_n_m(p) * p->n_n;
     for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x) {
         const struct product_tile tile = product_tile<1, N, 1, 1, END>(p, i, 0);
@@ -169,8 +170,8 @@ static __device__ __forceinline__ void f8_produce(const struct product *p,
             if (n_early) {
                 n_early--;
             } else {
-                barrier_wait(&empty[ring.stage], ring.parity ^ 1);
-                barrier_expect(stage.full, stage_bytes);
+                mbarrier_wait_or_trap(&empty[ring.stage], ring.parity ^ 1);
+                mbarrier_expect(stage.full, stage_bytes);
                 f8_copy_w<N, BOX, END>(p, &tile, &stage);
             }
             f8_copy_x<N, BOX>(p, &tile, &stage);
@@ -191,13 +192,13 @@ static __device__ __forceinline__ void f8_widen_all(const struct product *p,
     unsigned char *buffer = shared + STAGE_AT + p->n_stage * BOX * box_bytes;
     struct product_ring ring = {0, 0};
 
-    previous_wait();
+    launch_wait();
     const uint32_t n_tile = product_n_m(p) * p->n_n;
     const uint32_t n_step = p->n_block / BOX;
     uint32_t n_widened = 0;
     for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x)
         for (uint32_t s = 0; s < n_step; s++) {
-            barrier_wait(&full[ring.stage], ring.parity);
+            mbarrier_wait_or_trap(&full[ring.stage], ring.parity);
             f8_widen_stage<F8_WIDENERS, N, BOX>(
                 buffer + n_widened % 2 * BOX * N * F8_BLOCK * 2,
                 shared + q_at + ring.stage * BOX * box_bytes, box_bytes);
@@ -215,21 +216,21 @@ static __device__ __forceinline__ void f8_multiply(float sum[BOX][N / 2],
                                                    const struct product *p,
                                                    uint32_t x, uint32_t w)
 {
-    product_begin();
+    wgmma_fence();
 #pragma unroll
     for (uint32_t k = 0; k < F8_BLOCK / 16; k++)
 #pragma unroll
         for (uint32_t b = 0; b < BOX; b++) {
             const uint32_t tile = k / (TILE_K / 16), step = k % (TILE_K / 16);
-            const uint64_t x_at = tile_descriptor(
+            const uint64_t x_at = wgmma_descriptor(
                 x + b * f8_box_bytes<N>(p) + tile * p->x_rows * TILE_ROW_BYTES);
-            const uint64_t w_at =
-                tile_descriptor(w + (b * F8_TILES + tile) * N * TILE_ROW_BYTES);
+            const uint64_t w_at = wgmma_descriptor(w + (b * F8_TILES + tile) *
+                                                           N * TILE_ROW_BYTES);
 
-            product_step<N>(sum[b], x_at + step * TILE_STEP,
-                            w_at + step * TILE_STEP, k > 0);
+            wgmma_ss<N>(sum[b], x_at + step * WGMMA_STEP,
+                        w_at + step * WGMMA_STEP, k > 0);
         }
-    product_commit();
+    wgmma_commit();
 }
 
 /* Of the blocks of a stage, for the gate and for up. */
@@ -259,10 +260,10 @@ f8_consume_stage(const struct f8_product *f, float *acc, uint32_t x, uint32_t w,
     float sum[BOX][N / 2];
 
     f8_multiply<N, BOX>(sum, &f->p, x, w);
-    product_wait<0>();
+    wgmma_wait<0>();
 #pragma unroll
     for (int b = 0; b < BOX; b++) {
-        product_pin<N / 2>(sum[b]);
+        wgmma_pin<N / 2>(sum[b]);
 #pragma unroll
         for (int i = 0; i < N / 2; i++)
             acc[i] = __fmaf_rn(sum[b][i], scale[b][i >= N / 4], acc[i]);
@@ -281,7 +282,7 @@ static __device__ __forceinline__ void f8_consume(const struct f8_product *f,
     struct product_ring ring = {0, 0};
     float acc[N / 2], scale[BOX][2];
 
-    previous_wait();
+    launch_wait();
     const uint32_t n_tile = product_n_m(p) * p->n_n;
     uint32_t n_done = 0;
     for (uint32_t i = blockIdx.x; i < n_tile; i += gridDim.x) {
@@ -293,7 +294,8 @@ static __device__ __forceinline__ void f8_consume(const struct f8_product *f,
         for (uint32_t block = 0; block < p->n_block; block += BOX) {
             f8_scales<BOX, END>(f, &tile, block, scale);
             f8_sync();
-            barrier_wait(&full[ring.stage], ring.parity); /* is over: for x */
+            mbarrier_wait_or_trap(&full[ring.stage],
+                                  ring.parity); /* is over: for x */
             f8_consume_stage<N, BOX, END>(
                 f, acc, stages + ring.stage * stage_bytes,
                 buffers + n_done % 2 * BOX * N * F8_BLOCK * 2, scale);
@@ -314,25 +316,25 @@ static __global__ void __launch_bounds__(F8_THREADS, 1)
     extern __shared__ __align__(1024) unsigned char shared[];
     const uint32_t group = threadIdx.x / GROUP_THREADS;
 
-    next_begin();
+    launch_next();
     if (threadIdx.x == 0) {
         uint64_t *full = (uint64_t *)shared, *empty = full + STAGE_MAX;
 
         for (uint32_t s = 0; s < f.p.n_stage; s++) {
-            barrier_init(&full[s], 1);
-            barrier_init(&empty[s], 1);
+            mbarrier_init(&full[s], 1);
+            mbarrier_init(&empty[s], 1);
         }
-        barrier_publish();
+        mbarrier_init_fence();
     }
     __syncthreads();
     if (group == 0) {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 184;");
+        registers_take<184>();
         f8_consume<N, BOX, END>(&f, shared);
     } else if (group <= F8_WIDENERS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
+        registers_give<104>();
         f8_widen_all<N, BOX, END>(&f.p, shared);
     } else {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        registers_give<40>();
         if (threadIdx.x % GROUP_THREADS == 0)
             f8_produce<N, BOX, END>(&f.p, shared);
         __syncwarp();

@@ -13,9 +13,9 @@
  * Traffic: a byte a weight, once; x by each CTA, from the caches. Bound: that
  * byte at the rate of memory.
  */
-#include "kernels/cuda/fragment.cuh"
 #include "kernels/cuda/linear_f8_word.cuh"
 #include "kernels/cuda/linear_launch.h"
+#include "kernels/cuda/mma.cuh"
 
 #include <assert.h>
 
@@ -193,7 +193,7 @@ static __global__ void __launch_bounds__(N_THREAD, CTAS)
     float acc[shape::MINE][shape::PARTS] = {};
     const uint4 *x[GROUPS]; /* where this lane's inputs of its rows begin */
 
-    next_begin();
+    launch_next();
 #pragma unroll
     for (int d = 0; d < DEPTH; d++)
         load_all<TILES, END>(tile[d], &f, d * N_WARP + warp);
@@ -211,7 +211,7 @@ static __global__ void __launch_bounds__(N_THREAD, CTAS)
         x[r] = (const uint4 *)(f.x + (row < f.n_row ? row : 0) * f.x_stride) +
                lane % 4;
     }
-    previous_wait();
+    launch_wait();
     for (uint32_t first = 0; first < f.n_block; first += DEPTH * N_WARP)
 #pragma unroll
         for (int d = 0; d < DEPTH; d++) {
@@ -262,17 +262,11 @@ static void launch_as(struct gpu *gpu, const struct f8_few *f)
         (2 * N_WARP * shape::PARTS * shape::EACH + shape::PARTS * f->n_block) *
         sizeof(float);
     const uint32_t n_out = TILES * TILE_OUT;
-    struct early_launch launch;
 
-    early_launch_init(&launch, gpu, dim3((f->n_out + n_out - 1) / n_out),
-                      N_THREAD);
-    launch.config.dynamicSmemBytes = bytes;
-    /* Errors of both are found where the step is waited for. */
-    (void)cudaFuncSetAttribute(few_kernel<TILES, GROUPS, END, AHEAD, CTAS>,
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               (int)bytes);
-    (void)cudaLaunchKernelEx(&launch.config,
-                             few_kernel<TILES, GROUPS, END, AHEAD, CTAS>, *f);
+    launch_allow(few_kernel<TILES, GROUPS, END, AHEAD, CTAS>, bytes);
+    launch_early_with(
+        gpu_stream(gpu), few_kernel<TILES, GROUPS, END, AHEAD, CTAS>,
+        dim3((f->n_out + n_out - 1) / n_out), N_THREAD, bytes, *f);
 }
 
 template <int TILES, int DEPTH, int CTAS, enum product_end END>
@@ -359,8 +353,7 @@ static __global__ void __launch_bounds__(PLACE_THREADS)
     const uint32_t i = at / 4 * 32 + at % 4 * 2;
     const float *x = job.x + blockIdx.x * job.x_stride;
 
-    next_begin();
-    previous_wait();
+    launch_begin();
     if (i >= n_padded)
         return;
     uint4 *to = (uint4 *)((uint16_t *)job.to + (size_t)blockIdx.x * n_padded);
@@ -383,9 +376,7 @@ void f8_place_launch(struct gpu *gpu, const struct round_job *job,
     const uint32_t n_padded = (uint32_t)linear_f8_n_block(job->n_in) * F8_BLOCK;
     const dim3 grid(job->n_row,
                     (n_padded / 8 + PLACE_THREADS - 1) / PLACE_THREADS);
-    struct early_launch launch;
 
-    early_launch_init(&launch, gpu, grid, PLACE_THREADS);
-    (void)cudaLaunchKernelEx(&launch.config, place_kernel, *job, rounded,
-                             n_padded);
+    launch_early(gpu, place_kernel, grid, PLACE_THREADS, *job, rounded,
+                 n_padded);
 }

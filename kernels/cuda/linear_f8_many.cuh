@@ -44,10 +44,10 @@ f8_many_copy_x(const struct product *p, const struct product_tile *tile,
         unsigned char *to = stage->at + i * p->x_rows * TILE_ROW_BYTES;
 
         if (X_BY == 1)
-            copy_box(to, &p->x, at, stage->full, KEEP_NORMALLY);
+            tensor_copy_3d(to, &p->x, at, stage->full, KEEP_NORMALLY);
         else if (i == rank)
-            copy_box_to(to, &p->x, at, stage->full, (1u << X_BY) - 1,
-                        KEEP_NORMALLY);
+            tensor_copy_3d_multicast(to, &p->x, at, stage->full,
+                                     (1u << X_BY) - 1, KEEP_NORMALLY);
     }
 }
 
@@ -69,10 +69,10 @@ f8_many_produce(const struct product *p, unsigned char *shared, uint32_t rank)
         const struct product_stage stage = {shared + STAGE_AT + s * stage_bytes,
                                             &full[s], s};
 
-        barrier_expect(stage.full, stage_bytes);
+        mbarrier_expect(stage.full, stage_bytes);
         f8_copy_w<N, 1, END>(p, &tile, &stage);
     }
-    previous_wait();
+    launch_wait();
     const uint32_t n_tile = product_n_m(p) * p->n_n;
     for (uint32_t i = first; i < n_tile; i += by) {
         const struct product_tile tile =
@@ -86,8 +86,8 @@ f8_many_produce(const struct product *p, unsigned char *shared, uint32_t rank)
             if (n_early) {
                 n_early--;
             } else {
-                barrier_wait(&empty[ring.stage], ring.parity ^ 1);
-                barrier_expect(stage.full, stage_bytes);
+                mbarrier_wait_or_trap(&empty[ring.stage], ring.parity ^ 1);
+                mbarrier_expect(stage.full, stage_bytes);
                 f8_copy_w<N, 1, END>(p, &tile, &stage);
             }
             f8_many_copy_x<X_BY>(p, &tile, &stage, rank);
@@ -96,7 +96,7 @@ f8_many_produce(const struct product *p, unsigned char *shared, uint32_t rank)
     }
     /* Nobody leaves while others still report to its barriers. */
     for (uint32_t s = 0; X_BY > 1 && s < p->n_stage; s++) {
-        barrier_wait(&empty[ring.stage], ring.parity ^ 1);
+        mbarrier_wait_or_trap(&empty[ring.stage], ring.parity ^ 1);
         product_advance(&ring, p->n_stage);
     }
 }
@@ -138,16 +138,16 @@ static __device__ __forceinline__ void
 f8_many_multiply(float *sum, const uint32_t a[F8_STEPS][4], uint32_t x,
                  uint32_t x_tile_bytes)
 {
-    const uint64_t b[F8_TILES] = {tile_descriptor(x),
-                                  tile_descriptor(x + x_tile_bytes)};
+    const uint64_t b[F8_TILES] = {wgmma_descriptor(x),
+                                  wgmma_descriptor(x + x_tile_bytes)};
 
-    product_begin();
+    wgmma_fence();
 #pragma unroll
     for (uint32_t k = 0; k < F8_STEPS; k++)
-        product_step_left<N>(
-            sum, a[k], b[k / (TILE_K / 16)] + k % (TILE_K / 16) * TILE_STEP,
-            k > 0);
-    product_commit();
+        wgmma_rs<N>(sum, a[k],
+                    b[k / (TILE_K / 16)] + k % (TILE_K / 16) * WGMMA_STEP,
+                    k > 0);
+    wgmma_commit();
 }
 
 /* ---------------------------------------------------------------- results */
@@ -257,7 +257,7 @@ f8_many_consume(const struct f8_product *f, unsigned char *shared,
     struct product_ring ring = {0, 0};
     float acc[N / 2];
 
-    previous_wait();
+    launch_wait();
     const uint32_t n_tile = product_n_m(p) * p->n_n;
     for (uint32_t i = blockIdx.x / X_BY; i < n_tile; i += by) {
         const struct product_tile tile =
@@ -273,11 +273,11 @@ f8_many_consume(const struct f8_product *f, unsigned char *shared,
             uint32_t a[F8_STEPS][4];
             float sum[N / 2];
 
-            barrier_wait(&full[ring.stage], ring.parity);
+            mbarrier_wait_or_trap(&full[ring.stage], ring.parity);
             f8_left(a, stage + q_at);
             f8_many_multiply<N>(sum, a, shared_address(stage), x_tile_bytes);
-            product_wait<0>();
-            product_pin<N / 2>(sum);
+            wgmma_wait<0>();
+            wgmma_pin<N / 2>(sum);
             product_release<X_BY>(&empty[ring.stage]);
 #pragma unroll
             for (int k = 0; k < N / 2; k++)
@@ -299,27 +299,27 @@ static __global__ void __launch_bounds__(F8_MANY_THREADS, 1)
 {
     extern __shared__ __align__(1024) unsigned char shared[];
     const uint32_t GROUPS = F8_MANY_GROUPS;
-    const uint32_t rank = X_BY > 1 ? cluster_rank() : 0;
+    const uint32_t rank = X_BY > 1 ? cluster_rank_now() : 0;
 
-    next_begin();
+    launch_next();
     if (threadIdx.x == 0) {
         uint64_t *full = (uint64_t *)shared, *empty = full + STAGE_MAX;
 
         for (uint32_t s = 0; s < f.p.n_stage; s++) {
-            barrier_init(&full[s], 1);
-            barrier_init(&empty[s], GROUPS * X_BY);
+            mbarrier_init(&full[s], 1);
+            mbarrier_init(&empty[s], GROUPS * X_BY);
         }
-        barrier_publish();
+        mbarrier_init_fence();
     }
     if (X_BY > 1)
-        cluster_sync();
+        cluster_sync_relaxed();
     else
         __syncthreads();
     if (threadIdx.x < GROUPS * GROUP_THREADS) {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        registers_take<232>();
         f8_many_consume<X_BY, END>(&f, shared, rank);
     } else {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        registers_give<40>();
         if (threadIdx.x == GROUPS * GROUP_THREADS)
             f8_many_produce<X_BY, END>(&f.p, shared, rank);
         __syncwarp();

@@ -1,6 +1,7 @@
 #include "kernels/cuda/linear_launch.h"
 
 #include "kernels/cuda/linear_f8.cuh"
+#include "kernels/cuda/tensor_map.h"
 
 #include <assert.h>
 #include <math.h>
@@ -42,17 +43,13 @@ static const struct product_shape SHAPE[] = {
 };
 #define N_SHAPE (sizeof(SHAPE) / sizeof(*SHAPE))
 
-static uint32_t up(size_t n, size_t by)
-{
-    return (uint32_t)((n + by - 1) / by);
-}
-
 /* ------------------------------------------------------------------ choice */
 
 uint32_t product_x_rows(const struct product_job *job, uint32_t n_group)
 {
     const uint32_t most = n_group * GROUP_ROWS;
-    const uint32_t n_row = up(job->n_each ? job->n_each : job->n_row, 8) * 8;
+    const uint32_t n_row =
+        div_up(job->n_each ? job->n_each : job->n_row, 8) * 8;
 
     return n_row < most ? n_row : most;
 }
@@ -69,12 +66,12 @@ static double cost(const struct product_job *job, struct product_shape s,
                    uint32_t n_sm)
 {
     const uint32_t n_out = job->end == PRODUCT_SWIGLU ? s.n / 2 : s.n;
-    const uint32_t n_n = up(job->n_out, n_out);
-    const uint32_t n_m = up(product_rows_max(job, s), s.by) * s.by;
+    const uint32_t n_n = div_up(job->n_out, n_out);
+    const uint32_t n_m = div_up(product_rows_max(job, s), s.by) * s.by;
     const double n_tile = (double)n_m * n_n;
     const double n_busy = n_tile < n_sm ? n_tile : n_sm;
-    const double n_wave = up((size_t)n_tile, n_sm);
-    const double n_block = up(job->n_in, TILE_K);
+    const double n_wave = div_up((size_t)n_tile, n_sm);
+    const double n_block = div_up(job->n_in, TILE_K);
     const double n_matrix =
         job->n_expert < job->n_row ? job->n_expert : job->n_row;
     const double step = s.n_group * s.n / 2 < 45 ? 45 : s.n_group * s.n / 2;
@@ -104,7 +101,7 @@ uint32_t product_rows_max(const struct product_job *job, struct product_shape s)
     if (job->n_each)
         return n_part;
     return job->n_expert ? n_part + job->n_row / height
-                         : up(job->n_row, height);
+                         : div_up(job->n_row, height);
 }
 
 const struct product_shape *product_shapes(size_t *out_n)
@@ -115,7 +112,7 @@ const struct product_shape *product_shapes(size_t *out_n)
 
 bool product_fits(const struct product_job *job, struct product_shape shape)
 {
-    return up(job->n_in, TILE_K) % shape.n_box == 0 &&
+    return div_up(job->n_in, TILE_K) % shape.n_box == 0 &&
            (!job->n_expert || shape.by == 1) &&
            (!job->n_each || (shape.n_group == 1 && shape.by == 1));
 }
@@ -139,34 +136,27 @@ struct product_shape product_choose(const struct product_job *job,
 
 /* ------------------------------------------------------------------ launch */
 
+/* Rows of bf16 are tiles of wgmma.cuh where they arrive; bytes are read by
+ * threads first, which widen them. */
 static void encode(CUtensorMap *map, const struct product_matrix *m,
-                   uint32_t n_in, uint32_t box_rows)
+                   enum tensor_element element, size_t n_column,
+                   uint32_t box_rows)
 {
-    const cuuint64_t size[3] = {linear_padded(n_in), m->n_row, m->n_matrix};
-    const cuuint64_t stride[2] = {m->stride * sizeof(uint16_t), MATRIX_STEP};
-    const cuuint32_t box[3] = {TILE_K, box_rows, 1}, each[3] = {1, 1, 1};
-    const CUresult result = cuTensorMapEncodeTiled(
-        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)m->at, size, stride,
-        box, each, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    struct tensor tensor = {};
 
-    assert(result == CUDA_SUCCESS); /* our own shapes */
-    (void)result;
-}
-
-static void encode_f8(CUtensorMap *map, const struct product_matrix *m,
-                      uint32_t box_rows)
-{
-    const cuuint64_t size[3] = {m->stride, m->n_row, m->n_matrix};
-    const cuuint64_t stride[2] = {m->stride, MATRIX_STEP};
-    const cuuint32_t box[3] = {F8_BLOCK, box_rows, 1}, each[3] = {1, 1, 1};
-    const CUresult result = cuTensorMapEncodeTiled(
-        map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, (void *)m->at, size, stride, box,
-        each, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-
-    assert(result == CUDA_SUCCESS);
-    (void)result;
+    static_assert(TILE_ROW_BYTES == TENSOR_BOX_BYTES &&
+                      F8_BLOCK == TENSOR_BOX_BYTES,
+                  "a box is as wide as a tile");
+    tensor.at = m->at;
+    tensor.element = element;
+    tensor.n_column = n_column;
+    tensor.n_row = m->n_row;
+    tensor.row_bytes = m->stride * element;
+    tensor.n_matrix = m->n_matrix;
+    tensor.matrix_bytes = MATRIX_STEP;
+    tensor.box_rows = box_rows;
+    tensor.is_swizzled = element == TENSOR_BF16;
+    tensor_map_encode(&tensor, map);
 }
 
 struct product product_fields(const struct product_job *job,
@@ -180,10 +170,10 @@ struct product product_fields(const struct product_job *job,
     p.y_stride = job->y_stride;
     p.n_row = job->n_row;
     p.n_out = job->n_out;
-    p.n_block = up(job->n_in, job->is_f8 ? F8_BLOCK : TILE_K);
+    p.n_block = div_up(job->n_in, job->is_f8 ? F8_BLOCK : TILE_K);
     p.x_rows = product_x_rows(job, s.n_group);
-    p.n_m = up(up(job->n_row, product_height(s)), w_by);
-    p.n_n = up(up(job->n_out, n_out), job->is_f8 ? s.by : 1);
+    p.n_m = div_up(div_up(job->n_row, product_height(s)), w_by);
+    p.n_n = div_up(div_up(job->n_out, n_out), job->is_f8 ? s.by : 1);
     p.n_m_group = M_GROUP / w_by;
     p.is_even = (uintptr_t)job->y % 16 == 0 && job->y_stride % 4 == 0 &&
                 job->n_out % 4 == 0;
@@ -203,12 +193,14 @@ struct product product_parameters(const struct product_job *job,
         job->end == PRODUCT_SWIGLU || job->is_f8 ? n_out : n_out / s.by;
     struct product p = product_fields(job, s);
 
-    encode(&p.x, &job->x, job->n_in, job->n_each ? p.places.x_box : p.x_rows);
+    encode(&p.x, &job->x, TENSOR_BF16, linear_padded(job->n_in),
+           job->n_each ? p.places.x_box : p.x_rows);
     for (int i = 0; i < (job->end == PRODUCT_SWIGLU ? 2 : 1); i++)
         if (job->is_f8)
-            encode_f8(&p.w[i], &job->w[i], n_out);
+            encode(&p.w[i], &job->w[i], TENSOR_U8, job->w[i].stride, n_box);
         else
-            encode(&p.w[i], &job->w[i], job->n_in, n_box);
+            encode(&p.w[i], &job->w[i], TENSOR_BF16, linear_padded(job->n_in),
+                   n_box);
     return p;
 }
 
@@ -240,19 +232,15 @@ static void launch_as(struct gpu *gpu, const struct product *p,
 {
     const uint32_t n_sm = (uint32_t)gpu_n_sm(gpu) / W_BY * W_BY;
     const uint32_t n_tile = n_m_max * p->n_n * W_BY;
-    const uint32_t bytes = p->places.list_at + list_bytes(&p->places);
-    struct early_launch launch;
+    struct launch_config how = {};
 
-    early_launch_init(&launch, gpu, dim3(n_tile < n_sm ? n_tile : n_sm),
-                      PRODUCT_THREADS(GROUPS));
-    launch.config.dynamicSmemBytes = bytes;
-    early_launch_cluster(&launch, W_BY);
-    /* Errors of both are found where the step is waited for. */
-    (void)cudaFuncSetAttribute(product_kernel<GROUPS, N, BOX, W_BY, END>,
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               (int)bytes);
-    (void)cudaLaunchKernelEx(&launch.config,
-                             product_kernel<GROUPS, N, BOX, W_BY, END>, *p);
+    how.stream = gpu_stream(gpu);
+    how.grid = dim3(n_tile < n_sm ? n_tile : n_sm);
+    how.n_thread = PRODUCT_THREADS(GROUPS);
+    how.shared_bytes = p->places.list_at + list_bytes(&p->places);
+    how.n_cluster = W_BY > 1 ? W_BY : 0;
+    launch_allow(product_kernel<GROUPS, N, BOX, W_BY, END>, how.shared_bytes);
+    launch_kernel(how, product_kernel<GROUPS, N, BOX, W_BY, END>, *p);
 }
 
 void product_launch(struct gpu *gpu, const struct product_job *job,
@@ -290,10 +278,10 @@ void product_set_weights(struct product_job *job, uint32_t part,
     job->is_f8 = w->type == LINEAR_F8;
     job->scales_at = job->is_f8 ? linear_f8_scales_at(shape) : 0;
     m->at = w->panel;
-    m->n_row = job->is_f8 ? up(w->n_out, F8_BLOCK) * F8_BLOCK
+    m->n_row = job->is_f8 ? div_up(w->n_out, F8_BLOCK) * F8_BLOCK
                           : linear_padded(w->n_out);
-    m->stride =
-        job->is_f8 ? up(w->n_in, F8_BLOCK) * F8_BLOCK : linear_padded(w->n_in);
+    m->stride = job->is_f8 ? div_up(w->n_in, F8_BLOCK) * F8_BLOCK
+                           : linear_padded(w->n_in);
     m->n_matrix = 1;
 }
 

@@ -10,7 +10,6 @@
  */
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/linear_product.cuh"
-#include "kernels/cuda/way.h"
 #include "kernels/linear.h"
 #include "kernels/linear_f8.h"
 
@@ -138,43 +137,6 @@ struct product_shape product_shape_of(struct gpu *gpu,
                                       const struct product_job *job);
 void product_run(struct gpu *gpu, const struct product_job *job,
                  struct product_shape shape);
-
-/*
- * A launch that may begin before the kernel ahead of it is done, which every
- * kernel here waits for by previous_wait() before it reads or writes anything
- * but weights.
- */
-struct early_launch {
-    cudaLaunchAttribute attribute[2]; /* room for a cluster's */
-    cudaLaunchConfig_t config;
-};
-
-static inline void early_launch_init(struct early_launch *launch,
-                                     struct gpu *gpu, dim3 grid,
-                                     uint32_t n_thread)
-{
-    *launch = {};
-    launch->attribute[0].id =
-        cudaLaunchAttributeProgrammaticStreamSerialization;
-    launch->attribute[0].val.programmaticStreamSerializationAllowed = 1;
-    launch->config.gridDim = grid;
-    launch->config.blockDim = dim3(n_thread);
-    launch->config.stream = gpu_stream(gpu);
-    launch->config.attrs = launch->attribute;
-    launch->config.numAttrs = way_is_sm80() ? 0 : 1;
-}
-
-/* By clusters of n CTAs that are neighbours. */
-static inline void early_launch_cluster(struct early_launch *launch, uint32_t n)
-{
-    if (n == 1)
-        return;
-    launch->attribute[1].id = cudaLaunchAttributeClusterDimension;
-    launch->attribute[1].val.clusterDim.x = n;
-    launch->attribute[1].val.clusterDim.y = 1;
-    launch->attribute[1].val.clusterDim.z = 1;
-    launch->config.numAttrs = 2;
-}
 
 /* bf16 rows of n_in inputs, padded with +0; row i is x[row[i]], or x[i] when
  * row is NULL. */

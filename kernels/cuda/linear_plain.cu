@@ -342,11 +342,6 @@ static __global__ void __launch_bounds__(MANY_THREADS)
                 a.y[(row + i) * a.y_stride + out + j] = sum[i][j];
 }
 
-static uint32_t up(size_t n, uint32_t by)
-{
-    return (uint32_t)((n + by - 1) / by);
-}
-
 void cuda_linear_plain(struct gpu *gpu, const struct linear_args *args)
 {
     const struct linear *w = args->w;
@@ -360,7 +355,7 @@ void cuda_linear_plain(struct gpu *gpu, const struct linear_args *args)
     a.x = args->x;
     a.x_stride = args->x_stride;
     a.panel = w->panel;
-    a.n_step = is_f32 ? w->n_in : up(w->n_in, LINEAR_STEP) * LINEAR_STEP;
+    a.n_step = is_f32 ? w->n_in : div_up(w->n_in, LINEAR_STEP) * LINEAR_STEP;
     a.n_row = args->n_row;
     a.n_in = w->n_in;
     a.n_out = w->n_out;
@@ -368,19 +363,18 @@ void cuda_linear_plain(struct gpu *gpu, const struct linear_args *args)
     a.is_even = (uintptr_t)a.x % 16 == 0 && a.x_stride % 4 == 0;
     if (gpu_is_replaying(gpu) || !a.n_row)
         return;
-    const dim3 few(up(a.n_out, PANEL), up(a.n_row, FEW_ROWS));
+    const dim3 few(div_up(a.n_out, PANEL), div_up(a.n_row, FEW_ROWS));
 
     /* By then the other kernel's blocks fill the GPU, too. */
     if (few.x * few.y > 4 * (uint32_t)gpu_n_sm(gpu)) {
         launch_early(gpu, plain_many,
-                     dim3(up(a.n_out, MANY), up(a.n_row, MANY)), MANY_THREADS,
-                     a);
+                     dim3(div_up(a.n_out, MANY), div_up(a.n_row, MANY)),
+                     MANY_THREADS, a);
         return;
     }
     const uint32_t bytes = way_is_sm80() ? FEW_BYTES / 2 : FEW_BYTES;
 
     static_assert(FEW_BYTES / 2 <= WAY_SHARED_LEAST, "on every GPU");
-    (void)cudaFuncSetAttribute(
-        plain_few, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    launch_allow(plain_few, bytes);
     launch_early_with(gpu_stream(gpu), plain_few, few, FEW_THREADS, bytes, a);
 }

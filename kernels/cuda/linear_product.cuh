@@ -16,15 +16,18 @@
  * outputs; each copies a part of the weights to all of them. (Sharing rows
  * gained less; both at once, clusters of four, took twice the time and more.)
  */
-#include "kernels/cuda/linear_copy.cuh"
+#include "kernels/cuda/async_copy.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/linear_silu.cuh"
-#include "kernels/cuda/linear_wgmma.cuh"
 #include "kernels/cuda/scalar.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 #include <stddef.h>
 
-#define GROUP_ROWS 64u     /* rows of a warpgroup */
-#define GROUP_THREADS 128u /* threads of a warpgroup */
+#define TILE_K 64u          /* columns of a tile (wgmma.cuh) */
+#define TILE_ROW_BYTES 128u /* of one row */
+#define GROUP_ROWS 64u      /* rows of a warpgroup */
+#define GROUP_THREADS 128u  /* threads of a warpgroup */
 #define STAGE_MAX 32u
 #define STAGE_AT 1024u /* bytes: barriers lie before the stages */
 #define STAGE_WARPS_AT                                                         \
@@ -115,7 +118,7 @@ static __device__ __forceinline__ uint32_t product_n_m(const struct product *p)
     return p->rows ? *p->n_rows : p->n_m;
 }
 
-/* Behind previous_wait(). */
+/* Behind launch_wait(). */
 static __device__ __forceinline__ struct product_list
 product_list(const struct product *p)
 {
@@ -213,7 +216,7 @@ product_share_w(const struct product *p, const struct product_tile *tile,
             (int32_t)(tile->out + (END == PRODUCT_SWIGLU ? 0 : first)),
             (int32_t)(is_up ? tile->matrix_2 : tile->matrix)};
 
-        copy_box_to(
+        tensor_copy_3d_multicast(
             stage->at + b * box_bytes + (p->x_rows + first) * TILE_ROW_BYTES,
             &p->w[is_up], at, stage->full, (1u << W_BY) - 1, KEEP_NORMALLY);
     }
@@ -242,9 +245,9 @@ product_copy_w(const struct product *p, const struct product_tile *tile,
                 (int32_t)((stage->block + b) * TILE_K), (int32_t)tile->out,
                 (int32_t)(part ? tile->matrix_2 : tile->matrix)};
 
-            copy_box(stage->at + b * box_bytes + row * TILE_ROW_BYTES,
-                     &p->w[part], at, stage->full,
-                     GROUPS == 1 ? KEEP_SHORTLY : KEEP_NORMALLY);
+            tensor_copy_3d(stage->at + b * box_bytes + row * TILE_ROW_BYTES,
+                           &p->w[part], at, stage->full,
+                           GROUPS == 1 ? KEEP_SHORTLY : KEEP_NORMALLY);
         }
 }
 
@@ -259,8 +262,8 @@ product_copy_x(const struct product *p, const struct product_tile *tile,
         const struct box_at at = {(int32_t)((stage->block + b) * TILE_K),
                                   (int32_t)tile->row, 0};
 
-        copy_box(stage->at + b * box_bytes, &p->x, at, stage->full,
-                 KEEP_NORMALLY);
+        tensor_copy_3d(stage->at + b * box_bytes, &p->x, at, stage->full,
+                       KEEP_NORMALLY);
     }
 }
 
@@ -285,10 +288,10 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
         const struct product_stage stage = {shared + STAGE_AT + s * stage_bytes,
                                             &full[s], s * BOX};
 
-        barrier_expect(stage.full, stage_bytes);
+        mbarrier_expect(stage.full, stage_bytes);
         product_copy_w<GROUPS, N, BOX, W_BY, END>(p, &tile, &stage, rank);
     }
-    previous_wait();
+    launch_wait();
     const uint32_t n_tile = product_n_m(p) * p->n_n;
     for (uint32_t i = first; i < n_tile; i += by) {
         const struct product_tile tile =
@@ -302,8 +305,8 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
             if (n_early) {
                 n_early--;
             } else {
-                barrier_wait(&empty[ring.stage], ring.parity ^ 1);
-                barrier_expect(stage.full, stage_bytes);
+                mbarrier_wait_or_trap(&empty[ring.stage], ring.parity ^ 1);
+                mbarrier_expect(stage.full, stage_bytes);
                 product_copy_w<GROUPS, N, BOX, W_BY, END>(p, &tile, &stage,
                                                           rank);
             }
@@ -313,7 +316,7 @@ product_produce(const struct product *p, unsigned char *shared, uint32_t rank)
     }
     /* Nobody leaves while others still report to its barriers. */
     for (uint32_t s = 0; W_BY > 1 && s < p->n_stage; s++) {
-        barrier_wait(&empty[ring.stage], ring.parity ^ 1);
+        mbarrier_wait_or_trap(&empty[ring.stage], ring.parity ^ 1);
         product_advance(&ring, p->n_stage);
     }
 }
@@ -398,10 +401,10 @@ product_produce_places(const struct product *p, const struct product_list *list,
                                                     ring.stage * stage_bytes,
                                                 &full[ring.stage], block};
 
-            barrier_wait(&empty[ring.stage], ring.parity ^ 1);
+            mbarrier_wait_or_trap(&empty[ring.stage], ring.parity ^ 1);
             if (lane == 0) {
-                barrier_expect(stage.full,
-                               BOX * (N + n_box * x_box) * TILE_ROW_BYTES);
+                mbarrier_expect(stage.full,
+                                BOX * (N + n_box * x_box) * TILE_ROW_BYTES);
                 product_copy_w<1, N, BOX, 1, END>(p, &tile, &stage, 0);
             }
             __syncwarp();
@@ -411,9 +414,10 @@ product_produce_places(const struct product *p, const struct product_list *list,
                         const struct box_at at = {
                             (int32_t)((block + b) * TILE_K), row[n], 0};
 
-                        copy_box(stage.at + b * box_bytes +
-                                     (lane + 32 * n) * x_box * TILE_ROW_BYTES,
-                                 &p->x, at, stage.full, KEEP_NORMALLY);
+                        tensor_copy_3d(stage.at + b * box_bytes +
+                                           (lane + 32 * n) * x_box *
+                                               TILE_ROW_BYTES,
+                                       &p->x, at, stage.full, KEEP_NORMALLY);
                     }
             product_advance(&ring, p->n_stage);
         }
@@ -579,21 +583,21 @@ static __device__ __forceinline__ void product_release(uint64_t *empty)
     const uint32_t i = threadIdx.x % GROUP_THREADS;
 
     if (CTAS == 1 && i == 0)
-        barrier_arrive(empty);
+        mbarrier_arrive(empty);
     else if (CTAS > 1 && i < CTAS)
-        barrier_arrive_at(empty, i);
+        mbarrier_arrive_at(empty, i);
 }
 
 template <int N>
 static __device__ __forceinline__ void
 product_multiply(float *acc, uint32_t x_at, uint32_t w_at, bool is_sum)
 {
-    const uint64_t a = tile_descriptor(x_at), b = tile_descriptor(w_at);
+    const uint64_t a = wgmma_descriptor(x_at), b = wgmma_descriptor(w_at);
 
 #pragma unroll
     for (uint32_t k = 0; k < TILE_K / 16; k++)
-        product_step<N>(acc, a + k * TILE_STEP, b + k * TILE_STEP,
-                        is_sum || k > 0);
+        wgmma_ss<N>(acc, a + k * WGMMA_STEP, b + k * WGMMA_STEP,
+                    is_sum || k > 0);
 }
 
 template <int GROUPS, int N, int BOX, int W_BY, enum product_end END>
@@ -619,21 +623,21 @@ product_consume(const struct product *p, const struct product_list *list,
         for (uint32_t block = 0; block < p->n_block; block += BOX) {
             const uint32_t at = base + ring.stage * BOX * box_bytes;
 
-            barrier_wait(&full[ring.stage], ring.parity);
-            product_begin();
+            mbarrier_wait_or_trap(&full[ring.stage], ring.parity);
+            wgmma_fence();
 #pragma unroll
             for (uint32_t b = 0; b < BOX; b++)
                 product_multiply<N>(acc, at + b * box_bytes,
                                     at + b * box_bytes + w_at, block + b > 0);
-            product_commit();
-            product_wait<1>();
+            wgmma_commit();
+            wgmma_wait<1>();
             if (done)
                 product_release<W_BY>(done);
             done = &empty[ring.stage];
             product_advance(&ring, p->n_stage);
         }
-        product_wait<0>();
-        product_pin<N / 2>(acc);
+        wgmma_wait<0>();
+        wgmma_pin<N / 2>(acc);
         product_release<W_BY>(done);
         const struct product_tile tile =
             product_tile_of<GROUPS, N, 1, W_BY, END>(p, list, i, rank);
@@ -650,31 +654,31 @@ static __global__ void __launch_bounds__(PRODUCT_THREADS(GROUPS), 1)
     product_kernel(const __grid_constant__ struct product p)
 {
     extern __shared__ __align__(1024) unsigned char shared[];
-    const uint32_t rank = W_BY > 1 ? cluster_rank() : 0;
+    const uint32_t rank = W_BY > 1 ? cluster_rank_now() : 0;
 
-    next_begin();
+    launch_next();
     if (threadIdx.x == 0) {
         uint64_t *full = (uint64_t *)shared, *empty = full + STAGE_MAX;
 
         for (uint32_t s = 0; s < p.n_stage; s++) {
-            barrier_init(&full[s], 1);
-            barrier_init(&empty[s], GROUPS * W_BY);
+            mbarrier_init(&full[s], 1);
+            mbarrier_init(&empty[s], GROUPS * W_BY);
         }
-        barrier_publish();
+        mbarrier_init_fence();
     }
     if (W_BY > 1)
-        cluster_sync();
+        cluster_sync_relaxed();
     else
         __syncthreads();
     const bool has_places = GROUPS == 1 && W_BY == 1 && p.places.first;
     struct product_list list = {NULL, 0};
     if (has_places) {
-        previous_wait();
+        launch_wait();
         list = product_list_places(&p, shared);
     }
     if (threadIdx.x >= GROUPS * GROUP_THREADS) {
         if (GROUPS > 1)
-            asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+            registers_give<40>();
         if (has_places && threadIdx.x < GROUPS * GROUP_THREADS + 32)
             product_produce_places<N, BOX, END>(&p, &list, shared);
         else if (threadIdx.x == GROUPS * GROUP_THREADS)
@@ -682,9 +686,9 @@ static __global__ void __launch_bounds__(PRODUCT_THREADS(GROUPS), 1)
         __syncwarp();
     } else {
         if (GROUPS > 1)
-            asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+            registers_take<232>();
         if (!has_places) {
-            previous_wait();
+            launch_wait();
             list = product_list(&p);
         }
         product_consume<GROUPS, N, BOX, W_BY, END>(&p, &list, shared, rank);

@@ -27,8 +27,7 @@ static __global__ void __launch_bounds__(ROUND_THREADS)
     uint16_t *to = (uint16_t *)job.to + (size_t)blockIdx.x * n_padded;
     float4 v[ROUND_QUADS];
 
-    next_begin();
-    previous_wait();
+    launch_begin();
     const uint32_t row = job.row ? job.row[blockIdx.x] : blockIdx.x;
     const float *x = job.x + row * job.x_stride;
 #pragma unroll
@@ -47,9 +46,7 @@ void round_launch(struct gpu *gpu, const struct round_job *job)
     const bool is_aligned =
         (uintptr_t)job->x % 16 == 0 && job->x_stride % 4 == 0;
     const dim3 grid(job->n_row, (n_padded + ROUND_EACH - 1) / ROUND_EACH);
-    struct early_launch launch;
 
-    early_launch_init(&launch, gpu, grid, ROUND_THREADS);
-    (void)cudaLaunchKernelEx(&launch.config, round_kernel, *job, n_padded,
-                             is_aligned);
+    launch_early(gpu, round_kernel, grid, ROUND_THREADS, *job, n_padded,
+                 is_aligned);
 }

@@ -13,9 +13,9 @@
  * Bound: weights once at the rate of memory for few rows, 2 operations a weight
  * and row at the rate of mma.sync for many.
  */
-#include "kernels/cuda/fragment.cuh"
 #include "kernels/cuda/linear_f8_word.cuh"
 #include "kernels/cuda/linear_launch.h"
+#include "kernels/cuda/mma.cuh"
 
 #include <assert.h>
 
@@ -46,25 +46,6 @@ template <int ROWS, int N, bool IS_F8> struct sm80 {
 
 /* ---------------------------------------------------------------- copying */
 
-/* 16 bytes, or zeros. */
-static __device__ __forceinline__ void copy_unit(uint32_t to, const void *from,
-                                                 bool is_there)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
-                 "l"(from), "r"(is_there ? 16 : 0)
-                 : "memory");
-}
-
-static __device__ __forceinline__ void copies_commit(void)
-{
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-template <int N_LEFT> static __device__ __forceinline__ void copies_await(void)
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(N_LEFT) : "memory");
-}
-
 /* Of ROWS rows from `from` on those that are there, unit u of row r at place
  * u ^ r % 8, or u ^ r % 2 * 4 (where eight lanes read two rows). */
 template <int ROWS, int N_THREAD, int BY>
@@ -78,8 +59,9 @@ copy_rows(uint32_t to, const unsigned char *from, size_t stride, uint32_t n_row)
         const uint32_t r = i + threadIdx.x / 8;
 
         if (ROWS % (N_THREAD / 8) == 0 || r < ROWS)
-            copy_unit(to + r * ROW_BYTES + (u ^ r % BY * (8 / BY)) * 16,
-                      from + (r < n_row ? r : 0) * stride + u * 16, r < n_row);
+            ptx_cp_async_16_or_zeros(
+                to + r * ROW_BYTES + (u ^ r % BY * (8 / BY)) * 16,
+                from + (r < n_row ? r : 0) * stride + u * 16, r < n_row);
     }
 }
 
@@ -265,7 +247,7 @@ multiply_tile(const struct sm80_product *s, const struct product_tile *tile,
     const int M = shape::M, WIDE = shape::WIDE, N_STAGE = shape::N_STAGE;
     const uint32_t by_row = threadIdx.x / 32 / shape::N_OUT;
     const uint32_t warp = threadIdx.x / 32 % shape::N_OUT;
-    const uint32_t base = shared_of(shared), n_block = s->p.n_block;
+    const uint32_t base = shared_address(shared), n_block = s->p.n_block;
     float acc[M][WIDE / 2] = {};
 
 #pragma unroll
@@ -273,7 +255,7 @@ multiply_tile(const struct sm80_product *s, const struct product_tile *tile,
         if (i < n_block)
             copy_stage<ROWS, N, IS_F8, END>(s, tile, base + i * shape::STAGE,
                                             i);
-        copies_commit();
+        cp_async_commit();
     }
     for (uint32_t block = 0; block < n_block; block++) {
         const uint32_t next = block + N_STAGE - 1;
@@ -281,12 +263,12 @@ multiply_tile(const struct sm80_product *s, const struct product_tile *tile,
         const uint32_t x = base + stage + by_row * M * 16 * ROW_BYTES;
         const uint32_t w_at = stage + shape::X_TILES * ROWS * ROW_BYTES;
 
-        copies_await<N_STAGE - 2>();
+        cp_async_wait<N_STAGE - 2>();
         __syncthreads(); /* it has come, and the one before is done with */
         if (next < n_block)
             copy_stage<ROWS, N, IS_F8, END>(
                 s, tile, base + next % N_STAGE * shape::STAGE, next);
-        copies_commit();
+        cp_async_commit();
         if (IS_F8) {
             float sum[M][WIDE / 2] = {};
 
@@ -318,11 +300,6 @@ static __global__ void __launch_bounds__(sm80<ROWS, N, IS_F8>::N_THREAD)
 
 /* ------------------------------------------------------------------- host */
 
-static uint32_t up(size_t n, size_t by)
-{
-    return (uint32_t)((n + by - 1) / by);
-}
-
 static const struct product_shape THIN = {0, 16, 1, 1}, FLAT = {0, 64, 1, 1},
                                   SMALL = {1, 64, 1, 1}, LARGE = {2, 128, 1, 1};
 
@@ -347,7 +324,7 @@ bool sm80_fits(const struct product_job *job, struct product_shape shape)
 struct product_shape sm80_shape_of(const struct product_job *job, uint32_t n_sm)
 {
     const uint32_t n_each =
-        job->n_expert ? up(job->n_row, job->n_expert) : job->n_row;
+        job->n_expert ? div_up(job->n_row, job->n_expert) : job->n_row;
     const uint32_t n_out =
         job->end == PRODUCT_SWIGLU ? 2 * job->n_out : job->n_out;
     const uint32_t n_part = job->n_expert ? job->n_expert : 1;
@@ -355,9 +332,9 @@ struct product_shape sm80_shape_of(const struct product_job *job, uint32_t n_sm)
     if (job->is_placed)
         return f8_few_choose(job);
     if (n_each <= FEW_ROWS && !job->is_f8)
-        return n_part * up(n_out, 64) < 2 * n_sm ? THIN : FLAT;
+        return n_part * div_up(n_out, 64) < 2 * n_sm ? THIN : FLAT;
     if (n_each <= GROUP_ROWS ||
-        n_part * up(n_each, 128) * up(n_out, 128) < n_sm)
+        n_part * div_up(n_each, 128) * div_up(n_out, 128) < n_sm)
         return SMALL;
     return LARGE;
 }
@@ -388,10 +365,7 @@ static void launch_as(struct gpu *gpu, const struct sm80_product *s,
 
     static_assert(bytes <= WAY_SHARED_LEAST, "on every GPU");
 
-    /* Errors of both are found where the step is waited for. */
-    (void)cudaFuncSetAttribute(sm80_kernel<ROWS, N, IS_F8, END>,
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               bytes);
+    launch_allow(sm80_kernel<ROWS, N, IS_F8, END>, bytes);
     sm80_kernel<ROWS, N, IS_F8, END>
         <<<n_tile, shape::N_THREAD, bytes, gpu_stream(gpu)>>>(*s);
 }

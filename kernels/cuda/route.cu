@@ -309,11 +309,6 @@ static __global__ void hand_out(const __grid_constant__ struct routing to)
     }
 }
 
-static uint32_t up(size_t n, uint32_t by)
-{
-    return (uint32_t)((n + by - 1) / by);
-}
-
 void cuda_route(struct gpu *gpu, const struct route_args *args)
 {
     const struct routing *to = &args->to;
@@ -322,13 +317,11 @@ void cuda_route(struct gpu *gpu, const struct route_args *args)
     if (gpu_is_replaying(gpu) || !to->n_row)
         return;
     if (to->n_row <= STEP_ROWS) {
-        const uint32_t by_row = up(to->n_row, STEP_EACH) * 32;
-        const uint32_t by_expert = up(to->n_expert, 32) * 32;
+        const uint32_t by_row = div_up(to->n_row, STEP_EACH) * 32;
+        const uint32_t by_expert = div_up(to->n_expert, 32) * 32;
         const uint32_t n_thread = by_row > by_expert ? by_row : by_expert;
 
-        (void)cudaFuncSetAttribute(route_step,
-                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   (int)(EXPERT_MAX * (12 + STEP_THREADS / 8)));
+        launch_allow(route_step, EXPERT_MAX * (12 + STEP_THREADS / 8));
         launch_early_with(gpu_stream(gpu), route_step, 1, n_thread,
                           to->n_expert * (12 + n_thread / 8), *args);
         return;

@@ -369,17 +369,12 @@ static struct mass mass_of(const struct view_mass_call *call)
     return a;
 }
 
-static uint32_t count(uint64_t n, uint32_t each)
-{
-    return (uint32_t)((n + each - 1) / each);
-}
-
 void view_mass(struct gpu *gpu, const struct view_mass_call *call)
 {
     const struct mass a = mass_of(call);
-    const uint32_t n_pair = count(a.n_head / a.n_kv_head, 2); /* of heads */
+    const uint32_t n_pair = div_up(a.n_head / a.n_kv_head, 2); /* of heads */
     const uint32_t n_warp = n_pair <= 2 ? 2 : WARPS_MAX;
-    const uint32_t n_y = count(n_pair, n_warp) * a.n_kv_head;
+    const uint32_t n_y = div_up(n_pair, n_warp) * a.n_kv_head;
     const uint32_t n_candidate = (uint32_t)(a.end - a.first);
 
     assert(!gpu_is_recording(gpu) && !gpu_is_replaying(gpu));
@@ -387,11 +382,11 @@ void view_mass(struct gpu *gpu, const struct view_mass_call *call)
     assert(a.step == 1 && a.n_sum <= ROWS && a.first < a.end);
     assert(a.end <= a.n_block);
     launch_early(gpu, rotate_sums,
-                 count((uint64_t)a.n_head * a.d_padded * ROWS, THREADS),
+                 div_up((uint64_t)a.n_head * a.d_padded * ROWS, THREADS),
                  THREADS, a);
     launch_early(gpu, scores<false>, dim3((uint32_t)a.n_block, n_y),
                  32 * n_warp, a);
     launch_early(gpu, merge, a.n_head * ROWS, 32, a);
     launch_early(gpu, scores<true>, dim3(n_candidate, n_y), 32 * n_warp, a);
-    launch_early(gpu, add_up, count(n_candidate, THREADS), THREADS, a);
+    launch_early(gpu, add_up, div_up(n_candidate, THREADS), THREADS, a);
 }

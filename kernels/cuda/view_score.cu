@@ -17,6 +17,7 @@
  * heads of a KV head from L1; the next rows come while these are multiplied.
  * Bound: three instructions a dim. Few rows go another way (view_score_few.cu).
  */
+#include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/view.cuh"
 
@@ -30,27 +31,6 @@ struct scoring {
     float row[2][HELD][STRIDE];   /* these are read, those come */
     float result[VIEW_WARPS][64]; /* of a tile: [2 R][C] */
 };
-
-/* 16 bytes on their way into shared memory, or zeros. */
-static __device__ __forceinline__ void fetch(float *to, const float *from,
-                                             bool is_there)
-{
-    const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
-
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(at),
-                 "l"(from), "r"(is_there ? 16 : 0)
-                 : "memory");
-}
-
-static __device__ __forceinline__ void fetch_end(void)
-{
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-static __device__ __forceinline__ void fetch_wait(void)
-{
-    asm volatile("cp.async.wait_all;" ::: "memory");
-}
 
 /* N steps of 16 dims from e on: what comes from afar is read first. */
 template <int R, int C, int N>
@@ -215,9 +195,10 @@ fetch_rows(const struct view_frame &f, const struct view_group &group,
         if (is_row)
             from += r % group.n * n_q + (kv * heads + r / group.n) * d;
         for (uint32_t e = threadIdx.x % 32 * 4; e < d_stored; e += 128)
-            fetch(&to[i][e], from + (e < d ? e : 0), is_row && e < d);
+            cp_async_16_or_zeros_cached(&to[i][e], from + (e < d ? e : 0),
+                                        is_row && e < d);
     }
-    fetch_end();
+    cp_async_commit();
 }
 
 /* The sums of a tile's rows from `first` on, n of them, to the scores of
@@ -297,7 +278,7 @@ static __device__ void score_tile(const struct view_frame &f,
         float sum[R * C] = {};
 
         if (at % HELD == 0) {
-            fetch_wait();
+            cp_async_wait_all();
             __syncthreads();
             if (at + HELD < n_all)
                 fetch_rows(f, group, at + HELD, n_row, n_padded,
