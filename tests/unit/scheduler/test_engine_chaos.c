@@ -316,6 +316,28 @@ static bool is_done(const struct client *client)
     return true;
 }
 
+static bool is_awaited(const struct engine *engine)
+{
+    for (uint64_t i = 0; i < engine->n_session; i++)
+        if (engine->table[i]->resident &&
+            engine->table[i]->resident->n_checkpoint > 0)
+            return true;
+    return engine->errands || engine->n_request > 0;
+}
+
+/* Replies are numbered anew then: none may be under way. */
+static void end_replies(struct node *node)
+{
+    set_faults(node, false, false);
+    fork_settle(node);
+    for (uint32_t i = 0; i < STEP_LIMIT && is_awaited(node->engine); i++) {
+        ring_wait(node->inbox, 1);
+        fork_settle(node);
+    }
+    cr_assert(!is_awaited(node->engine));
+    forget_replies(node);
+}
+
 /* What is left at its end: how many forks there were. */
 static uint32_t expect_all(struct node *node, uint64_t number)
 {
@@ -324,9 +346,7 @@ static uint32_t expect_all(struct node *node, uint64_t number)
 
     judge->options.prefix_bytes = 0;
     node_start(judge);
-    set_faults(node, false, false);
-    node_until(node, 0);
-    forget_replies(node);
+    end_replies(node);
     for (uint32_t s = 0; s < N_SESSION; s++)
         expect_alone(node, s, number);
     for (uint32_t f = 0; f < N_FORK; f++)
