@@ -21,11 +21,13 @@ REFILL = ("a tile is refilled behind `empty`, at which a lane of each warp arriv
           "once all have read; attend_list: behind `k_empty`, for which the tile was "
           "multiplied, and that was behind `k_full`, at which a lane of each warp "
           "arrives once all have rotated")
+FULL = ("of a chunk that the call does not bring whole: the lanes of a warp meet when what "
+        "each has written or asked for is there, then one arrives at `full`")
 HANDED = "has_state and has_u say that it is written, is_free that it was read"
 KNOWN = {
     # attend_few, attend_list; keys_of is where the compiler puts some of its bulk copies
-    ("Read load_matrix", "Write bulk_copy"): REFILL,
-    ("Read load_matrix", "Write keys_of"): REFILL,
+    ("Read load_matrices", "Write bulk_copy"): REFILL,
+    ("Read load_matrices", "Write keys_of"): REFILL,
     ("Read load_transposed", "Write bulk_copy"): REFILL,
     ("Write bulk_copy", "Write turn_unit"): REFILL,
     ("Write keys_of", "Write turn_unit"): REFILL,
@@ -35,7 +37,10 @@ KNOWN = {
         "the same: factors are written before weights are",
     ("Read find_maxima", "Write cluster_store"):
         "all workers of a CTA meet, then one arrives at each max_ready, release",
-    # delta_recur
+    # delta_prepare, delta_recur
+    ("Read load_matrices", "Write fill_rows"): FULL,
+    ("Read load_inputs", "Write load_values"): FULL,
+    ("Read load_inputs", "Write ptx_cp_async_16"): FULL,
     ("Read put_chunk", "Write multiply_state"): HANDED,
     ("Read add_seen", "Write solve_chunk"): HANDED,
 }
@@ -56,15 +61,16 @@ def access(text):
 
 
 def pairs_of(said):
-    """Hazards for each pair of accesses, in the order of names."""
-    n = collections.Counter()
+    """Hazards for each pair of accesses, in the order of names, and its first report."""
+    n, report = collections.Counter(), {}
     for first, others in re.findall(
             r"Race reported between ([^\n]*)\n((?:=+ +and [^\n]*\n)*)", said):
         for other in others.splitlines():
             hazards = re.search(r"\[(\d+) hazards", other)
             pair = tuple(sorted((access(first), access(other))))
             n[pair] += int(hazards.group(1)) if hazards else 1
-    return n
+            report.setdefault(pair, "    %s\n    %s" % (first, other))
+    return n, report
 
 
 def main():
@@ -80,10 +86,11 @@ def main():
     done = subprocess.run(
         command + words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         encoding="utf-8", errors="replace", check=False)
-    pairs = pairs_of(done.stdout)
+    pairs, report = pairs_of(done.stdout)
     other = [pair for pair in pairs if pair not in KNOWN]
     for pair in other:
         print("%s and %s: %d hazards" % (pair + (pairs[pair],)))
+        print(report[pair])
     if done.returncode or "RACECHECK SUMMARY" not in done.stdout:
         print(done.stdout[-2000:])
         print("exit", done.returncode)
