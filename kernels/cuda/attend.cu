@@ -26,7 +26,7 @@
  * each; they come at once as long as the parts of their chains are likely to
  * stay in the L2 cache.
  */
-#define SPAN_MAX 64u
+#define SPAN_MAX MANY_SPANS
 #define SPAN_MOST 1024u
 #define PARTS_BYTES ((size_t)64 << 20)
 /*
@@ -169,13 +169,16 @@ static void launch_many(struct gpu *gpu, const struct attend_shape *shape,
                         const struct attend_frame *frame,
                         struct attend_span *span, uint32_t n_span)
 {
-    struct many_span list[SPAN_MAX];
+    struct {
+        struct many_span span[SPAN_MAX];
+        uint32_t turn[MANY_TURNS];
+    } lists;
     struct extent extent = {0, 0};
     size_t at = 0;
 
     for (uint32_t i = 0; i < n_span; i++) {
         extent_add(&extent, &span[i]);
-        list[i] = {.k_at = at};
+        lists.span[i] = {.k_at = at};
         at += many_k_bytes(frame, span[i].position + span[i].n_row);
     }
     uint64_t n_tile =
@@ -194,10 +197,20 @@ static void launch_many(struct gpu *gpu, const struct attend_shape *shape,
     call.scratch = scratch + wide;
     attend_widen(gpu, shape, span, n_span, n_block, scratch);
     for (uint32_t i = 0; i < n_span; i++)
-        list[i].span = span[i];
-    call.span = (const struct many_span *)gpu_stage(gpu, list,
-                                                    n_span * sizeof(list[0]));
-    attend_many(gpu_stream(gpu), &call);
+        lists.span[i].span = span[i];
+    for (uint32_t i = 0; i < frame->n_kv_head; i += many_heads(&call)) {
+        struct many_range heads = {i, i + many_heads(&call)};
+
+        if (heads.end > frame->n_kv_head)
+            heads.end = frame->n_kv_head;
+        size_t n_turn = many_share(lists.turn, &call, lists.span, heads);
+        call.span = (const struct many_span *)gpu_stage(
+            gpu, &lists, sizeof(lists.span) + n_turn * sizeof(lists.turn[0]));
+        call.turn = (const uint32_t *)(call.span + SPAN_MAX);
+        if (i == 0)
+            many_rotate(gpu_stream(gpu), &call);
+        attend_many(gpu_stream(gpu), &call);
+    }
 }
 
 static void launch_list(struct gpu *gpu, const struct attend_frame *frame,

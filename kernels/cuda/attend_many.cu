@@ -5,8 +5,8 @@
  * The query heads of a KV group are packed into rows, so that the 128 rows of
  * a tile share their keys. attend_rotate.cu has rotated the keys, or is about
  * to end: only the thread that brings them waits for it. Values lie in their
- * blocks as the tensor cores want them. A CTA stays on its SM and takes tile
- * after tile, long ones first. One thread brings keys and values by bulk
+ * blocks as the tensor cores want them. A CTA stays on its SM and takes the
+ * tiles of a list. One thread brings keys and values by bulk
  * copies, and two warpgroups of 64 rows round their queries and multiply: S = Q
  * K^T of the next step runs beside O += P V of this one, and the warpgroups
  * take turns (attend_rows.cuh).
@@ -18,32 +18,34 @@
 #include "kernels/cuda/attend_rows.cuh"
 #include "kernels/cuda/launch.cuh"
 
+#include <assert.h>
+#include <string.h>
+
 #define N_GROUP 2
+/* What a set costs besides its steps, as steps. */
+#define SET_STEPS 2u
 #define N_THREAD ((N_GROUP + 1) * N_GROUP_THREAD)
 
 /*
- * Tile `round` of this CTA; false behind the last. The CTAs of a cluster take
- * neighbours with the steps of the longer. Heads of a tile side by side, since
- * they start at the same time; the longest first; and every other round
- * backwards, which shares the work out evenly.
+ * Tile `round` of this CTA, by many_share(); false behind the last. The CTAs of
+ * a cluster take neighbours with the steps of the longer.
  */
 template <int D>
 static __device__ bool tile_take(struct tile *tile, const struct many_call &c,
                                  uint32_t round)
 {
-    uint32_t n_kv_head = c.frame.n_kv_head;
     constexpr uint32_t N_CTA = plan<D, N_GROUP>::N_CTA,
                        N_ROW = N_CTA * MANY_ROWS;
-    uint32_t n_set = many_tiles(c.frame, c.n_row_max) / N_CTA;
-    uint32_t n = c.n_cta / N_CTA, cluster = blockIdx.x / N_CTA;
-    uint32_t i = round * n + (round % 2 ? n - 1 - cluster : cluster);
-    if (i >= n_set * c.n_span * n_kv_head)
+    uint32_t cluster = blockIdx.x / N_CTA;
+    uint32_t turn = c.turn[c.turn[cluster] + round];
+
+    if (turn == MANY_NONE)
         return false;
-    tile->head = i % n_kv_head;
-    const struct many_span &in = c.span[i / n_kv_head % c.n_span];
+    tile->head = turn / MANY_SPANS % MANY_HEADS;
+    const struct many_span &in = c.span[turn % MANY_SPANS];
     tile->span = in.span;
     tile->k_at = in.k_at;
-    uint32_t first = (n_set - 1 - i / n_kv_head / c.n_span) * N_ROW;
+    uint32_t first = turn / MANY_SPANS / MANY_HEADS * N_ROW;
     tile->first = first + blockIdx.x % N_CTA * MANY_ROWS;
     tile->n_packed = tile->span.n_row * c.frame.group;
     tile->n_step = 0;
@@ -197,6 +199,108 @@ size_t many_sum_bytes(const struct attend_frame *f, uint32_t n_cta)
     return attend_padded(f->d_head) > 128 ? n_cta * bytes : 0;
 }
 
+/* Tiles of a set, which a cluster takes at once. */
+static uint32_t set_tiles(const struct attend_frame *f)
+{
+    return attend_padded(f->d_head) < 128 ? plan<64, N_GROUP>::N_CTA
+                                          : plan<128, N_GROUP>::N_CTA;
+}
+
+/* Steps of set `set` of a span; 0: it has none. */
+static uint32_t set_steps(const struct attend_frame *f,
+                          const struct attend_span *span, uint32_t set)
+{
+    uint32_t n_row = set_tiles(f) * MANY_ROWS, n = span->n_row * f->group;
+    uint32_t step = step_keys(attend_padded(f->d_head));
+
+    if (set * n_row >= n)
+        return 0;
+    uint32_t end = (set + 1) * n_row < n ? (set + 1) * n_row : n;
+    return (uint32_t)((span->position + (end - 1) / f->group + step) / step);
+}
+
+/*
+ * How many KV heads go at once: as few as have a set for each cluster, about.
+ * CTAs then read the same keys at the same time, and of a long prompt what they
+ * read stays in the L2 cache.
+ */
+static uint32_t heads_at_once(const struct many_call *c)
+{
+    uint32_t n_set =
+        c->n_span * many_tiles(c->frame, c->n_row_max) / set_tiles(&c->frame);
+    uint32_t n = (c->n_cta / set_tiles(&c->frame) + n_set / 2) / n_set;
+
+    return n ? n : 1;
+}
+
+/* Sets in the order in which clusters take them, and by whom. */
+struct shares {
+    uint32_t n_cluster, n;
+    uint32_t load[MANY_CLUSTERS], count[MANY_CLUSTERS];
+    struct {
+        uint32_t set, cluster;
+    } taken[MANY_SETS];
+};
+
+/* The cluster that will be done first takes it. */
+static void take(struct shares *shares, uint32_t set, uint32_t n_step)
+{
+    uint32_t k = 0;
+
+    for (uint32_t i = 1; i < shares->n_cluster; i++)
+        k = shares->load[i] < shares->load[k] ? i : k;
+    shares->load[k] += n_step + SET_STEPS;
+    shares->count[k]++;
+    shares->taken[shares->n++] = {set, k};
+}
+
+static size_t lists_of(uint32_t *turn, const struct shares *shares)
+{
+    uint32_t at = shares->n_cluster, next[MANY_CLUSTERS];
+
+    for (uint32_t k = 0; k < shares->n_cluster; k++) {
+        turn[k] = next[k] = at;
+        at += shares->count[k];
+        turn[at++] = MANY_NONE;
+    }
+    for (uint32_t i = 0; i < shares->n; i++)
+        turn[next[shares->taken[i].cluster]++] = shares->taken[i].set;
+    return at;
+}
+
+uint32_t many_heads(const struct many_call *c)
+{
+    uint32_t n = many_tiles(c->frame, c->n_row_max) / set_tiles(&c->frame);
+
+    assert(n * c->n_span <= MANY_SETS && c->frame.n_kv_head <= MANY_HEADS);
+    return MANY_SETS / (n * c->n_span);
+}
+
+size_t many_share(uint32_t *turn, const struct many_call *c,
+                  const struct many_span *span, struct many_range heads)
+{
+    const struct attend_frame *f = &c->frame;
+    uint32_t n_set = many_tiles(*f, c->n_row_max) / set_tiles(f);
+    uint32_t n_once = heads_at_once(c);
+    struct shares shares;
+
+    shares.n_cluster = c->n_cta / set_tiles(f);
+    shares.n = 0;
+    assert(shares.n_cluster <= MANY_CLUSTERS);
+    memset(shares.load, 0, sizeof(shares.load));
+    memset(shares.count, 0, sizeof(shares.count));
+    for (uint32_t at = heads.first; at < heads.end; at += n_once)
+        for (uint32_t i = 0; i < n_set * c->n_span; i++) {
+            uint32_t set = n_set - 1 - i / c->n_span, s = i % c->n_span;
+            uint32_t n_step = set_steps(f, &span[s].span, set);
+
+            for (uint32_t h = at; n_step && h < at + n_once && h < heads.end;
+                 h++)
+                take(&shares, (set * MANY_HEADS + h) * MANY_SPANS + s, n_step);
+        }
+    return lists_of(turn, &shares);
+}
+
 template <int D>
 static void multiply_of(cudaStream_t stream, const struct many_call *c)
 {
@@ -207,7 +311,6 @@ static void multiply_of(cudaStream_t stream, const struct many_call *c)
 
 void attend_many(cudaStream_t stream, const struct many_call *call)
 {
-    many_rotate(stream, call);
     switch (attend_padded(call->frame.d_head)) {
     case 64:
         multiply_of<64>(stream, call);
