@@ -67,6 +67,10 @@ struct product_form product_form_of(const struct product_kernel *kernel,
     if (!form.take)
         form = (struct product_form){copy_floats, sizeof(float), 0};
     form.row_bytes = linear_n_step(w) * form.element_bytes;
+    if (kernel->group_bytes) {
+        form.row_bytes += linear_n_step(w) / LINEAR_GROUP * kernel->group_bytes;
+        form.row_bytes = (form.row_bytes + 63) / 64 * 64;
+    }
     if (form.row_bytes % 64 == 0)
         form.row_bytes |= 64;
     return form;

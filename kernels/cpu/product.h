@@ -53,6 +53,7 @@ typedef void product_work(const struct product_tile *tile);
 /* silu(gate) * up of some rows, and zeros behind n_col. */
 struct product_swiglu {
     void *to;        /* [n_row] rows of n_step elements */
+    void *to_group;  /* what lies behind rows, of the first group of these */
     size_t to_bytes; /* from row to row */
     const float *gate, *up;
     size_t stride;
@@ -67,7 +68,8 @@ struct product_shape {
 
 struct product_kernel {
     product_work *work;
-    /* Make one row of n_step elements of the n floats x: zeros at the end.
+    /* Make one row of n_step elements of the n floats x: zeros at the end, and
+     * behind them what groups have.
      * NULL: the kernel reads floats as they are, n_in of them. */
     void (*take)(void *to, const float *x, uint32_t n, uint32_t n_step);
     product_gate *swiglu;   /* the same of silu(gate) * up; never NULL */
@@ -82,6 +84,9 @@ struct product_kernel {
      * is one task. Of kernels without take() alone, as each task would make all
      * rows again. It levels threads that memory serves unlike. */
     uint32_t task_bytes;
+    /* Behind a row, of each LINEAR_GROUP elements; not 0: swiglu makes whole
+     * groups. */
+    uint32_t group_bytes;
 };
 
 struct product_kernels {

@@ -135,11 +135,12 @@ static enum status measure_bounds(struct bench *b)
 
 static enum status measure(struct bench *b, const uint32_t *rows, int n)
 {
-    static const char *const NAME[N_LINEAR_TYPE] = {"f32", "bf16", "w8"};
+    static const char *const NAME[N_LINEAR_TYPE] = {"f32", "bf16", "w8",
+                                                    "w8a8"};
     enum status st = measure_bounds(b);
 
     for (size_t s = 0; s < N_SHAPE; s++)
-        for (int type = LINEAR_BF16; type <= LINEAR_W8 && !st; type++) {
+        for (int type = LINEAR_BF16; type <= LINEAR_W8A8 && !st; type++) {
             st = make_copies(b, s, (enum linear_type)type);
             for (int i = 0; i < n && !st; i++)
                 print_rate(b, s, NAME[type], rows[i]);
