@@ -34,6 +34,14 @@ typedef __m256i dots[HEIGHT_MAX][2];
 #define EACH_ROW _Pragma("GCC unroll 4") for (uint32_t r = 0; r < height; r++)
 #define EACH_HALF _Pragma("GCC unroll 2") for (uint32_t h = 0; h < 2; h++)
 
+/* _mm256_add_epi32() in place: gcc likes to put sums elsewhere, until it has no
+ * register left and keeps some in memory. */
+LANES_INLINE __m256i onto(__m256i x, __m256i sum)
+{
+    __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(x));
+    return sum;
+}
+
 /* Four inputs of the rows by those of 16 outputs. */
 LANES_INLINE void step(const int8_t *x, size_t x_stride, const int8_t *w,
                        uint32_t height, dots sum)
@@ -58,8 +66,7 @@ LANES_INLINE void step(const int8_t *x, size_t x_stride, const int8_t *w,
             const __m256i pair =
                 _mm256_maddubs_epi16(size[h], _mm256_sign_epi8(by, q[h]));
 
-            sum[r][h] =
-                _mm256_add_epi32(sum[r][h], _mm256_madd_epi16(pair, one));
+            sum[r][h] = onto(_mm256_madd_epi16(pair, one), sum[r][h]);
         }
     }
 }
