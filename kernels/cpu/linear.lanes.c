@@ -64,7 +64,7 @@ const struct product_kernels
                     [LINEAR_W8A8] = {LANES_NAME(quads_work),
                                      LANES_NAME(quads_take),
                                      LANES_NAME(quads_swiglu), 1,
-                                     LANES_NAME(quads_shape), 0, 0,
+                                     LANES_NAME(quads_shape), 0, TASK_BYTES,
                                      sizeof(struct quads_scale)},
                 },
             [ARITHMETIC_PAIR] =

@@ -81,8 +81,9 @@ struct product_kernel {
      * lost a seventh by it. Those of one may go by rows. */
     uint32_t tasks_a_thread;
     /* Weights of a task, about, where tasks of one thread are a run; 0: the run
-     * is one task. Of kernels without take() alone, as each task would make all
-     * rows again. It levels threads that memory serves unlike. */
+     * is one task. It levels threads that memory serves unlike. Few rows are
+     * then made before the threads start, as each task would make them again.
+     */
     uint32_t task_bytes;
     /* Behind a row, of each LINEAR_GROUP elements; not 0: swiglu makes whole
      * groups. */

@@ -198,18 +198,22 @@ static void run_block(struct ffn *f, struct pool *pool)
     const struct linear *gate = f->args->gate;
     const size_t n_element = f->n_row * linear_n_step(gate);
     unsigned char *shared = pool_shared(pool);
+    bool is_first; /* as in product.c */
 
     f->act = shared;
     f->is_own = f->in->take && n_element <= OWN_ELEMENTS &&
                 f->n_row * f->x_form.row_bytes <= OWN_BYTES;
+    is_first = f->is_own && f->in->task_bytes;
+    f->is_own = f->is_own && !is_first;
     f->x = f->in->take && !f->is_own
                ? shared + (f->n_row * f->act_form.row_bytes + 63) / 64 * 64
                : NULL;
-    f->n_task = f->is_own ? pool_n_thread(pool)
-                          : product_n_task(pool, f->in, gate, f->n_row);
+    f->n_task = f->is_own || is_first
+                    ? pool_n_thread(pool)
+                    : product_n_task(pool, f->in, gate, f->n_row);
     choose_units(f);
     if (f->x)
-        pool_run(pool, f->n_task, make_rows, f);
+        pool_run(is_first ? NULL : pool, f->n_task, make_rows, f);
     f->n_run = f->n_task;
     f->n_task = product_in_runs(f->in, f->n_run, 2 * linear_bytes(gate));
     pool_run(pool, f->n_task, run_units, f);
