@@ -173,8 +173,12 @@ static void run_two(const struct product_tile *t, const uint32_t panel[2])
         }
 #pragma GCC unroll 2
         for (uint32_t i = 0; i < LINEAR_GROUP; i += 4) {
-            step(x + k + i, 0, w[0] + i * LINEAR_PANEL, 1, d[0]);
-            step(x + k + i, 0, w[1] + i * LINEAR_PANEL, 1, d[1]);
+            for (uint32_t p = 0; p < 2; p++) {
+                const int8_t *at = w[p] + i * LINEAR_PANEL;
+
+                _mm_prefetch((const char *)at + AHEAD_BYTES, _MM_HINT_T0);
+                step(x + k + i, 0, at, 1, d[p]);
+            }
         }
         for (uint32_t p = 0; p < 2; p++) {
             const float *of_w = (const float *)(const void *)b[p];
