@@ -31,7 +31,7 @@ struct golden_tolerance {
 };
 
 /*
- * Of fp32 against fp32; of products that round to bf16; of weights in 8 bits.
+ * Of fp32 against fp32; of products that round to bf16; of weights in 8 bits (W8, W8A8).
  * In the latter two single logits are shown, not judged.
  */
 extern const struct golden_tolerance golden_tolerance_exact,
