@@ -235,7 +235,7 @@ enum peak_kind peak_kind_of(const char *backend, enum arithmetic arithmetic,
         return PEAK_TILE;
     if (has_pair && arithmetic == ARITHMETIC_PAIR)
         return PEAK_PAIR;
-    if (has_pair || strcmp(backend, "avx512") == 0)
+    if (has_pair || strncmp(backend, "avx512", 6) == 0)
         return PEAK_AVX512;
     return strcmp(backend, "avx2") == 0 ? PEAK_AVX2 : PEAK_SCALAR;
 }

@@ -179,6 +179,10 @@ void product_ffn(struct pool *pool, const struct ffn_args *args, bool is_add,
 void take_bf16(void *to, const float *x, uint32_t n, uint32_t n_step);
 product_gate swiglu_halves_avx512_bf16;
 
+/* W8A8 with AVX512-VNNI, which tiles leave very few rows to. */
+product_work work_w8a8_vnni;
+
 extern const struct product_kernels product_kernels_avx2,
-    product_kernels_avx512, product_kernels_avx512_bf16, product_kernels_amx;
+    product_kernels_avx512, product_kernels_avx512_vnni,
+    product_kernels_avx512_bf16, product_kernels_amx;
 #endif
