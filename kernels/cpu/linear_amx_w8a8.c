@@ -11,27 +11,27 @@
  * Rows of a unit stay in the second-level cache while panels pass by, BLOCK
  * groups of a pair of panels in the first.
  *
- * Up to 16 rows only read weights once: groups are one stream, from the first
- * panel to the last.
+ * Up to 16 rows only read weights once: they take four panels at a time, whose
+ * four streams from memory are asked for into the first-level cache.
  */
 #include "kernels/cpu/linear_amx_w8a8.h"
 
 #include "kernels/cpu/amx.h"
 #include "kernels/cpu/quads.h"
 
-#include <assert.h>
-
 #define INLINE static inline __attribute__((always_inline))
 #define PANEL LINEAR_PANEL
 #define LINE AMX_LINE
 #define QUADS_A_TILE 16u
 #define TILE_WORDS (AMX_ROWS * PANEL)
-#define ROUND 2u /* groups between two visits of scaled sums */
+#define ROUND 2u  /* groups between two visits of scaled sums */
+#define TURNS 16u /* of scaling in a round: one for each product of tiles */
 #ifndef BLOCK
-#define BLOCK 8u /* groups of a pair of panels that pass by all rows */
+#define BLOCK 16u /* groups of a pair of panels that pass by all rows */
 #endif
 #ifndef UNIT_BYTES
-#define UNIT_BYTES (1u << 20) /* of rows: half of the second-level cache */
+#define UNIT_BYTES (1u << 19) /* of rows: a quarter of the second-level cache  \
+                               */
 #endif
 #ifndef UNIT_ROWS
 #define UNIT_ROWS 512u
@@ -45,13 +45,14 @@
 #ifndef FEW_HINT
 #define FEW_HINT _MM_HINT_T0
 #endif
-#define FEW_PANELS 8u
+#define FEW_PANELS 4u /* side by side */
+#define FEW_TURNS 3u
 /* Up to so many go by AVX-512, which adds less to reading than tiles do. */
 #ifndef VECTOR_ROWS
-#define VECTOR_ROWS 3u
+#define VECTOR_ROWS 12u
 #endif
 #ifndef FETCH_ROWS
-#define FETCH_ROWS 1
+#define FETCH_ROWS 0
 #endif
 
 typedef int32_t count_tile[AMX_ROWS][PANEL];
@@ -77,7 +78,7 @@ struct work {
     count_tile (*count)[ROUND][4]; /* of two rounds in turn */
     sum_tile (*kept)[4];           /* [n_tile / 2] */
     uint32_t turn;
-    struct due due;
+    struct due due[2];            /* of the last round, and of the one before */
     const unsigned char *next[2]; /* panels that are asked for meanwhile */
     uint32_t next_lines;          /* of each in a round */
 };
@@ -163,27 +164,9 @@ INLINE void scale_rows(const struct due *due, size_t stride, uint32_t i,
     }
 }
 
-/* Of what is due, part number `part` of n. */
-INLINE void scale_part(const struct work *w, uint32_t part, uint32_t n)
+/* All groups of a square are in `kept`: to where it belongs. */
+static void put_square(const struct work *w, const struct due *due)
 {
-    const uint32_t each = 2 * AMX_ROWS / n, first = part * each % AMX_ROWS;
-    const uint32_t end =
-        first + each < w->tile_rows ? first + each : w->tile_rows;
-    const uint32_t n_row = end > first ? end - first : 0;
-
-    if (w->due.n_group == ROUND)
-        scale_rows(&w->due, w->p->a_stride, part * each / AMX_ROWS, first,
-                   n_row, ROUND);
-    else if (w->due.n_group)
-        scale_rows(&w->due, w->p->a_stride, part * each / AMX_ROWS, first,
-                   n_row, 1);
-}
-
-/* All groups of what was due are in `kept`: to where it belongs. */
-static void put_square(const struct work *w)
-{
-    const struct due *due = &w->due;
-
     for (uint32_t i = 0; i < 4; i++) {
         const uint32_t tile = due->tile + i / 2, first = first_row(w, tile);
 
@@ -193,6 +176,37 @@ static void put_square(const struct work *w)
             put(w->p, first + r, due->panel + i % 2,
                 _mm512_load_ps(due->kept[i][r]));
     }
+}
+
+/*
+ * Turn t of TURNS in which what is due is scaled during a round: first the
+ * lower rows of the round before the last, then the upper rows of the last one,
+ * whose sums left their tiles half a round ago at least. Sooner they are still
+ * on their way, and a core whose other thread works looks no further ahead.
+ */
+INLINE void scale_turn(const struct work *w, uint32_t t)
+{
+    const uint32_t i = t < TURNS / 2 ? 1 : 0;
+    const struct due *due = &w->due[i];
+    const uint32_t each = AMX_ROWS / (TURNS / 2);
+    const uint32_t first = t % (TURNS / 2) * each;
+    const uint32_t end =
+        first + each < w->tile_rows ? first + each : w->tile_rows;
+    const uint32_t n = end > first ? end - first : 0;
+
+    if (t == TURNS / 2 && w->due[1].n_group && w->due[1].is_last)
+        put_square(w, &w->due[1]);
+    if (due->n_group == ROUND)
+        scale_rows(due, w->p->a_stride, i, first, n, ROUND);
+    else if (due->n_group)
+        scale_rows(due, w->p->a_stride, i, first, n, 1);
+}
+
+INLINE void scale_turns(const struct work *w, uint32_t from, uint32_t n)
+{
+#pragma GCC unroll 2
+    for (uint32_t t = from * n; t < (from + 1) * n; t++)
+        scale_turn(w, t);
 }
 
 /* --------------------------------------------------------------- many rows */
@@ -214,10 +228,11 @@ INLINE void fetch_rows(const int8_t *a, size_t stride, uint32_t n)
         _mm_prefetch((const char *)a + r * stride, _MM_HINT_T0);
 }
 
-/* A group of a square: rows a[i], quads b[p]; scale some of what is due. */
+/* A group of a square: rows a[i], quads b[p]; and with each of its eight
+ * products n turns of scaling. */
 INLINE void multiply_group(struct work *w, const int8_t *const a[2],
                            const struct linear_quads *const b[2],
-                           count_tile *count, uint32_t part, uint32_t n_part)
+                           count_tile *count, uint32_t turn, uint32_t n)
 {
     const size_t stride = w->p->a_stride;
 
@@ -226,21 +241,21 @@ INLINE void multiply_group(struct work *w, const int8_t *const a[2],
     _tile_zero(2);
     _tile_zero(3);
 #pragma GCC unroll 2
-    for (uint32_t k = 0; k < 2; k++, part += 4) {
+    for (uint32_t k = 0; k < 2; k++, turn += 4) {
         _tile_loadd(6, b[0]->q[k * QUADS_A_TILE], LINE);
         _tile_loadd(4, a[0] + k * LINE, stride);
         _tile_dpbssd(0, 4, 6);
-        scale_part(w, part, n_part);
+        scale_turns(w, turn, n);
         fetch_rows(a[0] + LINEAR_GROUP + k * LINE, stride, AMX_ROWS);
         _tile_loadd(7, b[1]->q[k * QUADS_A_TILE], LINE);
         _tile_dpbssd(1, 4, 7);
-        scale_part(w, part + 1, n_part);
+        scale_turns(w, turn + 1, n);
         _tile_loadd(5, a[1] + k * LINE, stride);
         _tile_dpbssd(2, 5, 6);
-        scale_part(w, part + 2, n_part);
+        scale_turns(w, turn + 2, n);
         fetch_rows(a[1] + LINEAR_GROUP + k * LINE, stride, AMX_ROWS);
         _tile_dpbssd(3, 5, 7);
-        scale_part(w, part + 3, n_part);
+        scale_turns(w, turn + 3, n);
     }
     _tile_stored(0, count[0], LINE);
     _tile_stored(1, count[1], LINE);
@@ -280,11 +295,10 @@ INLINE void run_round(struct work *w, uint32_t tile, uint32_t panel,
                                      a[1] + (first + g) * LINEAR_GROUP};
         const struct linear_quads *const quads[2] = {b[0] + g, b[1] + g};
 
-        multiply_group(w, at, quads, count[g], g * 8, n * 8);
+        multiply_group(w, at, quads, count[g], g * 8, ROUND / n);
     }
-    if (w->due.n_group && w->due.is_last)
-        put_square(w);
-    w->due = due;
+    w->due[1] = w->due[0];
+    w->due[0] = due;
 }
 
 static void plan_next(struct work *w, uint32_t panel, uint32_t first,
@@ -318,9 +332,12 @@ static void many_rows(struct work *w)
                     run_round(w, tile, panel, first + g, 1);
             }
         }
-    for (uint32_t part = 0; part < 8; part++)
-        scale_part(w, part, 8);
-    put_square(w);
+    for (uint32_t i = 0; i < 2; i++) {
+        for (uint32_t t = 0; t < TURNS; t++)
+            scale_turn(w, t);
+        w->due[1] = w->due[0];
+        w->due[0].n_group = 0;
+    }
 }
 
 static void run_many(const struct product_tile *p)
@@ -345,93 +362,146 @@ static void run_many(const struct product_tile *p)
 
 struct few {
     const struct product_tile *p;
-    const struct linear_quads *quads; /* of all panels, end to end */
-    uint32_t n_group;                 /* of a panel */
-    /* In the unit's scratch: counts of a round, and sums of a panel. */
-    count_tile *count;
-    float (*sum)[PANEL];
+    uint32_t n_group;
+    /* In the unit's scratch: counts of FEW_TURNS groups in turn, and sums. */
+    count_tile (*count)[FEW_PANELS];
+    sum_tile *sum; /* [FEW_PANELS] */
 };
 
-/* sum = fma(counts of group i, its scales, sum). */
-INLINE void scale_group(const struct few *f, uint32_t i, const count_tile count)
+/* What one pass multiplies. */
+struct pass {
+    const unsigned char *b; /* quads of the first panel */
+    uint32_t panel, n_panel;
+};
+
+INLINE const struct linear_quads *
+few_quads(const struct few *f, struct pass pass, uint32_t panel, uint32_t group)
 {
-    const __m512 of_w = _mm512_load_ps(f->quads[i].scale);
-    const uint32_t at = i % f->n_group;
-    const struct quads_scale *x =
-        quads_scales((const int8_t *)f->p->a, f->p->n_step) + at;
+    const void *at = pass.b + panel * f->p->b_stride;
 
-    for (uint32_t r = 0; r < f->p->n_row; r++) {
-        const __m512 before =
-            at ? _mm512_load_ps(f->sum[r]) : _mm512_setzero_ps();
+    return (const struct linear_quads *)at + group;
+}
 
-        _mm512_store_ps(f->sum[r], scaled(count[r], x->scale, of_w, before));
-        x = (const void *)((const char *)x + f->p->a_stride);
+/* sum = fma(counts of a group, its scales, sum), of rows [first, end). */
+INLINE void scale_few(const struct few *f, struct pass pass, uint32_t group,
+                      uint32_t first, uint32_t end)
+{
+    const __mmask16 mask = group ? 0xffff : 0;
+    const count_tile *count = (const void *)f->count[group % FEW_TURNS];
+
+    for (uint32_t r = first; r < end; r++) {
+        const int8_t *row = (const int8_t *)f->p->a + r * f->p->a_stride;
+        const float of_x = quads_scales(row, f->p->n_step)[group].scale;
+
+#pragma GCC unroll 4
+        for (uint32_t p = 0; p < pass.n_panel; p++)
+            _mm512_store_ps(
+                f->sum[p][r],
+                scaled(count[p][r], of_x,
+                       _mm512_load_ps(few_quads(f, pass, p, group)->scale),
+                       _mm512_maskz_load_ps(mask, f->sum[p][r])));
     }
-    for (uint32_t r = 0; at + 1 == f->n_group && r < f->p->n_row; r++)
-        put(f->p, r, i / f->n_group, _mm512_load_ps(f->sum[r]));
 }
 
-INLINE void fetch_group(const struct linear_quads *quads)
+/* With each of the products of a group some rows of the last but one, whose
+ * counts have left their tiles. */
+INLINE void few_turn(const struct few *f, struct pass pass, uint32_t group,
+                     uint32_t turn)
 {
-    const char *at = (const char *)(quads + FEW_AHEAD);
+    const uint32_t each = AMX_ROWS / (2 * pass.n_panel), first = turn * each;
 
-#pragma GCC unroll 33
-    for (size_t i = 0; i < sizeof(*quads); i += LINE)
-        _mm_prefetch(at + i, FEW_HINT);
+    if (group >= 2)
+        scale_few(f, pass, group - 2, first,
+                  first + each < f->p->n_row ? first + each : f->p->n_row);
 }
 
-/* A group in tile `tile` of sums. */
-#define FEW_GROUP(f, i, tile)                                                  \
+/* A tile of weights, and with the first one their scales. */
+INLINE void fetch_tile(const struct linear_quads *quads, uint32_t k,
+                       size_t ahead)
+{
+    const char *at = (const char *)quads->q[k * QUADS_A_TILE] + ahead;
+
+#pragma GCC unroll 17
+    for (ptrdiff_t i = k ? 0 : -1; i < (ptrdiff_t)QUADS_A_TILE; i++)
+        _mm_prefetch(at + i * (ptrdiff_t)LINE, FEW_HINT);
+}
+
+/* Behind the end of a panel comes the next one, which is here, too; what will
+ * be needed is the one so many panels on. */
+INLINE void multiply_few(const struct few *f, struct pass pass, uint32_t group)
+{
+    const size_t stride = f->p->a_stride;
+    const int8_t *a = (const int8_t *)f->p->a + (size_t)group * LINEAR_GROUP;
+    size_t ahead = FEW_AHEAD * sizeof(struct linear_quads);
+
+    if (group + FEW_AHEAD >= f->n_group)
+        ahead += (pass.n_panel - 1) * f->p->b_stride;
+    amx_clear_sums();
+#pragma GCC unroll 2
+    for (uint32_t k = 0; k < 2; k++) {
+        _tile_loadd(4, a + k * LINE, stride);
+#define PANEL_BY(i, b_tile)                                                    \
     do {                                                                       \
-        const int8_t *a = (const int8_t *)(f)->p->a +                          \
-                          (size_t)((i) % (f)->n_group) * LINEAR_GROUP;         \
-        const struct linear_quads *b = &(f)->quads[i];                         \
+        const struct linear_quads *b = few_quads(f, pass, i, group);           \
                                                                                \
-        fetch_group(b);                                                        \
-        _tile_zero(tile);                                                      \
-        _tile_loadd(4, a, (f)->p->a_stride);                                   \
-        _tile_loadd(6, b->q[0], LINE);                                         \
-        _tile_dpbssd(tile, 4, 6);                                              \
-        _tile_loadd(5, a + LINE, (f)->p->a_stride);                            \
-        _tile_loadd(7, b->q[QUADS_A_TILE], LINE);                              \
-        _tile_dpbssd(tile, 5, 7);                                              \
+        _tile_loadd(b_tile, b->q[k * QUADS_A_TILE], LINE);                     \
+        _tile_dpbssd(i, 4, b_tile);                                            \
+        fetch_tile(b, k, ahead);                                               \
+        few_turn(f, pass, group, k *pass.n_panel + (i));                       \
     } while (0)
+        PANEL_BY(0, 6);
+        if (pass.n_panel > 1) {
+            PANEL_BY(1, 7);
+            PANEL_BY(2, 6);
+            PANEL_BY(3, 7);
+        }
+#undef PANEL_BY
+    }
+}
 
-/* Multiply groups i and, if there are two, i + 1; scale the two before. */
-INLINE void few_round(const struct few *f, uint32_t i, uint32_t n)
+INLINE void few_panels(const struct few *f, uint32_t panel, uint32_t n_panel)
 {
+    const struct pass pass = {
+        .b = (const unsigned char *)f->p->b + panel * f->p->b_stride,
+        .panel = panel,
+        .n_panel = n_panel,
+    };
+    const uint32_t n_row = f->p->n_row;
+
+    for (uint32_t g = 0; g < f->n_group; g++) {
+        count_tile *count = f->count[g % FEW_TURNS];
+
+        AMX_MEMORY_BARRIER();
+        multiply_few(f, pass, g);
+        AMX_MEMORY_BARRIER();
+        _tile_stored(0, count[0], LINE);
+        if (n_panel > 1) {
+            _tile_stored(1, count[1], LINE);
+            _tile_stored(2, count[2], LINE);
+            _tile_stored(3, count[3], LINE);
+        }
+    }
     AMX_MEMORY_BARRIER();
-    FEW_GROUP(f, i, 0);
-    if (n == 2)
-        FEW_GROUP(f, i + 1, 1);
-    for (uint32_t g = 0; g < 2 && i; g++)
-        scale_group(f, i - 2 + g, f->count[g]);
-    AMX_MEMORY_BARRIER();
-    _tile_stored(0, f->count[0], LINE);
-    if (n == 2)
-        _tile_stored(1, f->count[1], LINE);
-    AMX_MEMORY_BARRIER();
+    for (uint32_t g = f->n_group < 2 ? 0 : f->n_group - 2; g < f->n_group; g++)
+        scale_few(f, pass, g, 0, n_row);
+    for (uint32_t i = 0; i < n_panel; i++)
+        for (uint32_t r = 0; r < n_row; r++)
+            put(f->p, r, panel + i, _mm512_load_ps(f->sum[i][r]));
 }
 
 static void run_few(const struct product_tile *p)
 {
     const uint32_t n_panel = (p->n_col + PANEL - 1) / PANEL;
-    struct few f = {.p = p,
-                    .quads = p->b,
-                    .n_group = p->n_step / LINEAR_GROUP,
-                    .count = p->scratch};
-    const uint32_t n = n_panel * f.n_group;
-    uint32_t i = 0;
+    struct few f = {
+        .p = p, .n_group = p->n_step / LINEAR_GROUP, .count = p->scratch};
+    uint32_t panel = 0;
 
-    assert(p->b_stride == f.n_group * sizeof(*f.quads));
-    f.sum = (void *)(f.count + 2);
+    f.sum = (void *)(f.count + FEW_TURNS);
     amx_configure(p->n_row);
-    for (; i + 2 <= n; i += 2)
-        few_round(&f, i, 2);
-    if (i < n)
-        few_round(&f, i, 1);
-    for (uint32_t g = n > 1 && n % 2 == 0 ? n - 2 : n - 1; g < n; g++)
-        scale_group(&f, g, f.count[g % 2]);
+    for (; panel + FEW_PANELS <= n_panel; panel += FEW_PANELS)
+        few_panels(&f, panel, FEW_PANELS);
+    for (; panel < n_panel; panel++)
+        few_panels(&f, panel, 1);
 }
 
 /* ------------------------------------------------------------------- units */
@@ -451,7 +521,7 @@ struct product_shape shape_w8a8_amx(uint32_t n_row, uint32_t n_step)
     const uint32_t fit = UNIT_BYTES / n_step / 32 * 32;
 
     if (n_row <= AMX_ROWS)
-        return (struct product_shape){AMX_ROWS, FEW_PANELS};
+        return (struct product_shape){AMX_ROWS, 2 * FEW_PANELS};
     return (struct product_shape){fit < 64          ? 64
                                   : fit > UNIT_ROWS ? UNIT_ROWS
                                                     : fit,

@@ -29,16 +29,19 @@
 #define QUAD_BYTES (PANEL * 4u)
 #define TURN 4u /* quads without a jump: a multiple of n_chain */
 #ifndef ALONE_MAX
-#define ALONE_MAX 8u /* rows that take one panel at a time */
+#define ALONE_MAX 2u /* rows that take one panel at a time */
 #endif
 #ifndef AHEAD_ALONE
-#define AHEAD_ALONE 4u /* groups ahead, of one panel and of two */
+#define AHEAD_ALONE 8u /* groups ahead, of one panel and of two */
 #endif
 #ifndef AHEAD_BOTH
-#define AHEAD_BOTH 2u
+#define AHEAD_BOTH 1u
 #endif
-#ifndef FETCH_HINT
-#define FETCH_HINT _MM_HINT_T0
+#ifndef HINT_ALONE
+#define HINT_ALONE _MM_HINT_T1
+#endif
+#ifndef HINT_BOTH
+#define HINT_BOTH _MM_HINT_T0
 #endif
 
 typedef __m512i counts[CHAIN_MAX][HEIGHT_MAX][WIDTH_MAX];
@@ -64,6 +67,14 @@ struct form {
 
 /* Row r of x, from a base every third row: x86 addresses base + 2 * stride. */
 #define ROW(base, r, stride) ((base)[(r) / 3] + (r) % 3 * (stride))
+
+INLINE void fetch(const unsigned char *at, uint32_t width)
+{
+    if (width == 1)
+        _mm_prefetch(at, HINT_ALONE);
+    else
+        _mm_prefetch(at, HINT_BOTH);
+}
 
 INLINE __m512i broadcast(const int8_t *x)
 {
@@ -100,7 +111,7 @@ INLINE void count_group(const struct cell *cell, const int8_t *x,
                 const unsigned char *at =
                     b + p * cell->b_stride + j * QUAD_BYTES;
 
-                _mm_prefetch(at + ahead, FETCH_HINT);
+                fetch(at + ahead, form.width);
                 w[p] = _mm512_xor_si512(_mm512_load_si512(at), flip);
             }
 #pragma GCC unroll 12
@@ -211,7 +222,7 @@ INLINE void run_cell(const struct cell *cell, struct form form)
             ahead += (form.width - 1) * cell->b_stride;
 #pragma GCC unroll 2
         for (uint32_t p = 0; p < form.width; p++) /* scales */
-            _mm_prefetch(b + p * cell->b_stride + ahead, FETCH_HINT);
+            fetch(b + p * cell->b_stride + ahead, form.width);
         begin(cell, g, form, d);
         count_group(cell, cell->x + g * LINEAR_GROUP,
                     b + offsetof(struct linear_quads, q), ahead, form, d);
