@@ -216,8 +216,7 @@ static enum peak_kind kind_of_bytes(const char *backend)
 {
     if (strcmp(backend, "amx") == 0)
         return PEAK_TILE8;
-    if (strncmp(backend, "avx512", strlen("avx512")) == 0 &&
-        __builtin_cpu_supports("avx512vnni"))
+    if (strncmp(backend, "avx512-", strlen("avx512-")) == 0)
         return PEAK_VNNI;
     return strncmp(backend, "avx", strlen("avx")) == 0 ? PEAK_BYTES
                                                        : PEAK_SCALAR;

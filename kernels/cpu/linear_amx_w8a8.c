@@ -26,34 +26,15 @@
 #define TILE_WORDS (AMX_ROWS * PANEL)
 #define ROUND 2u  /* groups between two visits of scaled sums */
 #define TURNS 16u /* of scaling in a round: one for each product of tiles */
-#ifndef BLOCK
 #define BLOCK 16u /* groups of a pair of panels that pass by all rows */
-#endif
-#ifndef UNIT_BYTES
-#define UNIT_BYTES (1u << 19) /* of rows: a quarter of the second-level cache  \
-                               */
-#endif
-#ifndef UNIT_ROWS
+#define UNIT_BYTES (512u << 10) /* of rows */
 #define UNIT_ROWS 512u
-#endif
 #define UNIT_PANELS 16u
-#ifndef FEW_AHEAD
-#define FEW_AHEAD                                                              \
-    6u /* groups from those in use to those that are asked for                 \
-        */
-#endif
-#ifndef FEW_HINT
-#define FEW_HINT _MM_HINT_T0
-#endif
+#define FEW_AHEAD 2u  /* groups from those in use to those asked for */
 #define FEW_PANELS 4u /* side by side */
 #define FEW_TURNS 3u
 /* Up to so many go by AVX-512, which adds less to reading than tiles do. */
-#ifndef VECTOR_ROWS
-#define VECTOR_ROWS 12u
-#endif
-#ifndef FETCH_ROWS
-#define FETCH_ROWS 0
-#endif
+#define VECTOR_ROWS 3u
 
 typedef int32_t count_tile[AMX_ROWS][PANEL];
 typedef float sum_tile[AMX_ROWS][PANEL];
@@ -211,7 +192,7 @@ INLINE void scale_turns(const struct work *w, uint32_t from, uint32_t n)
 
 /* --------------------------------------------------------------- many rows */
 
-/* What follows: panels, by the second-level cache, and rows, by the first. */
+/* Panels that follow, by the second-level cache. */
 INLINE void fetch_next(struct work *w)
 {
     for (uint32_t i = 0; i < w->next_lines; i++) {
@@ -220,12 +201,6 @@ INLINE void fetch_next(struct work *w)
         w->next[0] += LINE;
         w->next[1] += LINE;
     }
-}
-
-INLINE void fetch_rows(const int8_t *a, size_t stride, uint32_t n)
-{
-    for (uint32_t r = 0; FETCH_ROWS && r < n; r++)
-        _mm_prefetch((const char *)a + r * stride, _MM_HINT_T0);
 }
 
 /* A group of a square: rows a[i], quads b[p]; and with each of its eight
@@ -246,14 +221,12 @@ INLINE void multiply_group(struct work *w, const int8_t *const a[2],
         _tile_loadd(4, a[0] + k * LINE, stride);
         _tile_dpbssd(0, 4, 6);
         scale_turns(w, turn, n);
-        fetch_rows(a[0] + LINEAR_GROUP + k * LINE, stride, AMX_ROWS);
         _tile_loadd(7, b[1]->q[k * QUADS_A_TILE], LINE);
         _tile_dpbssd(1, 4, 7);
         scale_turns(w, turn + 1, n);
         _tile_loadd(5, a[1] + k * LINE, stride);
         _tile_dpbssd(2, 5, 6);
         scale_turns(w, turn + 2, n);
-        fetch_rows(a[1] + LINEAR_GROUP + k * LINE, stride, AMX_ROWS);
         _tile_dpbssd(3, 5, 7);
         scale_turns(w, turn + 3, n);
     }
@@ -423,7 +396,7 @@ INLINE void fetch_tile(const struct linear_quads *quads, uint32_t k,
 
 #pragma GCC unroll 17
     for (ptrdiff_t i = k ? 0 : -1; i < (ptrdiff_t)QUADS_A_TILE; i++)
-        _mm_prefetch(at + i * (ptrdiff_t)LINE, FEW_HINT);
+        _mm_prefetch(at + i * (ptrdiff_t)LINE, _MM_HINT_T0);
 }
 
 /* Behind the end of a panel comes the next one, which is here, too; what will

@@ -27,22 +27,10 @@
 #define UNIT_PANELS 4u
 #define QUADS (LINEAR_GROUP / 4u) /* of a group */
 #define QUAD_BYTES (PANEL * 4u)
-#define TURN 4u /* quads without a jump: a multiple of n_chain */
-#ifndef ALONE_MAX
-#define ALONE_MAX 2u /* rows that take one panel at a time */
-#endif
-#ifndef AHEAD_ALONE
+#define TURN 4u        /* quads without a jump: a multiple of n_chain */
+#define ALONE_MAX 2u   /* rows that take one panel at a time */
 #define AHEAD_ALONE 8u /* groups ahead, of one panel and of two */
-#endif
-#ifndef AHEAD_BOTH
 #define AHEAD_BOTH 1u
-#endif
-#ifndef HINT_ALONE
-#define HINT_ALONE _MM_HINT_T1
-#endif
-#ifndef HINT_BOTH
-#define HINT_BOTH _MM_HINT_T0
-#endif
 
 typedef __m512i counts[CHAIN_MAX][HEIGHT_MAX][WIDTH_MAX];
 typedef float sums[HEIGHT_MAX][WIDTH_MAX][PANEL];
@@ -71,9 +59,9 @@ struct form {
 INLINE void fetch(const unsigned char *at, uint32_t width)
 {
     if (width == 1)
-        _mm_prefetch(at, HINT_ALONE);
+        _mm_prefetch(at, _MM_HINT_T1);
     else
-        _mm_prefetch(at, HINT_BOTH);
+        _mm_prefetch(at, _MM_HINT_T0);
 }
 
 INLINE __m512i broadcast(const int8_t *x)
