@@ -9,7 +9,7 @@
  * More than 16 rows: two tiles of rows by two panels, as in linear_amx.c, two
  * groups at a time, which halves how often scaled sums are read and written.
  * Rows of a unit stay in the second-level cache while panels pass by, BLOCK
- * groups of a pair of panels in the first.
+ * groups of a pair at a time.
  *
  * Up to 16 rows only read weights once: they take four panels at a time, whose
  * four streams from memory are asked for into the first-level cache.
@@ -27,7 +27,7 @@
 #define ROUND 2u  /* groups between two visits of scaled sums */
 #define TURNS 16u /* of scaling in a round: one for each product of tiles */
 #define BLOCK 16u /* groups of a pair of panels that pass by all rows */
-#define UNIT_BYTES (512u << 10) /* of rows */
+#define UNIT_BYTES (512u << 10) /* of rows: more and they leave the cache */
 #define UNIT_ROWS 512u
 #define UNIT_PANELS 16u
 #define FEW_AHEAD 2u  /* groups from those in use to those asked for */
