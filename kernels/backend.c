@@ -14,13 +14,13 @@
 /* Best first. */
 static const struct backend *const ALL[] = {
 #if defined(GODWIT_AVX512)
-    &backend_amx,    &backend_avx512_bf16,
-    &backend_avx512,
+    &backend_amx,         &backend_avx512_bf16,
+    &backend_avx512_vnni, &backend_avx512,
 #endif
 #if defined(GODWIT_LANES)
     &backend_avx2,
 #endif
-    &backend_ref,    NULL,
+    &backend_ref,         NULL,
 };
 
 static const struct backend *const DEVICES[] = {&backend_cuda, &backend_apart,

@@ -130,24 +130,27 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     target_sources(kernels PRIVATE $<TARGET_OBJECTS:kernels_${isa}>)
   endforeach()
   # The sources of a backend that adds to avx512 are each compiled once.
-  set(FLAGS_512 -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16
-    -mavx512vbmi -mfma)
+  set(FLAGS_512 -O3 ${FLAGS_avx512} -mavx512vnni)
   if(GODWIT_SANITIZE MATCHES "address|undefined")
     list(APPEND FLAGS_512 -fno-sanitize=all)
   endif()
+  set(vnni_once ${PROJECT_SOURCE_DIR}/kernels/cpu/linear_vnni.c)
   set(bf16_once ${PROJECT_SOURCE_DIR}/kernels/cpu/linear_bf16.c)
-  set(amx_once linear_amx linear_amx_w8 amx bf16_tile_amx)
+  set(amx_once linear_amx linear_amx_w8 linear_amx_w8a8 amx bf16_tile_amx)
   list(TRANSFORM amx_once REPLACE
     "(.+)" "${PROJECT_SOURCE_DIR}/kernels/cpu/\\1.c")
-  set_source_files_properties(${bf16_once}
+  set(FLAGS_bf16 -mavx512bf16 -mavx512vbmi)
+  set_source_files_properties(${vnni_once}
     PROPERTIES COMPILE_OPTIONS "${FLAGS_512}")
-  set_source_files_properties(${amx_once}
-    PROPERTIES COMPILE_OPTIONS "${FLAGS_512};-mamx-tile;-mamx-bf16")
+  set_source_files_properties(${bf16_once}
+    PROPERTIES COMPILE_OPTIONS "${FLAGS_512};${FLAGS_bf16}")
+  set_source_files_properties(${amx_once} PROPERTIES COMPILE_OPTIONS
+    "${FLAGS_512};${FLAGS_bf16};-mamx-tile;-mamx-bf16;-mamx-int8")
   target_compile_definitions(kernels PRIVATE GODWIT_LANES)
   if(has_avx512)
     target_compile_definitions(kernels PRIVATE GODWIT_AVX512)
   else() # listed, not compiled
-    set_source_files_properties(${bf16_once} ${amx_once}
+    set_source_files_properties(${vnni_once} ${bf16_once} ${amx_once}
       PROPERTIES HEADER_FILE_ONLY ON)
   endif()
 endif()

@@ -60,6 +60,7 @@ size_t linear_n_step(const struct linear *linear)
     case LINEAR_BF16:
         return round_up(linear->n_in, LINEAR_STEP);
     case LINEAR_W8:
+    case LINEAR_W8A8:
         return round_up(linear->n_in, LINEAR_GROUP);
     default:
         return linear->n_in;
@@ -75,6 +76,8 @@ size_t linear_panel_bytes(const struct linear *linear)
         return n_step * LINEAR_PANEL * sizeof(uint16_t);
     case LINEAR_W8:
         return n_step / LINEAR_GROUP * sizeof(struct linear_group);
+    case LINEAR_W8A8:
+        return n_step / LINEAR_GROUP * sizeof(struct linear_quads);
     case LINEAR_F8:
         return n_step * LINEAR_PANEL;
     default:
@@ -100,13 +103,13 @@ size_t linear_bytes(const struct linear *linear)
 enum status linear_init(uint32_t n_in, uint32_t n_out, enum linear_type type,
                         enum arithmetic arithmetic, struct linear *out)
 {
-    struct linear linear = {.n_in = n_in,
-                            .n_out = n_out,
-                            .type = type,
-                            .arithmetic = type == LINEAR_F32 ? ARITHMETIC_FP32
-                                                             : arithmetic};
+    struct linear linear = {
+        .n_in = n_in, .n_out = n_out, .type = type, .arithmetic = arithmetic};
 
-    assert(!arithmetic_is_mma(arithmetic) || type != LINEAR_W8);
+    assert(!arithmetic_is_mma(arithmetic) ||
+           (type != LINEAR_W8 && type != LINEAR_W8A8));
+    if (type == LINEAR_F32 || type == LINEAR_W8A8)
+        linear.arithmetic = ARITHMETIC_FP32;
     if (linear_panel_bytes(&linear) <=
         WEIGHT_BYTES_MAX / (n_panel(&linear) + 1))
         linear.panel = room_take(linear_bytes(&linear));
@@ -220,26 +223,48 @@ static void put_bf16(const struct piece *piece, uint16_t *panel)
         panel[(i / 2 * LINEAR_PANEL + piece->lane) * 2 + i % 2] = bits[i];
 }
 
-static void put_w8(const struct piece *piece, struct linear_group *group)
+float linear_quantise(const float *x, size_t n, int8_t q[LINEAR_GROUP])
 {
-    float w[LINEAR_GROUP], largest = 0.0f, zero = 0.0f, scale, inverse;
+    float largest = 0.0f, zero = 0.0f, scale, inverse;
 
-    read_piece(piece, w);
-    for (size_t i = 0; i < piece->n; i++) {
-        largest = fabsf(w[i]) > largest ? fabsf(w[i]) : largest;
-        zero += w[i] * 0.0f; /* NaN as soon as one is not finite */
+    for (size_t i = 0; i < n; i++) {
+        largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+        zero += x[i] * 0.0f; /* NaN as soon as one is not finite */
     }
     /* The inverse is finite only for a normal scale; below is nothing. */
     scale = largest / Q_MAX < FLT_MIN ? 0.0f : largest / Q_MAX;
     inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    group->scale[piece->lane] = zero == 0.0f ? scale : NAN;
-    for (size_t i = 0; i < piece->n; i++) {
-        const float q = zero == 0.0f ? w[i] * inverse : 0.0f;
+    memset(q, 0, LINEAR_GROUP);
+    for (size_t i = 0; i < n && zero == 0.0f; i++) {
+        const float near = x[i] * inverse;
 
-        group->q[i][piece->lane] = (int8_t)lrintf(q > Q_MAX    ? Q_MAX
-                                                  : q < -Q_MAX ? -Q_MAX
-                                                               : q);
+        q[i] = (int8_t)lrintf(near > Q_MAX    ? Q_MAX
+                              : near < -Q_MAX ? -Q_MAX
+                                              : near);
     }
+    return zero == 0.0f ? scale : NAN;
+}
+
+static void put_w8(const struct piece *piece, struct linear_group *group)
+{
+    float w[LINEAR_GROUP];
+    int8_t q[LINEAR_GROUP];
+
+    read_piece(piece, w);
+    group->scale[piece->lane] = linear_quantise(w, piece->n, q);
+    for (size_t i = 0; i < piece->n; i++)
+        group->q[i][piece->lane] = q[i];
+}
+
+static void put_w8a8(const struct piece *piece, struct linear_quads *quads)
+{
+    float w[LINEAR_GROUP];
+    int8_t q[LINEAR_GROUP];
+
+    read_piece(piece, w);
+    quads->scale[piece->lane] = linear_quantise(w, piece->n, q);
+    for (size_t i = 0; i < piece->n; i++)
+        quads->q[i / 4][piece->lane][i % 4] = q[i];
 }
 
 static void pack_row(const struct linear *linear, size_t o, struct piece piece,
@@ -258,9 +283,12 @@ static void pack_row(const struct linear *linear, size_t o, struct piece piece,
             put_f32(&piece, (float *)(void *)(panel + i * bytes));
         else if (linear->type == LINEAR_BF16)
             put_bf16(&piece, (uint16_t *)(void *)(panel + i * bytes));
-        else
+        else if (linear->type == LINEAR_W8)
             put_w8(&piece,
                    (struct linear_group *)(void *)panel + i / LINEAR_GROUP);
+        else
+            put_w8a8(&piece,
+                     (struct linear_quads *)(void *)panel + i / LINEAR_GROUP);
         piece.source += piece.n * source_bytes;
     }
 }

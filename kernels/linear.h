@@ -33,6 +33,13 @@
  *         weight is q * scale. Per group of 128 inputs, ascending:
  *             g = the arithmetic's sum over the group, of q, from zero
  *             acc = fma(g, scale, acc)
+ *   W8A8  [n_out/16][n_in/128] struct linear_quads, n_in padded to 128; always
+ *         FP32. Weights are those of W8, and x is quantised by the same rule:
+ *         128 inputs of a row, from a multiple of 128 on, share a scale. Per
+ *         group, ascending:
+ *             d = sum of q_x * q_w, a whole number below 2^24, so that no order
+ *                 of it shows
+ *             acc = fma(d, scale_x * scale_w, acc)
  * MMA has no panels but plain rows, [n_out][n_in], both padded with zeros to
  * LINEAR_TILE. F8 has none in any arithmetic: it lies as kernels/linear_f8.h
  * says, where its sums are, too.
@@ -45,13 +52,14 @@
 
 #define LINEAR_PANEL 16u
 #define LINEAR_STEP 32u   /* inputs of BF16 weights are padded to this */
-#define LINEAR_GROUP 128u /* inputs that share a scale in W8 */
+#define LINEAR_GROUP 128u /* inputs that share a scale in W8 and W8A8 */
 #define LINEAR_TILE 64u   /* to which MMA pads inputs and outputs */
 
 enum linear_type {
     LINEAR_F32,
     LINEAR_BF16,
     LINEAR_W8,
+    LINEAR_W8A8,
     N_LINEAR_TYPE,            /* those that every CPU backend has */
     LINEAR_F8 = N_LINEAR_TYPE /* of those with has_f8: kernels/linear_f8.h */
 };
@@ -84,6 +92,20 @@ struct linear_group {
     int8_t q[LINEAR_GROUP][LINEAR_PANEL]; /* -127 .. 127 */
 };
 
+/* The same, four inputs of an output side by side in a 32-bit word, as dot
+ * products of bytes read them. */
+struct linear_quads {
+    float scale[LINEAR_PANEL];
+    int8_t q[LINEAR_GROUP / 4][LINEAR_PANEL][4]; /* -127 .. 127 */
+};
+
+/*
+ * n <= LINEAR_GROUP floats: q is x * (1 / scale) rounded to even, and zeros
+ * behind n. Returns the scale: the largest |x| / 127; 0 where that is not
+ * normal; NaN, and all q 0, where an x is not finite.
+ */
+float linear_quantise(const float *x, size_t n, int8_t q[LINEAR_GROUP]);
+
 struct rooms;
 struct device;
 struct linear {
@@ -95,15 +117,15 @@ struct linear {
     struct rooms *rooms;   /* of which it has one; NULL: room_take()'s */
 };
 
-/* Its products round x: those of FP32 alone do not. */
+/* Its products round x to bf16: those of FP32 alone do not. */
 static inline bool linear_rounds(const struct linear *linear)
 {
     return linear->arithmetic != ARITHMETIC_FP32;
 }
 
 /*
- * Room for [n_out, n_in] weights, all zero. F32 weights get FP32 whatever
- * `arithmetic` says.
+ * Room for [n_out, n_in] weights, all zero. F32 and W8A8 weights get FP32
+ * whatever `arithmetic` says.
  *   RESOURCE_EXHAUSTED  no memory
  */
 MUST_CHECK enum status linear_init(uint32_t n_in, uint32_t n_out,
@@ -136,8 +158,7 @@ size_t linear_n_step(const struct linear *linear);
 /*
  * Put n_row rows of n_in floats, or of bf16 bits, into outputs [first_out,
  * first_out + n_row). Sources may be unaligned. BF16 rounds floats by
- * scalar_to_bf16(); W8 quantises: q is w / scale rounded to even. A group in
- * which a weight is not finite gets a scale of NaN. F8 is packed by
+ * scalar_to_bf16(); W8 and W8A8 quantise by linear_quantise(). F8 is packed by
  * linear_f8_pack().
  */
 void linear_pack_f32(struct linear *linear, uint32_t first_out, uint32_t n_row,

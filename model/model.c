@@ -121,8 +121,9 @@ static void name_cap(float cap, size_t size, char *out)
 static void name_numerics(struct model *model)
 {
     const size_t n_probe = (size_t)ROPE_PROBE * (model->rope.n_rot / 2);
-    const char *format = model->format == WEIGHT_W8   ? "w8-128"
-                         : model->format == WEIGHT_F8 ? "f8-128"
+    const char *format = model->format == WEIGHT_W8     ? "w8-128"
+                         : model->format == WEIGHT_W8A8 ? "w8a8-128"
+                         : model->format == WEIGHT_F8   ? "f8-128"
                          : model->format == WEIGHT_BF16 || !model->has_f32
                              ? "bf16"
                          : model->has_bf16 ? "mixed"
@@ -329,11 +330,13 @@ static enum status prepare(struct model *model,
     model->kv = options->kv_format;
     model->n_context =
         options->n_context ? options->n_context : model->config.n_context;
-    if (arithmetic_is_mma(model->arithmetic) && model->format == WEIGHT_W8)
+    if (arithmetic_is_mma(model->arithmetic) &&
+        (model->format == WEIGHT_W8 || model->format == WEIGHT_W8A8))
         return status_fail(STATUS_FAILED_PRECONDITION,
-                           "numerics %s has no products of weights in w8, only "
+                           "numerics %s has no products of weights in %s, only "
                            "in bf16 and f8",
-                           arithmetic_name(model->arithmetic));
+                           arithmetic_name(model->arithmetic),
+                           model->format == WEIGHT_W8 ? "w8" : "w8a8");
     if (model->format == WEIGHT_F8 && !model->backend->has_f8)
         return status_fail(STATUS_FAILED_PRECONDITION,
                            "backend '%s' has no products of weights in f8: "
@@ -395,7 +398,7 @@ enum status model_options_find(const struct model_choice *choice,
                                struct model_options *out)
 {
     static const char *const FORMAT[N_WEIGHT_FORMAT] = {"auto", "bf16", "w8",
-                                                        "f8"};
+                                                        "w8a8", "f8"};
     const char *numerics[N_ARITHMETIC];
     struct model_options options = *out;
     static const char *const KV[N_KV_FORMAT] = {"auto", "int8"};
@@ -419,7 +422,7 @@ enum status model_options_find(const struct model_choice *choice,
     if (format == N_WEIGHT_FORMAT)
         return status_fail(STATUS_INVALID_ARGUMENT,
                            "no weight format '%s', there are: auto, bf16, w8, "
-                           "f8",
+                           "w8a8, f8",
                            choice->weight_format);
     kv = find_name(choice->kv_format, KV, N_KV_FORMAT);
     if (kv == N_KV_FORMAT)

@@ -31,7 +31,7 @@ struct model_choice {
                                   "bf16-mma-fast"; "auto": where the backend's
                                   products are fastest, and exact */
     const char *weight_format; /* "auto" (as in the file), "bf16", "w8",
-                                  "f8" */
+                                  "w8a8", "f8" */
     const char *kv_format;     /* "auto" (as the arithmetic has them), "int8" */
     double state_cap;          /* 0: none */
 };

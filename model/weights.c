@@ -177,6 +177,7 @@ static enum status pack_parts(const struct weight_source *source,
 static const enum linear_type TYPE[N_WEIGHT_FORMAT] = {
     [WEIGHT_BF16] = LINEAR_BF16,
     [WEIGHT_W8] = LINEAR_W8,
+    [WEIGHT_W8A8] = LINEAR_W8A8,
     [WEIGHT_F8] = LINEAR_F8,
 };
 

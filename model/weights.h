@@ -18,11 +18,12 @@
 
 #define WEIGHTS_NAME_SIZE 256u /* of a tensor's whole name, with NUL */
 
-/* What products are packed as; "auto", "bf16", "w8", "f8". */
+/* What products are packed as; "auto", "bf16", "w8", "w8a8", "f8". */
 enum weight_format {
     WEIGHT_AUTO, /* as the file has them */
     WEIGHT_BF16, /* floats are rounded */
     WEIGHT_W8,   /* quantised: kernels/linear.h */
+    WEIGHT_W8A8, /* so are inputs: there, too */
     WEIGHT_F8,   /* quantised: kernels/linear_f8.h */
     N_WEIGHT_FORMAT
 };

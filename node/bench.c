@@ -90,8 +90,10 @@ void bench_print(struct bench *bench, const struct point *point)
 
 void bench_measure_peaks(struct bench *bench)
 {
-    bench->kind = peak_kind_of(model_backend(bench->model)->name,
-                               model_arithmetic(bench->model));
+    bench->kind = peak_kind_of(
+        model_backend(bench->model)->name, model_arithmetic(bench->model),
+        model_weight_format(bench->model) == WEIGHT_W8A8 ? LINEAR_W8A8
+                                                         : LINEAR_BF16);
     bench->peak = peak_flops(bench->pool, bench->kind);
     bench->read_bytes = 0;
     fprintf(stderr, "godwitd bench: %u threads: %s %.1f GFLOP/s\n",

@@ -90,7 +90,8 @@ static void print_summary(const struct model *model)
 
 static const struct golden_tolerance *tolerance_of(const struct model *model)
 {
-    if (model_weight_format(model) == WEIGHT_W8)
+    if (model_weight_format(model) == WEIGHT_W8 ||
+        model_weight_format(model) == WEIGHT_W8A8)
         return &golden_tolerance_w8;
     if (model_weight_format(model) == WEIGHT_F8)
         return &golden_tolerance_f8;

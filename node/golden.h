@@ -31,8 +31,8 @@ struct golden_tolerance {
 };
 
 /*
- * Of fp32 against fp32; of products that round to bf16; of weights in 8 bits.
- * In the latter two single logits are shown, not judged.
+ * Of fp32 against fp32; of products that round to bf16; of weights in 8 bits
+ * (W8, W8A8). In the latter two single logits are shown, not judged.
  */
 extern const struct golden_tolerance golden_tolerance_exact,
     golden_tolerance_bf16, golden_tolerance_w8, golden_tolerance_f8;

@@ -128,6 +128,74 @@ __attribute__((target("amx-tile,amx-bf16"))) static float loop_tile(float x,
     return out[0];
 }
 
+/* What makes 32 products of bytes, some of either sign, a sum. */
+__attribute__((target("avx2"))) static float loop_bytes(float x, uint32_t n)
+{
+    const __m256i w = _mm256_set1_epi8((char)(4 * x)),
+                  one = _mm256_set1_epi16(1);
+    const __m256i size = _mm256_abs_epi8(w);
+    __m256i sum[N_CHAIN], by = _mm256_set1_epi8(3);
+
+    for (uint32_t c = 0; c < N_CHAIN; c++)
+        sum[c] = _mm256_set1_epi32((int32_t)c);
+    for (uint32_t i = 0; i < n; i++)
+#pragma GCC unroll 12
+        for (uint32_t c = 0; c < N_CHAIN; c++) {
+            __asm__ volatile("" : "+x"(by)); /* another x */
+            const __m256i pair =
+                _mm256_maddubs_epi16(size, _mm256_sign_epi8(by, w));
+            sum[c] = _mm256_add_epi32(sum[c], _mm256_madd_epi16(pair, one));
+        }
+    for (uint32_t c = 1; c < N_CHAIN; c++)
+        sum[0] = _mm256_add_epi32(sum[0], sum[c]);
+    return (float)_mm256_extract_epi32(sum[0], 0);
+}
+
+__attribute__((target("avx512f,avx512vnni"))) static float loop_vnni(float x,
+                                                                     uint32_t n)
+{
+    const __m512i a = _mm512_set1_epi32((int32_t)(8 * x));
+    const __m512i b = _mm512_set1_epi32((int32_t)(4 * x));
+    __m512i sum[N_CHAIN];
+
+    for (uint32_t c = 0; c < N_CHAIN; c++)
+        sum[c] = _mm512_set1_epi32((int32_t)c);
+    for (uint32_t i = 0; i < n; i++)
+#pragma GCC unroll 12
+        for (uint32_t c = 0; c < N_CHAIN; c++)
+            sum[c] = _mm512_dpbusd_epi32(sum[c], a, b);
+    for (uint32_t c = 1; c < N_CHAIN; c++)
+        sum[0] = _mm512_add_epi32(sum[0], sum[c]);
+    return (float)_mm512_reduce_add_epi32(sum[0]);
+}
+
+__attribute__((target("amx-tile,amx-int8"))) static float loop_tile8(float x,
+                                                                     uint32_t n)
+{
+    int32_t in[16 * 16], out[16 * 16];
+
+    for (uint32_t i = 0; i < 16 * 16; i++)
+        in[i] = (int32_t)(4 * x);
+    _tile_loadconfig(&TILES);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_loadd(4, in, 64);
+    _tile_loadd(5, in, 64);
+    _tile_loadd(6, in, 64);
+    _tile_loadd(7, in, 64);
+    for (uint32_t i = 0; i < n; i++) {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+    }
+    _tile_stored(0, out, 64);
+    _tile_release();
+    return (float)out[0];
+}
+
 static const struct {
     const char *name;
     flop_loop *loop;
@@ -138,18 +206,35 @@ static const struct {
     [PEAK_AVX512] = {"fma avx512", loop_avx512, 2.0 * 16 * N_CHAIN},
     [PEAK_PAIR] = {"avx512-bf16", loop_pair, 2.0 * 32 * N_CHAIN},
     [PEAK_TILE] = {"amx", loop_tile, 4 * 2.0 * 16 * 16 * 32},
+    [PEAK_BYTES] = {"bytes avx2", loop_bytes, 2.0 * 32 * N_CHAIN},
+    [PEAK_VNNI] = {"avx512-vnni", loop_vnni, 2.0 * 64 * N_CHAIN},
+    [PEAK_TILE8] = {"amx-int8", loop_tile8, 4 * 2.0 * 16 * 16 * 64},
 };
 
-enum peak_kind peak_kind_of(const char *backend, enum arithmetic arithmetic)
+/* Of W8A8. Who has tiles of bf16 has those of bytes. */
+static enum peak_kind kind_of_bytes(const char *backend)
+{
+    if (strcmp(backend, "amx") == 0)
+        return PEAK_TILE8;
+    if (strncmp(backend, "avx512-", strlen("avx512-")) == 0)
+        return PEAK_VNNI;
+    return strncmp(backend, "avx", strlen("avx")) == 0 ? PEAK_BYTES
+                                                       : PEAK_SCALAR;
+}
+
+enum peak_kind peak_kind_of(const char *backend, enum arithmetic arithmetic,
+                            enum linear_type type)
 {
     const bool has_tile = strcmp(backend, "amx") == 0;
     const bool has_pair = has_tile || strcmp(backend, "avx512-bf16") == 0;
 
+    if (type == LINEAR_W8A8)
+        return kind_of_bytes(backend);
     if (has_tile && arithmetic == ARITHMETIC_TILE)
         return PEAK_TILE;
     if (has_pair && arithmetic == ARITHMETIC_PAIR)
         return PEAK_PAIR;
-    if (has_pair || strcmp(backend, "avx512") == 0)
+    if (has_pair || strncmp(backend, "avx512", 6) == 0)
         return PEAK_AVX512;
     return strcmp(backend, "avx2") == 0 ? PEAK_AVX2 : PEAK_SCALAR;
 }

@@ -18,17 +18,22 @@ enum peak_kind {
     PEAK_AVX512, /* fma, 16 floats */
     PEAK_PAIR,   /* vdpbf16ps */
     PEAK_TILE,   /* tdpbf16ps */
+    PEAK_BYTES,  /* of W8A8 by AVX2: vpmaddubsw and what belongs to it */
+    PEAK_VNNI,   /* vpdpbusd */
+    PEAK_TILE8,  /* tdpbssd */
     N_PEAK_KIND
 };
 
-/* What a backend of this name has for products of an arithmetic. */
-enum peak_kind peak_kind_of(const char *backend, enum arithmetic arithmetic);
+/* What a backend of this name has for products of these weights in an
+ * arithmetic, of which W8A8 knows none. */
+enum peak_kind peak_kind_of(const char *backend, enum arithmetic arithmetic,
+                            enum linear_type type);
 const char *peak_name(enum peak_kind kind); /* "fma avx512" */
 
 /*
- * Operations per second (an fma is two), over all threads of the pool. The
- * machine must have the instruction, and for PEAK_TILE the process the
- * permission, which the backend's is_supported() asks for.
+ * Operations per second (an fma is two, a product of bytes as well), over all
+ * threads of the pool. The machine must have the instruction, and for PEAK_TILE
+ * the process the permission, which the backend's is_supported() asks for.
  */
 double peak_flops(struct pool *pool, enum peak_kind kind);
 

@@ -54,7 +54,7 @@ uint32_t subcommand_threads(uint64_t n_thread);
         {.name = "weight-format",                                              \
          .kind = SETTING_CHOICE,                                               \
          .preset = "auto",                                                     \
-         .choices = "auto|bf16|w8|f8",                                         \
+         .choices = "auto|bf16|w8|w8a8|f8",                                    \
          .unit = "",                                                           \
          .help = "of products in memory; auto: as in the file",                \
          .offset = (place) + offsetof(struct model_choice, weight_format)},    \

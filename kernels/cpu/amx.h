@@ -2,10 +2,10 @@
 #define KERNELS_CPU_AMX_H
 /*
  * The discipline of tiles that all AMX kernels share: tiles 0 to 3 are sums, 4
- * and 5 rows of bf16, 6 and 7 words of two steps by 16 outputs. Whoever uses
- * them configures them first. They stay so until the thread has no more tasks
- * of its job, because to configure and release them takes as long as 15
- * products of tiles, and many calls have no more.
+ * and 5 rows of bf16 or bytes, 6 and 7 words of two or four steps by 16
+ * outputs. Whoever uses them configures them first. They stay so until the
+ * thread has no more tasks of its job, because to configure and release them
+ * takes as long as 15 products of tiles, and many calls have no more.
  */
 #include <immintrin.h>
 #include <stdint.h>

@@ -8,6 +8,7 @@
 /* Intel SDM, CPUID leaf 7. */
 #define CPUID_AMX_BF16 (1u << 22)
 #define CPUID_AMX_TILE (1u << 24)
+#define CPUID_AMX_INT8 (1u << 25)
 /* Linux gives a process the tiles only when it asks. */
 #define ARCH_REQ_XCOMP_PERM 0x1023
 #define XFEATURE_XTILEDATA 18
@@ -27,11 +28,16 @@ bool cpu_has_avx512(void)
            __builtin_cpu_supports("avx512dq");
 }
 
+bool cpu_has_avx512_vnni(void)
+{
+    return cpu_has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
+
 /* Permutations of bytes widen W8; only Cooper Lake has one without the other.
  */
 bool cpu_has_avx512_bf16(void)
 {
-    return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16") &&
+    return cpu_has_avx512_vnni() && __builtin_cpu_supports("avx512bf16") &&
            __builtin_cpu_supports("avx512vbmi");
 }
 
@@ -40,7 +46,7 @@ bool cpu_has_amx(void)
     uint32_t a, b, c, d;
 
     if (!cpu_has_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) ||
-        !(d & CPUID_AMX_TILE) || !(d & CPUID_AMX_BF16))
+        !(d & CPUID_AMX_TILE) || !(d & CPUID_AMX_BF16) || !(d & CPUID_AMX_INT8))
         return false;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) ==
            0;

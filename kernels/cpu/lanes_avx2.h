@@ -305,6 +305,17 @@ static inline v16 v16_dot(v16 a, v16 b, v16 acc)
     return v16_fma(v16_low(a), v16_low(b), acc);
 }
 
+/* 16 whole numbers within int8_t as bytes. */
+static inline void v16_store_i8(int8_t *to, v16 x)
+{
+    __m256i words =
+        _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
+    words = _mm256_permute4x64_epi64(words, 0xd8);
+    _mm_storeu_si128((__m128i *)(void *)to,
+                     _mm_packs_epi16(_mm256_castsi256_si128(words),
+                                     _mm256_extracti128_si256(words, 1)));
+}
+
 /* 16 signed bytes as floats. */
 static inline v16 v16_load_i8(const int8_t *x)
 {

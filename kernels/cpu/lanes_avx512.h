@@ -285,6 +285,13 @@ static inline v16 v16_dot(v16 a, v16 b, v16 acc)
 }
 #endif
 
+/* 16 whole numbers within int8_t as bytes. */
+static inline void v16_store_i8(int8_t *to, v16 x)
+{
+    _mm_storeu_si128((__m128i *)(void *)to,
+                     _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+
 /* 16 signed bytes as floats. */
 static inline v16 v16_load_i8(const int8_t *x)
 {

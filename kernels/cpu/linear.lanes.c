@@ -1,5 +1,6 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/panel.h"
+#include "kernels/cpu/quads.h"
 #include "kernels/cpu/tile.h"
 
 static struct product_shape plain_shape(uint32_t n_row, uint32_t n_step)
@@ -60,6 +61,11 @@ const struct product_kernels
                                     0, plain_shape},
                     [LINEAR_BF16] = {LANES_NAME(panel_fp32_bf16), FLOATS},
                     [LINEAR_W8] = {LANES_NAME(panel_fp32_w8), FLOATS},
+                    [LINEAR_W8A8] = {LANES_NAME(quads_work),
+                                     LANES_NAME(quads_take),
+                                     LANES_NAME(quads_swiglu), 1,
+                                     LANES_NAME(quads_shape), 0, TASK_BYTES,
+                                     sizeof(struct quads_scale)},
                 },
             [ARITHMETIC_PAIR] =
                 {

@@ -27,7 +27,9 @@
 #include "kernels/cpu/amx.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/linear_amx_w8.h"
+#include "kernels/cpu/linear_amx_w8a8.h"
 #include "kernels/cpu/product.h"
+#include "kernels/cpu/quads.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define PANEL 16u
@@ -552,7 +554,13 @@ const struct product_kernels product_kernels_amx = {
                                                  shape_bf16, TASKS_A_THREAD},
                                 [LINEAR_W8] = {tile_w8, take_bf16,
                                                swiglu_halves_avx512_bf16, 2,
-                                               shape_w8, TASKS_A_THREAD}}},
+                                               shape_w8, TASKS_A_THREAD}},
+           [ARITHMETIC_FP32] = {[LINEAR_W8A8] = {work_w8a8_amx,
+                                                 quads_take_avx512,
+                                                 quads_swiglu_avx512, 1,
+                                                 shape_w8a8_amx, TASKS_A_THREAD,
+                                                 0,
+                                                 sizeof(struct quads_scale)}}},
     .base = &product_kernels_avx512_bf16,
 };
 
@@ -564,8 +572,9 @@ const struct product_kernels product_kernels_amx = {
 static const struct product_kernels *kernels_for(enum linear_type type,
                                                  uint32_t n_row)
 {
-    const uint32_t n_vector =
-        type == LINEAR_W8 ? VECTOR_ROWS_W8 : VECTOR_ROWS_BF16;
+    const uint32_t n_vector = type == LINEAR_W8A8 ? 0 /* it chooses itself */
+                              : type == LINEAR_W8 ? VECTOR_ROWS_W8
+                                                  : VECTOR_ROWS_BF16;
 
     return n_row <= n_vector ? product_kernels_amx.base : &product_kernels_amx;
 }

@@ -589,7 +589,7 @@ const struct product_kernels product_kernels_avx512_bf16 = {
                                 [LINEAR_W8] = {pair_w8, take_bf16,
                                                swiglu_halves_avx512_bf16, 2,
                                                shape}}},
-    .base = &product_kernels_avx512,
+    .base = &product_kernels_avx512_vnni,
 };
 
 void linear_avx512_bf16(struct pool *pool, const struct linear_args *args)

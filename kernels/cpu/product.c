@@ -35,8 +35,9 @@ struct pass {
     const struct linear *shape; /* any of the weights */
     struct product_form form;
     uint32_t first, end;
-    bool is_own; /* every thread makes its own rows */
-    void *made;  /* rows in the kernel's form; NULL: x as it is */
+    bool is_own;   /* every thread makes its own rows */
+    bool is_first; /* the calling thread makes them before there are others */
+    void *made;    /* rows in the kernel's form; NULL: x as it is */
     uint32_t n_task, n_panel;
     uint32_t n_run; /* of consecutive tasks, one for each thread; or n_task */
     uint64_t cost;  /* of all units */
@@ -67,6 +68,10 @@ struct product_form product_form_of(const struct product_kernel *kernel,
     if (!form.take)
         form = (struct product_form){copy_floats, sizeof(float), 0};
     form.row_bytes = linear_n_step(w) * form.element_bytes;
+    if (kernel->group_bytes) {
+        form.row_bytes += linear_n_step(w) / LINEAR_GROUP * kernel->group_bytes;
+        form.row_bytes = (form.row_bytes + 63) / 64 * 64;
+    }
     if (form.row_bytes % 64 == 0)
         form.row_bytes |= 64;
     return form;
@@ -261,7 +266,7 @@ static void run_pass(struct pool *pool, struct pass *pass)
 {
     pass->cost = cost_of(pass);
     if (pass->made && !pass->product->made)
-        pool_run(pool, pass->n_task, make_rows, pass);
+        pool_run(pass->is_first ? NULL : pool, pass->n_task, make_rows, pass);
     pool_run(pool, pass->n_task, run_task, pass);
 }
 
@@ -325,6 +330,8 @@ static uint32_t choose_room(struct pass *pass, struct pool *pool)
     pass->is_own =
         (uint64_t)p->n_row * linear_n_step(pass->shape) <= OWN_ELEMENTS &&
         p->n_row * bytes <= OWN_BYTES;
+    pass->is_first = pass->is_own && pass->kernel->task_bytes;
+    pass->is_own = pass->is_own && !pass->is_first;
     if (pass->is_own)
         return p->n_row;
     pass->made = pool_shared(pool);
@@ -382,7 +389,7 @@ void product_run(struct pool *pool, const struct product *p,
     }
     pass.n_task = pool_n_thread(pool);
     n_fit = choose_room(&pass, pool);
-    if (!pass.is_own)
+    if (!pass.is_own && !pass.is_first)
         pass.n_task = product_n_task(pool, pass.kernel, pass.shape, p->n_row);
     pass.n_run = pass.n_task;
     if (pass.kernel->task_bytes)

@@ -53,6 +53,7 @@ typedef void product_work(const struct product_tile *tile);
 /* silu(gate) * up of some rows, and zeros behind n_col. */
 struct product_swiglu {
     void *to;        /* [n_row] rows of n_step elements */
+    void *to_group;  /* what lies behind rows, of the first group of these */
     size_t to_bytes; /* from row to row */
     const float *gate, *up;
     size_t stride;
@@ -67,7 +68,8 @@ struct product_shape {
 
 struct product_kernel {
     product_work *work;
-    /* Make one row of n_step elements of the n floats x: zeros at the end.
+    /* Make one row of n_step elements of the n floats x: zeros at the end, and
+     * behind them what groups have.
      * NULL: the kernel reads floats as they are, n_in of them. */
     void (*take)(void *to, const float *x, uint32_t n, uint32_t n_step);
     product_gate *swiglu;   /* the same of silu(gate) * up; never NULL */
@@ -79,9 +81,13 @@ struct product_kernel {
      * lost a seventh by it. Those of one may go by rows. */
     uint32_t tasks_a_thread;
     /* Weights of a task, about, where tasks of one thread are a run; 0: the run
-     * is one task. Of kernels without take() alone, as each task would make all
-     * rows again. It levels threads that memory serves unlike. */
+     * is one task. It levels threads that memory serves unlike. Few rows are
+     * then made before the threads start, as each task would make them again.
+     */
     uint32_t task_bytes;
+    /* Behind a row, of each LINEAR_GROUP elements; not 0: swiglu makes whole
+     * groups. */
+    uint32_t group_bytes;
 };
 
 struct product_kernels {
@@ -173,6 +179,10 @@ void product_ffn(struct pool *pool, const struct ffn_args *args, bool is_add,
 void take_bf16(void *to, const float *x, uint32_t n, uint32_t n_step);
 product_gate swiglu_halves_avx512_bf16;
 
+/* W8A8 with AVX512-VNNI, which tiles leave very few rows to. */
+product_work work_w8a8_vnni;
+
 extern const struct product_kernels product_kernels_avx2,
-    product_kernels_avx512, product_kernels_avx512_bf16, product_kernels_amx;
+    product_kernels_avx512, product_kernels_avx512_vnni,
+    product_kernels_avx512_bf16, product_kernels_amx;
 #endif

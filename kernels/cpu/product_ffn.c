@@ -29,8 +29,8 @@
 
 struct ffn {
     const struct ffn_args *args;
-    const struct product_kernel *in; /* of gate and up */
-    product_gate *swiglu;            /* into rows for down */
+    const struct product_kernel *in;  /* of gate and up */
+    const struct product_kernel *out; /* of down, for which swiglu makes rows */
     struct product_form x_form, act_form;
     uint32_t first, n_row; /* the block */
     bool is_own;           /* every thread makes rows of x for itself */
@@ -102,10 +102,12 @@ static void put(const struct ffn *f, const struct unit *u)
 {
     const struct linear *down = f->args->down;
     const bool is_last = u->column + u->n_col == down->n_in;
+    unsigned char *to = f->act + u->row * f->act_form.row_bytes;
 
-    f->swiglu(&(struct product_swiglu){
-        .to = f->act + u->row * f->act_form.row_bytes +
-              (size_t)u->column * f->act_form.element_bytes,
+    f->out->swiglu(&(struct product_swiglu){
+        .to = to + (size_t)u->column * f->act_form.element_bytes,
+        .to_group = to + linear_n_step(down) * f->act_form.element_bytes +
+                    u->column / LINEAR_GROUP * f->out->group_bytes,
         .to_bytes = f->act_form.row_bytes,
         .gate = u->gate,
         .up = u->up,
@@ -168,18 +170,21 @@ static void choose_units(struct ffn *f)
 {
     const struct linear *gate = f->args->gate;
     const uint32_t n_panel = (gate->n_out + LINEAR_PANEL - 1) / LINEAR_PANEL;
+    const uint32_t least =
+        f->out->group_bytes ? LINEAR_GROUP / LINEAR_PANEL : 1;
     const struct product_shape shape =
         f->in->shape(f->n_row, (uint32_t)linear_n_step(gate));
 
     f->n_block = (f->n_row + shape.n_row - 1) / shape.n_row;
     f->panels_a_unit = UNIT_PANELS;
-    while (f->panels_a_unit > shape.n_panel &&
+    while (f->panels_a_unit > shape.n_panel && f->panels_a_unit > least &&
            (f->n_row > UNIT_ROWS || is_uneven(f, n_panel)))
         f->panels_a_unit /= 2;
-    while (f->panels_a_unit > 1 &&
+    while (f->panels_a_unit > least &&
            n_panel / f->panels_a_unit * f->n_block < 2 * f->n_task)
         f->panels_a_unit /= 2;
-    while (f->panels_a_unit > shape.n_panel && f->in->task_bytes &&
+    while (f->panels_a_unit > shape.n_panel && f->panels_a_unit > least &&
+           f->in->task_bytes &&
            2 * f->panels_a_unit * linear_panel_bytes(gate) >
                UNIT_TASKS * (size_t)f->in->task_bytes)
         f->panels_a_unit /= 2;
@@ -193,18 +198,22 @@ static void run_block(struct ffn *f, struct pool *pool)
     const struct linear *gate = f->args->gate;
     const size_t n_element = f->n_row * linear_n_step(gate);
     unsigned char *shared = pool_shared(pool);
+    bool is_first; /* as in product.c */
 
     f->act = shared;
     f->is_own = f->in->take && n_element <= OWN_ELEMENTS &&
                 f->n_row * f->x_form.row_bytes <= OWN_BYTES;
+    is_first = f->is_own && f->in->task_bytes;
+    f->is_own = f->is_own && !is_first;
     f->x = f->in->take && !f->is_own
                ? shared + (f->n_row * f->act_form.row_bytes + 63) / 64 * 64
                : NULL;
-    f->n_task = f->is_own ? pool_n_thread(pool)
-                          : product_n_task(pool, f->in, gate, f->n_row);
+    f->n_task = f->is_own || is_first
+                    ? pool_n_thread(pool)
+                    : product_n_task(pool, f->in, gate, f->n_row);
     choose_units(f);
     if (f->x)
-        pool_run(pool, f->n_task, make_rows, f);
+        pool_run(is_first ? NULL : pool, f->n_task, make_rows, f);
     f->n_run = f->n_task;
     f->n_task = product_in_runs(f->in, f->n_run, 2 * linear_bytes(gate));
     pool_run(pool, f->n_task, run_units, f);
@@ -285,10 +294,9 @@ void product_ffn(struct pool *pool, const struct ffn_args *args, bool is_add,
     assert(args->up->n_out == args->gate->n_out &&
            args->up->type == args->gate->type &&
            args->down->n_in == args->gate->n_out);
-    f.swiglu = product_kernel_of(kernels, args->down)->swiglu;
+    f.out = product_kernel_of(kernels, args->down);
     f.x_form = product_form_of(f.in, args->gate);
-    f.act_form =
-        product_form_of(product_kernel_of(kernels, args->down), args->down);
+    f.act_form = product_form_of(f.out, args->down);
     pool = product_pool(pool, args->gate, args->n_row);
     if (is_by_rows(&f, pool)) {
         struct by_rows by = {&f, kernels,

@@ -32,6 +32,19 @@ const struct backend LANES_NAME(backend) = {
 };
 
 #if defined(LANES_AVX512)
+const struct backend backend_avx512_vnni = {
+    .name = "avx512-vnni",
+    .is_supported = cpu_has_avx512_vnni,
+    .linear = linear_avx512_vnni,
+    .linear_add = linear_add_avx512_vnni,
+    .expert = expert_avx512_vnni,
+    .ffn = ffn_avx512_vnni,
+    .ffn_add = ffn_add_avx512_vnni,
+    .attend = LANES_NAME(attend),
+    .delta = LANES_NAME(delta),
+    OPERATORS,
+};
+
 const struct backend backend_avx512_bf16 = {
     .name = "avx512-bf16",
     .is_supported = cpu_has_avx512_bf16,

@@ -111,14 +111,47 @@ static float dot(const float *x, const struct linear *w, size_t o)
     return acc;
 }
 
+/* The outputs of one panel of W8A8. */
+static void dot_quads(const float *x, const struct linear *w, size_t panel,
+                      float acc[LINEAR_PANEL])
+{
+    const void *at =
+        (const unsigned char *)w->panel + panel * linear_panel_bytes(w);
+    const struct linear_quads *quads = at;
+    int8_t q[LINEAR_GROUP];
+
+    for (size_t o = 0; o < LINEAR_PANEL; o++)
+        acc[o] = 0.0f;
+    for (size_t i = 0; i < w->n_in; i += LINEAR_GROUP, quads++) {
+        const size_t left = w->n_in - i;
+        const float scale = linear_quantise(
+            x + i, left < LINEAR_GROUP ? left : LINEAR_GROUP, q);
+
+        for (size_t o = 0; o < LINEAR_PANEL; o++) {
+            int32_t d = 0;
+
+            for (size_t k = 0; k < LINEAR_GROUP; k++)
+                d += q[k] * quads->q[k / 4][o][k % 4];
+            acc[o] = fmaf((float)d, scale * quads->scale[o], acc[o]);
+        }
+    }
+}
+
 static void run(const struct linear_args *a, bool is_add)
 {
+    float panel[LINEAR_PANEL];
+
     for (size_t r = 0; r < a->n_row; r++)
         for (size_t o = 0; o < a->w->n_out; o++) {
-            const float y = dot(a->x + r * a->x_stride, a->w, o);
+            const float *x = a->x + r * a->x_stride;
+            const size_t lane = o % LINEAR_PANEL;
             float *out = &a->y[r * a->y_stride + o];
 
-            *out = is_add ? *out + y : y;
+            if (a->w->type != LINEAR_W8A8)
+                panel[lane] = dot(x, a->w, o);
+            else if (lane == 0)
+                dot_quads(x, a->w, o / LINEAR_PANEL, panel);
+            *out = is_add ? *out + panel[lane] : panel[lane];
         }
 }
 

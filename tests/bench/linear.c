@@ -33,11 +33,13 @@ static const struct {
 };
 #define N_SHAPE PRODUCT_COUNT(SHAPE)
 
+static const char *const NAME[N_LINEAR_TYPE] = {"f32", "bf16", "w8", "w8a8"};
+
 struct bench {
     const struct backend *backend;
     enum arithmetic arithmetic;
     struct pool *pool;
-    double flops, read[N_SHAPE]; /* bounds, a second */
+    double flops[N_LINEAR_TYPE], read[N_SHAPE]; /* bounds, a second */
     struct linear copy[N_COPY_MAX];
     uint32_t n_copy;
     float *x, *y;
@@ -95,7 +97,7 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static void print_rate(struct bench *b, size_t shape, const char *type,
+static void print_rate(struct bench *b, size_t shape, enum linear_type type,
                        uint32_t n_row)
 {
     const double n_fma = (double)SHAPE[shape].n_in * SHAPE[shape].n_out * n_row;
@@ -110,9 +112,10 @@ static void print_rate(struct bench *b, size_t shape, const char *type,
     read = 1e6 * (double)linear_bytes(&b->copy[0]) / us[N_RUN / 2];
     printf("%s\t%s\t%u\t%u -> %u\t%s\t%u\t%.1f\t%.0f\t%.0f\t%.1f\t%.0f\n",
            b->backend->name, arithmetic_id(b->arithmetic),
-           pool_n_thread(b->pool), SHAPE[shape].n_in, SHAPE[shape].n_out, type,
-           n_row, us[N_RUN / 2], flops / 1e9, 100 * flops / b->flops,
-           read / 1e9, 100 * read / b->read[shape]);
+           pool_n_thread(b->pool), SHAPE[shape].n_in, SHAPE[shape].n_out,
+           NAME[type], n_row, us[N_RUN / 2], flops / 1e9,
+           100 * flops / b->flops[type], read / 1e9,
+           100 * read / b->read[shape]);
     fflush(stdout);
 }
 
@@ -120,9 +123,15 @@ static enum status measure_bounds(struct bench *b)
 {
     enum status st = STATUS_OK;
 
-    b->flops =
-        peak_flops(b->pool, peak_kind_of(b->backend->name, b->arithmetic));
-    printf("# peak %.0f GFLOP/s", b->flops / 1e9);
+    printf("# peak GFLOP/s");
+    for (enum linear_type t = 0; t < N_LINEAR_TYPE; t++) {
+        const enum peak_kind kind =
+            peak_kind_of(b->backend->name, b->arithmetic, t);
+
+        b->flops[t] =
+            t && t != LINEAR_W8A8 ? b->flops[0] : peak_flops(b->pool, kind);
+        printf(", %s %.0f", NAME[t], b->flops[t] / 1e9);
+    }
     for (size_t s = 0; s < N_SHAPE && !st; s++) {
         st = peak_read_bytes(b->pool, SHAPE[s].model_bytes, &b->read[s]);
         printf(", %zu MB read at %.1f GB/s", SHAPE[s].model_bytes >> 20,
@@ -135,14 +144,13 @@ static enum status measure_bounds(struct bench *b)
 
 static enum status measure(struct bench *b, const uint32_t *rows, int n)
 {
-    static const char *const NAME[N_LINEAR_TYPE] = {"f32", "bf16", "w8"};
     enum status st = measure_bounds(b);
 
     for (size_t s = 0; s < N_SHAPE; s++)
-        for (int type = LINEAR_BF16; type <= LINEAR_W8 && !st; type++) {
+        for (int type = LINEAR_BF16; type <= LINEAR_W8A8 && !st; type++) {
             st = make_copies(b, s, (enum linear_type)type);
             for (int i = 0; i < n && !st; i++)
-                print_rate(b, s, NAME[type], rows[i]);
+                print_rate(b, s, (enum linear_type)type, rows[i]);
             for (uint32_t i = 0; i < b->n_copy; i++)
                 linear_release(&b->copy[i]);
         }

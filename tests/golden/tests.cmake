@@ -28,7 +28,7 @@ if(TARGET godwitd)
     --numerics fp32)
   # What rounding costs, within the tolerances of node/golden.h.
   foreach(numerics IN ITEMS fp32 bf16-pair bf16-tile)
-    foreach(format IN ITEMS bf16 w8)
+    foreach(format IN ITEMS bf16 w8 w8a8)
       set(name godwit-tiny.${numerics}.${format})
       list(APPEND rounded ${name})
       add_test(NAME golden.${name} COMMAND godwitd check --model ${tiny_dir}

@@ -42,7 +42,7 @@ sys.path.insert(0, os.path.join(ROOT, "ops"))
 import needle  # pylint: disable=wrong-import-position
 
 MODEL = os.path.join(ROOT, "assets/models/godwit-tiny")
-CPUS = ("amx", "avx512-bf16", "avx512", "avx2", "ref")
+CPUS = ("amx", "avx512-bf16", "avx512-vnni", "avx512", "avx2", "ref")
 START_S, CALL_S = 60, 120
 NEEDLE_TOKENS = 1500
 REPLY = 96  # tokens; a session of fewer than 64 is not stored

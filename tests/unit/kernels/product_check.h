@@ -191,15 +191,16 @@ out:
 
 #define PRODUCT_COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
-/* In every arithmetic; how many failed. */
+/* In every arithmetic, which are one for W8A8; how many failed. */
 static inline size_t product_check_case(const struct backend *backend,
                                         const struct backend *ref,
                                         struct pool *const *pool, size_t n_pool,
                                         struct product_case c)
 {
+    const int n = c.type == LINEAR_W8A8 ? 1 : N_CPU_ARITHMETIC;
     size_t n_bad = 0;
 
-    for (int a = 0; a < N_CPU_ARITHMETIC; a++) {
+    for (int a = 0; a < n; a++) {
         c.arithmetic = (enum arithmetic)a;
         n_bad += !product_check(backend, ref, pool, n_pool, &c);
     }
@@ -217,7 +218,7 @@ static inline size_t product_check_wide(const struct backend *backend,
 
     for (size_t k = 0; k < PRODUCT_COUNT(IN); k++)
         for (size_t i = 0; i < PRODUCT_COUNT(ROW); i++)
-            for (int type = LINEAR_BF16; type <= LINEAR_W8; type++, turn++)
+            for (int type = LINEAR_BF16; type <= LINEAR_W8A8; type++, turn++)
                 n_bad += product_check_case(
                     backend, ref, pool, n_pool,
                     (struct product_case){
@@ -239,7 +240,7 @@ static inline size_t product_check_all(const struct backend *backend,
 
     for (size_t i = 0; i < PRODUCT_COUNT(PRODUCT_ROW); i++)
         for (size_t k = 0; k < PRODUCT_COUNT(PRODUCT_IN); k++, turn++) {
-            const struct product_case c = {
+            struct product_case c = {
                 .n_in = PRODUCT_IN[k],
                 .n_out = PRODUCT_OUT[turn % PRODUCT_COUNT(PRODUCT_OUT)],
                 .n_row = PRODUCT_ROW[i],
@@ -250,14 +251,16 @@ static inline size_t product_check_all(const struct backend *backend,
             if ((i + k) % 7) /* not all pairs; every dimension is there */
                 continue;
             n_bad += product_check_case(backend, ref, pool, n_pool, c);
+            c.type = LINEAR_W8A8;
+            n_bad += product_check_case(backend, ref, pool, n_pool, c);
         }
-    for (size_t i = 0; i < 2 * PRODUCT_COUNT(PRODUCT_LARGE); i++)
+    for (size_t i = 0; i < 3 * PRODUCT_COUNT(PRODUCT_LARGE); i++)
         n_bad += product_check_case(
             backend, ref, pool, n_pool,
-            (struct product_case){.n_in = PRODUCT_LARGE[i / 2].n_in,
-                                  .n_out = PRODUCT_LARGE[i / 2].n_out,
-                                  .n_row = PRODUCT_LARGE[i / 2].n_row,
-                                  .type = i % 2 ? LINEAR_BF16 : LINEAR_W8});
+            (struct product_case){.n_in = PRODUCT_LARGE[i / 3].n_in,
+                                  .n_out = PRODUCT_LARGE[i / 3].n_out,
+                                  .n_row = PRODUCT_LARGE[i / 3].n_row,
+                                  .type = LINEAR_BF16 + i % 3});
     return n_bad;
 }
 #endif

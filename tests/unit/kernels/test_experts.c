@@ -227,7 +227,7 @@ struct product {
     float *x; /* [n_row, n_in + 1] */
 };
 
-/* What weights may be: F32 has one arithmetic, the others have all. */
+/* What weights may be: F32 and W8A8 have one arithmetic, the others all. */
 static const struct format {
     enum linear_type type;
     enum arithmetic arithmetic;
@@ -235,7 +235,7 @@ static const struct format {
     {LINEAR_F32, ARITHMETIC_FP32},  {LINEAR_BF16, ARITHMETIC_FP32},
     {LINEAR_BF16, ARITHMETIC_PAIR}, {LINEAR_BF16, ARITHMETIC_TILE},
     {LINEAR_W8, ARITHMETIC_FP32},   {LINEAR_W8, ARITHMETIC_PAIR},
-    {LINEAR_W8, ARITHMETIC_TILE},
+    {LINEAR_W8, ARITHMETIC_TILE},   {LINEAR_W8A8, ARITHMETIC_FP32},
 };
 
 static void make_weights(struct product *p, struct format format)
@@ -332,8 +332,8 @@ static void compare_products(const struct product *p, bool is_gathered,
     drop(want);
 }
 
-static const uint32_t SHAPES[][2] = {{1, 1},   {17, 33}, {64, 16},
-                                     {65, 80}, {96, 17}, {128, 192}};
+static const uint32_t SHAPES[][2] = {{1, 1},   {17, 33},   {64, 16}, {65, 80},
+                                     {96, 17}, {128, 192}, {300, 40}};
 
 Test(experts, every_backend_and_thread_count_multiplies_as_linear_does)
 {

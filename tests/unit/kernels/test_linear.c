@@ -11,11 +11,16 @@ static const uint32_t DIMS[] = {1, 2, 3, 15, 16, 17, 63, 65, 96, 192};
 static const uint32_t ROWS[] = {1,  2,  3,  4,  5,  6,  7,
                                 11, 12, 13, 25, 63, 65, 130};
 
+static bool has_orders(enum linear_type type)
+{
+    return type != LINEAR_F32 && type != LINEAR_W8A8;
+}
+
 /* Every type of weights in every arithmetic. */
 #define EACH_KIND(type, order)                                                 \
     for (enum linear_type type = 0; type < N_LINEAR_TYPE; type++)              \
         for (enum arithmetic order = 0;                                        \
-             order < (type == LINEAR_F32 ? 1 : N_CPU_ARITHMETIC); order++)
+             order < (has_orders(type) ? N_CPU_ARITHMETIC : 1); order++)
 
 static uint16_t to_bf16(float x)
 {
@@ -68,8 +73,10 @@ static double bound_of(uint32_t n_in, const struct linear *w)
 
     if (w->arithmetic != ARITHMETIC_FP32)
         bound += n_in / 256.0; /* half a bf16 ulp of 1, a pair */
-    if (w->type == LINEAR_W8)
+    if (w->type == LINEAR_W8 || w->type == LINEAR_W8A8)
         bound += n_in / 254.0; /* half a step of 1 / 127 */
+    if (w->type == LINEAR_W8A8)
+        bound += n_in / 254.0;
     return bound;
 }
 
@@ -282,6 +289,9 @@ Test(linear, each_order_is_the_one_that_linear_h_states)
     {
         float scale = type == LINEAR_W8 ? 0x1p-9f : 1.0f;
 
+        if (type == LINEAR_W8A8)
+            continue; /* below */
+
         for (size_t k = 0; k < N_HAND; k++)
             weight[k] = q[k] * scale;
         must(linear_init(N_HAND, 1, type, order, &w));
@@ -306,6 +316,109 @@ Test(linear, each_order_is_the_one_that_linear_h_states)
                           want[0] != want[2],
                       "the inputs do not tell the orders apart");
     }
+}
+
+/* A group of W8A8 onto acc, by hand: the scales that linear.h states, and whole
+ * numbers summed as such. */
+static float by_hand_group(const float *x, const float *w, size_t n, float acc)
+{
+    float top[2] = {0.0f, 0.0f}, scale[2], inverse[2], both;
+    int d = 0;
+
+    for (size_t k = 0; k < n; k++) {
+        if (!isfinite(x[k]) || !isfinite(w[k]))
+            return NAN;
+        top[0] = fmaxf(top[0], fabsf(x[k]));
+        top[1] = fmaxf(top[1], fabsf(w[k]));
+    }
+    for (int i = 0; i < 2; i++) {
+        scale[i] = top[i] / 127.0f >= 0x1p-126f ? top[i] / 127.0f : 0.0f;
+        inverse[i] = scale[i] > 0.0f ? 1.0f / scale[i] : 0.0f;
+    }
+    for (size_t k = 0; k < n; k++)
+        d += (int)rintf(x[k] * inverse[0]) * (int)rintf(w[k] * inverse[1]);
+    both = scale[0] * scale[1] < 0x1p-126f ? 0.0f : scale[0] * scale[1];
+    return fmaf((float)d, both, acc);
+}
+
+/* What 300 inputs look like. */
+static float look_of(int look, size_t k)
+{
+    switch (look) {
+    case 0: /* all at the end of the range: the largest sums that there are */
+        return k % 3 ? 3.0f : -3.0f;
+    case 1:
+        return -5.0f;
+    case 2:
+        return k < 128 ? 0.0f : noise(5, k);
+    case 3: /* scales that are not normal, or barely */
+        return ldexpf(noise(6, k), k < 128 ? -121 : -118);
+    case 4:
+        return k == 200 ? INFINITY : noise(7, k);
+    case 5:
+        return k == 299 ? NAN : noise(8, k);
+    case 6: /* one beside which most are nothing */
+        return k % 128 == 77 ? 1e6f : noise(9, k) * 1e4f;
+    default:
+        return noise((uint64_t)look, k);
+    }
+}
+
+Test(linear, w8a8_is_what_linear_h_states)
+{
+    enum { N = 300, N_LOOK = 9 };
+    float x[N_LOOK][N], weight[N_LOOK][N], y[N_LOOK * N_LOOK];
+    struct linear w;
+
+    for (size_t k = 0; k < N_LOOK * N; k++) {
+        x[k / N][k % N] = look_of((int)(k / N), k % N);
+        weight[k / N][k % N] = look_of((int)(k / N), k % N ^ 1);
+    }
+    must(linear_init(N, N_LOOK, LINEAR_W8A8, ARITHMETIC_TILE, &w));
+    cr_assert(eq(int, (int)w.arithmetic, ARITHMETIC_FP32));
+    linear_pack_f32(&w, 0, N_LOOK, weight);
+    EACH_BACKEND(backend)
+    {
+        backend->linear(
+            NULL, &(struct linear_args){y, N_LOOK, x[0], N, N_LOOK, &w, NULL});
+        for (size_t i = 0; i < COUNT(y); i++) {
+            const float *row = x[i / N_LOOK], *of = weight[i % N_LOOK];
+            float want = 0.0f;
+
+            for (size_t k = 0; k < N; k += 128)
+                want = by_hand_group(row + k, of + k, N - k < 128 ? N - k : 128,
+                                     want);
+            cr_assert(isnan(want) ? isnan(y[i]) : want == y[i],
+                      "%s: %zu is %a, not %a", backend->name, i, (double)y[i],
+                      (double)want);
+        }
+    }
+    linear_release(&w);
+}
+
+Test(linear, w8a8_has_the_weights_of_w8)
+{
+    enum { N = 290, N_OUT = 21 };
+    float *plain = room(N * N_OUT);
+    struct linear w, quads;
+
+    make(&w, N, N_OUT, LINEAR_W8, ARITHMETIC_FP32, plain);
+    make(&quads, N, N_OUT, LINEAR_W8A8, ARITHMETIC_FP32, plain);
+    cr_assert(eq(sz, linear_bytes(&w), linear_bytes(&quads)));
+    for (size_t o = 0; o < N_OUT; o++)
+        for (size_t k = 0; k < N; k++) {
+            const size_t at = o / 16 * 3 + k / 128;
+            const struct linear_group *a = (struct linear_group *)w.panel + at;
+            const struct linear_quads *b =
+                (struct linear_quads *)quads.panel + at;
+
+            cr_assert(eq(flt, a->scale[o % 16], b->scale[o % 16]));
+            cr_assert(eq(int, a->q[k % 128][o % 16],
+                         b->q[k % 128 / 4][o % 16][k % 4]));
+        }
+    linear_release(&w);
+    linear_release(&quads);
+    drop(plain);
 }
 
 /* Each with 127 beside it, which makes the scale 1. */
@@ -422,6 +535,9 @@ Test(linear, bytes_are_whole_panels)
     cr_assert(eq(sz, linear_bytes(&w), 2 * 32 * 16 * 2));
     linear_release(&w);
     must(linear_init(129, 17, LINEAR_W8, ARITHMETIC_FP32, &w));
+    cr_assert(eq(sz, linear_bytes(&w), 2 * 2 * (128 * 16 + 64)));
+    linear_release(&w);
+    must(linear_init(129, 17, LINEAR_W8A8, ARITHMETIC_FP32, &w));
     cr_assert(eq(sz, linear_bytes(&w), 2 * 2 * (128 * 16 + 64)));
     linear_release(&w);
     must(linear_init(3, 17, LINEAR_F32, ARITHMETIC_FP32, &w));

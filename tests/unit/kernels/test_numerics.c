@@ -138,8 +138,10 @@ static uint64_t digest_delta(const struct backend *b, enum arithmetic order,
     return hash;
 }
 
-/* Products of one arithmetic, in all types, of inputs of all sizes. */
-static uint64_t digest_products(const struct backend *b, enum arithmetic order)
+/* Products of one arithmetic, in types [first, last], of inputs of all sizes.
+ */
+static uint64_t digest_products(const struct backend *b, enum arithmetic order,
+                                enum linear_type first, enum linear_type last)
 {
     enum { N_IN = 301, N_OUT = 33, N_ROW = 7 };
     float *x = filled(N_ROW * N_IN, 8), *y = room(N_ROW * N_OUT);
@@ -150,10 +152,10 @@ static uint64_t digest_products(const struct backend *b, enum arithmetic order)
         x[i] = ldexpf(x[i], -(int)(i % 140));
     for (size_t i = 0; i < N_IN; i++)
         weight[i] = ldexpf(weight[i], -(int)(i % 31));
-    for (int type = 0; type < N_LINEAR_TYPE; type++) {
+    for (enum linear_type type = first; type <= last; type++) {
         struct linear w;
 
-        must(linear_init(N_IN, N_OUT, (enum linear_type)type, order, &w));
+        must(linear_init(N_IN, N_OUT, type, order, &w));
         linear_pack_f32(&w, 0, N_OUT, weight);
         struct linear_args args = {y, N_OUT, x, N_IN, N_ROW, &w, NULL};
         b->linear(NULL, &args);
@@ -212,6 +214,8 @@ Test(numerics, the_bits_are_those_that_the_ids_were_given_for)
                              UINT64_C(0xf10c060b5a52dd8d)},
     };
 
+    const uint64_t W8A8 = UINT64_C(0x17843ab6f1d7e380);
+
     EACH_BACKEND(backend)
     {
         uint64_t hash = digest_scalars(0xcbf29ce484222325u);
@@ -225,9 +229,14 @@ Test(numerics, the_bits_are_those_that_the_ids_were_given_for)
                   "%s: digest is %lx", backend->name, hash);
         for (int i = 0; i < N_CPU_ARITHMETIC; i++) {
             cr_assert_str_eq(arithmetic_id((enum arithmetic)i), PIN[i].id);
-            hash = digest_products(backend, (enum arithmetic)i);
+            hash = digest_products(backend, (enum arithmetic)i, LINEAR_F32,
+                                   LINEAR_W8);
             cr_expect(eq(u64, hash, PIN[i].products), "%s %s: digest is %lx",
                       backend->name, PIN[i].id, hash);
+            hash = digest_products(backend, (enum arithmetic)i, LINEAR_W8A8,
+                                   LINEAR_W8A8);
+            cr_expect(eq(u64, hash, W8A8), "%s w8a8-128: digest is %lx",
+                      backend->name, hash);
             hash = digest_attend(backend, 0xcbf29ce484222325u,
                                  (enum arithmetic)i, 20);
             cr_expect(eq(u64, hash, PIN[i].attend), "%s %s: attend's is %lx",

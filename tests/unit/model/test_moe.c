@@ -423,7 +423,8 @@ Test(moe, no_format_and_no_arithmetic_touches_the_router)
         enum arithmetic arithmetic;
     } OTHER[] = {{WEIGHT_BF16, ARITHMETIC_PAIR},
                  {WEIGHT_W8, ARITHMETIC_FP32},
-                 {WEIGHT_W8, ARITHMETIC_TILE}};
+                 {WEIGHT_W8, ARITHMETIC_TILE},
+                 {WEIGHT_W8A8, ARITHMETIC_FP32}};
     enum { N = 5, HIDDEN = 64, N_LOGIT = 8 + 1, STRIDE = 16 };
     const struct backend *backend;
     struct config config;
@@ -516,7 +517,7 @@ Test(moe, rows_are_the_same_in_any_batch_arithmetic_format_and_thread_count)
     for (uint32_t i = 0; i < N_EXACT * HIDDEN_NEXT; i++)
         x[i] = sinf((float)(i * i % 4099));
     work = aligned_alloc(64, N_EXACT * moe_row_floats(&config) * 4);
-    for (int format = 0; format <= WEIGHT_W8; format++) /* f8 has only ref */
+    for (int format = 0; format <= WEIGHT_W8A8; format++) /* f8 has only ref */
         for (int order = 0; order < N_CPU_ARITHMETIC; order++) {
             struct moe *moe = bind(&config, (enum weight_format)format,
                                    (enum arithmetic)order);

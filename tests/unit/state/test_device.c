@@ -533,6 +533,10 @@ Test(device, fast_products_are_chosen_by_name_and_have_an_id_of_their_own)
         cr_assert_eq(model_load(DIR, &options, &model),
                      STATUS_FAILED_PRECONDITION);
         cr_assert(strstr(status_reason(), name[i]));
+        options.weight_format = WEIGHT_W8A8;
+        cr_assert_eq(model_load(DIR, &options, &model),
+                     STATUS_FAILED_PRECONDITION);
+        cr_assert(strstr(status_reason(), "in w8a8, only"));
     }
     cr_assert_eq(bytes[0], bytes[1]); /* weights lie alike */
 }
