@@ -512,7 +512,7 @@ class Breaks(unittest.TestCase):
                 process = subprocess.Popen(
                     [GODWITCTL, "--endpoint", node.endpoint, "generate",
                      "--session", "lost", "--prompt", "The ship", "--max-tokens",
-                     "1500", "--temperature", "0.8", "--ignore-eos"],
+                     "600", "--temperature", "0.8", "--ignore-eos"],
                     # Unbuffered: communicate() would not see what a buffer holds.
                     bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
                 head = b""
@@ -530,7 +530,7 @@ class Breaks(unittest.TestCase):
                 self.assertTrue(hint, err)
                 node.start()
                 run = ctl(node.endpoint, "generate", "--session", "lost",
-                          "--prompt", "The ship", "--max-tokens", "1500",
+                          "--prompt", "The ship", "--max-tokens", "600",
                           "--temperature", "0.8", "--ignore-eos",
                           *hint.group(1).split())
                 self.assertEqual((run.code, run.err), (DONE, ""))

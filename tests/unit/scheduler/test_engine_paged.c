@@ -23,13 +23,18 @@ static const char *const POLICY[] = {
 #define N_TURN 3u
 #define LONGEST 1500u /* far more than the pages hold */
 
-static struct node *make(bool has_pager)
+static struct node *make_of(const char *dir, bool has_pager)
 {
-    struct node *node = node_create("assets/models/godwit-tiny");
+    struct node *node = node_create(dir);
 
     node->has_pager = has_pager;
     node_start(node);
     return node;
+}
+
+static struct node *make(bool has_pager)
+{
+    return make_of(NULL, has_pager);
 }
 
 static struct command *turn_of(struct node *node, const char *name,
@@ -381,10 +386,11 @@ Test(engine_paged, forks_stay_without_their_pages)
 }
 
 /* Where there is room for one fork and its turn, the last one leaves for the
- * next: all of them share with their parent, which they come from. */
+ * next: all of them share with their parent, which they come from. Of a model
+ * whose states are larger than a page, or there would be room for two. */
 Test(engine_paged, forks_leave_before_their_parent)
 {
-    struct node *node = make(true);
+    struct node *node = make_of("assets/models/godwit-tiny", true);
     struct session *parent;
     struct policy its;
     size_t least;
