@@ -101,13 +101,8 @@ static const struct {
 };
 
 /* Four sums from two tiles on each side, as a kernel would hold them. */
-__attribute__((target("amx-tile,amx-bf16"))) static float loop_tile(float x,
-                                                                    uint32_t n)
+__attribute__((target("amx-tile"))) static void set_tiles(const void *in)
 {
-    float in[16 * 16], out[16 * 16];
-
-    for (uint32_t i = 0; i < 16 * 16; i++)
-        in[i] = x;
     _tile_loadconfig(&TILES);
     _tile_zero(0);
     _tile_zero(1);
@@ -117,6 +112,16 @@ __attribute__((target("amx-tile,amx-bf16"))) static float loop_tile(float x,
     _tile_loadd(5, in, 64);
     _tile_loadd(6, in, 64);
     _tile_loadd(7, in, 64);
+}
+
+__attribute__((target("amx-tile,amx-bf16"))) static float loop_tile(float x,
+                                                                    uint32_t n)
+{
+    float in[16 * 16], out[16 * 16];
+
+    for (uint32_t i = 0; i < 16 * 16; i++)
+        in[i] = x;
+    set_tiles(in);
     for (uint32_t i = 0; i < n; i++) {
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
@@ -176,15 +181,7 @@ __attribute__((target("amx-tile,amx-int8"))) static float loop_tile8(float x,
 
     for (uint32_t i = 0; i < 16 * 16; i++)
         in[i] = (int32_t)(4 * x);
-    _tile_loadconfig(&TILES);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    _tile_loadd(4, in, 64);
-    _tile_loadd(5, in, 64);
-    _tile_loadd(6, in, 64);
-    _tile_loadd(7, in, 64);
+    set_tiles(in);
     for (uint32_t i = 0; i < n; i++) {
         _tile_dpbssd(0, 4, 6);
         _tile_dpbssd(1, 4, 7);
