@@ -18,14 +18,13 @@
  * as the groups of a panel do. */
 #define AHEAD_BYTES (2 * sizeof(struct linear_quads))
 
-/* A group of a panel, or of two, that meets some rows. */
+/* A group of a panel that meets some rows. */
 struct cell {
     const int8_t *x;
     size_t x_stride;
     const struct quads_scale *scale; /* of the first row */
     const unsigned char *b;          /* struct linear_quads */
-    size_t b_stride;
-    float *sum; /* [height] rows of LANES; then those of the second panel */
+    float *sum;                      /* [height] rows of LANES */
     size_t ahead;
 };
 
