@@ -4,8 +4,8 @@
 
 #include <math.h>
 
-#define ROWS 32u /* of a block: what is read of a weight, is read for so many  \
-                  */
+/* Of a block: what is read of a weight, is read for so many. */
+#define ROWS 32u
 
 /* Some rows of x and one panel of outputs, whose sums are on their way. */
 struct block {
