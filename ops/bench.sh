@@ -51,7 +51,7 @@ measure() { # NAME OPTION...
 shape() { # NAME MODEL-OPTION FILE OPTION...
     name=$1 option=$2 file=$3
     shift 3
-    for format in bf16 w8; do
+    for format in bf16 w8 w8a8; do
         printf '## %s, %s\n\n' "$name" "$format"
         measure "$name-$format" "$option" "$file" --weight-format $format "$@"
     done
