@@ -92,7 +92,7 @@ if(TARGET model)
         COMMAND /usr/bin/python3 -B ${PROJECT_SOURCE_DIR}/tests/gpu/node.py
         --device apart ${CMAKE_BINARY_DIR} ${part})
       set_tests_properties(gpu.node.${part} PROPERTIES LABELS e2e TIMEOUT 1200
-        RUN_SERIAL TRUE ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
+        ENVIRONMENT "${SANITIZER_ENVIRONMENT};GODWIT_THREADS=1")
     endforeach()
   endif()
   # What run.sh promises of limits, exits and its table, with programs that only
