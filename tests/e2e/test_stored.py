@@ -348,8 +348,8 @@ class Limits(unittest.TestCase):
     def test_the_store_keeps_to_its_limit_and_tenants_to_theirs(self):
         with workspace() as directory:
             node = Node(os.path.join(directory, "data"),
-                        ["--store-limit", "24", "--tenant-sessions", "40",
-                         "--tenant-tokens", "20000", "--prefix-store", "0"])
+                        ["--store-limit", "14", "--tenant-sessions", "40",
+                         "--tenant-tokens", "12000", "--prefix-store", "0"])
             alone = Node(os.path.join(directory, "alone"),
                          ["--prefix-store", "0"])
             try:
@@ -372,7 +372,7 @@ class Limits(unittest.TestCase):
         keep theirs."""
         for i in range(12):
             name = "s%d" % i
-            turn(client, name, ids(i, 1500), 4)
+            turn(client, name, ids(i, 800), 4)
             if i == 0:
                 run = ctl(node.endpoint, "session", "pin", name, "--output",
                           "json")
@@ -384,7 +384,7 @@ class Limits(unittest.TestCase):
                 session_pb2.ListSessionsRequest(page_size=100), timeout=60)
             stored.update((s.name[len("sessions/"):], s.stored_bytes)
                           for s in page.sessions)
-            return 0 < sum(stored.values()) <= 24 << 20
+            return 0 < sum(stored.values()) <= 14 << 20
 
         await_true(is_kept, "the store keeps to its limit")
         self.assertGreater(stored["s0"], 0)
@@ -396,7 +396,7 @@ class Limits(unittest.TestCase):
         for i in range(12):
             reply = turn(client, "s%d" % i, ids(100 + i, 9), 6, seed=i)
             log = client.log("s%d" % i)
-            self.assertEqual(len(log), 1519)
+            self.assertEqual(len(log), 819)
             alone = turn(judge, "", log[:-6], 6, seed=i)
             self.assertEqual(alone.ids, reply.ids)
 
@@ -407,9 +407,9 @@ class Limits(unittest.TestCase):
                 tokenized=tokens(ids(1, count)),
                 sampling_params=greedy(4)), timeout=120)
 
-        ask("a", 16000)
+        ask("a", 9600)
         with self.assertRaises(grpc.RpcError) as caught:
-            ask("b", 3997)
+            ask("b", 2397)
         self.assertEqual(caught.exception.code(), Code.RESOURCE_EXHAUSTED)
         self.assertEqual(error_info(caught.exception).reason, "TENANT_QUOTA")
         found = details_of(caught.exception, error_details_pb2.QuotaFailure)
