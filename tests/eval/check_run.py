@@ -6,7 +6,7 @@
 Scores, rows and intervals are worked out once more from the answers, by code
 that shares no line with the node's. The needles that the model was trained on
 must be found, and a length of the past that no weights could hold must not be.
-Threads and shared prefixes change no byte; half of the samples shows it.
+Threads and shared prefixes change no byte.
 """
 
 import json
@@ -20,7 +20,7 @@ import xml.etree.ElementTree as ET
 
 TASKS = "needle,needle_multikey,passkey,kv,niah_single_2,cwe,mqar"
 RUN = ["--tasks", TASKS, "--lengths", "1024,1536", "--depths", "3", "--seed", "3"]
-SAMPLES, FEW = 6, 3  # two at each depth, and one
+SAMPLES = 3  # one at each depth
 COLUMNS = ("version model numerics policy seed depths task length depth samples "
            "hits of score low high prompt_tokens").split()
 
@@ -236,14 +236,10 @@ def main():
         check_colours(check_plot(texts[1]), rows)
         check_rows_again(godwitd, folder, texts[0], texts[1])
         want(n_shared < 0.8 * n_all, "%d of %d computed" % (n_shared, n_all))
-        plain, n_few, n_each = measure(godwitd, model, folder, "two", FEW,
-                                       "--threads", "2", "--share=false")
-        same(n_each, n_few, "tokens without sharing")
-        lines = [line for line, a in zip(texts[2].splitlines(), answers)
-                 if a["index"] < FEW]
-        same(plain[2].splitlines(), lines, "answers of two threads, nothing shared")
-        few = check_rows(plain[0], [json.loads(line) for line in lines])
-        check_colours(check_plot(plain[1]), few)
+        plain, n_plain, n_each = measure(godwitd, model, folder, "two", SAMPLES,
+                                         "--threads", "2", "--share=false")
+        same(n_each, n_plain, "tokens without sharing")
+        same(plain, texts, "what two threads say, nothing shared")
     print("ok: %d of %d tokens computed when shared" % (n_shared, n_all))
 
 
