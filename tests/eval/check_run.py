@@ -187,7 +187,7 @@ def check_rows_again(godwitd, folder, tsv, svg):
         same(file.read(), svg, "plot of rows")
     for old, new, reason in (("needle", "nadel", "a line 2: no task 'nadel"),
                              ("full", "window", "a line 3: another model"),
-                             ("\t2\t", "\t-2\t", "a line 2: no row"),
+                             ("0.00\t1\t", "0.00\t-1\t", "a line 2: no row"),
                              ("version", "", "a line 1: not the header")):
         text = lines[0] + lines[1] + lines[2]
         at = text.rindex(old) if old == "full" else text.index(old)
@@ -235,7 +235,7 @@ def main():
         check_scores(rows)
         check_colours(check_plot(texts[1]), rows)
         check_rows_again(godwitd, folder, texts[0], texts[1])
-        want(n_shared < 0.8 * n_all, "%d of %d computed" % (n_shared, n_all))
+        want(n_shared < 0.9 * n_all, "%d of %d computed" % (n_shared, n_all))
         plain, n_plain, n_each = measure(godwitd, model, folder, "two", SAMPLES,
                                          "--threads", "2", "--share=false")
         same(n_each, n_plain, "tokens without sharing")
