@@ -162,28 +162,39 @@ static void multiply(struct block *b)
     }
 }
 
-/* The same of W8A8. */
-static void multiply_quads(struct block *b)
+/* A group of W8A8: whole numbers, so their sum needs no order. */
+static void add_quads(struct block *b, const float *scale,
+                      int32_t w[LINEAR_GROUP][LINEAR_PANEL], size_t i)
 {
-    const struct linear_quads *quads = panel_of(b);
+    const size_t left = b->w->n_in - i;
     int8_t q[LINEAR_GROUP];
 
-    for (size_t i = 0; i < b->w->n_in; i += LINEAR_GROUP, quads++)
-        for (size_t r = 0; r < b->n_row; r++) {
-            const size_t left = b->w->n_in - i;
-            const float scale =
-                linear_quantise(b->x + r * b->x_stride + i,
-                                left < LINEAR_GROUP ? left : LINEAR_GROUP, q);
+    for (size_t r = 0; r < b->n_row; r++) {
+        int32_t d[LINEAR_PANEL] = {0};
+        const float of_x =
+            linear_quantise(b->x + r * b->x_stride + i,
+                            left < LINEAR_GROUP ? left : LINEAR_GROUP, q);
 
-            for (size_t o = 0; o < b->n_out; o++) {
-                int32_t d = 0;
+        for (size_t k = 0; k < LINEAR_GROUP; k++)
+            for (size_t o = 0; o < LINEAR_PANEL; o++)
+                d[o] += q[k] * w[k][o];
+        for (size_t o = 0; o < LINEAR_PANEL; o++)
+            b->sum[r][o] = fmaf((float)d[o], of_x * scale[o], b->sum[r][o]);
+    }
+}
 
-                for (size_t k = 0; k < LINEAR_GROUP; k++)
-                    d += q[k] * quads->q[k / 4][o][k % 4];
-                b->sum[r][o] =
-                    fmaf((float)d, scale * quads->scale[o], b->sum[r][o]);
-            }
-        }
+/* The same of W8A8. */
+REF_FUSED static void multiply_quads(struct block *b)
+{
+    const struct linear_quads *quads = panel_of(b);
+    int32_t w[LINEAR_GROUP][LINEAR_PANEL];
+
+    for (size_t i = 0; i < b->w->n_in; i += LINEAR_GROUP, quads++) {
+        for (size_t k = 0; k < LINEAR_GROUP; k++)
+            for (size_t o = 0; o < LINEAR_PANEL; o++)
+                w[k][o] = quads->q[k / 4][o][k % 4];
+        add_quads(b, quads->scale, w, i);
+    }
 }
 
 static void run_block(const struct linear_args *a, size_t row, size_t panel,
