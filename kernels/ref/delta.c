@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <math.h>
+#include <string.h>
 
 /* y = x / sqrt(sum x^2 + 1e-6) */
 static void normalise(float *y, const float *x, uint32_t n)
@@ -14,15 +15,16 @@ static void normalise(float *y, const float *x, uint32_t n)
         y[d] = x[d] * scale;
 }
 
-/* fma chain over d of x[d] * (normalised key of ring token j)[d]. */
-static float dot_ring(const struct ref_delta_row *h, const float *x, size_t j)
+/* Chains over d of x[d] * (normalised key of ring token j)[d], j < n. */
+REF_FUSED static void dot_ring(const struct ref_delta_row *h, const float *x,
+                               size_t n, float *dot)
 {
     const float *ring = h->ring_k;
-    float dot = 0.0f;
 
+    memset(dot, 0, n * sizeof(float));
     for (size_t d = 0; d < h->d_k; d++)
-        dot = fmaf(x[d], ring[d * GRID + j], dot);
-    return dot;
+        for (size_t j = 0; j < n; j++)
+            dot[j] = fmaf(x[d], ring[d * GRID + j], dot[j]);
 }
 
 float ref_delta_decay(const struct ref_delta_row *h, size_t j)
@@ -30,51 +32,63 @@ float ref_delta_decay(const struct ref_delta_row *h, size_t j)
     return scalar_exp((float)(h->ring_g[h->i] - h->ring_g[j]));
 }
 
-static void fold(const struct ref_delta_row *h)
+REF_FUSED static void fold(const struct ref_delta_row *h)
 {
     const float *k = h->ring_k, *u = h->ring_u;
     float whole = scalar_exp((float)h->ring_g[h->i]);
 
+    float decay[GRID];
+
+    for (size_t j = 0; j < GRID; j++)
+        decay[j] = ref_delta_decay(h, j);
     for (size_t d = 0; d < h->d_k; d++) {
-        for (size_t e = 0; e < h->d_v; e++) {
-            float s = whole * h->s[d * h->d_v + e];
-            for (size_t j = 0; j < GRID; j++)
-                s = fmaf(ref_delta_decay(h, j) * k[d * GRID + j],
-                         u[j * h->d_v + e], s);
-            h->s[d * h->d_v + e] = s;
+        float *s = h->s + d * h->d_v;
+
+        for (size_t e = 0; e < h->d_v; e++)
+            s[e] = whole * s[e];
+        for (size_t j = 0; j < GRID; j++) {
+            float aged = decay[j] * k[d * GRID + j];
+
+            for (size_t e = 0; e < h->d_v; e++)
+                s[e] = fmaf(aged, u[j * h->d_v + e], s[e]);
         }
     }
 }
 
-/* S0^T x for one value dimension. */
-static float read_state(const struct ref_delta_row *h, const float *x, size_t e)
+/* S0^T x */
+REF_FUSED static void read_state(const struct ref_delta_row *h, const float *x,
+                                 float *y)
 {
-    float y = 0.0f;
-
+    memset(y, 0, h->d_v * sizeof(float));
     for (size_t d = 0; d < h->d_k; d++)
-        y = fmaf(x[d], h->s[d * h->d_v + e], y);
-    return y;
+        for (size_t e = 0; e < h->d_v; e++)
+            y[e] = fmaf(x[d], h->s[d * h->d_v + e], y[e]);
 }
 
-void ref_delta_plain(const struct ref_delta_row *h)
+REF_FUSED void ref_delta_plain(const struct ref_delta_row *h)
 {
     size_t i = h->i;
     float *ring = h->ring_k, w[GRID], x[GRID];
+    float of_k[HEAD_DIM_MAX], of_q[HEAD_DIM_MAX];
 
     for (size_t d = 0; d < h->d_k; d++)
         ring[d * GRID + i] = h->k[d];
     float since_grid = scalar_exp((float)h->ring_g[i]);
+    dot_ring(h, h->k, i + 1, w);
+    dot_ring(h, h->q, i + 1, x);
     for (size_t j = 0; j <= i; j++) {
-        w[j] = ref_delta_decay(h, j) * dot_ring(h, h->k, j);
-        x[j] = ref_delta_decay(h, j) * dot_ring(h, h->q, j);
+        w[j] = ref_delta_decay(h, j) * w[j];
+        x[j] = ref_delta_decay(h, j) * x[j];
     }
+    read_state(h, h->k, of_k);
+    read_state(h, h->q, of_q);
     for (size_t e = 0; e < h->d_v; e++) {
         float *u = (float *)h->ring_u + e;
-        float r = fmaf(-since_grid, read_state(h, h->k, e), h->v[e]);
+        float r = fmaf(-since_grid, of_k[e], h->v[e]);
         for (size_t j = 0; j < i; j++)
             r = fmaf(-w[j], u[j * h->d_v], r);
         u[i * h->d_v] = h->beta * r;
-        float o = since_grid * read_state(h, h->q, e);
+        float o = since_grid * of_q[e];
         for (size_t j = 0; j <= i; j++)
             o = fmaf(x[j], u[j * h->d_v], o);
         h->out[e] = o;

@@ -31,10 +31,13 @@ void ref_route(struct pool *pool, const struct route_args *a)
     routing_group(&a->to);
 }
 
+/* Rows that lie one after the other at once, chosen ones one by one. */
 void ref_expert(struct pool *pool, const struct expert_args *a)
 {
-    for (uint32_t e = 0; e < a->n_expert; e++)
-        for (size_t i = a->first[e]; i < a->first[e + 1]; i++) {
+    for (uint32_t e = 0; e < a->n_expert; e++) {
+        const size_t n_row = a->row ? 1 : a->first[e + 1] - a->first[e];
+
+        for (size_t i = a->first[e]; i < a->first[e + 1]; i += n_row) {
             const size_t row = a->row ? a->row[i] : i;
 
             ref_linear(pool,
@@ -42,9 +45,10 @@ void ref_expert(struct pool *pool, const struct expert_args *a)
                                              .y_stride = a->y_stride,
                                              .x = a->x + row * a->x_stride,
                                              .x_stride = a->x_stride,
-                                             .n_row = 1,
+                                             .n_row = (uint32_t)n_row,
                                              .w = &a->w[e]});
         }
+    }
 }
 
 static float combined(const struct combine_args *a, size_t row, size_t d)

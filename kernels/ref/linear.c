@@ -3,6 +3,7 @@
 #include "kernels/scalar.h"
 
 #include <math.h>
+#include <string.h>
 
 /* Of a block: what is read of a weight, is read for so many. */
 #define ROWS 32u
@@ -20,7 +21,8 @@ struct block {
 struct piece {
     size_t first, n;
     float x[ROWS][LINEAR_GROUP];
-    float w[LINEAR_GROUP], scale; /* of one output; W8, F8: w is not scaled */
+    float w[LINEAR_GROUP][LINEAR_PANEL]; /* W8, F8: not scaled */
+    float scale[LINEAR_PANEL];
 };
 
 /* Rounded as the arithmetic wants them, zeros behind n_in. */
@@ -37,8 +39,10 @@ static void read_inputs(const struct block *b, struct piece *piece)
         }
 }
 
-static void read_f8(const struct linear *w, size_t o, struct piece *piece)
+static void read_f8(const struct block *b, size_t lane, struct piece *piece)
 {
+    const struct linear *w = b->w;
+    const size_t o = b->panel * LINEAR_PANEL + lane;
     const struct linear_f8_shape shape = {w->n_in, w->n_out};
     const size_t stride = linear_n_step(w);
     const uint8_t *all = w->panel, *q = all + o * stride + piece->first;
@@ -46,9 +50,10 @@ static void read_f8(const struct linear *w, size_t o, struct piece *piece)
         (const float *)(const void *)(all + linear_f8_scales_at(shape));
 
     for (size_t k = 0; k < piece->n; k++)
-        piece->w[k] = linear_f8_float(q[linear_f8_place(k)]);
-    piece->scale = scale[o / LINEAR_F8_BLOCK * (stride / LINEAR_F8_BLOCK) +
-                         piece->first / LINEAR_F8_BLOCK];
+        piece->w[k][lane] = linear_f8_float(q[linear_f8_place(k)]);
+    piece->scale[lane] =
+        scale[o / LINEAR_F8_BLOCK * (stride / LINEAR_F8_BLOCK) +
+              piece->first / LINEAR_F8_BLOCK];
 }
 
 static const void *panel_of(const struct block *b)
@@ -57,71 +62,89 @@ static const void *panel_of(const struct block *b)
            b->panel * linear_panel_bytes(b->w);
 }
 
-static void read_weights(const struct block *b, size_t lane,
-                         struct piece *piece)
+/* One step's weight of each output of the panel. */
+static void read_step(const struct block *b, size_t i, float *w)
 {
     const void *panel = panel_of(b);
     const struct linear_group *group =
-        (const struct linear_group *)panel + piece->first / LINEAR_GROUP;
-    const uint16_t *pair = panel;
-    const float *plain = panel;
+        (const struct linear_group *)panel + i / LINEAR_GROUP;
+    const uint16_t *pair =
+        (const uint16_t *)panel + i / 2 * LINEAR_PANEL * 2 + i % 2;
+    const float *plain = (const float *)panel + i * LINEAR_PANEL;
 
-    for (size_t k = 0; k < piece->n; k++) {
-        const size_t i = piece->first + k;
-        const size_t word = i / 2 * LINEAR_PANEL + lane;
-
+    for (size_t lane = 0; lane < LINEAR_PANEL; lane++)
         if (b->w->type == LINEAR_F32)
-            piece->w[k] = plain[i * LINEAR_PANEL + lane];
+            w[lane] = plain[lane];
         else if (b->w->type == LINEAR_BF16)
-            piece->w[k] = scalar_from_bf16(pair[word * 2 + k % 2]);
+            w[lane] = scalar_from_bf16(pair[lane * 2]);
         else
-            piece->w[k] = group->q[k][lane];
-    }
-    piece->scale = b->w->type == LINEAR_W8 ? group->scale[lane] : 1.0f;
+            w[lane] = group->q[i % LINEAR_GROUP][lane];
 }
 
-REF_FUSED float ref_products(const float *x, const float *w, size_t n,
-                             enum arithmetic order, float acc)
+static void read_weights(const struct block *b, struct piece *piece)
 {
-    if (order == ARITHMETIC_FP32) {
-        for (size_t k = 0; k < n; k++)
-            acc = fmaf(x[k], w[k], acc);
-    } else if (order == ARITHMETIC_PAIR) {
-        for (size_t k = 0; k < n; k += 2) {
-            acc = fmaf(x[k + 1], w[k + 1], acc);
-            acc = fmaf(x[k], w[k], acc);
-        }
-    } else {
-        for (size_t i = 0; i < n; i += LINEAR_STEP) {
-            float even = 0.0f, odd = 0.0f;
+    const struct linear_group *group =
+        (const struct linear_group *)panel_of(b) + piece->first / LINEAR_GROUP;
 
-            for (size_t k = i; k < i + LINEAR_STEP; k += 2) {
-                even = fmaf(x[k], w[k], even);
-                odd = fmaf(x[k + 1], w[k + 1], odd);
-            }
-            acc = acc + (even + odd);
-        }
+    if (b->w->type == LINEAR_F8) {
+        for (size_t lane = 0; lane < b->n_out; lane++)
+            read_f8(b, lane, piece);
+        return;
     }
-    return acc;
+    for (size_t k = 0; k < piece->n; k++)
+        read_step(b, piece->first + k, piece->w[k]);
+    if (b->w->type == LINEAR_W8)
+        memcpy(piece->scale, group->scale, sizeof(piece->scale));
 }
 
-static void add_piece(struct block *b, size_t lane, struct piece *p)
+REF_FUSED void ref_products(const float *x, const struct ref_steps *steps,
+                            enum arithmetic order, float *acc)
+{
+    const float *w = steps->w;
+    const size_t stride = steps->stride;
+    float sum[LINEAR_PANEL], part[2][LINEAR_PANEL];
+
+    memcpy(sum, acc, sizeof(sum));
+    if (order == ARITHMETIC_FP32) {
+        for (size_t k = 0; k < steps->n; k++)
+            for (size_t o = 0; o < LINEAR_PANEL; o++)
+                sum[o] = fmaf(x[k], w[k * stride + o], sum[o]);
+    } else if (order == ARITHMETIC_PAIR) {
+        for (size_t k = 0; k < steps->n; k += 2)
+            for (size_t o = 0; o < LINEAR_PANEL; o++) {
+                sum[o] = fmaf(x[k + 1], w[(k + 1) * stride + o], sum[o]);
+                sum[o] = fmaf(x[k], w[k * stride + o], sum[o]);
+            }
+    } else {
+        for (size_t i = 0; i < steps->n; i += LINEAR_STEP) {
+            memset(part, 0, sizeof(part));
+            for (size_t k = i; k < i + LINEAR_STEP; k++)
+                for (size_t o = 0; o < LINEAR_PANEL; o++)
+                    part[k % 2][o] =
+                        fmaf(x[k], w[k * stride + o], part[k % 2][o]);
+            for (size_t o = 0; o < LINEAR_PANEL; o++)
+                sum[o] = sum[o] + (part[0][o] + part[1][o]);
+        }
+    }
+    memcpy(acc, sum, sizeof(sum));
+}
+
+/* The piece's steps onto the sums of all rows. */
+static void add_piece(struct block *b, struct piece *p)
 {
     const enum linear_type type = b->w->type;
-    const enum arithmetic order = b->w->arithmetic;
+    const struct ref_steps steps = {p->w[0], LINEAR_PANEL, p->n};
 
-    if (type == LINEAR_F8)
-        read_f8(b->w, b->panel * LINEAR_PANEL + lane, p);
-    else
-        read_weights(b, lane, p);
     for (size_t r = 0; r < b->n_row; r++) {
-        float *sum = &b->sum[r][lane];
+        float *sum = b->sum[r], of_scale[LINEAR_PANEL] = {0.0f};
 
-        if (type == LINEAR_W8 || type == LINEAR_F8)
-            *sum = fmaf(ref_products(p->x[r], p->w, p->n, order, 0.0f),
-                        p->scale, *sum);
-        else
-            *sum = ref_products(p->x[r], p->w, p->n, order, *sum);
+        if (type != LINEAR_W8 && type != LINEAR_F8) {
+            ref_products(p->x[r], &steps, b->w->arithmetic, sum);
+            continue;
+        }
+        ref_products(p->x[r], &steps, b->w->arithmetic, of_scale);
+        for (size_t o = 0; o < LINEAR_PANEL; o++)
+            sum[o] = fmaf(of_scale[o], p->scale[o], sum[o]);
     }
 }
 
@@ -129,38 +152,49 @@ static void multiply(struct block *b)
 {
     const size_t n =
         b->w->arithmetic == ARITHMETIC_FP32 ? b->w->n_in : linear_n_step(b->w);
-    struct piece p;
+    struct piece p = {0};
 
     for (p.first = 0; p.first < n; p.first += LINEAR_GROUP) {
         p.n = n - p.first < LINEAR_GROUP ? n - p.first : LINEAR_GROUP;
         read_inputs(b, &p);
-        for (size_t lane = 0; lane < b->n_out; lane++)
-            add_piece(b, lane, &p);
+        read_weights(b, &p);
+        add_piece(b, &p);
+    }
+}
+
+/* A group of W8A8: whole numbers, so their sum needs no order. */
+static void add_quads(struct block *b, const float *scale,
+                      int32_t w[LINEAR_GROUP][LINEAR_PANEL], size_t i)
+{
+    const size_t left = b->w->n_in - i;
+    int8_t q[LINEAR_GROUP];
+
+    for (size_t r = 0; r < b->n_row; r++) {
+        int32_t d[LINEAR_PANEL] = {0};
+        const float of_x =
+            linear_quantise(b->x + r * b->x_stride + i,
+                            left < LINEAR_GROUP ? left : LINEAR_GROUP, q);
+
+        for (size_t k = 0; k < LINEAR_GROUP; k++)
+            for (size_t o = 0; o < LINEAR_PANEL; o++)
+                d[o] += q[k] * w[k][o];
+        for (size_t o = 0; o < LINEAR_PANEL; o++)
+            b->sum[r][o] = fmaf((float)d[o], of_x * scale[o], b->sum[r][o]);
     }
 }
 
 /* The same of W8A8. */
-static void multiply_quads(struct block *b)
+REF_FUSED static void multiply_quads(struct block *b)
 {
     const struct linear_quads *quads = panel_of(b);
-    int8_t q[LINEAR_GROUP];
+    int32_t w[LINEAR_GROUP][LINEAR_PANEL];
 
-    for (size_t i = 0; i < b->w->n_in; i += LINEAR_GROUP, quads++)
-        for (size_t r = 0; r < b->n_row; r++) {
-            const size_t left = b->w->n_in - i;
-            const float scale =
-                linear_quantise(b->x + r * b->x_stride + i,
-                                left < LINEAR_GROUP ? left : LINEAR_GROUP, q);
-
-            for (size_t o = 0; o < b->n_out; o++) {
-                int32_t d = 0;
-
-                for (size_t k = 0; k < LINEAR_GROUP; k++)
-                    d += q[k] * quads->q[k / 4][o][k % 4];
-                b->sum[r][o] =
-                    fmaf((float)d, scale * quads->scale[o], b->sum[r][o]);
-            }
-        }
+    for (size_t i = 0; i < b->w->n_in; i += LINEAR_GROUP, quads++) {
+        for (size_t k = 0; k < LINEAR_GROUP; k++)
+            for (size_t o = 0; o < LINEAR_PANEL; o++)
+                w[k][o] = quads->q[k / 4][o][k % 4];
+        add_quads(b, quads->scale, w, i);
+    }
 }
 
 static void run_block(const struct linear_args *a, size_t row, size_t panel,

@@ -41,12 +41,18 @@ void ref_tops(struct pool *pool, const struct tops_args *args);
 uint32_t ref_draw(const struct draw_args *args);
 void ref_peaks(const struct peaks_args *args);
 
+/* The right side of LINEAR_PANEL products at once. */
+struct ref_steps {
+    const float *w;   /* of step k and output o at k * stride + o */
+    size_t stride, n; /* in PAIR and TILE n is a multiple of LINEAR_STEP */
+};
+
 /*
- * The products of n steps summed onto acc, in the order of the arithmetic
- * (kernels/linear.h). In PAIR and TILE n is a multiple of LINEAR_STEP.
+ * The products of n steps summed onto acc, [LINEAR_PANEL], each output in the
+ * order of the arithmetic (kernels/linear.h).
  */
-float ref_products(const float *x, const float *w, size_t n,
-                   enum arithmetic order, float acc);
+void ref_products(const float *x, const struct ref_steps *steps,
+                  enum arithmetic order, float *acc);
 
 extern const struct backend backend_ref;
 #endif

@@ -14,7 +14,7 @@ from godwit.v1 import admin_pb2
 from godwit.v1 import generation_pb2 as gen
 from harness import Node, NodeTests, await_true, greedy, tokens, workspace
 
-N_TOKEN = 12000
+N_TOKEN = 8000
 N_REPLY = 8
 
 

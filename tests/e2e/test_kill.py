@@ -27,7 +27,7 @@ KILLS = int(os.environ.get("KILLS", "25"))
 SEED = int(os.environ.get("SEED", str(random.SystemRandom().randrange(10**6))))
 N_CLIENT = int(os.environ.get("CLIENTS", "4"))
 TURNS = 6  # of one session; then its client begins another
-UP_S = 1.2  # a node lives at most so long after it serves
+UP_S = 0.8  # a node lives at most so long after it serves
 EARLY = 0.15  # share of kills that come before it serves
 RETRY_S = 90  # one turn may take so long, deaths included
 N_VOCAB = 4000  # ids below this are plain text
@@ -280,7 +280,7 @@ class Damage(unittest.TestCase):
     """Stored states are a cache: without them, or with wrong ones, same text."""
 
     SCRIPT = [  # (session, first random id, input tokens, output tokens)
-        ("one", 1, 1500, 40), ("two", 2, 300, 90), ("one", 3, 200, 60)]
+        ("one", 1, 900, 40), ("two", 2, 300, 90), ("one", 3, 200, 60)]
     FINALE = [("one", 4, 30, 50), ("two", 5, 5, 50)]
 
     def play(self, client, script):

@@ -191,7 +191,7 @@ class Paged(unittest.TestCase):
         """Two sessions and forks of them: what all their keys and values take
         is four times what the node may grow by. In fp32 half as many tokens
         have them."""
-        mib, n_token, n_fork = 32, 32768, 4
+        mib, n_token, n_fork = 16, 16384, 4
         with workspace() as directory:
             node, client = self.start(directory, "paged", "--kv-memory",
                                       str(mib), numerics="fp32")

@@ -47,8 +47,8 @@ def n_bad(found):
 class Inspect(NodeTests, unittest.TestCase):
 
     def test_what_is_where_by_both_clients(self):
-        turn(self.client, "root", ids(1, 3200), 20)
-        fork(self.client, "root", "leaf", 3000)
+        turn(self.client, "root", ids(1, 1400), 20)
+        fork(self.client, "root", "leaf", 1200)
         turn(self.client, "leaf", ids(2, 700), 10)
         checkpoint = self.client.admin.CheckpointSession(
             admin_pb2.CheckpointSessionRequest(session="sessions/leaf"))
@@ -57,7 +57,7 @@ class Inspect(NodeTests, unittest.TestCase):
         self.assertEqual([layer.kind for layer in found.layers],
                          (["delta"] * 3 + ["softmax"]) * 2)
         self.assertEqual([(log.begin, log.end) for log in found.lineage],
-                         [(0, 3000), (3000, 0)])
+                         [(0, 1200), (1200, 0)])
         self.assertEqual(found.session.parent_session, "sessions/root")
         self.assertEqual(sum(layer.stored_state_bytes + layer.stored_kv_bytes
                              for layer in found.layers),
@@ -95,10 +95,10 @@ class Inspect(NodeTests, unittest.TestCase):
 class Verify(NodeTests, unittest.TestCase):
 
     def test_a_tree_is_sound_by_both_clients(self):
-        turn(self.client, "root", ids(1, 5000), 20)
+        turn(self.client, "root", ids(1, 4200), 20)
         fork(self.client, "root", "leaf", 3000)
         turn(self.client, "leaf", ids(2, 700), 10)
-        for name, position in (("root", 5020), ("leaf", 3710)):
+        for name, position in (("root", 4220), ("leaf", 3710)):
             found = verify(self.client, name, replay=True)
             self.assertEqual((n_bad(found), list(found.findings)), (0, []))
             self.assertEqual(found.session, "sessions/" + name)
@@ -195,8 +195,8 @@ class Bundles(unittest.TestCase):
         for node in cls.nodes:
             node.start()
         cls.source, cls.target, cls.judge = [n.client() for n in cls.nodes]
-        turn(cls.source, "s", ids(5, 4300), 30, seed=4)
-        fork(cls.source, "s", "f", 2000)
+        turn(cls.source, "s", ids(5, 1700), 30, seed=4)
+        fork(cls.source, "s", "f", 1100)
         turn(cls.source, "f", ids(6, 200), 12, seed=5)
 
     @classmethod
@@ -240,7 +240,7 @@ class Bundles(unittest.TestCase):
                 reply = self.expect_goes_on(client, name, seed)
                 restored = reply.complete.reuse.restored_tokens
                 if name[2] == "1":  # others may find that one's prefix
-                    self.assertGreater(restored, 2000)
+                    self.assertGreater(restored, 1100)
             back, _ = export(client, "f-1", with_state=True)
         import_(self.source, back, "back", piece=1 << 20)
         self.expect_goes_on(self.source, "back", 9)
@@ -348,8 +348,8 @@ class Limits(unittest.TestCase):
     def test_the_store_keeps_to_its_limit_and_tenants_to_theirs(self):
         with workspace() as directory:
             node = Node(os.path.join(directory, "data"),
-                        ["--store-limit", "14", "--tenant-sessions", "40",
-                         "--tenant-tokens", "12000", "--prefix-store", "0"])
+                        ["--store-limit", "8", "--tenant-sessions", "40",
+                         "--tenant-tokens", "7000", "--prefix-store", "0"])
             alone = Node(os.path.join(directory, "alone"),
                          ["--prefix-store", "0"])
             try:
@@ -372,7 +372,7 @@ class Limits(unittest.TestCase):
         keep theirs."""
         for i in range(12):
             name = "s%d" % i
-            turn(client, name, ids(i, 800), 4)
+            turn(client, name, ids(i, 500), 4)
             if i == 0:
                 run = ctl(node.endpoint, "session", "pin", name, "--output",
                           "json")
@@ -384,7 +384,7 @@ class Limits(unittest.TestCase):
                 session_pb2.ListSessionsRequest(page_size=100), timeout=60)
             stored.update((s.name[len("sessions/"):], s.stored_bytes)
                           for s in page.sessions)
-            return 0 < sum(stored.values()) <= 14 << 20
+            return 0 < sum(stored.values()) <= 8 << 20
 
         await_true(is_kept, "the store keeps to its limit")
         self.assertGreater(stored["s0"], 0)
@@ -396,7 +396,7 @@ class Limits(unittest.TestCase):
         for i in range(12):
             reply = turn(client, "s%d" % i, ids(100 + i, 9), 6, seed=i)
             log = client.log("s%d" % i)
-            self.assertEqual(len(log), 819)
+            self.assertEqual(len(log), 519)
             alone = turn(judge, "", log[:-6], 6, seed=i)
             self.assertEqual(alone.ids, reply.ids)
 
@@ -407,9 +407,9 @@ class Limits(unittest.TestCase):
                 tokenized=tokens(ids(1, count)),
                 sampling_params=greedy(4)), timeout=120)
 
-        ask("a", 9600)
+        ask("a", 5600)
         with self.assertRaises(grpc.RpcError) as caught:
-            ask("b", 2397)
+            ask("b", 1397)
         self.assertEqual(caught.exception.code(), Code.RESOURCE_EXHAUSTED)
         self.assertEqual(error_info(caught.exception).reason, "TENANT_QUOTA")
         found = details_of(caught.exception, error_details_pb2.QuotaFailure)
@@ -437,7 +437,7 @@ class Faults(unittest.TestCase):
                 node.start()
                 with node.client() as client:
                     for i in range(4):
-                        turn(client, "s%d" % i, ids(i, 1000 + 300 * i), 4)
+                        turn(client, "s%d" % i, ids(i, 400 + 150 * i), 4)
                     logs = [client.log("s%d" % i) for i in range(4)]
                 for _ in range(2):  # the second start moves logs to tables
                     self.assertEqual(node.stop(), 0)
