@@ -15,7 +15,8 @@
 /* Of a group of a row. */
 struct quads_scale {
     float scale;
-    int32_t sum; /* of all its q: for who makes weights unsigned */
+    int16_t sum;   /* of all its q: for who makes weights unsigned */
+    int16_t below; /* of those below 0, without sign: for who flips weights */
 };
 
 /* The scales of a row as a micro-kernel has it. */

@@ -9,14 +9,15 @@
 #define VECTORS (LINEAR_GROUP / LANES)
 #define Q_MAX 127.0f
 
-static const struct quads_scale BROKEN = {NAN, 0};
+static const struct quads_scale BROKEN = {NAN, 0, 0};
 
 /* A group. That x is finite shows in x * 0; adding and subtracting 1.5 * 2^23
  * rounds to whole numbers, whose sums are exact. */
 LANES_INLINE void put(const v16 x[VECTORS], int8_t *q, struct quads_scale *to)
 {
     const v16 magic = v16_set1(0x1.8p+23f);
-    v16 most = v16_zero(), zero = v16_zero(), sum = v16_zero(), by;
+    v16 most = v16_zero(), zero = v16_zero(), sum = v16_zero();
+    v16 size = v16_zero(), by;
     float scale;
 
     for (uint32_t i = 0; i < VECTORS; i++) {
@@ -37,9 +38,11 @@ LANES_INLINE void put(const v16 x[VECTORS], int8_t *q, struct quads_scale *to)
 
         v16_store_i8(q + i * LANES, whole);
         sum = v16_add(sum, whole);
+        size = v16_add(size, v16_max(whole, v16_negate(whole)));
     }
     to->scale = scale;
-    to->sum = (int32_t)v16_fold(sum);
+    to->sum = (int16_t)v16_fold(sum);
+    to->below = (int16_t)(0.5f * v16_fold(v16_sub(size, sum)));
 }
 
 /* Vector i of x[0 .. n), zeros behind the end. */
