@@ -136,6 +136,19 @@ struct row {
     size_t index, head; /* row of the matrices, query head */
 };
 
+/* The result of a row and head, O scaled. */
+static void end_row(const struct attend_args *a, const struct row *row,
+                    float *out)
+{
+    size_t d_head = a->shape.d_head, at = row->head * d_head;
+    size_t width = a->shape.n_head * d_head;
+
+    for (size_t e = 0; e < d_head && a->gate; e++)
+        out[e] *= scalar_sigmoid(a->gate[row->index * a->gate_stride + at + e]);
+    for (size_t e = 0; e < d_head && a->out_rounded; e++)
+        a->out_rounded[row->index * width + at + e] = scalar_to_bf16(out[e]);
+}
+
 /* M of the row's head; n_head floats behind lies L. */
 static float *stat_of(const struct attend_args *a, const struct row *row)
 {
@@ -179,6 +192,8 @@ REF_FUSED static void attend_row(const struct attend_args *a,
     float scale = end < n_block ? 1.0f : 1.0f / all.sum;
     for (size_t e = 0; e < d_head; e++)
         out[e] = all.out[e] * scale;
+    if (end >= n_block)
+        end_row(a, row, out);
 }
 
 void ref_attend(struct pool *pool, const struct attend_args *a)
