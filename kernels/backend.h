@@ -91,16 +91,6 @@ struct ffn_args {
     const uint16_t *x_rounded;      /* x is not read then */
 };
 
-/* y = y * sigmoid(gate), elementwise, dim floats a row. */
-struct gate_args {
-    float *y;
-    size_t y_stride;
-    const float *gate;
-    size_t gate_stride;
-    uint32_t n_row, dim;
-    uint16_t *y_rounded; /* y is not written then */
-};
-
 /* Rows of an embedding table; bf16 widens exactly. */
 struct embed_args {
     float *y; /* [n_row, dim] */
@@ -228,7 +218,8 @@ struct kv_append_args {
  * and blocks merge in ascending order into (M, L, O), block 0 giving the start:
  *   M' = max(M, m); a = exp(M - M'); c = exp(m - M')
  *   L = fma(L, a, l * c);  O = fma(O, a, o * c)
- * out = O * (1 / L). FlashAttention's merge (arXiv:2205.14135) on a fixed grid.
+ * out = O * (1 / L), and with a gate out = out * sigmoid(gate), elementwise.
+ * FlashAttention's merge (arXiv:2205.14135) on a fixed grid.
  *
  * In PAIR and TILE the two products are of that arithmetic (kernels/linear.h),
  * and what enters them is rounded by scalar_to_bf16():
@@ -246,12 +237,16 @@ struct kv_append_args {
  * ranges from block 0 on, with the same q, positions and blocks. Until the call
  * with the block of a row's own position, which gives its result, out holds its
  * O and stat its M and L; both belong to the operator. Later calls leave the
- * row alone.
+ * row alone. So a row is gated and rounded by one call; where its result is
+ * rounded, what out then holds belongs to the operator, too.
  */
 struct attend_args {
     struct attend_shape shape;
     float *out; /* rows [n_head * d_head] */
     size_t out_stride;
+    uint16_t *out_rounded; /* of n_head * d_head; NULL: results come to out */
+    const float *gate;     /* rows [n_head * d_head], or NULL: none */
+    size_t gate_stride;
     const float *q; /* rows [n_head * d_head], already rotated */
     size_t q_stride;
     const struct rope_table *table;
@@ -696,7 +691,6 @@ struct backend {
     void (*rms_norm)(struct pool *pool, const struct norm_args *args);
     void (*gated_norm)(struct pool *pool, const struct gated_norm_args *args);
     void (*swiglu)(struct pool *pool, const struct swiglu_args *args);
-    void (*gate)(struct pool *pool, const struct gate_args *args);
     void (*embed)(struct pool *pool, const struct embed_args *args);
     void (*rope)(struct pool *pool, const struct rope_args *args);
     void (*kv_append)(struct pool *pool, const struct kv_append_args *args);

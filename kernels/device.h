@@ -25,7 +25,7 @@
 #define DEVICE_ALIGN 256u
 #define DEVICE_WHY_SIZE 256u
 #define DEVICE_GENERATION_SIZE 16u
-#define DEVICE_ABI 8u /* of what lies behind the library's one symbol */
+#define DEVICE_ABI 9u /* of what lies behind the library's one symbol */
 
 /* Operators of struct backend that run on the device, with their arguments. */
 #define DEVICE_OPERATORS(X)                                                    \
@@ -39,7 +39,6 @@
     X(rms_norm, norm_args)                                                     \
     X(gated_norm, gated_norm_args)                                             \
     X(swiglu, swiglu_args)                                                     \
-    X(gate, gate_args)                                                         \
     X(embed, embed_args)                                                       \
     X(rope, rope_args)                                                         \
     X(kv_append, kv_append_args)                                               \
@@ -234,9 +233,9 @@ void device_peaks(const struct peaks_args *args);
     .linear = device_linear, .linear_add = device_linear_add,                  \
     .ffn = device_ffn, .ffn_add = device_ffn_add, .rms_norm = device_rms_norm, \
     .gated_norm = device_gated_norm, .swiglu = device_swiglu,                  \
-    .gate = device_gate, .embed = device_embed, .rope = device_rope,           \
-    .kv_append = device_kv_append, .kv_view = device_kv_view,                  \
-    .kv_match = device_kv_match, .attend = device_attend, .conv = device_conv, \
+    .embed = device_embed, .rope = device_rope, .kv_append = device_kv_append, \
+    .kv_view = device_kv_view, .kv_match = device_kv_match,                    \
+    .attend = device_attend, .conv = device_conv,                              \
     .delta_gate = device_delta_gate, .has_rounded_rows = true,                 \
     .delta = device_delta, .state_cap = device_state_cap,                      \
     .route = device_route, .expert = device_expert, .experts = device_experts, \

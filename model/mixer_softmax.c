@@ -414,6 +414,24 @@ static bool close_rows(const struct mixer_batch *batch, struct mixer_cursor *at)
     return at->row == batch->n_row;
 }
 
+/* What gates the heads, or NULL. */
+static const float *gate_of(const struct mixer_layer *layer,
+                            const struct mixer_batch *batch)
+{
+    const struct work work = work_of(layer, batch);
+
+    return layer->has_gate ? work.fused + work.at.gate : NULL;
+}
+
+/* Where the heads go if the last product wants them rounded, or NULL. */
+static uint16_t *rounded_of(const struct mixer_layer *layer,
+                            const struct mixer_batch *batch)
+{
+    const struct work work = work_of(layer, batch);
+
+    return mixer_rounds(batch, &layer->out) ? work.rounded : NULL;
+}
+
 /* A part of the attention; true when it was the last. */
 static bool attend(const struct mixer_layer *layer,
                    const struct mixer_batch *batch, struct mixer_cursor *at)
@@ -438,49 +456,41 @@ static bool attend(const struct mixer_layer *layer,
      * rows is the same to a device. */
     const bool is_all = first == 0 && at->block == n_block;
     batch->backend->attend(
-        batch->pool, &(struct attend_args){.shape = layer->shape,
-                                           .out = work.out,
-                                           .out_stride = work.out_stride,
-                                           .q = work.fused + work.at.q,
-                                           .q_stride = work.at.stride,
-                                           .table = batch->rope,
-                                           .scale = layer->scale,
-                                           .span = span,
-                                           .n_span = n_span,
-                                           .first_block = first,
-                                           .end_block = is_all ? 0 : at->block,
-                                           .stat = work.stat,
-                                           .stat_stride = work.stat_stride});
+        batch->pool,
+        &(struct attend_args){.shape = layer->shape,
+                              .out = work.out,
+                              .out_stride = work.out_stride,
+                              .out_rounded = rounded_of(layer, batch),
+                              .gate = gate_of(layer, batch),
+                              .gate_stride = work.at.stride,
+                              .q = work.fused + work.at.q,
+                              .q_stride = work.at.stride,
+                              .table = batch->rope,
+                              .scale = layer->scale,
+                              .span = span,
+                              .n_span = n_span,
+                              .first_block = first,
+                              .end_block = is_all ? 0 : at->block,
+                              .stat = work.stat,
+                              .stat_stride = work.stat_stride});
     return at->block == n_block && close_rows(batch, at);
 }
 
-/* Gate the heads, multiply, add. */
+/* Multiply, add. */
 static void finish(const struct mixer_layer *layer,
                    const struct mixer_batch *batch)
 {
-    const struct backend *backend = batch->backend;
     const struct work work = work_of(layer, batch);
-    uint16_t *rounded = layer->has_gate && mixer_rounds(batch, &layer->out)
-                            ? work.rounded
-                            : NULL;
 
-    if (layer->has_gate)
-        backend->gate(batch->pool,
-                      &(struct gate_args){.y = work.out,
-                                          .y_stride = work.out_stride,
-                                          .gate = work.fused + work.at.gate,
-                                          .gate_stride = work.at.stride,
-                                          .n_row = batch->n_row,
-                                          .dim = layer->out.n_in,
-                                          .y_rounded = rounded});
-    backend->linear_add(batch->pool,
-                        &(struct linear_args){.y = batch->residual,
-                                              .y_stride = layer->out.n_out,
-                                              .x = work.out,
-                                              .x_stride = work.out_stride,
-                                              .n_row = batch->n_row,
-                                              .w = &layer->out,
-                                              .x_rounded = rounded});
+    batch->backend->linear_add(
+        batch->pool,
+        &(struct linear_args){.y = batch->residual,
+                              .y_stride = layer->out.n_out,
+                              .x = work.out,
+                              .x_stride = work.out_stride,
+                              .n_row = batch->n_row,
+                              .w = &layer->out,
+                              .x_rounded = rounded_of(layer, batch)});
 }
 
 enum stage { STAGE_PROJECT, STAGE_ATTEND, STAGE_FINISH };

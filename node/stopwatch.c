@@ -28,7 +28,6 @@ static double now(void)
 
 TIMED(gated_norm, STOPWATCH_REST)
 TIMED(swiglu, STOPWATCH_REST)
-TIMED(gate, STOPWATCH_REST)
 TIMED(embed, STOPWATCH_REST)
 TIMED(rope, STOPWATCH_ATTENTION)
 TIMED(kv_append, STOPWATCH_ATTENTION)
@@ -118,7 +117,6 @@ const struct backend *stopwatch_backend(const struct backend *backend)
     timed.rms_norm = time_rms_norm;
     timed.gated_norm = time_gated_norm;
     timed.swiglu = time_swiglu;
-    timed.gate = time_gate;
     timed.embed = time_embed;
     timed.rope = time_rope;
     timed.kv_append = time_kv_append;

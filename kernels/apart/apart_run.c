@@ -334,16 +334,6 @@ static void run_swiglu(const struct backend *backend, struct swiglu_args a)
     backend->swiglu(NULL, &a);
 }
 
-static void run_gate(const struct backend *backend, struct gate_args a)
-{
-    NEAR(a.y);
-    NEAR(a.gate);
-    backend->gate(NULL, &a);
-    for (size_t r = 0; r < a.n_row && a.y_rounded; r++)
-        round_row((uint16_t *)apart_near(a.y_rounded) + r * a.dim,
-                  a.y + r * a.y_stride, a.dim);
-}
-
 static void run_embed(const struct backend *backend, struct embed_args a)
 {
     NEAR(a.y);
@@ -455,6 +445,8 @@ static void run_attend(const struct backend *backend, struct attend_args a)
     const struct rope_table table = near_table(a.table);
 
     NEAR(a.out);
+    NEAR(a.out_rounded);
+    NEAR(a.gate);
     NEAR(a.q);
     NEAR(a.stat);
     a.span = span;
@@ -592,7 +584,6 @@ void apart_run(const struct backend *backend, enum apart_op op,
         RUN(rms_norm)
         RUN(gated_norm)
         RUN(swiglu)
-        RUN(gate)
         RUN(embed)
         RUN(rope)
         RUN(kv_append)

@@ -1,6 +1,7 @@
 #include "kernels/cpu/attend.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/scalar.h"
 
 #include <assert.h>
 #include <math.h>
@@ -106,12 +107,28 @@ static void resume(const struct rows *rows)
     }
 }
 
-static void store_scaled(float *to, const float *from, float scale, uint32_t n)
+/* The result of head `head` of row `row` of the matrices: O, which may lie
+ * there already, times `scale`, gated and rounded as the call says. */
+static void end_row(const struct attend_args *a, size_t row, size_t head,
+                    const float *o, float scale)
 {
+    uint32_t n = a->shape.d_head;
+    size_t at = head * n;
+    float *to = a->out + row * a->out_stride + at;
+    const float *gate = a->gate ? a->gate + row * a->gate_stride + at : NULL;
     v16 by = v16_set1(scale);
 
-    for (uint32_t e = 0; e < n; e += LANES)
-        v16_store_part(to, v16_mul(v16_load_part(from, e, n), by), e, n);
+    for (uint32_t e = 0; e < n; e += LANES) {
+        v16 x = v16_mul(v16_load_part(o, e, n), by);
+        if (gate)
+            x = v16_mul(x, v16_sigmoid(v16_load_part(gate, e, n)));
+        v16_store_part(to, x, e, n);
+    }
+    if (a->out_rounded) {
+        uint16_t *rounded = a->out_rounded + row * a->shape.n_head * n + at;
+        for (uint32_t e = 0; e < n; e++)
+            rounded[e] = scalar_to_bf16(to[e]);
+    }
 }
 
 /* Rows whose last block was met get their result, others what resume() takes;
@@ -126,16 +143,16 @@ static void finish(const struct rows *rows, uint64_t first, uint64_t end)
         const float *out = rows->out + (size_t)r * d_head;
         uint64_t position = rows->position + r / rows->n_query;
         uint64_t last = position / KV_BLOCK;
+        size_t row = rows->span->first_row + (position - rows->span->position);
+        size_t head = (size_t)rows->head * rows->n_query + r % rows->n_query;
 
         if (last < first)
             continue;
         if (last < end) {
-            store_scaled(to, out, 1.0f / rows->sum[r], d_head);
+            end_row(a, row, head, out, 1.0f / rows->sum[r]);
             continue;
         }
-        size_t row = rows->span->first_row + (position - rows->span->position);
-        float *stat = a->stat + row * a->stat_stride +
-                      rows->head * rows->n_query + r % rows->n_query;
+        float *stat = a->stat + row * a->stat_stride + head;
         stat[0] = rows->max[r];
         stat[a->shape.n_head] = rows->sum[r];
         for (uint32_t e = 0; e < d_head; e += LANES)
@@ -458,7 +475,7 @@ static void merge_row(const struct job *job, const struct attend_span *span,
     stat[head] = merge.max;
     stat[n_head + head] = merge.sum;
     if (end == last + 1)
-        store_scaled(merge.out, merge.out, 1.0f / merge.sum, d_head);
+        end_row(a, span->first_row + row, head, merge.out, 1.0f / merge.sum);
 }
 
 /* Task: one head of one row. */

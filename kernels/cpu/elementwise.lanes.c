@@ -108,29 +108,6 @@ void LANES_NAME(swiglu)(struct pool *pool, const struct swiglu_args *args)
     run_rows(pool, args->n_row, (uint64_t)args->n_ff, swiglu_task, args);
 }
 
-static void gate_task(void *arg, uint32_t task, void *scratch)
-{
-    const struct job *job = arg;
-    const struct cut_part part = cut_part(job->cut, task);
-    const struct gate_args *a = job->args;
-
-    (void)scratch;
-    for (size_t r = part.first; r < part.end; r++) {
-        float *y = a->y + r * a->y_stride;
-        const float *gate = a->gate + r * a->gate_stride;
-        for (uint32_t i = 0; i < a->dim; i += LANES) {
-            v16 v = v16_sigmoid(v16_load_part(gate, i, a->dim));
-            v = v16_mul(v16_load_part(y, i, a->dim), v);
-            v16_store_part(y, v, i, a->dim);
-        }
-    }
-}
-
-void LANES_NAME(gate)(struct pool *pool, const struct gate_args *args)
-{
-    run_rows(pool, args->n_row, (uint64_t)args->dim, gate_task, args);
-}
-
 static void delta_gate_task(void *arg, uint32_t task, void *scratch)
 {
     const struct job *job = arg;

@@ -12,7 +12,6 @@ void LANES_NAME(rms_norm)(struct pool *pool, const struct norm_args *args);
 void LANES_NAME(gated_norm)(struct pool *pool,
                             const struct gated_norm_args *args);
 void LANES_NAME(swiglu)(struct pool *pool, const struct swiglu_args *args);
-void LANES_NAME(gate)(struct pool *pool, const struct gate_args *args);
 void LANES_NAME(rope)(struct pool *pool, const struct rope_args *args);
 void LANES_NAME(kv_append)(struct pool *pool,
                            const struct kv_append_args *args);

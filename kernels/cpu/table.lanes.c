@@ -9,7 +9,7 @@
 #define OPERATORS                                                              \
     .arithmetics = ARITHMETICS_CPU, .rms_norm = LANES_NAME(rms_norm),          \
     .gated_norm = LANES_NAME(gated_norm), .swiglu = LANES_NAME(swiglu),        \
-    .gate = LANES_NAME(gate), .embed = move_embed, .rope = LANES_NAME(rope),   \
+    .embed = move_embed, .rope = LANES_NAME(rope),                             \
     .kv_append = LANES_NAME(kv_append), .kv_seal = index_seal,                 \
     .kv_score = LANES_NAME(kv_score), .kv_mass = LANES_NAME(kv_mass),          \
     .kv_match = LANES_NAME(kv_match), .surprise = LANES_NAME(surprise),        \

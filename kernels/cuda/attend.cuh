@@ -31,7 +31,8 @@
  * ascending order, the first giving the start:
  *   M' = max(M, m);  a = 2^(M - M');  c = 2^(m - M')
  *   L = fma(L, a, l * c);  O = fma(O, a, o * c)
- * out = O * (1 / L) + 0; the zero hides which sign a zero has.
+ * out = O * (1 / L) + 0; the zero hides which sign a zero has. The gate comes
+ * behind it.
  * What a row does not see changes no bit: a step of keys behind it has a = 1
  * and p = 0, a chain of them c = 0; hence kv_append keeps what lies behind a
  * row finite. FlashAttention's recurrence (arXiv:2205.14135) on a fixed grid;
@@ -41,6 +42,7 @@ extern "C" {
 #include "kernels/backend.h"
 }
 #include "kernels/cuda/bf16.cuh"
+#include "kernels/cuda/scalar.cuh"
 
 #include <cuda_runtime.h>
 #include <stdint.h>
@@ -63,6 +65,9 @@ struct attend_frame {
     float *out;
     const float *q;
     size_t out_stride, q_stride;
+    uint16_t *rounded; /* NULL: results come to out */
+    const float *gate; /* or NULL */
+    size_t gate_stride;
     const float *cosine, *sine; /* of the rope table */
     uint32_t n_pair;            /* of rotated dims */
     uint32_t n_kv_head, group, d_head;
@@ -70,6 +75,116 @@ struct attend_frame {
     bool is_int8;   /* the blocks: attend_tile8.cuh */
     bool is_placed; /* spans may have places; blocks are wide then */
 };
+
+/* Where the result of a row and query head goes, and what gates it. */
+struct ending {
+    float *out;
+    uint16_t *rounded; /* or NULL */
+    const float *gate; /* or NULL */
+};
+static __device__ __forceinline__ struct ending
+ending_of(const struct attend_frame &f, size_t row, size_t head)
+{
+    const size_t at = head * f.d_head;
+    const size_t width = (size_t)f.n_kv_head * f.group * f.d_head;
+
+    return {f.out + row * f.out_stride + at,
+            f.rounded ? f.rounded + row * width + at : NULL,
+            f.gate ? f.gate + row * f.gate_stride + at : NULL};
+}
+
+/* Dim e of it, x being O * (1 / L) + 0. */
+static __device__ __forceinline__ void end_dim(const struct ending &to,
+                                               uint32_t e, float x)
+{
+    if (to.gate)
+        x = x * scalar_sigmoid(__ldg(to.gate + e));
+    if (to.rounded)
+        to.rounded[e] = (uint16_t)round_pair(x, 0.0f);
+    else
+        to.out[e] = x;
+}
+
+/*
+ * x * scalar_sigmoid(gate) of N at once. 1 / d for d up to 2^125 is what the
+ * compiler makes of a division before it looks for other d; one look for all
+ * of them lets their steps run beside each other.
+ */
+template <int N>
+static __device__ __forceinline__ void gate_some(float *x, const float *gate)
+{
+    bool is_usual = true;
+    float d[N];
+
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        d[i] = 1.0f + scalar_exp(-gate[i]);
+        is_usual &= d[i] <= 0x1p+125f;
+    }
+    if (is_usual) {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            float y;
+            asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(d[i]));
+            x[i] = x[i] * __fmaf_rn(y, -__fmaf_rn(d[i], y, -1.0f), y);
+        }
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        x[i] = x[i] * (1.0f / d[i]);
+}
+
+/* Two dims each of N neighbours of end_dims(), `gate` at the first. */
+template <int N>
+static __device__ __forceinline__ void gate_dims(float2 *x, const float *gate,
+                                                 uint32_t n_dim)
+{
+    constexpr int N_ONCE = N < 4 ? N : 4;
+    float2 y[N];
+
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        y[i] = i * 8 < n_dim ? __ldg((const float2 *)(gate + i * 8))
+                             : float2{0.0f, 0.0f};
+#pragma unroll
+    for (int i = 0; i < N; i += N_ONCE)
+        gate_some<2 * N_ONCE>(&x[i].x, &y[i].x);
+}
+
+/*
+ * What a thread of four has of it, as tensor cores leave sums: dims 8 i + 2 c
+ * and the next of DIMS, in o[4 i] and o[4 i + 1], times `by`.
+ */
+template <int DIMS>
+static __device__ __forceinline__ void
+end_dims(const struct ending &to, const float *o, float by, uint32_t d_head)
+{
+    constexpr uint32_t N_ONCE = DIMS / 8 < 16 ? DIMS / 8 : 16; /* gates */
+    const uint32_t c = threadIdx.x % 4 * 2;
+    float2 x[DIMS / 8];
+
+#pragma unroll
+    for (uint32_t i = 0; i < DIMS / 8; i++)
+        x[i] = {o[4 * i] * by + 0.0f, o[4 * i + 1] * by + 0.0f};
+    if (to.gate)
+#pragma unroll
+        for (uint32_t i = 0; i < DIMS / 8; i += N_ONCE)
+            if (i * 8 < d_head)
+                gate_dims<N_ONCE>(x + i, to.gate + i * 8 + c, d_head - i * 8);
+    if (to.rounded) {
+#pragma unroll
+        for (uint32_t i = 0; i < DIMS / 8; i++)
+            if (i * 8 < d_head)
+                *(uint32_t *)(to.rounded + i * 8 + c) =
+                    round_pair(x[i].x, x[i].y);
+        return;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < DIMS / 8; i++)
+        if (i * 8 < d_head)
+            *(float2 *)(to.out + i * 8 + c) = x[i];
+}
 
 static inline uint32_t attend_padded(uint32_t d_head)
 {

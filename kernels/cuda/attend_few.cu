@@ -570,12 +570,12 @@ static __device__ void store(const struct few_call &c,
         }
         size_t at = item.span.first_row + packed / f.group;
         uint32_t head = item.head * f.group + packed % f.group;
-        float *to = f.out + at * f.out_stride + (size_t)head * f.d_head;
+        const struct ending to = ending_of(f, at, head);
         float scale = 1.0f / m->sum[r];
         if (e < f.d_head)
-            to[e] = x * scale + 0.0f;
+            end_dim(to, e, x * scale + 0.0f);
         if (e + 8 < f.d_head)
-            to[e + 8] = y * scale + 0.0f;
+            end_dim(to, e + 8, y * scale + 0.0f);
     }
 }
 
@@ -684,8 +684,7 @@ static __global__ void __launch_bounds__(D)
     size_t row = item.span.first_row + packed / f.group;
     uint32_t head = blockIdx.y * f.group + packed % f.group;
     if (e < f.d_head)
-        f.out[row * f.out_stride + (size_t)head * f.d_head + e] =
-            o * (1.0f / sum) + 0.0f;
+        end_dim(ending_of(f, row, head), e, o * (1.0f / sum) + 0.0f);
 }
 
 size_t few_part_bytes(const struct few_call *c)

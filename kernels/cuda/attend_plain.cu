@@ -31,6 +31,22 @@ struct plain_frame {
     uint32_t n_pair, n_tile; /* of 64 dims in a padded head */
 };
 
+static __device__ struct ending ending_in(const struct attend_args &a,
+                                          size_t row, uint32_t head)
+{
+    struct attend_frame f = {};
+
+    f.out = a.out;
+    f.out_stride = a.out_stride;
+    f.rounded = a.out_rounded;
+    f.gate = a.gate;
+    f.gate_stride = a.gate_stride;
+    f.n_kv_head = a.shape.n_kv_head;
+    f.group = a.shape.n_head / a.shape.n_kv_head;
+    f.d_head = a.shape.d_head;
+    return ending_of(f, row, head);
+}
+
 static __device__ float at(const unsigned char *head, uint32_t j, uint32_t d)
 {
     return __bfloat162float(*(const __nv_bfloat16 *)(head + place_of(j, d)));
@@ -96,7 +112,7 @@ attend_plain(const __grid_constant__ struct plain_frame f,
     for (uint32_t t = blockIdx.x; t < span.n_row; t += gridDim.x) {
         const size_t row = span.first_row + t;
         const uint64_t position = span.position + t;
-        float *out = a.out + row * a.out_stride + (size_t)head * d_head;
+        const struct ending to = ending_in(a, row, head);
         float o[DIM_MAX / THREADS] = {};
         struct running all = {none, 0.0f};
 
@@ -135,7 +151,7 @@ attend_plain(const __grid_constant__ struct plain_frame f,
             }
         }
         for (uint32_t i = 0; me + i * THREADS < d_head; i++)
-            out[me + i * THREADS] = o[i] / all.sum;
+            end_dim(to, me + i * THREADS, o[i] / all.sum);
         __syncthreads();
     }
 }

@@ -96,17 +96,22 @@ static __device__ __forceinline__ void free_stage(uint64_t *at)
             mbarrier_arrive_at(at, rank);
 }
 
-/* The tile's queries to the L2 cache, steps before the consumers want them. */
+/* The tile's queries and gates to the L2 cache, steps before the consumers want
+ * them. */
 static __device__ void announce(const struct attend_frame &f,
                                 const struct tile &tile, uint32_t n_row)
 {
     uint32_t bytes = f.group * f.d_head * (uint32_t)sizeof(float);
     uint32_t end = min(tile.first + n_row, tile.n_packed);
-    const float *q = f.q + tile.span.first_row * f.q_stride +
-                     (size_t)tile.head * f.group * f.d_head;
+    size_t at = (size_t)tile.head * f.group * f.d_head;
 
-    for (uint32_t i = tile.first / f.group; i * f.group < end; i++)
-        bulk_prefetch(q + i * f.q_stride, bytes);
+    for (uint32_t i = tile.first / f.group; i * f.group < end; i++) {
+        size_t row = tile.span.first_row + i;
+
+        bulk_prefetch(f.q + row * f.q_stride + at, bytes);
+        if (f.gate)
+            bulk_prefetch(f.gate + row * f.gate_stride + at, bytes);
+    }
 }
 
 /* Unit i of a warpgroup's queries, eight dims of one row; zeros where there
@@ -285,16 +290,9 @@ store(const float *o, float sum, const struct attend_frame &f,
     uint32_t packed = tile.first + r;
     size_t row = tile.span.first_row + packed / f.group;
     size_t head = tile.head * f.group + packed % f.group;
-    float *out = f.out + row * f.out_stride + head * f.d_head;
-    float scale = 1.0f / sum;
 
-    if (packed >= tile.n_packed)
-        return;
-#pragma unroll
-    for (uint32_t i = 0; i < D / 8; i++)
-        if (i * 8 < f.d_head)
-            *(float2 *)(out + i * 8 + threadIdx.x % 4 * 2) = {
-                o[4 * i] * scale + 0.0f, o[4 * i + 1] * scale + 0.0f};
+    if (packed < tile.n_packed)
+        end_dims<D>(ending_of(f, row, head), o, 1.0f / sum, f.d_head);
 }
 
 static __device__ __forceinline__ void

@@ -323,16 +323,25 @@ take_step(float *o, struct row *row, const struct attend_frame &f,
 
 /* ----------------------------------------------------------------- results */
 
-/* Where packed row r of a CTA goes; NULL behind the last. */
-static __device__ __forceinline__ float *
-out_of(const struct attend_frame &f, const struct part &at, uint32_t r)
+/* Where packed row r of a CTA goes; to NULL behind the last. */
+static __device__ __forceinline__ struct ending
+end_of(const struct attend_frame &f, const struct part &at, uint32_t r)
 {
     uint32_t packed = at.first + r;
     size_t row = at.span.first_row + packed / f.group;
     size_t head = at.head * f.group + packed % f.group;
 
-    return packed < at.n_packed ? f.out + row * f.out_stride + head * f.d_head
-                                : NULL;
+    if (packed < at.n_packed)
+        return ending_of(f, row, head);
+    return {NULL, NULL, NULL};
+}
+
+/* From dim e of it on. */
+static __device__ __forceinline__ struct ending end_from(struct ending to,
+                                                         uint32_t e)
+{
+    return {to.out ? to.out + e : NULL, to.rounded ? to.rounded + e : NULL,
+            to.gate ? to.gate + e : NULL};
 }
 
 /* The chain's O joins those before, which lie in the output. DIMS of its dims
@@ -352,20 +361,20 @@ join(float *o, const float *out, uint32_t d_head, float old, float now)
 
 template <int DIMS>
 static __device__ __forceinline__ void put(const float *o, float *out,
-                                           uint32_t d_head, float by)
+                                           uint32_t d_head)
 {
 #pragma unroll
     for (uint32_t i = 0; i < DIMS / 8; i++)
         if (out && i * 8 < d_head)
             *(float2 *)(out + i * 8 + threadIdx.x % 4 * 2) = {
-                o[4 * i] * by + 0.0f, o[4 * i + 1] * by + 0.0f};
+                o[4 * i] + 0.0f, o[4 * i + 1] + 0.0f};
 }
 
 /* A chain of a row ends: is_last, or another one begins. */
 template <int DIMS>
-static __device__ __forceinline__ void end_chain(float *o, struct row *row,
-                                                 float *out, uint32_t d_head,
-                                                 bool is_first, bool is_last)
+static __device__ __forceinline__ void
+end_chain(float *o, struct row *row, const struct ending &to, uint32_t d_head,
+          bool is_first, bool is_last)
 {
     float sum = chain_sum(row);
 
@@ -376,11 +385,14 @@ static __device__ __forceinline__ void end_chain(float *o, struct row *row,
         float max = fmaxf(row->all_max, row->max);
         float old = exp2_of(row->all_max - max), now = exp2_of(row->max - max);
 
-        join<DIMS>(o, out, d_head, old, now);
+        join<DIMS>(o, to.out, d_head, old, now);
         row->all_sum = __fmaf_rn(row->all_sum, old, sum * now);
         row->all_max = max;
     }
-    put<DIMS>(o, out, d_head, is_last ? 1.0f / row->all_sum : 1.0f);
+    if (!is_last)
+        put<DIMS>(o, to.out, d_head);
+    else if (to.out)
+        end_dims<DIMS>(to, o, 1.0f / row->all_sum, d_head);
     row->max = -INFINITY;
     row->sum = 0.0f;
 #pragma unroll
@@ -461,7 +473,7 @@ static __global__ void __launch_bounds__(sm80<D>::MANY_WARPS * 32)
     load_queries<D>(m.q, f, at, at.first + threadIdx.x / 32 * 16, 32);
     row_init(&row[0], f, at, r);
     row_init(&row[1], f, at, r + 8);
-    float *out[2] = {out_of(f, at, r), out_of(f, at, r + 8)};
+    const struct ending to[2] = {end_of(f, at, r), end_of(f, at, r + 8)};
 
     for (uint32_t i = 0; i < at.end; i++) {
         take_step<D, 1, IS_PLACED>(o, row, f, at, m, i);
@@ -469,8 +481,8 @@ static __global__ void __launch_bounds__(sm80<D>::MANY_WARPS * 32)
 
         if (!is_last && (i + 1) % CHAIN_STEPS)
             continue;
-        end_chain<D>(o, row, out[0], f.d_head, is_first, is_last);
-        end_chain<D>(o + 2, row + 1, out[1], f.d_head, is_first, is_last);
+        end_chain<D>(o, row, to[0], f.d_head, is_first, is_last);
+        end_chain<D>(o + 2, row + 1, to[1], f.d_head, is_first, is_last);
     }
 }
 
@@ -529,17 +541,15 @@ static __global__ void __launch_bounds__(FEW_WARPS * 32)
         take_step<D, FEW_WARPS, IS_PLACED>(o, row, f, at, m, i);
 #pragma unroll
     for (uint32_t half = 0; half < 2; half++, r += 8) {
-        float *out = out_of(f, at, r);
-
         if (at.n_chain == 1) {
-            end_chain<DIMS>(o + 2 * half, row + half, out ? out + e : NULL,
-                            d_head, true, true);
+            end_chain<DIMS>(o + 2 * half, row + half,
+                            end_from(end_of(f, at, r), e), d_head, true, true);
             continue;
         }
         float *to = part_of<D>(c, at, blockIdx.z, r);
         float sum = chain_sum(row + half);
 
-        put<DIMS>(o + 2 * half, to + e, d_head, 1.0f);
+        put<DIMS>(o + 2 * half, to + e, d_head);
         if (threadIdx.x < 32 && threadIdx.x % 4 == 0) {
             to[D] = row[half].max;
             to[D + 1] = sum;
@@ -558,9 +568,9 @@ static __global__ void __launch_bounds__(D)
 
     if (!few_part<D>(&at, c) || at.n_chain == 1 || e >= c.frame.d_head)
         return;
-    float *out = out_of(c.frame, at, r);
+    const struct ending to = end_of(c.frame, at, r);
 
-    if (!out)
+    if (!to.out)
         return;
 #pragma unroll 4
     for (uint32_t i = 0; i < at.n_chain; i++) {
@@ -572,7 +582,7 @@ static __global__ void __launch_bounds__(D)
         o = __fmaf_rn(o, old, part[e] * now);
         max = raised;
     }
-    out[e] = o * (1.0f / sum) + 0.0f;
+    end_dim(to, e, o * (1.0f / sum) + 0.0f);
 }
 
 /* -------------------------------------------------------------------- host */

@@ -190,29 +190,6 @@ void cuda_swiglu(struct gpu *gpu, const struct swiglu_args *a)
         launch_early(gpu, swiglu, cover(a->n_ff, a->n_row), THREADS, *a);
 }
 
-static __global__ void gate(const __grid_constant__ struct gate_args a)
-{
-    launch_begin();
-    const uint32_t i = blockIdx.x * THREADS + threadIdx.x;
-
-    if (i < a.dim)
-        for (size_t row = blockIdx.y; row < a.n_row; row += gridDim.y) {
-            const float v = a.y[row * a.y_stride + i] *
-                            scalar_sigmoid(a.gate[row * a.gate_stride + i]);
-
-            if (a.y_rounded)
-                a.y_rounded[row * a.dim + i] = (uint16_t)round_pair(v, 0.0f);
-            else
-                a.y[row * a.y_stride + i] = v;
-        }
-}
-
-void cuda_gate(struct gpu *gpu, const struct gate_args *a)
-{
-    if (!gpu_is_replaying(gpu))
-        launch_early(gpu, gate, cover(a->dim, a->n_row), THREADS, *a);
-}
-
 static __global__ void embed(const __grid_constant__ struct embed_args a)
 {
     launch_begin();

@@ -160,6 +160,8 @@ static void merge(struct partial *all, const struct partial *block,
 struct row {
     const float *q;
     float *out, *stat; /* kept between calls: M; n_head floats behind lies L */
+    const float *gate; /* or NULL */
+    uint16_t *rounded; /* or NULL */
     uint64_t position;
     struct partial all;
 };
@@ -180,6 +182,13 @@ static void add_row(const struct attend_args *a, struct rows *rows, size_t r,
     row->q = a->q + index * a->q_stride + head * a->shape.d_head;
     row->out = a->out + index * a->out_stride + head * a->shape.d_head;
     row->stat = a->stat ? a->stat + index * a->stat_stride + head : NULL;
+    row->gate = a->gate
+                    ? a->gate + index * a->gate_stride + head * a->shape.d_head
+                    : NULL;
+    row->rounded = a->out_rounded
+                       ? a->out_rounded +
+                             (index * a->shape.n_head + head) * a->shape.d_head
+                       : NULL;
     row->position = rows->span->position + r;
     if (a->first_block) { /* from what the call before left of it */
         row->all.max = row->stat[0];
@@ -211,6 +220,15 @@ REF_FUSED static void attend_rows_block(const struct attend_args *a,
     }
 }
 
+/* What becomes of a result, O scaled, which lies in out. */
+static void end_row(const struct row *row, size_t d_head)
+{
+    for (size_t e = 0; e < d_head && row->gate; e++)
+        row->out[e] *= scalar_sigmoid(row->gate[e]);
+    for (size_t e = 0; e < d_head && row->rounded; e++)
+        row->rounded[e] = scalar_to_bf16(row->out[e]);
+}
+
 static void attend_rows(const struct attend_args *a, struct rows *rows)
 {
     uint64_t end = a->end_block ? a->end_block : UINT64_MAX;
@@ -229,6 +247,8 @@ static void attend_rows(const struct attend_args *a, struct rows *rows)
         }
         for (size_t e = 0; e < a->shape.d_head; e++)
             row->out[e] = row->all.out[e] * scale;
+        if (is_done)
+            end_row(row, a->shape.d_head);
     }
     rows->n = 0;
 }

@@ -11,15 +11,6 @@ void ref_swiglu(struct pool *pool, const struct swiglu_args *a)
     }
 }
 
-void ref_gate(struct pool *pool, const struct gate_args *a)
-{
-    (void)pool;
-    for (size_t r = 0; r < a->n_row; r++)
-        for (size_t i = 0; i < a->dim; i++)
-            a->y[r * a->y_stride + i] *=
-                scalar_sigmoid(a->gate[r * a->gate_stride + i]);
-}
-
 void ref_delta_gate(struct pool *pool, const struct delta_gate_args *a)
 {
     (void)pool;

@@ -24,7 +24,6 @@ void ref_ffn_add(struct pool *pool, const struct ffn_args *args);
 void ref_rms_norm(struct pool *pool, const struct norm_args *args);
 void ref_gated_norm(struct pool *pool, const struct gated_norm_args *args);
 void ref_swiglu(struct pool *pool, const struct swiglu_args *args);
-void ref_gate(struct pool *pool, const struct gate_args *args);
 void ref_rope(struct pool *pool, const struct rope_args *args);
 void ref_attend(struct pool *pool, const struct attend_args *args);
 void ref_kv_score(struct pool *pool, const struct kv_score_args *args);

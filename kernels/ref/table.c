@@ -30,7 +30,6 @@ FLUSHED(ffn_add, ffn_args)
 FLUSHED(rms_norm, norm_args)
 FLUSHED(gated_norm, gated_norm_args)
 FLUSHED(swiglu, swiglu_args)
-FLUSHED(gate, gate_args)
 FLUSHED(rope, rope_args)
 FLUSHED(attend, attend_args)
 FLUSHED(conv, conv_args)
@@ -53,7 +52,6 @@ const struct backend backend_ref = {
     .rms_norm = rms_norm,
     .gated_norm = gated_norm,
     .swiglu = swiglu,
-    .gate = gate,
     .embed = move_embed,
     .rope = rope,
     .kv_append = move_kv_append,
