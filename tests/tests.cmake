@@ -82,3 +82,15 @@ file(GLOB more CONFIGURE_DEPENDS tests/*/tests.cmake)
 foreach(file IN LISTS more)
   include(${file})
 endforeach()
+
+# The longest first, so that none of them is left alone at the end: a build
+# directory that has run no test yet does not know. Of one cost is enough.
+foreach(name eval.run golden.godwit-tiny golden.judge unit.state.exact
+    unit.kernels.attend unit.kernels.index unit.kernels.delta unit.state.capped
+    unit.state.policies unit.scheduler.engine_change unit.scheduler.engine_swap
+    unit.scheduler.engine_chaos unit.scheduler.engine_paged unit.state.pass
+    gpu.node.memory gpu.node.policy gpu.node.change)
+  if(TEST ${name})
+    set_tests_properties(${name} PROPERTIES COST 100)
+  endif()
+endforeach()

@@ -479,4 +479,15 @@ static inline bool same_tokens(const struct reply *a, const struct reply *b)
     return a->n_token == b->n_token &&
            memcmp(a->token, b->token, a->n_token * sizeof(*a->token)) == 0;
 }
+
+/* Its tokens alone, to compare with when the node is gone; never freed. */
+static inline struct reply reply_log(const struct reply *of)
+{
+    struct reply log = {.n_token = of->n_token};
+
+    log.token = malloc(of->n_token * sizeof(*of->token));
+    need(log.token != NULL);
+    memcpy(log.token, of->token, of->n_token * sizeof(*of->token));
+    return log;
+}
 #endif

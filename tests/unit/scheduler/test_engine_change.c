@@ -43,24 +43,32 @@ static struct reply *turn(struct node *node, const char *name,
     return reply;
 }
 
+static struct node *judge; /* of all that a test asks, and shares nothing */
+
+static void end_judge(void)
+{
+    if (judge)
+        node_destroy(judge);
+}
+
+TestSuite(engine_change, .fini = end_judge);
+
 /* Is the last turn of `name`, made with this salt, what it is under `policy`?
  */
 static bool agrees(struct node *node, const char *name, const char *policy,
                    uint32_t salt)
 {
-    struct node *judge = judge_create();
     const struct reply *log = node_read(node, name), *said;
     const uint32_t n = log->n_token - OUTPUT;
-    struct command *command = turn_of(judge, "", policy, n, salt);
-    bool is_same;
+    struct command *command;
 
+    judge = judge ? judge : judge_create();
+    command = turn_of(judge, "", policy, n, salt);
     memcpy((uint32_t *)command->generate.token, log->token, n * 4);
     said = node_call(judge, command);
     cr_assert(reply_completed(said, FINISH_LENGTH));
-    is_same = said->n_token == OUTPUT &&
-              memcmp(said->token, log->token + n, OUTPUT * 4) == 0;
-    node_destroy(judge);
-    return is_same;
+    return said->n_token == OUTPUT &&
+           memcmp(said->token, log->token + n, OUTPUT * 4) == 0;
 }
 
 static bool has_policy(struct node *node, const char *name, const char *text)
@@ -115,9 +123,8 @@ static void changed(const char *from, const char *to, bool is_killed)
 Test(engine_change, is_as_if_it_had_always_been_so, .timeout = 480)
 {
     for (uint32_t p = 0; p < N_POLICY; p++)
-        for (uint32_t q = 0; q < N_POLICY; q++)
-            if (p != q)
-                changed(POLICY[p], POLICY[q], (p + q) % 2);
+        for (uint32_t q = p + 1; q < N_POLICY; q++) /* and back in it */
+            changed(POLICY[p], POLICY[q], (p + q) % 2);
 }
 
 /* The log and a journal that was synced are all there is after a kill that came

@@ -159,19 +159,15 @@ static void settle(struct node *node)
 
 /* What nameless prompts and sessions under one policy have left serves that
  * policy alone, also in the node's next life: prompts of the others, which are
- * the same tokens, start from nothing. */
-static void restarted_prefix(uint32_t p, const char *name, bool is_killed)
+ * the same tokens, start from nothing. want: of each policy, alone. */
+static void restarted_prefix(uint32_t p, const char *name, bool is_killed,
+                             struct reply *const *want)
 {
-    struct node *node = node_create(NULL), *alone[N_POLICY];
-    struct reply *want[N_POLICY], *got;
+    struct node *node = node_create(NULL);
     struct command *command;
+    struct reply *got;
 
     node_start(node);
-    for (uint32_t q = 0; q < N_POLICY; q++) {
-        alone[q] = node_create(NULL);
-        node_start(alone[q]);
-        want[q] = turn(alone[q], "", POLICY[q], 0);
-    }
     command = turn_of(node, name, POLICY[p], 0);
     command->generate.n_shared = 320;
     cr_assert(reply_completed(node_call(node, command), FINISH_LENGTH));
@@ -193,18 +189,29 @@ static void restarted_prefix(uint32_t p, const char *name, bool is_killed)
         cr_assert_eq(got->end->complete.n_cached, r == p ? 320 : 0);
         settle(node);
     }
-    for (uint32_t q = 0; q < N_POLICY; q++)
-        node_destroy(alone[q]);
     node_destroy(node);
 }
 
 Test(engine_policy, divides_the_prefixes_of_an_earlier_life, .timeout = 480)
 {
+    struct node *alone[N_POLICY];
+    struct reply *want[N_POLICY];
+
+    for (uint32_t p = 0; p < N_POLICY; p++) {
+        alone[p] = node_create(NULL);
+        node_start(alone[p]);
+        want[p] = turn(alone[p], "", POLICY[p], 0);
+    }
     for (uint32_t p = 0; p < N_POLICY; p++)
         for (uint32_t is_killed = 0; is_killed < 2; is_killed++) {
-            restarted_prefix(p, "", is_killed);
-            restarted_prefix(p, "kept", is_killed);
+            bool is_other = p % 2 != is_killed;
+
+            /* Both with each policy, though not both ways: names and deaths
+             * know nothing of each other. */
+            restarted_prefix(p, is_other ? "kept" : "", is_killed, want);
         }
+    for (uint32_t p = 0; p < N_POLICY; p++)
+        node_destroy(alone[p]);
 }
 
 /* What is stored of it is sound, a replay gives the same, and a bundle of it
