@@ -63,9 +63,9 @@ configure() {
 # Our files that the build compiles, by way of its compile commands, each once:
 # of a file with two, clang-tidy 14 reads both and takes the second's va_list
 # for one that was not begun. The commands are gcc's: clang is told to let pass
-# what it does not know, and that its intrinsics are wanted by __SCE__ only as far
-# as the file's own instruction set goes: all of AVX-512, which every check reads
-# again, was most of the time of a kernel.
+# what it does not know. By __SCE__ a file that is compiled for an instruction set
+# gets clang's intrinsics of that set alone: to take every check through the rest,
+# all of AVX-512, was most of the time of a kernel.
 tidy() {
     mkdir -p "$build/lint"
     /usr/bin/python3 - "$build" $folders <<'END' >"$build/lint-files" || return 1
@@ -75,6 +75,8 @@ entries = {}
 for entry in json.load(open(os.path.join(build, "compile_commands.json"))):
     path = os.path.relpath(os.path.join(entry["directory"], entry["file"]), root)
     if path.split(os.sep)[0] in folders and not path.endswith(".pb-c.c"):
+        if " -mavx" in entry["command"]:
+            entry["command"] += " -D__SCE__"
         entries.setdefault(path, entry)
 with open(os.path.join(build, "lint", "compile_commands.json"), "w") as file:
     json.dump(list(entries.values()), file)
@@ -85,7 +87,6 @@ END
         --extra-arg=-Wno-unknown-warning-option \
         --extra-arg=-Wno-ignored-optimization-argument \
         --extra-arg=-Wno-unused-command-line-argument \
-        --extra-arg=-D__SCE__ \
         <"$build/lint-files" >"$build/lint-tidy.log" 2>"$build/lint-tidy.err" ||
         {
             cat "$build/lint-tidy.log" >&2
