@@ -9,9 +9,11 @@ extern "C" {
 #include "kernels/backend.h"
 }
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/scalar.cuh"
 #include "tests/gpu/recorded_device.h"
 
 #include <cuda_bf16.h>
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,14 +53,31 @@ static __global__ void fill_bf16(__nv_bfloat16 *x)
     x[i] = __float2bfloat16(normal(i));
 }
 
+static uint64_t n_number; /* so many have been drawn */
+
 static float *numbers(size_t n, float scale)
 {
-    static uint64_t start;
     float *x;
 
     CUDA(cudaMalloc((void **)&x, n * sizeof(float)));
-    fill<<<(unsigned)((n + 255) / 256), 256>>>(x, n, start, scale);
-    start += n;
+    fill<<<(unsigned)((n + 255) / 256), 256>>>(x, n, n_number, scale);
+    n_number += n;
+    return x;
+}
+
+static __global__ void stretch(float *x, size_t n)
+{
+    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    if (i < n && i % 13 == 0)
+        x[i] *= 40.0f;
+}
+
+/* Gates, some so large that their sigmoid is 0 or 1, or hardly a number. */
+static float *gates(size_t n)
+{
+    float *x = numbers(n, 3.0f);
+
+    stretch<<<(unsigned)((n + 255) / 256), 256>>>(x, n);
     return x;
 }
 
@@ -164,6 +183,8 @@ static void session_release(struct session *s)
 /* One call for spans of which row r of all lies at q + r * width. */
 struct rows {
     float *q, *k, *v, *out;
+    float *gate;       /* or NULL */
+    uint16_t *rounded; /* or NULL */
 };
 static void append(struct gpu *gpu, struct shape shape, struct rows rows,
                    const struct attend_span *span, uint32_t n_span)
@@ -183,6 +204,9 @@ static struct attend_args attend_args_of(struct shape shape,
     struct attend_args args = {.shape = shape_of(shape),
                                .out = rows.out,
                                .out_stride = n_q,
+                               .out_rounded = rows.rounded,
+                               .gate = rows.gate,
+                               .gate_stride = n_q,
                                .q = rows.q,
                                .q_stride = n_q,
                                .table = table,
@@ -214,9 +238,53 @@ static float *fetch(const float *x, size_t n)
     return y;
 }
 
+/* Ways to end a row, bits. */
+enum { GATED = 1, ROUNDED = 2, N_END = 4 };
+static const char *const END_NAME[N_END] = {"plain", "gated", "rounded",
+                                            "gated and rounded"};
+
 static float bf16(float x)
 {
     return __bfloat162float(__float2bfloat16(x));
+}
+
+/* Floats [at, at + n) of results. */
+static float *fetch_results(struct rows rows, size_t at, size_t n)
+{
+    if (!rows.rounded)
+        return fetch(rows.out + at, n);
+    float *y = (float *)malloc(n * sizeof(float));
+    __nv_bfloat16 *x = (__nv_bfloat16 *)malloc(n * sizeof(*x));
+    CUDA(cudaMemcpy(x, rows.rounded + at, n * sizeof(*x),
+                    cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < n; i++)
+        y[i] = __bfloat162float(x[i]);
+    free(x);
+    return y;
+}
+
+static __global__ void gate_rows(float *x, const float *gate, size_t n)
+{
+    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    if (i < n)
+        x[i] = x[i] * scalar_sigmoid(gate[i]);
+}
+
+/* What plain results come to; gate: on the device, or NULL. */
+static float *ended(const float *plain, const float *gate, size_t n,
+                    bool is_rounded)
+{
+    float *x, *y;
+
+    CUDA(cudaMalloc((void **)&x, n * sizeof(float)));
+    CUDA(cudaMemcpy(x, plain, n * sizeof(float), cudaMemcpyHostToDevice));
+    if (gate)
+        gate_rows<<<(unsigned)((n + 255) / 256), 256>>>(x, gate, n);
+    y = fetch(x, n);
+    cudaFree(x);
+    for (size_t i = 0; i < n && is_rounded; i++)
+        y[i] = fabsf(y[i]) < FLT_MIN ? copysignf(0.0f, y[i]) : bf16(y[i]);
+    return y;
 }
 
 static int compare_float(const void *a, const void *b)

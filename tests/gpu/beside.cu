@@ -28,6 +28,8 @@ ENTRY void beside_stream(cudaStream_t stream)
 struct prompt {
     uint32_t n_head, n_kv_head, d_head, n_token;
     float *q, *k, *v, *out;
+    uint16_t *rounded; /* NULL: results come to out */
+    const float *gate; /* or NULL */
     void **block;
     struct rope_table rope;
 };
@@ -59,6 +61,9 @@ ENTRY void beside_attend(const struct prompt *p)
 
     args.shape = shape_of(p);
     args.out = p->out;
+    args.out_rounded = p->rounded;
+    args.gate = p->gate;
+    args.gate_stride = (size_t)p->n_head * p->d_head;
     args.q = p->q;
     args.out_stride = args.q_stride = (size_t)p->n_head * p->d_head;
     args.table = &p->rope;

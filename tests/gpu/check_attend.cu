@@ -15,8 +15,23 @@
  *     check_attend prompt D Q KV N  heads of D dims, a prompt of N tokens
  *     check_attend steps          the other
  */
+#include "kernels/cuda/attend.cuh"
 #include "tests/gpu/attend_session.cuh"
 #include "tests/gpu/rate.h"
+
+/* How rows end now, and with what. */
+static uint32_t ending;
+static float *all_gates;
+static uint16_t *all_rounded;
+
+static struct rows rows_now(const struct session *s)
+{
+    struct rows rows = rows_of(s);
+
+    rows.gate = ending & GATED ? all_gates : NULL;
+    rows.rounded = ending & ROUNDED ? all_rounded : NULL;
+    return rows;
+}
 
 /* Rows [from, to) at once; is_new: append them first. */
 static void run(struct gpu *gpu, struct shape shape,
@@ -27,7 +42,7 @@ static void run(struct gpu *gpu, struct shape shape,
 
     if (is_new)
         append(gpu, shape, rows_of(s), &span, 1);
-    attend(gpu, shape, table, rows_of(s), &span, 1);
+    attend(gpu, shape, table, rows_now(s), &span, 1);
 }
 
 /* Error of one row and head against softmax in double. */
@@ -79,8 +94,8 @@ static void expect(bool is_good, struct shape s, uint32_t n, const char *law)
     if (is_good)
         return;
     if (++n_bad <= 20)
-        printf("FAILED d %u kv %u group %u tokens %u: %s\n", s.d_head,
-               s.n_kv_head, s.group, n, law);
+        printf("FAILED d %u kv %u group %u tokens %u, %s: %s\n", s.d_head,
+               s.n_kv_head, s.group, n, END_NAME[ending], law);
 }
 
 /* Rows of `out` are those of `whole`, bit for bit. */
@@ -88,7 +103,7 @@ static bool is_same(const struct session *s, struct shape shape,
                     const float *whole, uint32_t from, uint32_t to)
 {
     size_t n_q = (size_t)shape.n_kv_head * shape.group * shape.d_head;
-    float *out = fetch(s->out + from * n_q, (to - from) * n_q);
+    float *out = fetch_results(rows_now(s), from * n_q, (to - from) * n_q);
     bool same =
         !memcmp(out, whole + from * n_q, (to - from) * n_q * sizeof(float));
     free(out);
@@ -99,6 +114,9 @@ static void poison(struct session *s, struct shape shape)
 {
     size_t n_q = (size_t)shape.n_kv_head * shape.group * shape.d_head;
     CUDA(cudaMemset(s->out, 0xff, s->n_token * n_q * sizeof(float)));
+    if (ending & ROUNDED)
+        CUDA(cudaMemset(all_rounded, 0xff,
+                        s->n_token * n_q * sizeof(*all_rounded)));
 }
 
 static double check_oracle(struct shape shape, const struct session *s,
@@ -171,10 +189,13 @@ static void check_beside(struct gpu *gpu, struct shape shape,
     float *q = numbers((n_row + 3) * n_q, 1.0f);
     float *out = numbers((n_row + 3) * n_q, 1.0f);
     struct attend_span span[5];
-    struct rows rows = {q, NULL, NULL, out};
+    struct rows rows = {q, NULL, NULL, out, NULL, NULL};
+    uint32_t how = ending;
 
+    ending = 0;
     run(gpu, shape, table, s, 0, n, true);
     run(gpu, shape, table, &other, 0, n_other, true);
+    ending = how;
     uint32_t size[5] = {1, 2, n_mine, 70, 17}, here = 0;
     for (uint32_t i = 0; i < 5; i++) {
         bool is_mine = i == 2;
@@ -185,6 +206,14 @@ static void check_beside(struct gpu *gpu, struct shape shape,
     }
     CUDA(cudaMemcpy(q + here * n_q, s->q + (n - n_mine) * n_q,
                     n_mine * n_q * sizeof(float), cudaMemcpyDeviceToDevice));
+    if (how & GATED) {
+        rows.gate = gates(n_row * n_q);
+        CUDA(cudaMemcpy(rows.gate + here * n_q, all_gates + (n - n_mine) * n_q,
+                        n_mine * n_q * sizeof(float),
+                        cudaMemcpyDeviceToDevice));
+    }
+    if (how & ROUNDED)
+        CUDA(cudaMalloc((void **)&rows.rounded, n_row * n_q * sizeof(float)));
     for (int recorded = 0; recorded < 2; recorded++) {
         CUDA(cudaMemset(out, 0xff, n_row * n_q * sizeof(float)));
         gpu->is_recording = recorded;
@@ -192,6 +221,11 @@ static void check_beside(struct gpu *gpu, struct shape shape,
         attend(gpu, shape, table, rows, span, 5);
         gpu->is_recording = false;
         poison(s, shape);
+        if (how & ROUNDED)
+            CUDA(cudaMemcpy(all_rounded + (n - n_mine) * n_q,
+                            rows.rounded + here * n_q,
+                            n_mine * n_q * sizeof(uint16_t),
+                            cudaMemcpyDeviceToDevice));
         CUDA(cudaMemcpy(s->out + (n - n_mine) * n_q, out + here * n_q,
                         n_mine * n_q * sizeof(float),
                         cudaMemcpyDeviceToDevice));
@@ -200,7 +234,73 @@ static void check_beside(struct gpu *gpu, struct shape shape,
     }
     cudaFree(q);
     cudaFree(out);
+    cudaFree(rows.gate);
+    cudaFree(rows.rounded);
     session_release(&other);
+}
+
+/* Rows that are gated, rounded and both, from the plain results. All that is
+ * drawn for them is given back. */
+static void check_ends(struct gpu *gpu, struct shape shape,
+                       const struct rope_table *table, struct session *s,
+                       const float *plain)
+{
+    const uint64_t seed_was = seed, n_number_was = n_number;
+    uint32_t n = s->n_token;
+    size_t n_all = (size_t)n * shape.n_kv_head * shape.group * shape.d_head;
+
+    all_gates = gates(n_all);
+    CUDA(cudaMalloc((void **)&all_rounded, n_all * sizeof(*all_rounded)));
+    for (ending = 1; ending < N_END; ending++) {
+        float *whole = ended(plain, ending & GATED ? all_gates : NULL, n_all,
+                             ending & ROUNDED);
+
+        poison(s, shape);
+        run(gpu, shape, table, s, 0, n, true);
+        expect(is_same(s, shape, whole, 0, n), shape, n, "as plain rows");
+        if (n < 200)
+            check_single(gpu, shape, table, s, whole);
+        check_cut(gpu, shape, table, s, whole);
+        check_beside(gpu, shape, table, s, whole);
+        free(whole);
+    }
+    ending = 0;
+    cudaFree(all_gates);
+    cudaFree(all_rounded);
+    seed = seed_was;
+    n_number = n_number_was;
+}
+
+/* gate_some() of all floats. */
+static __global__ void gate_all(uint32_t *n_other)
+{
+    uint32_t first = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    float x[8], gate[8];
+
+    for (uint32_t i = 0; i < 8; i++) {
+        x[i] = 1.0f;
+        gate[i] = __uint_as_float(first + i);
+    }
+    gate_some<8>(x, gate);
+    for (uint32_t i = 0; i < 8; i++) {
+        float y = scalar_sigmoid(gate[i]);
+
+        if (__float_as_uint(x[i]) != __float_as_uint(y) && y == y)
+            atomicAdd(n_other, 1);
+    }
+}
+
+static void check_gates(void)
+{
+    uint32_t *far, n_other = 1;
+
+    CUDA(cudaMalloc((void **)&far, sizeof(*far)));
+    CUDA(cudaMemset(far, 0, sizeof(*far)));
+    gate_all<<<1u << 21, 256>>>(far);
+    CUDA(cudaMemcpy(&n_other, far, sizeof(n_other), cudaMemcpyDeviceToHost));
+    cudaFree(far);
+    n_bad += n_other != 0;
+    printf("gates: %u floats have another sigmoid\n", n_other);
 }
 
 static double check_shape(struct gpu *gpu, struct shape shape, uint32_t n)
@@ -220,6 +320,7 @@ static double check_shape(struct gpu *gpu, struct shape shape, uint32_t n)
     check_single(gpu, shape, &table, &s, whole);
     check_cut(gpu, shape, &table, &s, whole);
     check_beside(gpu, shape, &table, &s, whole);
+    check_ends(gpu, shape, &table, &s, whole);
     CUDA(cudaDeviceSynchronize());
     free(whole);
     session_release(&s);
@@ -241,6 +342,8 @@ static int check_all(struct gpu *gpu, enum extent extent, uint32_t d_head)
     uint32_t first_group = extent == LEAST ? 4 : 0;
 
     n_single = extent == LEAST ? 4 : 130;
+    if (extent != LEAST)
+        check_gates();
     for (uint32_t i = 0; i < 4; i++) {
         double worst = 0;
         uint32_t bad = n_bad;

@@ -264,8 +264,11 @@ static void expect(bool is_good, struct shape s, const char *law)
 
 static void poison(const struct world *w)
 {
-    CUDA(cudaMemset(w->rows.out, 0xff,
-                    w->n_row * row_floats(w->shape) * sizeof(float)));
+    const size_t n = w->n_row * row_floats(w->shape);
+
+    CUDA(cudaMemset(w->rows.out, 0xff, n * sizeof(float)));
+    if (w->rows.rounded)
+        CUDA(cudaMemset(w->rows.rounded, 0xff, n * sizeof(uint16_t)));
 }
 
 static void ask(const struct world *w, const struct attend_span *span,
@@ -280,7 +283,7 @@ static void ask(const struct world *w, const struct attend_span *span,
 static float *result(const struct world *w)
 {
     CUDA(cudaDeviceSynchronize());
-    return fetch(w->rows.out, w->n_row * row_floats(w->shape));
+    return fetch_results(w->rows, 0, w->n_row * row_floats(w->shape));
 }
 
 static bool is_same(const struct world *w, const float *whole)
@@ -414,8 +417,32 @@ static void plain(const struct world *w, const struct attend_span *span,
     cuda_attend_plain(w->gpu, &args);
 }
 
+/* Rows that the plain kernel gates, rounds and both. */
+static void check_plain_ends(struct world *w, const float *plain_rows)
+{
+    const size_t n = w->n_row * row_floats(w->shape);
+    float *gate = gates(n);
+    uint16_t *rounded;
+
+    CUDA(cudaMalloc((void **)&rounded, n * sizeof(*rounded)));
+    for (uint32_t how = 1; how < N_END; how++) {
+        w->rows.gate = how & GATED ? gate : NULL;
+        w->rows.rounded = how & ROUNDED ? rounded : NULL;
+        float *whole = ended(plain_rows, w->rows.gate, n, how & ROUNDED);
+
+        poison(w);
+        plain(w, w->span, w->n_view);
+        expect(is_same(w, whole), w->shape, "plain: an end");
+        free(whole);
+    }
+    w->rows.gate = NULL;
+    w->rows.rounded = NULL;
+    cudaFree(gate);
+    cudaFree(rounded);
+}
+
 /* The plain kernel has an arithmetic of its own. */
-static void check_plain(const struct world *w)
+static void check_plain(struct world *w)
 {
     poison(w);
     plain(w, w->span, w->n_view);
@@ -433,7 +460,40 @@ static void check_plain(const struct world *w)
             plain(w, &one, 1);
         }
     expect(is_same(w, whole), w->shape, "plain: row by row");
+    check_plain_ends(w, whole);
     free(whole);
+}
+
+/* Rows that are gated, rounded and both, in all ways, from the plain results.
+ */
+static void check_ends(struct world *w, const float *plain_rows)
+{
+    const size_t n = w->n_row * row_floats(w->shape);
+    float *gate = gates(n);
+    uint16_t *rounded;
+
+    CUDA(cudaMalloc((void **)&rounded, n * sizeof(*rounded)));
+    for (uint32_t how = 1; how < N_END; how++) {
+        w->rows.gate = how & GATED ? gate : NULL;
+        w->rows.rounded = how & ROUNDED ? rounded : NULL;
+        float *whole = ended(plain_rows, w->rows.gate, n, how & ROUNDED);
+
+        for (int way = 0; way < 2; way++) {
+            goes_sm80 = way;
+            check_calls(w, whole, "an end", "an end, alone", "an end, cut");
+            poison(w);
+            ask(w, w->span, w->n_view, true);
+            expect(is_same(w, whole), w->shape, "an end, recorded");
+            check_crowd(w, whole);
+        }
+        goes_sm80 = false;
+        check_replay(w, whole);
+        free(whole);
+    }
+    w->rows.gate = NULL;
+    w->rows.rounded = NULL;
+    cudaFree(gate);
+    cudaFree(rounded);
 }
 
 static double check_shape(struct gpu *gpu, struct shape shape, uint32_t n_view,
@@ -465,6 +525,7 @@ static double check_shape(struct gpu *gpu, struct shape shape, uint32_t n_view,
     expect(is_same(&w, whole), shape, "recorded");
     check_crowd(&w, whole);
     check_replay(&w, whole);
+    check_ends(&w, whole);
     goes_sm80 = true;
     check_calls(&w, whole, "the other way", "the other way, alone",
                 "the other way, cut");

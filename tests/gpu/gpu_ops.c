@@ -146,18 +146,12 @@ static void check_pairs(struct bench *bench, uint32_t n_row, uint32_t n)
     struct both x = make(bench, (size_t)n_row * 2 * n);
     struct both y = make(bench, (size_t)n_row * n);
     struct swiglu_args swiglu = {y.host, n, x.host, 2 * (size_t)n, n_row, n};
-    struct gate_args gate = {y.host, n, x.host, 2 * (size_t)n, n_row, n, NULL};
 
     bench->ref->swiglu(NULL, &swiglu);
     swiglu.y = y.far;
     swiglu.x = x.far;
     bench->gpu->swiglu(bench->pool, &swiglu);
     judge(bench, &y, FEW_ROUNDINGS, "swiglu", n_row, n);
-    bench->ref->gate(NULL, &gate);
-    gate.y = y.far;
-    gate.gate = x.far;
-    bench->gpu->gate(bench->pool, &gate);
-    judge(bench, &y, FEW_ROUNDINGS, "gate", n_row, n);
     drop(bench, &x);
     drop(bench, &y);
 }

@@ -10,10 +10,11 @@ program that times one launch at a time. Both read the same memory, and results
 must agree.
 
 Attention: SDPA (its default backend) gets bf16 with rotated keys, ours keys as
-they were stored, and floats. Of KV heads shared by SDPA and KV heads repeated,
-the faster counts. "rotation + SDPA" has the keys rotated by PyTorch's operators
-before, which ours has within. A shape has a process of its own: behind others in
-one process SDPA takes up to a tenth longer.
+they were stored, and floats; its results are floats, in a line of its own bf16 as
+SDPA's are. Of KV heads shared by SDPA and KV heads repeated, the faster counts.
+"rotation + SDPA" has the keys rotated by PyTorch's operators before, which ours
+has within. A shape has a process of its own: behind others in one process SDPA
+takes up to a tenth longer.
 
 Products: y of ours is float, of PyTorch's bf16. Weights pass through memory so
 that none of them is in the L2 cache; launches are those of a CUDA graph.
@@ -46,7 +47,8 @@ TOLERANCE = 1e-2  # by norms; bf16 rounds to 2^-9
 class Prompt(ctypes.Structure):
     """struct prompt of beside.cu, its rope_table flat."""
     _fields_ = [(name, ctypes.c_uint32) for name in ("n_head", "n_kv_head", "d_head", "n_token")]
-    _fields_ += [(name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "block")]
+    _fields_ += [(name, ctypes.c_void_p)
+                 for name in ("q", "k", "v", "out", "rounded", "gate", "block")]
     _fields_ += [("n_rot", ctypes.c_uint32), ("n_position", ctypes.c_uint64)]
     _fields_ += [(name, ctypes.c_void_p) for name in ("cos", "sin", "device")]
 
@@ -119,9 +121,15 @@ def attend(build, dims, heads, kv_heads):
     blocks = torch.empty(TOKENS // BLOCK, 2 * kv_heads * dims * BLOCK, device="cuda",
                          dtype=torch.bfloat16)
     table = torch.tensor([block.data_ptr() for block in blocks], device="cuda")
-    prompt = Prompt(heads, kv_heads, dims, TOKENS,
-                    *(x.data_ptr() for x in (q, k, v, out, table)), 2 * half, TOKENS,
-                    *(x.data_ptr() for x in tables), None)
+    rounded = torch.empty(TOKENS, heads, dims, device="cuda", dtype=torch.bfloat16)
+
+    def prompt_of(results):
+        return Prompt(heads, kv_heads, dims, TOKENS,
+                      *(x.data_ptr() for x in (q, k, v, out)), results, None,
+                      table.data_ptr(), 2 * half, TOKENS,
+                      *(x.data_ptr() for x in tables), None)
+
+    prompt, prompt16 = prompt_of(None), prompt_of(rounded.data_ptr())
     lib.beside_append(ctypes.byref(prompt))
     q16, k16, v16 = (x.bfloat16().transpose(0, 1).contiguous()[None] for x in (q, k, v))
     k_turned = turned(k16, cos, sin)
@@ -133,12 +141,18 @@ def attend(build, dims, heads, kv_heads):
             q16, keys, values, is_causal=True, enable_gqa=keys.shape[1] < heads)
 
     times = in_turn((lambda: lib.beside_attend(ctypes.byref(prompt)),
+                     lambda: lib.beside_attend(ctypes.byref(prompt16)),
                      lambda: sdpa(wide_k, wide_v), lambda: sdpa(k_turned, v16),
                      lambda: sdpa(turned(k16, cos, sin), v16)), 1)
     what = f"attention, {dims} dims, {heads}/{kv_heads} heads"
     agree(what, out.transpose(0, 1), sdpa(wide_k, wide_v)[0])
-    most = line(what + ": SDPA", times[0], min(times[1:3], key=statistics.median))
-    line(what + ": rotation + SDPA", times[0], times[3])
+    if not torch.equal(rounded, out.bfloat16()):
+        print(f"FAILED {what}: rounded results are not those of floats")
+        sys.exit(1)
+    best = min(times[2:4], key=statistics.median)
+    most = line(what + ": SDPA", times[0], best)
+    line(what + ", bf16 result: SDPA", times[1], best)
+    line(what + ": rotation + SDPA", times[0], times[4])
     return most
 
 

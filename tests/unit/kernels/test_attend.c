@@ -3,7 +3,10 @@
  * one maximum, one sum, no blocks), then every backend, cut, batch and thread
  * count against one call of ref by bits; all of it in each arithmetic.
  */
+#include "kernels/scalar.h"
 #include "tests/unit/kernels/fixture.h"
+
+#include <float.h>
 
 enum { N_TOKEN = 195, N_BLOCK = 4 };
 
@@ -584,6 +587,79 @@ Test(attend, ranges_of_blocks_give_the_bits_of_one_call)
             drop(out);
         }
         drop(want);
+        session_release(&s);
+    }
+    pools_destroy(pools);
+}
+
+/* As under flush modes, where gates make a subnormal. */
+static float flushed(float x)
+{
+    return fabsf(x) < FLT_MIN ? copysignf(0.0f, x) : x;
+}
+
+/* Rows of `plain` gated by q, then rounded if `rounded`, to floats. */
+static void end_rows(const struct session *s, const float *plain, bool is_gated,
+                     bool is_rounded, float *out)
+{
+    for (uint32_t r = 0; r < N_TOKEN; r++)
+        for (uint32_t e = 0; e < s->q_stride - 1; e++) {
+            size_t at = r * s->q_stride + e;
+            float x = plain[at];
+            x = is_gated ? flushed(x * flushed(scalar_sigmoid(s->q[at]))) : x;
+            out[at] = is_rounded ? scalar_from_bf16(scalar_to_bf16(x)) : x;
+        }
+}
+
+/* The last n rows in ranges of blocks; of earlier ones nothing is touched. */
+static void check_ends(const struct session *s, const struct backend *backend,
+                       struct pool *pool, const float *plain, uint32_t n,
+                       uint64_t seed)
+{
+    const uint32_t first = N_TOKEN - n, width = (uint32_t)s->q_stride - 1;
+    const struct attend_span span = {first, n, first, s->block, NULL};
+
+    for (int end = 1; end < 4; end++) {
+        const bool is_gated = end & 1, is_rounded = end & 2;
+        float *want = constant(out_floats(s), 0.0f);
+        float *out = constant(out_floats(s), 0.0f);
+        uint16_t *rounded = calloc(N_TOKEN * width, sizeof(*rounded));
+        struct attend_args args = args_of(s, &span, out);
+
+        end_rows(s, plain, is_gated, is_rounded, want);
+        memset(want, 0, first * s->q_stride * sizeof(*want));
+        args.gate = is_gated ? s->q : NULL;
+        args.gate_stride = s->q_stride;
+        args.out_rounded = is_rounded ? rounded : NULL;
+        run_in_ranges(backend, pool, args, seed);
+        for (uint32_t r = 0; r < N_TOKEN && is_rounded; r++)
+            for (uint32_t e = 0; e < width; e++)
+                out[r * s->q_stride + e] =
+                    scalar_from_bf16(rounded[r * width + e]);
+        assert_same(out, want, out_floats(s), backend->name);
+        free(rounded);
+        drop(out);
+        drop(want);
+    }
+}
+
+Test(attend, rows_are_gated_and_rounded_once_in_ranges_of_blocks_too)
+{
+    static const uint32_t N_ROW[] = {N_TOKEN, 65, 9, 1};
+    struct pool *pools[N_POOL];
+
+    pools_create(pools);
+    for (size_t i = 0; i < N_CASE; i++) {
+        struct session s;
+        session_init(&s, case_of(i), 10 * i);
+        float *plain = whole(&s);
+        EACH_BACKEND(backend)
+        for (uint32_t c = 0; c < COUNT(N_ROW) * N_POOL; c++)
+            if (!is_skipped(backend, i, c) &&
+                (backend != backend_ref_found() || c < 2 * N_POOL))
+                check_ends(&s, backend, pools[c % N_POOL], plain,
+                           N_ROW[c / N_POOL], 31 * i + c);
+        drop(plain);
         session_release(&s);
     }
     pools_destroy(pools);

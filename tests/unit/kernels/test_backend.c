@@ -57,10 +57,10 @@ Test(backend, no_operator_is_missing)
     for (const struct backend *const *each = backend_all(); *each; each++) {
         const struct backend *b = *each;
         cr_assert(b->linear && b->linear_add && b->rms_norm && b->gated_norm &&
-                  b->swiglu && b->ffn && b->ffn_add && b->gate && b->embed &&
-                  b->rope && b->kv_append && b->attend && b->conv &&
-                  b->delta_gate && b->delta && b->route && b->expert &&
-                  b->combine && b->draw && b->peaks);
+                  b->swiglu && b->ffn && b->ffn_add && b->embed && b->rope &&
+                  b->kv_append && b->attend && b->conv && b->delta_gate &&
+                  b->delta && b->route && b->expert && b->combine && b->draw &&
+                  b->peaks);
     }
 }
 

@@ -112,25 +112,6 @@ static double swiglu_true(const struct setting *s, uint32_t row, uint32_t i)
     return (double)x[i] * sigmoid((double)x[i]) * (double)x[s->n + i];
 }
 
-static void gate(const struct setting *s, const struct backend *backend,
-                 struct pool *pool, float *y, uint32_t first, uint32_t n)
-{
-    struct gate_args a = {y + first * s->y_stride,
-                          s->y_stride,
-                          s->z + first * s->x_stride,
-                          s->x_stride,
-                          n,
-                          (uint32_t)s->n,
-                          NULL};
-    backend->gate(pool, &a);
-}
-
-static double gate_true(const struct setting *s, uint32_t row, uint32_t i)
-{
-    return (double)s->y[row * s->y_stride + i] *
-           sigmoid((double)s->z[row * s->x_stride + i]);
-}
-
 static const struct {
     const char *name;
     operate *run;
@@ -139,7 +120,6 @@ static const struct {
     {"rms_norm", norm, norm_true},
     {"gated_norm", gated, gated_true},
     {"swiglu", swiglu, swiglu_true},
-    {"gate", gate, gate_true},
 };
 
 static void check(const struct setting *s, size_t op, struct pool **pools)
