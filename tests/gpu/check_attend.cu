@@ -222,10 +222,9 @@ static void check_beside(struct gpu *gpu, struct shape shape,
         gpu->is_recording = false;
         poison(s, shape);
         if (how & ROUNDED)
-            CUDA(cudaMemcpy(all_rounded + (n - n_mine) * n_q,
-                            rows.rounded + here * n_q,
-                            n_mine * n_q * sizeof(uint16_t),
-                            cudaMemcpyDeviceToDevice));
+            CUDA(cudaMemcpy(
+                all_rounded + (n - n_mine) * n_q, rows.rounded + here * n_q,
+                n_mine * n_q * sizeof(uint16_t), cudaMemcpyDeviceToDevice));
         CUDA(cudaMemcpy(s->out + (n - n_mine) * n_q, out + here * n_q,
                         n_mine * n_q * sizeof(float),
                         cudaMemcpyDeviceToDevice));
