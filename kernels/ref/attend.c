@@ -190,7 +190,9 @@ static void add_row(const struct attend_args *a, struct rows *rows, size_t r,
                              (index * a->shape.n_head + head) * a->shape.d_head
                        : NULL;
     row->position = rows->span->position + r;
+    row->all = (struct partial){0};
     if (a->first_block) { /* from what the call before left of it */
+        assert(row->stat);
         row->all.max = row->stat[0];
         row->all.sum = row->stat[a->shape.n_head];
         memcpy(row->all.out, row->out, a->shape.d_head * sizeof(float));
@@ -242,6 +244,7 @@ static void attend_rows(const struct attend_args *a, struct rows *rows)
         float scale = is_done ? 1.0f / row->all.sum : 1.0f;
 
         if (!is_done) {
+            assert(row->stat);
             row->stat[0] = row->all.max;
             row->stat[a->shape.n_head] = row->all.sum;
         }

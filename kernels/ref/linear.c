@@ -192,7 +192,7 @@ REF_FUSED static void multiply_quads(struct block *b)
     for (size_t i = 0; i < b->w->n_in; i += LINEAR_GROUP, quads++) {
         for (size_t k = 0; k < LINEAR_GROUP; k++)
             for (size_t o = 0; o < LINEAR_PANEL; o++)
-                w[k][o] = quads->q[k / 4][o][k % 4];
+                w[k][o] = (int32_t)quads->q[k / 4][o][k % 4];
         add_quads(b, quads->scale, w, i);
     }
 }
