@@ -88,11 +88,11 @@ if(TARGET model)
   # A whole node with all in the memory of a device, and with one that fails.
   if(TARGET godwitd AND TARGET godwitctl)
     # Those of one program compare with the same undisturbed node.
-    set(memory tight full scratch lost)
+    set(parts_of_memory tight full scratch lost)
     foreach(name change policy memory excerpt capped)
       set(parts ${name})
-      if(name STREQUAL memory)
-        set(parts ${memory})
+      if(parts_of_${name})
+        set(parts ${parts_of_${name}})
       endif()
       add_test(NAME gpu.node.${name}
         COMMAND /usr/bin/python3 -B ${PROJECT_SOURCE_DIR}/tests/gpu/node.py
