@@ -417,8 +417,10 @@ static void plain(const struct world *w, const struct attend_span *span,
     cuda_attend_plain(w->gpu, &args);
 }
 
-/* Rows that the plain kernel gates, rounds and both. */
-static void check_plain_ends(struct world *w, const float *plain_rows)
+/* Rows that are gated, rounded and both: `check` gets what plain_rows are then.
+ */
+static void each_end(struct world *w, const float *plain_rows,
+                     void (*check)(struct world *w, const float *whole))
 {
     const size_t n = w->n_row * row_floats(w->shape);
     float *gate = gates(n);
@@ -430,15 +432,20 @@ static void check_plain_ends(struct world *w, const float *plain_rows)
         w->rows.rounded = how & ROUNDED ? rounded : NULL;
         float *whole = ended(plain_rows, w->rows.gate, n, how & ROUNDED);
 
-        poison(w);
-        plain(w, w->span, w->n_view);
-        expect(is_same(w, whole), w->shape, "plain: an end");
+        check(w, whole);
         free(whole);
     }
     w->rows.gate = NULL;
     w->rows.rounded = NULL;
     cudaFree(gate);
     cudaFree(rounded);
+}
+
+static void check_plain_end(struct world *w, const float *whole)
+{
+    poison(w);
+    plain(w, w->span, w->n_view);
+    expect(is_same(w, whole), w->shape, "plain: an end");
 }
 
 /* The plain kernel has an arithmetic of its own. */
@@ -460,40 +467,23 @@ static void check_plain(struct world *w)
             plain(w, &one, 1);
         }
     expect(is_same(w, whole), w->shape, "plain: row by row");
-    check_plain_ends(w, whole);
+    each_end(w, whole, check_plain_end);
     free(whole);
 }
 
-/* Rows that are gated, rounded and both, in all ways, from the plain results.
- */
-static void check_ends(struct world *w, const float *plain_rows)
+/* In all ways. */
+static void check_end(struct world *w, const float *whole)
 {
-    const size_t n = w->n_row * row_floats(w->shape);
-    float *gate = gates(n);
-    uint16_t *rounded;
-
-    CUDA(cudaMalloc((void **)&rounded, n * sizeof(*rounded)));
-    for (uint32_t how = 1; how < N_END; how++) {
-        w->rows.gate = how & GATED ? gate : NULL;
-        w->rows.rounded = how & ROUNDED ? rounded : NULL;
-        float *whole = ended(plain_rows, w->rows.gate, n, how & ROUNDED);
-
-        for (int way = 0; way < 2; way++) {
-            goes_sm80 = way;
-            check_calls(w, whole, "an end", "an end, alone", "an end, cut");
-            poison(w);
-            ask(w, w->span, w->n_view, true);
-            expect(is_same(w, whole), w->shape, "an end, recorded");
-            check_crowd(w, whole);
-        }
-        goes_sm80 = false;
-        check_replay(w, whole);
-        free(whole);
+    for (int way = 0; way < 2; way++) {
+        goes_sm80 = way;
+        check_calls(w, whole, "an end", "an end, alone", "an end, cut");
+        poison(w);
+        ask(w, w->span, w->n_view, true);
+        expect(is_same(w, whole), w->shape, "an end, recorded");
+        check_crowd(w, whole);
     }
-    w->rows.gate = NULL;
-    w->rows.rounded = NULL;
-    cudaFree(gate);
-    cudaFree(rounded);
+    goes_sm80 = false;
+    check_replay(w, whole);
 }
 
 static double check_shape(struct gpu *gpu, struct shape shape, uint32_t n_view,
@@ -525,7 +515,7 @@ static double check_shape(struct gpu *gpu, struct shape shape, uint32_t n_view,
     expect(is_same(&w, whole), shape, "recorded");
     check_crowd(&w, whole);
     check_replay(&w, whole);
-    check_ends(&w, whole);
+    each_end(&w, whole, check_end);
     goes_sm80 = true;
     check_calls(&w, whole, "the other way", "the other way, alone",
                 "the other way, cut");
