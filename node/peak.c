@@ -151,9 +151,10 @@ __attribute__((target("avx2"))) static float loop_bytes(float x, uint32_t n)
             const __m256i pair =
                 _mm256_maddubs_epi16(size, _mm256_sign_epi8(by, w));
             const __m256i four = _mm256_madd_epi16(pair, one);
+            __m256i in_place = sum[c]; /* or gcc keeps it in memory */
 
-            /* In place: else gcc 12 keeps some of the sums in memory. */
-            __asm__("vpaddd %1, %0, %0" : "+x"(sum[c]) : "x"(four));
+            __asm__("vpaddd %1, %0, %0" : "+x"(in_place) : "x"(four));
+            sum[c] = in_place;
         }
     for (uint32_t c = 1; c < N_BYTES_CHAIN; c++)
         sum[0] = _mm256_add_epi32(sum[0], sum[c]);
