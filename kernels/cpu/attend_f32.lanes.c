@@ -60,6 +60,22 @@ static void rotate_keys(const struct group *g, struct key_place place)
                    (KV_BLOCK * sizeof(float)));
 }
 
+/* What few rows read behind a block's keys, and behind its values. */
+static struct in_order_rows values_first(const struct group *g)
+{
+    const uint32_t d_head = g->rows->args->shape.d_head;
+
+    return in_order_first(g->v, d_head, g->is_whole ? KV_BLOCK : g->n_key,
+                          d_head);
+}
+
+static struct in_order_rows keys_first(const struct group *g)
+{
+    const uint32_t d_head = g->rows->args->shape.d_head;
+
+    return in_order_first(g->next, KV_BLOCK, g->next ? d_head : 0, KV_BLOCK);
+}
+
 /* Scores of n_col keys. Few rows: the chain over d runs through the rotated
  * dimensions in scratch and goes on in the block itself. */
 static void score(const struct group *g, uint32_t n_col)
@@ -87,7 +103,7 @@ static void score(const struct group *g, uint32_t n_col)
     tile.b = (const float *)g->k + (size_t)n_rot * KV_BLOCK;
     tile.n_k = d_head - n_rot;
     if (is_in_order(rows))
-        in_order(&tile, n_rot == 0);
+        in_order(&tile, n_rot == 0, values_first(g));
     else if (n_rot)
         LANES_NAME(tile_onto)(&tile);
     else
@@ -140,7 +156,7 @@ static void mix_values(const struct group *g, float *out)
     struct tile tile = values_tile(g, out);
 
     if (is_in_order(g->rows))
-        in_order(&tile, true);
+        in_order(&tile, true, keys_first(g));
     else if (g->n_row < FEW_ROWS)
         mix_in_order(tile);
     else

@@ -168,6 +168,27 @@ static void fetch_row(const struct part *part, size_t r)
     fetch(a->v + row + part->k_head * n_v, (uint32_t)n_v);
 }
 
+/* Of a row alone: what its state begins with is read next. */
+static void dot_alone(const struct part *part)
+{
+    const struct delta_shape shape = part->args->shape;
+    const size_t head =
+        (size_t)part->k_head * (shape.n_v_head / shape.n_k_head);
+
+    in_order(&(struct tile){.c = part->dot,
+                            .c_stride = GRID,
+                            .a = part->kq,
+                            .a_stride = shape.d_k,
+                            .b = part->ring_k,
+                            .b_stride = GRID,
+                            .n_row = 2,
+                            .n_col = part->first / LANES * LANES + LANES,
+                            .n_k = shape.d_k},
+             true,
+             in_order_first(part->span->state.s + head * shape.d_k * shape.d_v,
+                            shape.d_v, shape.d_k, shape.d_v));
+}
+
 /* Normalise keys and queries, put the keys into the ring and take all dots. */
 static void prepare(const struct part *part)
 {
@@ -176,6 +197,9 @@ static void prepare(const struct part *part)
     float q_scale = 1.0f / sqrtf((float)d_k);
     float *k = part->kq, *q = part->kq + (size_t)n * d_k;
 
+    if (is_alone(part)) /* where the key goes, before others of the ring */
+        in_order_ask((struct in_order_rows){
+            part->ring_k + part->first / LANES * LANES, GRID, d_k, LANES});
     for (size_t r = 0; r < n; r++) {
         size_t at =
             (part->row + r) * a->qkv_stride + (size_t)part->k_head * d_k;
@@ -186,7 +210,7 @@ static void prepare(const struct part *part)
     }
     store_keys(part->ring_k + part->first, k, d_k, n);
     if (is_alone(part)) { /* the key, and the query behind it */
-        dot_tile(part, part->dot, k, 2, part->first + 1);
+        dot_alone(part);
         return;
     }
     dot_rows(part, part->dot, k);
@@ -232,7 +256,8 @@ static void weigh(const struct part *part, const struct head *head)
         v16_store(part->since_grid + j, v16_exp(g));
     }
     if (is_alone(part))
-        in_order(&tile, true);
+        in_order(&tile, true,
+                 in_order_first(head->u, head->d_v, part->first, head->d_v));
     else
         LANES_NAME(tile_set)(&tile);
 }
@@ -413,16 +438,16 @@ static void solve_and_answer(const struct part *part, const struct head *head)
             e, d_v);
         v16_store_part(o, v16_mul(decay, v16_load_part(o, e, d_v)), e, d_v);
     }
-    in_order(&(struct tile){.c = r,
-                            .c_stride = d_v,
-                            .a = part->w,
-                            .a_stride = (size_t)(part->x - part->w),
-                            .b = head->u,
-                            .b_stride = d_v,
-                            .n_row = 2,
-                            .n_col = d_v,
-                            .n_k = i},
-             false);
+    const struct tile ring = {.c = r,
+                              .c_stride = d_v,
+                              .a = part->w,
+                              .a_stride = (size_t)(part->x - part->w),
+                              .b = head->u,
+                              .b_stride = d_v,
+                              .n_row = 2,
+                              .n_col = d_v,
+                              .n_k = i};
+    in_order(&ring, false, (struct in_order_rows){0});
     for (uint32_t e = 0; e < d_v; e += LANES) {
         const v16 one = v16_mul(v16_load_part(r, e, d_v), beta);
 
