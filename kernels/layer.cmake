@@ -103,7 +103,9 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
       ${PROJECT_SOURCE_DIR}/kernels/cpu/panel.lanes.c
       ${PROJECT_SOURCE_DIR}/kernels/cpu/bf16_tile.lanes.c
       PROPERTIES COMPILE_OPTIONS -fno-sanitize=all)
-    # A third of the time that -O3 takes, and their tests run as fast.
+  endif()
+  # A third of the time that -O3 takes, and their tests run as fast.
+  if(GODWIT_SANITIZE)
     set_source_files_properties(
       ${PROJECT_SOURCE_DIR}/kernels/cpu/delta_one.lanes.c
       ${PROJECT_SOURCE_DIR}/kernels/cpu/delta_rounded.lanes.c

@@ -68,7 +68,8 @@ static enum status pack_rows(const struct tensor *tensor, uint32_t first_row,
                              struct linear *out)
 {
     const uint32_t n_in = out->n_in;
-    const uint32_t n_step = n_in < PACK_FLOATS ? PACK_FLOATS / n_in : 1;
+    const uint32_t n_most = n_in < PACK_FLOATS ? PACK_FLOATS / n_in : 1;
+    const uint32_t n_step = n_row < n_most ? n_row : n_most;
     float *wide;
 
     if (tensor->type == TENSOR_BF16) {

@@ -27,6 +27,7 @@ KILLS = int(os.environ.get("KILLS", "25"))
 SEED = int(os.environ.get("SEED", str(random.SystemRandom().randrange(10**6))))
 N_CLIENT = int(os.environ.get("CLIENTS", "4"))
 TURNS = 6  # of one session; then its client begins another
+DAMAGES = os.environ.get("DAMAGES")  # the names of some, or all of them
 UP_S = 0.8  # a node lives at most so long after it serves
 EARLY = 0.15  # share of kills that come before it serves
 RETRY_S = 90  # one turn may take so long, deaths included
@@ -376,10 +377,13 @@ class Damage(unittest.TestCase):
             finally:
                 node.kill()
             self.continue_with(stored, "-whole", wanted, None)
-            for damage in (self.flip_few, self.flip_some, self.flip_many,
-                           self.flip_segments, self.truncate_segments,
-                           self.delete_segments, self.truncate,
-                           self.delete_values, self.delete_all):
+            damages = [self.flip_few, self.flip_some, self.flip_many,
+                       self.flip_segments, self.truncate_segments,
+                       self.delete_segments, self.truncate,
+                       self.delete_values, self.delete_all]
+            if DAMAGES:
+                damages = [getattr(self, n) for n in DAMAGES.split(",")]
+            for damage in damages:
                 with self.subTest(damage=damage.__name__):
                     self.continue_with(stored, "-" + damage.__name__, wanted,
                                        damage, damage != self.delete_all)
