@@ -10,6 +10,7 @@
  */
 #include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/attend.cuh"
+#include "kernels/cuda/attend_end.cuh"
 #include "kernels/cuda/attend_softmax.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -98,6 +99,7 @@ static __device__ __forceinline__ void free_stage(uint64_t *at)
 
 /* The tile's queries and gates to the L2 cache, steps before the consumers want
  * them. */
+template <enum end END>
 static __device__ void announce(const struct attend_frame &f,
                                 const struct tile &tile, uint32_t n_row)
 {
@@ -109,7 +111,7 @@ static __device__ void announce(const struct attend_frame &f,
         size_t row = tile.span.first_row + i;
 
         bulk_prefetch(f.q + row * f.q_stride + at, bytes);
-        if (f.gate)
+        if (is_gated<END>(f))
             bulk_prefetch(f.gate + row * f.gate_stride + at, bytes);
     }
 }
@@ -281,7 +283,8 @@ merge_all(float *o, struct past past, const struct merge *by, bool is_last)
     }
 }
 
-/* The result of row r of a tile; o: its part of O, two neighbours in four. */
+/* The result of row r of a tile in floats; o: its part of O, two neighbours in
+ * four. */
 template <int D, int N>
 static __device__ __forceinline__ void
 store(const float *o, float sum, const struct attend_frame &f,
@@ -290,9 +293,10 @@ store(const float *o, float sum, const struct attend_frame &f,
     uint32_t packed = tile.first + r;
     size_t row = tile.span.first_row + packed / f.group;
     size_t head = tile.head * f.group + packed % f.group;
+    float scale = 1.0f / sum;
 
     if (packed < tile.n_packed)
-        end_dims<D>(ending_of(f, row, head), o, 1.0f / sum, f.d_head);
+        end_floats<D>(o, scale, f, row, head);
 }
 
 static __device__ __forceinline__ void
@@ -440,8 +444,47 @@ change_chain(struct pass<D, N> *x, struct room<D, N> m, const struct worker &w,
         put_away<D, N>(x->o, w.past, j);
 }
 
+/* The last step of a tile, and its results. */
+template <int D, int N, enum end END>
+static __device__ __forceinline__ void
+end_tile(struct pass<D, N> *x, const struct attend_frame &f,
+         const struct tile &tile, struct room<D, N> m, const struct worker &w)
+{
+    constexpr uint32_t N_CHAIN_STEP = ATTEND_CHAIN / plan<D, N>::STEP;
+    const uint32_t t = threadIdx.x % N_GROUP_THREAD;
+    const uint32_t warp = w.group * 64 + t / 32 * 16;
+    const bool is_first = x->n_step <= N_CHAIN_STEP;
+    struct leave leave;
+    struct merge by[2];
+    float4 gate[4];
+
+    if (END != END_FLOATS)
+        leave = leave_of(f, tile.head, tile.span.first_row, tile.first + warp,
+                         tile.n_packed);
+    if (is_gated<END>(f))
+        ask_gates(gate, f, leave, 0);
+    finish(x, m);
+    end_chain(x->row, by, is_first);
+    if (!is_first)
+        merge_all<D, N>(x->o, w.past, by, true);
+    if (!is_gated<END>(f) && !is_rounded<END>(f)) {
+        uint32_t r = warp + t % 32 / 4; /* and r + 8 */
+
+        store<D, N>(x->o, x->row[0].all_sum, f, tile, r);
+        store<D, N>(x->o + 2, x->row[1].all_sum, f, tile, r + 8);
+        return;
+    }
+    unsigned char *place =
+        m.q + w.group * 64 * D * 2 + t / 32 * (TILE_BYTES / 4);
+    float scale[2] = {1.0f / x->row[0].all_sum, 1.0f / x->row[1].all_sum};
+    if (is_gated<END>(f))
+        end_gated<D>(x->o, scale, f, leave, place, gate);
+    else
+        end_rounded<D>(x->o, scale, f, leave, place);
+}
+
 /* 64 rows of a tile against its keys. */
-template <int D, int N>
+template <int D, int N, enum end END>
 static __device__ void consume(const struct attend_frame &f,
                                const struct tile &tile, struct room<D, N> m,
                                const struct worker &w)
@@ -450,7 +493,6 @@ static __device__ void consume(const struct attend_frame &f,
     constexpr uint32_t N_CHAIN_STEP = ATTEND_CHAIN / STEP;
     uint32_t t = threadIdx.x % N_GROUP_THREAD;
     uint32_t r = w.group * 64 + t / 32 * 16 + t % 32 / 4; /* and r + 8 */
-    struct merge by[2];
     struct pass<D, N> x;
 
     x.q = shared_address(m.q) + w.group * 64 * D * 2;
@@ -483,13 +525,7 @@ static __device__ void consume(const struct attend_frame &f,
         if (is_raised)
             rescale<D, N>(x.o, x.factor);
     }
-    finish(&x, m);
-    bool is_first = x.n_step <= N_CHAIN_STEP;
-    end_chain(x.row, by, is_first);
-    if (!is_first)
-        merge_all<D, N>(x.o, w.past, by, true);
-    store<D, N>(x.o, x.row[0].all_sum, f, tile, r);
-    store<D, N>(x.o + 2, x.row[1].all_sum, f, tile, r + 8);
+    end_tile<D, N, END>(&x, f, tile, m, w);
 }
 
 #endif
