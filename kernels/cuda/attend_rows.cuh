@@ -444,6 +444,19 @@ change_chain(struct pass<D, N> *x, struct room<D, N> m, const struct worker &w,
         put_away<D, N>(x->o, w.past, j);
 }
 
+/* Where the rows of a tile's warp go, and their first gates. */
+template <enum end END>
+static __device__ __forceinline__ void
+make_ready(struct leave *leave, float4 *gate, const struct attend_frame &f,
+           const struct tile &tile, uint32_t warp)
+{
+    if (END != END_FLOATS)
+        *leave = leave_of(f, tile.head, tile.span.first_row, tile.first + warp,
+                          tile.n_packed);
+    if (is_gated<END>(f))
+        ask_gates(gate, f, *leave, 0);
+}
+
 /* The last step of a tile, and its results. */
 template <int D, int N, enum end END>
 static __device__ __forceinline__ void
@@ -451,18 +464,16 @@ end_tile(struct pass<D, N> *x, const struct attend_frame &f,
          const struct tile &tile, struct room<D, N> m, const struct worker &w)
 {
     constexpr uint32_t N_CHAIN_STEP = ATTEND_CHAIN / plan<D, N>::STEP;
+    constexpr bool IS_EARLY = D <= 128; /* else there are no registers */
     const uint32_t t = threadIdx.x % N_GROUP_THREAD;
-    const uint32_t warp = w.group * 64 + t / 32 * 16;
+    const uint32_t warp = w.group * 64 + t / 32 * 16; /* its first row */
     const bool is_first = x->n_step <= N_CHAIN_STEP;
     struct leave leave;
     struct merge by[2];
     float4 gate[4];
 
-    if (END != END_FLOATS)
-        leave = leave_of(f, tile.head, tile.span.first_row, tile.first + warp,
-                         tile.n_packed);
-    if (is_gated<END>(f))
-        ask_gates(gate, f, leave, 0);
+    if (IS_EARLY)
+        make_ready<END>(&leave, gate, f, tile, warp);
     finish(x, m);
     end_chain(x->row, by, is_first);
     if (!is_first)
@@ -474,6 +485,8 @@ end_tile(struct pass<D, N> *x, const struct attend_frame &f,
         store<D, N>(x->o + 2, x->row[1].all_sum, f, tile, r + 8);
         return;
     }
+    if (!IS_EARLY)
+        make_ready<END>(&leave, gate, f, tile, warp);
     unsigned char *place =
         m.q + w.group * 64 * D * 2 + t / 32 * (TILE_BYTES / 4);
     float scale[2] = {1.0f / x->row[0].all_sum, 1.0f / x->row[1].all_sum};
