@@ -2,12 +2,12 @@
 #define KERNELS_CUDA_ATTEND_END_CUH
 /*
  * How the 64 rows of a warpgroup end, when O and L are there: attend.cuh's
- * O * (1 / L) + 0, gated, rounded. Tensor cores leave two dims of a row in a
- * thread. Floats go from there; what is rounded or gated goes through the place
- * of the warp's own queries in shared memory, which nobody reads any more, so
- * that memory sees 128 bytes of a row at once, and what is done to a gate is
- * written once, not for each of a thread's dims: so many instructions, run once
- * a tile, come from the L2 cache and take longer than the gates.
+ * O * (1 / L) + 0, gated, rounded. Tensor cores leave two dims of eight in a
+ * thread. They go through the place of the warp's own queries in shared memory,
+ * which nobody reads any more, so that memory sees 128 bytes of a row at once,
+ * and that what is done to a gate is written once, not for each of a thread's
+ * dims: instructions that run once a tile come from the L2 cache, and so many
+ * took longer than the gates.
  *
  * The 16 rows of warp w have 2,048 bytes in each of the D / 64 tiles of 64
  * queries, from 2,048 w on: 128 bytes for each, 64 dims in bf16 or 32 floats.
@@ -59,14 +59,13 @@ leave_of(const struct attend_frame &f, uint32_t kv_head, size_t first_row,
     return leave;
 }
 
-/* Gates of 32 dims from `dim` on, asked for here and now: the compiler would
- * ask when it wants them. */
+/* A lane's gates of four rows, from `dim` on, asked for here and now: the
+ * compiler would ask when it wants them. */
 static __device__ __forceinline__ void ask_gates(float4 *gate,
                                                  const struct attend_frame &f,
                                                  const struct leave &leave,
                                                  uint32_t dim)
 {
-    dim += threadIdx.x % 8 * 4;
 #pragma unroll
     for (uint32_t j = 0; j < 4; j++) {
         const float *at =
@@ -101,6 +100,15 @@ lay_floats(unsigned char *place, const float *o, const float *by, uint32_t half)
     }
 }
 
+/* What a lane has of four rows there. */
+static __device__ __forceinline__ void take_floats(float4 *x,
+                                                   const unsigned char *at)
+{
+#pragma unroll
+    for (uint32_t j = 0; j < 4; j++)
+        x[j] = *(const float4 *)(at + j * 512);
+}
+
 /* 16 dims of a lane's four rows, gated one after the other where they lie. */
 static __device__ __forceinline__ void gate_slowly(unsigned char *place,
                                                    const struct attend_frame &f,
@@ -118,6 +126,24 @@ static __device__ __forceinline__ void gate_slowly(unsigned char *place,
             for (uint32_t i = 0; i < 4; i++)
                 x[i] = x[i] * scalar_sigmoid(__ldg(gate + i));
     }
+}
+
+/* They are gated, and the gates of the next 32 dims are asked for. */
+static __device__ __forceinline__ void gate_floats(float4 *x, unsigned char *at,
+                                                   const struct attend_frame &f,
+                                                   const struct leave &leave,
+                                                   uint32_t dim, float4 *gate)
+{
+    float4 next[4];
+
+    ask_gates(next, f, leave, dim + 32);
+    if (!gate_usual<16>(&x[0].x, &gate[0].x)) {
+        gate_slowly(at, f, leave, dim);
+        take_floats(x, at);
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < 4; j++)
+        gate[j] = next[j];
 }
 
 /* What a lane has of four rows, from `dim` on. */
@@ -142,41 +168,34 @@ send(const float4 *x, const struct attend_frame &f, const struct leave &leave,
     }
 }
 
-/* Gated rows; gate: of the first 32 dims. */
-template <int D>
+/* Rows that are gated, or not rounded. */
+template <int D, bool IS_GATED>
 static __device__ __forceinline__ void
-end_gated(const float *o, const float *by, const struct attend_frame &f,
-          const struct leave &leave, unsigned char *place, float4 *gate)
+end_wide(const float *o, const float *by, const struct attend_frame &f,
+         const struct leave &leave, unsigned char *place)
 {
     const uint32_t lane = threadIdx.x % 32;
     unsigned char *mine =
         place + lane / 8 * 128 + ((lane % 8) ^ (lane / 8 * 2)) * 16;
+    float4 gate[4];
 
+    if (IS_GATED)
+        ask_gates(gate, f, leave, lane % 8 * 4);
     lay_floats<D>(place, o, by, 0);
     __syncwarp();
 #pragma unroll 1
     for (uint32_t i = 0; i < D / 32; i++) {
         unsigned char *at = mine + i % (D / 64) * TILE_BYTES;
         const uint32_t dim = i * 32 + lane % 8 * 4;
-        float4 x[4], next[4];
+        float4 x[4];
 
-        ask_gates(next, f, leave, i * 32 + 32);
-#pragma unroll
-        for (uint32_t j = 0; j < 4; j++)
-            x[j] = *(const float4 *)(at + j * 512);
-        if (!gate_usual<16>(&x[0].x, &gate[0].x)) {
-            gate_slowly(at, f, leave, dim);
-#pragma unroll
-            for (uint32_t j = 0; j < 4; j++)
-                x[j] = *(const float4 *)(at + j * 512);
-        }
-        if (f.rounded)
+        take_floats(x, at);
+        if (IS_GATED)
+            gate_floats(x, at, f, leave, dim, gate);
+        if (IS_GATED && f.rounded)
             send<true>(x, f, leave, dim);
         else
             send<false>(x, f, leave, dim);
-#pragma unroll
-        for (uint32_t j = 0; j < 4; j++)
-            gate[j] = next[j];
         if (i + 1 != D / 64)
             continue;
         __syncwarp();
@@ -236,20 +255,5 @@ end_rounded(const float *o, const float *by, const struct attend_frame &f,
                     *(const uint4 *)(place + i * TILE_BYTES + r * 128 +
                                      ((lane % 8) ^ (r % 8)) * 16);
     }
-}
-
-/* Floats of a row as they lie in a thread, two neighbours in four. */
-template <int D>
-static __device__ __forceinline__ void end_floats(const float *o, float by,
-                                                  const struct attend_frame &f,
-                                                  size_t row, size_t head)
-{
-    float *out = f.out + row * f.out_stride + head * f.d_head;
-
-#pragma unroll
-    for (uint32_t i = 0; i < D / 8; i++)
-        if (i * 8 < f.d_head)
-            *(float2 *)(out + i * 8 + threadIdx.x % 4 * 2) = {
-                o[4 * i] * by + 0.0f, o[4 * i + 1] * by + 0.0f};
 }
 #endif

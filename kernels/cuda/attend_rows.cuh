@@ -283,22 +283,6 @@ merge_all(float *o, struct past past, const struct merge *by, bool is_last)
     }
 }
 
-/* The result of row r of a tile in floats; o: its part of O, two neighbours in
- * four. */
-template <int D, int N>
-static __device__ __forceinline__ void
-store(const float *o, float sum, const struct attend_frame &f,
-      const struct tile &tile, uint32_t r)
-{
-    uint32_t packed = tile.first + r;
-    size_t row = tile.span.first_row + packed / f.group;
-    size_t head = tile.head * f.group + packed % f.group;
-    float scale = 1.0f / sum;
-
-    if (packed < tile.n_packed)
-        end_floats<D>(o, scale, f, row, head);
-}
-
 static __device__ __forceinline__ void
 row_init(struct row *row, const struct tile &tile, uint32_t group, uint32_t r)
 {
@@ -444,17 +428,24 @@ change_chain(struct pass<D, N> *x, struct room<D, N> m, const struct worker &w,
         put_away<D, N>(x->o, w.past, j);
 }
 
-/* Where the rows of a tile's warp go, and their first gates. */
-template <enum end END>
+/* The result of row r of a tile from where it is; o: its part of O, two
+ * neighbours in four. */
+template <int D, enum end END>
 static __device__ __forceinline__ void
-make_ready(struct leave *leave, float4 *gate, const struct attend_frame &f,
-           const struct tile &tile, uint32_t warp)
+store(const float *o, float by, const struct attend_frame &f,
+      const struct tile &tile, uint32_t r)
 {
-    if (END != END_FLOATS)
-        *leave = leave_of(f, tile.head, tile.span.first_row, tile.first + warp,
-                          tile.n_packed);
-    if (is_gated<END>(f))
-        ask_gates(gate, f, *leave, 0);
+    uint32_t packed = tile.first + r;
+    size_t row = tile.span.first_row + packed / f.group;
+    size_t head = tile.head * f.group + packed % f.group;
+    struct ending to = ending_of(f, row, head);
+
+    if (!is_gated<END>(f))
+        to.gate = NULL;
+    if (!is_rounded<END>(f))
+        to.rounded = NULL;
+    if (packed < tile.n_packed)
+        end_dims<D>(to, o, by, f.d_head);
 }
 
 /* The last step of a tile, and its results. */
@@ -464,34 +455,31 @@ end_tile(struct pass<D, N> *x, const struct attend_frame &f,
          const struct tile &tile, struct room<D, N> m, const struct worker &w)
 {
     constexpr uint32_t N_CHAIN_STEP = ATTEND_CHAIN / plan<D, N>::STEP;
-    constexpr bool IS_EARLY = D <= 128; /* else there are no registers */
     const uint32_t t = threadIdx.x % N_GROUP_THREAD;
-    const uint32_t warp = w.group * 64 + t / 32 * 16; /* its first row */
+    const uint32_t r = w.group * 64 + t / 32 * 16; /* the warp's first */
     const bool is_first = x->n_step <= N_CHAIN_STEP;
-    struct leave leave;
+    const bool is_plain = !is_gated<END>(f) && !is_rounded<END>(f);
     struct merge by[2];
-    float4 gate[4];
 
-    if (IS_EARLY)
-        make_ready<END>(&leave, gate, f, tile, warp);
     finish(x, m);
     end_chain(x->row, by, is_first);
     if (!is_first)
         merge_all<D, N>(x->o, w.past, by, true);
-    if (!is_gated<END>(f) && !is_rounded<END>(f)) {
-        uint32_t r = warp + t % 32 / 4; /* and r + 8 */
-
-        store<D, N>(x->o, x->row[0].all_sum, f, tile, r);
-        store<D, N>(x->o + 2, x->row[1].all_sum, f, tile, r + 8);
+    const float scale[2] = {1.0f / x->row[0].all_sum, 1.0f / x->row[1].all_sum};
+    if (D <= 64 || (D <= 128 && is_plain)) {
+        store<D, END>(x->o, scale[0], f, tile, r + t % 32 / 4);
+        store<D, END>(x->o + 2, scale[1], f, tile, r + t % 32 / 4 + 8);
         return;
     }
-    if (!IS_EARLY)
-        make_ready<END>(&leave, gate, f, tile, warp);
+    const struct leave leave = leave_of(f, tile.head, tile.span.first_row,
+                                        tile.first + r, tile.n_packed);
     unsigned char *place =
         m.q + w.group * 64 * D * 2 + t / 32 * (TILE_BYTES / 4);
-    float scale[2] = {1.0f / x->row[0].all_sum, 1.0f / x->row[1].all_sum};
+
     if (is_gated<END>(f))
-        end_gated<D>(x->o, scale, f, leave, place, gate);
+        end_wide<D, true>(x->o, scale, f, leave, place);
+    else if (is_plain)
+        end_wide<D, false>(x->o, scale, f, leave, place);
     else
         end_rounded<D>(x->o, scale, f, leave, place);
 }
