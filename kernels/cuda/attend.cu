@@ -359,6 +359,8 @@ void cuda_attend(struct gpu *gpu, const struct attend_args *args)
     assert(shape.d_head % 8 == 0 && shape.d_head <= ATTEND_DIM_MAX);
     assert((uintptr_t)args->q % 16 == 0 && args->q_stride % 4 == 0);
     assert((uintptr_t)args->gate % 16 == 0 && args->gate_stride % 4 == 0);
+    assert((uintptr_t)args->out % 16 == 0 && args->out_stride % 4 == 0);
+    assert((uintptr_t)args->out_rounded % 16 == 0);
     assert(!(frame.is_int8 && frame.is_placed)); /* no memory policies */
     assert(frame.n_pair % 8 == 0 && 2 * frame.n_pair <= shape.d_head);
     launch(gpu, &frame, args, MANY);

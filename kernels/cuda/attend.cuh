@@ -106,33 +106,44 @@ static __device__ __forceinline__ void end_dim(const struct ending &to,
 }
 
 /*
- * x * scalar_sigmoid(gate) of N at once. 1 / d for d up to 2^125 is what the
- * compiler makes of a division before it looks for other d; one look for all
- * of them lets their steps run beside each other.
+ * x * scalar_sigmoid(gate) of N at once, if no gate is above 86 or NaN, nor
+ * below -86; else false, and nothing is done. Of these e^-gate is a normal
+ * number, so that its power of 2 may be added to the exponent in place of
+ * scalar_exp()'s two products; and d = 1 + e^-gate is below 2^125, so that 1 /
+ * d is what the compiler makes of a division before it looks for other d.
  */
+template <int N>
+static __device__ __forceinline__ bool gate_usual(float *x, const float *gate)
+{
+    bool is_usual = true;
+
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        is_usual &= fabsf(gate[i]) <= 86.0f;
+    if (!is_usual)
+        return false;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const float n = __fmaf_rn(-gate[i], 0x1.715476p+0f, 0x1.8p+23f);
+        const float p = scalar_exp_rest(-gate[i], n - 0x1.8p+23f);
+        const float d = 1.0f + __uint_as_float(__float_as_uint(p) +
+                                               (__float_as_uint(n) << 23));
+        float y;
+
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(d));
+        x[i] = x[i] * __fmaf_rn(y, -__fmaf_rn(d, y, -1.0f), y);
+    }
+    return true;
+}
+
 template <int N>
 static __device__ __forceinline__ void gate_some(float *x, const float *gate)
 {
-    bool is_usual = true;
-    float d[N];
-
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        d[i] = 1.0f + scalar_exp(-gate[i]);
-        is_usual &= d[i] <= 0x1p+125f;
-    }
-    if (is_usual) {
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            float y;
-            asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(d[i]));
-            x[i] = x[i] * __fmaf_rn(y, -__fmaf_rn(d[i], y, -1.0f), y);
-        }
+    if (gate_usual<N>(x, gate))
         return;
-    }
 #pragma unroll
     for (int i = 0; i < N; i++)
-        x[i] = x[i] * (1.0f / d[i]);
+        x[i] = x[i] * scalar_sigmoid(gate[i]);
 }
 
 /* Two dims each of N neighbours of end_dims(), `gate` at the first. */

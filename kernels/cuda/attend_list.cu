@@ -163,7 +163,7 @@ static __device__ void produce(const struct list_call &c, struct list_room<D> m)
 
     for (uint32_t round = 0; tile_take<D>(&tile, c, round); round++) {
         if (threadIdx.x % 32 == 0)
-            announce(c.frame, tile, LIST_ROWS);
+            announce<END_ANY>(c.frame, tile, LIST_ROWS);
         bring<D>(c, tile, m, n_past);
         n_past += tile.n_step;
     }
@@ -326,7 +326,7 @@ static __device__ void work(const struct list_call &c, struct list_room<D> m)
     for (uint32_t round = 0; tile_take<D>(&tile, c, round); round++) {
         if (!tile.n_step)
             continue;
-        consume<D, N_GROUP>(c.frame, tile, m.rows, w);
+        consume<D, N_GROUP, END_ANY>(c.frame, tile, m.rows, w);
         w.n_past += tile.n_step;
     }
 }

@@ -114,7 +114,7 @@ static __device__ void bring(const struct many_call &c, const struct tile &tile,
     }
 }
 
-template <int D>
+template <int D, enum end END>
 static __device__ void produce(const struct many_call &c,
                                struct room<D, N_GROUP> m)
 {
@@ -123,13 +123,13 @@ static __device__ void produce(const struct many_call &c,
 
     launch_wait(); /* for the keys; all else was there before them */
     for (uint32_t round = 0; tile_take<D>(&tile, c, round); round++) {
-        announce(c.frame, tile, MANY_ROWS);
+        announce<END>(c.frame, tile, MANY_ROWS);
         bring<D>(c, tile, m, n_past);
         n_past += tile.n_step;
     }
 }
 
-template <int D>
+template <int D, enum end END>
 static __device__ void work(const struct many_call &c,
                             struct room<D, N_GROUP> m, uint32_t group)
 {
@@ -147,12 +147,12 @@ static __device__ void work(const struct many_call &c,
     for (uint32_t round = 0; tile_take<D>(&tile, c, round); round++) {
         if (!tile.n_step)
             continue;
-        consume<D, N_GROUP>(c.frame, tile, m, w);
+        consume<D, N_GROUP, END>(c.frame, tile, m, w);
         w.n_past += tile.n_step;
     }
 }
 
-template <int D>
+template <int D, enum end END>
 static __global__ void __cluster_dims__(plan<D, N_GROUP>::N_CTA, 1, 1)
     __launch_bounds__(N_THREAD, 1)
         multiply(const __grid_constant__ struct many_call c)
@@ -175,12 +175,12 @@ static __global__ void __cluster_dims__(plan<D, N_GROUP>::N_CTA, 1, 1)
     if (group == 0) {
         registers_give<56>();
         if (threadIdx.x == 0)
-            produce<D>(c, m);
+            produce<D, END>(c, m);
         __syncwarp();
         cluster_sync();
     } else {
         registers_take<224>();
-        work<D>(c, m, group - 1);
+        work<D, END>(c, m, group - 1);
         cluster_sync();
     }
 }
@@ -301,25 +301,36 @@ size_t many_share(uint32_t *turn, const struct many_call *c,
     return lists_of(turn, &shares);
 }
 
-template <int D>
+template <int D, enum end END>
 static void multiply_of(cudaStream_t stream, const struct many_call *c)
 {
-    launch_allow(multiply<D>, plan<D, N_GROUP>::BYTES);
-    launch_early_with(stream, multiply<D>, dim3(c->n_cta), N_THREAD,
+    launch_allow(multiply<D, END>, plan<D, N_GROUP>::BYTES);
+    launch_early_with(stream, multiply<D, END>, dim3(c->n_cta), N_THREAD,
                       plan<D, N_GROUP>::BYTES, *c);
+}
+
+template <int D>
+static void multiply_any(cudaStream_t stream, const struct many_call *c)
+{
+    if (c->frame.gate)
+        multiply_of<D, END_GATED>(stream, c);
+    else if (c->frame.rounded)
+        multiply_of<D, END_ROUNDED>(stream, c);
+    else
+        multiply_of<D, END_FLOATS>(stream, c);
 }
 
 void attend_many(cudaStream_t stream, const struct many_call *call)
 {
     switch (attend_padded(call->frame.d_head)) {
     case 64:
-        multiply_of<64>(stream, call);
+        multiply_any<64>(stream, call);
         break;
     case 128:
-        multiply_of<128>(stream, call);
+        multiply_any<128>(stream, call);
         break;
     default:
-        multiply_of<256>(stream, call);
+        multiply_any<256>(stream, call);
         break;
     }
 }

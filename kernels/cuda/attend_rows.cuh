@@ -10,6 +10,7 @@
  */
 #include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/attend.cuh"
+#include "kernels/cuda/attend_end.cuh"
 #include "kernels/cuda/attend_softmax.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -98,6 +99,7 @@ static __device__ __forceinline__ void free_stage(uint64_t *at)
 
 /* The tile's queries and gates to the L2 cache, steps before the consumers want
  * them. */
+template <enum end END>
 static __device__ void announce(const struct attend_frame &f,
                                 const struct tile &tile, uint32_t n_row)
 {
@@ -109,7 +111,7 @@ static __device__ void announce(const struct attend_frame &f,
         size_t row = tile.span.first_row + i;
 
         bulk_prefetch(f.q + row * f.q_stride + at, bytes);
-        if (f.gate)
+        if (is_gated<END>(f))
             bulk_prefetch(f.gate + row * f.gate_stride + at, bytes);
     }
 }
@@ -281,20 +283,6 @@ merge_all(float *o, struct past past, const struct merge *by, bool is_last)
     }
 }
 
-/* The result of row r of a tile; o: its part of O, two neighbours in four. */
-template <int D, int N>
-static __device__ __forceinline__ void
-store(const float *o, float sum, const struct attend_frame &f,
-      const struct tile &tile, uint32_t r)
-{
-    uint32_t packed = tile.first + r;
-    size_t row = tile.span.first_row + packed / f.group;
-    size_t head = tile.head * f.group + packed % f.group;
-
-    if (packed < tile.n_packed)
-        end_dims<D>(ending_of(f, row, head), o, 1.0f / sum, f.d_head);
-}
-
 static __device__ __forceinline__ void
 row_init(struct row *row, const struct tile &tile, uint32_t group, uint32_t r)
 {
@@ -440,8 +428,64 @@ change_chain(struct pass<D, N> *x, struct room<D, N> m, const struct worker &w,
         put_away<D, N>(x->o, w.past, j);
 }
 
+/* The result of row r of a tile from where it is; o: its part of O, two
+ * neighbours in four. */
+template <int D, enum end END>
+static __device__ __forceinline__ void
+store(const float *o, float by, const struct attend_frame &f,
+      const struct tile &tile, uint32_t r)
+{
+    uint32_t packed = tile.first + r;
+    size_t row = tile.span.first_row + packed / f.group;
+    size_t head = tile.head * f.group + packed % f.group;
+    struct ending to = ending_of(f, row, head);
+
+    if (!is_gated<END>(f))
+        to.gate = NULL;
+    if (!is_rounded<END>(f))
+        to.rounded = NULL;
+    if (packed < tile.n_packed)
+        end_dims<D>(to, o, by, f.d_head);
+}
+
+/* The last step of a tile, and its results. */
+template <int D, int N, enum end END>
+static __device__ __forceinline__ void
+end_tile(struct pass<D, N> *x, const struct attend_frame &f,
+         const struct tile &tile, struct room<D, N> m, const struct worker &w)
+{
+    constexpr uint32_t N_CHAIN_STEP = ATTEND_CHAIN / plan<D, N>::STEP;
+    const uint32_t t = threadIdx.x % N_GROUP_THREAD;
+    const uint32_t r = w.group * 64 + t / 32 * 16; /* the warp's first */
+    const bool is_first = x->n_step <= N_CHAIN_STEP;
+    const bool is_plain = !is_gated<END>(f) && !is_rounded<END>(f);
+    struct merge by[2];
+
+    finish(x, m);
+    end_chain(x->row, by, is_first);
+    if (!is_first)
+        merge_all<D, N>(x->o, w.past, by, true);
+    const float scale[2] = {1.0f / x->row[0].all_sum, 1.0f / x->row[1].all_sum};
+    if (D <= 64 || (D <= 128 && is_plain)) {
+        store<D, END>(x->o, scale[0], f, tile, r + t % 32 / 4);
+        store<D, END>(x->o + 2, scale[1], f, tile, r + t % 32 / 4 + 8);
+        return;
+    }
+    const struct leave leave = leave_of(f, tile.head, tile.span.first_row,
+                                        tile.first + r, tile.n_packed);
+    unsigned char *place =
+        m.q + w.group * 64 * D * 2 + t / 32 * (TILE_BYTES / 4);
+
+    if (is_gated<END>(f))
+        end_wide<D, true>(x->o, scale, f, leave, place);
+    else if (is_plain)
+        end_wide<D, false>(x->o, scale, f, leave, place);
+    else
+        end_rounded<D>(x->o, scale, f, leave, place);
+}
+
 /* 64 rows of a tile against its keys. */
-template <int D, int N>
+template <int D, int N, enum end END>
 static __device__ void consume(const struct attend_frame &f,
                                const struct tile &tile, struct room<D, N> m,
                                const struct worker &w)
@@ -450,7 +494,6 @@ static __device__ void consume(const struct attend_frame &f,
     constexpr uint32_t N_CHAIN_STEP = ATTEND_CHAIN / STEP;
     uint32_t t = threadIdx.x % N_GROUP_THREAD;
     uint32_t r = w.group * 64 + t / 32 * 16 + t % 32 / 4; /* and r + 8 */
-    struct merge by[2];
     struct pass<D, N> x;
 
     x.q = shared_address(m.q) + w.group * 64 * D * 2;
@@ -483,13 +526,7 @@ static __device__ void consume(const struct attend_frame &f,
         if (is_raised)
             rescale<D, N>(x.o, x.factor);
     }
-    finish(&x, m);
-    bool is_first = x.n_step <= N_CHAIN_STEP;
-    end_chain(x.row, by, is_first);
-    if (!is_first)
-        merge_all<D, N>(x.o, w.past, by, true);
-    store<D, N>(x.o, x.row[0].all_sum, f, tile, r);
-    store<D, N>(x.o + 2, x.row[1].all_sum, f, tile, r + 8);
+    end_tile<D, N, END>(&x, f, tile, m, w);
 }
 
 #endif
