@@ -103,16 +103,21 @@ template <enum end END>
 static __device__ void announce(const struct attend_frame &f,
                                 const struct tile &tile, uint32_t n_row)
 {
-    uint32_t bytes = f.group * f.d_head * (uint32_t)sizeof(float);
-    uint32_t end = min(tile.first + n_row, tile.n_packed);
-    size_t at = (size_t)tile.head * f.group * f.d_head;
+    const uint32_t bytes = f.group * f.d_head * (uint32_t)sizeof(float);
+    const uint32_t end = min(tile.first + n_row, tile.n_packed);
+    const uint32_t token = tile.first / f.group;
+    const size_t row = tile.span.first_row + token;
+    const size_t at = (size_t)tile.head * f.group * f.d_head;
+    const float *q = f.q + row * f.q_stride + at;
+    const float *gate = f.gate + row * f.gate_stride + at;
 
-    for (uint32_t i = tile.first / f.group; i * f.group < end; i++) {
-        size_t row = tile.span.first_row + i;
-
-        bulk_prefetch(f.q + row * f.q_stride + at, bytes);
-        if (is_gated<END>(f))
-            bulk_prefetch(f.gate + row * f.gate_stride + at, bytes);
+    for (uint32_t i = token * f.group; i < end; i += f.group) {
+        bulk_prefetch(q, bytes);
+        q += f.q_stride;
+        if (is_gated<END>(f)) {
+            bulk_prefetch(gate, bytes);
+            gate += f.gate_stride;
+        }
     }
 }
 
