@@ -10,6 +10,7 @@
  */
 #include "kernels/cpu/tile.h"
 
+#include <assert.h>
 #include <stdbool.h>
 
 /* Nobody measured it with AVX-512. */
@@ -113,6 +114,7 @@ LANES_INLINE void in_order_clear(const struct tile *t)
 LANES_INLINE void in_order(const struct tile *t, bool is_start,
                            struct in_order_rows behind)
 {
+    assert(t->n_col);
     const uint32_t page = in_order_page(t->n_col);
     const float *b = t->b;
 

@@ -39,6 +39,7 @@ KNOWN = {
         "all workers of a CTA meet, then one arrives at each max_ready, release",
     # delta_prepare, delta_recur
     ("Read load_matrices", "Write fill_rows"): FULL,
+    ("Read load_matrices", "Write ptx_cp_async_16"): FULL,  # fill_rows' copies
     ("Read load_inputs", "Write load_values"): FULL,
     ("Read load_inputs", "Write ptx_cp_async_16"): FULL,
     ("Read put_chunk", "Write multiply_state"): HANDED,
