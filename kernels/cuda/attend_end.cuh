@@ -59,6 +59,14 @@ leave_of(const struct attend_frame &f, uint32_t kv_head, size_t first_row,
     return leave;
 }
 
+/* The gate of dim `dim` of row j of a lane's four. */
+static __device__ __forceinline__ const float *
+gate_at(const struct attend_frame &f, const struct leave &leave, uint32_t j,
+        uint32_t dim)
+{
+    return f.gate + leave.row[j] * f.gate_stride + leave.at[j] + dim;
+}
+
 /* A lane's gates of four rows, from `dim` on, asked for here and now: the
  * compiler would ask when it wants them. */
 static __device__ __forceinline__ void ask_gates(float4 *gate,
@@ -68,8 +76,7 @@ static __device__ __forceinline__ void ask_gates(float4 *gate,
 {
 #pragma unroll
     for (uint32_t j = 0; j < 4; j++) {
-        const float *at =
-            f.gate + leave.row[j] * f.gate_stride + leave.at[j] + dim;
+        const float *at = gate_at(f, leave, j, dim);
 
         gate[j] = {0.0f, 0.0f, 0.0f, 0.0f};
         if (dim < f.d_head && leave.row[j] != UINT32_MAX)
@@ -117,8 +124,7 @@ static __device__ __forceinline__ void gate_slowly(unsigned char *place,
 {
 #pragma unroll
     for (uint32_t j = 0; j < 4; j++) {
-        const float *gate =
-            f.gate + leave.row[j] * f.gate_stride + leave.at[j] + dim;
+        const float *gate = gate_at(f, leave, j, dim);
         float *x = (float *)(place + j * 512);
 
         if (dim < f.d_head && leave.row[j] != UINT32_MAX)
