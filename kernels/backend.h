@@ -553,6 +553,7 @@ struct delta_state {
      */
     uint32_t *copy;    /* [n_v_head][d_k / 2][d_v] */
     uint64_t *made_of; /* [n_v_head] position / GRID + 1; 0: not made */
+    float *tail;       /* of the convolution, if that is made here */
 };
 struct delta_span {
     uint32_t first_row, n_row;
@@ -567,6 +568,13 @@ struct delta_args {
     size_t qkv_stride;             /* one stride: they are parts of one row */
     const uint16_t *unit;          /* in MMA, and q and k are NULL then */
     const float *beta, *log_decay; /* [n_row, n_v_head] */
+    /*
+     * Not NULL: q, k and v, which stand side by side in this order, are inputs
+     * of conv(), and the operator convolves them as that does: these are its
+     * weights, and each span has its tail. Where backend.delta_convolves.
+     */
+    const float *conv; /* [conv_width][channels of q, k and v] */
+    uint32_t conv_width;
     const struct delta_span *span;
     uint32_t n_span;
 };
@@ -676,6 +684,7 @@ struct backend {
     bool has_f8;                /* products of weights in LINEAR_F8 */
     bool has_kv_int8;           /* kv_append and attend of KV_INT8 */
     bool has_rounded_rows;      /* its operators make and take them */
+    bool delta_convolves;       /* if it is given weights for it */
 
     /*
      * NULL: operators read and write host memory. Otherwise that of a device,

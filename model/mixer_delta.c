@@ -63,12 +63,14 @@ static struct fused fused_of(struct delta_shape shape)
 }
 
 /* What the convolution leaves for the recurrence: rows of q k v, or in MMA rows
- * of v and, behind the last, unit rows (kernels/backend.h). */
+ * of v and, behind the last, unit rows (kernels/backend.h). Or nothing yet, if
+ * the recurrence convolves by itself. */
 struct convolved {
     float *y; /* rows */
     size_t stride;
     const float *q, *k, *v; /* in y; NULL: unit has q and k */
     uint16_t *unit;         /* or NULL */
+    const float *conv;      /* weights, if q, k, v are yet to be convolved */
 };
 
 static struct convolved convolved_at(float *y, struct delta_shape shape,
@@ -405,6 +407,31 @@ static void convolve(const struct mixer_layer *layer,
                                          .shape = layer->shape});
 }
 
+/* Rows of a session from which on they are convolved where the recurrence needs
+ * them, and pass through memory once. Of fewer the threads share the channels.
+ */
+#define LATE_ROWS 8u
+
+static bool convolves_late(const struct mixer_batch *batch)
+{
+    return batch->backend->delta_convolves &&
+           batch->n_row >= (uint64_t)LATE_ROWS * batch->n_span;
+}
+
+/* The rows as they are, for a recurrence that convolves by itself. */
+static struct convolved raw_at(const struct mixer_layer *layer, float *fused,
+                               float *y)
+{
+    const struct fused at = fused_of(layer->shape);
+
+    return (struct convolved){.y = y,
+                              .stride = at.stride,
+                              .q = fused,
+                              .k = fused + at.n_key,
+                              .v = fused + 2 * at.n_key,
+                              .conv = layer->conv};
+}
+
 static struct delta_state state_of(const struct mixer_layer *layer,
                                    const struct mixer_batch *batch, uint32_t i)
 {
@@ -413,7 +440,8 @@ static struct delta_state state_of(const struct mixer_layer *layer,
         .s = field_of(layer, batch, i, FIELD_S),
         .ring_k = field_of(layer, batch, i, FIELD_RING_K),
         .ring_u = field_of(layer, batch, i, FIELD_RING_U),
-        .ring_g = field_of(layer, batch, i, FIELD_RING_G)};
+        .ring_g = field_of(layer, batch, i, FIELD_RING_G),
+        .tail = field_of(layer, batch, i, FIELD_CONV)};
 
     if (copy) {
         state.made_of = (uint64_t *)(void *)copy;
@@ -463,6 +491,8 @@ static void recur_once(const struct mixer_layer *layer,
                              .v = from.v,
                              .qkv_stride = from.stride,
                              .unit = from.unit,
+                             .conv = from.conv,
+                             .conv_width = layer->conv_width,
                              .beta = gates,
                              .log_decay = gates + (size_t)batch->n_row *
                                                       layer->shape.n_v_head,
@@ -539,9 +569,11 @@ static bool rows(const struct mixer_layer *layer,
     const struct fused at = fused_of(layer->shape);
     const size_t n_row = batch->n_row;
     float *fused = batch->work;
+    float *y = fused + n_row * at.stride;
     const struct convolved convolved =
-        convolved_at(fused + n_row * at.stride, layer->shape, n_row);
-    float *out = convolved.y + n_row * convolved_floats(at);
+        convolves_late(batch) ? raw_at(layer, fused, y)
+                              : convolved_at(y, layer->shape, n_row);
+    float *out = y + n_row * convolved_floats(at);
     float *gates = out + n_row * row_stride(at.n_value); /* beta, log_decay */
 
     backend->linear(batch->pool,
@@ -554,7 +586,8 @@ static bool rows(const struct mixer_layer *layer,
                                           .x_rounded = linear_rounds(&layer->in)
                                                            ? batch->x_rounded
                                                            : NULL});
-    convolve(layer, batch, fused, convolved);
+    if (!convolved.conv)
+        convolve(layer, batch, fused, convolved);
     backend->delta_gate(batch->pool,
                         &(struct delta_gate_args){
                             .beta = gates,
@@ -570,7 +603,7 @@ static bool rows(const struct mixer_layer *layer,
     recur(layer, batch, convolved, gates, out);
     /* What was convolved has been read, and leaves room. */
     finish(layer, batch, fused, out,
-           mixer_rounds(batch, &layer->out) ? (uint16_t *)convolved.y : NULL);
+           mixer_rounds(batch, &layer->out) ? (uint16_t *)y : NULL);
     (void)cursor;
     return true;
 }

@@ -1,4 +1,4 @@
-#include "kernels/cpu/cut.h"
+#include "kernels/cpu/conv.h"
 #include "kernels/cpu/ops.h"
 
 #include <assert.h>
@@ -8,16 +8,12 @@
 #define CHANNELS_MAX 512u
 #define CHANNELS_MIN 64u
 #define TASKS_A_THREAD 4u
-/* Rows of a task that has all channels, where spans have so many of them. */
-#define TASK_ROWS 32u
-#define SPAN_ROWS 8u
-#define FETCH_AHEAD 4 /* rows */
+#define FETCH_AHEAD 4u /* rows */
 
 struct job {
     const struct conv_args *args;
     uint32_t channels; /* of one task */
     uint32_t n_task, n_thread;
-    struct cut cut; /* of many rows */
 };
 
 /* Raw input at row t of the span; t < 0 is in the tail. */
@@ -29,11 +25,12 @@ static const float *input(const struct conv_args *a,
     return a->x + (span->first_row + (size_t)t) * a->x_stride;
 }
 
-/* What one row reads and writes. */
+/* What one row reads and writes; y has its channels from `first` on. */
 struct row {
     const float *x[CONV_WIDTH_MAX]; /* oldest first */
     const float *next;              /* to be fetched */
-    float *y, *next_y;
+    float *y;
+    uint32_t first;
 };
 
 /* One vector of channels from c on; `end` cuts it. */
@@ -47,44 +44,49 @@ static void cut_vector(const struct conv_args *a, const struct row *row,
         sum = v16_fma(v16_load_part(w, c, end),
                       v16_load_part(row->x[i], c, end), sum);
     }
-    v16_store_part(row->y, v16_silu(sum), c, end);
+    v16_store_part(row->y, v16_silu(sum), c - row->first, end - row->first);
 }
 
 /* Whole vectors; the number of taps may be known where this is inlined. */
 LANES_INLINE void vectors(const struct conv_args *a, const struct row *row,
-                          uint32_t first, uint32_t end, uint32_t width)
+                          uint32_t end, uint32_t width)
 {
-    for (uint32_t c = first; c < end; c += LANES) {
+    for (uint32_t c = row->first; c < end; c += LANES) {
         v16 sum = v16_zero();
 
         _mm_prefetch((const char *)(row->next + c), _MM_HINT_T0);
-        _mm_prefetch((const char *)(row->next_y + c), _MM_HINT_T0);
         for (uint32_t i = 0; i < width; i++)
             sum = v16_fma(v16_load(a->weight + (size_t)i * a->n_channel + c),
                           v16_load(row->x[i] + c), sum);
-        v16_store(row->y + c, v16_silu(sum));
+        v16_store(row->y + c - row->first, v16_silu(sum));
     }
 }
 
-static void conv_row(const struct conv_args *a, const struct conv_span *span,
-                     int64_t t, uint32_t first, uint32_t end)
+/* Row t of the span. */
+static void conv_row(const struct conv_piece *p, uint32_t t)
 {
-    const int64_t last = (int64_t)span->n_row - 1, ahead = t + FETCH_AHEAD;
-    const uint32_t whole = first + (end - first) / LANES * LANES;
-    const int64_t next = ahead < last ? ahead : last;
-    float *y = a->y + span->first_row * a->y_stride;
-    struct row row = {.next = input(a, span, next),
-                      .y = y + (size_t)t * a->y_stride,
-                      .next_y = y + (size_t)next * a->y_stride};
+    const struct conv_args *a = p->args;
+    const uint32_t last = p->span->n_row - 1, ahead = t + FETCH_AHEAD;
+    const uint32_t next = ahead < last ? ahead : last;
+    const uint32_t whole = p->first + (p->end - p->first) / LANES * LANES;
+    struct row row = {.next = input(a, p->span, next),
+                      .y = p->y + (t - p->from) * p->y_stride,
+                      .first = p->first};
 
     for (uint32_t i = 0; i < a->width; i++)
-        row.x[i] = input(a, span, t - a->width + 1 + i);
+        row.x[i] = input(a, p->span, (int64_t)t - a->width + 1 + i);
     if (a->width == 4)
-        vectors(a, &row, first, whole, 4);
+        vectors(a, &row, whole, 4);
     else
-        vectors(a, &row, first, whole, a->width);
-    if (whole < end)
-        cut_vector(a, &row, whole, end);
+        vectors(a, &row, whole, a->width);
+    if (whole < p->end)
+        cut_vector(a, &row, whole, p->end);
+}
+
+void CONV_NAME(conv_piece)(const struct conv_piece *piece)
+{
+    for (uint32_t t = piece->from; t < piece->to; t++)
+        conv_row(piece, t);
 }
 
 /* What a task covers: some channels of one span. Spans change fastest, so that
@@ -123,8 +125,9 @@ static void fetch_tail(const struct job *job, uint32_t task)
 }
 
 /* Oldest first: each is read before its place is written. */
-static void keep_tail(const struct conv_args *a, const struct conv_span *span,
-                      uint32_t first, uint32_t end)
+void CONV_NAME(conv_keep)(const struct conv_args *a,
+                          const struct conv_span *span, uint32_t first,
+                          uint32_t end)
 {
     for (uint32_t i = 0; i + 1 < a->width; i++) {
         float *tail = span->tail + (size_t)i * a->n_channel;
@@ -138,13 +141,21 @@ static void keep_tail(const struct conv_args *a, const struct conv_span *span,
 static void channel_task(void *arg, uint32_t task, void *scratch)
 {
     const struct job *job = arg;
+    const struct conv_args *a = job->args;
     const struct piece piece = piece_of(job, task);
 
     (void)scratch;
     fetch_tail(job, task + job->n_thread);
-    for (int64_t t = 0; t < piece.span->n_row; t++)
-        conv_row(job->args, piece.span, t, piece.first, piece.end);
-    keep_tail(job->args, piece.span, piece.first, piece.end);
+    CONV_NAME(conv_piece)
+    (&(struct conv_piece){.args = a,
+                          .span = piece.span,
+                          .to = piece.span->n_row,
+                          .first = piece.first,
+                          .end = piece.end,
+                          .y = a->y + piece.span->first_row * a->y_stride +
+                               piece.first,
+                          .y_stride = a->y_stride});
+    CONV_NAME(conv_keep)(a, piece.span, piece.first, piece.end);
 }
 
 static void run_channels(struct pool *pool, struct job *job)
@@ -161,62 +172,13 @@ static void run_channels(struct pool *pool, struct job *job)
     pool_run(pool, job->n_task, channel_task, job);
 }
 
-/* Rows of the span before row `row` of the batch, where tasks are cut. The
- * first rows meet the tail, which their task then writes: they stay together.
- */
-static uint32_t rows_before(const struct conv_span *span, uint32_t row)
-{
-    uint32_t n = row < span->first_row ? 0 : row - (uint32_t)span->first_row;
-
-    if (n && n < CONV_WIDTH_MAX)
-        n = CONV_WIDTH_MAX;
-    return n < span->n_row ? n : span->n_row;
-}
-
-static void row_task(void *arg, uint32_t task, void *scratch)
-{
-    const struct job *job = arg;
-    const struct conv_args *a = job->args;
-    const struct cut_part part = cut_part(job->cut, task);
-
-    (void)scratch;
-    for (uint32_t i = 0; i < a->n_span; i++) {
-        const struct conv_span *span = &a->span[i];
-        const uint32_t from = rows_before(span, part.first);
-        const uint32_t to = rows_before(span, part.end);
-
-        for (uint32_t c = 0; c < a->n_channel; c += CHANNELS_MAX) {
-            const uint32_t left = a->n_channel - c;
-
-            for (int64_t t = from; t < to; t++)
-                conv_row(a, span, t, c,
-                         left < CHANNELS_MAX ? a->n_channel : c + CHANNELS_MAX);
-        }
-        if (from == 0 && to)
-            keep_tail(a, span, 0, a->n_channel);
-    }
-}
-
 void LANES_NAME(conv)(struct pool *pool, const struct conv_args *args)
 {
     struct job job = {.args = args, .channels = CHANNELS_MAX};
     uint64_t n_row = 0;
-    uint32_t end = 0;
 
     assert(args->width >= 1 && args->width <= CONV_WIDTH_MAX && !args->unit);
-    for (uint32_t i = 0; i < args->n_span; i++) {
-        const struct conv_span *span = &args->span[i];
-
-        n_row += span->n_row;
-        end = span->first_row + span->n_row > end
-                  ? span->first_row + span->n_row
-                  : end;
-    }
-    pool = pool_for_floats(pool, n_row * args->n_channel);
-    job.cut = cut_rows(pool, end, TASK_ROWS);
-    if (job.cut.n_task > pool_n_thread(pool) &&
-        n_row >= (uint64_t)SPAN_ROWS * args->n_span)
-        pool_run(pool, job.cut.n_task, row_task, &job);
-    else
-        run_channels(pool, &job);
+    for (uint32_t i = 0; i < args->n_span; i++)
+        n_row += args->span[i].n_row;
+    run_channels(pool_for_floats(pool, n_row * args->n_channel), &job);
 }

@@ -1,4 +1,5 @@
 #include "kernels/cpu/delta_rounded.h"
+#include "kernels/cpu/delta_rows.h"
 #include "kernels/cpu/in_order.h"
 #include "kernels/cpu/ops.h"
 
@@ -27,8 +28,10 @@
 struct part {
     const struct delta_args *args;
     const struct delta_span *span;
+    const struct delta_source *source;
     uint32_t k_head;
-    size_t row;     /* first row, of the whole batch */
+    uint32_t t;     /* first row, of the span */
+    size_t row;     /* the same of the whole batch */
     uint32_t first; /* its index in the grid chunk */
     uint32_t n_row;
     float *ring_k;     /* [d_k][GRID] of this k-head */
@@ -38,6 +41,7 @@ struct part {
     float *w, *x;      /* [n_row][GRID]: -w_ij and x_ij */
     float *since_grid; /* [GRID] exp(G_j) */
     float *aged_k;     /* [d_k][GRID] exp(G_63 - G_j) k_j, for the fold */
+    float *room[2];    /* of convolved rows: k, then v; q */
 };
 
 /* A row alone is bound by the way of its state and rings from memory. */
@@ -48,11 +52,11 @@ static bool is_alone(const struct part *part)
 
 /* One v-head of a part. */
 struct head {
-    float *s;       /* [d_k][d_v] */
-    float *u;       /* [GRID][d_v] */
-    double *g;      /* [GRID] */
-    const float *v; /* rows of qkv_stride */
-    float *out;     /* rows of out_stride */
+    float *s;  /* [d_k][d_v] */
+    float *u;  /* [GRID][d_v] */
+    double *g; /* [GRID] */
+    struct delta_rows v;
+    float *out; /* rows of out_stride */
     uint32_t d_v;
     size_t at; /* v-head, index into beta and log_decay */
 };
@@ -67,15 +71,19 @@ static float *take(float **scratch, size_t n)
 static void place(struct part *part, float *scratch)
 {
     float *const start = scratch;
-    size_t n = part->n_row, d_k = part->args->shape.d_k;
+    const struct delta_shape shape = part->args->shape;
+    const uint32_t d_max = shape.d_k > shape.d_v ? shape.d_k : shape.d_v;
+    size_t n = part->n_row, d_k = shape.d_k;
 
     part->kq = take(&scratch, 2 * n * d_k);
     part->dot = take(&scratch, 2 * n * GRID);
-    part->read = take(&scratch, 2 * n * part->args->shape.d_v);
+    part->read = take(&scratch, 2 * n * shape.d_v);
     part->w = take(&scratch, n * GRID);
     part->x = take(&scratch, n * GRID);
     part->since_grid = take(&scratch, GRID);
     part->aged_k = take(&scratch, d_k * GRID);
+    part->room[0] = take(&scratch, n * delta_row_floats(d_max));
+    part->room[1] = take(&scratch, n * delta_row_floats(shape.d_k));
     assert((size_t)(scratch - start) * sizeof(float) <= POOL_SCRATCH_BYTES);
 }
 
@@ -161,7 +169,7 @@ static void fetch_row(const struct part *part, size_t r)
     const size_t row = (part->row + r) * a->qkv_stride;
     const size_t n_v = (size_t)per_k * a->shape.d_v;
 
-    if (r >= part->n_row)
+    if (r >= part->n_row || a->conv) /* the convolution asks itself */
         return;
     fetch(a->k + row + (size_t)part->k_head * a->shape.d_k, a->shape.d_k);
     fetch(a->q + row + (size_t)part->k_head * a->shape.d_k, a->shape.d_k);
@@ -196,17 +204,20 @@ static void prepare(const struct part *part)
     uint32_t d_k = a->shape.d_k, n = part->n_row;
     float q_scale = 1.0f / sqrtf((float)d_k);
     float *k = part->kq, *q = part->kq + (size_t)n * d_k;
+    const size_t at = (size_t)part->k_head * d_k;
+    struct delta_rows k_rows, q_rows;
 
     if (is_alone(part)) /* where the key goes, before others of the ring */
         in_order_ask((struct in_order_rows){
             part->ring_k + part->first / LANES * LANES, GRID, d_k, LANES});
+    k_rows =
+        delta_rows(part->source, a->k + at, d_k, part->t, n, part->room[0]);
+    q_rows =
+        delta_rows(part->source, a->q + at, d_k, part->t, n, part->room[1]);
     for (size_t r = 0; r < n; r++) {
-        size_t at =
-            (part->row + r) * a->qkv_stride + (size_t)part->k_head * d_k;
-
         fetch_row(part, r + FETCH_AHEAD);
-        normalise(k + r * d_k, a->k + at, d_k, 1.0f);
-        normalise(q + r * d_k, a->q + at, d_k, q_scale);
+        normalise(k + r * d_k, k_rows.at + r * k_rows.stride, d_k, 1.0f);
+        normalise(q + r * d_k, q_rows.at + r * q_rows.stride, d_k, q_scale);
     }
     store_keys(part->ring_k + part->first, k, d_k, n);
     if (is_alone(part)) { /* the key, and the query behind it */
@@ -357,7 +368,7 @@ static void solve(const struct part *part, const struct head *head)
 
     for (uint32_t r = 0; r < n; r++) {
         uint32_t i = part->first + r;
-        const float *v = head->v + (part->row + r) * a->qkv_stride;
+        const float *v = head->v.at + r * head->v.stride;
         const float *read = part->read + (size_t)r * d_v;
         v16 decay = v16_set1(part->since_grid[i]);
         for (uint32_t e = 0; e < d_v; e += LANES)
@@ -423,7 +434,7 @@ static void solve_and_answer(const struct part *part, const struct head *head)
 {
     const struct delta_args *a = part->args;
     const uint32_t d_v = a->shape.d_v, i = part->first;
-    const float *v = head->v + part->row * a->qkv_stride;
+    const float *v = head->v.at;
     float *u = head->u + (size_t)i * d_v;
     float *out = head->out + part->row * a->out_stride;
     float *r = part->read, *o = r + d_v;
@@ -500,7 +511,9 @@ static void run_part(const struct part *part)
         struct head head = {.s = state->s + h * d_k * d_v,
                             .u = (float *)state->ring_u + h * GRID * d_v,
                             .g = state->ring_g + h * GRID,
-                            .v = a->v + h * d_v,
+                            .v = delta_rows(part->source, a->v + h * d_v,
+                                            shape.d_v, part->t, part->n_row,
+                                            part->room[0]),
                             .out = a->out + h * d_v,
                             .d_v = shape.d_v,
                             .at = h};
@@ -520,6 +533,7 @@ static void delta_task(void *arg, uint32_t task, void *scratch)
 {
     const struct delta_args *a = arg;
     const struct delta_span *span = &a->span[task / a->shape.n_k_head];
+    const struct delta_source source = delta_source(a, span);
     uint32_t n_row;
 
     for (uint32_t t = 0; t < span->n_row; t += n_row) {
@@ -529,7 +543,9 @@ static void delta_task(void *arg, uint32_t task, void *scratch)
             n_row = span->n_row - t;
         struct part part = {.args = a,
                             .span = span,
+                            .source = &source,
                             .k_head = task % a->shape.n_k_head,
+                            .t = t,
                             .row = (size_t)span->first_row + t,
                             .first = first,
                             .n_row = n_row};
@@ -538,6 +554,7 @@ static void delta_task(void *arg, uint32_t task, void *scratch)
         place(&part, scratch);
         run_part(&part);
     }
+    delta_keep_tail(&source, task % a->shape.n_k_head);
 }
 
 void LANES_NAME(delta)(struct pool *pool, const struct delta_args *args)

@@ -1,4 +1,5 @@
 #include "kernels/cpu/delta_rounded.h"
+#include "kernels/cpu/delta_rows.h"
 #include "kernels/cpu/pairs.h"
 
 #include <math.h>
@@ -178,13 +179,16 @@ LANES_INLINE void round_unit(const float *x, uint32_t d_k, float scale,
 LANES_INLINE void prepare(const struct shared *h, uint32_t *ring,
                           enum arithmetic order)
 {
-    const struct delta_args *a = h->one->args;
+    const struct delta_one *one = h->one;
+    const struct delta_args *a = one->args;
     const uint32_t d_k = h->d_k;
-    const size_t at =
-        h->one->row * a->qkv_stride + (size_t)h->one->k_head * d_k;
+    const size_t at = (size_t)one->k_head * d_k;
+    float x[HEAD_DIM_MAX];
 
-    round_unit(a->k + at, d_k, 1.0f, h->k);
-    round_unit(a->q + at, d_k, 1.0f / sqrtf((float)d_k), h->q);
+    round_unit(delta_rows(one->source, a->k + at, d_k, one->t, 1, x).at, d_k,
+               1.0f, h->k);
+    round_unit(delta_rows(one->source, a->q + at, d_k, one->t, 1, x).at, d_k,
+               1.0f / sqrtf((float)d_k), h->q);
     for (uint32_t d = 0; d < (d_k + 1) / 2; d++)
         ring[d * GRID + h->i] = h->k[d];
     dot_ring(h, ring, order);
@@ -444,6 +448,7 @@ LANES_INLINE void run(const struct shared *of, enum arithmetic order,
     const size_t per_k = shape.n_v_head / shape.n_k_head;
     const size_t first = one->k_head * per_k, end = first + per_k;
     struct weights by;
+    float v[HEAD_DIM_MAX];
 
     prepare(of, place_of(one, one->state, first).key, order);
     for (size_t h = first; h < end; h++) {
@@ -456,7 +461,9 @@ LANES_INLINE void run(const struct shared *of, enum arithmetic order,
                         ? place_of(one, one->state, h + 1)
                         : place_of(one, one->next, one->next_k_head * per_k),
             .by = &by,
-            .v = a->v + one->row * a->qkv_stride + h * of->d_v,
+            .v = delta_rows(one->source, a->v + h * of->d_v, of->d_v, one->t, 1,
+                            v)
+                     .at,
             .out = a->out + one->row * a->out_stride + h * of->d_v,
             .beta = a->beta[gate],
             .is_copied = at.copy && *at.made_of == one->chunk};

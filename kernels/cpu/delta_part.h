@@ -3,6 +3,7 @@
 /* A part of the rounded delta rule: its operands, and their way from and to the
  * rings and the state. */
 #include "kernels/cpu/delta_rounded.h"
+#include "kernels/cpu/delta_rows.h"
 #include "kernels/cpu/pairs.h"
 
 #define FOLD_ROWS 64u /* dims of S0 at once */
@@ -20,10 +21,12 @@
 struct part {
     const struct delta_args *args;
     const struct delta_span *span;
+    const struct delta_source *source;
     struct product_kernel kernel;
     uint32_t k_head;
     uint32_t n_each;     /* v-heads of a k-head */
-    size_t row;          /* first row, of the whole batch */
+    uint32_t t;          /* first row, of the span */
+    size_t row;          /* the same of the whole batch */
     uint32_t first, end; /* indices in the grid chunk */
     uint32_t n_row;
     uint32_t n_step;   /* d_k with its padding */
@@ -32,6 +35,9 @@ struct part {
     uint16_t *k;       /* [n_row][n_step]: keys again, as bf16 */
     uint32_t *key;     /* [GRID / 16][n_step / 2][16] */
     uint32_t *s;       /* [n_panel][n_step / 2][16]: S0 of a v-head */
+    float *k_room;     /* [n_row] convolved rows of k before there is s */
+    float *q_room;     /* the same of q */
+    float *v_room;     /* and of one v-head */
     uint32_t *u;       /* [n_panel][WORDS][16] */
     float *dot;        /* [2 n_row][GRID]: k_i . k_j, then q_i . k_j */
     float *read;       /* [2 n_row][d_v]: a, then c */
@@ -45,12 +51,12 @@ struct part {
 
 /* One v-head of a part. */
 struct head {
-    float *s;       /* [d_k][d_v] */
-    uint32_t *u;    /* [WORDS][d_v] of its ring */
-    double *g;      /* [GRID] */
-    const float *v; /* rows of qkv_stride */
-    float *out;     /* rows of out_stride */
-    size_t at;      /* v-head, index into beta and log_decay */
+    float *s;    /* [d_k][d_v] */
+    uint32_t *u; /* [WORDS][d_v] of its ring */
+    double *g;   /* [GRID] */
+    struct delta_rows v;
+    float *out; /* rows of out_stride */
+    size_t at;  /* v-head, index into beta and log_decay */
 };
 
 /* Rounded, into a left side's elements from `at` on; halves are bf16, others

@@ -15,8 +15,13 @@ void LANES_NAME(delta_place)(struct part *p, char *scratch)
     char *const start = scratch;
     const size_t n = p->n_row, element = p->kernel.element_bytes;
     const size_t d_v = p->args->shape.d_v, word = sizeof(uint32_t);
+    const size_t n_word = (size_t)p->n_panel * LANES * p->n_step / 2;
+    const size_t n_unit = 2 * n * delta_row_floats(p->args->shape.d_k);
 
-    p->s = take(&scratch, (size_t)p->n_panel * LANES * p->n_step / 2, word);
+    p->k_room = (float *)(void *)scratch;
+    p->q_room = p->k_room + n * delta_row_floats(p->args->shape.d_k);
+    p->s = take(&scratch, n_word > n_unit ? n_word : n_unit, word);
+    p->v_room = take(&scratch, n * delta_row_floats(p->args->shape.d_v), word);
     p->kq = take(&scratch, 2 * n * p->n_step, element);
     p->k = element == sizeof(*p->k)
                ? p->kq

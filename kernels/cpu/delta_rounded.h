@@ -33,10 +33,13 @@ LANES_INLINE v16 delta_unit_part(struct delta_unit by, const float *x,
 
 /* One row of one k-head and its v-heads, index i in its grid chunk: reads S0
  * and the ring once, with products of its own. */
+struct delta_source;
 struct delta_one {
     const struct delta_args *args;
+    const struct delta_source *source;
     const struct delta_state *state;
-    size_t row; /* of the whole batch */
+    uint32_t t; /* row of the span */
+    size_t row; /* the same of the whole batch */
     uint32_t k_head, i;
     uint64_t chunk; /* position / GRID + 1 */
     bool is_step;   /* the span has no other row: a copy of S0 pays */

@@ -44,7 +44,9 @@ static void fetch_values(const struct part *p, const struct head *head,
                          size_t r)
 {
     if (is_brought(p, r))
-        fetch(head->v + (p->row + r) * p->args->qkv_stride, p->args->shape.d_v);
+        fetch(p->args->v + (p->row + r) * p->args->qkv_stride +
+                  head->at * p->args->shape.d_v,
+              p->args->shape.d_v);
 }
 
 /* One row of k or q, normalised and scaled, in elements; a key whose elements
@@ -75,14 +77,18 @@ LANES_INLINE void put_units(const struct part *p, bool is_half)
 {
     const struct delta_args *a = p->args;
     const float q_scale = 1.0f / sqrtf((float)a->shape.d_k);
+    const size_t at = (size_t)p->k_head * a->shape.d_k;
+    const struct delta_rows k = delta_rows(p->source, a->k + at, a->shape.d_k,
+                                           p->t, p->n_row, p->k_room);
+    const struct delta_rows q = delta_rows(p->source, a->q + at, a->shape.d_k,
+                                           p->t, p->n_row, p->q_room);
 
     for (size_t r = 0; r < p->n_row; r++) {
-        const size_t at =
-            (p->row + r) * a->qkv_stride + (size_t)p->k_head * a->shape.d_k;
-
-        fetch_keys(p, r + FETCH_AHEAD);
-        put_unit(p, r * p->n_step, a->k + at, 1.0f, is_half);
-        put_unit(p, (p->n_row + r) * p->n_step, a->q + at, q_scale, is_half);
+        if (!a->conv) /* which asks itself */
+            fetch_keys(p, r + FETCH_AHEAD);
+        put_unit(p, r * p->n_step, k.at + r * k.stride, 1.0f, is_half);
+        put_unit(p, (p->n_row + r) * p->n_step, q.at + r * q.stride, q_scale,
+                 is_half);
     }
 }
 
@@ -255,7 +261,7 @@ LANES_INLINE v16 begin_row(const struct part *p, const struct head *head,
 {
     const uint32_t d_v = p->args->shape.d_v, e = side.panel * LANES;
     const size_t r = block.near + i - p->first;
-    const float *v = head->v + (p->row + r) * p->args->qkv_stride + e;
+    const float *v = head->v.at + r * head->v.stride + e;
     const v16 read = v16_load_part(p->read + r * d_v + e, 0, side.n);
     const v16 decay = v16_set1(p->since_grid[block.near + i]);
     const v16 sum =
@@ -489,7 +495,6 @@ static struct head head_of(const struct part *p, uint32_t i)
     return (struct head){.s = state->s + h * d_k * d_v,
                          .u = (uint32_t *)state->ring_u + h * WORDS * d_v,
                          .g = state->ring_g + h * GRID,
-                         .v = a->v + h * d_v,
                          .out = a->out + h * d_v,
                          .at = h};
 }
@@ -498,7 +503,7 @@ static void run_part(const struct part *p)
 {
     prepare(p);
     for (uint32_t i = 0; i < p->n_each; i++) {
-        const struct head head = head_of(p, i);
+        struct head head = head_of(p, i);
 
         LANES_NAME(delta_take_state)(p, &head);
         read_state(p);
@@ -508,6 +513,9 @@ static void run_part(const struct part *p)
         else
             weigh(p, &head, false);
         LANES_NAME(delta_load_u)(p, &head);
+        head.v =
+            delta_rows(p->source, p->args->v + head.at * p->args->shape.d_v,
+                       p->args->shape.d_v, p->t, p->n_row, p->v_room);
         solve(p, &head);
         answer(p, &head);
         if (p->end < GRID)
@@ -538,15 +546,19 @@ struct job {
 
 /* at: of all heads of all spans the one that is computed. */
 static void run_one(const struct job *job, uint32_t at, bool is_last,
-                    const struct delta_span *span, uint32_t row)
+                    const struct delta_source *source, uint32_t row)
 {
+    const struct delta_span *span =
+        &job->args->span[at / job->args->shape.n_k_head];
     const uint32_t n_k_head = job->args->shape.n_k_head;
     const uint32_t next = is_last ? at : at + 1;
 
     LANES_NAME(delta_one)
     (&(struct delta_one){
         .args = job->args,
+        .source = source,
         .state = &span->state,
+        .t = row,
         .row = (size_t)span->first_row + row,
         .k_head = at % n_k_head,
         .i = (uint32_t)((span->position + row) % GRID),
@@ -563,15 +575,18 @@ static void task(void *arg, uint32_t task, void *scratch)
     const struct delta_args *a = job->args;
     const uint32_t at = cut_turn(task, job->n_task, job->n_thread);
     const struct delta_span *span = &a->span[at / a->shape.n_k_head];
+    const struct delta_source source = delta_source(a, span);
     uint32_t n_row;
 
     for (uint32_t t = 0; t < span->n_row; t += n_row) {
         const uint32_t first = (uint32_t)((span->position + t) % GRID);
         struct part part = {.args = a,
                             .span = span,
+                            .source = &source,
                             .kernel = job->kernel,
                             .k_head = at % a->shape.n_k_head,
                             .n_each = a->shape.n_v_head / a->shape.n_k_head,
+                            .t = t,
                             .row = (size_t)span->first_row + t,
                             .first = first,
                             .n_step = (a->shape.d_k + LINEAR_STEP - 1) /
@@ -582,17 +597,18 @@ static void task(void *arg, uint32_t task, void *scratch)
         part.n_row = n_row;
         part.end = first + n_row;
         if (t + 1 == span->n_row) {
-            run_one(job, at, job->n_task - task <= job->n_thread, span, t);
-            if (part.end < GRID)
-                return;
-            part.first = GRID;
-            LANES_NAME(delta_place)(&part, scratch);
-            fold_rings(&part);
+            run_one(job, at, job->n_task - task <= job->n_thread, &source, t);
+            if (part.end == GRID) {
+                part.first = GRID;
+                LANES_NAME(delta_place)(&part, scratch);
+                fold_rings(&part);
+            }
         } else {
             LANES_NAME(delta_place)(&part, scratch);
             run_part(&part);
         }
     }
+    delta_keep_tail(&source, at % a->shape.n_k_head);
 }
 
 void LANES_NAME(delta_rounded)(struct pool *pool, const struct delta_args *args,

@@ -13,10 +13,10 @@
     .kv_append = LANES_NAME(kv_append), .kv_seal = index_seal,                 \
     .kv_score = LANES_NAME(kv_score), .kv_mass = LANES_NAME(kv_mass),          \
     .kv_match = LANES_NAME(kv_match), .surprise = LANES_NAME(surprise),        \
-    .conv = LANES_NAME(conv), .delta_gate = LANES_NAME(delta_gate),            \
-    .state_cap = state_cap, .route = LANES_NAME(route),                        \
-    .combine = LANES_NAME(combine), .draw = LANES_NAME(draw),                  \
-    .peaks = LANES_NAME(peaks)
+    .conv = LANES_NAME(conv), .delta_convolves = true,                         \
+    .delta_gate = LANES_NAME(delta_gate), .state_cap = state_cap,              \
+    .route = LANES_NAME(route), .combine = LANES_NAME(combine),                \
+    .draw = LANES_NAME(draw), .peaks = LANES_NAME(peaks)
 
 const struct backend LANES_NAME(backend) = {
     .name = LANES_TITLE,

@@ -46,6 +46,17 @@ static void run_prompt(struct bench *b)
                &(struct delta_span){0, PROMPT, 0, s->state}, 1);
 }
 
+/* Of rows that are convolved where they are needed. */
+static void run_raw(struct bench *b)
+{
+    struct delta_session raw = b->prompt;
+
+    raw.qkv = b->fused;
+    raw.conv = b->weight;
+    delta_call(&raw, b->backend, b->pool,
+               &(struct delta_span){0, PROMPT, 0, raw.state}, 1);
+}
+
 static void run_decode(struct bench *b)
 {
     struct delta_span span[32];
@@ -147,6 +158,8 @@ static void measure(struct bench *b, struct delta_shape shape)
         fill(&b->memory[i]);
     }
     print_rate(b, "delta", PROMPT, 0, run_prompt);
+    if (b->backend->delta_convolves)
+        print_rate(b, "delta with conv", PROMPT, 0, run_raw);
     print_rate(b, "conv", PROMPT, 8.0 * PROMPT * (double)n, run_conv);
     print_rate(b, "gated norm", PROMPT, 0, run_norm);
     for (b->n_span = 1; b->n_span <= 32; b->n_span *= 8)

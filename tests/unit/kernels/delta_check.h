@@ -9,6 +9,7 @@
 #include "tests/unit/kernels/product_check.h"
 
 #define DELTA_TOKENS 195u
+#define DELTA_TAPS 4u
 
 static const struct delta_shape DELTA_SHAPE[] = {
     {1, 1, 1, 1, 0},     {1, 2, 3, 16, 0},    {1, 2, 17, 65, 0},
@@ -25,8 +26,19 @@ struct delta_session {
     size_t qkv_stride, out_stride;
     size_t s_bytes, k_bytes, u_bytes, g_bytes;
     float *qkv, *beta, *log_decay, *out;
+    const float *conv; /* weights, if qkv are yet to be convolved */
     struct delta_state state;
 };
+
+static inline uint32_t delta_channels(struct delta_shape s)
+{
+    return 2 * s.n_k_head * s.d_k + s.n_v_head * s.d_v;
+}
+
+static inline size_t delta_tail_floats(struct delta_shape s)
+{
+    return (size_t)(DELTA_TAPS - 1) * delta_channels(s);
+}
 
 static inline size_t delta_out_bytes(const struct delta_session *s,
                                      uint32_t n_row)
@@ -41,6 +53,7 @@ static inline void delta_reset(struct delta_session *s)
     memset(s->state.ring_k, 0xff, s->k_bytes);
     memset(s->state.ring_u, 0xff, s->u_bytes);
     memset(s->state.ring_g, 0xff, s->g_bytes);
+    memset(s->state.tail, 0, delta_tail_floats(s->shape) * sizeof(float));
 }
 
 static inline struct delta_session delta_session(struct delta_shape shape,
@@ -80,6 +93,7 @@ static inline struct delta_session delta_session(struct delta_shape shape,
     s.state.ring_k = malloc(s.k_bytes);
     s.state.ring_u = malloc(s.u_bytes);
     s.state.ring_g = malloc(s.g_bytes);
+    s.state.tail = product_floats(delta_tail_floats(shape), 4, PRODUCT_NOISE);
     delta_reset(&s);
     return s;
 }
@@ -94,6 +108,7 @@ static inline void delta_release(struct delta_session *s)
     free(s->state.ring_k);
     free(s->state.ring_u);
     free(s->state.ring_g);
+    free(s->state.tail);
 }
 
 /* Rows of the session's inputs for spans that are the caller's. */
@@ -112,6 +127,8 @@ static inline void delta_call(const struct delta_session *s,
                                               .qkv_stride = s->qkv_stride,
                                               .beta = s->beta,
                                               .log_decay = s->log_decay,
+                                              .conv = s->conv,
+                                              .conv_width = DELTA_TAPS,
                                               .span = span,
                                               .n_span = n_span});
 }
@@ -130,7 +147,8 @@ static inline void delta_play(struct delta_session *s,
     }
 }
 
-/* Outputs show whatever the rings hold; the state is compared by itself. */
+/* Outputs show whatever the rings hold; state and tail are compared by
+ * themselves. */
 static inline bool delta_same(const struct delta_session *got,
                               const struct delta_session *want,
                               const char *name, uint32_t cut)
@@ -138,15 +156,62 @@ static inline bool delta_same(const struct delta_session *got,
     const size_t n = DELTA_TOKENS * got->out_stride;
     const size_t at = product_difference(got->out, want->out, n);
     const bool is_same =
-        at == n && memcmp(got->state.s, want->state.s, got->s_bytes) == 0;
+        at == n && memcmp(got->state.s, want->state.s, got->s_bytes) == 0 &&
+        memcmp(got->state.tail, want->state.tail,
+               delta_tail_floats(got->shape) * sizeof(float)) == 0;
 
     if (!is_same)
-        printf("%s, arithmetic %d, %u/%u heads of %u x %u, cut %u: row %zu of "
-               "%u differs first\n",
+        printf("%s, arithmetic %d, %u/%u heads of %u x %u, %s rows, cut %u: "
+               "row %zu of %u differs first\n",
                name, (int)got->shape.arithmetic, got->shape.n_k_head,
-               got->shape.n_v_head, got->shape.d_k, got->shape.d_v, cut,
-               at / got->out_stride, DELTA_TOKENS);
+               got->shape.n_v_head, got->shape.d_k, got->shape.d_v,
+               got->conv ? "raw" : "convolved", cut, at / got->out_stride,
+               DELTA_TOKENS);
     return is_same;
+}
+
+/* What ref makes of all tokens, the raw ones convolved before. */
+static inline void delta_want(struct delta_session *want,
+                              const struct delta_session *raw,
+                              const struct backend *ref)
+{
+    const struct conv_span span = {0, DELTA_TOKENS, raw->state.tail};
+
+    if (raw->conv)
+        ref->conv(NULL,
+                  &(struct conv_args){.y = want->qkv,
+                                      .y_stride = want->qkv_stride,
+                                      .x = raw->qkv,
+                                      .x_stride = raw->qkv_stride,
+                                      .weight = raw->conv,
+                                      .n_channel = delta_channels(raw->shape),
+                                      .width = DELTA_TAPS,
+                                      .span = &span,
+                                      .n_span = 1});
+    delta_play(want, ref, NULL, DELTA_TOKENS);
+    memcpy(want->state.tail, raw->state.tail,
+           delta_tail_floats(raw->shape) * sizeof(float));
+}
+
+/* How many plays of one shape differ from ref; conv: the weights, or NULL. */
+static inline size_t delta_check(struct delta_shape shape, const float *conv,
+                                 const struct backend *backend,
+                                 const struct backend *ref,
+                                 struct pool *const *pool, size_t n_pool)
+{
+    struct delta_session want = delta_session(shape, DELTA_TOKENS);
+    struct delta_session got = delta_session(shape, DELTA_TOKENS);
+    size_t n_bad = 0;
+
+    got.conv = conv;
+    delta_want(&want, &got, ref);
+    for (size_t c = 0; c < PRODUCT_COUNT(DELTA_CUT); c++) {
+        delta_play(&got, backend, pool[c % n_pool], DELTA_CUT[c]);
+        n_bad += !delta_same(&got, &want, backend->name, DELTA_CUT[c]);
+    }
+    delta_release(&want);
+    delta_release(&got);
+    return n_bad;
 }
 
 /* How many plays differ from ref. */
@@ -158,17 +223,14 @@ static inline size_t delta_check_all(const struct backend *backend,
 
     for (size_t i = 0; i < PRODUCT_COUNT(DELTA_SHAPE) * N_CPU_ARITHMETIC; i++) {
         struct delta_shape shape = DELTA_SHAPE[i / N_CPU_ARITHMETIC];
+        float *conv = product_floats((size_t)DELTA_TAPS * delta_channels(shape),
+                                     5, PRODUCT_NOISE);
 
         shape.arithmetic = (enum arithmetic)(i % N_CPU_ARITHMETIC);
-        struct delta_session want = delta_session(shape, DELTA_TOKENS);
-        struct delta_session got = delta_session(shape, DELTA_TOKENS);
-        delta_play(&want, ref, NULL, DELTA_TOKENS);
-        for (size_t c = 0; c < PRODUCT_COUNT(DELTA_CUT); c++) {
-            delta_play(&got, backend, pool[c % n_pool], DELTA_CUT[c]);
-            n_bad += !delta_same(&got, &want, backend->name, DELTA_CUT[c]);
-        }
-        delta_release(&want);
-        delta_release(&got);
+        n_bad += delta_check(shape, NULL, backend, ref, pool, n_pool);
+        if (backend->delta_convolves)
+            n_bad += delta_check(shape, conv, backend, ref, pool, n_pool);
+        free(conv);
     }
     return n_bad;
 }

@@ -41,7 +41,19 @@ struct session {
     size_t out_stride;
     float *qkv, *beta, *log_decay;
     struct delta_state state;
+    float *conv; /* weights, if qkv are rows before their convolution */
+    uint32_t conv_width;
 };
+
+static uint32_t n_channel_of(struct delta_shape s)
+{
+    return 2 * s.n_k_head * s.d_k + s.n_v_head * s.d_v;
+}
+
+static size_t tail_floats(const struct session *s)
+{
+    return s->conv ? (size_t)(s->conv_width - 1) * n_channel_of(s->shape) : 0;
+}
 
 static size_t state_floats(struct delta_shape s)
 {
@@ -92,6 +104,8 @@ static void session_init(struct session *s, struct delta_shape shape,
     s->state.ring_g = malloc((size_t)shape.n_v_head * GRID * sizeof(double));
     s->state.copy = NULL;
     s->state.made_of = NULL;
+    s->state.tail = NULL;
+    s->conv = NULL;
     if (shape.arithmetic != ARITHMETIC_FP32 && shape.d_k % 2 == 0 &&
         shape.d_v % 16 == 0) {
         s->state.copy = (uint32_t *)(void *)room(state_floats(shape) / 2);
@@ -109,6 +123,8 @@ static void reset(struct session *s, float value)
     if (s->state.copy)
         memset(s->state.made_of, 0, s->shape.n_v_head * sizeof(uint64_t));
     memset(s->state.s, 0, state_floats(s->shape) * sizeof(float));
+    if (s->state.tail)
+        memset(s->state.tail, 0, tail_floats(s) * sizeof(float));
     for (size_t i = 0; i < ring_k_floats(s->shape); i++)
         ((float *)s->state.ring_k)[i] = value;
     for (size_t i = 0; i < ring_u_floats(s->shape); i++)
@@ -124,6 +140,8 @@ static void state_free(struct delta_state *state)
     drop(state->ring_u);
     if (state->copy)
         drop((float *)(void *)state->copy);
+    if (state->tail)
+        drop(state->tail);
     free(state->made_of);
     free(state->ring_g);
 }
@@ -131,6 +149,8 @@ static void state_free(struct delta_state *state)
 static void session_release(struct session *s)
 {
     drop(s->qkv);
+    if (s->conv)
+        drop(s->conv);
     drop(s->beta);
     drop(s->log_decay);
     state_free(&s->state);
@@ -155,6 +175,8 @@ static void run(const struct session *s, const struct backend *backend,
                               .qkv_stride = s->stride,
                               .beta = s->beta,
                               .log_decay = s->log_decay,
+                              .conv = s->conv,
+                              .conv_width = s->conv_width,
                               .span = &span,
                               .n_span = 1};
     backend->delta(pool, &args);
@@ -187,6 +209,8 @@ static struct delta_state kept(const struct session *s)
                                .ring_g =
                                    calloc((size_t)shape.n_v_head * GRID, 8)};
     cr_assert(copy.ring_g != NULL);
+    if (s->state.tail)
+        copy.tail = copied(s->state.tail, tail_floats(s));
     for (size_t d = 0; d < ring_k_floats(shape) / GRID; d++)
         memcpy((float *)copy.ring_k + d * GRID,
                (float *)s->state.ring_k + d * GRID, used * sizeof(float));
@@ -228,6 +252,8 @@ static void assert_kept(const struct session *s, const struct delta_state *want,
     cr_assert(memcmp(got.ring_g, want->ring_g,
                      (size_t)s->shape.n_v_head * GRID * sizeof(double)) == 0,
               "%s: log decays differ", what);
+    if (got.tail)
+        assert_same(got.tail, want->tail, tail_floats(s), what);
     state_free(&got);
 }
 
@@ -356,6 +382,55 @@ Test(delta, every_backend_cut_and_thread_count_gives_refs_bits)
         }
         state_free(&want_kept);
         drop(want);
+        session_release(&s);
+    }
+    pools_destroy(pools);
+}
+
+/* s keeps raw rows, which ref convolves for `plain`; returns the tail that this
+ * leaves. */
+static float *convolve_apart(struct session *s, struct session *plain)
+{
+    float *tail;
+    struct conv_span span = {.n_row = N_TOKEN};
+
+    s->conv = filled((size_t)s->conv_width * n_channel_of(s->shape), 8);
+    s->state.tail = room(tail_floats(s));
+    tail = constant(tail_floats(s), 0.0f);
+    span.tail = tail;
+    backend_ref_found()->conv(
+        NULL, &(struct conv_args){.y = plain->qkv,
+                                  .y_stride = plain->stride,
+                                  .x = s->qkv,
+                                  .x_stride = s->stride,
+                                  .weight = s->conv,
+                                  .n_channel = n_channel_of(s->shape),
+                                  .width = s->conv_width,
+                                  .span = &span,
+                                  .n_span = 1});
+    return tail;
+}
+
+Test(delta, what_it_convolves_by_itself_has_the_bits_of_the_convolution)
+{
+    static const uint32_t WIDTH[] = {4, 2, 8, 1};
+    struct pool *pools[N_POOL];
+
+    pools_create(pools);
+    for (size_t i = 0; i < N_CASE; i++) {
+        struct session s, plain;
+        session_init(&s, shape_of(i), 10 * i);
+        session_init(&plain, shape_of(i), 10 * i);
+        s.conv_width = WIDTH[i % COUNT(WIDTH)];
+        float *tail = convolve_apart(&s, &plain), *want = whole(&plain);
+        struct delta_state want_kept = kept(&plain);
+        want_kept.tail = tail;
+        EACH_BACKEND(backend)
+        for (uint32_t p = 0; p < N_POOL && backend->delta_convolves; p++)
+            check_cuts(&s, backend, pools[p], want, &want_kept);
+        state_free(&want_kept);
+        drop(want);
+        session_release(&plain);
         session_release(&s);
     }
     pools_destroy(pools);
