@@ -18,6 +18,7 @@
 #define N_DECODE GRID
 #define N_DECODE_MIN 2u
 #define N_READ 2u        /* pairs of readings beside a run */
+#define N_PEAK 3u        /* measurements of the peak beside a run */
 #define CHUNK_MIN 128u   /* rows of a frontier's chunk on a slow machine */
 #define MEMORY_SHARE 0.8 /* of what is available that sessions may fill */
 #define PATTERN 4096u    /* words, repeated over a block */
@@ -159,42 +160,74 @@ static enum status feed(struct steps *steps, uint64_t n)
     return STATUS_OK;
 }
 
+static int compare_points(const void *a, const void *b)
+{
+    const struct point *x = a, *y = b;
+    const double s = x->rate / x->bound, t = y->rate / y->bound;
+
+    return (s > t) - (s < t);
+}
+
+/* One run, its point beside the bench's peak; the seconds it took. */
+static enum status prefill_run(struct steps *steps, uint64_t position,
+                               uint64_t n, double *out_seconds,
+                               struct stopwatch *watch)
+{
+    const enum status st = open_memories(steps, 1, position);
+    const uint64_t start_us = bench_now_us();
+    enum status fed;
+
+    if (st)
+        return st;
+    stopwatch_start();
+    fed = feed(steps, n);
+    *watch = stopwatch_stop();
+    *out_seconds = 1e-6 * (double)(bench_now_us() - start_us + 1);
+    return fed;
+}
+
 /*
- * Tokens [position, position + n) of a prompt, as often as time allows; the
- * seconds of the last run go to *out.
+ * Tokens [position, position + n) of a prompt, as often as time allows. Others
+ * may use the same cores: each run stands beside peaks taken right before and
+ * right behind it, of which the higher one counts. The run with the median
+ * share is printed; its seconds go to *out.
  */
-static enum status prefill(struct steps *steps, struct point *point,
+static enum status prefill(struct steps *steps, struct point point,
                            uint64_t position, uint64_t n, double *out)
 {
     struct bench *bench = steps->bench;
     const struct work work = bench_prefill_work(bench->model, position, n);
     const uint64_t start_us = bench_now_us();
-    double rate[BENCH_RUN_MAX], bound, seconds = 0;
-    struct stopwatch watch = {{0}, 0};
+    const double quiet = bench->peak;
+    struct point run[BENCH_RUN_MAX];
     uint32_t n_run = 0;
-    enum status st = bench_bound(bench, &work, &bound, &point->bound_kind);
+    double bound, before;
+    enum status st = bench_bound(bench, &work, &bound, &point.bound_kind);
 
-    while (!st && n_run < bench->options->runs) {
-        uint64_t run_us;
+    before = peak_flops(bench->pool, bench->kind, N_PEAK);
+    while (!st && n_run < bench->options->runs &&
+           !(n_run && is_over(bench, start_us))) {
+        double seconds, after;
+        struct stopwatch watch;
 
-        if (n_run && is_over(bench, start_us))
+        st = prefill_run(steps, position, n, &seconds, &watch);
+        if (st)
             break;
-        st = open_memories(steps, 1, position);
-        run_us = bench_now_us();
-        stopwatch_start();
-        if (!st)
-            st = feed(steps, n);
-        watch = stopwatch_stop();
-        seconds = 1e-6 * (double)(bench_now_us() - run_us + 1);
-        rate[n_run++] = (double)n / seconds;
+        after = peak_flops(bench->pool, bench->kind, N_PEAK);
+        bench->peak = after > before ? after : before;
+        before = after;
+        point.rate = (double)n / seconds;
+        point.bound = (double)n / bench_seconds(bench, &work, bench->bandwidth,
+                                                &point.bound_kind);
+        point_add_parts(&point, bench, &watch, seconds, 0);
+        run[n_run++] = point;
     }
+    bench->peak = quiet;
     if (st)
         return st;
-    point->rate = bench_median(rate, n_run);
-    point->bound = (double)n / bound;
-    point_add_parts(point, bench, &watch, seconds, 0);
-    bench_print(bench, point);
-    *out = seconds;
+    qsort(run, n_run, sizeof(*run), compare_points);
+    bench_print(bench, &run[n_run / 2]);
+    *out = (double)n / run[n_run / 2].rate;
     return STATUS_OK;
 }
 
@@ -232,7 +265,7 @@ static enum status prefill_at(struct steps *steps, uint64_t context)
     if (context > bench->options->chunk) {
         st = frontier_rows(steps->bench, context, &n);
         if (!st)
-            st = prefill(steps, &frontier, context - n, n, &seconds);
+            st = prefill(steps, frontier, context - n, n, &seconds);
         seconds *= (double)context / (double)n;
     }
     if (st)
@@ -244,7 +277,7 @@ static enum status prefill_at(struct steps *steps, uint64_t context)
                 context, seconds);
         return STATUS_OK;
     }
-    return prefill(steps, &whole, 0, context, &seconds);
+    return prefill(steps, whole, 0, context, &seconds);
 }
 
 enum status bench_prefills(struct bench *bench)

@@ -10,7 +10,6 @@
 #include <sys/mman.h>
 
 #define N_RUN 5u
-#define N_FLOP_RUN 25u /* short ones: the best finds a quiet moment */
 /* Times what a loop does in one go: threads need milliseconds to spread. */
 #define N_LOOP (1u << 20)
 #define N_CHAIN 12u      /* independent sums: latency 4 x 2 units, spare */
@@ -259,7 +258,7 @@ static void run_flops(void *arg, uint32_t task, void *scratch)
     job->out[task * (LINE_BYTES / sizeof(float))] = job->loop(0.5f, N_LOOP);
 }
 
-double peak_flops(struct pool *pool, enum peak_kind kind)
+double peak_flops(struct pool *pool, enum peak_kind kind, uint32_t n_run)
 {
     const struct clock *clock = clock_real();
     const uint32_t n_thread = pool_n_thread(pool);
@@ -267,7 +266,7 @@ double peak_flops(struct pool *pool, enum peak_kind kind)
     struct flop_job job = {.loop = PEAK[kind].loop, .out = out};
     double best = 0;
 
-    for (uint32_t i = 0; i < N_FLOP_RUN; i++) {
+    for (uint32_t i = 0; i < n_run; i++) {
         const uint64_t start = clock->now_us(clock);
         double seconds, rate;
 

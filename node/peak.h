@@ -33,9 +33,10 @@ const char *peak_name(enum peak_kind kind); /* "fma avx512" */
 /*
  * Operations per second (an fma is two, a product of bytes as well), over all
  * threads of the pool. The machine must have the instruction, and for PEAK_TILE
- * the process the permission, which the backend's is_supported() asks for.
+ * the process the permission, which the backend's is_supported() asks for. The
+ * best of n_run measurements, some hundredths of a second each.
  */
-double peak_flops(struct pool *pool, enum peak_kind kind);
+double peak_flops(struct pool *pool, enum peak_kind kind, uint32_t n_run);
 
 /*
  * Bytes that all threads together read again and again, as a decode step reads
