@@ -88,15 +88,13 @@ void bench_print(struct bench *bench, const struct point *point)
 
 /* ------------------------------------------------------------------ bounds */
 
-#define N_FLOP_RUN 25u /* short ones: the best finds a quiet moment */
-
 void bench_measure_peaks(struct bench *bench)
 {
     bench->kind = peak_kind_of(
         model_backend(bench->model)->name, model_arithmetic(bench->model),
         model_weight_format(bench->model) == WEIGHT_W8A8 ? LINEAR_W8A8
                                                          : LINEAR_BF16);
-    bench->peak = peak_flops(bench->pool, bench->kind, N_FLOP_RUN);
+    bench->peak = peak_flops(bench->pool, bench->kind, PEAK_RUNS);
     bench->read_bytes = 0;
     fprintf(stderr, "godwitd bench: %u threads: %s %.1f GFLOP/s\n",
             pool_n_thread(bench->pool), peak_name(bench->kind),

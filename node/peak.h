@@ -36,6 +36,7 @@ const char *peak_name(enum peak_kind kind); /* "fma avx512" */
  * the process the permission, which the backend's is_supported() asks for. The
  * best of n_run measurements, some hundredths of a second each.
  */
+#define PEAK_RUNS 25u /* find a quiet moment */
 double peak_flops(struct pool *pool, enum peak_kind kind, uint32_t n_run);
 
 /*

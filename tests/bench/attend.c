@@ -164,7 +164,8 @@ static int rates(char **argv)
     if (pool_create((uint32_t)strtoul(argv[4], NULL, 10), &b.pool))
         return fail("pool");
     b.flops = peak_flops(b.pool,
-                         peak_kind_of(b.backend->name, arithmetic, LINEAR_F32));
+                         peak_kind_of(b.backend->name, arithmetic, LINEAR_F32),
+                         PEAK_RUNS);
     printf("# peak %.0f GFLOP/s\nbackend\tarithmetic\tthreads\theads\tpast\t"
            "sessions x rows\tus\tGFLOP/s\t%% of peak\tGB/s\t%% of read\n",
            b.flops / 1e9);

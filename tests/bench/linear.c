@@ -128,8 +128,9 @@ static enum status measure_bounds(struct bench *b)
         const enum peak_kind kind =
             peak_kind_of(b->backend->name, b->arithmetic, t);
 
-        b->flops[t] =
-            t && t != LINEAR_W8A8 ? b->flops[0] : peak_flops(b->pool, kind);
+        b->flops[t] = t && t != LINEAR_W8A8
+                          ? b->flops[0]
+                          : peak_flops(b->pool, kind, PEAK_RUNS);
         printf(", %s %.0f", NAME[t], b->flops[t] / 1e9);
     }
     for (size_t s = 0; s < N_SHAPE && !st; s++) {
