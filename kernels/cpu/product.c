@@ -313,8 +313,11 @@ bool product_is_by_rows(const struct pool *pool,
                         const struct product_kernel *kernel, size_t bytes,
                         uint32_t n_row)
 {
-    return !kernel->tasks_a_thread && bytes <= CACHED_BYTES &&
-           n_row / pool_n_thread(pool) >= PRODUCT_ROWS;
+    const uint32_t n_thread = pool_n_thread(pool);
+
+    if (kernel->tasks_a_thread && n_thread == 1) /* nobody to wait for */
+        return false;
+    return bytes <= CACHED_BYTES && n_row / n_thread >= PRODUCT_ROWS;
 }
 
 /* Where the rows come from; returns how many fit there at a time. */
