@@ -122,7 +122,7 @@ if(TARGET godwit_cuda AND TARGET kernels)
   file(GLOB check_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/*.cuh
     ${PROJECT_SOURCE_DIR}/tests/gpu/*.h)
   set(check_objects ${objects})
-  list(FILTER check_objects EXCLUDE REGEX "/(device|step)\\.o$")
+  list(FILTER check_objects EXCLUDE REGEX "/unit_device\\.o$")
   set(check_archive ${PROJECT_BINARY_DIR}/cuda/check.a) # they want a few each
   add_custom_command(OUTPUT ${check_archive}
     COMMAND ${CMAKE_COMMAND} -E rm -f ${check_archive}
