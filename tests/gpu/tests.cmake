@@ -30,7 +30,7 @@ if(TARGET model)
   file(GLOB gpu_model CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/gpu_*.c)
   list(FILTER gpu_model EXCLUDE REGEX "/gpu_ops\\.c$")
   add_executable(gpu_model ${gpu_model} ${parts})
-  target_compile_options(gpu_model PRIVATE ${STRICT})
+  target_compile_options(gpu_model PRIVATE ${STRICT} ${SANITIZED})
   target_include_directories(gpu_model PRIVATE ${PROJECT_SOURCE_DIR})
   foreach(name model kernels base) # not their shared libraries with them
     add_dependencies(gpu_model ${name})
