@@ -1,5 +1,6 @@
 /* The table of kernels/backend.h: the only trigonometry of the program. */
 #include "kernels/device.h"
+#include "kernels/room.h"
 
 #include <assert.h>
 #include <math.h>
@@ -7,36 +8,89 @@
 
 #define TABLE_MAX (UINT64_C(1) << 46) /* bytes; more than any machine has */
 
+/* Angles of a pair from a block's first position to each of it. */
+struct turns {
+    double cos[KV_BLOCK], sin[KV_BLOCK];
+};
+
+static void turns_init(double freq, struct turns *out)
+{
+    for (uint32_t j = 0; j < KV_BLOCK; j++) {
+        out->cos[j] = cos((double)j * freq);
+        out->sin[j] = sin((double)j * freq);
+    }
+}
+
+/*
+ * A block of a pair by the theorem of addition, in a tenth of the time that
+ * libm takes. That is off by less than `most`: four factors that are known to
+ * an ulp of 1 and what is done with them make 2^-50, and angles, each rounded
+ * on its own, two ulps of the last one. Where a float does not hang on that it
+ * is the one of libm's result; for the others libm is asked.
+ */
+static void fill_block(const struct turns *turns, uint64_t first, double freq,
+                       float *cosine, float *sine)
+{
+    const double a = (double)first * freq, c = cos(a), s = sin(a);
+    const double last = (double)(first + KV_BLOCK) * fabs(freq);
+    const double most = 0x1p-48 + last * 0x1p-51;
+    float low[2][KV_BLOCK], high[2][KV_BLOCK];
+
+    for (uint32_t j = 0; j < KV_BLOCK; j++) {
+        const double x = c * turns->cos[j] - s * turns->sin[j];
+        const double y = s * turns->cos[j] + c * turns->sin[j];
+
+        low[0][j] = (float)(x - most);
+        high[0][j] = (float)(x + most);
+        low[1][j] = (float)(y - most);
+        high[1][j] = (float)(y + most);
+    }
+    for (uint32_t j = 0; j < KV_BLOCK; j++) {
+        const double angle = (double)(first + j) * freq;
+
+        cosine[j] = low[0][j] == high[0][j] ? low[0][j] : (float)cos(angle);
+        sine[j] = low[1][j] == high[1][j] ? low[1][j] : (float)sin(angle);
+    }
+}
+
+static void fill(const struct turns *turns, const double *freq,
+                 struct rope_table *table)
+{
+    const size_t n_pair = table->n_rot / 2;
+
+    for (uint64_t p = 0; p < table->n_position; p += KV_BLOCK)
+        for (size_t i = 0; i < n_pair; i++) {
+            const size_t at = p * n_pair + i * KV_BLOCK;
+
+            fill_block(&turns[i], p, freq[i], table->cos + at, table->sin + at);
+        }
+}
+
 enum status rope_table_init(uint32_t n_rot, uint64_t n_position,
                             const double *inv_freq, struct rope_table *out)
 {
-    size_t n_pair = n_rot / 2;
-    float *cosine = NULL, *sine = NULL;
+    const size_t n_pair = n_rot / 2;
+    struct rope_table table = {.n_rot = n_rot, .n_position = n_position};
+    struct turns *turns = room_take(n_pair * sizeof(*turns));
 
     assert(n_rot % 2 == 0 && n_position % KV_BLOCK == 0);
     if (n_position < TABLE_MAX / sizeof(float) / (n_pair + 1)) {
-        /* A whole number of 64-byte lines, and never zero of them. */
-        size_t bytes = (n_position * n_pair + KV_BLOCK) * sizeof(float);
-        cosine = aligned_alloc(64, bytes);
-        sine = aligned_alloc(64, bytes);
+        table.cos = room_take(n_position * n_pair * sizeof(float));
+        table.sin = room_take(n_position * n_pair * sizeof(float));
     }
-    if (!cosine || !sine) {
-        free(cosine);
-        free(sine);
+    if (!turns || !table.cos || !table.sin) {
+        free(turns);
+        free(table.cos);
+        free(table.sin);
         return status_fail(STATUS_RESOURCE_EXHAUSTED,
                            "no memory for rotary angles of %lu positions",
                            n_position);
     }
-    for (uint64_t p = 0; p < n_position; p++) {
-        for (size_t i = 0; i < n_pair; i++) {
-            size_t at = (p / KV_BLOCK * n_pair + i) * KV_BLOCK + p % KV_BLOCK;
-            double angle = (double)p * inv_freq[i];
-            cosine[at] = (float)cos(angle);
-            sine[at] = (float)sin(angle);
-        }
-    }
-    *out = (struct rope_table){
-        .n_rot = n_rot, .n_position = n_position, .cos = cosine, .sin = sine};
+    for (size_t i = 0; i < n_pair; i++)
+        turns_init(inv_freq[i], &turns[i]);
+    fill(turns, inv_freq, &table);
+    free(turns);
+    *out = table;
     return STATUS_OK;
 }
 

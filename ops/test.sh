@@ -46,7 +46,7 @@ check() { # DIRECTORY CTEST-ARGUMENT...
         -j "$jobs" "$@"
 }
 
-stage asan-build build asan "$dir-asan"
+stage asan-build build asan "$dir-asan" units
 stage asan-tests check "$dir-asan" -L 'unit|fuzz' -LE long
 stage tsan-build build tsan "$dir-tsan" races
 stage tsan-tests check "$dir-tsan" -L race

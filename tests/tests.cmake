@@ -83,6 +83,13 @@ foreach(file IN LISTS more)
   include(${file})
 endforeach()
 
+# All that tests of the labels unit and fuzz run: a sanitized build for these
+# leaves out servers, simulations and what measures.
+get_property(units DIRECTORY PROPERTY BUILDSYSTEM_TARGETS)
+list(FILTER units INCLUDE REGEX
+  "^(test|fuzz)_|^gpu_(ops|model)$|^fake_server$|^proto_python$")
+add_custom_target(units DEPENDS ${units})
+
 # The longest first, so that none of them is left alone at the end: a build
 # directory that has run no test yet does not know. Of one cost is enough.
 foreach(name eval.run golden.godwit-tiny golden.judge unit.state.exact

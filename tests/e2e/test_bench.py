@@ -78,7 +78,8 @@ class Bench(NodeTests, unittest.TestCase):
     def test_replies_under_load_are_those_alone(self):
         for more in ((), ("--input", "text"), ("--shared-tokens", "8")):
             (row,) = self.bench("--requests", "12", "--at-once", "6",
-                                "--prompt-tokens", "100", "--verify", *more)
+                                "--prompt-tokens", "100", "--reply-tokens",
+                                "12", "--verify", *more)
             self.assertEqual((row["ok"], row["verified"], row["differing"]),
                              ("12", "12", "0"), more)
 

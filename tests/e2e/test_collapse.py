@@ -82,7 +82,7 @@ def find(node, client):
 
 class Newlines(unittest.TestCase):
 
-    LENGTH = 16384
+    LENGTH = 8192
 
     def run_node(self, directory, name, *options):
         node = Node(os.path.join(directory, name), options).start()

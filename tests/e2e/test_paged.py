@@ -135,7 +135,7 @@ class Paged(unittest.TestCase):
     """Both nodes do the same; one of them has RAM for a part of it."""
 
     POLICY = "infllm:window=128:pick=256"
-    LENGTH = 6000
+    LENGTH = 4500
 
     def start(self, directory, name, *options, numerics="bf16-pair"):
         # The same sizes on all machines: in fp32, which those without bf16

@@ -195,7 +195,7 @@ class Bundles(unittest.TestCase):
         for node in cls.nodes:
             node.start()
         cls.source, cls.target, cls.judge = [n.client() for n in cls.nodes]
-        turn(cls.source, "s", ids(5, 1700), 30, seed=4)
+        turn(cls.source, "s", ids(5, 1150), 30, seed=4)
         fork(cls.source, "s", "f", 1100)
         turn(cls.source, "f", ids(6, 200), 12, seed=5)
 
@@ -349,7 +349,7 @@ class Limits(unittest.TestCase):
         with workspace() as directory:
             node = Node(os.path.join(directory, "data"),
                         ["--store-limit", "8", "--tenant-sessions", "40",
-                         "--tenant-tokens", "7000", "--prefix-store", "0"])
+                         "--tenant-tokens", "4000", "--prefix-store", "0"])
             alone = Node(os.path.join(directory, "alone"),
                          ["--prefix-store", "0"])
             try:
@@ -372,7 +372,7 @@ class Limits(unittest.TestCase):
         keep theirs."""
         for i in range(12):
             name = "s%d" % i
-            turn(client, name, ids(i, 500), 4)
+            turn(client, name, ids(i, 300), 4)
             if i == 0:
                 run = ctl(node.endpoint, "session", "pin", name, "--output",
                           "json")
@@ -396,7 +396,7 @@ class Limits(unittest.TestCase):
         for i in range(12):
             reply = turn(client, "s%d" % i, ids(100 + i, 9), 6, seed=i)
             log = client.log("s%d" % i)
-            self.assertEqual(len(log), 519)
+            self.assertEqual(len(log), 319)
             alone = turn(judge, "", log[:-6], 6, seed=i)
             self.assertEqual(alone.ids, reply.ids)
 
@@ -407,7 +407,7 @@ class Limits(unittest.TestCase):
                 tokenized=tokens(ids(1, count)),
                 sampling_params=greedy(4)), timeout=120)
 
-        ask("a", 5600)
+        ask("a", 2600)
         with self.assertRaises(grpc.RpcError) as caught:
             ask("b", 1397)
         self.assertEqual(caught.exception.code(), Code.RESOURCE_EXHAUSTED)

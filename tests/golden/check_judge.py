@@ -100,6 +100,7 @@ PROMPT = [
 # ------------------------------------------- cases: a subset of godwit-tiny's
 
 def small_cases():
+    """Each with its logits, where there are any."""
     with open(os.path.join(GOLDEN, "godwit-tiny", "cases.json"),
               encoding="utf-8") as file:
         cases = json.load(file)
@@ -111,9 +112,22 @@ def small_cases():
             "nll_first_1024": cases[17]["nll_first_1024"]}
     tensors = read_tensors(
         os.path.join(GOLDEN, "godwit-tiny", "golden.safetensors"))
-    return [greedy, niah, text, tie], {"logits.0": tensors["logits.0"],
-                                       "logits.1": tensors["logits.5"],
-                                       "logits.3": tensors["logits.1"]}
+    return [greedy, niah, text, tie], [tensors["logits.0"], tensors["logits.5"],
+                                       None, tensors["logits.1"]]
+
+
+def write_cases(directory, damage, kind):
+    """All of them, or those of a kind alone, when one was damaged."""
+    cases, logits = small_cases()
+    damage(cases)
+    kept = [i for i, case in enumerate(cases)
+            if kind in ("all", case["kind"])]
+    write_tensors(os.path.join(directory, "golden.safetensors"),
+                  {"logits.%d" % n: logits[i] for n, i in enumerate(kept)
+                   if logits[i]})
+    with open(os.path.join(directory, "cases.json"), "w",
+              encoding="utf-8") as out:
+        json.dump([cases[i] for i in kept], out)
 
 
 def put(index, key, value):
@@ -128,37 +142,45 @@ def bump(index, key, place):
     return damage
 
 
+# What is computed is of the kind that is damaged.
 CASES = [
-    ("nothing", lambda cases: None, 0, "total cases=4/4"),
-    ("another token", bump(0, "greedy_ids", 3), 1, "greedy cases=1/2"),
-    ("a late token", bump(0, "greedy_ids", 63), 1, "greedy cases=1/2"),
-    ("another answer", put(1, "answer", "0000000"), 1, "answers=0/1"),
-    ("likelihood off", put(2, "mean_nll", 3.7530), 1, "perplexity cases=0/1"),
-    ("first tokens' off", put(2, "nll_first_1024", 3.0), 1, "cases=0/1"),
-    ("no likelihood", put(2, "mean_nll", None), 2, "mean_nll"),
-    ("too short a text", put(2, "input_ids", [1, 2, 3]), 2, "3 tokens"),
-    ("an unknown kind", put(0, "kind", "poem"), 2, "kind is 'poem'"),
-    ("no tokens", put(0, "input_ids", []), 2, "input_ids is missing"),
-    ("a token outside", put(0, "greedy_ids", [4096]), 2, "greedy_ids[0]"),
-    ("a token as text", put(0, "greedy_ids", ["a"]), 2, "greedy_ids[0]"),
-    ("no cases", lambda cases: cases.clear(), 2, "0 cases"),
+    ("nothing", lambda cases: None, "all", 0, "total cases=4/4"),
+    ("another token", bump(0, "greedy_ids", 3), "greedy", 1,
+     "greedy cases=1/2"),
+    ("a late token", bump(0, "greedy_ids", 63), "greedy", 1,
+     "greedy cases=1/2"),
+    ("another answer", put(1, "answer", "0000000"), "niah", 1, "answers=0/1"),
+    ("likelihood off", put(2, "mean_nll", 3.7530), "perplexity", 1,
+     "perplexity cases=0/1"),
+    ("first tokens' off", put(2, "nll_first_1024", 3.0), "perplexity", 1,
+     "cases=0/1"),
+    ("no likelihood", put(2, "mean_nll", None), "all", 2, "mean_nll"),
+    ("too short a text", put(2, "input_ids", [1, 2, 3]), "all", 2, "3 tokens"),
+    ("an unknown kind", put(0, "kind", "poem"), "all", 2, "kind is 'poem'"),
+    ("no tokens", put(0, "input_ids", []), "all", 2, "input_ids is missing"),
+    ("a token outside", put(0, "greedy_ids", [4096]), "all", 2,
+     "greedy_ids[0]"),
+    ("a token as text", put(0, "greedy_ids", ["a"]), "all", 2,
+     "greedy_ids[0]"),
+    ("no cases", lambda cases: cases.clear(), "all", 2, "0 cases"),
 ]
 
 # Rounded products are judged by margins, likelihoods and needles alone.
 ROUNDED = [
-    ("nothing", lambda cases: None, "bf16-pair", "w8", 0, "total cases=4/4"),
-    ("a near-tie", bump(3, "greedy_ids", 3), "bf16-pair", "bf16", 0,
+    ("nothing", lambda cases: None, "all", "bf16-pair", "w8", 0,
+     "total cases=4/4"),
+    ("a near-tie", bump(3, "greedy_ids", 3), "greedy", "bf16-pair", "bf16", 0,
      "greedy=67/68 near_tie=0.000437"),
-    ("one by 0.07", bump(0, "greedy_ids", 0), "bf16-pair", "bf16", 1,
+    ("one by 0.07", bump(0, "greedy_ids", 0), "greedy", "bf16-pair", "bf16", 1,
      "greedy cases=1/2"),
-    ("another token", bump(0, "greedy_ids", 63), "bf16-pair", "bf16", 1,
-     "greedy cases=1/2"),
-    ("another answer", put(1, "answer", "0000000"), "bf16-tile", "bf16", 1,
-     "answers=0/1"),
-    ("likelihood off", put(2, "mean_nll", 3.7582), "bf16-pair", "bf16", 1,
-     "perplexity cases=0/1"),
-    ("likelihood off", put(2, "mean_nll", 3.7650), "fp32", "w8", 1,
-     "perplexity cases=0/1"),
+    ("another token", bump(0, "greedy_ids", 63), "greedy", "bf16-pair", "bf16",
+     1, "greedy cases=1/2"),
+    ("another answer", put(1, "answer", "0000000"), "niah", "bf16-tile",
+     "bf16", 1, "answers=0/1"),
+    ("likelihood off", put(2, "mean_nll", 3.7582), "perplexity", "bf16-pair",
+     "bf16", 1, "perplexity cases=0/1"),
+    ("likelihood off", put(2, "mean_nll", 3.7650), "perplexity", "fp32", "w8",
+     1, "perplexity cases=0/1"),
 ]
 
 COMMANDS = [
@@ -214,15 +236,11 @@ def main():
             judge("prompt: " + what,
                   run(["check", "--model", QWEN3, "--golden", dir,
                        "--numerics", "fp32"]), code, text)
-        exact = [(what, damage, "fp32", "auto", code, text)
-                 for what, damage, code, text in CASES]
-        for what, damage, numerics, format, code, text in exact + ROUNDED:
-            cases, tensors = small_cases()
-            damage(cases)
-            write_tensors(file, tensors)
-            with open(os.path.join(dir, "cases.json"), "w",
-                      encoding="utf-8") as out:
-                json.dump(cases, out)
+        exact = [(what, damage, kind, "fp32", "auto", code, text)
+                 for what, damage, kind, code, text in CASES]
+        for (what, damage, kind, numerics, format, code,
+             text) in exact + ROUNDED:
+            write_cases(dir, damage, kind)
             judge("cases: " + what,
                   run(["check", "--model", TINY, "--golden", dir,
                        "--numerics", numerics, "--weight-format", format]),

@@ -46,7 +46,7 @@ MODEL = os.path.join(ROOT, "assets/models/godwit-tiny")
 CPUS = ("amx", "avx512-bf16", "avx512-vnni", "avx512", "avx2", "ref")
 START_S, CALL_S = 60, 120
 NEEDLE_TOKENS = 1500
-REPLY = 96  # tokens; a session of fewer than 64 is not stored
+REPLY = 64  # tokens; a session of fewer is not stored
 PARTS = ("change", "tight", "policy", "full", "scratch", "lost", "excerpt",
          "capped", "wild")
 
@@ -71,7 +71,7 @@ class Place:
                 ["cuda:" + os.path.abspath(os.path.join(build, name))]
                 for name in ("libgodwit_cuda.so", "libgodwit_faulty.so"))
         else:  # the arithmetic of a CPU, but another one than below
-            self.device += ["--numerics", "bf16-pair"]
+            self.device += ["--numerics", "bf16-pair", "--weight-format", "w8a8"]
             self.faulty = self.device
         self.is_gpu = device == "cuda"
         self.number = itertools.count()
@@ -463,7 +463,7 @@ def check_failing(place, fault):
 def check_scratch(place):
     """A GPU has one memory for all: with so much left it was scratch."""
     return check_full_and_after(place, "full@1:160" if place.is_gpu else
-                                "scratch@1:4")
+                                "scratch@1:2")
 
 
 # --- what is rarely asked for ---

@@ -30,7 +30,7 @@ if(TARGET model)
   file(GLOB gpu_model CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/gpu_*.c)
   list(FILTER gpu_model EXCLUDE REGEX "/gpu_ops\\.c$")
   add_executable(gpu_model ${gpu_model} ${parts})
-  target_compile_options(gpu_model PRIVATE ${STRICT})
+  target_compile_options(gpu_model PRIVATE ${STRICT} ${SANITIZED})
   target_include_directories(gpu_model PRIVATE ${PROJECT_SOURCE_DIR})
   foreach(name model kernels base) # not their shared libraries with them
     add_dependencies(gpu_model ${name})
@@ -122,7 +122,7 @@ if(TARGET godwit_cuda AND TARGET kernels)
   file(GLOB check_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/gpu/*.cuh
     ${PROJECT_SOURCE_DIR}/tests/gpu/*.h)
   set(check_objects ${objects})
-  list(FILTER check_objects EXCLUDE REGEX "/(device|step)\\.o$")
+  list(FILTER check_objects EXCLUDE REGEX "/unit_device\\.o$")
   set(check_archive ${PROJECT_BINARY_DIR}/cuda/check.a) # they want a few each
   add_custom_command(OUTPUT ${check_archive}
     COMMAND ${CMAKE_COMMAND} -E rm -f ${check_archive}

@@ -17,6 +17,7 @@ if(TARGET godwitctl AND CRITERION_FOUND AND NOT GODWIT_SANITIZE STREQUAL "thread
   file(GLOB ops_files CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/ops/*.c)
   list(FILTER ops_files EXCLUDE REGEX "/ctl\\.c$")
   add_library(ops_parts STATIC ${ops_files})
+  target_compile_options(ops_parts PRIVATE ${SANITIZED})
   target_link_libraries(ops_parts PUBLIC rpc)
   file(GLOB ops_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/ops/test_*.c)
   foreach(file IN LISTS ops_tests)

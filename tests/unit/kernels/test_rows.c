@@ -328,6 +328,29 @@ Test(rows, rotation_turns_pairs_by_their_position)
     pools_destroy(pools);
 }
 
+/* Angles as large as those of the longest contexts, and none at all. */
+Test(rows, a_rope_table_has_the_floats_of_libm)
+{
+    enum { N_PAIR = 7, N_POSITION = 1 << 16 };
+    const double inv_freq[N_PAIR] = {1.0, 0.3, 1e-3, 1e-9, 0.0, 250.0, -1.0};
+    struct rope_table table;
+
+    must(rope_table_init(2 * N_PAIR, N_POSITION, inv_freq, &table));
+    for (uint64_t p = 0; p < N_POSITION; p++)
+        for (size_t i = 0; i < N_PAIR; i++) {
+            size_t at = (p / KV_BLOCK * N_PAIR + i) * KV_BLOCK + p % KV_BLOCK;
+            double angle = (double)p * inv_freq[i];
+            float want[2] = {(float)cos(angle), (float)sin(angle)};
+            float got[2] = {table.cos[at], table.sin[at]};
+
+            cr_assert(memcmp(got, want, sizeof(want)) == 0,
+                      "position %lu, pair %zu: %a and %a, not %a and %a", p, i,
+                      (double)got[0], (double)got[1], (double)want[0],
+                      (double)want[1]);
+        }
+    rope_table_release(&table);
+}
+
 Test(rows, rope_table_refuses_what_no_machine_holds)
 {
     struct rope_table table = {.n_rot = 7};
