@@ -2,9 +2,8 @@
 #define KERNELS_CPU_CONV_H
 /* The convolution by pieces, for operators that go on with what it makes while
  * a thread's own caches hold it. */
-#include "kernels/cpu/lanes.h"
-
 #include "kernels/backend.h"
+#include "kernels/cpu/lanes.h"
 
 /* Nothing of it rounds to bf16: those who do use that of AVX-512. */
 #if defined(LANES_BF16)

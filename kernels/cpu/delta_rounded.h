@@ -31,9 +31,10 @@ LANES_INLINE v16 delta_unit_part(struct delta_unit by, const float *x,
     return v16_mul(v, by.scale);
 }
 
+struct delta_source; /* delta_rows.h */
+
 /* One row of one k-head and its v-heads, index i in its grid chunk: reads S0
  * and the ring once, with products of its own. */
-struct delta_source;
 struct delta_one {
     const struct delta_args *args;
     const struct delta_source *source;

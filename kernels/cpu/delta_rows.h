@@ -64,11 +64,12 @@ static inline struct delta_rows delta_rows(const struct delta_source *source,
                                            float *room)
 {
     const struct delta_args *a = source->args;
-    const uint32_t channel = (uint32_t)(from - a->q);
     const size_t row = (size_t)source->span.first_row + t;
+    uint32_t channel;
 
     if (!a->conv)
         return (struct delta_rows){from + row * a->qkv_stride, a->qkv_stride};
+    channel = (uint32_t)(from - a->q);
     CONV_NAME(conv_piece)
     (&(struct conv_piece){.args = &source->conv,
                           .span = &source->span,
@@ -96,5 +97,4 @@ static inline void delta_keep_tail(const struct delta_source *source,
         (&source->conv, &source->span, first, first + columns.n[i]);
     }
 }
-
 #endif
