@@ -574,9 +574,8 @@ struct delta_args {
      * weights, and each span has its tail. Where backend.delta_convolves.
      */
     const float *conv; /* [conv_width][channels of q, k and v] */
-    uint32_t conv_width;
     const struct delta_span *span;
-    uint32_t n_span;
+    uint32_t n_span, conv_width;
 };
 
 /* y = ((x / rms(x)) * weight) * silu(z) per group of dim: norm, then gate. */
