@@ -198,6 +198,9 @@ class Bundles(unittest.TestCase):
         turn(cls.source, "s", ids(5, 1150), 30, seed=4)
         fork(cls.source, "s", "f", 1100)
         turn(cls.source, "f", ids(6, 200), 12, seed=5)
+        for name in ("s", "f"):  # a save may wait; bundles have what is stored
+            cls.source.admin.CheckpointSession(
+                admin_pb2.CheckpointSessionRequest(session="sessions/" + name))
 
     @classmethod
     def tearDownClass(cls):
