@@ -168,7 +168,7 @@ static int compare_points(const void *a, const void *b)
     return (s > t) - (s < t);
 }
 
-/* One run, its point beside the bench's peak; the seconds it took. */
+/* One run: where its time went, and the seconds it took. */
 static enum status prefill_run(struct steps *steps, uint64_t position,
                                uint64_t n, double *out_seconds,
                                struct stopwatch *watch)

@@ -30,13 +30,14 @@ enum peak_kind peak_kind_of(const char *backend, enum arithmetic arithmetic,
                             enum linear_type type);
 const char *peak_name(enum peak_kind kind); /* "fma avx512" */
 
+#define PEAK_RUNS 25u /* find a quiet moment, as a rule */
+
 /*
  * Operations per second (an fma is two, a product of bytes as well), over all
  * threads of the pool. The machine must have the instruction, and for PEAK_TILE
  * the process the permission, which the backend's is_supported() asks for. The
  * best of n_run measurements, some hundredths of a second each.
  */
-#define PEAK_RUNS 25u /* find a quiet moment */
 double peak_flops(struct pool *pool, enum peak_kind kind, uint32_t n_run);
 
 /*
